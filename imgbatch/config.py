@@ -1,0 +1,310 @@
+"""The configuration of a run: frozen dataclasses, filled from a TOML file and from `--set section.key=value`.
+
+Every knob has its help text beside it; `describe()` prints them all, and a test holds the README against them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from imgbatch.errors import ConfigError
+
+IMAGE_SUFFIXES = (
+    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff pnm pbm pgm ppm avif heic heif jp2 j2k jpx dcm".split()
+)
+"""A name with one of these, in any case, or with no suffix at all, is an image candidate."""
+
+_SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
+
+
+def knob(default: Any, help: str) -> Any:
+    """Return a dataclass field whose help text stands beside it."""
+    if callable(default):
+        return field(default_factory=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """Which objects of the input are images."""
+
+    format: str = knob("auto", "what the input is: auto, objects, manifest")
+    suffixes: str = knob("images", "candidates: 'images' (known suffixes and none), '*' for all, or 'jpg,png'")
+    allow_empty: bool = knob(False, "an input without a single image is a success instead of exit code 2")
+
+    def __post_init__(self) -> None:
+        _one_of("source.format", self.format, ("auto", "objects", "manifest"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """How stores are reached."""
+
+    options: dict[str, Any] = knob(
+        dict, "options of the fsspec store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
+    )
+    timeout_s: float = knob(30.0, "seconds that one request may take")
+    retries: int = knob(5, "how often a request is tried again after a passing failure, with back-off and jitter")
+
+    def __post_init__(self) -> None:
+        _positive("storage.timeout_s", self.timeout_s)
+        _at_least("storage.retries", self.retries, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchConfig:
+    """How far reading runs ahead of decoding."""
+
+    ahead: int = knob(32, "GETs in flight in each process while images are decoded")
+    ahead_bytes: int = knob(256 << 20, "most bytes that these GETs may hold together")
+    max_bytes: int = knob(256 << 20, "a larger object is rejected as too_large before it is read")
+
+    def __post_init__(self) -> None:
+        _at_least("fetch.ahead", self.ahead, 1)
+        _at_least("fetch.ahead_bytes", self.ahead_bytes, 1)
+        _at_least("fetch.max_bytes", self.max_bytes, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """What is decoded."""
+
+    max_pixels: int = knob(200_000_000, "a larger picture is rejected as too_large, from its header, before it is decoded")
+
+    def __post_init__(self) -> None:
+        _at_least("decode.max_pixels", self.max_pixels, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifyConfig:
+    """How the network runs. None of it is part of the fingerprint."""
+
+    batch_size: int = knob(32, "images in a forward pass; smaller batches are padded to it")
+    dtype: str = knob("auto", "auto (bfloat16 or float16 where the processor has it), float32, bfloat16, float16")
+
+    def __post_init__(self) -> None:
+        _at_least("classify.batch_size", self.batch_size, 1)
+        _one_of("classify.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerConfig:
+    """Which label is the answer."""
+
+    min_score: float = knob(0.5, "with a taxonomy: the finest label whose probability reaches this is the answer")
+
+    def __post_init__(self) -> None:
+        _share("answer.min_score", self.min_score)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectsConfig:
+    """How many images may go without a label, and which are tried again."""
+
+    max_share: float = knob(0.10, "most rejects as a share of the images listed; more end the run with exit code 4")
+    max_count: int | None = knob(None, "most rejects as a number; unset: no such limit")
+    retry: str = knob("passing", "which rejects of earlier runs are tried again: passing, all")
+
+    def __post_init__(self) -> None:
+        _share("rejects.max_share", self.max_share)
+        if self.max_count is not None:
+            _at_least("rejects.max_count", self.max_count, 0)
+        _one_of("rejects.retry", self.retry, ("passing", "all"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """What the run asks of Ray."""
+
+    device: str = knob("auto", "auto (GPUs if a live node has one), cpu, cuda")
+    wait_s: float = knob(60.0, "seconds to wait for the asked-for CPUs or GPUs before exit code 3")
+    gpus_per_actor: float = knob(1.0, "GPUs of one classify actor; a fraction shares a card")
+    min_actors: int = knob(1, "classify actors that the run needs before it starts")
+    max_actors: int | None = knob(None, "most classify actors; unset: all that fit the cluster")
+    stall_s: float = knob(900.0, "seconds without a single new row before the run ends with exit code 3")
+
+    def __post_init__(self) -> None:
+        _one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
+        _positive("cluster.wait_s", self.wait_s)
+        _positive("cluster.stall_s", self.stall_s)
+        _positive("cluster.gpus_per_actor", self.gpus_per_actor)
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1 only whole numbers are possible")
+        _at_least("cluster.min_actors", self.min_actors, 1)
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ConfigError(
+                f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How the run commits and ends."""
+
+    commit_s: float = knob(10.0, "seconds between two commits")
+    prune: bool = knob(False, "take the rows of images that the listing no longer holds out of the tables")
+
+    def __post_init__(self) -> None:
+        _positive("run.commit_s", self.commit_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A complete run. Equal configs over equal inputs give equal tables."""
+
+    input: tuple[str, ...] = knob((), "what to classify: prefix, folder, glob, object or manifest (--input)")
+    output: str = knob("", "where labels/ and rejects/ are written; {model} and {date} may stand in it (--output)")
+    model: str = knob("efficientnet_lite0", "name or URI of the model (--model)")
+    limit: int | None = knob(None, "only the first N images of the listing (--limit)")
+    top_k: int = knob(5, "how many classes a row names, best first")
+    source: SourceConfig = field(default_factory=SourceConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("top_k", self.top_k, 1)
+        if self.limit is not None:
+            _at_least("limit", self.limit, 1)
+
+    def public(self) -> dict[str, Any]:
+        """Return the config as plain values with every secret masked, for `run.json` and logs."""
+        plain = asdict(self)
+        plain["storage"]["options"] = {
+            key: value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
+            for key, value in plain["storage"]["options"].items()
+        }
+        return plain
+
+
+def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:
+    """Build the config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+
+    >>> load(None, ["top_k=3", "cluster.device=cpu"]).top_k
+    3
+    """
+    tree: dict[str, Any] = _read_toml(path) if path else {}
+    for setting in settings:
+        _set(tree, setting)
+    tree.update({key: value for key, value in flags.items() if value is not None})
+    config: Config = _build(Config, tree, prefix="")
+    return config
+
+
+def describe(config: type = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, help) of every knob, sections in the order of a run."""
+    hints = typing.get_type_hints(config)
+    for entry in fields(config):
+        if is_dataclass(hints[entry.name]):
+            yield from describe(typing.cast(type, hints[entry.name]), f"{prefix}{entry.name}.")
+        else:
+            default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+            shown = "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
+            yield f"{prefix}{entry.name}", shown, entry.metadata["help"]
+
+
+def with_output(config: Config, *, model: str, date: str) -> Config:
+    """Fill `{model}` and `{date}` in the output.
+
+    Raises:
+        ConfigError: another name stands in braces.
+    """
+    try:
+        return replace(config, output=config.output.format(model=model, date=date))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(f"--output {config.output!r}: only {{model}} and {{date}} may stand in braces") from error
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from error
+
+
+def _set(tree: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {setting!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
+    tree[name] = value
+
+
+def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            known = [name for name, _, _ in describe()]
+            close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
+            raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
+    values = {key: _convert(prefix + key, hints[key], value) for key, value in tree.items()}
+    return kind(**values)
+
+
+def _convert(key: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the type that the field is declared with."""
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
+        return _build(typing.cast(type, hint), value, f"{key}.")
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        value = (value,) if isinstance(value, str) else value
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    for kind in kinds:
+        kind = typing.get_origin(kind) or kind
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+    wanted = " or ".join("nothing" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{key}={value!r}: expected {wanted}")
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{key}={value!r}: one of {', '.join(allowed)}{hint}")
+
+
+def _positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{key}={value}: must be more than 0")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key}={value}: must be {least} or more")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{key}={value}: must lie between 0 and 1")
