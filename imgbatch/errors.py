@@ -12,6 +12,8 @@
     │   ├── TimedOut          no answer in time
     │   ├── Exists            a conditional creation found the name taken
     │   ├── Conflict          a conditional replacement found another content
+    │   ├── TooLarge          an object larger than `fetch.max_bytes`
+    │   ├── Full              no space left, or a file system that is read-only
     │   └── BadPath           a name that the store's client cannot express
     ├── ClusterError      3   Ray or its nodes refused, stayed away or are too small
     ├── BudgetError       4   more rejects than the budget allows
@@ -56,6 +58,8 @@ class StoreError(ImgbatchError):
 
     exit_code = 3
     reason: ClassVar[str] = "unreachable"
+    attempts: int = 1
+    """How often the request was made before it was given up."""
 
 
 class NotFound(StoreError):
@@ -90,6 +94,16 @@ class Conflict(StoreError):
     """A conditional replacement found that the object had changed since it was read."""
 
     reason = "changed"
+
+
+class TooLarge(StoreError):
+    """The object is larger than may be read."""
+
+    reason = "too_large"
+
+
+class Full(StoreError):
+    """Nothing more can be written there."""
 
 
 class BadPath(StoreError):

@@ -1,0 +1,83 @@
+"""Where images come from. A source yields LISTING batches; which kind an input is, is recognised here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from imgbatch.config import SourceConfig
+from imgbatch.errors import BadPath, InputError, NotFound
+from imgbatch.listing import Found, conform
+from imgbatch.sources import objects
+from imgbatch.sources.manifest import SUFFIXES, Manifest
+from imgbatch.storage import Meta, Stores, absolute
+
+_CONTAINERS = (".tar", ".tar.gz", ".tgz", ".zip")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: what it is, and how to list it."""
+
+    uri: str
+    kind: str
+    found: Callable[[], Iterator[Found]]
+    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+
+def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> list[Source]:
+    """Return a source for each input.
+
+    Raises:
+        InputError: an input is not there, or is of a kind that is not read.
+    """
+    if not inputs:
+        raise InputError("nothing to classify: give --input a prefix, folder, glob, object or manifest")
+    return [_recognise(stores, absolute(uri), config) for uri in inputs]
+
+
+def carried_by(sources: Sequence[Source]) -> pa.Schema:
+    """Return the columns that travel along from any of the sources.
+
+    Raises:
+        InputError: two manifests give one column types that do not go together.
+    """
+    try:
+        return pa.unify_schemas([source.carried for source in sources], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise InputError(f"the manifests' columns do not go together: {error}") from error
+
+
+def everything(sources: Sequence[Source], carried: pa.Schema) -> Iterator[Found]:
+    """Yield what all sources find, in the order of the inputs."""
+    for source in sources:
+        for found in source.found():
+            yield Found(conform(found.batch, carried), found.ignored)
+
+
+def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
+    meta = _head(stores, uri)
+    lower = uri.lower()
+    if meta is None and objects.MAGIC.search(uri):
+        return Source(uri, "glob", lambda: objects.matching(stores, uri, config.suffixes))
+    if meta is None:
+        if config.format == "manifest":
+            raise InputError(f"{uri} is not there, so it cannot be read as a manifest")
+        return Source(uri, "folder", lambda: objects.below(stores, uri, config.suffixes))
+    if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
+        manifest = Manifest(stores, uri)
+        return Source(uri, "manifest", manifest.found, manifest.carried)
+    if lower.endswith(_CONTAINERS):
+        raise InputError(f"{uri}: archives are not read by this version; give the images as objects or in a manifest")
+    found = meta
+    return Source(uri, "object", lambda: objects.single(stores, uri, found))
+
+
+def _head(stores: Stores, uri: str) -> Meta | None:
+    """Return what is known of the object of that name, None if there is none."""
+    try:
+        return stores.call("look at", uri, lambda store, path: store.head(path) if path else None)
+    except (NotFound, BadPath):
+        return None

@@ -1,0 +1,232 @@
+"""Stores by URI: which store a URI lies in, retries, and errors that name the operation and the URI.
+
+A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the absolute path without `file://`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar
+
+import pyarrow as pa
+
+from imgbatch.config import StorageConfig
+from imgbatch.errors import BadPath, ConfigError, NotFound, TimedOut, Unreachable
+from imgbatch.storage import s3
+from imgbatch.storage.base import Meta, Store
+from imgbatch.storage.faults import guarded
+from imgbatch.storage.local import LocalStore
+from imgbatch.storage.other import Other
+
+__all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join"]
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
+_S3 = ("s3", "s3a")
+_BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    protocol, separator, rest = uri.partition("://")
+    return (protocol, rest) if separator and protocol.isalnum() else ("", uri)
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a URI names a file of this machine."""
+    return _parts(uri)[0] in ("", "file", "local")
+
+
+def absolute(uri: str) -> str:
+    """Return a URI as tables hold it: local paths absolute and without a scheme, no slash at the end.
+
+    >>> absolute("s3://bucket/photos/"), absolute("file:///data/a.jpg")
+    ('s3://bucket/photos', '/data/a.jpg')
+    """
+    protocol, rest = _parts(uri)
+    if is_local(uri):
+        return os.path.abspath(os.path.expanduser(rest))
+    return f"{protocol}://{rest.rstrip('/')}"
+
+
+def join(folder: str, name: str) -> str:
+    """Return the URI of `name` in `folder`; a name that is a URI or an absolute path stands for itself.
+
+    >>> join("s3://b/lists", "cats/1.jpg"), join("/data", "/other/2.jpg"), join("s3://b/lists", "../3.jpg")
+    ('s3://b/lists/cats/1.jpg', '/other/2.jpg', 's3://b/3.jpg')
+    """
+    if _parts(name)[0] or name.startswith("/"):
+        return absolute(name)
+    protocol, base = _parts(folder)
+    whole = f"{base.rstrip('/')}/{name}"
+    if {".", ".."} & set(name.split("/")):
+        whole = os.path.normpath(whole)
+    return f"{protocol}://{whole}" if protocol else whole
+
+
+class Stores:
+    """All stores of a run, opened when first needed. It travels to the workers, where each process opens its own.
+
+    Options and the credentials that the driver's environment holds travel along, since the environment itself does not
+    reach the workers of a running cluster; they are in no task argument that Ray shows, and in no representation.
+    """
+
+    def __init__(self, config: StorageConfig, environment: Mapping[str, str] | None = None) -> None:
+        environment = os.environ if environment is None else environment
+        self._config = config
+        self._environment = {name: environment[name] for name in s3.ENVIRONMENT if name in environment}
+        self._open: dict[tuple[str, str], Store] = {}
+
+    def __repr__(self) -> str:
+        return f"Stores({sorted(self._config.options)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_config": self._config, "_environment": self._environment, "_open": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def resolve(self, uri: str, *, plain: bool = False) -> tuple[Store, str]:
+        """Return the store of a URI and the path in it; with `plain`, always fsspec's own.
+
+        Raises:
+            BadPath: the URI chains file systems (`::`), or names no bucket.
+            ConfigError: fsspec has no such file system, or its package is not installed.
+        """
+        protocol, rest = _parts(uri)
+        bucket = rest.partition("/")[0]
+        if "::" in uri and not is_local(uri) and "::" in uri.partition("/")[0]:
+            raise BadPath(f"{uri}: chained file systems are not read")
+        if protocol in _BUCKETS and not bucket:
+            raise BadPath(f"{uri} names no bucket")
+        key = ("" if is_local(uri) else protocol, bucket if protocol in _S3 and not plain else "")
+        if key not in self._open:
+            self._open[key] = self._make(*key)
+        store = self._open[key]
+        return store, store.path(uri)
+
+    def read(self, uri: str, limit: int | None = None) -> tuple[bytes, Meta]:
+        """Return an object's bytes and what was read."""
+        return self.call("read", uri, lambda store, path: store.read(path, limit))
+
+    @contextmanager
+    def open(self, uri: str) -> Iterator[BinaryIO]:
+        """Open an object as a stream, through fsspec where it is not local."""
+        with guarded("open", uri):
+            store, path = self.resolve(uri, plain=True)
+            assert isinstance(store, LocalStore | Other)
+            with store.open(path) as file:
+                yield file
+
+    def call(self, operation: str, uri: str, action: Callable[[Store, str], T]) -> T:
+        """Run `action(store, path)`, again after passing failures, with exponential back-off and full jitter.
+
+        Raises:
+            StoreError: naming operation and URI; its `attempts` attribute says how often it was tried.
+        """
+        attempt, plain = 1, False
+        while True:
+            try:
+                with guarded(operation, uri):
+                    return action(*self.resolve(uri, plain=plain))
+            except BadPath:
+                if plain or _parts(uri)[0] not in _S3:
+                    raise
+                plain = True  # a key that obstore refuses; s3fs takes it
+                continue
+            except (Unreachable, TimedOut) as error:
+                if attempt > self._config.retries:
+                    error.attempts = attempt
+                    raise
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+            time.sleep(wait * (0.5 + random.random() / 2))
+            attempt += 1
+
+    def _make(self, protocol: str, bucket: str) -> Store:
+        if protocol == "":
+            return LocalStore()
+        options: Mapping[str, Any] = self._config.options
+        if protocol in _S3:
+            flat = s3.settings(options, self._environment)
+            if flat is not None and bucket:
+                return s3.S3(bucket, flat, self._config.timeout_s)
+            options = options if flat is None else s3.for_s3fs(flat)
+        try:
+            return Other(protocol, options)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{protocol}://: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder in a store, and the objects in it by their names below it."""
+
+    stores: Stores
+    uri: str
+
+    def at(self, name: str) -> str:
+        """Return the URI of a name in this folder."""
+        return f"{self.uri}/{name}" if name else self.uri
+
+    def folder(self, name: str) -> Folder:
+        """Return the folder `name` in this one."""
+        return Folder(self.stores, self.at(name))
+
+    def read(self, name: str) -> bytes:
+        """Return the content of an object."""
+        return self.stores.read(self.at(name))[0]
+
+    def read_tagged(self, name: str) -> tuple[bytes, str | None]:
+        """Return the content of an object and the ETag that `replace` wants."""
+        data, meta = self.stores.read(self.at(name))
+        return data, meta.etag
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object that must not exist yet; Exists if it does."""
+        self.stores.call("create", self.at(name), lambda store, path: store.create(path, data))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, over an existing one if there is one."""
+        self.stores.call("write", self.at(name), lambda store, path: store.put(path, data))
+
+    def replace(self, name: str, data: bytes, etag: str | None) -> None:
+        """Write over an object that has not changed since; Conflict if it has."""
+        self.stores.call("replace", self.at(name), lambda store, path: store.replace(path, data, etag))
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        self.stores.call("delete", self.at(name), lambda store, path: store.delete(path))
+
+    def exists(self, name: str) -> bool:
+        """Return whether an object of that name is there."""
+        try:
+            self.stores.call("look at", self.at(name), lambda store, path: store.head(path))
+        except NotFound:
+            return False
+        return True
+
+    def folders(self, name: str = "") -> list[str]:
+        """Return the names of the folders directly below `name`."""
+        return self.stores.call("list", self.at(name), lambda store, path: store.folders(path))
+
+    def names(self, name: str = "") -> list[str]:
+        """Return the names of all objects below the folder `name`, relative to it; for folders of parts, not of images."""
+        uri = self.at(name)
+
+        def collect(store: Store, path: str) -> list[str]:
+            prefix = path.rstrip("/") + "/" if path else ""
+            return [found.removeprefix(prefix) for batch in store.list(path) for found in batch["path"].to_pylist()]
+
+        return sorted(self.stores.call("list", uri, collect))
+
+    def found(self) -> Iterator[pa.RecordBatch]:
+        """Yield everything below this folder as `FOUND` batches; a failure in mid-listing is not retried here."""
+        with guarded("list", self.uri):
+            store, path = self.stores.resolve(self.uri)
+            yield from store.list(path)
+

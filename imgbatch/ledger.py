@@ -1,0 +1,239 @@
+"""The ledger: what is done, and how it becomes so. The tables are the ledger; there is no second record.
+
+Guarantees, given the assumption of `parts`:
+
+- A row is in the store once `commit` returns, and never twice, whoever else writes and whenever a process is killed.
+- The row of a changed image is taken out of its part before its new row is committed. A kill in between leaves the image
+  without a row, and the next run labels it.
+- `seal` takes the next number of both logs, so that no PUT of a dead run can land behind the books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.errors import BooksError
+from imgbatch.parts import Footer, Log, require_same
+from imgbatch.schema import LABELS, REJECTS, carried_fields, with_carried
+from imgbatch.storage import Folder
+from imgbatch.uris import Keys, UriIndex, hash_strings, uri_keys
+
+NEW, DONE, STALE, DUPLICATE = range(4)
+"""What `visit` says of a listed image: no row yet; a row that holds; a row that must be replaced; listed before."""
+
+_REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
+
+_VERSION_COLUMNS = ["uri", "size", "etag", "last_modified"]
+
+Status = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Keys, sizes and tags of images: what is compared to tell a changed image."""
+
+    keys: Keys
+    sizes: npt.NDArray[np.int64]
+    """-1: not known."""
+    tags: npt.NDArray[np.uint64]
+    """A hash of the ETag; of the time where the store has no ETags; 0: not known."""
+
+    @classmethod
+    def of(cls, table: pa.Table | pa.RecordBatch) -> Versions:
+        """Read the versions off a table with the columns of a listing."""
+        uri, size, etag, moment = (_one(table[name]) for name in _VERSION_COLUMNS)
+        tags = hash_strings(etag)
+        if etag.null_count:
+            times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
+            tags = np.where(np.asarray(etag.is_null()), times, tags)
+        return cls(uri_keys(uri), size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
+
+
+def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+@dataclass
+class Ledger:
+    """The two logs of an output, and in 37 bytes a row what they hold."""
+
+    output: Folder
+    fingerprint: Mapping[str, Any]
+    retry: str = "passing"
+    """Which rejects are tried again: passing, all."""
+    read_only: bool = False
+    labels: Log = field(init=False)
+    rejects: Log = field(init=False)
+    done: UriIndex = field(init=False)
+    stale: int = field(init=False, default=0)
+    absorbed: UriIndex = field(init=False)
+    """Images that another writer labelled or rejected while this run went on."""
+
+    def __post_init__(self) -> None:
+        self.labels = Log(self.output.folder("labels"))
+        self.rejects = Log(self.output.folder("rejects"))
+
+    def open(self) -> Ledger:
+        """Read what is done.
+
+        Raises:
+            OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
+            BooksError: an image has two rows.
+        """
+        self.done = UriIndex(size=np.int64, tag=np.uint64, part=np.int32, state=np.uint8)
+        self.absorbed = UriIndex()
+        for log in (self.labels, self.rejects):
+            log.scan()
+        for number, table, _ in self._rows(self.labels, _VERSION_COLUMNS):
+            double = ~self._add(number, table, 0)
+            if double.any():
+                raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
+        surplus: dict[int, Keys] = {}
+        for number, table, _ in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
+            passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8) * _PASSING
+            double = ~self._add(number, table, passing | _REJECT)
+            if double.any():
+                surplus[number] = uri_keys(_one(table["uri"]))[double]
+        self._drop_rejects_of_labelled(surplus)
+        return self
+
+    def visit(self, batch: pa.RecordBatch) -> Status:
+        """Say of each listed image whether it is NEW, DONE, STALE or a DUPLICATE of one visited before.
+
+        URIs must be unique within the batch. NEW ones are not remembered here.
+        """
+        versions = Versions.of(batch)
+        status = np.full(len(batch), NEW, np.uint8)
+        for columns, rows, positions in self.done.lookup(versions.keys):
+            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
+            changed = _differ(size, versions.sizes[rows], -1) | _differ(tag, versions.tags[rows], 0)
+            again = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
+            stale = changed | again
+            status[rows] = np.where(state & _SEEN > 0, DUPLICATE, np.where(stale, STALE, DONE))
+            columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
+        self.stale += int(np.count_nonzero(status == STALE))
+        return status
+
+    def kept(self) -> int:
+        """Return how many rows belong to images that were not visited."""
+        return sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self.done.columns("state"))
+
+    def commit(self, rows: pa.Table, run_id: str, model: str) -> int:
+        """Write the rows into the two logs; return how many were written.
+
+        Args:
+            rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
+        """
+        keys = uri_keys(_one(rows["uri"]))
+        if self.stale:
+            self._take_out(keys)
+        rows = self._without_absorbed(rows, keys)
+        rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
+        rows = rows.append_column("model", pa.repeat(model, len(rows)))
+        footer = Footer(run_id, self.fingerprint)
+        labelled = pc.is_null(rows["reason"])
+        written = 0
+        for log, schema, mask in ((self.labels, LABELS, labelled), (self.rejects, REJECTS, pc.invert(labelled))):
+            table = rows.filter(mask).select(with_carried(schema, carried_fields(rows.schema)).names)
+            if len(table):
+                log.append(table, footer, self._absorb)
+                written += len(table)
+        return written
+
+    def seal(self, run_id: str) -> None:
+        """Take the next number of each log with an empty part."""
+        footer = Footer(run_id, self.fingerprint, seal=True)
+        for log, schema in ((self.labels, LABELS), (self.rejects, REJECTS)):
+            log.append(schema.empty_table(), footer, self._absorb)
+
+    def sealed_by(self, run_id: str | None) -> bool:
+        """Return whether both logs end with a seal of that run."""
+        if run_id is None:
+            return False
+        for log in (self.labels, self.rejects):
+            footer = log.footer(log.numbers[-1]) if log.numbers else None
+            if footer is None or not footer.seal or footer.run_id != run_id:
+                return False
+        return True
+
+    def prune(self) -> int:
+        """Take out the rows of all images that were not visited; return how many went."""
+        gone = 0
+        for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
+            for number, keys in self._rows_where(_SEEN | _REJECT, kind).items():
+                gone += self._remove(log, number, keys)
+        return gone
+
+    def _rows(self, log: Log, columns: list[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
+        for number, table, footer in log.read(columns):
+            require_same(footer.fingerprint, self.fingerprint, log.uri(number))
+            yield number, table, footer
+
+    def _add(self, number: int, table: pa.Table, state: npt.NDArray[np.uint8] | int) -> npt.NDArray[np.bool_]:
+        versions = Versions.of(table)
+        states = np.broadcast_to(np.asarray(state, np.uint8), len(table))
+        parts = np.full(len(table), number, np.int32)
+        return self.done.add(versions.keys, size=versions.sizes, tag=versions.tags, part=parts, state=states)
+
+    def _drop_rejects_of_labelled(self, surplus: dict[int, Keys]) -> None:
+        """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
+        for number, keys in surplus.items():
+            labelled = np.zeros(len(keys), bool)
+            for columns, rows, positions in self.done.lookup(keys):
+                labelled[rows] = columns["state"][positions] & _REJECT == 0
+            if not labelled.all():
+                raise BooksError(f"an image has two rows in rejects/: the second in {self.rejects.uri(number)}")
+            if not self.read_only:
+                self._remove(self.rejects, number, keys)
+
+    def _take_out(self, keys: Keys) -> None:
+        """Take the old rows of these images out of their parts."""
+        old: dict[tuple[int, int], list[Keys]] = {}
+        for columns, rows, positions in self.done.lookup(keys):
+            stale = columns["state"][positions] & _STALE > 0
+            rows, positions = rows[stale], positions[stale]
+            parts, kinds = columns["part"][positions], columns["state"][positions] & _REJECT
+            for number, kind in {*zip(parts.tolist(), kinds.tolist(), strict=True)}:
+                chosen = (parts == number) & (kinds == kind)
+                old.setdefault((number, kind), []).append(keys[rows[chosen]])
+            columns["state"][positions] &= np.uint8(255 - _STALE)
+            self.stale -= len(rows)
+        for (number, kind), found in old.items():
+            self._remove(self.rejects if kind else self.labels, number, np.concatenate(found))
+
+    def _rows_where(self, mask: int, value: int) -> dict[int, Keys]:
+        chosen: dict[int, list[Keys]] = {}
+        for columns, keys in self.done.rows():
+            matching = columns["state"] & mask == value
+            parts = columns["part"][matching]
+            for number in np.unique(parts).tolist():
+                chosen.setdefault(number, []).append(keys[matching][parts == number])
+        return {number: np.concatenate(found) for number, found in chosen.items()}
+
+    def _remove(self, log: Log, number: int, keys: Keys) -> int:
+        gone = UriIndex()
+        gone.add(keys)
+        return log.rewrite(number, lambda table: table.filter(pa.array(~gone.contains(uri_keys(_one(table["uri"]))))))
+
+    def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
+        if len(theirs):
+            self.absorbed.add(uri_keys(_one(theirs["uri"])))
+        return self._without_absorbed(rows, uri_keys(_one(rows["uri"])))
+
+    def _without_absorbed(self, rows: pa.Table, keys: Keys) -> pa.Table:
+        return rows.filter(pa.array(~self.absorbed.contains(keys))) if len(self.absorbed) else rows
+
+
+def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:
+    return (left != right) & (left != unknown) & (right != unknown)
+
+
+def _first(table: pa.Table, mask: npt.NDArray[np.bool_]) -> str:
+    return str(table["uri"][int(np.argmax(mask))])

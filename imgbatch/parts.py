@@ -1,0 +1,238 @@
+"""A log of numbered parts: Parquet files that are created one after the other, each exactly once.
+
+Assumption: `Store.create` is atomic (If-None-Match on the server, a hard link on disks). Then two writers can never both
+hold a number, and whoever finds one taken has to read that part before he tries the next: every writer knows all rows
+before his own. Where a store has no conditional creation, one writer at a time is the user's duty.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgbatch.ahead import ahead
+from imgbatch.errors import Conflict, Exists, OutputError
+from imgbatch.schema import FORMAT_VERSION
+from imgbatch.storage import Folder
+
+_NAME = re.compile(r"part-(\d{8})\.parquet")
+_READS_AHEAD = 8
+_MOST_CONFLICTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a part says of itself, in the Parquet file's key-value metadata."""
+
+    run_id: str
+    fingerprint: Mapping[str, Any]
+    nonce: str = ""
+    """Drawn for each attempt to create a part: it tells our own retried PUT from another writer's."""
+    seal: bool = False
+    """An empty part that takes a number, so that a late PUT of a dead run cannot have it."""
+
+    def metadata(self) -> dict[str, str]:
+        """Return the footer as key-value metadata."""
+        return {
+            "format_version": str(FORMAT_VERSION),
+            "run_id": self.run_id,
+            "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
+            "nonce": self.nonce,
+            "seal": json.dumps(self.seal),
+        }
+
+
+def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """Return a part as Parquet bytes."""
+    sink = io.BytesIO()
+    plain = [name for name in ("uri", "etag") if name in table.column_names]
+    pq.write_table(
+        table.replace_schema_metadata(dict(metadata)),
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in _leaves(table.schema) if name not in plain],
+        write_statistics=["uri"],
+        store_schema=False,
+    )
+    return sink.getvalue()
+
+
+def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
+    """Return the rows of a part, all columns or some, and its footer.
+
+    Raises:
+        OutputError: the bytes are no part of ours, are torn, or come from a newer version.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        footer = _footer(file.metadata.metadata or {}, uri)
+        return file.read(columns=columns), footer
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(
+            f"{uri} is not a whole Parquet file ({error}); it is not counted as done: move it away, then run again"
+        ) from error
+
+
+def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
+    try:
+        version = int(metadata[b"format_version"])
+        fingerprint = json.loads(metadata[b"fingerprint"])
+        footer = Footer(
+            run_id=metadata[b"run_id"].decode(),
+            fingerprint=fingerprint,
+            nonce=metadata[b"nonce"].decode(),
+            seal=json.loads(metadata[b"seal"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise OutputError(
+            f"{uri} was not written by imgbatch: move it away, or choose another --output"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise OutputError(
+            f"{uri} has format version {version}, this imgbatch knows {FORMAT_VERSION}: use a newer imgbatch"
+        )
+    return footer
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return the paths of the leaf columns, as Parquet names them."""
+    names: list[str] = []
+
+    def visit(path: str, kind: pa.DataType) -> None:
+        if pa.types.is_struct(kind):
+            for field in kind:
+                visit(f"{path}.{field.name}", field.type)
+        elif pa.types.is_list(kind):
+            visit(f"{path}.list.element", kind.value_type)
+        else:
+            names.append(path)
+
+    for field in schema:
+        visit(field.name, field.type)
+    return names
+
+
+class Log:
+    """The parts of one table, in the order of their numbers."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.numbers: list[int] = []
+
+    @property
+    def next(self) -> int:
+        """The number that the next part would take."""
+        return self.numbers[-1] + 1 if self.numbers else 1
+
+    def uri(self, number: int) -> str:
+        """Return the URI of a part."""
+        return self.folder.at(_name(number))
+
+    def scan(self) -> None:
+        """Look which parts there are.
+
+        Raises:
+            OutputError: something that is no part of ours lies among them; hidden files are passed over.
+        """
+        numbers = []
+        for name in self.folder.names():
+            if match := _NAME.fullmatch(name):
+                numbers.append(int(match[1]))
+            elif not name.rpartition("/")[2].startswith((".", "_")):
+                raise OutputError(
+                    f"{self.folder.at(name)} is not a part of ours: move it away, or choose another --output"
+                )
+        self.numbers = sorted(numbers)
+
+    def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
+        """Yield (number, the columns, footer) of every part, a few read ahead."""
+
+        def load(number: int) -> tuple[pa.Table, Footer]:
+            return decode(self.folder.read(_name(number)), self.uri(number), columns)
+
+        with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
+            for number, (table, footer) in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
+                yield number, table, footer
+
+    def footer(self, number: int) -> Footer:
+        """Return the footer of one part."""
+        return decode(self.folder.read(_name(number)), self.uri(number), [])[1]
+
+    def append(
+        self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]
+    ) -> int | None:
+        """Create the next part with these rows; return its number, None if no row was left to write.
+
+        Where the number is taken by another writer, `absorb(rows, theirs)` returns the rows that are still to be
+        written, and the next number is tried. A part that turns out to be our own, whose PUT succeeded though its
+        answer was lost, is taken as written.
+        """
+        for _ in range(_MOST_CONFLICTS):
+            number, nonce = self.next, uuid.uuid4().hex
+            signed = Footer(footer.run_id, footer.fingerprint, nonce, footer.seal)
+            try:
+                self.folder.create(_name(number), encode(table, signed.metadata()))
+                written = True
+            except Exists:
+                theirs, their_footer = decode(self.folder.read(_name(number)), self.uri(number))
+                written = their_footer.nonce == nonce
+            self.numbers.append(number)
+            if written:
+                return number
+            require_same(their_footer.fingerprint, footer.fingerprint, self.uri(number))
+            table = absorb(table, theirs)
+            if not len(table) and not footer.seal:
+                return None
+        raise OutputError(f"{self.folder.uri}: {_MOST_CONFLICTS} numbers in a row were taken by another writer")
+
+    def rewrite(self, number: int, keep: Callable[[pa.Table], pa.Table]) -> int:
+        """Replace a part by the rows that `keep` returns of it; return how many went.
+
+        The replacement is conditional on the part being the one that was read, so that a late one of a dead run cannot
+        bring rows back.
+        """
+        for _ in range(_MOST_CONFLICTS):
+            data, etag = self.folder.read_tagged(_name(number))
+            table, footer = decode(data, self.uri(number))
+            kept = keep(table)
+            if len(kept) == len(table):
+                return 0
+            try:
+                self.folder.replace(_name(number), encode(kept, footer.metadata()), etag)
+            except Conflict:
+                continue
+            return len(table) - len(kept)
+        raise OutputError(f"{self.uri(number)} keeps changing under another writer")
+
+
+def _name(number: int) -> str:
+    return f"part-{number:08d}.parquet"
+
+
+def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    """Refuse rows that were made by another model or with other answers than ours.
+
+    Raises:
+        OutputError: naming the keys that differ, and the way out.
+    """
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    if different:
+        shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here" for key in different)
+        raise OutputError(
+            f"{where} was written with another fingerprint ({shown}). Labels of two fingerprints do not belong in one "
+            "table: give this run an --output of its own, e.g. with {model} in it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,70 @@
+"""What every store can do. Paths are the store's own; what a library raises leaves a store as it is (see `faults`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+
+from imgbatch.schema import LISTING
+
+FOUND = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.field(i) for i in (1, 2, 3)]])
+"""What listing a store yields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What a store tells about an object: bytes, unquoted ETag, time; None where it tells nothing."""
+
+    size: int | None = None
+    etag: str | None = None
+    last_modified: datetime | None = None
+
+
+class Store(Protocol):
+    """A few verbs over one bucket or file system."""
+
+    conditional: bool
+    """Whether `create` is atomic on the server: of two writers, one fails."""
+
+    def path(self, uri: str) -> str:
+        """Return the store's own name for a URI."""
+
+    def uri(self, path: str) -> str:
+        """Return the URI of a path that this store listed."""
+
+    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
+        """Return an object's bytes and what was read; TooLarge beyond `limit` bytes."""
+
+    def head(self, path: str) -> Meta:
+        """Return what is known of an object without reading it."""
+
+    def list(self, path: str) -> Iterator[pa.RecordBatch]:
+        """Yield the objects below the folder `path`, recursively, in an order that repeats, as `FOUND`."""
+
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders directly below `path`."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that must not exist yet."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, whether it exists or not."""
+
+    def replace(self, path: str, data: bytes, etag: str | None) -> None:
+        """Write over an object that still has this ETag, where the store can check that."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+
+def unquoted(etag: str | None) -> str | None:
+    """Return an ETag as tables hold it.
+
+    >>> unquoted('W/"abc"'), unquoted(None)
+    ('abc', None)
+    """
+    return etag.removeprefix("W/").strip('"') or None if etag else None

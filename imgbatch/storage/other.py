@@ -1,0 +1,110 @@
+"""Every other store that fsspec knows, and S3 with options or keys that obstore cannot express."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+
+from imgbatch.errors import NotFound, TooLarge
+from imgbatch.storage.base import FOUND, Meta, unquoted
+
+
+class Other:
+    """One fsspec file system; listed folder by folder, so that memory does not grow with the store."""
+
+    conditional = False
+
+    def __init__(self, protocol: str, options: Mapping[str, Any]) -> None:
+        self._fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+
+    def path(self, uri: str) -> str:
+        """Return fsspec's name for a URI."""
+        return str(self._fs._strip_protocol(uri))
+
+    def uri(self, path: str) -> str:
+        """Return the URI of what fsspec calls `path`."""
+        return str(self._fs.unstrip_protocol(path))
+
+    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
+        """Return an object's bytes. fsspec tells no ETag with them; asking for it would cost a request an image."""
+        data = self._fs.cat_file(path)
+        if limit is not None and len(data) > limit:
+            raise TooLarge(f"read {path}: {len(data)} bytes are more than {limit}")
+        return data, Meta(size=len(data))
+
+    def open(self, path: str) -> BinaryIO:
+        """Return the object, to be read as a stream."""
+        return self._fs.open(path, "rb")  # type: ignore[no-any-return]
+
+    def head(self, path: str) -> Meta:
+        """Return what is known of an object."""
+        info = self._fs.info(path)
+        if info["type"] != "file":
+            raise NotFound(f"{path} is not an object")
+        return _meta(info)
+
+    def list(self, path: str) -> Iterator[pa.RecordBatch]:
+        """Yield the objects below the folder, a batch a folder."""
+        todo = [path]
+        while todo:
+            try:
+                entries = sorted(self._fs.ls(todo.pop(), detail=True), key=lambda entry: str(entry["name"]))
+            except FileNotFoundError:
+                continue
+            todo += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
+            files = [entry for entry in entries if entry["type"] == "file"]
+            if files:
+                yield _batch(files)
+
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders directly below `path`."""
+        with suppress(FileNotFoundError):
+            entries = self._fs.ls(path, detail=True)
+            return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] != "file")
+        return []
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that must not exist yet; whether two writers can both succeed depends on the store."""
+        self._fs.pipe_file(path, data, mode="create")
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, whether it exists or not."""
+        self._fs.pipe_file(path, data)
+
+    def replace(self, path: str, data: bytes, etag: str | None) -> None:
+        """Write over an object; fsspec has no condition for it."""
+        self.put(path, data)
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+
+def _meta(info: Mapping[str, Any]) -> Meta:
+    etag = next((info[name] for name in ("ETag", "etag", "e_tag", "md5Hash") if info.get(name)), None)
+    moment = next((info[name] for name in ("LastModified", "last_modified", "mtime", "updated") if info.get(name)), None)
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    elif isinstance(moment, int | float):
+        moment = datetime.fromtimestamp(moment, UTC)
+    return Meta(size=info.get("size"), etag=unquoted(etag), last_modified=moment)
+
+
+def _batch(entries: list[dict[str, Any]]) -> pa.RecordBatch:
+    metas = [_meta(entry) for entry in entries]
+    return pa.record_batch(
+        [
+            pa.array([entry["name"] for entry in entries], pa.string()),
+            pa.array([meta.size for meta in metas], pa.int64()),
+            pa.array([meta.etag for meta in metas], pa.string()),
+            pa.array([meta.last_modified for meta in metas], FOUND.field(3).type),
+        ],
+        schema=FOUND,
+    )

@@ -1,0 +1,164 @@
+"""Sets of URIs that cost tens of bytes each: 128-bit keys in sorted numpy arrays, never a Python object an image."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Keys = npt.NDArray[np.uint64]
+"""Shape (n, 2): two independent 64-bit hashes of each URI."""
+
+# Drawn anew in every process, so that nobody can prepare URIs that collide. Keys are never stored.
+_SEEDS = (np.uint64(secrets.randbits(64) | 1), np.uint64(secrets.randbits(64) | 1))
+_MOST_ROWS_OF_A_RUN = 1 << 21
+
+
+def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash of each string; 0 stands for null.
+
+    Eight bytes at a time through the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+    generators, 2014), all strings in step.
+    """
+    values = values.cast(pa.large_string()) if not pa.types.is_large_string(values.type) else values
+    count = len(values)
+    offsets = np.frombuffer(values.buffers()[1], np.int64, count + 1, values.offset * 8)
+    data = values.buffers()[2]
+    # Words are read past the end of the last string; zeros stand there.
+    raw = np.zeros(offsets[-1] - offsets[0] + 8, np.uint8)
+    if data is not None and len(data):
+        raw[:-8] = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+    words = np.lib.stride_tricks.as_strided(raw[:8].view(np.uint64), (len(raw) - 7,), (1,))
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    hashes = _mix(lengths.astype(np.uint64) ^ seed)
+    left = np.flatnonzero(lengths > 0)
+    position = 0
+    while len(left):
+        remaining = lengths[left] - position
+        word = words[starts[left] + position]
+        short = remaining < 8
+        word[short] &= (np.uint64(1) << (remaining[short] * 8).astype(np.uint64)) - np.uint64(1)
+        hashes[left] = _mix((hashes[left] ^ word) * seed)
+        position += 8
+        left = left[remaining > 8]
+    if values.null_count:
+        hashes[np.asarray(values.is_null())] = 0
+    return hashes
+
+
+def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def uri_keys(uris: pa.Array) -> Keys:
+    """Return the keys of URIs. They are equal for equal URIs within a process, and only there.
+
+    Two different URIs among a billion share a key with a probability of about 1e-21.
+    """
+    return np.stack([hash_strings(uris, seed) for seed in _SEEDS], axis=1)
+
+
+def first_of_each(keys: Keys) -> npt.NDArray[np.bool_]:
+    """Return a mask of the keys that did not occur before in the same array.
+
+    >>> first_of_each(np.array([[1, 2], [3, 4], [1, 2]], np.uint64)).tolist()
+    [True, True, False]
+    """
+    first = np.ones(len(keys), bool)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    repeated = np.all(keys[order][1:] == keys[order][:-1], axis=1)
+    first[order[1:][repeated]] = False
+    return first
+
+
+class _Run:
+    """Keys sorted by their first half, and what is known of each."""
+
+    def __init__(self, keys: Keys, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        order = np.argsort(keys[:, 0], kind="stable")
+        self.high, self.low = keys[order, 0], keys[order, 1]
+        self.columns = {name: column[order] for name, column in columns.items()}
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Return the position of each key, -1 where it is not here."""
+        positions = np.searchsorted(self.high, keys[:, 0])
+        found = np.full(len(keys), -1, np.int64)
+        left = np.arange(len(keys))
+        while len(left):  # more than once only where two keys share a first half
+            at = positions[left]
+            alike = at < len(self.high)
+            alike[alike] = self.high[at[alike]] == keys[left[alike], 0]
+            left, at = left[alike], at[alike]
+            same = self.low[at] == keys[left, 1]
+            found[left[same]] = at[same]
+            left = left[~same]
+            positions[left] += 1
+        return found
+
+
+class UriIndex:
+    """A growing set of URI keys with columns beside them, in 16 bytes a key and the width of the columns.
+
+    Kept as sorted runs that are merged when they are alike in size, up to two million rows, so that merging never needs
+    a second copy of everything.
+    """
+
+    def __init__(self, **columns: npt.DTypeLike) -> None:
+        self._columns = columns
+        self._runs: list[_Run] = []
+
+    def __len__(self) -> int:
+        return sum(len(run.high) for run in self._runs)
+
+    def add(self, keys: Keys, **columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Add the keys that are not there yet; return a mask of those (of equal ones the first)."""
+        new = first_of_each(keys)
+        new &= ~self.contains(keys)
+        if new.any():
+            values = {name: np.asarray(columns[name], kind)[new] for name, kind in self._columns.items()}
+            self._runs.append(_Run(keys[new], values))
+            self._merge()
+        return new
+
+    def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Return a mask of the keys that are here."""
+        found = np.zeros(len(keys), bool)
+        for _, rows, _ in self.lookup(keys):
+            found[rows] = True
+        return found
+
+    def lookup(
+        self, keys: Keys
+    ) -> Iterator[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Yield (columns, rows, positions): `columns[name][positions]` belongs to `keys[rows]`, and may be written."""
+        for run in self._runs:
+            positions = run.find(keys)
+            rows = np.flatnonzero(positions >= 0)
+            if len(rows):
+                yield run.columns, rows, positions[rows]
+
+    def columns(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """Yield one column, run by run."""
+        for run in self._runs:
+            yield run.columns[name]
+
+    def rows(self) -> Iterator[tuple[dict[str, npt.NDArray[Any]], Keys]]:
+        """Yield (columns, keys), run by run."""
+        for run in self._runs:
+            yield run.columns, np.stack([run.high, run.low], axis=1)
+
+    def _merge(self) -> None:
+        while len(self._runs) > 1:
+            older, newer = self._runs[-2], self._runs[-1]
+            if len(older.high) > 2 * len(newer.high) or len(older.high) + len(newer.high) > _MOST_ROWS_OF_A_RUN:
+                return
+            keys = np.concatenate([np.stack([run.high, run.low], axis=1) for run in (older, newer)])
+            columns = {name: np.concatenate([older.columns[name], newer.columns[name]]) for name in self._columns}
+            self._runs[-2:] = [_Run(keys, columns)]
