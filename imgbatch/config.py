@@ -15,9 +15,30 @@ from typing import Any
 
 from imgbatch.errors import ConfigError
 
-IMAGE_SUFFIXES = (
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff pnm pbm pgm ppm avif heic heif jp2 j2k jpx dcm".split()
-)
+IMAGE_SUFFIXES = [
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "pnm",
+    "pbm",
+    "pgm",
+    "ppm",
+    "avif",
+    "heic",
+    "heif",
+    "jp2",
+    "j2k",
+    "jpx",
+    "dcm",
+]
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
@@ -75,7 +96,9 @@ class FetchConfig:
 class DecodeConfig:
     """What is decoded."""
 
-    max_pixels: int = knob(200_000_000, "a larger picture is rejected as too_large, from its header, before it is decoded")
+    max_pixels: int = knob(
+        200_000_000, "a larger picture is rejected as too_large, from its header, before it is decoded"
+    )
 
     def __post_init__(self) -> None:
         _at_least("decode.max_pixels", self.max_pixels, 1)
@@ -138,9 +161,7 @@ class ClusterConfig:
             raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1 only whole numbers are possible")
         _at_least("cluster.min_actors", self.min_actors, 1)
         if self.max_actors is not None and self.max_actors < self.min_actors:
-            raise ConfigError(
-                f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}"
-            )
+            raise ConfigError(f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +169,7 @@ class RunConfig:
     """How the run commits and ends."""
 
     commit_s: float = knob(10.0, "seconds between two commits")
+    check_owner: bool = knob(True, "refuse an output that another live run writes")
     prune: bool = knob(False, "take the rows of images that the listing no longer holds out of the tables")
 
     def __post_init__(self) -> None:
@@ -213,7 +235,9 @@ def describe(config: type = Config, prefix: str = "") -> Iterator[tuple[str, str
             yield from describe(typing.cast(type, hints[entry.name]), f"{prefix}{entry.name}.")
         else:
             default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
-            shown = "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
+            shown = (
+                "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
+            )
             yield f"{prefix}{entry.name}", shown, entry.metadata["help"]
 
 

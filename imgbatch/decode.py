@@ -1,7 +1,7 @@
 """Bytes of an image file become RGB pixels, or a reject that says why not.
 
-The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), everything else through
-Pillow, of which only the first frame or page is read. What the file holds becomes 8-bit RGB like this:
+The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), everything else
+through Pillow, which reads the first frame or page only. What the file holds becomes 8-bit RGB like this:
 
     in the file                     becomes
     ------------------------------  -----------------------------------------------------------
@@ -20,6 +20,7 @@ The orientation in the EXIF data is applied; EXIF data that makes no sense count
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
@@ -29,34 +30,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-
-# Registered here because Pillow does so at the first file that asks for one, and several threads may ask at once.
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 if TYPE_CHECKING:
     import torch
 
     Pixels = np.ndarray[Any, np.dtype[Any]]
 
-_READERS = {
-    "jpeg": JpegImagePlugin.JpegImageFile.format,
-    "png": PngImagePlugin.PngImageFile.format,
-    "webp": WebPImagePlugin.WebPImageFile.format,
-    "gif": GifImagePlugin.GifImageFile.format,
-    "bmp": BmpImagePlugin.BmpImageFile.format,
-    "tiff": TiffImagePlugin.TiffImageFile.format,
-    "pnm": PpmImagePlugin.PpmImageFile.format,
-}
+_READERS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "pnm": "PPM"}
 _MAGIC = [
     ("jpeg", re.compile(rb"\xff\xd8\xff")),
     ("png", re.compile(rb"\x89PNG\r\n\x1a\n")),
@@ -73,18 +54,16 @@ _MAGIC = [
     ("psd", re.compile(rb"8BPS")),
     ("ico", re.compile(rb"\0\0[\1\2]\0[^\0]\0")),
     ("svg", re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml.{0,1000}?)?<svg", re.S)),
-    ("exr", re.compile(rb"v/1\1")),
-    ("pam", re.compile(rb"P7\n")),
 ]
 
+Image.init()  # or it would happen at the first picture, in several threads at once
 # The limit is `max_pixels`, checked on every header below; Pillow's own would warn or refuse before it.
 Image.MAX_IMAGE_PIXELS = None
 _HUSHED = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte (FF00) nor a restart (FFD0 to FFD7)
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = {0xC2, 0xCA}
+_FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xCA}
 _READABLE_FRAMES = {0xC0, 0xC1, 0xC9} | _PROGRESSIVE
 
 
@@ -92,8 +71,11 @@ class Rejected(Exception):
     """The bytes give no picture. `reason` is one word of the closed list of DESIGN.md; the message tells the rest."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # both, so that it survives pickling
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +102,13 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
     """Decode an image file. May be called from several threads; the decoders release the GIL.
 
     Args:
-        data: the whole file.
         max_pixels: a picture with more is refused from its header, before memory is taken for it.
-        short_side: what the caller will shrink the shorter side to. A JPEG may then be decoded at 1/2, 1/4 or 1/8, as long
-            as twice that side is left, so that the caller's own filter still does the shrinking that can be seen.
+        short_side: what the caller will shrink the shorter side to. A JPEG may then be decoded at 1/2, 1/4 or 1/8, as
+            long as twice that side is left, so that the caller's own filter does the shrinking that can be seen.
 
     Raises:
-        Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. Nothing else is raised,
-            whatever the bytes.
+        Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. Whatever the bytes,
+            nothing else is raised.
     """
     if not data:
         raise Rejected("empty", "the object has no bytes")
@@ -138,7 +119,10 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
         raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READERS)}")
     _hush_pillow()
     try:
-        return _decode_jpeg(data, max_pixels, short_side) if kind == "jpeg" else _decode_other(data, kind, max_pixels)
+        if kind == "jpeg":
+            return _decode_jpeg(data, max_pixels, short_side)
+        pixels, orientation = _pillow(data, kind, max_pixels)
+        return _picture(pixels, pixels.shape[1], pixels.shape[0], orientation)
     except Rejected:
         raise
     except Exception as error:
@@ -146,11 +130,8 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
 
 
 def _hush_pillow() -> None:
-    """Keep Pillow's remarks on odd metadata off the log; they are none on the pixels.
-
-    `catch_warnings` is not safe among threads, hence a filter for the whole process. It is looked for at each call,
-    because whoever sets filters later (a test runner, a worker's start-up) would otherwise stand before it.
-    """
+    """Keep Pillow's remarks on odd metadata off the log."""
+    # `catch_warnings` is not safe among threads, hence a filter for the process; others may have put theirs in front.
     if list(warnings.filters[:1]) != [_HUSHED]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -176,25 +157,19 @@ def _picture(pixels: Pixels, width: int, height: int, orientation: int) -> Pictu
 
 
 def _orientation(exif: bytes) -> int:
-    """Return the orientation (1 to 8) that EXIF data names; 1 where it names none, or one that does not exist.
-
-    Only slices, which never raise, and no Pillow, which reads every tag: most photos of a camera come through here.
-    """
+    """Return the orientation (1 to 8) that EXIF data names; 1 where it names none, or one that does not exist."""
+    # Only slices, which never raise; Pillow would read every tag of every photo.
     tiff = exif.removeprefix(b"Exif\0\0")
-    order = "<" if tiff[:2] == b"II" else ">"
-
-    def number(start: int, size: int) -> int:
-        return int.from_bytes(tiff[start : start + size], "little" if order == "<" else "big")
-
-    first = number(4, 4) + 2
-    for entry in range(first, min(first + 12 * number(first - 2, 2), len(tiff)), 12):
-        if number(entry, 2) == 0x0112:
-            value = number(entry + 8, 2)
+    first = _number(tiff, 4, 4) + 2
+    for entry in range(first, min(first + 12 * _number(tiff, first - 2, 2), len(tiff)), 12):
+        if _number(tiff, entry, 2) == 0x0112:
+            value = _number(tiff, entry + 8, 2)
             return value if 1 <= value <= 8 else 1
     return 1
 
 
-# ---- JPEG
+def _number(tiff: bytes, start: int, size: int) -> int:
+    return int.from_bytes(tiff[start : start + size], "little" if tiff[:2] == b"II" else "big")
 
 
 class _JpegHeader(NamedTuple):
@@ -206,33 +181,20 @@ class _JpegHeader(NamedTuple):
 
 def _decode_jpeg(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
     header = _jpeg_header(data, max_pixels)
-    factor = _reduction(min(header.width, header.height), short_side)
+    enough = 2 * short_side if short_side else max_pixels
+    factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
     least = (-(-header.height // factor), -(-header.width // factor))
-    pixels = None
-    if header.components != 4:
-        pixels = _turbo(data, "RGB", least, strict=True)
-    if pixels is None:  # not flawless, or nothing for turbo
+    pixels = _turbo(data, "RGB", least, strict=True) if header.components != 4 else None
+    if pixels is None:
         pixels = _mended_jpeg(data, header, least)
     return _picture(pixels, header.width, header.height, _orientation(header.exif))
-
-
-def _reduction(side: int, wanted: int | None) -> int:
-    """Return the greatest of 8, 4, 2 that leaves twice the side that is wanted, else 1.
-
-    libjpeg-turbo can scale by any eighth, but has fast code for these alone.
-    """
-    return next((factor for factor in (8, 4, 2) if wanted and side >= 2 * wanted * factor), 1)
 
 
 def _turbo(data: bytes, space: str, least: tuple[int, int], *, strict: bool) -> Pixels | None:
     """Decode with libjpeg-turbo. Return None if it gives up, or, if `strict`, has anything to remark."""
     try:
-        array: Pixels = simplejpeg.decode_jpeg(
-            data, colorspace=space, min_height=least[0], min_width=least[1], strict=strict
-        )
-    except ValueError as error:
-        if "memory" in str(error):
-            raise MemoryError(str(error)) from error
+        array: Pixels = simplejpeg.decode_jpeg(data, space, min_height=least[0], min_width=least[1], strict=strict)
+    except ValueError:
         return None
     return array
 
@@ -240,14 +202,14 @@ def _turbo(data: bytes, space: str, least: tuple[int, int], *, strict: bool) -> 
 def _mended_jpeg(data: bytes, header: _JpegHeader, least: tuple[int, int]) -> Pixels:
     """Decode what turbo does not take as it is: a file without an end marker, with slight damage, or of a rare kind.
 
-    With an end marker the damage is as slight as the decoder finds it. Without one the file was cut, and only if every bit
-    of its scans is there was it cut behind them.
+    With an end marker the damage is as slight as the decoder finds it. Without one the file was cut, which is no loss
+    only if every bit of its scans is there.
     """
     space = "CMYK" if header.components == 4 else "RGB"
     pixels = None
-    if not any(marker == _EOI for marker, _, _ in _segments(data)):
-        data += b"\xff\xd9"
-        if not _scans_are_whole(data) or (pixels := _turbo(data, space, least, strict=True)) is None:
+    if not data.endswith(b"\xff\xd9") and all(marker != _EOI for marker, _, _ in _segments(data)):
+        whole, data = _scans_are_whole(data), data + b"\xff\xd9"
+        if not whole or (pixels := _turbo(data, space, least, strict=True)) is None:
             raise Rejected("truncated", f"the JPEG of {header.width}x{header.height} pixels ends inside its scan data")
     elif space == "RGB":
         pixels = _turbo(data, space, least, strict=False)
@@ -291,19 +253,20 @@ def _jpeg_header(data: bytes, max_pixels: int) -> _JpegHeader:
             if frame is None or marker == _EOI:
                 raise Rejected("corrupt", "the JPEG has no frame header, or no scan")
             return _JpegHeader(*frame, exif)
-    raise Rejected("truncated", "the JPEG ends inside its header")
+    raise Rejected("corrupt" if data.endswith(b"\xff\xd9") else "truncated", "the JPEG ends inside its header")
 
 
 def _scans_are_whole(data: bytes) -> bool:
     """Tell whether the scans bring each coefficient of each component to its last bit.
 
-    libjpeg is content with a progressive file that ends between two scans. Read from the headers of frame and scans
-    (ITU-T T.81, B.2.2 and B.2.3).
+    libjpeg is content with a progressive file that ends between two scans. Read from their headers (ITU-T T.81, B.2).
     """
     missing: dict[int, set[int]] = {}
     progressive = False
     for marker, start, end in _segments(data):
         content = data[start:end]
+        if end > len(data):
+            return False
         if marker in _FRAMES:
             progressive = marker in _PROGRESSIVE
             missing = {content[at]: set(range(64)) for at in range(6, 6 + 3 * content[5], 3)}
@@ -316,25 +279,16 @@ def _scans_are_whole(data: bytes) -> bool:
     return not any(missing.values())
 
 
-# ---- everything else
-
-
-def _decode_other(data: bytes, kind: str, max_pixels: int) -> Picture:
-    pixels, exif = _pillow(data, kind, max_pixels)
-    height, width = pixels.shape[:2]
-    # Pillow turns TIFF upright itself; GIF, BMP and PNM have no EXIF data.
-    return _picture(pixels, width, height, _orientation(exif) if kind in ("png", "webp") else 1)
-
-
-def _pillow(data: bytes, kind: str, max_pixels: int) -> tuple[Pixels, bytes]:
-    """Return the pixels (H, W, 3) and the raw EXIF data."""
+def _pillow(data: bytes, kind: str, max_pixels: int) -> tuple[Pixels, int]:
+    """Return the pixels (H, W, 3) as they lie in the file, and the orientation that is still to be applied."""
     if kind == "webp" and data[12:16] == b"VP8X" and len(data) >= 30:  # Pillow takes memory for the canvas on opening
-        _check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)), max_pixels)
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        _check_size(width, height, max_pixels)
     with Image.open(io.BytesIO(data), formats=[_READERS[kind]]) as image:
         _check_size(image.width, image.height, max_pixels)
-        image.load()
-        exif = image.info.get("exif", b"")
-        return _rgb(image, kind), exif if isinstance(exif, bytes) else b""
+        image.load()  # turns a TIFF upright; PNG may have its EXIF data behind the pixels
+        exif = image.info.get("exif") if kind in ("png", "webp") else None
+        return _rgb(image, kind), _orientation(exif or b"")
 
 
 def _rgb(image: Image.Image, kind: str) -> Pixels:
@@ -365,9 +319,6 @@ def _stretch(values: Pixels) -> Pixels:
     return np.rint(share * 255).astype(np.uint8)
 
 
-# ---- why it failed
-
-
 def _refusal(data: bytes, kind: str, error: Exception) -> Rejected:
     """Translate what a decoder raised. The decoders name neither their format nor a reason that could be relied on."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -380,26 +331,19 @@ def _refusal(data: bytes, kind: str, error: Exception) -> Rejected:
 
 
 def _ends_early(data: bytes, kind: str) -> bool:
-    """Tell whether the file is shorter than its own structure says."""
-    if kind == "webp":
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if kind == "bmp":
-        return len(data) < int.from_bytes(data[2:6], "little")
-    if kind == "png":
-        return b"IEND" not in data
-    if kind == "gif":
-        return b";" not in data[-16:]
-    return kind == "tiff" and _tiff_ends_early(data)
-
-
-def _tiff_ends_early(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data), formats=[_READERS["tiff"]]) as image:
-            tags = image.tag_v2  # type: ignore[attr-defined]
-        strips, tiles = (zip(tags.get(at, ()), tags.get(size, ()), strict=False) for at, size in ((273, 279), (324, 325)))
-        return any(start + size > len(data) for start, size in (*strips, *tiles))
-    except Exception:  # noqa: BLE001 (it failed before, that is why we are here; what is left is the place of its directory)
-        order = data[:2] == b"II"
-        start = int.from_bytes(data[4:8], "little" if order else "big")
-        count = int.from_bytes(data[start : start + 2], "little" if order else "big")
-        return start + 2 + 12 * count > len(data)
+    """Tell whether the file is shorter than its own structure says, or lacks the end that its format has."""
+    if kind in ("webp", "bmp"):
+        start, base = (4, 8) if kind == "webp" else (2, 0)
+        return len(data) < base + int.from_bytes(data[start : start + 4], "little")
+    if kind in ("png", "gif"):
+        return b"IEND" not in data if kind == "png" else b";" not in data[-16:]
+    if kind != "tiff":
+        return False
+    directory = _number(data, 4, 4)
+    if directory + 2 + 12 * _number(data, directory, 2) > len(data):
+        return True
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        places = (zip(tags.get(at, ()), tags.get(size, ()), strict=False) for at, size in ((273, 279), (324, 325)))
+        return any(start + size > len(data) for pairs in places for start, size in pairs)  # strips, tiles
+    return False

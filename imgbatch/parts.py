@@ -61,7 +61,6 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
         compression="zstd",
         use_dictionary=[name for name in _leaves(table.schema) if name not in plain],
         write_statistics=["uri"],
-        store_schema=False,
     )
     return sink.getvalue()
 
@@ -93,9 +92,7 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
             seal=json.loads(metadata[b"seal"]),
         )
     except (KeyError, ValueError) as error:
-        raise OutputError(
-            f"{uri} was not written by imgbatch: move it away, or choose another --output"
-        ) from error
+        raise OutputError(f"{uri} was not written by imgbatch: move it away, or choose another --output") from error
     if version > FORMAT_VERSION:
         raise OutputError(
             f"{uri} has format version {version}, this imgbatch knows {FORMAT_VERSION}: use a newer imgbatch"
@@ -167,9 +164,7 @@ class Log:
         """Return the footer of one part."""
         return decode(self.folder.read(_name(number)), self.uri(number), [])[1]
 
-    def append(
-        self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]
-    ) -> int | None:
+    def append(self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]) -> int | None:
         """Create the next part with these rows; return its number, None if no row was left to write.
 
         Where the number is taken by another writer, `absorb(rows, theirs)` returns the rows that are still to be

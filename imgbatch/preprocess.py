@@ -1,7 +1,7 @@
 """What a model wants its pictures to look like: resize, crop, mean and standard deviation, as one value.
 
-Resizing and cropping happen here, on uint8; normalising is left to the network, on its own device, so that nothing larger
-than 3×H×W bytes an image travels.
+Resizing and cropping happen here, on uint8; normalising is left to the network, on its own device, so that nothing
+larger than 3×H×W bytes an image travels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Preprocess:
     width: int
     """Columns of the network's input."""
     resize: tuple[int, ...]
-    """(side,): the shorter side becomes this. (h, w): with squash exactly this, with center the least that covers it."""
+    """(side,): the shorter side becomes this. (h, w): squash gives exactly this, center the least that covers it."""
     interpolation: str = "bicubic"
     """bicubic, bilinear or nearest; the first two with antialiasing, as Pillow does it."""
     crop_mode: str = "center"
@@ -48,7 +48,7 @@ class Preprocess:
         sides = (2,) if self.crop_mode == "squash" else (1, 2)
         if len(self.resize) not in sides or min(self.height, self.width, *self.resize) < 1:
             raise ModelError(
-                f"preprocessing of {self.height}x{self.width} with resize={self.resize} and crop_mode={self.crop_mode!r}: "
+                f"preprocessing to {self.height}x{self.width} has resize={self.resize}, crop_mode={self.crop_mode!r}: "
                 f"resize needs {' or '.join(map(str, sides))} sides, and every size must be 1 or more"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
@@ -82,14 +82,14 @@ class Preprocess:
 
     @property
     def short_side(self) -> int:
-        """What `decode` may be told: no side of a picture is needed at more than this, nor shrunk to less."""
+        """The `short_side` for `decode`: no side of a picture is wanted at more than this before the crop."""
         return max(self.resize)
 
     def __call__(self, picture: torch.Tensor) -> torch.Tensor:
         """Resize and crop a picture, uint8 (3, H, W) of any size, to uint8 (3, height, width).
 
-        A crop that reaches beyond the picture is black there. Shrinking only what the crop will keep was tried and gained
-        nothing (0.34 ms an image against 0.41 and 0.51 in two ways, November 2026, one core of an AMD EPYC).
+        A crop that reaches beyond the picture is black there. Shrinking only what the crop will keep was tried and did
+        not pay: 0.34 ms an image as it is, 0.41 and 0.51 in two other ways (2026-11-24, one core of an AMD EPYC).
         """
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
@@ -134,10 +134,10 @@ class Preprocess:
         return [max(1, round(height / ratio)), max(1, round(width / ratio))]
 
     def _without_far_ends(self, picture: torch.Tensor) -> torch.Tensor:
-        """Cut a strip (a panorama, a rule of 1×60,000 pixels) down to the middle that the crop can reach, with a wide margin.
+        """Cut a strip (a panorama, a line of 1×60,000 pixels) down to the middle that the crop can reach and more.
 
-        Otherwise resizing 1×60,000 to 256×15,360,000 would take 12 GB. Ordinary photos pass untouched. Both ends lose the
-        same, so that the middle stays where it was.
+        Otherwise resizing 1×60,000 to 256×15,360,000 would take 12 GB. Ordinary photos pass untouched. Both ends lose
+        the same, so that the middle stays where it was.
         """
         if self.crop_mode == "squash":
             return picture

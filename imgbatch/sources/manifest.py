@@ -72,7 +72,9 @@ class Manifest:
         try:
             return pc.if_else(pc.equal(text, ""), None, text).cast(pa.int64())
         except pa.ArrowInvalid as error:
-            raise InputError(f"{self._uri}: column 'size' holds something that is no number of bytes: {error}") from error
+            raise InputError(
+                f"{self._uri}: column 'size' holds something that is no number of bytes: {error}"
+            ) from error
 
     def _rows(self) -> Iterator[pa.Table]:
         suffix = self._uri.rpartition(".")[2].lower()

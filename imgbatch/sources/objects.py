@@ -73,4 +73,3 @@ def _select(
 def _for_re2(pattern: str) -> str:
     """Return a pattern of Python's `re` in the dialect of RE2, which Arrow matches with."""
     return pattern.replace(r"\Z", r"\z")
-

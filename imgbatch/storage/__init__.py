@@ -229,4 +229,3 @@ class Folder:
         with guarded("list", self.uri):
             store, path = self.stores.resolve(self.uri)
             yield from store.list(path)
-

@@ -89,7 +89,9 @@ class Other:
 
 def _meta(info: Mapping[str, Any]) -> Meta:
     etag = next((info[name] for name in ("ETag", "etag", "e_tag", "md5Hash") if info.get(name)), None)
-    moment = next((info[name] for name in ("LastModified", "last_modified", "mtime", "updated") if info.get(name)), None)
+    moment = next(
+        (info[name] for name in ("LastModified", "last_modified", "mtime", "updated") if info.get(name)), None
+    )
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     elif isinstance(moment, int | float):

@@ -1,0 +1,317 @@
+"""From numbers of the listing to result rows: the pure functions on blocks, and the body of an actor. No Ray in here.
+
+    numbers ──listed──► uri, size, …  ──decoded──► + H×W×3 uint8 ──labelled──► RESULTS
+
+`decoded` and `labelled` run one after the other in one actor on a CPU machine, and as two operators where there are GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+import imgbatch
+from imgbatch import errors
+from imgbatch.config import Config
+from imgbatch.errors import ClusterError, ImgbatchError
+from imgbatch.fetch import Fetched, Fetcher
+from imgbatch.listing import PAGE_ROWS, read_page
+from imgbatch.models import Model
+from imgbatch.preprocess import Preprocess
+from imgbatch.rejects import Refusal
+from imgbatch.schema import (
+    ANSWER_COLUMNS,
+    CANDIDATE,
+    REFUSAL_COLUMNS,
+    RESULTS,
+    carried_fields,
+    with_carried,
+)
+from imgbatch.storage import Folder, Stores
+
+if TYPE_CHECKING:
+    import torch
+
+    from imgbatch.models.runtime import Prediction
+
+PIXELS = "pixels"
+_FATAL, _NOTE = -1, -2
+"""Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON."""
+
+
+class Runtime(Protocol):
+    """What executes a network."""
+
+    def __call__(self, pixels: torch.Tensor) -> Prediction:
+        """Return the best classes of n×3×H×W uint8 pixels."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return device, dtype, runtime and batch size, for the run's record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker has to know; travels to every process once."""
+
+    stores: Stores
+    listing: Folder
+    config: Config
+    model: Model
+    version: str = imgbatch.__version__
+
+
+class Pages:
+    """The listing's pages as a worker reads them: the last few are kept."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._page = lru_cache(maxsize=4)(lambda number: read_page(folder, number))
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """Return the listing's rows of ascending image numbers."""
+        pages = numbers // PAGE_ROWS
+        return pa.concat_tables(
+            self._page(page).take(pa.array(numbers[pages == page] - page * PAGE_ROWS))
+            for page in np.unique(pages).tolist()
+        )
+
+
+def decoded(
+    numbers: npt.NDArray[np.int64],
+    listed: pa.Table,
+    fetched: Iterable[Fetched],
+    preprocess: Preprocess,
+    max_pixels: int,
+) -> pa.Table:
+    """Return a row for each listed image: its pixels at the network's input size, or why there are none.
+
+    The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright.
+    """
+    import torch
+
+    from imgbatch.decode import Rejected, decode
+
+    height, width = preprocess.height, preprocess.width
+    pixels = np.zeros((len(listed), height, width, 3), np.uint8)
+    rows: list[dict[str, Any]] = []
+    for image in fetched:
+        row: dict[str, Any] = {"size": image.size, "etag": image.etag, "last_modified": image.last_modified}
+        refusal = image.content if isinstance(image.content, Refusal) else None
+        if isinstance(image.content, bytes):
+            try:
+                picture = decode(image.content, max_pixels=max_pixels, short_side=preprocess.short_side)
+                torch.from_numpy(pixels[image.row]).copy_(preprocess(picture.pixels).permute(1, 2, 0))
+                row |= {"width": picture.width, "height": picture.height}
+            except Rejected as error:
+                refusal = Refusal("decode", error.reason, str(error))
+        if refusal is not None:
+            row |= {"stage": refusal.stage, "reason": refusal.reason, "message": refusal.message}
+            row |= {"passing": refusal.passing, "attempts": refusal.attempts}
+        rows.append(row)
+    known = ["width", "height", *REFUSAL_COLUMNS, "size", "etag", "last_modified"]
+    columns = {name: pa.array([row.get(name) for row in rows], RESULTS.field(name).type) for name in known}
+    flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(height * width * 3), len(rows), [None, pa.py_buffer(pixels)])
+    carried = {name: listed[name] for name in carried_fields(listed.schema).names}
+    return pa.table({"index": pa.array(numbers), "uri": listed["uri"], **columns, **carried, PIXELS: flat})
+
+
+def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels: pa.Array) -> pa.Table:
+    """Return RESULTS with carried columns for what `decoded` gave."""
+    import torch
+
+    column = images[PIXELS].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    shape = (-1, preprocess.height, preprocess.width, 3)
+    start = column.offset * column.type.byte_width
+    pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * column.type.byte_width]
+    good = np.asarray(images["reason"].is_null())
+    # A copy in either case: torch does not take Arrow's read-only memory.
+    prediction = runtime(torch.from_numpy(pixels.reshape(shape)[good]).permute(0, 3, 1, 2))
+    columns = answers(prediction.ids, prediction.scores, labels)
+    # Row i of the table takes row places[i] of the answers, or null where it is a reject.
+    places = pa.array(np.cumsum(good) - 1, mask=~good)
+    taken = {name: values.take(places) for name, values in columns.items()}
+    table = images.drop_columns([PIXELS])
+    for name in ANSWER_COLUMNS:
+        if name in taken:
+            table = table.append_column(name, taken[name])
+    schema = with_carried(RESULTS, carried_fields(images.schema))
+    return table.select(schema.names).cast(schema)
+
+
+def answers(ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], labels: pa.Array) -> dict[str, pa.Array]:
+    """Return the answer columns of n images from their k best classes, best first.
+
+    Args:
+        ids: (n, k) class numbers.
+        scores: (n, k) probabilities.
+        labels: the names of the classes.
+
+    Without a taxonomy the label itself is the answer, and there are no levels.
+    """
+    n, k = ids.shape
+    names = labels.take(pa.array(ids.ravel()))
+    candidates = pa.StructArray.from_arrays(
+        [names, pa.array(ids.ravel()), pa.array(scores.ravel())], fields=list(CANDIDATE)
+    )
+    best = labels.take(pa.array(ids[:, 0]))
+    return {
+        "label": best,
+        "label_id": pa.array(ids[:, 0]),
+        "score": pa.array(scores[:, 0]),
+        "top_k": pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), candidates),
+        "levels": pa.nulls(n, RESULTS.field("levels").type),
+        "answer": best,
+        "answer_level": pa.nulls(n, pa.string()),
+        "answer_score": pa.array(scores[:, 0]),
+    }
+
+
+def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Return the rows of images in what came from a worker, and what it tells of itself.
+
+    Raises:
+        ImgbatchError: the worker sent an error in place of rows.
+        RuntimeError: the same, of a bug, with the worker's traceback.
+    """
+    numbers = results["index"].to_numpy()
+    for row in results.filter(pa.array(numbers == _FATAL)).to_pylist():
+        error = getattr(errors, row["reason"], None)
+        raise error(row["message"]) if error is not None else RuntimeError(f"in a worker:\n{row['message']}")
+    notes = results.filter(pa.array(numbers == _NOTE))["message"].to_pylist()
+    return results.filter(pa.array(numbers >= 0)), [json.loads(note) for note in notes]
+
+
+def _message(number: int, reason: str, message: str) -> pa.Table:
+    row = {"index": number, "uri": "", "reason": reason, "message": message}
+    return pa.Table.from_pylist([row], schema=RESULTS)
+
+
+def _with_note(results: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    return pa.concat_tables([results, _message(_NOTE, "note", json.dumps(facts))], promote_options="default")
+
+
+def _fatal(error: Exception) -> pa.Table:
+    if isinstance(error, ImgbatchError):
+        return _message(_FATAL, type(error).__name__, str(error))
+    return _message(_FATAL, "bug", "".join(traceback.format_exception(error)))
+
+
+class _Worker:
+    """What the operators share: the listing's pages, and errors that reach the driver as what they are."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._pages = Pages(work.listing)
+        self._fetcher = Fetcher(work.stores, work.config.fetch)
+
+    def _decoded(self, block: pa.Table) -> pa.Table:
+        numbers = block["index"].to_numpy()
+        listed = self._pages.rows(numbers)
+        preprocess, max_pixels = self._work.model.preprocess, self._work.config.decode.max_pixels
+        return decoded(numbers, listed, self._fetcher(listed), preprocess, max_pixels)
+
+
+def _guard(call: Callable[[], pa.Table]) -> Iterator[pa.Table]:
+    """Yield the table, or the error that ends the run: an exception would be lost among those of dying processes."""
+    try:
+        yield call()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
+        yield _fatal(error)
+
+
+_workers: dict[str, _Worker] = {}
+"""The worker of this process, by the listing it reads; a process serves one run at a time."""
+
+
+def _worker_of(work: Work) -> _Worker:
+    if work.listing.uri not in _workers:
+        _workers.clear()
+        _workers[work.listing.uri] = _Worker(work)
+    return _workers[work.listing.uri]
+
+
+def decode_block(block: pa.Table, work: Work) -> Iterator[pa.Table]:
+    """Fetch and decode a block of image numbers: the CPU operator where there are GPUs. Pixels come out."""
+    yield from _guard(lambda: _worker_of(work)._decoded(block))
+
+
+class Classify:
+    """The GPU operator: pixels in, rows out."""
+
+    def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None) -> None:
+        self._work, self._labels = work, pa.array(work.model.labels, pa.string())
+        self._runtime: Runtime | None = None
+        self._load = load or load_runtime
+        self._lock = Lock()
+
+    def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
+        """Label a block of decoded images."""
+        if PIXELS not in images.column_names or images["index"][0].as_py() == _FATAL:
+            yield images
+            return
+        yield from _guard(lambda: self.label(images))
+
+    def label(self, images: pa.Table, **seconds: float) -> pa.Table:
+        """Return the results of decoded images; the network is built at the first call."""
+        with self._lock:
+            if self._runtime is None:
+                self._runtime = self._load(self._work)
+            started = time.monotonic()
+            results = labelled(images, self._runtime, self._work.model.preprocess, self._labels)
+            seconds["classify_s"] = time.monotonic() - started
+            return _with_note(results, {**self._runtime.facts(), **seconds})
+
+
+class LabelImages(_Worker):
+    """The one operator of a CPU machine: numbers in, rows out. Moving pixels between processes would cost more.
+
+    Two calls run at a time: while one computes, the GETs of the other are under way.
+    """
+
+    def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None) -> None:
+        super().__init__(work)
+        self._classify = Classify(work, load)
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Fetch, decode and label a block of image numbers."""
+        yield from _guard(lambda: self._label(block))
+
+    def _label(self, block: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        images = self._decoded(block)
+        return self._classify.label(images, fetch_and_decode_s=time.monotonic() - started)
+
+
+def load_runtime(work: Work) -> Runtime:
+    """Build what executes the model, here.
+
+    Raises:
+        ClusterError: this node runs another version of imgbatch than the driver.
+    """
+    import torch
+
+    from imgbatch.models.runtime import TorchRuntime
+
+    if imgbatch.__version__ != work.version:
+        raise ClusterError(
+            f"a node runs imgbatch {imgbatch.__version__}, the driver {work.version}: install one version"
+        )
+    torch.set_num_threads(1)
+    config = work.config
+    return TorchRuntime(
+        work.model,
+        k=config.top_k,
+        batch_size=config.classify.batch_size,
+        device=config.cluster.device,
+        dtype=config.classify.dtype,
+    )

@@ -1,0 +1,61 @@
+"""What all jobs share on the command line: --config and --set, logging, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from imgbatch.config import describe
+from imgbatch.errors import ImgbatchError
+
+EXIT_CODES = """\
+exit codes:
+  0  done, and the books balance
+  1  a bug: please report it with its traceback
+  2  wrong flags, config, model or input
+  3  a store or the cluster refused, stayed away or was too small; run the same command again
+  4  more rejects than the budget allows
+  5  this output belongs to another fingerprint, holds foreign parts, or another run is writing it
+  6  the books do not balance
+  130, 143  stopped by SIGINT or SIGTERM; the same command goes on where it ended
+"""
+
+
+def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Return a parser with what every job has."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--config", metavar="RUN.toml", help="a file with config keys; flags and --set go before it")
+    made.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="section.key=value", help="set one config key"
+    )
+    return made
+
+
+def config_keys() -> str:
+    """Return a line for each config key, for the end of --help."""
+    rows = [(f"{key}={default}", help) for key, default, help in describe() if "." in key or key == "top_k"]
+    width = max(len(key) for key, _ in rows)
+    return "config keys, with their defaults (--set key=value):\n" + "\n".join(
+        f"  {key:<{width}}  {help}" for key, help in rows
+    )
+
+
+def run(body: Callable[[], int]) -> int:
+    """Run a job's body; say what went wrong in one line, and return the exit code that tells an orchestrator."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    try:
+        return body()
+    except ImgbatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags; argparse itself exits with 2 on wrong ones, as jobs do."""
+    return made.parse_args(argv)

@@ -1,0 +1,208 @@
+"""Ray: the connection to it, what of it a run may use, and the operators that label images on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+import imgbatch
+from imgbatch.classify import Classify, LabelImages, Work, decode_block
+from imgbatch.config import ClusterConfig
+from imgbatch.errors import ClusterError, ConfigError
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 10.0
+_REMIND_S = 20.0
+_TASK_RETRIES = 2  # after which the driver narrows a task down that kills its process; Ray's default is for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How images are handed out: at first in large units, and in ever smaller ones what did not come back."""
+
+    rows: int
+    alone: bool = False
+    """One task at a time in a process, so that a process that dies names its image."""
+
+
+ROUNDS = (Round(256), Round(16), Round(1, alone=True))
+_FIRST_ROWS = 32  # the first unit of each actor: the first row should not wait for 256 images
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which actors fit, and where."""
+
+    split: bool
+    """Fetch and decode as CPU tasks, classify on GPUs; otherwise everything in one actor a core."""
+    min_actors: int
+    max_actors: int
+    gpus_per_actor: float
+    cpus: int
+    gpus: float
+    nodes: int
+
+    def __str__(self) -> str:
+        where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
+        if self.split:
+            return f"{where}, {self.gpus:g} GPUs; up to {self.max_actors} classify actors, decoding on CPUs"
+        return f"{where}; {self.max_actors} actors that fetch, decode and classify"
+
+
+def connect() -> Callable[[], None]:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; return what undoes it.
+
+    Raises:
+        ClusterError: the cluster does not answer, or runs other versions.
+        ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
+    import ray
+
+    if ray.is_initialized():
+        return lambda: None
+    address = os.environ.get("RAY_ADDRESS", "")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address:
+            _knock(address)
+            ray.init(address=address, runtime_env=_shipped(), **quiet)
+        else:  # "local": a bare init would join whatever a killed run has left behind
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise ClusterError(f"cannot use {where}: {error}") from error
+    return ray.shutdown
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would wait for minutes, then kill the process."""
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: Ray Client and job servers are no place for a driver; use HOST:PORT of the head, "
+            "or ray job submit --working-dir . -- python jobs/classify.py …"
+        )
+    host, _, port = address.rpartition(":")
+    if address == "auto" or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+
+
+def _shipped() -> dict[str, Any] | None:
+    """Return a runtime environment that brings this very package to the nodes; `ray job submit` brings one of its own."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"py_modules": [str(Path(imgbatch.__file__).parent)], "excludes": ["__pycache__"]}
+
+
+def plan(config: ClusterConfig, *, sleep: Callable[[float], None] = time.sleep) -> Plan:
+    """Wait until the cluster has what the run asks for, and say what fits it.
+
+    Raises:
+        ClusterError: it does not, `cluster.wait_s` seconds long.
+    """
+    started = said = time.monotonic()
+    while True:
+        found = _look(config)
+        if isinstance(found, Plan):
+            log.info("%s", found)
+            return found
+        now = time.monotonic()
+        if now - started >= config.wait_s:
+            raise ClusterError(f"{found}; waited {config.wait_s:.0f} s (cluster.wait_s)")
+        if now - said >= _REMIND_S or said == started:
+            log.warning("%s; waiting up to %.0f s", found, config.wait_s)
+            said = now
+        sleep(min(1.0, config.wait_s))
+
+
+def _look(config: ClusterConfig) -> Plan | str:
+    """Return what fits now, or what is missing: the thing asked for and the thing found."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(node.get("CPU", 0)) for node in alive)
+    gpus = sum(node.get("GPU", 0.0) for node in alive)
+    split = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    if cpus < 1:
+        return f"at least 1 CPU is needed, the cluster's {len(alive)} nodes have none"
+    each = config.gpus_per_actor
+    fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if split else cpus
+    if fitting < config.min_actors:
+        if split:
+            asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
+            return f"{asked} ask for {config.min_actors * each:g} GPUs, the cluster has {gpus:g}"
+        return f"cluster.min_actors={config.min_actors} asks for {config.min_actors} CPUs, the cluster has {cpus}"
+    most = fitting if config.max_actors is None else min(fitting, config.max_actors)
+    return Plan(split, config.min_actors, most, each, cpus, gpus, len(alive))
+
+
+def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: Round) -> Iterator[pa.Table]:
+    """Yield result blocks for the pending image numbers, in whatever order they come.
+
+    A block whose task kills its process again and again is left out; the caller sees that its rows never came.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    _quiet()
+    tables = list(_units(pending, round, plan.max_actors))
+    images = ray.data.from_arrow(tables)
+    in_flight = 1 if round.alone else 2
+    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    pool = ActorPoolStrategy(
+        min_size=min(plan.min_actors, len(tables)),
+        max_size=min(plan.max_actors, len(tables)),
+        initial_size=min(plan.max_actors if not plan.split else plan.min_actors, len(tables)),
+        max_tasks_in_flight_per_actor=in_flight if round.alone else 2 * in_flight,
+        max_concurrent_calls_per_actor=in_flight,
+        enable_true_multi_threading=True,
+    )
+    actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": _TASK_RETRIES}
+    if plan.split:
+        images = images.map_batches(
+            decode_block, fn_kwargs={"work": work}, num_cpus=1, max_retries=_TASK_RETRIES, **options
+        )
+        images = images.map_batches(Classify, num_cpus=0, num_gpus=plan.gpus_per_actor, **actor, **options)
+    else:
+        images = images.map_batches(LabelImages, num_cpus=1, **actor, **options)
+    yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4)
+
+
+def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterator[pa.Table]:
+    """Yield the pending numbers in tables of a unit each; short ones first, so that rows flow soon."""
+    numbers = np.flatnonzero(pending)
+    start = 0
+    while start < len(numbers):
+        rows = min(round.rows, _FIRST_ROWS) if start < 2 * actors * _FIRST_ROWS else round.rows
+        yield pa.table({"index": numbers[start : start + rows]})
+        start += rows
+
+
+def _quiet() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # what kills a process is narrowed down by rounds, not by failing the job
+    # Ray Data will name its own parameters for restarts and retries; until then this is how they are set.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

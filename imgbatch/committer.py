@@ -1,0 +1,173 @@
+"""What becomes of result rows on the driver: each image's first row goes into the ledger, every few seconds.
+
+Ray may compute a block again and deliver it twice, or never: one bit a listed image says what has arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.classify import Pages, received
+from imgbatch.errors import ImgbatchError, Unreachable
+from imgbatch.ledger import Ledger
+from imgbatch.schema import RESULTS
+from imgbatch.storage import Folder
+
+log = logging.getLogger(__name__)
+
+STORE_IS_AWAY = 20
+"""So many reads in a row that failed, across objects, are not the objects' fault."""
+
+TRIES = 3
+"""How often at least an image is given to a process of its own before it is said to kill it."""
+
+_MOST_WAITING = 100_000
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Committer:
+    """Takes blocks from workers, drops second arrivals, and commits."""
+
+    ledger: Ledger
+    run_id: str
+    model: str
+    pending: Mask
+    """Which image numbers are to be done; set to False as their rows arrive."""
+    commit_s: float
+    store_answers: Callable[[], bool] = lambda: True
+    """Asks the input's store whether it lets us in at all, when many reads in a row are forbidden."""
+    clock: Callable[[], float] = time.monotonic
+    labelled: int = 0
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What workers tell of themselves: device, dtype, runtime, batch size."""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Seconds of work by stage, summed over all workers."""
+    started: float = 0.0
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _committed: float = 0.0
+    _failing: int = 0
+
+    def __post_init__(self) -> None:
+        self.started = self._committed = self.clock()
+
+    @property
+    def arrived(self) -> int:
+        """How many images of this run have a row, committed or about to be."""
+        return self.labelled + self.rejected
+
+    def take(self, block: pa.Table) -> None:
+        """Take one block of results.
+
+        Raises:
+            ImgbatchError: the block holds an error in place of rows, or the store is away.
+        """
+        rows, notes = received(block)
+        for note in notes:
+            self._note(note)
+        numbers = rows["index"].to_numpy()
+        fresh = self.pending[numbers]
+        self.pending[numbers] = False
+        if not fresh.all():
+            rows = rows.filter(pa.array(fresh))
+        if not len(rows):
+            return
+        self._waiting.append(rows.drop_columns(["index"]))
+        refused = rows.filter(pc.is_valid(rows["reason"]))
+        self.labelled += len(rows) - len(refused)
+        self.rejected += len(refused)
+        self.reasons.update(refused["reason"].to_pylist())
+        self._watch_the_store(rows)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to commit."""
+        waiting = sum(map(len, self._waiting))
+        return waiting >= _MOST_WAITING or (waiting > 0 and self.clock() - self._committed >= self.commit_s)
+
+    def commit(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            rows = pa.concat_tables(self._waiting, promote_options="default")
+            self._waiting = []
+            started = self.clock()
+            self.ledger.commit(rows, self.run_id, self.model)
+            self.seconds["commit"] += self.clock() - started  # type: ignore[assignment]
+        self._committed = self.clock()
+
+    def save(self) -> None:
+        """Commit what waits on the way out of a failing run, whose own error is the one to tell."""
+        try:
+            self.commit()
+        except ImgbatchError as error:
+            log.error("the last rows could not be committed, and will be made again: %s", error)
+
+    def give_up(self, listing: Folder) -> None:
+        """Reject what never came: alone in its process, each of these images killed it."""
+        left = np.flatnonzero(self.pending)
+        if len(left):
+            listed = Pages(listing).rows(left)
+            message = "the process that decoded it died, each time, with no other image in it"
+            given = {"stage": "decode", "reason": "crashed", "message": message, "passing": False, "attempts": TRIES}
+            columns = {name: pa.repeat(value, len(left)) for name, value in given.items()}
+            known = {name: listed[name] for name in listed.column_names}
+            absent = [field for field in RESULTS if field.name not in columns | known | {"index": 0}]
+            nulls = {field.name: pa.nulls(len(left), field.type) for field in absent}
+            self.take(pa.table({"index": left, **known, **columns, **nulls}))
+
+    def report(self) -> dict[str, Any]:
+        """Return what the run's record says of the work so far."""
+        seconds = {stage: round(value, 2) for stage, value in self.seconds.items()}
+        elapsed = self.clock() - self.started
+        return {
+            **self.facts,
+            "rejects": dict(self.reasons),
+            "seconds": seconds,
+            "images_per_second": round(self.arrived / elapsed, 2) if elapsed else None,
+        }
+
+    def _note(self, note: dict[str, Any]) -> None:
+        for key, value in note.items():
+            if key.endswith("_s"):
+                self.seconds[key.removesuffix("_s")] += value
+            else:
+                self.facts[key] = value
+
+    def _watch_the_store(self, rows: pa.Table) -> None:
+        at_fetch = pc.fill_null(pc.equal(rows["stage"], "fetch"), False)
+        for reasons, verdict in (
+            (("unreachable", "timeout"), lambda: True),
+            (("forbidden", "unreachable", "timeout"), lambda: not self.store_answers()),
+        ):
+            failing = np.asarray(pc.and_(at_fetch, pc.is_in(rows["reason"], pa.array(reasons))))
+            longest, trailing = _runs(failing, self._failing)
+            if longest >= STORE_IS_AWAY and verdict():
+                last = rows.filter(pa.array(failing))["message"][-1].as_py()
+                raise Unreachable(f"{longest} objects in a row could not be read, the store is away: {last}")
+        self._failing = trailing
+
+
+def _runs(mask: Mask, before: int) -> tuple[int, int]:
+    """Return the longest run of True, with `before` more in front of the first, and the length of the last run.
+
+    >>> _runs(np.array([True, False, True, True]), 4)
+    (5, 2)
+    """
+    ends = np.flatnonzero(~mask)
+    if not len(ends):
+        return before + len(mask), before + len(mask)
+    inner = int(np.diff(ends).max(initial=1)) - 1
+    return max(before + int(ends[0]), inner, len(mask) - 1 - int(ends[-1])), len(mask) - 1 - int(ends[-1])

@@ -1,0 +1,46 @@
+"""Signals as requests: a run ends where nothing is lost by it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+from imgbatch.errors import Interrupted
+
+Item = TypeVar("Item")
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def install(self) -> StopRequest:
+        """Take both signals over. Ray takes SIGTERM when it starts, so this is called again behind it."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._remember)
+        return self
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raise if a signal came.
+
+        Raises:
+            Interrupted: with its number.
+        """
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def checked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items as long as no signal came."""
+        for item in items:
+            self.check()
+            yield item

@@ -1,0 +1,179 @@
+"""The record of a run: `runs/RUN_ID/run.json`, its heartbeat, and who owns an output."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from imgbatch.errors import NotFound, OutputError
+from imgbatch.storage import Folder
+
+HEARTBEAT_S = 10.0
+OWNER_IS_DEAD_S = 25.0
+"""A run on another machine whose record does not change for so long is dead. No two clocks are compared."""
+
+_LOOKED_AT = 3
+_PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
+
+
+def new_run_id() -> str:
+    """Return a run's name: UTC time, then six random characters, so that names sort by time."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-") + secrets.token_hex(3)
+
+
+@dataclass
+class Record:
+    """What a run tells of itself. Written at the start, with each heartbeat, and at every exit."""
+
+    output: Folder
+    facts: dict[str, Any]
+    id: str = field(default_factory=new_run_id)
+    _beaten: float = 0.0
+    _beats: int = 0
+
+    @property
+    def folder(self) -> Folder:
+        """The run's own folder."""
+        return self.output.folder(f"runs/{self.id}")
+
+    def start(self) -> None:
+        """Write the record for the first time."""
+        self.facts = {
+            "run_id": self.id,
+            "status": "running",
+            "exit_code": None,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self.facts,
+            "versions": _versions(),
+            "hardware": _hardware(),
+            "owner": _owner(),
+        }
+        self._write()
+
+    def beat(self, **facts: Any) -> None:
+        """Write the record again, if the last time was long enough ago."""
+        if time.monotonic() - self._beaten >= HEARTBEAT_S:
+            self.facts |= facts
+            self._write()
+
+    def finish(self, status: str, exit_code: int, **facts: Any) -> None:
+        """Write the record for the last time."""
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        self.facts |= {"status": status, "exit_code": exit_code, "finished": finished, **facts}
+        self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        self.facts["heartbeat"] = self._beats
+        self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
+        self._beaten = time.monotonic()
+
+
+def require_free(output: Folder, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Refuse an output that a live run writes.
+
+    A dead owner on this machine is known at once, one on another after 25 s. It only spares wasted work: the numbered
+    logs keep every image single whoever writes.
+
+    Raises:
+        OutputError: naming the run and its host.
+    """
+    running = {name: record for name in _newest(output) if (record := _read(output, name)).get("status") == "running"}
+    unknown = {name: record for name, record in running.items() if (alive := _lives_here(record)) is None or alive}
+    for name, record in unknown.items():
+        if _lives_here(record):
+            raise _taken(output, name, record)
+    waited = 0.0
+    while unknown and waited < OWNER_IS_DEAD_S:
+        sleep(1.0)
+        waited += 1.0
+        for name, record in unknown.items():
+            now = _read(output, name)
+            if now.get("heartbeat") != record.get("heartbeat") and now.get("status") == "running":
+                raise _taken(output, name, record)
+
+
+def read_success(output: Folder) -> dict[str, Any] | None:
+    """Return what `_SUCCESS` says, None if there is none."""
+    try:
+        found: dict[str, Any] = json.loads(output.read("_SUCCESS"))
+    except NotFound:
+        return None
+    except ValueError:
+        return {}
+    return found
+
+
+def write_success(output: Folder, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
+    """Write `_SUCCESS`: its existence means that the books balance. `seal` names the run that sealed the logs."""
+    content = {"run_id": run_id, "counts": counts, "limit": limit, "seal": seal}
+    output.put("_SUCCESS", json.dumps(content, indent=2).encode())
+
+
+def _newest(output: Folder) -> list[str]:
+    return sorted(output.folders("runs"))[-_LOOKED_AT:]
+
+
+def _read(output: Folder, name: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(output.read(f"runs/{name}/run.json"))
+    except (NotFound, ValueError):
+        return {}
+    return record
+
+
+def _taken(output: Folder, name: str, record: Mapping[str, Any]) -> OutputError:
+    owner = record.get("owner", {})
+    return OutputError(
+        f"{output.uri} is being written by run {name} (host {owner.get('host')}, process {owner.get('pid')}): wait for "
+        "it, or give this run an --output of its own"
+    )
+
+
+def _owner() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _lives_here(record: Mapping[str, Any]) -> bool | None:
+    """Return whether the owner lives, None if it is (or may be) on another machine."""
+    owner = record.get("owner", {})
+    if not _boot() or (owner.get("host"), owner.get("boot")) != (socket.gethostname(), _boot()):
+        return None
+    return _born(int(owner.get("pid", 0))) == owner.get("born")
+
+
+def _boot() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _born(pid: int) -> int | None:
+    """Return when a process was started, in the kernel's ticks: a number may be used again, not with its time."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "machine": platform.machine(), "driver_cpus": os.cpu_count()}

@@ -1,0 +1,312 @@
+"""Label every image of a store: list, fetch, decode, classify, commit. The main job.
+
+    python jobs/classify.py --input s3://bucket/photos --output s3://bucket/labels
+
+Run it again to go on where it was stopped, or to label what is new. See --help, and the README for the tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch.errors import ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
+from imgbatch.interrupts import StopRequest
+from imgbatch.ledger import Ledger
+from imgbatch.listing import Counts, Listing
+from imgbatch.models import Model
+from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.stream import ticking
+
+if TYPE_CHECKING:
+    from imgbatch.committer import Committer, Mask
+
+log = logging.getLogger("imgbatch")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    parser = cli.parser(
+        "Label every image of a store with a CNN, and write the label tables back to it.\n"
+        "The same command goes on where an earlier run was stopped, and labels what is new since.",
+        f"examples:\n"
+        f"  classify.py --input s3://bucket/photos --output s3://bucket/labels\n"
+        f"  classify.py --input 'photos/*.jpg' --input list.csv --output out --model ./my-model --set top_k=3\n\n"
+        f"{cli.EXIT_CODES}\n{cli.config_keys()}",
+    )
+    parser.add_argument(
+        "--input", action="append", metavar="URI", help="prefix or folder, glob, object or manifest; may be repeated"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="where labels/ and rejects/ go; {model} and {date} are filled in"
+    )
+    parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    flags = cli.arguments(parser, argv)
+    return cli.run(lambda: classify(flags))
+
+
+def classify(flags: Any) -> int:
+    """From flags to an exit code."""
+    stop = StopRequest().install()
+    chosen = config.load(
+        flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
+    )
+    job = prepare(chosen)
+    if flags.dry_run:
+        return dry_run(job, stop)
+    if job.config.run.check_owner:
+        runs.require_free(job.output)
+    return recorded(job, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that may start: its config is sound, its model known, its inputs there."""
+
+    config: config.Config
+    stores: Stores
+    output: Folder
+    model: Model
+    sources: list[sources.Source]
+    ledger: Ledger
+
+
+def prepare(chosen: config.Config) -> Job:
+    """Check everything that can be checked before any work."""
+    stores = Stores(chosen.storage)
+    model = models.load(chosen.model, stores)
+    name = model.name.rstrip("/").rpartition("/")[2]
+    chosen = config.with_output(chosen, model=name, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    if not chosen.output:
+        raise UsageError("no --output: say where the label tables go")
+    output = Folder(stores, absolute(chosen.output))
+    found = sources.recognise(stores, chosen.input, chosen.source)
+    for source in found:
+        if source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/"):
+            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+    fingerprint = {**model.fingerprint(), "top_k": chosen.top_k, "answer.min_score": chosen.answer.min_score}
+    ledger = Ledger(output, fingerprint, retry=chosen.rejects.retry)
+    return Job(chosen, stores, output, model, found, ledger)
+
+
+def dry_run(job: Job, stop: StopRequest) -> int:
+    """Say what a run would do."""
+    job.ledger.read_only = True
+    listing = list_images(job, None, stop)
+    counts, todo = listing.counts, int(listing.pending().sum())
+    size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
+    print(
+        f"would classify {todo:,} of {counts.listed:,} images ({size}) with {job.model.reference} into {job.output.uri}: "
+        f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
+        f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
+    )
+    return 0
+
+
+def recorded(job: Job, stop: StopRequest) -> int:
+    """Run the job between the first and the last version of its run.json."""
+    record = runs.Record(
+        job.output,
+        {
+            "config": job.config.public(),
+            "fingerprint": job.ledger.fingerprint,
+            "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
+        },
+    )
+    with_output_errors(record.start, job)
+    started = time.monotonic()
+    try:
+        summary = work_through(job, record, stop)
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, ImgbatchError) else 1
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        try:
+            record.finish(status, code, error=str(error) or type(error).__name__)
+        except StoreError as second:  # the first error is the one to tell
+            log.error("run.json could not be written: %s", second)
+        raise
+    record.finish("succeeded", 0)
+    print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
+    return 0
+
+
+def with_output_errors(write: Any, job: Job) -> None:
+    """Write for the first time; a bucket that is not there is a wrong flag."""
+    try:
+        write()
+    except NotFound as error:
+        raise UsageError(f"--output {job.output.uri}: {error}") from error
+
+
+def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+    """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
+    listing = list_images(job, record.folder.folder("listing"), stop)
+    pending = listing.pending()
+    success = runs.read_success(job.output)
+    if pending.any() or (job.config.run.prune and job.ledger.kept()):
+        job.output.delete("_SUCCESS")
+        success = None
+    if pending.any():
+        label(job, record, listing.counts, pending, stop)
+    if job.config.run.prune:
+        job.ledger.prune()
+    sealed_by = seal(job, record, success)
+    counts, totals = count(job, record, listing.counts)
+    runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
+    return (
+        f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
+        f"({listing.counts.already_done:,} already done, {totals.kept:,} kept, {listing.counts.ignored:,} objects ignored)"
+    )
+
+
+def list_images(job: Job, folder: Folder | None, stop: StopRequest) -> Listing:
+    """List the inputs against what the ledger says is done, onto numbered pages in the folder.
+
+    Raises:
+        InputError: there is not one image.
+    """
+    job.ledger.open()
+    carried = sources.carried_by(job.sources)
+    listing = Listing(job.ledger, folder, carried, job.config.limit)
+    try:
+        listing.take(stop.checked(sources.everything(job.sources, carried)))
+    except NotFound as error:
+        raise InputError(f"--input: {error}") from error
+    counts = listing.counts
+    log.info(
+        "%s images listed, %s already done, %s objects ignored, %s duplicates",
+        *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
+    )
+    if not counts.listed and not job.config.source.allow_empty:
+        named = ", ".join(source.uri for source in job.sources)
+        raise InputError(
+            f"no image in {named} ({counts.ignored:,} other objects ignored): is the prefix right? Names need an image "
+            'suffix or none (source.suffixes="*" takes all); source.allow_empty=true makes an empty input a success'
+        )
+    return listing
+
+
+def label(job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: StopRequest) -> None:
+    """Have the pending images labelled on the cluster, and commit their rows as they come."""
+    from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
+    from imgbatch.classify import Work
+    from imgbatch.committer import Committer
+
+    work = Work(job.stores, record.folder.folder("listing"), job.config, job.model)
+    committer = Committer(
+        job.ledger, record.id, job.model.reference, pending, job.config.run.commit_s, lambda: answers(job)
+    )
+    shown = progress.progress(int(pending.sum()))
+    disconnect = cluster.connect()
+    stop.install()
+    try:
+        stop.check()
+        plan = cluster.plan(job.config.cluster)
+        warn_of_local_paths(job, plan.nodes)
+        for round in cluster.ROUNDS:
+            blocks = cluster.label_images(work, plan, committer.pending, round)
+            for block in ticking(blocks, job.config.cluster.stall_s):
+                stop.check()
+                if block is not None:
+                    committer.take(block)
+                if committer.due:
+                    committer.commit()
+                    judge_on_the_way(job, committer)
+                shown.update(committer.arrived, committer.rejected)
+                record.beat(counts=counts_on_the_way(counts, committer))
+            if not committer.pending.any():
+                break
+        committer.give_up(work.listing)
+        committer.commit()
+    except BaseException:
+        committer.save()
+        raise
+    finally:
+        record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
+        shown.close()
+        disconnect()
+
+
+def seal(job: Job, record: runs.Record, success: dict[str, Any] | None) -> str:
+    """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
+    if success is not None and job.ledger.sealed_by(success.get("seal")):
+        return str(success["seal"])
+    job.ledger.seal(record.id)
+    if len(job.ledger.absorbed):  # another writer was here: what he rejected and we labelled is settled by reading anew
+        job.ledger.open()
+    return record.id
+
+
+def count(job: Job, record: runs.Record, listed: Counts) -> tuple[dict[str, int], books.Books]:
+    """Read both tables back, and hold them against the listing and the budget.
+
+    Raises:
+        BooksError: an image is missing or double.
+        BudgetError: too many have no label.
+    """
+    totals = books.audit(job.output, record.folder.folder("listing"))
+    counts = {
+        "listed": totals.listed,
+        "labelled": totals.labelled,
+        "rejected": totals.rejected,
+        "already_done": listed.already_done,
+        "ignored": listed.ignored,
+        "duplicates": listed.duplicates,
+        "kept": totals.kept,
+    }
+    record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
+    totals.require_balance()
+    rejects.judge(
+        job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
+    )
+    return counts, totals
+
+
+def judge_on_the_way(job: Job, committer: Committer) -> None:
+    """Stop early where the budget is already spent."""
+    rejects.judge(
+        job.config.rejects,
+        listed=committer.arrived,
+        labelled=committer.labelled,
+        rejected=committer.rejected,
+        at_end=False,
+    )
+
+
+def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
+    """Return the counts as far as they are known while the run goes on."""
+    return {
+        "listed": listed.listed,
+        "labelled": committer.labelled,
+        "rejected": committer.rejected,
+        "already_done": listed.already_done,
+        "ignored": listed.ignored,
+        "duplicates": listed.duplicates,
+    }
+
+
+def answers(job: Job) -> bool:
+    """Return whether the inputs' stores let us in at all."""
+    try:
+        return all(next(source.found(), None) is not None for source in job.sources)
+    except StoreError:
+        return False
+
+
+def warn_of_local_paths(job: Job, nodes: int) -> None:
+    """Say that a path of this machine is read and written by all nodes."""
+    local = [uri for uri in (job.output.uri, *(source.uri for source in job.sources)) if is_local(uri)]
+    if nodes > 1 and local:
+        log.warning("%s must be the same shared folder on all %d nodes", ", ".join(local), nodes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

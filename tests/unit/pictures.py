@@ -1,0 +1,127 @@
+"""Image files made by code: small scenes in every format, and headers that promise more than they hold."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def scene(width: int = 64, height: int = 48, seed: int = 0) -> Array:
+    """Return a smooth picture without any symmetry, uint8 (height, width, 3), that lossy formats keep well."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(pixels: Array | Image.Image, format: str, **options: Any) -> bytes:
+    """Return the file that Pillow writes."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def as_pillow_reads(data: bytes) -> Array:
+    """Return (H, W, 3), as the training pipelines of timm and torchvision see the file."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def samples(width: int = 64, height: int = 48) -> dict[str, bytes]:
+    """Return a valid file of each kind that `decode` reads, and of its main variants."""
+    pixels = scene(width, height)
+    grey = Image.fromarray(pixels).convert("L")
+    return {
+        "jpeg": encode(pixels, "JPEG", quality=90),
+        "jpeg progressive": encode(pixels, "JPEG", quality=90, progressive=True),
+        "jpeg grey": encode(grey, "JPEG"),
+        "jpeg cmyk": encode(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=95),
+        "png": encode(pixels, "PNG"),
+        "png palette": encode(Image.fromarray(pixels).quantize(16), "PNG"),
+        "webp": encode(pixels, "WEBP", quality=90),
+        "webp lossless": encode(pixels, "WEBP", lossless=True),
+        "gif": encode(pixels, "GIF"),
+        "bmp": encode(pixels, "BMP"),
+        "tiff": encode(pixels, "TIFF"),
+        "tiff lzw": encode(pixels, "TIFF", compression="tiff_lzw"),
+        "pnm": encode(pixels, "PPM"),
+        "pnm grey": encode(grey, "PPM"),
+    }
+
+
+def exif(orientation: int, thumbnail: bytes = b"") -> bytes:
+    """Return EXIF data with an orientation, and a thumbnail as cameras store it (IFD 1)."""
+    first = struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26 if thumbnail else 0)
+    second = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0)
+    head = b"II*\0" + struct.pack("<I", 8) + first
+    return b"Exif\0\0" + (head + second + thumbnail if thumbnail else head)
+
+
+def as_stored(upright: Array, orientation: int) -> Array:
+    """Return the pixels as a camera would store them beside this orientation (TIFF 6.0, p. 36)."""
+    return {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),  # shown turned clockwise, so stored turned back
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](upright).copy()
+
+
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    """Return one marker segment."""
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
+
+
+def jpeg_header(width: int, height: int, frame: int = 0xC0, bits: int = 8) -> bytes:
+    """Return a JPEG that ends after the headers of frame and scan."""
+    components = bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    sof = jpeg_segment(frame, struct.pack(">BHHB", bits, height, width, 3) + components)
+    return b"\xff\xd8" + sof + jpeg_segment(0xDA, bytes([3, 1, 0, 2, 0, 3, 0, 0, 63, 0]))
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """Return one chunk with its checksum."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    """Return a PNG of raw rows (each with its filter byte), also of kinds that Pillow does not write."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def gif_header(width: int, height: int) -> bytes:
+    """Return a GIF whose frame covers the whole canvas and holds next to nothing."""
+    canvas = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return canvas + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\0;"
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    """Return a BMP of 24 bits without its pixels."""
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, width, height, 1, 24, 0, 4, 0, 0, 0, 0) + bytes(4)
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    """Return a TIFF of one strip of 8-bit grey, of which four bytes are there."""
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 4)]
+    tags += [(277, 3, 1), (278, 4, height)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sorted(tags))
+    return b"II*\0" + struct.pack("<I", 12) + bytes(4) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """Return an extended WebP whose canvas is this large, with the small picture of a valid one behind."""
+    body = encode(scene(16, 16), "WEBP")[12:]
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    content = b"WEBPVP8X" + struct.pack("<II", 10, 0) + size + body
+    return b"RIFF" + struct.pack("<I", len(content)) + content

@@ -1,0 +1,169 @@
+"""`Preprocess` against Pillow and timm's own transform, and on pictures of every shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage
+import sklearn.datasets
+import timm.data
+import torch
+from PIL import Image
+
+from imgbatch.decode import decode
+from imgbatch.errors import ModelError
+from imgbatch.preprocess import Preprocess
+
+from . import pictures as make
+
+_SKIMAGE, _SKLEARN = Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"
+PHOTOS = [_SKIMAGE / name for name in ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "retina.jpg")]
+PHOTOS += [_SKLEARN / name for name in ("china.jpg", "flower.jpg")]
+
+LITE0: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
+CONFIGS = {
+    "lite0": LITE0,
+    "defaults": {},
+    "bilinear": {**LITE0, "interpolation": "bilinear"},
+    "nearest": {**LITE0, "interpolation": "nearest"},
+    "squash": {**LITE0, "input_size": (3, 256, 256), "crop_pct": 1.0, "crop_mode": "squash"},
+    "squash and crop": {**LITE0, "crop_pct": 0.9, "crop_mode": "squash"},
+    "tall": {**LITE0, "input_size": (3, 256, 128), "crop_pct": 0.95},
+    "wide": {**LITE0, "input_size": (3, 160, 320), "crop_pct": 1.0},
+    "crop beyond": {**LITE0, "crop_pct": 1.2},
+}
+SIZES = [(1, 1), (1, 7), (7, 1), (1, 60_000), (60_000, 1), (3, 20_000), (50, 40), (223, 225), (500, 375), (300, 1300)]
+
+
+def by_timm(config: dict[str, Any], image: Image.Image) -> make.Array:
+    """Return what timm's evaluation feeds a model, before normalisation: (3, H, W)."""
+    data = timm.data.resolve_data_config(pretrained_cfg=config, args={"num_classes": 1})
+    tensor = timm.data.create_transform(**data, is_training=False, normalize=False)(image)
+    return np.asarray(tensor)
+
+
+def levels(left: torch.Tensor, right: make.Array) -> make.Array:
+    """Return the absolute differences in grey levels."""
+    assert left.dtype == torch.uint8
+    assert tuple(left.shape) == right.shape
+    return np.abs(left.numpy().astype(int) - right.astype(int))
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_photos_look_as_timm_would_show_them(name: str, photo: Path) -> None:
+    preprocess = Preprocess.from_timm(CONFIGS[name])
+    ours = preprocess(decode(photo.read_bytes(), max_pixels=10_000_000).pixels)
+    with Image.open(photo) as image:
+        difference = levels(ours, by_timm(CONFIGS[name], image.convert("RGB")))
+    assert difference.mean() < 0.5
+    assert (difference > 2).mean() < 0.001
+
+
+def test_a_reduced_scale_stays_near_timm() -> None:
+    preprocess = Preprocess.from_timm({**LITE0, "input_size": (3, 96, 96)})
+    data = (_SKIMAGE / "retina.jpg").read_bytes()  # 1411 pixels a side, decoded at a quarter
+    picture = decode(data, max_pixels=10_000_000, short_side=preprocess.short_side)
+    assert picture.pixels.shape[1] < picture.height
+    with Image.open(_SKIMAGE / "retina.jpg") as image:
+        assert levels(preprocess(picture.pixels), by_timm(LITE0 | {"input_size": (3, 96, 96)}, image)).mean() < 1.0
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shape_becomes_the_input_of_the_network(name: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess.from_timm(CONFIGS[name])
+    result = preprocess(torch.full((3, *size), 200, dtype=torch.uint8))
+    assert result.dtype == torch.uint8
+    assert result.shape == (3, preprocess.height, preprocess.width)
+    assert set(result.unique().tolist()) == ({0, 200} if name == "crop beyond" else {200})
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (40, 50), (100, 450), (450, 100), (225, 223)], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_small_and_long_pictures_look_as_timm_would_show_them(name: str, size: tuple[int, int]) -> None:
+    pixels = make.scene(*size)
+    ours = Preprocess.from_timm(CONFIGS[name])(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert levels(ours, by_timm(CONFIGS[name], Image.fromarray(pixels))).mean() < 0.5
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_panorama_the_middle_is_kept(turned: bool) -> None:
+    pixels = make.scene(3000, 200)
+    pixels = pixels.swapaxes(0, 1).copy() if turned else pixels
+    ours = Preprocess.from_timm(LITE0)(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert levels(ours, by_timm(LITE0, Image.fromarray(pixels))).mean() < 1.0
+
+
+def test_memory_layout_does_not_matter() -> None:
+    last = torch.from_numpy(make.scene(300, 280)).permute(2, 0, 1)
+    preprocess = Preprocess.from_timm(LITE0)
+    assert levels(preprocess(last), preprocess(last.contiguous()).numpy()).max() <= 1
+
+
+def test_from_timm_reads_what_timm_reads() -> None:
+    assert Preprocess.from_timm(CONFIGS["squash and crop"]) == Preprocess(
+        height=224, width=224, resize=(248, 248), crop_mode="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    assert Preprocess.from_timm({}) == Preprocess(height=224, width=224, resize=(256,))
+    assert Preprocess.from_timm({"input_size": [3, 240, 240], "crop_pct": 0.95, "mean": [0.4]}).mean == (0.4, 0.4, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_mode": "border"}, "crop_mode='border'.*center, squash"),
+        ({"interpolation": "lanczos"}, "interpolation='lanczos'.*bicubic, bilinear, nearest"),
+        ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
+        ({"input_size": (1, 28, 28)}, "3 channels"),
+        ({"input_size": (3, 0, 28)}, "1 or more"),
+        ({"mean": (0.1, 0.2)}, "three numbers"),
+        ({"std": (0.5, 0.0, 0.5)}, "no std of 0"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_its_value(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Preprocess.from_timm(LITE0 | change)
+
+
+def test_squash_needs_two_sides() -> None:
+    with pytest.raises(ModelError, match="resize needs 2 sides"):
+        Preprocess(height=224, width=224, resize=(224,), crop_mode="squash")
+
+
+def test_it_is_a_value() -> None:
+    one, other = Preprocess.from_timm(LITE0), Preprocess.from_timm(dict(LITE0))
+    assert hash(one) == hash(other)
+    plain = json.loads(json.dumps(dataclasses.asdict(one)))
+    assert (
+        Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}) == one
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_describe_names_what_matters(name: str) -> None:
+    preprocess = Preprocess.from_timm(CONFIGS[name])
+    sentence = preprocess.describe()
+    assert f"centre {preprocess.height}x{preprocess.width}" in sentence
+    assert preprocess.interpolation in sentence
+    assert ("squashed" in sentence) == (preprocess.crop_mode == "squash")
+    assert all(str(side) in sentence for side in preprocess.resize)
+
+
+def test_the_value_is_had_without_torch() -> None:
+    code = "import sys; from imgbatch.preprocess import Preprocess as P; P.from_timm({}).describe(); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
