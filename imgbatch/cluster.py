@@ -85,7 +85,7 @@ def connect() -> Callable[[], None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ClusterError(f"cannot use {where}: {error}") from error
-    return ray.shutdown
+    return lambda: ray.shutdown()
 
 
 def _knock(address: str) -> None:

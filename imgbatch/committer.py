@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 STORE_IS_AWAY = 20
 """So many reads in a row that failed, across objects, are not the objects' fault."""
 
+_STORES_FAULT = ("unreachable", "timeout", "forbidden")
+
 TRIES = 3
 """How often at least an image is given to a process of its own before it is said to kill it."""
 
@@ -148,14 +150,13 @@ class Committer:
 
     def _watch_the_store(self, rows: pa.Table) -> None:
         at_fetch = pc.fill_null(pc.equal(rows["stage"], "fetch"), False)
-        for reasons, verdict in (
-            (("unreachable", "timeout"), lambda: True),
-            (("forbidden", "unreachable", "timeout"), lambda: not self.store_answers()),
-        ):
-            failing = np.asarray(pc.and_(at_fetch, pc.is_in(rows["reason"], pa.array(reasons))))
-            longest, trailing = _runs(failing, self._failing)
-            if longest >= STORE_IS_AWAY and verdict():
-                last = rows.filter(pa.array(failing))["message"][-1].as_py()
+        failing = np.asarray(pc.and_(at_fetch, pc.is_in(rows["reason"], pa.array(_STORES_FAULT))))
+        longest, trailing = _runs(failing, self._failing)
+        if longest >= STORE_IS_AWAY:
+            failed = rows.filter(pa.array(failing))
+            # A folder without rights is its objects' fault, as long as the store lets us in elsewhere.
+            if pc.unique(failed["reason"]).to_pylist() != ["forbidden"] or not self.store_answers():
+                last = failed["message"][-1].as_py()
                 raise Unreachable(f"{longest} objects in a row could not be read, the store is away: {last}")
         self._failing = trailing
 

@@ -15,30 +15,10 @@ from typing import Any
 
 from imgbatch.errors import ConfigError
 
-IMAGE_SUFFIXES = [
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "png",
-    "webp",
-    "gif",
-    "bmp",
-    "dib",
-    "tif",
-    "tiff",
-    "pnm",
-    "pbm",
-    "pgm",
-    "ppm",
-    "avif",
-    "heic",
-    "heif",
-    "jp2",
-    "j2k",
-    "jpx",
-    "dcm",
-]
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
+    *("avif", "heic", "heif", "jp2", "j2k", "jpx", "dcm"),
+)
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
@@ -234,7 +214,7 @@ def describe(config: type = Config, prefix: str = "") -> Iterator[tuple[str, str
         if is_dataclass(hints[entry.name]):
             yield from describe(typing.cast(type, hints[entry.name]), f"{prefix}{entry.name}.")
         else:
-            default = entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             shown = (
                 "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
             )

@@ -97,8 +97,8 @@ class Ledger:
                 raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
         surplus: dict[int, Keys] = {}
         for number, table, _ in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
-            passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8) * _PASSING
-            double = ~self._add(number, table, passing | _REJECT)
+            passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8) * np.uint8(_PASSING)
+            double = ~self._add(number, table, passing | np.uint8(_REJECT))
             if double.any():
                 surplus[number] = uri_keys(_one(table["uri"]))[double]
         self._drop_rejects_of_labelled(surplus)
@@ -232,7 +232,8 @@ class Ledger:
 
 
 def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:
-    return (left != right) & (left != unknown) & (right != unknown)
+    different: npt.NDArray[np.bool_] = (left != right) & (left != unknown) & (right != unknown)
+    return different
 
 
 def _first(table: pa.Table, mask: npt.NDArray[np.bool_]) -> str:

@@ -149,7 +149,7 @@ def _lives_here(record: Mapping[str, Any]) -> bool | None:
     owner = record.get("owner", {})
     if not _boot() or (owner.get("host"), owner.get("boot")) != (socket.gethostname(), _boot()):
         return None
-    return _born(int(owner.get("pid", 0))) == owner.get("born")
+    return bool(_born(int(owner.get("pid", 0))) == owner.get("born"))
 
 
 def _boot() -> str | None:

@@ -110,7 +110,7 @@ class _Network:
 
         architecture = self._config["architecture"]
         try:
-            net = timm.create_model(
+            net: nn.Module = timm.create_model(
                 architecture, pretrained=False, num_classes=self._classes, **self._config.get("model_args", {})
             )
         except (RuntimeError, TypeError, ValueError) as error:

@@ -44,6 +44,9 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 class _Whole(torch.nn.Module):
     """Pixels in, the k best classes out: normalisation, softmax and top-k belong to the network."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], k: int) -> None:
         super().__init__()
         self.net, self.k = net, k
@@ -74,7 +77,8 @@ class TorchRuntime:
         self.dtype = choose_dtype(dtype, self.device)
         self.batch_size = batch_size
         self.shape = (3, model.preprocess.height, model.preprocess.width)
-        net = model.network().eval().to(self.device, self.dtype, memory_format=torch.channels_last)
+        net = model.network().eval().to(self.device, self.dtype)
+        net.to(memory_format=torch.channels_last)
         whole = _Whole(net, model.preprocess.mean, model.preprocess.std, min(k, len(model.labels)))
         self._net = whole.eval().to(self.device)
         self._check(model)

@@ -71,7 +71,7 @@ def efficientnet_lite0() -> Model:
         if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
             raise ModelError(f"{weights} on this node is not the file of the node that started the run")
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        net = timm.create_model(_LITE0, pretrained=False)
+        net: nn.Module = timm.create_model(_LITE0, pretrained=False)
         # Both list the same tensors in the same order, under other names.
         if [value.shape for value in net.state_dict().values()] != [value.shape for value in state.values()]:
             raise ModelError(f"the weights in {weights} do not fit timm's {_LITE0}")

@@ -56,7 +56,7 @@ class LocalStore:
             raise NotFound(f"{path} is not a regular file")
         return _meta(status)
 
-    def list(self, path: str) -> Iterator[pa.RecordBatch]:
+    def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the regular files below `path`, in the order of their names; a folder that cannot be read is an error.
 
         Links are followed, but never into a folder that contains them.

@@ -49,7 +49,7 @@ class Other:
             raise NotFound(f"{path} is not an object")
         return _meta(info)
 
-    def list(self, path: str) -> Iterator[pa.RecordBatch]:
+    def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, a batch a folder."""
         todo = [path]
         while todo:

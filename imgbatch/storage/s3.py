@@ -108,7 +108,7 @@ class S3:
 
     def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float) -> None:
         self._bucket, self._options = bucket, options
-        config = {_OPTIONS[key]: value for key, value in options.items() if key in _OPTIONS}
+        config: Any = {_OPTIONS[key]: value for key, value in options.items() if key in _OPTIONS}
         config.setdefault("region", "us-east-1")
         endpoint = str(config.get("endpoint", ""))
         given = bool(options.get("anon") or options.get("key"))
@@ -146,7 +146,7 @@ class S3:
         """Return what is known of an object."""
         return _meta(obstore.head(self._store, path))
 
-    def list(self, path: str) -> Iterator[pa.RecordBatch]:
+    def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, a thousand keys to a request, in the order of their keys."""
         last = ""
         try:
