@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,31 +64,66 @@ class Plan:
         return f"{where}; {self.max_actors} actors that fetch, decode and classify"
 
 
-def connect() -> Callable[[], None]:
-    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; return what undoes it.
+@contextmanager
+def connected() -> Iterator[None]:
+    """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
+
+    Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes.
 
     Raises:
         ClusterError: the cluster does not answer, or runs other versions.
         ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     import ray
 
-    if ray.is_initialized():
-        return lambda: None
     address = os.environ.get("RAY_ADDRESS", "")
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        if ray.is_initialized():
+            yield
+            return
+        try:
+            if address:
+                _knock(address)
+            with _hushed():
+                _init(address)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise ClusterError(f"cannot use {where}: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str) -> None:
+    import ray
+
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if address:
-            _knock(address)
-            ray.init(address=address, runtime_env=_shipped(), **quiet)
-        else:  # "local": a bare init would join whatever a killed run has left behind
-            ray.init(address="local", include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise ClusterError(f"cannot use {where}: {error}") from error
-    return lambda: ray.shutdown()
+    if address:
+        ray.init(address=address, runtime_env=_shipped(), **quiet)
+    else:  # "local": a bare init would join whatever a killed run has left behind
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what C++ writes to stderr while Ray starts, and show it only if that fails."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _knock(address: str) -> None:

@@ -110,12 +110,17 @@ class Committer:
             self.seconds["commit"] += self.clock() - started  # type: ignore[assignment]
         self._committed = self.clock()
 
-    def save(self) -> None:
-        """Commit what waits on the way out of a failing run, whose own error is the one to tell."""
+    def __enter__(self) -> Committer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Commit what waits, also on the way out of a failing run, whose own error is then the one to tell."""
         try:
             self.commit()
-        except ImgbatchError as error:
-            log.error("the last rows could not be committed, and will be made again: %s", error)
+        except ImgbatchError as second:
+            if error is None:
+                raise
+            log.error("the last rows could not be committed, and will be made again: %s", second)
 
     def give_up(self, listing: Folder) -> None:
         """Reject what never came: alone in its process, each of these images killed it."""

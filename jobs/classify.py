@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -205,34 +206,29 @@ def label(job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: St
         job.ledger, record.id, job.model.reference, pending, job.config.run.commit_s, lambda: answers(job)
     )
     shown = progress.progress(int(pending.sum()))
-    disconnect = cluster.connect()
-    stop.install()
+
+    def receive(plan: cluster.Plan, round: cluster.Round) -> None:
+        for block in ticking(cluster.label_images(work, plan, pending, round), job.config.cluster.stall_s):
+            stop.check()
+            if block is not None:
+                committer.take(block)
+            if committer.due:
+                committer.commit()
+                judge_on_the_way(job, committer)
+            shown.update(committer.arrived, committer.rejected)
+            record.beat(counts=counts_on_the_way(counts, committer))
+
     try:
-        stop.check()
-        plan = cluster.plan(job.config.cluster)
-        warn_of_local_paths(job, plan.nodes)
-        for round in cluster.ROUNDS:
-            blocks = cluster.label_images(work, plan, committer.pending, round)
-            for block in ticking(blocks, job.config.cluster.stall_s):
-                stop.check()
-                if block is not None:
-                    committer.take(block)
-                if committer.due:
-                    committer.commit()
-                    judge_on_the_way(job, committer)
-                shown.update(committer.arrived, committer.rejected)
-                record.beat(counts=counts_on_the_way(counts, committer))
-            if not committer.pending.any():
-                break
-        committer.give_up(work.listing)
-        committer.commit()
-    except BaseException:
-        committer.save()
-        raise
+        with cluster.connected(), committer, closing(shown):
+            stop.install().check()
+            plan = cluster.plan(job.config.cluster)
+            warn_of_local_paths(job, plan.nodes)
+            for round in cluster.ROUNDS:
+                if pending.any():
+                    receive(plan, round)
+            committer.give_up(work.listing)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
-        shown.close()
-        disconnect()
 
 
 def seal(job: Job, record: runs.Record, success: dict[str, Any] | None) -> str:

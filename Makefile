@@ -1,0 +1,39 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+# PYTHON is only used to make the virtual environment.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-long check format bench clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of packages, so that a second `make` installs nothing.
+$(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[$*]'
+	touch $@
+
+demo: $(VENV)/demo.installed
+	$(BIN)/python jobs/demo.py
+
+test: $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m pytest -m long
+
+check: $(VENV)/check.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/check.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
