@@ -18,7 +18,7 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 demo: $(VENV)/demo.installed
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/test.installed $(VENV)/demo.installed
 	$(BIN)/python -m pytest -m 'not long'
