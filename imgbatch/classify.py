@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from imgbatch.errors import ClusterError, ImgbatchError
 from imgbatch.fetch import Fetched, Fetcher
 from imgbatch.listing import PAGE_ROWS, read_page
 from imgbatch.models import Model
+from imgbatch.models.runtime import Runtime, build
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
@@ -39,24 +40,9 @@ from imgbatch.schema import (
 )
 from imgbatch.storage import Folder, Stores
 
-if TYPE_CHECKING:
-    import torch
-
-    from imgbatch.models.runtime import Prediction
-
 PIXELS = "pixels"
 _FATAL, _NOTE = -1, -2
 """Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON."""
-
-
-class Runtime(Protocol):
-    """What executes a network."""
-
-    def __call__(self, pixels: torch.Tensor) -> Prediction:
-        """Return the best classes of n×3×H×W uint8 pixels."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return device, dtype, runtime and batch size, for the run's record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +112,13 @@ def decoded(
 
 def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels: pa.Array) -> pa.Table:
     """Return RESULTS with carried columns for what `decoded` gave."""
-    import torch
-
     column = images[PIXELS].combine_chunks()
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     shape = (-1, preprocess.height, preprocess.width, 3)
     start = column.offset * column.type.byte_width
     pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * column.type.byte_width]
     good = np.asarray(images["reason"].is_null())
-    # A copy in either case: torch does not take Arrow's read-only memory.
-    prediction = runtime(torch.from_numpy(pixels.reshape(shape)[good]).permute(0, 3, 1, 2))
+    prediction = runtime(pixels.reshape(shape) if good.all() else pixels.reshape(shape)[good])
     columns = answers(prediction.ids, prediction.scores, labels)
     # Row i of the table takes row places[i] of the answers, or null where it is a reject.
     places = pa.array(np.cumsum(good) - 1, mask=~good)
@@ -298,20 +281,9 @@ def load_runtime(work: Work) -> Runtime:
     Raises:
         ClusterError: this node runs another version of imgbatch than the driver.
     """
-    import torch
-
-    from imgbatch.models.runtime import TorchRuntime
-
     if imgbatch.__version__ != work.version:
         raise ClusterError(
             f"a node runs imgbatch {imgbatch.__version__}, the driver {work.version}: install one version"
         )
-    torch.set_num_threads(1)
     config = work.config
-    return TorchRuntime(
-        work.model,
-        k=config.top_k,
-        batch_size=config.classify.batch_size,
-        device=config.cluster.device,
-        dtype=config.classify.dtype,
-    )
+    return build(work.model, k=config.top_k, device=config.cluster.device, config=config.classify)

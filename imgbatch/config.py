@@ -91,7 +91,10 @@ class ClassifyConfig:
     batch_size: int = knob(32, "images in a forward pass; smaller batches are padded to it")
     dtype: str = knob("auto", "auto (bfloat16 or float16 where the processor has it), float32, bfloat16, float16")
 
+    runtime: str = knob("auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino")
+
     def __post_init__(self) -> None:
+        _one_of("classify.runtime", self.runtime, ("auto", "torch", "openvino"))
         _at_least("classify.batch_size", self.batch_size, 1)
         _one_of("classify.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 

@@ -1,6 +1,6 @@
 """Run the main job on the photos that ship in scikit-image and scikit-learn, offline, and print what it says.
 
-    make demo
+make demo
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from jobs import classify
 
 OUTPUT = Path("demo-output")
 PHOTOS = {
-    "skimage": ("data/astronaut.png", "data/chelsea.png", "data/coffee.png", "data/motorcycle_left.png", "data/rocket.jpg"),
+    "skimage": (
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/rocket.jpg",
+    ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
 

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import obstore
 import pytest
 from obstore.store import S3Store
@@ -130,6 +131,39 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Real photos that ship in packages; a cat and a cup of coffee among them."""
+    import skimage
+    import sklearn
+
+    shipped = [Path(skimage.__file__).parent / "data" / name for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
+    return [*shipped, *sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as timm writes it: a network of 400,000 random weights that tells `scene`s well apart."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+
+
+def write_model(path: Path, seed: int, labels: Sequence[str] = tuple("abcdefg")) -> Path:
+    """Have timm write a model directory; its head is centred on what it sees, so that all labels occur."""
+    import timm
+    import torch
+
+    torch.manual_seed(seed)
+    net = timm.create_model("test_resnet", num_classes=len(labels)).eval()
+    pictures = torch.from_numpy(np.stack([scene(160, 160, seed=number) for number in range(24)]))
+    with torch.inference_mode():
+        features = net.forward_features(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        pooled, head = net.forward_head(features, pre_logits=True), net.get_classifier()
+        head.weight.mul_(5 / ((pooled - pooled.mean(0)) @ head.weight.T).std())
+        head.bias.copy_(-head.weight @ pooled.mean(0))
+    timm.models.save_for_hf(net, str(path), model_config={"label_names": list(labels)}, safe_serialization=True)
+    return path
+
+
 @dataclass(frozen=True)
 class Ended:
     """What a job that ended left on the screen."""
@@ -152,6 +186,51 @@ def job() -> Job:
             cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**clean_environment(), **(env or {})},
         )  # fmt: skip
         return Ended(process.returncode, process.stdout, process.stderr)
+
+    return run
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a job and return its process, which is gone after the test, and what it started with it."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**clean_environment(), **(env or {})},
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def warm_process() -> Iterator[subprocess.Popen[str]]:
+    """A process that starts Ray once and runs job after job; see tests/integration/warm.py."""
+    process = subprocess.Popen(
+        [sys.executable, "tests/integration/warm.py"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, env=clean_environment(),
+    )  # fmt: skip
+    yield process
+    process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def warm(warm_process: subprocess.Popen[str]) -> Job:
+    """Run a job like `job`, on a Ray that is already there."""
+
+    def run(name: str, *arguments: object, env: dict[str, str] | None = None) -> Ended:
+        request = {"name": name, "argv": [str(argument) for argument in arguments], "env": env or {}}
+        assert warm_process.stdin is not None and warm_process.stdout is not None
+        print(json.dumps(request), file=warm_process.stdin, flush=True)
+        return Ended(**json.loads(warm_process.stdout.readline()))
 
     return run
 

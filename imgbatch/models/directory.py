@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.errors import ModelError, NotFound
-from imgbatch.models import Model
+from imgbatch.models import Model, node_cache
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute, is_local
 
@@ -129,19 +127,13 @@ class _Network:
             path = Path(self._folder.uri, _WEIGHTS)
             self._check(path.read_bytes())
             return path
-        cache = Path(tempfile.gettempdir(), f"imgbatch-{os.getuid()}", "models")
-        path = cache / f"{self._digest}.safetensors"
-        if not path.is_file():
-            from filelock import FileLock
 
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                if not path.is_file():
-                    content = self._folder.read(_WEIGHTS)
-                    self._check(content)
-                    partial = path.with_suffix(f".{os.getpid()}.tmp")
-                    partial.write_bytes(content)
-                    partial.rename(path)
+        def fetch(path: Path) -> None:
+            content = self._folder.read(_WEIGHTS)
+            self._check(content)
+            path.write_bytes(content)
+
+        path = node_cache.once(f"weights-{self._digest}.safetensors", fetch)
         self._check(path.read_bytes())
         return path
 
