@@ -82,8 +82,6 @@ def decoded(
 
     The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright.
     """
-    import torch
-
     from imgbatch.decode import Rejected, decode
 
     height, width = preprocess.height, preprocess.width
@@ -95,7 +93,7 @@ def decoded(
         if isinstance(image.content, bytes):
             try:
                 picture = decode(image.content, max_pixels=max_pixels, short_side=preprocess.short_side)
-                torch.from_numpy(pixels[image.row]).copy_(preprocess(picture.pixels).permute(1, 2, 0))
+                pixels[image.row] = preprocess(picture.pixels).permute(1, 2, 0).numpy()
                 row |= {"width": picture.width, "height": picture.height}
             except Rejected as error:
                 refusal = Refusal("decode", error.reason, str(error))

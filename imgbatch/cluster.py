@@ -50,8 +50,11 @@ class Plan:
 
     split: bool
     """Fetch and decode as CPU tasks, classify on GPUs; otherwise everything in one actor a core."""
+    actors: int
+    """How many classify actors fit now."""
     min_actors: int
     max_actors: int
+    """More than fit now is possible where the cluster grows."""
     gpus_per_actor: float
     cpus: int
     gpus: float
@@ -59,9 +62,10 @@ class Plan:
 
     def __str__(self) -> str:
         where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
+        pool = f"{self.actors} actors" + f", up to {self.max_actors}" * (self.max_actors > self.actors)
         if self.split:
-            return f"{where}, {self.gpus:g} GPUs; up to {self.max_actors} classify actors, decoding on CPUs"
-        return f"{where}; {self.max_actors} actors that fetch, decode and classify"
+            return f"{where}, {self.gpus:g} GPUs: {pool} that classify, CPU tasks that fetch and decode"
+        return f"{where}: {pool} that fetch, decode and classify"
 
 
 @contextmanager
@@ -155,19 +159,25 @@ def plan(config: ClusterConfig, *, sleep: Callable[[float], None] = time.sleep) 
     Raises:
         ClusterError: it does not, `cluster.wait_s` seconds long.
     """
-    started = said = time.monotonic()
-    while True:
-        found = _look(config)
-        if isinstance(found, Plan):
-            log.info("%s", found)
-            return found
-        now = time.monotonic()
-        if now - started >= config.wait_s:
-            raise ClusterError(f"{found}; waited {config.wait_s:.0f} s (cluster.wait_s)")
-        if now - said >= _REMIND_S or said == started:
-            log.warning("%s; waiting up to %.0f s", found, config.wait_s)
-            said = now
-        sleep(min(1.0, config.wait_s))
+    started = time.monotonic()
+    said = started - _REMIND_S
+    demand: list[Any] = []
+    try:
+        while True:
+            found = _look(config)
+            if isinstance(found, Plan):
+                log.info("%s", found)
+                return found
+            now = time.monotonic()
+            if now - started >= config.wait_s:
+                raise ClusterError(f"{found}; waited {config.wait_s:.0f} s (cluster.wait_s)")
+            if now - said >= _REMIND_S:
+                log.warning("%s; waiting up to %.0f s", found, config.wait_s)
+                said = now
+            demand = demand or _ask(config)
+            sleep(min(1.0, config.wait_s))
+    finally:
+        _withdraw(demand)
 
 
 def _look(config: ClusterConfig) -> Plan | str:
@@ -178,17 +188,40 @@ def _look(config: ClusterConfig) -> Plan | str:
     cpus = sum(int(node.get("CPU", 0)) for node in alive)
     gpus = sum(node.get("GPU", 0.0) for node in alive)
     split = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-    if cpus < 1:
-        return f"at least 1 CPU is needed, the cluster's {len(alive)} nodes have none"
     each = config.gpus_per_actor
     fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if split else cpus
-    if fitting < config.min_actors:
-        if split:
-            asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
-            return f"{asked} ask for {config.min_actors * each:g} GPUs, the cluster has {gpus:g}"
-        return f"cluster.min_actors={config.min_actors} asks for {config.min_actors} CPUs, the cluster has {cpus}"
-    most = fitting if config.max_actors is None else min(fitting, config.max_actors)
-    return Plan(split, config.min_actors, most, each, cpus, gpus, len(alive))
+    if split and fitting < config.min_actors:
+        asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
+        return f"{asked} ask for {config.min_actors * each:g} GPUs, the cluster has {gpus:g}"
+    if cpus < (1 if split else config.min_actors):
+        asked = (
+            "fetching and decoding ask for 1 CPU"
+            if split
+            else f"cluster.min_actors={config.min_actors} ask for as many CPUs"
+        )
+        return f"{asked}, the cluster has {cpus}"
+    most = fitting if config.max_actors is None else config.max_actors
+    return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
+
+
+def _ask(config: ClusterConfig) -> list[Any]:
+    """Put up tasks that want what the run wants: a cluster that scales from zero grows for them, and only for them.
+
+    Unlike a request to the autoscaler they end with this process, however that ends.
+    """
+    import ray
+
+    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if config.device == "cuda" else {"num_cpus": 1}
+    task = ray.remote(**wants)(lambda: None)
+    more = [ray.remote(num_cpus=1)(lambda: None).remote()] if config.device == "cuda" else []
+    return more + [task.remote() for _ in range(config.max_actors or config.min_actors)]
+
+
+def _withdraw(demand: list[Any]) -> None:
+    import ray
+
+    for task in demand:
+        ray.cancel(task)
 
 
 def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: Round) -> Iterator[pa.Table]:
@@ -200,14 +233,14 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     from ray.data import ActorPoolStrategy
 
     _quiet()
-    tables = list(_units(pending, round, plan.max_actors))
+    tables = list(_units(pending, round, plan.actors))
     images = ray.data.from_arrow(tables)
     in_flight = 1 if round.alone else 2
     options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     pool = ActorPoolStrategy(
         min_size=min(plan.min_actors, len(tables)),
         max_size=min(plan.max_actors, len(tables)),
-        initial_size=min(plan.max_actors if not plan.split else plan.min_actors, len(tables)),
+        initial_size=min(plan.actors, len(tables)),
         max_tasks_in_flight_per_actor=in_flight if round.alone else 2 * in_flight,
         max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,

@@ -87,6 +87,7 @@ class Committer:
             rows = rows.filter(pa.array(fresh))
         if not len(rows):
             return
+        self.seconds.setdefault("to_first_row", self.clock() - self.started)  # type: ignore[arg-type]
         self._waiting.append(rows.drop_columns(["index"]))
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)

@@ -6,6 +6,7 @@ Every knob has its help text beside it; `describe()` prints them all, and a test
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -20,6 +21,11 @@ IMAGE_SUFFIXES = (
     *("avif", "heic", "heif", "jp2", "j2k", "jpx", "dcm"),
 )
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
+
+_USER = re.compile(r"://[^/@\s]+@")
+_SIGNATURE = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s]+", re.I
+)
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
@@ -41,6 +47,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         _one_of("source.format", self.format, ("auto", "objects", "manifest"))
+        if not any(part.strip(" .") for part in self.suffixes.split(",")):
+            raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +96,17 @@ class DecodeConfig:
 class ClassifyConfig:
     """How the network runs. None of it is part of the fingerprint."""
 
-    batch_size: int = knob(32, "images in a forward pass; smaller batches are padded to it")
+    batch_size: int | None = knob(
+        None, "images in a forward pass, fewer are padded to it; unset: what suits the device"
+    )
     dtype: str = knob("auto", "auto (bfloat16 or float16 where the processor has it), float32, bfloat16, float16")
 
     runtime: str = knob("auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino")
 
     def __post_init__(self) -> None:
         _one_of("classify.runtime", self.runtime, ("auto", "torch", "openvino"))
-        _at_least("classify.batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            _at_least("classify.batch_size", self.batch_size, 1)
         _one_of("classify.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 
 
@@ -132,7 +143,9 @@ class ClusterConfig:
     wait_s: float = knob(60.0, "seconds to wait for the asked-for CPUs or GPUs before exit code 3")
     gpus_per_actor: float = knob(1.0, "GPUs of one classify actor; a fraction shares a card")
     min_actors: int = knob(1, "classify actors that the run needs before it starts")
-    max_actors: int | None = knob(None, "most classify actors; unset: all that fit the cluster")
+    max_actors: int | None = knob(
+        None, "most classify actors; unset: all that fit when the run starts; a cluster that scales grows up to it"
+    )
     stall_s: float = knob(900.0, "seconds without a single new row before the run ends with exit code 3")
 
     def __post_init__(self) -> None:
@@ -182,6 +195,8 @@ class Config:
         _at_least("top_k", self.top_k, 1)
         if self.limit is not None:
             _at_least("limit", self.limit, 1)
+            if self.run.prune:
+                raise ConfigError("run.prune with --limit would delete the rows of all images behind it: drop one of them")
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked, for `run.json` and logs."""
@@ -190,7 +205,24 @@ class Config:
             key: value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
             for key, value in plain["storage"]["options"].items()
         }
-        return plain
+        return typing.cast(dict[str, Any], _masked_all(plain))
+
+
+def masked(text: str) -> str:
+    """Return a text without the passwords and signatures that URIs in it may carry.
+
+    >>> masked("GET https://me:secret@host/a.jpg?X-Amz-Signature=0123&x=1 failed")
+    'GET https://***@host/a.jpg?X-Amz-Signature=***&x=1 failed'
+    """
+    return _SIGNATURE.sub(r"\1***", _USER.sub("://***@", text))
+
+
+def _masked_all(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _masked_all(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_masked_all, value))
+    return masked(value) if isinstance(value, str) else value
 
 
 def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:
@@ -232,7 +264,7 @@ def with_output(config: Config, *, model: str, date: str) -> Config:
     """
     try:
         return replace(config, output=config.output.format(model=model, date=date))
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"--output {config.output!r}: only {{model}} and {{date}} may stand in braces") from error
 
 

@@ -43,15 +43,17 @@ class Versions:
     sizes: npt.NDArray[np.int64]
     """-1: not known."""
     tags: npt.NDArray[np.uint64]
-    """A hash of the ETag; of the time where the store has no ETags; 0: not known."""
+    """What tells versions of an image apart, 0: not known. Odd: a hash of the ETag. Even: the time, where there is no
+    ETag. The one says nothing about the other: a manifest may give ETags of files, which have none."""
 
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch) -> Versions:
         """Read the versions off a table with the columns of a listing."""
         uri, size, etag, moment = (_one(table[name]) for name in _VERSION_COLUMNS)
-        tags = hash_strings(etag)
+        tags = hash_strings(etag) | np.uint64(1)
         if etag.null_count:
             times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
+            times = np.where(np.asarray(moment.is_null()), np.uint64(0), times << np.uint64(2) | np.uint64(2))
             tags = np.where(np.asarray(etag.is_null()), times, tags)
         return cls(uri_keys(uri), size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
 
@@ -113,7 +115,8 @@ class Ledger:
         status = np.full(len(batch), NEW, np.uint8)
         for columns, rows, positions in self.done.lookup(versions.keys):
             state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            changed = _differ(size, versions.sizes[rows], -1) | _differ(tag, versions.tags[rows], 0)
+            tags = versions.tags[rows]
+            changed = _differ(size, versions.sizes[rows], -1) | (_differ(tag, tags, 0) & ((tag ^ tags) & 1 == 0))
             again = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
             stale = changed | again
             status[rows] = np.where(state & _SEEN > 0, DUPLICATE, np.where(stale, STALE, DONE))
@@ -126,7 +129,7 @@ class Ledger:
         return sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self.done.columns("state"))
 
     def commit(self, rows: pa.Table, run_id: str, model: str) -> int:
-        """Write the rows into the two logs; return how many were written.
+        """Write the rows into the two logs; return how many were written: not those that another writer was first with.
 
         Args:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
@@ -141,17 +144,18 @@ class Ledger:
         labelled = pc.is_null(rows["reason"])
         written = 0
         for log, schema, mask in ((self.labels, LABELS, labelled), (self.rejects, REJECTS, pc.invert(labelled))):
-            table = rows.filter(mask).select(with_carried(schema, carried_fields(rows.schema)).names)
+            whole = with_carried(schema, carried_fields(rows.schema))
+            table = rows.filter(mask).select(whole.names).cast(whole)
             if len(table):
-                log.append(table, footer, self._absorb)
-                written += len(table)
+                written += log.append(table, footer, self._absorb)
         return written
 
     def seal(self, run_id: str) -> None:
         """Take the next number of each log with an empty part."""
         footer = Footer(run_id, self.fingerprint, seal=True)
         for log, schema in ((self.labels, LABELS), (self.rejects, REJECTS)):
-            log.append(schema.empty_table(), footer, self._absorb)
+            # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
+            log.append(with_carried(schema, log.carried()).empty_table(), footer, self._absorb)
 
     def sealed_by(self, run_id: str | None) -> bool:
         """Return whether both logs end with a seal of that run."""
@@ -162,6 +166,10 @@ class Ledger:
             if footer is None or not footer.seal or footer.run_id != run_id:
                 return False
         return True
+
+    def forget(self) -> None:
+        """Give the memory of what is done back, once nothing more is to be listed or committed."""
+        self.done = self.absorbed = UriIndex()
 
     def prune(self) -> int:
         """Take out the rows of all images that were not visited; return how many went."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
-from imgbatch.errors import Conflict, Exists, OutputError
-from imgbatch.schema import FORMAT_VERSION
+from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.schema import FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
 
 _NAME = re.compile(r"part-(\d{8})\.parquet")
 _READS_AHEAD = 8
 _MOST_CONFLICTS = 1000
+_MOST_VANISHED, _VANISHED_WAIT_S = 20, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         footer = _footer(file.metadata.metadata or {}, uri)
+        if missing := set(columns or ()) - set(file.schema_arrow.names):
+            raise OutputError(f"{uri} lacks the columns {', '.join(sorted(missing))}: move it away, then run again")
         return file.read(columns=columns), footer
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
@@ -82,8 +86,13 @@ def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple
 
 
 def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
+    foreign = f"{uri} was not written by imgbatch: move it away, or choose another --output"
     try:
         version = int(metadata[b"format_version"])
+        if version > FORMAT_VERSION:  # before anything else, since that may have changed
+            raise OutputError(
+                f"{uri} has format version {version}, this imgbatch knows {FORMAT_VERSION}: use a newer imgbatch"
+            )
         fingerprint = json.loads(metadata[b"fingerprint"])
         footer = Footer(
             run_id=metadata[b"run_id"].decode(),
@@ -92,11 +101,9 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
             seal=json.loads(metadata[b"seal"]),
         )
     except (KeyError, ValueError) as error:
-        raise OutputError(f"{uri} was not written by imgbatch: move it away, or choose another --output") from error
-    if version > FORMAT_VERSION:
-        raise OutputError(
-            f"{uri} has format version {version}, this imgbatch knows {FORMAT_VERSION}: use a newer imgbatch"
-        )
+        raise OutputError(foreign) from error
+    if not isinstance(fingerprint, dict):
+        raise OutputError(foreign)
     return footer
 
 
@@ -164,13 +171,21 @@ class Log:
         """Return the footer of one part."""
         return decode(self.folder.read(_name(number)), self.uri(number), [])[1]
 
-    def append(self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]) -> int | None:
-        """Create the next part with these rows; return its number, None if no row was left to write.
+    def carried(self) -> pa.Schema:
+        """Return the carried columns of the last part, as `scan` and `append` know it."""
+        if not self.numbers:
+            return pa.schema([])
+        table, _ = decode(self.folder.read(_name(self.numbers[-1])), self.uri(self.numbers[-1]))
+        return carried_fields(table.schema.remove_metadata())
+
+    def append(self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]) -> int:
+        """Create the next part with these rows; return how many were left to write.
 
         Where the number is taken by another writer, `absorb(rows, theirs)` returns the rows that are still to be
         written, and the next number is tried. A part that turns out to be our own, whose PUT succeeded though its
         answer was lost, is taken as written.
         """
+        vanished = 0
         for _ in range(_MOST_CONFLICTS):
             number, nonce = self.next, uuid.uuid4().hex
             signed = Footer(footer.run_id, footer.fingerprint, nonce, footer.seal)
@@ -178,15 +193,22 @@ class Log:
                 self.folder.create(_name(number), encode(table, signed.metadata()))
                 written = True
             except Exists:
-                theirs, their_footer = decode(self.folder.read(_name(number)), self.uri(number))
+                try:
+                    theirs, their_footer = decode(self.folder.read(_name(number)), self.uri(number))
+                except NotFound:  # S3 also refuses a PUT while another to the same name is under way, which may fail
+                    vanished += 1
+                    if vanished > _MOST_VANISHED:
+                        raise
+                    time.sleep(_VANISHED_WAIT_S)
+                    continue
                 written = their_footer.nonce == nonce
             self.numbers.append(number)
             if written:
-                return number
+                return len(table)
             require_same(their_footer.fingerprint, footer.fingerprint, self.uri(number))
             table = absorb(table, theirs)
             if not len(table) and not footer.seal:
-                return None
+                return 0
         raise OutputError(f"{self.folder.uri}: {_MOST_CONFLICTS} numbers in a row were taken by another writer")
 
     def rewrite(self, number: int, keep: Callable[[pa.Table], pa.Table]) -> int:
@@ -196,13 +218,13 @@ class Log:
         bring rows back.
         """
         for _ in range(_MOST_CONFLICTS):
-            data, etag = self.folder.read_tagged(_name(number))
+            data, tag = self.folder.read_tagged(_name(number))
             table, footer = decode(data, self.uri(number))
             kept = keep(table)
             if len(kept) == len(table):
                 return 0
             try:
-                self.folder.replace(_name(number), encode(kept, footer.metadata()), etag)
+                self.folder.replace(_name(number), encode(kept, footer.metadata()), tag)
             except Conflict:
                 continue
             return len(table) - len(kept)

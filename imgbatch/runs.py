@@ -104,14 +104,11 @@ def require_free(output: Folder, sleep: Callable[[float], None] = time.sleep) ->
 
 
 def read_success(output: Folder) -> dict[str, Any] | None:
-    """Return what `_SUCCESS` says, None if there is none."""
+    """Return what `_SUCCESS` says, None if there is none, nothing if it is damaged."""
     try:
-        found: dict[str, Any] = json.loads(output.read("_SUCCESS"))
+        return _object(output.read("_SUCCESS"))
     except NotFound:
         return None
-    except ValueError:
-        return {}
-    return found
 
 
 def write_success(output: Folder, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
@@ -126,10 +123,18 @@ def _newest(output: Folder) -> list[str]:
 
 def _read(output: Folder, name: str) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(output.read(f"runs/{name}/run.json"))
-    except (NotFound, ValueError):
+        return _object(output.read(f"runs/{name}/run.json"))
+    except NotFound:
         return {}
-    return record
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """Return a JSON object, an empty one for whatever is none."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _taken(output: Folder, name: str, record: Mapping[str, Any]) -> OutputError:

@@ -8,16 +8,19 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fsspec.utils import glob_translate
+
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
-from imgbatch.errors import ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
+from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Listing
@@ -61,11 +64,11 @@ def classify(flags: Any) -> int:
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
     job = prepare(chosen)
-    if flags.dry_run:
-        return dry_run(job, stop)
-    if job.config.run.check_owner:
-        runs.require_free(job.output)
-    return recorded(job, stop)
+    with naming_the_output(job):
+        job.output.folders()  # is it there, and are we let in?
+        if job.config.run.check_owner and not flags.dry_run:
+            runs.require_free(job.output)
+    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,19 @@ def prepare(chosen: config.Config) -> Job:
     output = Folder(stores, absolute(chosen.output))
     found = sources.recognise(stores, chosen.input, chosen.source)
     for source in found:
-        if source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/"):
+        if would_find(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
     fingerprint = {**model.fingerprint(), "top_k": chosen.top_k, "answer.min_score": chosen.answer.min_score}
     ledger = Ledger(output, fingerprint, retry=chosen.rejects.retry)
     return Job(chosen, stores, output, model, found, ledger)
+
+
+def would_find(source: sources.Source, output: Folder) -> bool:
+    """Return whether a source lists what is written below the output."""
+    if source.kind == "glob":
+        pattern = re.compile(glob_translate(source.uri))
+        return any(pattern.match(output.at(name)) for name in ("_SUCCESS", "labels/part-1.parquet", "runs/id/run.json"))
+    return source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/")
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -122,7 +133,8 @@ def recorded(job: Job, stop: StopRequest) -> int:
             "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
         },
     )
-    with_output_errors(record.start, job)
+    with naming_the_output(job):
+        record.start()
     started = time.monotonic()
     try:
         summary = work_through(job, record, stop)
@@ -139,11 +151,12 @@ def recorded(job: Job, stop: StopRequest) -> int:
     return 0
 
 
-def with_output_errors(write: Any, job: Job) -> None:
-    """Write for the first time; a bucket that is not there is a wrong flag."""
+@contextmanager
+def naming_the_output(job: Job) -> Iterator[None]:
+    """Touch the output for the first time: a bucket that is not there is a wrong flag, not a store that is away."""
     try:
-        write()
-    except NotFound as error:
+        yield
+    except (NotFound, BadPath) as error:
         raise UsageError(f"--output {job.output.uri}: {error}") from error
 
 
@@ -179,7 +192,7 @@ def list_images(job: Job, folder: Folder | None, stop: StopRequest) -> Listing:
     listing = Listing(job.ledger, folder, carried, job.config.limit)
     try:
         listing.take(stop.checked(sources.everything(job.sources, carried)))
-    except NotFound as error:
+    except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
     counts = listing.counts
     log.info(

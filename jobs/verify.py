@@ -33,12 +33,11 @@ def verify(flags: Any) -> int:
     success = runs.read_success(output)
     if success is None:
         raise InputError(f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way")
-    if "run_id" not in success:
-        raise BooksError(f"{output.at('_SUCCESS')} is damaged")
+    if "run_id" not in success or not isinstance(said := success.get("counts"), dict):
+        raise BooksError(f"{output.at('_SUCCESS')} is damaged: run classify.py again, it will do no work twice")
     found = books.audit(output, output.folder(f"runs/{success['run_id']}/listing"))
     found.require_balance()
     counted = {"listed": found.listed, "labelled": found.labelled, "rejected": found.rejected, "kept": found.kept}
-    said = success.get("counts", {})
     wrong = [
         f"{name}: {said.get(name)} said, {number} found" for name, number in counted.items() if said.get(name) != number
     ]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+BATCH_SIZES = {"cpu": 32, "cuda": 128}
+
+
 def choose_device(asked: str) -> torch.device:
     """Return the device of this process.
 
@@ -76,10 +79,12 @@ class Whole(torch.nn.Module):
 class TorchRuntime:
     """Runs a model in batches of one size."""
 
-    def __init__(self, model: Model, *, k: int, batch_size: int, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, model: Model, *, k: int, batch_size: int | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self._whole = Whole(model, model.network(), k, self.dtype).to(self.device)
         self._whole.net.to(memory_format=torch.channels_last)
         self._whole.check(model)

@@ -13,6 +13,7 @@ from imgbatch.listing import Found, conform
 from imgbatch.sources import objects
 from imgbatch.sources.manifest import SUFFIXES, Manifest
 from imgbatch.storage import Meta, Stores, absolute
+from imgbatch.storage.faults import guarded
 
 _CONTAINERS = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -35,6 +36,8 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
     """
     if not inputs:
         raise InputError("nothing to classify: give --input a prefix, folder, glob, object or manifest")
+    if not all(uri.strip() for uri in inputs):
+        raise InputError("--input is empty, which would be the working directory: write --input . if that is meant")
     return [_recognise(stores, absolute(uri), config) for uri in inputs]
 
 
@@ -46,7 +49,7 @@ def carried_by(sources: Sequence[Source]) -> pa.Schema:
     """
     try:
         return pa.unify_schemas([source.carried for source in sources], promote_options="permissive")
-    except pa.ArrowTypeError as error:
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         raise InputError(f"the manifests' columns do not go together: {error}") from error
 
 
@@ -60,8 +63,9 @@ def everything(sources: Sequence[Source], carried: pa.Schema) -> Iterator[Found]
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     meta = _head(stores, uri)
     lower = uri.lower()
-    if meta is None and objects.MAGIC.search(uri):
-        return Source(uri, "glob", lambda: objects.matching(stores, uri, config.suffixes))
+    if meta is None and objects.MAGIC.search(uri) and not objects.is_folder(stores, uri):
+        glob = objects.Glob.of(stores, uri)
+        return Source(uri, "glob", lambda: glob.found(stores, config.suffixes))
     if meta is None:
         if config.format == "manifest":
             raise InputError(f"{uri} is not there, so it cannot be read as a manifest")
@@ -76,7 +80,16 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
 
 
 def _head(stores: Stores, uri: str) -> Meta | None:
-    """Return what is known of the object of that name, None if there is none."""
+    """Return what is known of the object of that name, None if there is none.
+
+    Raises:
+        InputError: no store can have such a name.
+    """
+    try:
+        with guarded("open", uri):
+            stores.resolve(uri)
+    except BadPath as error:
+        raise InputError(str(error)) from error
     try:
         return stores.call("look at", uri, lambda store, path: store.head(path) if path else None)
     except (NotFound, BadPath):

@@ -20,6 +20,7 @@ from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, LISTING
 from imgbatch.storage import Stores, join
+from imgbatch.storage.base import unquoted_all
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
 _OWN = ("uri", "size", "etag")
@@ -40,8 +41,11 @@ class Manifest:
         self.carried: pa.Schema = pa.schema([])
         if first is None:
             return
-        if "uri" not in first.schema.names:
-            raise InputError(f"{uri} has no column 'uri'; it has: {', '.join(first.schema.names) or 'none'}")
+        names = first.schema.names
+        if "uri" not in names:
+            raise InputError(f"{uri} has no column 'uri'; it has: {', '.join(names) or 'none'}")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{uri} has more than one column {', '.join(map(repr, twice))}")
         self.carried = pa.schema(
             [(CARRIED + entry.name, _plain(entry.type)) for entry in first.schema if _travels(entry)]
         )
@@ -49,9 +53,12 @@ class Manifest:
     def found(self) -> Iterator[Found]:
         """Yield the rows that name an image; those with an empty `uri` are counted as ignored."""
         for rows in self._rows():
-            named = rows.filter(pc.fill_null(pc.not_equal(rows["uri"].cast(pa.string()), ""), False))
-            for batch in named.combine_chunks().to_batches():
-                yield Found(self._listed(batch))
+            try:
+                named = rows.filter(pc.fill_null(pc.not_equal(rows["uri"].cast(pa.string()), ""), False))
+                listed = [self._listed(batch) for batch in named.combine_chunks().to_batches()]
+            except pa.ArrowException as error:
+                raise InputError(f"{self._uri}: {error}") from error
+            yield from map(Found, listed)
             if len(named) < len(rows):
                 yield Found(_nothing(), ignored=len(rows) - len(named))
 
@@ -60,7 +67,7 @@ class Manifest:
         columns = {
             "uri": pa.array(uris, pa.string()),
             "size": self._sizes(rows),
-            "etag": pc.utf8_trim(_text(rows, "etag"), characters='W/"'),
+            "etag": unquoted_all(_text(rows, "etag")),
             "last_modified": pa.nulls(len(rows), LISTING.field("last_modified").type),
         }
         for entry in self.carried:
@@ -68,9 +75,12 @@ class Manifest:
         return pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried]))
 
     def _sizes(self, rows: pa.RecordBatch) -> pa.Array:
-        text = _text(rows, "size")
+        text = pc.utf8_trim_whitespace(_text(rows, "size"))
+        # Tables that know no integer without a value write 123.0 and nan.
+        text = pc.replace_substring_regex(text, pattern=r"\.0+$", replacement="")
+        unknown = pc.fill_null(pc.match_substring_regex(text, pattern=r"^(-.*|nan|NaN|)$"), True)
         try:
-            return pc.if_else(pc.equal(text, ""), None, text).cast(pa.int64())
+            return pc.if_else(unknown, None, text).cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{self._uri}: column 'size' holds something that is no number of bytes: {error}"
@@ -82,7 +92,7 @@ class Manifest:
         with self._stores.open(self._uri) as file:
             try:
                 yield from read(file)
-            except (pa.ArrowInvalid, UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (ValueError, RecursionError, pa.ArrowException) as error:  # JSON and Unicode errors are ValueErrors
                 raise InputError(f"{self._uri} cannot be read as {suffix}: {error}") from error
 
 

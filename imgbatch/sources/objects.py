@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from imgbatch.config import IMAGE_SUFFIXES
+from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.schema import LISTING
 from imgbatch.storage import Folder, Meta, Stores
@@ -26,7 +28,8 @@ def candidate_pattern(suffixes: str) -> str | None:
     """
     if suffixes == "*":
         return None
-    known = IMAGE_SUFFIXES if suffixes == "images" else [part.strip(" .").lower() for part in suffixes.split(",")]
+    named = [part.strip(" .") for part in suffixes.split(",")]
+    known = IMAGE_SUFFIXES if suffixes == "images" else [part for part in named if part]
     bare = r"[^./\n][^./]*" if suffixes == "images" else r"[^\s\S]"
     return rf"(?i)(^|/)({bare}|[^./][^/]*\.({'|'.join(map(re.escape, known))}))$"
 
@@ -36,15 +39,43 @@ def below(stores: Stores, uri: str, suffixes: str) -> Iterator[Found]:
     yield from _select(stores, uri, candidate_pattern(suffixes), lambda paths: None)
 
 
-def matching(stores: Stores, uri: str, suffixes: str) -> Iterator[Found]:
-    """Yield the candidates that match a glob, in which `*` stays within a folder and `**` does not."""
-    base = uri[: MAGIC.search(uri).start()].rpartition("/")[0] or "/"  # type: ignore[union-attr]
-    pattern = glob_translate(stores.resolve(uri)[1])
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A pattern in which `*` stays within a folder and `**` does not, and the folder to look for it in."""
 
-    def match(paths: pa.Array) -> pa.Array:
-        return pc.match_substring_regex(paths, pattern=_for_re2(pattern))
+    base: str
+    pattern: str
 
-    yield from _select(stores, base, candidate_pattern(suffixes), match)
+    @classmethod
+    def of(cls, stores: Stores, uri: str) -> Glob:
+        """Read a URI as a glob.
+
+        Raises:
+            InputError: it cannot be one.
+        """
+        before, _, _ = uri[: MAGIC.search(uri).start()].rpartition("/")  # type: ignore[union-attr]
+        if before.endswith(":/"):
+            raise InputError(f"{uri}: the name of a bucket or host cannot be a pattern")
+        try:
+            # Arrow matches with RE2, which spells the end of the text in its own way.
+            pattern = "^" + glob_translate(stores.resolve(uri)[1]).replace(r"\Z", r"\z")
+            pc.match_substring_regex(pa.array([""]), pattern=pattern)
+        except ValueError as error:
+            raise InputError(f"{uri} is no glob that can be read: {error}") from error
+        return cls(before or "/", pattern)
+
+    def found(self, stores: Stores, suffixes: str) -> Iterator[Found]:
+        """Yield the candidates that match."""
+
+        def match(paths: pa.Array) -> pa.Array:
+            return pc.match_substring_regex(paths, pattern=self.pattern)
+
+        yield from _select(stores, self.base, candidate_pattern(suffixes), match)
+
+
+def is_folder(stores: Stores, uri: str) -> bool:
+    """Return whether something lies below a name."""
+    return any(len(found) for found in Folder(stores, uri).found())
 
 
 def single(stores: Stores, uri: str, meta: Meta) -> Iterator[Found]:
@@ -56,8 +87,9 @@ def single(stores: Stores, uri: str, meta: Meta) -> Iterator[Found]:
 def _select(
     stores: Stores, base: str, candidate: str | None, match: Callable[[pa.Array], pa.Array | None]
 ) -> Iterator[Found]:
-    store, _ = stores.resolve(base)
-    prefix = store.uri("")  # every store's URI is its path behind a fixed beginning
+    _, path = stores.resolve(base)
+    # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
+    prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
     for found in Folder(stores, base).found():
         chosen = match(found["path"])
         if chosen is not None:
@@ -68,8 +100,3 @@ def _select(
         uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
         batch = pa.record_batch([uris, found["size"], found["etag"], found["last_modified"]], schema=LISTING)
         yield Found(batch, ignored=total - len(found))
-
-
-def _for_re2(pattern: str) -> str:
-    """Return a pattern of Python's `re` in the dialect of RE2, which Arrow matches with."""
-    return pattern.replace(r"\Z", r"\z")

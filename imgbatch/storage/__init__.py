@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 
 from imgbatch.config import StorageConfig
-from imgbatch.errors import BadPath, ConfigError, NotFound, TimedOut, Unreachable
+from imgbatch.errors import BadPath, ConfigError, NotFound, StoreError, TimedOut, Unreachable
 from imgbatch.storage import s3
 from imgbatch.storage.base import Meta, Store
 from imgbatch.storage.faults import guarded
@@ -32,9 +33,12 @@ _S3 = ("s3", "s3a")
 _BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
 
 
+_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
+
+
 def _parts(uri: str) -> tuple[str, str]:
-    protocol, separator, rest = uri.partition("://")
-    return (protocol, rest) if separator and protocol.isalnum() else ("", uri)
+    found = _PROTOCOL.match(uri)
+    return (found[1], uri[found.end() :]) if found else ("", uri)
 
 
 def is_local(uri: str) -> bool:
@@ -64,9 +68,11 @@ def join(folder: str, name: str) -> str:
         return absolute(name)
     protocol, base = _parts(folder)
     whole = f"{base.rstrip('/')}/{name}"
-    if {".", ".."} & set(name.split("/")):
+    if not protocol:
+        return os.path.abspath(whole)
+    if {".", ".."} & set(name.split("/")):  # elsewhere a//b is another name than a/b
         whole = os.path.normpath(whole)
-    return f"{protocol}://{whole}" if protocol else whole
+    return f"{protocol}://{whole}"
 
 
 class Stores:
@@ -100,7 +106,7 @@ class Stores:
         """
         protocol, rest = _parts(uri)
         bucket = rest.partition("/")[0]
-        if "::" in uri and not is_local(uri) and "::" in uri.partition("/")[0]:
+        if "::" in protocol:
             raise BadPath(f"{uri}: chained file systems are not read")
         if protocol in _BUCKETS and not bucket:
             raise BadPath(f"{uri} names no bucket")
@@ -111,8 +117,17 @@ class Stores:
         return store, store.path(uri)
 
     def read(self, uri: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return an object's bytes and what was read."""
-        return self.call("read", uri, lambda store, path: store.read(path, limit))
+        """Return an object's bytes and what was read.
+
+        Raises:
+            StoreError: as `call`; BadPath for a protocol that does not exist, which is the fault of one row of a manifest.
+        """
+        try:
+            return self.call("read", uri, lambda store, path: store.read(path, limit))
+        except ConfigError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise BadPath(f"read {uri}: {error}") from error
+            raise
 
     @contextmanager
     def open(self, uri: str) -> Iterator[BinaryIO]:
@@ -139,11 +154,11 @@ class Stores:
                     raise
                 plain = True  # a key that obstore refuses; s3fs takes it
                 continue
-            except (Unreachable, TimedOut) as error:
-                if attempt > self._config.retries:
-                    error.attempts = attempt
+            except StoreError as error:
+                error.attempts = attempt
+                if not isinstance(error, Unreachable | TimedOut) or attempt > self._config.retries:
                     raise
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10))
             time.sleep(wait * (0.5 + random.random() / 2))
             attempt += 1
 
@@ -158,8 +173,8 @@ class Stores:
             options = options if flat is None else s3.for_s3fs(flat)
         try:
             return Other(protocol, options)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{protocol}://: {error}") from error
+        except (ValueError, ImportError, TypeError) as error:
+            raise ConfigError(f"{protocol}://: {error}; see storage.options") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +197,8 @@ class Folder:
         return self.stores.read(self.at(name))[0]
 
     def read_tagged(self, name: str) -> tuple[bytes, str | None]:
-        """Return the content of an object and the ETag that `replace` wants."""
-        data, meta = self.stores.read(self.at(name))
-        return data, meta.etag
+        """Return the content of an object and the tag that `replace` wants."""
+        return self.stores.call("read", self.at(name), lambda store, path: store.read_tagged(path))
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object that must not exist yet; Exists if it does."""
@@ -194,9 +208,9 @@ class Folder:
         """Write an object, over an existing one if there is one."""
         self.stores.call("write", self.at(name), lambda store, path: store.put(path, data))
 
-    def replace(self, name: str, data: bytes, etag: str | None) -> None:
+    def replace(self, name: str, data: bytes, tag: str | None) -> None:
         """Write over an object that has not changed since; Conflict if it has."""
-        self.stores.call("replace", self.at(name), lambda store, path: store.replace(path, data, etag))
+        self.stores.call("replace", self.at(name), lambda store, path: store.replace(path, data, tag))
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""

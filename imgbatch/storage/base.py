@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgbatch.schema import LISTING
 
@@ -33,9 +34,6 @@ class Store(Protocol):
     def path(self, uri: str) -> str:
         """Return the store's own name for a URI."""
 
-    def uri(self, path: str) -> str:
-        """Return the URI of a path that this store listed."""
-
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes and what was read; TooLarge beyond `limit` bytes."""
 
@@ -54,8 +52,11 @@ class Store(Protocol):
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""
 
-    def replace(self, path: str, data: bytes, etag: str | None) -> None:
-        """Write over an object that still has this ETag, where the store can check that."""
+    def read_tagged(self, path: str) -> tuple[bytes, str | None]:
+        """Return an object's bytes and the tag of this version of it; None where the store has no such thing."""
+
+    def replace(self, path: str, data: bytes, tag: str | None) -> None:
+        """Write over an object that is still the version with this tag, where the store can check that."""
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -68,3 +69,13 @@ def unquoted(etag: str | None) -> str | None:
     ('abc', None)
     """
     return etag.removeprefix("W/").strip('"') or None if etag else None
+
+
+def unquoted_all(etags: pa.Array) -> pa.Array:
+    """Return a column of ETags as `unquoted` returns each.
+
+    >>> unquoted_all(pa.array(['W/"abcW"', "", None])).to_pylist()
+    ['abcW', None, None]
+    """
+    bare = pc.replace_substring_regex(etags.cast(pa.string()), pattern=r'^(W/)?"*|"*$', replacement="")
+    return pc.if_else(pc.equal(bare, ""), None, bare)

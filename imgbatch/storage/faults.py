@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from imgbatch.config import masked
 from imgbatch.errors import (
     BadPath,
     Conflict,
@@ -38,6 +39,7 @@ _ERRNO: dict[int, Verdict] = {
     errno.ENOENT: NotFound,
     errno.ENOTDIR: NotFound,
     errno.EISDIR: BadPath,
+    errno.ENXIO: BadPath,
     errno.ELOOP: BadPath,
     errno.ENAMETOOLONG: BadPath,
     errno.EACCES: Forbidden,
@@ -66,9 +68,10 @@ def of_status(status: int) -> Verdict:
 def _by_text(error: BaseException) -> Verdict:
     """Judge an error that carries its HTTP status, or its cause, in its message alone."""
     text = str(error)
-    if _DENIED.search(text):
+    status = _STATUS_IN_TEXT.search(text)
+    if (status is None or status[1] == "400") and _DENIED.search(text):  # a key may hold such a word as well
         return Forbidden
-    if status := _STATUS_IN_TEXT.search(text):
+    if status:
         return of_status(int(status[1]))
     return TimedOut if _LATE.search(text) else Unreachable
 
@@ -109,6 +112,11 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "obstore.exceptions.UnauthenticatedError": Forbidden,
     "obstore.exceptions.InvalidPathError": BadPath,
     "obstore.exceptions.NotSupportedError": BadPath,
+    "obstore.exceptions.NotFoundError": NotFound,
+    "obstore.exceptions.NotModifiedError": Conflict,
+    "obstore.exceptions.UnknownConfigurationKeyError": BadPath,
+    "obstore.exceptions.JoinError": Unreachable,
+    "obstore.exceptions.GenericError": _by_text,
     "obstore.exceptions.BaseError": _by_text,
     # botocore, which s3fs lets through in places
     "botocore.exceptions.NoCredentialsError": Forbidden,
@@ -116,6 +124,11 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "botocore.exceptions.CredentialRetrievalError": Forbidden,
     "botocore.exceptions.ProfileNotFound": Forbidden,
     "botocore.exceptions.TokenRetrievalError": Forbidden,
+    "botocore.exceptions.NoAuthTokenError": Forbidden,
+    "botocore.exceptions.SSOError": Forbidden,
+    "botocore.exceptions.LoginError": Forbidden,
+    "botocore.exceptions.RefreshWithMFAUnsupportedError": Forbidden,
+    "botocore.exceptions.UnknownCredentialError": Forbidden,
     "botocore.exceptions.ParamValidationError": BadPath,
     "botocore.exceptions.ConnectTimeoutError": TimedOut,
     "botocore.exceptions.ReadTimeoutError": TimedOut,
@@ -128,6 +141,8 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "aiohttp.client_exceptions.ClientError": Unreachable,
     # gcsfs and adlfs
     "gcsfs.retry.HttpError": _by_attribute,
+    "google.auth.exceptions.TransportError": Unreachable,
+    "google.auth.exceptions.TimeoutError": TimedOut,
     "google.auth.exceptions.GoogleAuthError": Forbidden,
     "azure.core.exceptions.ResourceNotFoundError": NotFound,
     "azure.core.exceptions.ResourceExistsError": Exists,
@@ -142,6 +157,9 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "builtins.FileExistsError": Exists,
     "builtins.IsADirectoryError": BadPath,
     "builtins.ConnectionError": Unreachable,
+    "ssl.SSLError": Unreachable,  # its errno is a number of the TLS library's, as those of the next two are a resolver's
+    "socket.gaierror": Unreachable,
+    "socket.herror": Unreachable,
     "builtins.OSError": _by_errno,
     "builtins.EOFError": Unreachable,
     "builtins.ValueError": BadPath,
@@ -170,7 +188,7 @@ def _text(error: Exception) -> str:
 
 def translate(error: Exception, operation: str, uri: str) -> StoreError:
     """Return the error of ours for `error`, naming what was done to which URI, in one line."""
-    return judge(error)(f"{operation} {uri}: {_text(error)}")
+    return judge(error)(masked(f"{operation} {uri}: {_text(error)}"))
 
 
 @contextmanager

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from imgbatch.errors import BadPath, NotFound, StoreError, TooLarge
+from imgbatch.errors import BadPath, Conflict, NotFound, StoreError, TimedOut, TooLarge
 from imgbatch.storage.base import FOUND, Meta
 
 _BATCH = 10_000
+_LOCK_S = 30.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -30,20 +35,15 @@ class LocalStore:
         """Return the path of a URI."""
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))
 
-    def uri(self, path: str) -> str:
-        """Return the path itself: tables hold local files without a scheme."""
-        return path
-
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return the content; anything but a regular file is refused, since a FIFO would never end."""
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb", buffering=0) as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadPath(f"read {path}: not a regular file")
-            if limit is not None and status.st_size > limit:
-                raise TooLarge(f"read {path}: {status.st_size} bytes are more than {limit}")
-            return file.readall(), _meta(status)
+        data, status = _read(path, limit)
+        return data, _meta(status)
+
+    def read_tagged(self, path: str) -> tuple[bytes, str | None]:
+        """Return the content and what tells this file from the one that may take its place."""
+        data, status = _read(path, None)
+        return data, _tag(status)
 
     def open(self, path: str) -> BinaryIO:
         """Return the file, to be read as a stream."""
@@ -63,9 +63,9 @@ class LocalStore:
         """
         if not os.path.lexists(path):  # as in an object store, a folder is there once something is in it
             return
-        names: list[str] = []
+        names: list[bytes] = []
         statuses: list[os.stat_result] = []
-        for name, status in _walk(path, frozenset()):
+        for name, status in _walk(os.fsencode(path)):
             names.append(name)
             statuses.append(status)
             if len(names) == _BATCH:
@@ -101,13 +101,66 @@ class LocalStore:
         os.replace(_write_beside(path, data), path)
         _sync_folder(path)
 
-    def replace(self, path: str, data: bytes, etag: str | None) -> None:
-        """Write a file over an existing one."""
-        self.put(path, data)
+    def replace(self, path: str, data: bytes, tag: str | None) -> None:
+        """Write a file over one that is still the version with this tag; Conflict if it is not."""
+        temporary = _write_beside(path, data)
+        try:
+            with _alone_in(os.path.dirname(path)):
+                if _tag(os.stat(path)) != tag:
+                    raise Conflict(f"replace {path}: another writer has replaced it")
+                os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path)
 
     def delete(self, path: str) -> None:
         """Remove a file; one that is not there is no error."""
         Path(path).unlink(missing_ok=True)
+
+
+def _read(path: str, limit: int | None) -> tuple[bytes, os.stat_result]:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb", buffering=0) as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadPath(f"read {path}: not a regular file")
+        if limit is not None and status.st_size > limit:
+            raise TooLarge(f"read {path}: {status.st_size} bytes are more than {limit}")
+        return file.readall(), status
+
+
+def _tag(status: os.stat_result) -> str:
+    return f"{status.st_dev}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Let one writer at a time compare and replace in a folder. The lock goes with its process, however that ends.
+
+    A file system without such locks (some of those that come over a network) leaves the moment between comparing and
+    replacing open.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ends = time.monotonic() + _LOCK_S
+        with suppress(OSError):
+            while not _locked(handle):
+                if time.monotonic() > ends:
+                    raise TimedOut(f"lock {folder}: another process has held it for {_LOCK_S:.0f} s")
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_beside(path: str, data: bytes) -> str:
@@ -128,29 +181,56 @@ def _write_beside(path: str, data: bytes) -> str:
 
 
 def _sync_folder(path: str) -> None:
-    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # so say file systems that cannot sync a folder
+            raise
     finally:
         os.close(handle)
 
 
-def _walk(path: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    status = os.stat(path)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    with os.scandir(path) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        try:
-            status = entry.stat()
-        except FileNotFoundError:  # gone since, or a link to nothing
+def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield the regular files below `top`, folders in their place among the names. A stack, since trees may be deep."""
+    stack = [_opened(top, frozenset())]
+    while stack:
+        folder, above, names = stack[-1]
+        name = next(names, None)
+        if name is None:
+            stack.pop()
             continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(entry.path, above | {identity})
-        elif stat.S_ISREG(status.st_mode):
-            yield entry.path, status
+        path = os.path.join(folder, name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):  # gone since, or a link to nothing or to itself
+                continue
+            raise
+        if stat.S_ISREG(status.st_mode):
+            yield path, status
+        elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in above:
+            with suppress(FileNotFoundError):
+                stack.append(_opened(path, above))
+
+
+def _opened(
+    path: bytes, above: frozenset[tuple[int, int]]
+) -> tuple[bytes, frozenset[tuple[int, int]], Iterator[bytes]]:
+    """Return a folder, the identities of those above it and its own, and its sorted names."""
+    status = os.stat(path)
+    chunks: list[pa.Array] = []
+    with os.scandir(path) as entries:  # millions of names in one folder: bytes in Arrow, not objects
+        while some := [entry.name for entry in islice(entries, _BATCH)]:
+            chunks.append(pa.array(some, pa.large_binary()))
+    return path, above | {(status.st_dev, status.st_ino)}, _ordered(pa.chunked_array(chunks, pa.large_binary()))
+
+
+def _ordered(names: pa.ChunkedArray) -> Iterator[bytes]:
+    whole = pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.large_binary())
+    order = pc.array_sort_indices(whole)
+    for start in range(0, len(order), _BATCH):
+        yield from whole.take(order.slice(start, _BATCH)).to_pylist()
 
 
 def _meta(status: os.stat_result) -> Meta:
@@ -158,9 +238,9 @@ def _meta(status: os.stat_result) -> Meta:
     return Meta(size=status.st_size, etag=None, last_modified=modified)
 
 
-def _batch(names: list[str], statuses: list[os.stat_result]) -> pa.RecordBatch:
+def _batch(names: list[bytes], statuses: list[os.stat_result]) -> pa.RecordBatch:
     # A name that is not UTF-8 is kept readable; reading it fails, which makes it a reject instead of a loss.
-    readable = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+    readable = [name.decode("utf-8", "backslashreplace") for name in names]
     return pa.record_batch(
         [
             pa.array(readable, pa.string()),

@@ -27,10 +27,6 @@ class Other:
         """Return fsspec's name for a URI."""
         return str(self._fs._strip_protocol(uri))
 
-    def uri(self, path: str) -> str:
-        """Return the URI of what fsspec calls `path`."""
-        return str(self._fs.unstrip_protocol(path))
-
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes. fsspec tells no ETag with them; asking for it would cost a request an image."""
         data = self._fs.cat_file(path)
@@ -77,7 +73,11 @@ class Other:
         """Write an object, whether it exists or not."""
         self._fs.pipe_file(path, data)
 
-    def replace(self, path: str, data: bytes, etag: str | None) -> None:
+    def read_tagged(self, path: str) -> tuple[bytes, str | None]:
+        """Return an object's bytes, without a tag."""
+        return self.read(path)[0], None
+
+    def replace(self, path: str, data: bytes, tag: str | None) -> None:
         """Write over an object; fsspec has no condition for it."""
         self.put(path, data)
 

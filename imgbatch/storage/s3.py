@@ -7,19 +7,22 @@ where a conditional creation fails (docs/LOG.md). What it cannot express goes th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import obstore
 import obstore.exceptions
 import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import S3Store
 
-from imgbatch.errors import Forbidden, TooLarge
-from imgbatch.storage.base import FOUND, Meta, unquoted
+from imgbatch.errors import ConfigError, Forbidden, TooLarge
+from imgbatch.storage.base import FOUND, Meta, unquoted, unquoted_all
 
 _PAGE = 1000  # keys in one answer of S3
+_HEADS_AT_ONCE = 16
 
 # What s3fs calls its options, and what obstore calls the same.
 _OPTIONS = {
@@ -108,31 +111,31 @@ class S3:
 
     def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float) -> None:
         self._bucket, self._options = bucket, options
-        config: Any = {_OPTIONS[key]: value for key, value in options.items() if key in _OPTIONS}
+        config: Any = {_OPTIONS[key]: _spelt(value) for key, value in options.items() if key in _OPTIONS}
         config.setdefault("region", "us-east-1")
         endpoint = str(config.get("endpoint", ""))
         given = bool(options.get("anon") or options.get("key"))
-        self._store = S3Store(
-            bucket,
-            config=config,
-            virtual_hosted_style_request=not endpoint,
-            client_options={
-                "timeout": f"{timeout_s}s",
-                "connect_timeout": f"{min(timeout_s, 10.0)}s",
-                "allow_http": endpoint.startswith("http://"),
-            },
-            # Attempts are counted, and waits limited, in one place for every store: `Stores`.
-            retry_config={"max_retries": 0},
-            credential_provider=None if given else BotoCredentials(options.get("profile")),  # type: ignore[arg-type]
-        )
+        credentials: Any = None if given else BotoCredentials(options.get("profile"))
+        try:
+            self._store = S3Store(
+                bucket,
+                config=config,
+                virtual_hosted_style_request=not endpoint,
+                client_options={
+                    "timeout": f"{timeout_s}s",
+                    "connect_timeout": f"{min(timeout_s, 10.0)}s",
+                    "allow_http": endpoint.startswith("http://"),
+                },
+                # Attempts are counted, and waits limited, in one place for every store: `Stores`.
+                retry_config={"max_retries": 0},
+                credential_provider=credentials,
+            )
+        except (obstore.exceptions.BaseError, TypeError) as error:
+            raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
 
     def path(self, uri: str) -> str:
         """Return the key of a URI."""
         return uri.partition("://")[2].partition("/")[2]
-
-    def uri(self, path: str) -> str:
-        """Return the URI of a key."""
-        return f"s3://{self._bucket}/{path}"
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes and what was read, in one GET."""
@@ -152,14 +155,32 @@ class S3:
         try:
             for chunk in obstore.list(self._store, path or None, chunk_size=_PAGE, return_arrow=True):
                 found = pa.record_batch(chunk)
-                etag = pc.utf8_trim(found["e_tag"], characters='W/"')
                 last = found["path"][-1].as_py() if len(found) else last
-                yield pa.record_batch(
-                    [found["path"].cast(pa.string()), found["size"].cast(pa.int64()), etag, found["last_modified"]],
-                    schema=FOUND,
-                )
+                columns = [found["path"].cast(pa.string()), found["size"].cast(pa.int64())]
+                columns += [unquoted_all(found["e_tag"]), found["last_modified"]]
+                yield self._without_markers(path, pa.record_batch(columns, schema=FOUND))
         except obstore.exceptions.InvalidPathError:
             yield from self._list_any_key(path, last)
+
+    def _without_markers(self, path: str, found: pa.RecordBatch) -> pa.RecordBatch:
+        """Leave out what stands for a folder: an empty object named `a/`, which obstore lists, and only lists, as `a`."""
+        empty = np.flatnonzero(pc.equal(found["size"], 0).to_numpy(zero_copy_only=False))
+        if not len(empty):
+            return found
+        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+            kept = np.ones(len(found), bool)
+            names = found["path"].take(pa.array(empty)).to_pylist()
+            kept[empty] = list(pool.map(lambda name: name != path and self._is_there(name), names))
+        return found.filter(pa.array(kept))
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self.head(path)
+        except FileNotFoundError:
+            return False
+        except obstore.exceptions.BaseError:  # no right to look at it, say: reading it will tell
+            return True
+        return True
 
     def _list_any_key(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
         """Go on listing behind the key `after` with s3fs, which takes keys that obstore refuses: `a//b`, control codes."""
@@ -196,16 +217,26 @@ class S3:
         """Write an object, whether it exists or not."""
         obstore.put(self._store, path, data, use_multipart=False)
 
-    def replace(self, path: str, data: bytes, etag: str | None) -> None:
+    def read_tagged(self, path: str) -> tuple[bytes, str | None]:
+        """Return an object's bytes and its ETag, quoted as the server gave it."""
+        answer = obstore.get(self._store, path)
+        return answer.bytes().to_bytes(), answer.meta["e_tag"]
+
+    def replace(self, path: str, data: bytes, tag: str | None) -> None:
         """Write over an object that still has this ETag (If-Match)."""
-        if etag is None:
+        if tag is None:
             return self.put(path, data)
-        obstore.put(self._store, path, data, mode={"e_tag": f'"{etag}"'}, use_multipart=False)
+        obstore.put(self._store, path, data, mode={"e_tag": tag}, use_multipart=False)
         return None
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
         obstore.delete(self._store, path)
+
+
+def _spelt(value: Any) -> Any:
+    """Return an option as obstore takes it: `--set storage.options.key=123` gives a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _meta(answer: Mapping[str, Any]) -> Meta:

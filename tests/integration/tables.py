@@ -73,3 +73,21 @@ def download(bucket: S3Store, prefix: str, target: Path) -> Path:
 def require_single(output: Path, expected: Sequence[str]) -> None:
     """Require that each expected image is in exactly one row of the two tables, and nothing else is."""
     assert sorted(names(output) + names(output, "rejects")) == sorted(expected)
+
+
+def by_hand(model: Path, images: list[Path]) -> dict[str, tuple[str, float, float]]:
+    """Return label, score and lead over the second best of each image, with timm's own transform and network."""
+    import timm
+    import torch
+    from PIL import Image
+
+    config = json.loads((model / "config.json").read_text())
+    net = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    found = {}
+    for path in images:
+        with Image.open(path) as image, torch.inference_mode():
+            scores = net(transform(image.convert("RGB"))[None]).softmax(1)[0].topk(2)
+        lead = float(scores.values[0] - scores.values[1])
+        found[path.name] = (config["label_names"][int(scores.indices[0])], float(scores.values[0]), lead)
+    return found

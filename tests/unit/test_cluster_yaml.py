@@ -9,16 +9,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import botocore.session as botocore_session
+import jsonschema
 import pytest
+import ray
 import yaml
-
-ray = pytest.importorskip("ray")
-jsonschema = pytest.importorskip("jsonschema")
-botocore_session = pytest.importorskip("botocore.session")
-
-from botocore.validate import ParamValidator  # noqa: E402
-from ray._private.runtime_env.packaging import get_excludes_from_ignore_files  # noqa: E402
-from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: E402
+from botocore.validate import ParamValidator
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")

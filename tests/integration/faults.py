@@ -1,0 +1,122 @@
+"""Faults put into processes from outside: a `sitecustomize` on PYTHONPATH, and a proxy before the S3 server.
+
+The product has no hook for tests; what a fault needs is wrapped around its functions when a module is imported.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from textwrap import indent
+
+_HOOK = '''
+import importlib.abc, importlib.util, os, signal, sys, time
+
+def patch(module):
+{body}
+
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != {name!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), patch(module))
+        return spec
+
+sys.meta_path.insert(0, Hook())
+'''
+
+
+def patched(place: Path, module: str, body: str) -> dict[str, str]:
+    """Return an environment in which every Python process runs `body` when it has imported `module`."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "sitecustomize.py").write_text(_HOOK.format(name=module, body=indent(body, "    ")))
+    return {"PYTHONPATH": str(place)}
+
+
+def slow_decoding(place: Path, seconds: float) -> dict[str, str]:
+    """Return an environment in which each image takes so long that a run can be met in its middle."""
+    return patched(
+        place,
+        "imgbatch.decode",
+        f"original = module.decode\nmodule.decode = lambda *a, **k: (time.sleep({seconds}), original(*a, **k))[1]\n",
+    )
+
+
+Plan = Callable[[str, str, int], int | None]
+"""(method, path, how often this was asked before) -> the status to answer with; 0: hang up; None: let it through."""
+
+
+@contextmanager
+def proxy(endpoint: str, plan: Plan) -> Iterator[str]:
+    """Serve what the S3 server serves, but for what the plan answers itself; yield the URL."""
+    target = re.sub("^http://", "", endpoint)
+    asked: dict[tuple[str, str], int] = {}
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except (ConnectionError, TimeoutError):
+                self.close_connection = True
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with lock:
+                count = asked.get((self.command, self.path), 0)
+                asked[self.command, self.path] = count + 1
+            status = plan(self.command, self.path, count)
+            if status == 0:
+                self.close_connection = True
+                return
+            if status is not None:
+                self._reply(status, [("Content-Type", "application/xml")], _error(status))
+                return
+            connection = http.client.HTTPConnection(target, timeout=30)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            self._reply(answer.status, answer.getheaders(), answer.read())
+            connection.close()
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+
+        def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            known = dict((name.lower(), value) for name, value in headers)
+            length = known.get("content-length", "0") if self.command == "HEAD" else str(len(body))
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _error(status: int) -> bytes:
+    code = {403: "AccessDenied", 404: "NoSuchKey", 503: "SlowDown"}.get(status, "InternalError")
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by plan</Message></Error>".encode()

@@ -1,0 +1,83 @@
+"""The documentation is held against the code: keys, codes, columns, flags and the map of the house."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from imgbatch import cli, config, errors, rejects, schema
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = sorted(path.relative_to(ROOT) for folder in ("imgbatch", "jobs") for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_every_config_key_is_in_the_readme_with_its_default_and_help() -> None:
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*) \|$", README, re.MULTILINE))
+    for key, default, help in config.describe():
+        if "." in key or key == "top_k":
+            assert rows.get(key) == f"{f'`{default}`' if default else ''} | {help}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_every_module_is_on_the_map(path: Path) -> None:
+    if path.name == "__init__.py":
+        assert path.parent.name in ("imgbatch", "jobs") or f"`{path.parent}/`" in README
+    else:
+        assert f"`{path.name}`" in README or f"`{path}`" in README
+
+
+def test_every_path_of_the_map_exists() -> None:
+    for path in re.findall(r"^\| `([\w./]+)`", README[README.index("## The house") :], re.MULTILINE):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_column_and_reason_is_in_the_readme() -> None:
+    tables = README[README.index("## What comes out") : README.index("## What is promised")]
+    for name in {*schema.LABELS.names, *schema.REJECTS.names}:
+        assert re.search(rf"\b{name}\b", tables), name
+    for reason in set(rejects.REASONS) - {"duplicate"}:  # of containers, which are not read yet
+        assert reason in README
+
+
+def test_every_exit_code_is_in_readme_and_help() -> None:
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and isinstance(getattr(kind, "exit_code", None), int)
+    }
+    for code in {0, *codes}:
+        assert re.search(rf"^\| {code} \|", README, re.MULTILINE)
+        assert re.search(rf"^  {code}  ", cli.EXIT_CODES, re.MULTILINE)
+    assert "| 130, 143 |" in README and "  130, 143  " in cli.EXIT_CODES
+
+
+def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config() -> None:
+    text = subprocess.run(
+        [sys.executable, "jobs/classify.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    flags = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
+    assert flags == {"--config", "--set", "--input", "--output", "--model", "--limit", "--dry-run"}
+    assert all(key in text for key, _, _ in config.describe() if "." in key)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "runs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_named_run_is_a_valid_config(path: Path) -> None:
+    assert config.load(str(path)).input
+
+
+def test_dependencies_are_pinned_by_plain_lines() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._]+", line) for line in lines)
+    pinned = {line.partition("==")[0].lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in ("demo", "test", "check") for name in project["optional-dependencies"][extra]),
+    ]
+    assert {re.match(r"[A-Za-z0-9-]+", name)[0].lower() for name in wanted} <= pinned  # type: ignore[index]

@@ -1,0 +1,43 @@
+"""Who may import what: the heavy libraries are each in few hands."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "imgbatch"
+ALLOWED = {
+    "ray": {"cluster"},
+    "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
+              "decode", "preprocess"},
+    "timm": {"models/zoo", "models/directory"},
+    "openvino": {"models/on_openvino"},
+    "fsspec": {"storage/other", "sources/objects"},
+    "s3fs": {"storage/s3"},
+    "obstore": {"storage/s3"},
+    "botocore": {"storage/s3"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", ALLOWED)
+def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
+    importers = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            if any(name.split(".")[0] == library for name in names):
+                importers.add(str(path.relative_to(PACKAGE).with_suffix("")))
+    assert importers and importers <= ALLOWED[library]
+
+
+def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys; import jobs.classify; print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
