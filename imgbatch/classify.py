@@ -23,7 +23,7 @@ import pyarrow as pa
 import imgbatch
 from imgbatch import errors
 from imgbatch.config import Config
-from imgbatch.errors import ClusterError, ImgbatchError
+from imgbatch.errors import ClusterError, ImgbatchError, ModelError
 from imgbatch.fetch import Fetched, Fetcher
 from imgbatch.listing import PAGE_ROWS, read_page
 from imgbatch.models import Model
@@ -117,6 +117,8 @@ def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels:
     pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * column.type.byte_width]
     good = np.asarray(images["reason"].is_null())
     prediction = runtime(pixels.reshape(shape) if good.all() else pixels.reshape(shape)[good])
+    if not np.isfinite(prediction.scores).all():
+        raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
     columns = answers(prediction.ids, prediction.scores, labels)
     # Row i of the table takes row places[i] of the answers, or null where it is a reject.
     places = pa.array(np.cumsum(good) - 1, mask=~good)
@@ -236,11 +238,12 @@ class Classify:
         self._lock = Lock()
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
-        """Label a block of decoded images."""
-        if PIXELS not in images.column_names or images["index"][0].as_py() == _FATAL:
-            yield images
-            return
-        yield from _guard(lambda: self.label(images))
+        """Label a block of decoded images; an error that decoding sent goes on to the driver."""
+        failed = images.filter(pa.array(images["index"].to_numpy() == _FATAL))
+        if len(failed):
+            yield _message(_FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
+        else:
+            yield from _guard(lambda: self.label(images))
 
     def label(self, images: pa.Table, **seconds: float) -> pa.Table:
         """Return the results of decoded images; the network is built at the first call."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ class Round:
 
 
 ROUNDS = (Round(256), Round(16), Round(1, alone=True))
+_INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
 _FIRST_ROWS = 32  # the first unit of each actor: the first row should not wait for 256 images
 
 
@@ -81,16 +81,16 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
-    import ray
-
     address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _knock(address)
+    import ray  # behind the variables, which it reads when it is imported
+
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         if ray.is_initialized():
             yield
             return
         try:
-            if address:
-                _knock(address)
             with _hushed():
                 _init(address)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -131,19 +131,30 @@ def _hushed() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would wait for minutes, then kill the process."""
+    """Refuse an address where no cluster answers: Ray itself would wait for minutes, then kill the process.
+
+    A cluster of Ray 2.60 may want a token, which ray.init shows only where RAY_AUTH_MODE says so, and a cluster without
+    does not get on with a driver that shows one.
+    """
+    import grpc
+
     if "://" in address:
         raise ConfigError(
             f"RAY_ADDRESS={address}: Ray Client and job servers are no place for a driver; use HOST:PORT of the head, "
             "or ray job submit --working-dir . -- python jobs/classify.py …"
         )
-    host, _, port = address.rpartition(":")
-    if address == "auto" or not port.isdigit():
+    if address in ("auto", "local"):
         return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
+                b"", timeout=_CONNECT_S, wait_for_ready=False
+            )
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                return
+            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error.details()}") from error
 
 
 def _shipped() -> dict[str, Any] | None:
@@ -236,11 +247,12 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     tables = list(_units(pending, round, plan.actors))
     images = ray.data.from_arrow(tables)
     in_flight = 1 if round.alone else 2
-    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     pool = ActorPoolStrategy(
         min_size=min(plan.min_actors, len(tables)),
         max_size=min(plan.max_actors, len(tables)),
-        initial_size=min(plan.actors, len(tables)),
+        # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
+        initial_size=min(plan.min_actors if plan.split else plan.actors, len(tables)),
         max_tasks_in_flight_per_actor=in_flight if round.alone else 2 * in_flight,
         max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,
@@ -248,11 +260,12 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": _TASK_RETRIES}
     if plan.split:
         images = images.map_batches(
-            decode_block, fn_kwargs={"work": work}, num_cpus=1, max_retries=_TASK_RETRIES, **options
+            decode_block, fn_kwargs={"work": work}, batch_size=None, num_cpus=1, max_retries=_TASK_RETRIES, **options
         )
-        images = images.map_batches(Classify, num_cpus=0, num_gpus=plan.gpus_per_actor, **actor, **options)
+        gpus = plan.gpus_per_actor
+        images = images.map_batches(Classify, batch_size=round.rows, num_cpus=0, num_gpus=gpus, **actor, **options)
     else:
-        images = images.map_batches(LabelImages, num_cpus=1, **actor, **options)
+        images = images.map_batches(LabelImages, batch_size=None, num_cpus=1, **actor, **options)
     yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4)
 
 
@@ -273,6 +286,7 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # what kills a process is narrowed down by rounds, not by failing the job
+    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     # Ray Data will name its own parameters for restarts and retries; until then this is how they are set.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     logging.getLogger("ray").setLevel(logging.CRITICAL)

@@ -196,7 +196,9 @@ class Config:
         if self.limit is not None:
             _at_least("limit", self.limit, 1)
             if self.run.prune:
-                raise ConfigError("run.prune with --limit would delete the rows of all images behind it: drop one of them")
+                raise ConfigError(
+                    "run.prune with --limit would delete the rows of what lies behind it: drop one of them"
+                )
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked, for `run.json` and logs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ class StopRequest:
         self.signum: int | None = None
 
     def install(self) -> StopRequest:
-        """Take both signals over. Ray takes SIGTERM when it starts, so this is called again behind it."""
+        """Take both signals over. Called again whenever another may have taken them since."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._remember)
         return self
@@ -29,6 +30,25 @@ class StopRequest:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum
+
+    @contextmanager
+    def beside_ray(self) -> Iterator[None]:
+        """Keep SIGTERM a request around Ray, which takes it over when it starts and forgets it when it ends.
+
+        Ray's own handler raises SystemExit until `install` is called behind its start; its end leaves the signal with
+        the kernel's default, which is to die on the spot (seen in 2.60).
+
+        Raises:
+            Interrupted: SIGTERM came while Ray was starting.
+        """
+        try:
+            yield
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:
+                raise
+            raise Interrupted(signal.SIGTERM) from None
+        finally:
+            self.install()
 
     def check(self) -> None:
         """Raise if a signal came.

@@ -170,6 +170,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         success = None
     if pending.any():
         label(job, record, listing.counts, pending, stop)
+    stop.check()
     if job.config.run.prune:
         job.ledger.prune()
     sealed_by = seal(job, record, success)
@@ -232,7 +233,7 @@ def label(job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: St
             record.beat(counts=counts_on_the_way(counts, committer))
 
     try:
-        with cluster.connected(), committer, closing(shown):
+        with stop.beside_ray(), cluster.connected(), committer, closing(shown):
             stop.install().check()
             plan = cluster.plan(job.config.cluster)
             warn_of_local_paths(job, plan.nodes)

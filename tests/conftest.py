@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,8 +211,8 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        with suppress(ProcessLookupError):  # a killed driver leaves its Ray behind for a while
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
 
 

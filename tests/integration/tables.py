@@ -57,7 +57,7 @@ def success(output: Path) -> Row:
 def runs(output: Path) -> list[Row]:
     """Return the records of all runs, in the order in which they were started."""
     records = [json.loads(path.read_text()) for path in output.glob("runs/*/run.json")]
-    return sorted(records, key=lambda record: (record["started"], record["finished"] or "9"))
+    return sorted(records, key=lambda record: (record["started"], record.get("finished", "9")))
 
 
 def download(bucket: S3Store, prefix: str, target: Path) -> Path:

@@ -166,7 +166,7 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     assert job(*command, *allowed, "--set", "rejects.max_count=25").code == 0
     assert tables.success(output)["counts"]["rejected"] == 25
     assert job(*command).code == 4
-    assert job("verify", output).code in (0, 2)
+    assert job("verify", output).code == 0, "the tables are what they were when that run succeeded"
 
 
 def test_nothing_labelled_at_all(warm: Job, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Runs that are stopped, refused or cut short: what had reached the driver is kept, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Job
+from tests.integration import faults, tables
+from tests.integration.test_refusals import require_refusal
+from tests.unit.pictures import encode, scene
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+COUNT = 1500
+SLOW_S = 0.02  # a decoding: the whole takes 8 s on two actors with two threads each
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 1,500 small pictures of 24 kinds."""
+    images = tmp_path_factory.mktemp("many")
+    kinds = [encode(scene(seed=number), "JPEG") for number in range(24)]
+    for number in range(COUNT):
+        (images / f"{number:04d}.jpg").write_bytes(kinds[number % len(kinds)])
+    return images
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    """Wait until something is so while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.02)
+
+
+def ray_processes_of(session: int) -> list[int]:
+    """Return the live processes of a session, but for its leader."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != session:
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_mid_run(
+    job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    output = tmp_path / "out"
+    command = ("classify", "--input", many, "--output", output, "--model", tiny_model, "--set", "run.commit_s=0.3")
+    process = started(*command, env=faults.slow_decoding(tmp_path / "slow", SLOW_S))
+    wait_for(lambda: list(output.glob("labels/part-*")), process)
+
+    (first,) = tables.runs(output)
+    before = tables.parts(output)
+    said = require_refusal(job(*command), 5)
+    assert first["run_id"] in said and str(process.pid) in said
+    assert tables.parts(output).items() >= before.items()
+    assert [run["run_id"] for run in tables.runs(output)] == [first["run_id"]], "a refused run leaves no trace"
+
+    # Ctrl-C in a terminal goes to all processes of the foreground, an orchestrator's SIGTERM to one.
+    asked = time.monotonic()
+    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + signum, err
+    assert time.monotonic() - asked < 30
+    assert out == "" and "Traceback" not in err
+    assert err.rstrip().splitlines()[-1].startswith(f"error: stopped by signal {signum:d}; the same command goes on")
+    (record,) = tables.runs(output)
+    assert (record["status"], record["exit_code"]) == ("interrupted", 128 + signum)
+    done = tables.labels(output)
+    assert record["counts"]["labelled"] == len(done) and 0 < len(done) < COUNT
+    assert not (output / "_SUCCESS").exists()
+    assert not ray_processes_of(process.pid), "no worker outlives the run"
+
+    ended = warm(*command)
+    assert ended.code == 0, ended.err
+    assert tables.success(output)["counts"]["already_done"] == len(done)
+    tables.require_single(output, [path.name for path in many.iterdir()])
+    assert tables.labels(output).items() >= done.items()
+
+
+def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """While Ray starts, a signal is a request as well."""
+    output = tmp_path / "out"
+    process = started("classify", "--input", many, "--output", output, "--model", tiny_model)
+    wait_for(lambda: list(output.glob("runs/*/listing/*")), process)
+    time.sleep(1.0)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    (record,) = tables.runs(output)
+    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    assert not ray_processes_of(process.pid)
+
+
+def test_a_dead_owner_is_taken_over_at_once(
+    warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = ("classify", "--input", many, "--output", output, "--model", tiny_model, "--set", "run.commit_s=0.3")
+    process = started(*command, env=faults.slow_decoding(tmp_path / "slow", SLOW_S))
+    wait_for(lambda: list(output.glob("labels/part-*")), process)
+    process.kill()
+    process.wait()
+    done = tables.labels(output)
+
+    asked = time.monotonic()
+    ended = warm(*command)
+
+    assert ended.code == 0, ended.err
+    assert time.monotonic() - asked < 24, "an owner on this machine is known to be dead at once"
+    tables.require_single(output, [path.name for path in many.iterdir()])
+    assert tables.success(output)["counts"]["already_done"] == len(done)
+    assert sorted(run["status"] for run in tables.runs(output)) == ["running", "succeeded"]
+
+
+@pytest.mark.parametrize("where", ["labels", "run.json"])
+def test_a_disk_that_is_full(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path, where: str) -> None:
+    """No space left from the n-th write on: exit 3, no torn part, and the same command goes on later."""
+    output = tmp_path / "out"
+    body = f"""
+import errno
+original = module._write_beside
+def write(path, data):
+    if {where!r} in path and (os.path.exists({str(output)!r} + "/labels") or {where!r} == "labels"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    return original(path, data)
+module._write_beside = write
+"""
+    command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
+
+    ended = job(*command, env=faults.patched(tmp_path / "full", "imgbatch.storage.local", body))
+
+    said = require_refusal(ended, 3)
+    assert "No space left on device" in said and str(output) in said
+    assert not (output / "_SUCCESS").exists() or where == "run.json"
+    ended = warm(*command)
+    assert ended.code == 0, ended.err
+    tables.require_single(output, [path.name for path in folder.iterdir()])
