@@ -54,6 +54,9 @@ def run(body: Callable[[], int]) -> int:
     except ImgbatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # in a job that does not make a request of it
+        print("error: stopped by signal 2", file=sys.stderr)
+        return 130
 
 
 def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from imgbatch.classify import Pages, received
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.ledger import Ledger
-from imgbatch.schema import RESULTS
+from imgbatch.schema import RESULTS, carried_fields, with_carried
 from imgbatch.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -130,11 +130,12 @@ class Committer:
             listed = Pages(listing).rows(left)
             message = "the process that decoded it died, each time, with no other image in it"
             given = {"stage": "decode", "reason": "crashed", "message": message, "passing": False, "attempts": TRIES}
-            columns = {name: pa.repeat(value, len(left)) for name, value in given.items()}
-            known = {name: listed[name] for name in listed.column_names}
-            absent = [field for field in RESULTS if field.name not in columns | known | {"index": 0}]
-            nulls = {field.name: pa.nulls(len(left), field.type) for field in absent}
-            self.take(pa.table({"index": left, **known, **columns, **nulls}))
+            columns = {"index": pa.array(left), **{name: listed[name] for name in listed.column_names}}
+            schema = with_carried(RESULTS, carried_fields(listed.schema))
+            for field in schema:
+                if field.name not in columns:
+                    columns[field.name] = pa.repeat(pa.scalar(given.get(field.name), field.type), len(left))
+            self.take(pa.table(columns).select(schema.names).cast(schema))
 
     def report(self) -> dict[str, Any]:
         """Return what the run's record says of the work so far."""

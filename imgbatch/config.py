@@ -6,6 +6,7 @@ Every knob has its help text beside it; `describe()` prints them all, and a test
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 import types
@@ -22,9 +23,10 @@ IMAGE_SUFFIXES = (
 )
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
 
-_USER = re.compile(r"://[^/@\s]+@")
+_USER = re.compile(r"://[^/@\s\"]+@")
 _SIGNATURE = re.compile(
-    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s]+", re.I
+    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s\"]+",
+    re.I,
 )
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
@@ -197,7 +199,7 @@ class Config:
             _at_least("limit", self.limit, 1)
             if self.run.prune:
                 raise ConfigError(
-                    "run.prune with --limit would delete the rows of what lies behind it: drop one of them"
+                    "run.prune=true with --limit would take out every row beyond the limit: leave one away"
                 )
 
     def public(self) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class Config:
             key: value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
             for key, value in plain["storage"]["options"].items()
         }
-        return typing.cast(dict[str, Any], _masked_all(plain))
+        return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
 
 
 def masked(text: str) -> str:
@@ -217,14 +219,6 @@ def masked(text: str) -> str:
     'GET https://***@host/a.jpg?X-Amz-Signature=***&x=1 failed'
     """
     return _SIGNATURE.sub(r"\1***", _USER.sub("://***@", text))
-
-
-def _masked_all(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _masked_all(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_masked_all, value))
-    return masked(value) if isinstance(value, str) else value
 
 
 def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:

@@ -89,8 +89,7 @@ class Ledger:
             OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
             BooksError: an image has two rows.
         """
-        self.done = UriIndex(size=np.int64, tag=np.uint64, part=np.int32, state=np.uint8)
-        self.absorbed = UriIndex()
+        self.forget()
         for log in (self.labels, self.rejects):
             log.scan()
         for number, table, _ in self._rows(self.labels, _VERSION_COLUMNS):
@@ -168,8 +167,9 @@ class Ledger:
         return True
 
     def forget(self) -> None:
-        """Give the memory of what is done back, once nothing more is to be listed or committed."""
-        self.done = self.absorbed = UriIndex()
+        """Let go of what is known of the rows; the books are read from the store, and want the memory."""
+        self.done = UriIndex(size=np.int64, tag=np.uint64, part=np.int32, state=np.uint8)
+        self.absorbed = UriIndex()
 
     def prune(self) -> int:
         """Take out the rows of all images that were not visited; return how many went."""

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from imgbatch import books, cli, config, models, progress, rejects, runs, source
 from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Listing
+from imgbatch.listing import Counts, Found, Listing
 from imgbatch.models import Model
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
@@ -112,7 +112,7 @@ def would_find(source: sources.Source, output: Folder) -> bool:
 def dry_run(job: Job, stop: StopRequest) -> int:
     """Say what a run would do."""
     job.ledger.read_only = True
-    listing = list_images(job, None, stop)
+    listing = list_images(job, None, stop, lambda: None)
     counts, todo = listing.counts, int(listing.pending().sum())
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(
@@ -162,28 +162,34 @@ def naming_the_output(job: Job) -> Iterator[None]:
 
 def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
-    listing = list_images(job, record.folder.folder("listing"), stop)
-    pending = listing.pending()
+    listing = list_images(job, record.folder.folder("listing"), stop, record.beat)
+    listed, pending = listing.counts, listing.pending()
+    del listing  # and with it 16 bytes an image
     success = runs.read_success(job.output)
-    if pending.any() or (job.config.run.prune and job.ledger.kept()):
+    if pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         job.output.delete("_SUCCESS")
         success = None
     if pending.any():
-        label(job, record, listing.counts, pending, stop)
+        label(job, record, listed, pending, stop)
     stop.check()
-    if job.config.run.prune:
+    if (
+        job.config.run.prune and listed.listed
+    ):  # an empty listing is more likely a mistake than an order to empty the tables
         job.ledger.prune()
     sealed_by = seal(job, record, success)
-    counts, totals = count(job, record, listing.counts)
+    job.ledger.forget()
+    counts, totals = count(job, record, listed)
     runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
-        f"({listing.counts.already_done:,} already done, {totals.kept:,} kept, {listing.counts.ignored:,} objects ignored)"
+        f"({listed.already_done:,} already done, {totals.kept:,} kept, {listed.ignored:,} objects ignored)"
     )
 
 
-def list_images(job: Job, folder: Folder | None, stop: StopRequest) -> Listing:
+def list_images(job: Job, folder: Folder | None, stop: StopRequest, beat: Callable[[], None]) -> Listing:
     """List the inputs against what the ledger says is done, onto numbered pages in the folder.
+
+    It may take minutes: with each batch `beat` is called, so that nobody takes the owner for dead.
 
     Raises:
         InputError: there is not one image.
@@ -191,8 +197,14 @@ def list_images(job: Job, folder: Folder | None, stop: StopRequest) -> Listing:
     job.ledger.open()
     carried = sources.carried_by(job.sources)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
+
+    def found() -> Iterator[Found]:
+        for batch in stop.checked(sources.everything(job.sources, carried)):
+            beat()
+            yield batch
+
     try:
-        listing.take(stop.checked(sources.everything(job.sources, carried)))
+        listing.take(found())
     except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
     counts = listing.counts

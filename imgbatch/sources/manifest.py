@@ -124,8 +124,29 @@ def _csv(file: BinaryIO) -> Iterator[pa.Table]:
     names = pa_csv.read_csv(pa.BufferReader(header), parse_options=newlines).schema.names
     # Types guessed from the first rows would fail on a later one: everything stays text.
     as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    for batch in pa_csv.open_csv(file, parse_options=newlines, convert_options=as_text):
-        yield pa.Table.from_batches([batch])
+    counted = _CountedQuotes(file)
+    with pa_csv.open_csv(pa.PythonFile(counted, "r"), parse_options=newlines, convert_options=as_text) as batches:
+        for batch in batches:
+            yield pa.Table.from_batches([batch])
+    if counted.quotes % 2:  # all lines behind it would be one value of one row
+        raise ValueError("a quote is not closed, or stands in a value without quotes around it")
+
+
+class _CountedQuotes:
+    """A file that counts the quotes that are read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.quotes, self.closed = file, 0, False
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the file does."""
+        data = self._file.read(size)
+        self.quotes += data.count(b'"')
+        return data
+
+    def close(self) -> None:
+        """Leave closing to whoever opened the file."""
+        self.closed = True
 
 
 def _parquet(file: BinaryIO) -> Iterator[pa.Table]:
@@ -143,7 +164,9 @@ def _json_lines(file: BinaryIO) -> Iterator[pa.Table]:
     while lines := list(islice(file, _ROWS)):
         rows = [json.loads(line) for line in lines if line.strip()]
         if any(not isinstance(row, dict) for row in rows):
-            raise pa.ArrowInvalid("a line is not an object")
+            raise ValueError("a line is not an object")
+        if not rows:
+            continue
         # The columns are those of the first rows; a key that appears later alone cannot become one any more.
         names = names or list(dict.fromkeys(name for row in rows for name in row))
         yield pa.table({name: pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names})

@@ -34,6 +34,7 @@ _DENIED_CODES = (
 )
 _DENIED = re.compile(_DENIED_CODES)
 _LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
+_DEBUG = "Debug source"  # what follows, obstore tells of its own settings, `retry_timeout` among them
 
 _ERRNO: dict[int, Verdict] = {
     errno.ENOENT: NotFound,
@@ -73,7 +74,8 @@ def _by_text(error: BaseException) -> Verdict:
         return Forbidden
     if status:
         return of_status(int(status[1]))
-    return TimedOut if _LATE.search(text) else Unreachable
+    told, _, debug = text.partition(_DEBUG)
+    return TimedOut if _LATE.search(told) or "kind: Timeout" in debug or "TimedOut" in debug else Unreachable
 
 
 def _by_attribute(error: BaseException) -> Verdict:
@@ -137,6 +139,7 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     # aiohttp, under s3fs, gcsfs and the https file system
     "aiohttp.client_exceptions.ClientResponseError": _by_attribute,
     "aiohttp.client_exceptions.InvalidURL": BadPath,
+    "aiohttp.client_exceptions.NonHttpUrlClientError": BadPath,
     "aiohttp.client_exceptions.ServerTimeoutError": TimedOut,
     "aiohttp.client_exceptions.ClientError": Unreachable,
     # gcsfs and adlfs
@@ -180,7 +183,7 @@ def judge(error: BaseException) -> Verdict:
 
 def _text(error: Exception) -> str:
     """Return the cause in one line: of an S3 answer its status and message, not the signed request around them."""
-    text = " ".join(str(error).partition("Debug source")[0].split()) or type(error).__name__
+    text = " ".join(str(error).partition(_DEBUG)[0].split()) or type(error).__name__
     if message := re.search(r"status code: (.*?): <\?xml.*<Message>(.*?)</Message>", text):
         return f"{message[1]}: {message[2]}"
     return text[:300]

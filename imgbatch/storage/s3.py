@@ -23,6 +23,7 @@ from imgbatch.storage.base import FOUND, Meta, unquoted, unquoted_all
 
 _PAGE = 1000  # keys in one answer of S3
 _HEADS_AT_ONCE = 16
+_NO_XML = "\ufffd"  # what some servers put in place of a control code, unless they are asked for encoded keys
 
 # What s3fs calls its options, and what obstore calls the same.
 _OPTIONS = {
@@ -155,6 +156,9 @@ class S3:
         try:
             for chunk in obstore.list(self._store, path or None, chunk_size=_PAGE, return_arrow=True):
                 found = pa.record_batch(chunk)
+                if pc.any(pc.match_substring(found["path"].cast(pa.string()), _NO_XML)).as_py():
+                    yield from self._list_any_key(path, last)
+                    return
                 last = found["path"][-1].as_py() if len(found) else last
                 columns = [found["path"].cast(pa.string()), found["size"].cast(pa.int64())]
                 columns += [unquoted_all(found["e_tag"]), found["last_modified"]]

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from textwrap import indent
 
-_HOOK = '''
+_HOOK = """
 import importlib.abc, importlib.util, os, signal, sys, time
 
 def patch(module):
@@ -31,7 +31,7 @@ class Hook(importlib.abc.MetaPathFinder):
         return spec
 
 sys.meta_path.insert(0, Hook())
-'''
+"""
 
 
 def patched(place: Path, module: str, body: str) -> dict[str, str]:
@@ -95,7 +95,7 @@ def proxy(endpoint: str, plan: Plan) -> Iterator[str]:
             for name, value in headers:
                 if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                     self.send_header(name, value)
-            known = dict((name.lower(), value) for name, value in headers)
+            known = {name.lower(): value for name, value in headers}
             length = known.get("content-length", "0") if self.command == "HEAD" else str(len(body))
             self.send_header("Content-Length", length)
             self.end_headers()

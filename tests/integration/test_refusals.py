@@ -69,7 +69,9 @@ def test_flags_that_are_missing_or_wrong(refused: Callable[..., str], folder: Pa
     assert "{model} and {date}" in refused(2, "--input", folder, "--output", tmp_path / "{modell}")
     assert "nothing.toml" in refused(2, "--input", folder, "--output", output, "--config", tmp_path / "nothing.toml")
     (tmp_path / "bad.toml").write_text("[cluster\n")
-    assert "bad.toml is not TOML" in refused(2, "--input", folder, "--output", output, "--config", tmp_path / "bad.toml")
+    assert "bad.toml is not TOML" in refused(
+        2, "--input", folder, "--output", output, "--config", tmp_path / "bad.toml"
+    )
     assert not output.exists()
 
 
@@ -176,9 +178,7 @@ def test_parts_that_are_not_ours(refused: Callable[..., str], folder: Path, tmp_
     assert not list((tmp_path / "out").glob("labels/part-*"))
 
 
-def test_a_bucket_with_a_typo(
-    refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path
-) -> None:
+def test_a_bucket_with_a_typo(refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path) -> None:
     said = refused(2, "--input", "s3://imagse/photos", "--output", tmp_path / "out", env=s3.environment)
     assert "imagse" in said
     for command in (("--output", "s3://outt/labels"), ("--output", "s3://outt/labels", "--dry-run")):

@@ -95,7 +95,13 @@ def test_a_store_with_moods(warm: Job, s3: S3Server, tiny_model: Path, tmp_path:
     def plan(method: str, path: str, before: int) -> int | None:
         if method != "GET":
             return None
-        answers = {"02.jpg": [403] * 9, "04.jpg": [404] * 9, "06.jpg": [500] * 9, "08.jpg": [503, 0], "09.jpg": [0, 500]}
+        answers = {
+            "02.jpg": [403] * 9,
+            "04.jpg": [404] * 9,
+            "06.jpg": [500] * 9,
+            "08.jpg": [503, 0],
+            "09.jpg": [0, 500],
+        }
         planned = answers.get(path.rpartition("/")[2], [])
         return planned[before] if before < len(planned) else None
 
@@ -160,9 +166,7 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     assert not (output / "_SUCCESS").exists()
     # From here on nothing is left to be done: the verdict alone is new.
     allowed = ("--set", "rejects.max_share=0.7")
-    assert "rejects.max_count allows 24" in require_refusal(
-        job(*command, *allowed, "--set", "rejects.max_count=24"), 4
-    )
+    assert "rejects.max_count allows 24" in require_refusal(job(*command, *allowed, "--set", "rejects.max_count=24"), 4)
     assert job(*command, *allowed, "--set", "rejects.max_count=25").code == 0
     assert tables.success(output)["counts"]["rejected"] == 25
     assert job(*command).code == 4

@@ -567,7 +567,7 @@ DESIGNED = {
     "labels": {
         "uri": "VARCHAR", "label": "VARCHAR", "label_id": "INTEGER", "score": "FLOAT",
         "top_k": "STRUCT(label VARCHAR, label_id INTEGER, score FLOAT)[]",
-        "levels": 'STRUCT("level" VARCHAR, label VARCHAR, score FLOAT)[]',
+        "levels": "STRUCT(level VARCHAR, label VARCHAR, score FLOAT)[]",
         "answer": "VARCHAR", "answer_level": "VARCHAR", "answer_score": "FLOAT", "width": "INTEGER", "height": "INTEGER",
         "size": "BIGINT", "etag": "VARCHAR", "last_modified": "TIMESTAMP WITH TIME ZONE",
         "run_id": "VARCHAR", "model": "VARCHAR",
@@ -592,7 +592,7 @@ def test_duckdb_reads_the_columns_and_types_of_the_design(place: Place, tmp_path
     commit(book, results("ü/a b#%.jpg"), rejects("c"))
     finish(book)
     found = duckdb.sql(f"DESCRIBE SELECT * FROM '{local_copy(place(), table, tmp_path)}'").fetchall()
-    assert {name: kind for name, kind, *_ in found} == DESIGNED[table]
+    assert {name: kind.replace('"', "") for name, kind, *_ in found} == DESIGNED[table]
 
 
 def test_duckdb_reads_the_values_that_were_committed(place: Place, tmp_path: Path) -> None:
@@ -642,7 +642,6 @@ def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: 
     output = Folder(Stores(StorageConfig(), {}), str(tmp_path))
     names = [f"i{number}" for number in range(40)]
     commit(ledger(output), results(*names))
-    (tmp_path / "stop").unlink(missing_ok=True)
 
     def write() -> None:
         book = ledger(output)
@@ -654,8 +653,9 @@ def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: 
         writing = pool.submit(write)
         looked = 0
         while not writing.done():
-            found = [uri for path in sorted(tmp_path.glob("labels/*.parquet"), reverse=True)
-                     for uri in pq.read_table(path, columns=["uri"])["uri"].to_pylist()]  # fmt: skip
+            paths = sorted(tmp_path.glob("labels/*.parquet"), reverse=True)
+            files = (pa.BufferReader(path.read_bytes()) for path in paths)
+            found = [uri for file in files for uri in pq.read_table(file)["uri"].to_pylist()]
             # Newest first: a row that moves on while we look is missed, never seen twice.
             assert len(found) == len(set(found))
             looked += 1
@@ -785,7 +785,7 @@ _event = st.one_of(
     st.tuples(st.just("run"), st.integers(1, 3), st.booleans()),
     st.tuples(st.just("killed run"), st.integers(1, 3), st.integers(0, 6), st.booleans()),
 )
-_bounded = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+_bounded = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def _run(output: Folder, world: Mapping[str, tuple[str, int]], chunk: int, prune: bool) -> list[str]:
@@ -807,7 +807,7 @@ def _run(output: Folder, world: Mapping[str, tuple[str, int]], chunk: int, prune
 
 
 @_bounded
-@given(st.lists(_event, min_size=1, max_size=12))
+@given(st.lists(_event, min_size=1, max_size=8))
 def test_any_history_of_changes_runs_and_kills_ends_with_each_image_once(history: list[tuple[Any, ...]]) -> None:
     memory = Memory()
     output = Folder(InMemory(memory), "out")
@@ -845,7 +845,7 @@ _step = st.tuples(st.integers(0, 2), st.sets(_image, min_size=1, max_size=3), st
 
 
 @_bounded
-@given(st.lists(_step, min_size=1, max_size=10))
+@given(st.lists(_step, min_size=1, max_size=8))
 def test_any_interleaving_of_three_writers_ends_with_each_image_once(steps: list[tuple[int, set[str], bool]]) -> None:
     output = Folder(InMemory(Memory()), "out")
     writers = [ledger(output) for _ in range(3)]

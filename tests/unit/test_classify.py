@@ -1,0 +1,149 @@
+"""Blocks of images through decode and network: the right label for the right image, whatever its company."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imgbatch.classify import Classify, LabelImages, Work, decode_block, received
+from imgbatch.config import Config, StorageConfig
+from imgbatch.errors import ModelError
+from imgbatch.listing import page_name
+from imgbatch.models import Model
+from imgbatch.models.runtime import Pixels, Prediction, in_batches
+from imgbatch.preprocess import Preprocess
+from imgbatch.schema import LISTING, RESULTS
+from imgbatch.storage import Folder, Stores
+from tests.unit.pictures import encode, scene
+
+BATCH = 4
+SIDE = 16
+
+
+class MeanColour:
+    """A network in ten lines: the logits are 20 times the mean of each channel."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, pixels: Pixels) -> Prediction:
+        return in_batches(pixels, BATCH, self.forward, k=3)
+
+    def forward(self, batch: Pixels) -> Prediction:
+        self.sizes.append(len(batch))
+        logits = 20 * batch.mean(axis=(1, 2)) / 255
+        scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        ids = np.argsort(-scores, axis=1).astype(np.int32)
+        return Prediction(ids, np.take_along_axis(scores, ids, 1).astype(np.float32))
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": "cpu", "batch_size": BATCH}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Callable[[list[bytes]], Work]:
+    """Return the work on these files, listed."""
+
+    def make(files: list[bytes]) -> Work:
+        for number, content in enumerate(files):
+            (tmp_path / f"{number:02d}.jpg").write_bytes(content)
+        rows = [{"uri": str(tmp_path / f"{number:02d}.jpg")} for number in range(len(files))]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=LISTING), sink)
+        stores = Stores(StorageConfig(), {})
+        listing = Folder(stores, str(tmp_path / "listing"))
+        listing.put(page_name(0), sink.getvalue())
+        preprocess = Preprocess(height=SIDE, width=SIDE, resize=(SIDE,))
+        model = Model(
+            name="mean", digest="0" * 64, labels=("red", "green", "blue"), preprocess=preprocess, network=list
+        )
+        return Work(stores, listing, Config(), model)
+
+    return make
+
+
+def through(work: Work, numbers: list[int], network: MeanColour) -> pa.Table:
+    """Return the rows that the operator of a CPU machine gives for these images."""
+    (block,) = LabelImages(work, lambda _: network)(pa.table({"index": np.array(numbers)}))
+    return received(block)[0]
+
+
+def pictures(count: int) -> list[bytes]:
+    """Return lossless files."""
+    return [encode(scene(SIDE, SIDE, seed=number), "PNG") for number in range(count)]
+
+
+@pytest.mark.parametrize("rows", [1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH - 1])
+def test_padding_changes_no_label_and_no_score(work: Callable[[list[bytes]], Work], rows: int) -> None:
+    network = MeanColour()
+    found = through(work(pictures(rows)), list(range(rows)), network)
+    by_hand = MeanColour().forward(np.stack([scene(SIDE, SIDE, seed=number) for number in range(rows)]))
+    assert set(network.sizes) == {BATCH}, "every forward pass has one size"
+    assert found["label_id"].to_pylist() == by_hand.ids[:, 0].tolist()
+    assert np.allclose(found["score"].to_numpy(), by_hand.scores[:, 0])
+    assert [row[1]["label_id"] for row in found["top_k"].to_pylist()] == by_hand.ids[:, 1].tolist()
+    assert len(set(by_hand.ids[:, 0])) > 1 or rows < 3
+
+
+def test_a_reject_shifts_no_neighbour(work: Callable[[list[bytes]], Work]) -> None:
+    files = pictures(9)
+    whole = through(work(files), list(range(9)), MeanColour())
+    for bad in (0, 3, 8):
+        files[bad] = b"no image"
+    found = through(work(files), list(range(9)), MeanColour())
+    kept = [number for number in range(9) if number not in (0, 3, 8)]
+    assert found.take(kept).select(["label", "score", "top_k"]) == whole.take(kept).select(["label", "score", "top_k"])
+    refused = found.take([0, 3, 8])
+    assert refused["reason"].to_pylist() == ["not_an_image"] * 3
+    assert refused["label"].null_count == refused["top_k"].null_count == refused["answer"].null_count == 3
+    assert found.schema == RESULTS
+
+
+def test_a_block_of_rejects_alone(work: Callable[[list[bytes]], Work]) -> None:
+    network = MeanColour()
+    found = through(work([b"", b"text"]), [0, 1], network)
+    assert found["reason"].to_pylist() == ["empty", "not_an_image"]
+    assert found.schema == RESULTS and network.sizes == []
+
+
+def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) -> None:
+    job = work([*pictures(5), b"", *pictures(2)])
+    together = through(job, list(range(8)), MeanColour())
+    classify = Classify(job, lambda _: MeanColour())
+    (pixels,) = decode_block(pa.table({"index": np.arange(8)}), job)
+    for size in (1, 3, 8):
+        blocks = [received(block)[0] for start in range(0, 8, size) for block in classify(pixels.slice(start, size))]
+        assert pa.concat_tables(blocks) == together
+
+
+def test_numbers_need_not_be_in_a_row(work: Callable[[list[bytes]], Work]) -> None:
+    job = work(pictures(9))
+    whole = through(job, list(range(9)), MeanColour())
+    assert through(job, [1, 4, 8], MeanColour()) == whole.take([1, 4, 8])
+
+
+def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[bytes]], Work]) -> None:
+    def fail(_: Work) -> MeanColour:
+        raise ModelError("the weights do not fit")
+
+    for operator in (LabelImages(work(pictures(1)), fail), LabelImages(work(pictures(1)), lambda _: 1 / 0)):  # type: ignore[arg-type,return-value]
+        (block,) = operator(pa.table({"index": np.array([0])}))
+        with pytest.raises((ModelError, RuntimeError)) as raised:
+            received(block)
+        assert isinstance(raised.value, ModelError) or "ZeroDivisionError" in str(raised.value)
+
+
+def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
+    (block,) = LabelImages(work(pictures(1)), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
+    rows, (note,) = received(block)
+    assert len(rows) == 1
+    assert note["batch_size"] == BATCH and {"fetch_and_decode_s", "classify_s"} <= note.keys()
+    assert json.dumps(note)

@@ -1,0 +1,176 @@
+"""The configuration: where values come from, which are refused, and what is shown of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgbatch.config import Config, ConfigError, SourceConfig, describe, load, masked, with_output
+
+
+def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nwait_s = 5\nmin_actors = 2\n')
+    chosen = load(str(file), ["top_k=3", "limit=8", "cluster.wait_s=6"], limit=9, output="out", model=None)
+    assert (chosen.top_k, chosen.limit, chosen.output, chosen.model) == (3, 9, "out", "m")
+    assert (chosen.cluster.wait_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
+    assert chosen.rejects.max_share == 0.10
+
+
+def test_every_knob_has_a_help_text_and_can_be_set() -> None:
+    knobs = list(describe())
+    assert len({key for key, _, _ in knobs}) == len(knobs) > 20
+    for key, default, help in knobs:
+        assert len(help) > 10
+        assert default != "None"
+        plain = load(None)
+        for name in key.split("."):
+            plain = getattr(plain, name)
+
+
+@pytest.mark.parametrize(
+    "setting, told",
+    [
+        ("topk=3", "unknown config key 'topk'; did you mean 'top_k'"),
+        ("cluster.devices=cpu", "did you mean 'cluster.device'"),
+        ("xyzzy=1", "unknown config key 'xyzzy'; there are: "),
+        ("top_k", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("top_k=", "expected int"),
+        ("top_k=0", "must be 1 or more"),
+        ("top_k=1.5", "top_k=1.5: expected int"),
+        ("top_k=true", "expected int"),
+        ("top_k=many", "top_k='many': expected int"),
+        ("limit=0", "must be 1 or more"),
+        ("model=3", "model=3: expected str"),
+        ("cluster=3", "cluster is a section"),
+        ("top_k.x=3", "top_k is a section|unknown|expected"),
+        ("input=[1]", "expected tuple"),
+        ("cluster.device=gpu", "one of auto, cpu, cuda"),
+        ("cluster.device=cdua", "did you mean 'cuda'"),
+        ("cluster.wait_s=nan", "must be more than 0"),
+        ("cluster.wait_s=0", "must be more than 0"),
+        ("cluster.gpus_per_actor=1.5", "only whole numbers"),
+        ("cluster.max_actors=0", "less than cluster.min_actors"),
+        ("rejects.max_share=1.01", "between 0 and 1"),
+        ("rejects.max_share=nan", "between 0 and 1"),
+        ("rejects.max_count=-1", "0 or more"),
+        ("rejects.retry=never", "one of passing, all"),
+        ("answer.min_score=-0.1", "between 0 and 1"),
+        ("source.format=csv", "one of auto, objects, manifest"),
+        ('source.suffixes=""', "source.suffixes"),
+        ('source.suffixes=" , ."', "source.suffixes"),
+        ("source.allow_empty=1", "expected bool"),
+        ("source.allow_empty=yes", "expected bool"),
+        ("storage.retries=-1", "0 or more"),
+        ("storage.timeout_s=-1", "more than 0"),
+        ("storage.options=x", "expected dict"),
+        ("fetch.ahead=0", "1 or more"),
+        ("decode.max_pixels=0", "1 or more"),
+        ("classify.dtype=int8", "one of auto"),
+        ("run.commit_s=0", "more than 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(None, [setting])
+
+
+def test_a_section_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'top_k' is a value, not a section"):
+        load(None, ["top_k=3", "top_k.x=1"])
+
+
+def test_pruning_what_lies_behind_a_limit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"run\.prune.*--limit"):
+        load(None, ["run.prune=true"], limit=3)
+    assert load(None, ["run.prune=true"]).run.prune
+    assert load(None, limit=3).limit == 3
+
+
+def test_values_are_read_as_toml_and_else_as_text() -> None:
+    chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
+                         "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.ahead = 4"])  # fmt: skip
+    assert (chosen.model, chosen.output, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
+    assert chosen.storage.options == {"anon": True, "endpoint_url": "http://host:1"}
+    assert (chosen.cluster.max_actors, chosen.fetch.ahead) == (3, 4)
+    assert load(None, ["output=a=b"]).output == "a=b"
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b"top_k = ", "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+        (b"[cluster]\nx = 1", "unknown config key 'cluster.x'"),
+        (b"top_k = 1\ntop_k = 2", "is not TOML"),
+        (b"cluster = 3", "cluster is a section"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=told):
+        load(str(file))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.toml: No such file"):
+        load(str(tmp_path / "no.toml"))
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(str(tmp_path))
+
+
+def test_model_and_date_are_filled_into_the_output() -> None:
+    chosen = load(None, output="s3://b/{model}/{date}")
+    assert with_output(chosen, model="net", date="2026-01-02").output == "s3://b/net/2026-01-02"
+    assert with_output(load(None, output="plain"), model="net", date="d").output == "plain"
+
+
+@pytest.mark.parametrize(
+    "output", ["{x}", "{}", "{0}", "{model", "{model.x}", "{model[x]}", "{date:%Y}", "}", "{model!z}"]
+)
+def test_anything_else_in_braces_is_refused(output: str) -> None:
+    with pytest.raises(ConfigError, match="may stand in braces"):
+        with_output(load(None, output=output), model="net", date="2026-01-02")
+
+
+def test_no_secret_is_shown() -> None:
+    secrets = {"secret": "hunter2", "token": "hunter3", "key": "hunter4", "connection_string": "AccountKey=hunter5",
+               "client_kwargs": {"password": "hunter6"}, "endpoint_url": "http://me:hunter7@host"}  # fmt: skip
+    tree = ["https://me:hunter8@host/a.jpg", "https://host/a?X-Amz-Signature=hunter9&sig=hunter0"]
+    chosen = dataclasses.replace(load(None, input=tree), storage=dataclasses.replace(Config().storage, options=secrets))
+    shown = json.dumps(chosen.public())
+    assert "hunter" not in shown
+    assert "host/a.jpg" in shown
+    assert chosen.storage.options["secret"] == "hunter2"
+    assert chosen.input[0] == "https://me:hunter8@host/a.jpg"
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    chosen = load(
+        None, ["storage.options.anon=true", "storage.options.endpoint_url=http://host:1"], input=["s3://b/x?y"]
+    )
+    plain = chosen.public()
+    assert plain["storage"]["options"] == {"anon": True, "endpoint_url": "http://host:1"}
+    assert list(plain["input"]) == ["s3://b/x?y"]
+    assert plain["top_k"] == 5
+
+
+@pytest.mark.parametrize("text", ["s3://b/me@home/x.jpg", "/data/a?b=c", "https://host/?page=2", "mail me@host", ""])
+def test_what_only_looks_like_a_secret_stays(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
+    chosen: Any = load(None, ["cluster.wait_s=3"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        chosen.top_k = 3
+    with pytest.raises(TypeError):
+        SourceConfig("auto")  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(chosen)) == chosen

@@ -1,0 +1,208 @@
+"""Parts as bytes, and the log's own bookkeeping; what several writers do to it is in test_ledger.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imgbatch import parts
+from imgbatch.config import StorageConfig
+from imgbatch.errors import Conflict, Exists, OutputError
+from imgbatch.parts import Footer, Log, decode, encode, require_same
+from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS
+from imgbatch.storage import Folder, Stores
+
+OURS = Footer("run", {"digest": "abc", "n": 1}, nonce="0123", seal=False)
+
+
+@pytest.fixture
+def log(tmp_path: Any) -> Log:
+    return Log(Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "labels")))
+
+
+def table(*uris: str) -> pa.Table:
+    return pa.table({"uri": pa.array(uris, pa.string()), "n": pa.array(range(len(uris)), pa.int64())})
+
+
+def keep_all(rows: pa.Table, theirs: pa.Table) -> pa.Table:
+    return rows
+
+
+@pytest.mark.parametrize("schema", [LABELS, REJECTS])
+@pytest.mark.parametrize("footer", [OURS, Footer("r", {}, seal=True), Footer("ü", {"labels": ["ü", None, 0.5, {}]})])
+def test_a_part_is_read_as_it_was_written(schema: pa.Schema, footer: Footer) -> None:
+    rows, found = decode(encode(schema.empty_table(), footer.metadata()), "u")
+    assert found == footer
+    assert rows.schema.remove_metadata() == schema
+
+
+def test_columns_of_every_kind_that_a_manifest_may_carry_are_kept() -> None:
+    carried = pa.table({
+        "uri": ["a", "b"],
+        "input_none": pa.nulls(2),
+        "input_list": pa.array([[1], None], pa.list_(pa.int8())),
+        "input_large_list": pa.array([["x"], []], pa.large_list(pa.string())),
+        "input_fixed": pa.array([[1, 2], None], pa.list_(pa.float32(), 2)),
+        "input_large": pa.array(["x", None], pa.large_string()),
+        "input_time": pa.array([1, 2], pa.timestamp("ns", "Europe/Berlin")),
+        "input_day": pa.array([1, 2], pa.date32()),
+        "input_bool": [True, None],
+        "input_a.b": ["dot", "ted"],
+        "input_": [1, 2],
+    })  # fmt: skip
+    rows, _ = decode(encode(carried, OURS.metadata()), "u")
+    assert rows.remove_column(1).to_pylist() == carried.remove_column(1).to_pylist()
+    assert rows["input_none"].null_count == 2
+
+
+def test_some_columns_are_read_alone() -> None:
+    data = encode(table("a", "b"), OURS.metadata())
+    assert decode(data, "u", ["n"])[0].to_pydict() == {"n": [0, 1]}
+    assert decode(data, "u", [])[1] == OURS
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 8, 40])
+def test_a_part_that_was_cut_is_told_from_a_whole_one(cut: int) -> None:
+    data = encode(table("a"), OURS.metadata())
+    with pytest.raises(OutputError, match=r"s3://b/part.*not a whole Parquet file.*move it away"):
+        decode(data[: len(data) - cut - 1], "s3://b/part")
+
+
+def test_a_newer_part_is_refused_whatever_else_it_holds() -> None:
+    data = encode(table("a"), {"format_version": str(FORMAT_VERSION + 1), "new": "word"})
+    with pytest.raises(OutputError, match="format version 2, this imgbatch knows 1: use a newer"):
+        decode(data, "u")
+
+
+@pytest.mark.parametrize("missing", sorted(OURS.metadata()))
+def test_a_part_without_all_of_our_footer_is_foreign(missing: str) -> None:
+    metadata = OURS.metadata()
+    del metadata[missing]
+    with pytest.raises(OutputError, match="was not written by imgbatch"):
+        decode(encode(table("a"), metadata), "u")
+
+
+def test_numbers_are_taken_one_after_the_other(log: Log) -> None:
+    assert log.next == 1
+    assert [log.append(table(name), OURS, keep_all) for name in "abc"] == [1, 1, 1]
+    again = Log(log.folder)
+    again.scan()
+    assert again.numbers == log.numbers == [1, 2, 3]
+    assert [rows["uri"].to_pylist() for _, rows, _ in again.read(["uri"])] == [["a"], ["b"], ["c"]]
+    assert log.uri(3).endswith("/labels/part-00000003.parquet")
+
+
+def test_each_part_has_a_nonce_of_its_own(log: Log) -> None:
+    for name in "ab":
+        log.append(table(name), OURS, keep_all)
+    first, second = (log.footer(number).nonce for number in log.numbers)
+    assert first != second != OURS.nonce
+
+
+def test_what_another_writer_holds_is_handed_over_before_the_next_number_is_tried(log: Log) -> None:
+    other = Log(log.folder)
+    for name in "ab":
+        other.append(table(name), OURS, keep_all)
+    seen: list[list[str]] = []
+
+    def absorb(rows: pa.Table, theirs: pa.Table) -> pa.Table:
+        seen.append(theirs["uri"].to_pylist())
+        return rows.filter(pa.array([uri not in seen[-1] for uri in rows["uri"].to_pylist()]))
+
+    assert log.append(table("x", "b"), OURS, absorb) == 1
+    assert seen == [["a"], ["b"]]
+    assert log.numbers == [1, 2, 3]
+    assert pq.read_table(pa.BufferReader(log.folder.read("part-00000003.parquet")))["uri"].to_pylist() == ["x"]
+
+
+def test_rows_that_another_writer_holds_all_make_no_part_but_a_seal_is_always_written(log: Log) -> None:
+    Log(log.folder).append(table("a"), OURS, keep_all)
+    assert log.append(table("a"), OURS, lambda rows, theirs: rows.slice(0, 0)) == 0
+    log.scan()
+    assert log.numbers == [1]
+    late = Log(log.folder)
+    assert late.append(table(), Footer("run", OURS.fingerprint, seal=True), keep_all) == 0
+    assert late.numbers == [1, 2]
+    assert late.footer(2).seal
+
+
+def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_MOST_CONFLICTS", 3)
+    other = Log(log.folder)
+    for name in "abcd":
+        other.append(table(name), OURS, keep_all)
+    with pytest.raises(OutputError, match="3 numbers in a row"):
+        log.append(table("x"), OURS, keep_all)
+
+
+def test_a_number_that_stays_taken_by_nothing_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_VANISHED_WAIT_S", 0)
+
+    def refuse(name: str, data: bytes) -> None:
+        raise Exists(name)
+
+    monkeypatch.setattr(Folder, "create", lambda self, name, data: refuse(name, data))
+    with pytest.raises(Exception, match="part-00000001"):
+        log.append(table("x"), OURS, keep_all)
+
+
+def test_rewriting_takes_rows_out_and_says_how_many(log: Log) -> None:
+    log.append(table("a", "b", "c"), OURS, keep_all)
+    before = log.folder.read("part-00000001.parquet")
+    assert log.rewrite(1, lambda rows: rows) == 0
+    assert log.folder.read("part-00000001.parquet") == before
+    assert log.rewrite(1, lambda rows: rows.slice(1)) == 1
+    rows, footer = decode(log.folder.read("part-00000001.parquet"), "u")
+    assert rows["uri"].to_pylist() == ["b", "c"]
+    assert footer.run_id == "run"
+    assert log.rewrite(1, lambda rows: rows.slice(0, 0)) == 2
+    log.scan()
+    assert log.numbers == [1]
+
+
+def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(table("a"), OURS, keep_all)
+    monkeypatch.setattr(parts, "_MOST_CONFLICTS", 3)
+
+    def replace(self: Folder, name: str, data: bytes, tag: str | None) -> None:
+        raise Conflict(name)
+
+    monkeypatch.setattr(Folder, "replace", replace)
+    with pytest.raises(OutputError, match="keeps changing"):
+        log.rewrite(1, lambda rows: rows.slice(1))
+
+
+def test_a_scan_of_nothing_finds_nothing(log: Log) -> None:
+    log.scan()
+    assert log.numbers == []
+    assert list(log.read(["uri"])) == []
+    assert log.carried() == pa.schema([])
+
+
+def test_the_last_part_tells_what_is_carried(log: Log) -> None:
+    log.append(table("a"), OURS, keep_all)
+    log.append(table("a").append_column("input_x", pa.array([1], pa.int16())), OURS, keep_all)
+    assert log.carried() == pa.schema([("input_x", pa.int16())])
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, named, unnamed",
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, ["b: 2 there, 3 here"], ["a:"]),
+        ({"a": 1}, {}, ["a: 1 there, null here"], []),
+        ({}, {"a": [1]}, ["a: null there, [1] here"], []),
+        ({"a": "x" * 500}, {"a": "y"}, ["xxx...", "y here"], ["x" * 100]),
+    ],
+)
+def test_two_fingerprints_are_told_apart_by_their_keys(
+    theirs: dict[str, Any], ours: dict[str, Any], named: list[str], unnamed: list[str]
+) -> None:
+    require_same(theirs, dict(theirs), "u")
+    with pytest.raises(OutputError) as caught:
+        require_same(theirs, ours, "s3://b/part")
+    message = str(caught.value)
+    assert all(text in message for text in ["s3://b/part", "--output", *named])
+    assert not any(text in message for text in unnamed)

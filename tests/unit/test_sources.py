@@ -1,0 +1,573 @@
+"""What each kind of input lists: folders, globs, single objects, manifests."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
+from imgbatch.errors import Forbidden, ImgbatchError, InputError, NotFound
+from imgbatch.schema import LISTING, with_carried
+from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.storage import Folder, Stores
+
+CANDIDATES = [
+    "a.jpg", "UP.JPG", "MiXed.JpEg", "_x.jpg", "nosuffix", "_under", "two.dots.png", "a b.jpg", "h#x.jpg", "p%20.jpg",
+    "pl+us.jpg", "co::lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg", "ü日本.jpg", "🍎.webp", "deep/er/x.gif",
+    ".hidden folder/x.jpg", "dotted.folder/nosuffix", " lead.jpg", "quo'te\".jpg",
+]  # fmt: skip
+CONTROL = ["tab\tx.jpg", "new\nline.jpg", "bell\x07"]
+IGNORED = [".hidden.jpg", ".DS_Store", "notes.txt", "a.jpg.bak", "list.json", "sub/.x", "x.jpg~", "trail.jpg "]
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """Return an empty folder."""
+    if request.param == "disk":
+        (tmp_path / "folder").mkdir()
+        return Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "folder"))
+    return Folder(request.getfixturevalue("s3").stores(retries=0), f"s3://images/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Folder:
+    return Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path))
+
+
+def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
+    """List the inputs as the job does."""
+    sources = recognise(place.stores, inputs, SourceConfig(**config))
+    carried = carried_by(sources)
+    batches = [found.batch for found in everything(sources, carried)]
+    assert all(batch.schema == with_carried(LISTING, carried) for batch in batches)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def uris(place: Folder, *inputs: str, **config: Any) -> list[str]:
+    return [row["uri"] for row in rows(place, *inputs, **config)]
+
+
+def below(place: Folder, *inputs: str, **config: Any) -> list[str]:
+    """Return the names below the place, sorted."""
+    found = uris(place, *inputs, **config)
+    assert all(uri.startswith(f"{place.uri}/") for uri in found)
+    return sorted(uri.removeprefix(f"{place.uri}/") for uri in found)
+
+
+def ignored(place: Folder, uri: str, **config: Any) -> int:
+    (source,) = recognise(place.stores, [uri], SourceConfig(**config))
+    return sum(found.ignored for found in source.found())
+
+
+def kind(place: Folder, uri: str, **config: Any) -> str:
+    return recognise(place.stores, [uri], SourceConfig(**config))[0].kind
+
+
+# Folders
+
+
+def test_a_folder_gives_its_candidates_and_counts_the_rest(place: Folder) -> None:
+    for name in CANDIDATES + IGNORED:
+        place.put(name, name.encode())
+    assert below(place, place.uri) == below(place, f"{place.uri}/") == sorted(CANDIDATES)
+    assert ignored(place, place.uri) == len(IGNORED)
+    assert kind(place, place.uri) == "folder"
+    for row in rows(place, place.uri):
+        data, meta = place.stores.read(row["uri"])
+        assert row["uri"].endswith(data.decode())
+        assert (row["size"], row["etag"]) == (len(data), meta.etag)
+        assert row["last_modified"] is not None
+
+
+def test_names_with_control_characters_are_candidates_like_others(disk: Folder) -> None:
+    for name in CONTROL:
+        disk.put(name, b"1")
+    assert below(disk, disk.uri) == sorted(CONTROL)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str) -> None:
+    for name in (f"a.{suffix}", f"b.{suffix.upper()}", f"c.{suffix}x"):
+        disk.put(name, b"")
+    assert below(disk, disk.uri) == [f"a.{suffix}", f"b.{suffix.upper()}"]
+
+
+@pytest.mark.parametrize(
+    "suffixes, found",
+    [
+        ("*", [".hidden.jpg", "a.JPG", "b.png", "c.txt", "none"]),
+        ("jpg", ["a.JPG"]),
+        ("JPG", ["a.JPG"]),
+        (" .jpg , txt,,", ["a.JPG", "c.txt"]),
+        ("images", ["a.JPG", "b.png", "none"]),
+    ],
+)
+def test_which_suffixes_are_candidates_can_be_chosen(disk: Folder, suffixes: str, found: list[str]) -> None:
+    for name in ("a.JPG", "b.png", "c.txt", "none", ".hidden.jpg"):
+        disk.put(name, b"")
+    assert below(disk, disk.uri, suffixes=suffixes) == found
+    assert ignored(disk, disk.uri, suffixes=suffixes) == 5 - len(found)
+
+
+def test_listing_repeats_in_its_order(place: Folder) -> None:
+    for name in ("b/2.jpg", "a.jpg", "b.jpg", "b/1.jpg", "c/x/y.jpg", "B.jpg"):
+        place.put(name, b"")
+    assert uris(place, place.uri) == uris(place, place.uri)
+
+
+def test_links_are_followed_and_loops_and_pipes_are_not(disk: Folder) -> None:
+    root = Path(disk.uri)
+    disk.put("real/a.jpg", b"1")
+    (root / "link.jpg").symlink_to("real/a.jpg")
+    (root / "folder").symlink_to("real")
+    (root / "real/up").symlink_to("..")
+    (root / "self.jpg").symlink_to("self.jpg")
+    (root / "dangling.jpg").symlink_to("nothing.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    assert below(disk, disk.uri) == ["folder/a.jpg", "link.jpg", "real/a.jpg"]
+
+
+def test_a_folder_without_rights_is_told_not_passed_over(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.put("closed/a.jpg", b"1")
+    scandir = os.scandir
+
+    def guarded(path: Any) -> Any:  # root may read everything, so it is not done with chmod
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(Forbidden, match="closed"):
+        uris(disk, disk.uri)
+
+
+def test_a_name_that_is_not_utf8_is_listed_so_that_it_becomes_a_reject(disk: Folder) -> None:
+    with open(os.fsencode(disk.uri) + b"/\xe4.jpg", "wb"):
+        pass
+    (uri,) = uris(disk, disk.uri)
+    assert uri == f"{disk.uri}/\\xe4.jpg"
+    with pytest.raises(NotFound):
+        disk.stores.read(uri)
+
+
+def test_what_is_not_there_is_an_empty_folder(place: Folder) -> None:
+    assert uris(place, f"{place.uri}/nothing") == []
+    assert kind(place, f"{place.uri}/nothing") == "folder"
+
+
+def test_a_whole_bucket_is_a_folder(s3: Any) -> None:
+    s3.bucket("images").put("whole/x.jpg", b"1")
+    place = Folder(s3.stores(), "s3://images")
+    assert "s3://images/whole/x.jpg" in uris(place, "s3://images")
+    assert "s3a://images/whole/x.jpg" in uris(place, "s3a://images/whole")
+
+
+def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
+    place = Folder(s3.stores(), "s3://images")
+    with pytest.raises(NotFound, match="missing-bucket"):
+        uris(place, "s3://missing-bucket/x")
+    wrong = Stores(StorageConfig(), {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong"})
+    with pytest.raises(Forbidden):
+        recognise(wrong, ["s3://images/x"], SourceConfig())
+
+
+# Globs
+
+
+@pytest.mark.parametrize(
+    "glob, found",
+    [
+        ("*.jpg", ["a.jpg", "b.jpg"]),
+        ("?.jpg", ["a.jpg", "b.jpg"]),
+        ("[ac].jpg", ["a.jpg"]),
+        ("[!a].jpg", ["b.jpg"]),
+        ("*", ["a.jpg", "b.jpg", "c.png"]),
+        ("*/*.jpg", ["x/a.jpg", "y/a.jpg"]),
+        ("x/*", ["x/a.jpg", "x/b.png"]),
+        ("**/a.jpg", ["a.jpg", "x/a.jpg", "x/x/a.jpg", "y/a.jpg"]),
+        ("**", ["a.jpg", "b.jpg", "c.png", "x/a.jpg", "x/b.png", "x/x/a.jpg", "y/a.jpg"]),
+        ("x/**/a.jpg", ["x/a.jpg", "x/x/a.jpg"]),
+        ("*.txt", []),
+        ("z*/*", []),
+        ("*.JPG", []),
+        ("[.jpg", []),
+    ],
+)
+def test_a_glob_gives_what_it_matches_and_nothing_else(place: Folder, glob: str, found: list[str]) -> None:
+    for name in ("a.jpg", "b.jpg", "c.png", "n.txt", "x/a.jpg", "x/b.png", "x/x/a.jpg", "y/a.jpg"):
+        place.put(name, b"1")
+    assert below(place, f"{place.uri}/{glob}") == found
+
+
+def test_a_glob_is_held_against_the_whole_path(s3: Any) -> None:
+    place = Folder(s3.stores(), f"s3://images/{uuid.uuid4().hex}")
+    name = place.uri.rpartition("/")[2]
+    place.put("a.jpg", b"1")
+    place.put(f"deep/{name}/b.jpg", b"1")
+    assert below(place, f"{place.uri}/*.jpg") == ["a.jpg"]
+
+
+def test_candidates_rules_hold_within_a_glob(disk: Folder) -> None:
+    for name in ("a.jpg", ".b.jpg", "c.txt"):
+        disk.put(name, b"")
+    assert below(disk, f"{disk.uri}/*") == ["a.jpg"]
+    assert ignored(disk, f"{disk.uri}/*") == 2
+    assert below(disk, f"{disk.uri}/*.txt", suffixes="*") == ["c.txt"]
+
+
+def test_a_folder_or_object_whose_name_looks_like_a_glob_is_itself(place: Folder) -> None:
+    for name in ("br [1]/a.jpg", "br 1/b.jpg", "st*r.jpg", "stuvr.jpg"):
+        place.put(name, b"1")
+    assert below(place, f"{place.uri}/br [1]") == ["br [1]/a.jpg"]
+    assert below(place, f"{place.uri}/st*r.jpg") == ["st*r.jpg"]
+
+
+@pytest.mark.parametrize("uri", ["a/**.jpg", "[z-a].jpg"])
+def test_a_glob_that_cannot_be_read_is_a_wrong_input(disk: Folder, uri: str) -> None:
+    with pytest.raises(InputError, match="no glob"):
+        recognise(disk.stores, [f"{disk.uri}/{uri}"], SourceConfig())
+
+
+def test_a_glob_in_a_buckets_name_is_a_wrong_input() -> None:
+    with pytest.raises(InputError, match="bucket"):
+        recognise(Stores(StorageConfig(retries=0), {}), ["memory://*/a.jpg"], SourceConfig())
+
+
+# Single objects and other stores
+
+
+@pytest.mark.parametrize("name", ["a.jpg", ".hidden.jpg", "notes.txt", "none", "br[1].jpg", "a b#%20.jpg"])
+def test_a_single_object_is_taken_whatever_its_name(place: Folder, name: str) -> None:
+    place.put(name, b"123")
+    (row,) = rows(place, place.at(name))
+    _, meta = place.stores.read(place.at(name))
+    assert row == {
+        "uri": place.at(name),
+        "size": 3,
+        "etag": meta.etag,
+        "last_modified": meta.last_modified,
+    }
+    assert kind(place, place.at(name)) == "object"
+
+
+def test_the_same_image_has_one_uri_however_it_is_found(place: Folder) -> None:
+    place.put("x/a b.jpg", b"1")
+    place.put("x/list.csv", b"uri\na b.jpg\n./a b.jpg\n../x/a b.jpg\n" + place.at("x/a b.jpg").encode() + b"\n")
+    inputs = [place.uri, f"{place.uri}/", f"{place.uri}/*/*.jpg", place.at("x/a b.jpg"), place.at("x/list.csv")]
+    assert set(uris(place, *inputs)) == {place.at("x/a b.jpg")}
+    assert len(uris(place, *inputs)) == 8
+
+
+def test_local_inputs_may_be_relative_or_have_a_scheme(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.put("p/a.jpg", b"1")
+    monkeypatch.chdir(disk.uri)
+    for given in ("p", "./p", "p/", f"file://{disk.uri}/p", "p/../p", "p/*.jpg", "p/a.jpg"):
+        assert uris(disk, given) == [f"{disk.uri}/p/a.jpg"]
+
+
+def test_stores_behind_fsspec_keep_the_uris_as_they_were_given() -> None:
+    root = f"memory://{uuid.uuid4().hex}"
+    place = Folder(Stores(StorageConfig(), {}), root)
+    for name in ("a.jpg", "b/c.png", "n.txt"):
+        place.put(name, b"1")
+    assert below(place, root) == ["a.jpg", "b/c.png"]
+    assert below(place, f"{root}/*.jpg") == ["a.jpg"]
+    assert below(place, f"{root}/b/c.png") == ["b/c.png"]
+    assert [place.stores.read(uri)[0] for uri in uris(place, root)] == [b"1", b"1"]
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(disk: Folder) -> Iterator[str]:
+    """Serve the folder over HTTP."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=disk.uri))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_images_on_a_web_server_are_read_from_objects_globs_and_manifests(disk: Folder, web: str) -> None:
+    disk.put("a.jpg", b"123")
+    disk.put("b.jpg", b"1")
+    disk.put("list.csv", f"uri\na.jpg\n{web}/b.jpg\n".encode())
+    assert uris(disk, f"{web}/a.jpg") == [f"{web}/a.jpg"]
+    assert uris(disk, f"{web}/*.jpg") == [f"{web}/a.jpg", f"{web}/b.jpg"]
+    assert uris(disk, f"{web}/list.csv") == [f"{web}/a.jpg", f"{web}/b.jpg"]
+    assert disk.stores.read(f"{web}/a.jpg")[0] == b"123"
+    with pytest.raises(NotFound):
+        disk.stores.read(f"{web}/no.jpg")
+
+
+def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
+    for name in ("b/1.jpg", "a/2.jpg"):
+        disk.put(name, b"")
+    assert below(disk, disk.at("b"), disk.at("a")) == ["a/2.jpg", "b/1.jpg"]
+    assert uris(disk, disk.at("b"), disk.at("a")) == [disk.at("b/1.jpg"), disk.at("a/2.jpg")]
+
+
+@pytest.mark.parametrize(
+    "inputs, told",
+    [
+        ([], "nothing to classify"),
+        ([""], "empty"),
+        (["  "], "empty"),
+        (["simplecache::s3://b/x"], "chained"),
+        (["s3://"], "names no bucket"),
+        (["foo://b/x"], "foo"),
+    ],
+)
+def test_an_input_that_cannot_be_is_a_usage_error(disk: Folder, inputs: list[str], told: str) -> None:
+    with pytest.raises(ImgbatchError, match=told) as caught:
+        recognise(disk.stores, inputs, SourceConfig())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.TAR.GZ", "x.tgz", "x.zip"])
+def test_an_archive_is_refused_and_not_taken_for_an_image(disk: Folder, name: str) -> None:
+    disk.put(name, b"1")
+    with pytest.raises(InputError, match="archives are not read"):
+        recognise(disk.stores, [disk.at(name)], SourceConfig())
+
+
+# Manifests
+
+Write = Callable[[list[dict[str, Any]]], bytes]
+
+
+def as_csv(table: list[dict[str, Any]]) -> bytes:
+    def cell(value: Any) -> str:
+        return "" if value is None else '"' + str(value).replace('"', '""') + '"'
+
+    lines = [",".join(table[0]), *(",".join(map(cell, row.values())) for row in table)]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def as_jsonl(table: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table)
+
+
+def as_parquet(table: list[dict[str, Any]] | pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table if isinstance(table, pa.Table) else pa.Table.from_pylist(table), sink)
+    return sink.getvalue().to_pybytes()
+
+
+KINDS: dict[str, Write] = {"csv": as_csv, "jsonl": as_jsonl, "ndjson": as_jsonl, "parquet": as_parquet, "CSV": as_csv}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_manifest_gives_its_uris_in_order_with_what_it_knows(place: Folder, suffix: str) -> None:
+    names = [
+        "a.jpg",
+        "a b%20#.jpg",
+        "ü/日本.png",
+        'quo"te,.jpg',
+        "new\nline.jpg",
+        "sub/../b.jpg",
+        "/abs.jpg",
+        "s3://o/c",
+    ]
+    table = [{"uri": name, "size": number, "etag": f'"e{number}"', "split": f"s{number}", "n": number}
+             for number, name in enumerate(names)]  # fmt: skip
+    place.put(f"lists/m.{suffix}", KINDS[suffix](table))
+    found = rows(place, place.at(f"lists/m.{suffix}"))
+    base = place.at("lists")
+    assert [row["uri"] for row in found] == [
+        *(f"{base}/{name}" for name in names[:5]), f"{base}/b.jpg", "/abs.jpg", "s3://o/c",
+    ]  # fmt: skip
+    assert [row["size"] for row in found] == list(range(8))
+    assert [row["etag"] for row in found] == [f"e{number}" for number in range(8)]
+    assert [row["input_split"] for row in found] == [f"s{number}" for number in range(8)]
+    assert [row["input_n"] for row in found] == [n if suffix == "parquet" else str(n) for n in range(8)]
+    assert {row["last_modified"] for row in found} == {None}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_rows_without_a_uri_are_ignored_and_counted(disk: Folder, suffix: str) -> None:
+    table = [{"uri": uri, "x": "1"} for uri in ("a.jpg", None, "", "b.jpg")]
+    disk.put(f"m.{suffix}", KINDS[suffix](table))
+    assert below(disk, disk.at(f"m.{suffix}")) == ["a.jpg", "b.jpg"]
+    assert ignored(disk, disk.at(f"m.{suffix}")) == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_what_a_manifest_does_not_know_is_null(disk: Folder, suffix: str) -> None:
+    table = [{"uri": "a.jpg", "size": 1, "etag": "x"}, {"uri": "b.jpg", "size": None, "etag": None},
+             {"uri": "c.jpg", "size": -1, "etag": ""}]  # fmt: skip
+    disk.put(f"m.{suffix}", KINDS[suffix](table))
+    found = [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"m.{suffix}"))]
+    assert found == [(1, "x"), (None, None), (None, None)]
+    disk.put(f"n.{suffix}", KINDS[suffix]([{"uri": "a.jpg"}]))
+    assert [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"n.{suffix}"))] == [(None, None)]
+
+
+def test_sizes_that_pandas_made_floats_are_numbers_of_bytes(disk: Folder) -> None:
+    sizes = pa.array([1.0, float("nan"), None, 3_000_000_000.0])
+    disk.put("m.parquet", as_parquet(pa.table({"uri": ["a", "b", "c", "d"], "size": sizes})))
+    disk.put("m.csv", b"uri,size\na,1.0\nb,nan\nc,\nd, 3000000000\n")
+    disk.put(
+        "m.jsonl", b'{"uri":"a","size":1.0}\n{"uri":"b"}\n{"uri":"c","size":null}\n{"uri":"d","size":3000000000}\n'
+    )
+    for name in ("m.parquet", "m.csv", "m.jsonl"):
+        assert [row["size"] for row in rows(disk, disk.at(name))] == [1, None, None, 3_000_000_000]
+
+
+@pytest.mark.parametrize("size", ["many", "1.5", "99999999999999999999", "ten"])
+def test_a_size_that_is_no_number_of_bytes_is_a_wrong_input(disk: Folder, size: str) -> None:
+    disk.put("m.csv", f"uri,size\na,{size}\n".encode())
+    with pytest.raises(InputError, match=r"m\.csv: column 'size'"):
+        rows(disk, disk.at("m.csv"))
+
+
+def test_huge_numbers_travel_as_they_are_written(disk: Folder) -> None:
+    huge = 123456789012345678901234567890
+    disk.put("m.csv", f"uri,id\na,{huge}\nb,007\nc,1e3\n".encode())
+    disk.put("m.jsonl", f'{{"uri":"a","id":{huge}}}\n{{"uri":"b","id":"007"}}\n{{"uri":"c","id":[1]}}\n'.encode())
+    assert [row["input_id"] for row in rows(disk, disk.at("m.csv"))] == [str(huge), "007", "1e3"]
+    assert [row["input_id"] for row in rows(disk, disk.at("m.jsonl"))] == [str(huge), "007", "[1]"]
+
+
+def test_csv_text_stays_text(disk: Folder) -> None:
+    disk.put("m.csv", b'uri,x\na,NA\nb,null\nc,""\nd,true\ne,2026-01-01\nf," x "\n')
+    assert [row["input_x"] for row in rows(disk, disk.at("m.csv"))] == ["NA", "null", "", "true", "2026-01-01", " x "]
+    disk.put("n.csv", b"uri\nNA\nnull\nnan\n123\n")
+    assert below(disk, disk.at("n.csv")) == ["123", "NA", "nan", "null"]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_csv_of_other_systems_is_read(disk: Folder, ending: bytes, mark: bytes) -> None:
+    disk.put("m.csv", mark + ending.join([b'"uri",split', b'"a ""b"".jpg",x', b"", b"c.jpg,y"]))
+    assert below(disk, disk.at("m.csv")) == ['a "b".jpg', "c.jpg"]
+    disk.put("m.jsonl", mark + ending.join([b'{"uri": "a.jpg"}', b"", b'{"uri": "b.jpg"}']))
+    assert below(disk, disk.at("m.jsonl")) == ["a.jpg", "b.jpg"]
+
+
+def test_quoted_newlines_are_part_of_a_value_also_across_blocks(disk: Folder) -> None:
+    filler = "x" * 200 + "\n" + "y" * 200
+    lines = "".join(f'"i\n{number}.jpg","{filler}"\n' for number in range(8_000))
+    disk.put("m.csv", f"uri,note\n{lines}".encode())
+    found = rows(disk, disk.at("m.csv"))
+    assert [row["uri"] for row in found] == [f"{disk.uri}/i\n{number}.jpg" for number in range(8_000)]
+    assert {row["input_note"] for row in found} == {filler}
+
+
+def test_a_manifest_larger_than_a_block_gives_every_row_once(disk: Folder) -> None:
+    table = [{"uri": f"{number:06d}.jpg", "x": str(number)} for number in range(25_001)]
+    for suffix in ("csv", "jsonl", "parquet"):
+        disk.put(f"m.{suffix}", KINDS[suffix](table))
+        found = rows(disk, disk.at(f"m.{suffix}"))
+        assert [row["uri"] for row in found] == [f"{disk.uri}/{row['uri']}" for row in table]
+        assert [row["input_x"] for row in found] == [row["x"] for row in table]
+
+
+def test_a_uri_named_twice_is_given_twice_for_the_listing_to_count(disk: Folder) -> None:
+    disk.put("m.csv", b"uri\na.jpg\na.jpg\n./a.jpg\n")
+    assert below(disk, disk.at("m.csv")) == ["a.jpg"] * 3
+
+
+def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Folder) -> None:
+    table = pa.table({
+        "uri": pa.array(["a", "b"]).dictionary_encode(),
+        "label": pa.array(["x", None]).dictionary_encode(),
+        "n": pa.array([1, None], pa.int16()),
+        "tags": pa.array([["p"], None], pa.list_(pa.string())),
+        "image": pa.array([{"bytes": b"1", "path": "p"}, None]),
+        "raw": pa.array([b"1", b"2"]),
+        "nothing": pa.nulls(2),
+    })  # fmt: skip
+    disk.put("m.parquet", as_parquet(table))
+    (source,) = recognise(disk.stores, [disk.at("m.parquet")], SourceConfig())
+    assert source.carried == pa.schema([
+        ("input_label", pa.string()), ("input_n", pa.int16()), ("input_tags", pa.list_(pa.string())),
+        ("input_nothing", pa.null()),
+    ])  # fmt: skip
+    assert rows(disk, disk.at("m.parquet"))[0]["input_tags"] == ["p"]
+
+
+def test_columns_of_several_inputs_go_together(disk: Folder) -> None:
+    disk.put("p/z.jpg", b"1")
+    disk.put("m.csv", b"uri,x\na,1\n")
+    disk.put("n.parquet", as_parquet([{"uri": "b", "y": 2}]))
+    found = rows(disk, disk.at("m.csv"), disk.at("n.parquet"), disk.at("p"))
+    assert [(row["input_x"], row["input_y"]) for row in found] == [("1", None), (None, 2), (None, None)]
+
+
+def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None:
+    disk.put("m.csv", b"uri,x\na,1\n")
+    disk.put("n.parquet", as_parquet([{"uri": "b", "x": [2]}]))
+    with pytest.raises(InputError, match="do not go together"):
+        rows(disk, disk.at("m.csv"), disk.at("n.parquet"))
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("m.csv", b"url,size\na,1\n", "no column 'uri'; it has: url, size"),
+        ("m.csv", b"uri;size\na;1\n", "no column 'uri'; it has: uri;size"),
+        ("m.csv", b"uri,uri\na,b\n", "more than one column 'uri'"),
+        ("m.csv", b"uri,x,x\na,b,c\n", "more than one column 'x'"),
+        ("m.csv", b"uri,size\na\n", "cannot be read as csv"),
+        ("m.csv", b"uri\n\xff\xfe\n", "cannot be read as csv"),
+        ("m.csv", b'uri,x\na,"open\nb,x\nc,x\n', "a quote is not closed"),
+        ("m.csv", b'uri,x\na,5" wide\nb,x\n', "a quote is not closed"),
+        ("m.jsonl", b'{"url": 1}\n', "no column 'uri'; it has: url"),
+        ("m.jsonl", b"{}\n", "no column 'uri'; it has: none"),
+        ("m.jsonl", b"not json\n", "cannot be read as jsonl"),
+        ("m.jsonl", b"[1]\n", "cannot be read as jsonl"),
+        ("m.jsonl", b'{"uri": "a"\n', "cannot be read as jsonl"),
+        ("m.jsonl", b'{"uri": "\xff"}\n', "cannot be read as jsonl"),
+        ("m.jsonl", b'{"uri": "a", "n": ' + b"9" * 5000 + b"}\n", "cannot be read as jsonl"),
+        ("m.jsonl", b'{"uri": "\\ud800"}\n', "cannot be read as jsonl"),
+        ("m.parquet", b"uri\na\n", "cannot be read as parquet"),
+        ("m.parquet", as_parquet([{"url": "a"}]), "no column 'uri'"),
+        ("m.parquet", as_parquet([{"url": "a"}])[:-9], "cannot be read as parquet"),
+        ("m.parquet", as_parquet([{"uri": {"x": 1}}]), "m.parquet"),
+        ("m.parquet", as_parquet(pa.table({"uri": [b"\xff"]})), "m.parquet"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_a_wrong_input(disk: Folder, name: str, content: bytes, told: str) -> None:
+    disk.put(name, content)
+    with pytest.raises(InputError, match=told):
+        rows(disk, disk.at(name))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("m.csv", b""),
+        ("m.csv", b"uri\n"),
+        ("m.jsonl", b""),
+        ("m.jsonl", b"\n\n"),
+        ("m.parquet", as_parquet(pa.table({"uri": pa.array([], pa.string())}))),
+    ],
+)
+def test_an_empty_manifest_lists_nothing(disk: Folder, name: str, content: bytes) -> None:
+    disk.put(name, content)
+    assert rows(disk, disk.at(name)) == []
+
+
+def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Folder) -> None:
+    disk.put("list.txt", b'{"uri": "a.jpg"}\n')
+    disk.put("list.csv", b"uri\nb.jpg\n")
+    assert kind(disk, disk.at("list.txt")) == "object"
+    assert below(disk, disk.at("list.txt"), format="manifest") == ["a.jpg"]
+    assert kind(disk, disk.at("list.csv"), format="objects") == "object"
+    with pytest.raises(InputError, match="not there"):
+        recognise(disk.stores, [disk.at("none.csv")], SourceConfig(format="manifest"))

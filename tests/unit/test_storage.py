@@ -1,0 +1,744 @@
+"""Stores: the same verbs and errors on disk, on S3 and behind fsspec; strange names; retries."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import http.server
+import os
+import pickle
+import socket
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import obstore
+import pyarrow as pa
+import pytest
+import s3fs
+
+from imgbatch import storage
+from imgbatch.config import StorageConfig
+from imgbatch.errors import (
+    BadPath,
+    ConfigError,
+    Conflict,
+    Exists,
+    Forbidden,
+    NotFound,
+    StoreError,
+    TimedOut,
+    TooLarge,
+    Unreachable,
+)
+from imgbatch.storage import Folder, Stores, absolute, is_local, join
+from imgbatch.storage.base import FOUND, unquoted, unquoted_all
+
+STRANGE = [
+    "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
+    "ü日本.jpg", "u\u0308.jpg", "🍎.jpg", "_x.jpg", ".hidden.jpg", "UP.JPG", "nosuffix", "tilde~", "~", "quo\"te'.jpg",
+    "amp&lt;.jpg", " lead.jpg", "trail.jpg ", "two..dots.jpg", "dollar$@=,;!.jpg", "{model}.jpg", "sub folder/x.jpg",
+]  # fmt: skip
+CONTROL = ["c\x01d.jpg", "new\nline.jpg", "tab\t.jpg", "del\x7f.jpg"]
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """Return an empty folder."""
+    if request.param == "disk":
+        return Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "folder"))
+    return Folder(request.getfixturevalue("s3").stores(retries=0), f"s3://images/{uuid.uuid4().hex}")
+
+
+def local(**options: Any) -> Stores:
+    return Stores(StorageConfig(**options), {})
+
+
+def listed(folder: Folder) -> dict[str, dict[str, Any]]:
+    prefix = folder.stores.resolve(folder.uri)[1] + "/"
+    return {row["path"].removeprefix(prefix): row for batch in folder.found() for row in batch.to_pylist()}
+
+
+# URIs
+
+
+@pytest.mark.parametrize(
+    "given, uri",
+    [
+        ("/data/a.jpg", "/data/a.jpg"),
+        ("/data/photos/", "/data/photos"),
+        ("/data//x/../a.jpg", "/data/a.jpg"),
+        ("file:///data/a b%20.jpg", "/data/a b%20.jpg"),
+        ("local:///data", "/data"),
+        ("/", "/"),
+        ("/data/co::lon.jpg", "/data/co::lon.jpg"),
+        ("s3://bucket/photos/", "s3://bucket/photos"),
+        ("s3://bucket//photos//a/../b", "s3://bucket//photos//a/../b"),
+        ("s3://bucket", "s3://bucket"),
+        ("https://host/a?b=c#d", "https://host/a?b=c#d"),
+        ("s3://bucket/file://x", "s3://bucket/file://x"),
+    ],
+)
+def test_a_uri_has_one_spelling(given: str, uri: str) -> None:
+    assert absolute(given) == uri
+    assert absolute(uri) == uri
+
+
+def test_a_relative_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute("photos/a.jpg") == f"{tmp_path}/photos/a.jpg"
+    assert absolute("~/photos") == "/home/me/photos"
+
+
+@pytest.mark.parametrize(
+    "folder, name, uri",
+    [
+        ("/data/lists", "a.jpg", "/data/lists/a.jpg"),
+        ("/data/lists", "../a.jpg", "/data/a.jpg"),
+        ("/data/lists", "x//./a.jpg", "/data/lists/x/a.jpg"),
+        ("/data/lists", "/a.jpg", "/a.jpg"),
+        ("/data/lists", "s3://b/a.jpg", "s3://b/a.jpg"),
+        ("/data/lists", "file:///a.jpg", "/a.jpg"),
+        ("/data/lists", "~/a.jpg", "/data/lists/~/a.jpg"),
+        ("/data/lists", "co::lon.jpg", "/data/lists/co::lon.jpg"),
+        ("/data/lists", "a b%20#[1].jpg", "/data/lists/a b%20#[1].jpg"),
+        ("", "a.jpg", "/a.jpg"),
+        ("s3://b", "a.jpg", "s3://b/a.jpg"),
+        ("s3://b/x", "../a.jpg", "s3://b/a.jpg"),
+        ("s3://b/x", "y//a.jpg", "s3://b/x/y//a.jpg"),
+        ("https://host/x", "a.jpg", "https://host/x/a.jpg"),
+    ],
+)
+def test_a_name_in_a_manifest_is_resolved_against_its_place(folder: str, name: str, uri: str) -> None:
+    assert join(folder, name) == uri
+
+
+def test_which_uris_are_local() -> None:
+    assert all(map(is_local, ("a", "/a", "file:///a", "local:///a", "a::b.jpg", "/a/b://c")))
+    assert not any(map(is_local, ("s3://b/a", "https://h/a", "simplecache::s3://b/a", "memory://a")))
+
+
+@pytest.mark.parametrize("uri", ["simplecache::s3://b/x", "zip::s3://b/x.zip", "filecache::https://h/x"])
+def test_chained_file_systems_are_refused_instead_of_read_as_a_local_path(uri: str) -> None:
+    with pytest.raises(BadPath, match="chained"):
+        local().read(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///x", "gs://", "az:///x"])
+def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(BadPath, match="names no bucket"):
+        local().read(uri)
+
+
+def test_a_protocol_that_does_not_exist_is_the_fault_of_the_one_object() -> None:
+    with pytest.raises(BadPath, match="foo"):
+        local().read("foo://b/x.jpg")
+    with pytest.raises(ConfigError, match="foo"):
+        Folder(local(), "foo://b").names()
+
+
+def test_a_protocol_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*arguments: Any, **options: Any) -> None:
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(fsspec, "filesystem", absent)
+    with pytest.raises(ConfigError, match="install gcsfs"):
+        local().read("gs://b/x.jpg")
+
+
+# The verbs
+
+
+def test_what_is_written_is_read_and_listed(place: Folder) -> None:
+    before = datetime.now(UTC)
+    place.create("a/x.jpg", b"one")
+    place.put("y.jpg", b"three")
+    assert place.read("a/x.jpg") == b"one"
+    data, meta = place.stores.read(place.at("y.jpg"))
+    assert (data, meta.size) == (b"three", 5)
+    assert meta.last_modified is not None
+    assert abs((meta.last_modified - before).total_seconds()) < 60
+    found = listed(place)
+    assert list(found) == ["a/x.jpg", "y.jpg"]
+    assert found["y.jpg"]["size"] == 5
+    assert found["y.jpg"]["etag"] == meta.etag
+    assert (meta.etag is None) == is_local(place.uri)
+    assert place.names() == ["a/x.jpg", "y.jpg"]
+    assert place.folders() == ["a"]
+    assert all(batch.schema == FOUND for batch in place.found())
+
+
+def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
+    place.put("x", b"1")
+    head = place.stores.call("look at", place.at("x"), lambda store, path: store.head(path))
+    _, meta = place.stores.read(place.at("x"))
+    row = listed(place)["x"]
+    assert (head.size, head.etag) == (meta.size, meta.etag) == (row["size"], row["etag"])
+    assert '"' not in (meta.etag or "")
+
+
+def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"first")
+    with pytest.raises(Exists, match=r"create .*x"):
+        place.create("x", b"second")
+    assert place.read("x") == b"first"
+    assert place.names() == ["x"]
+
+
+def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
+    def create(number: int) -> int | None:
+        try:
+            place.create(f"race{number % 8}", str(number).encode())
+        except Exists:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [number for number in pool.map(create, range(64)) if number is not None]
+    assert sorted(number % 8 for number in won) == list(range(8))
+    assert [place.read(f"race{number % 8}") for number in won] == [str(number).encode() for number in won]
+
+
+def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"0")
+    _, tag = place.read_tagged("x")
+    place.replace("x", b"1", tag)
+    with pytest.raises(Conflict):
+        place.replace("x", b"2", tag)
+    place.put("x", b"1")  # the same content, another version on disk
+    assert place.read("x") == b"1"
+    assert place.names() == ["x"]
+
+
+def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
+    place.create("n", b"0")
+
+    def count(_: int) -> int:
+        done = 0
+        for _ in range(6):
+            data, tag = place.read_tagged("n")
+            try:
+                place.replace("n", str(int(data) + 1).encode(), tag)
+            except Conflict:
+                continue
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(count, range(4))) == int(place.read("n")) > 0
+    assert place.names() == ["n"]
+
+
+def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
+    place.create("x", b"0")
+    _, tag = place.read_tagged("x")
+    place.delete("x")
+    with pytest.raises((Conflict, NotFound)):
+        place.replace("x", b"1", tag)
+    assert place.names() == []
+
+
+def test_what_is_not_there(place: Folder) -> None:
+    with pytest.raises(NotFound, match=r"read .*/x"):
+        place.read("x")
+    assert not place.exists("x")
+    assert place.names() == place.folders() == list(place.found()) == []
+    place.delete("x")
+    place.put("x", b"")
+    assert place.exists("x")
+    place.delete("x")
+    assert not place.exists("x")
+
+
+def test_a_folder_is_no_object(place: Folder) -> None:
+    place.put("a/x", b"")
+    assert not place.exists("a")
+    with pytest.raises(StoreError):
+        place.read("a")
+
+
+def test_a_folder_does_not_hold_what_only_begins_like_it(place: Folder) -> None:
+    for name in ("a/x", "ab/y", "a.txt", "a-b"):
+        place.put(name, b"")
+    assert place.names("a") == ["x"]
+    assert place.folders() == ["a", "ab"]
+
+
+def test_an_object_that_is_too_large_is_not_read(place: Folder) -> None:
+    place.put("x", b"12345")
+    assert place.stores.read(place.at("x"), 5)[0] == b"12345"
+    with pytest.raises(TooLarge, match="5 bytes are more than 4"):
+        place.stores.read(place.at("x"), 4)
+
+
+def test_an_empty_object_is_listed_and_read(place: Folder) -> None:
+    place.put("empty", b"")
+    assert listed(place)["empty"]["size"] == 0
+    assert place.read("empty") == b""
+
+
+def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: place.put(f"{number:04d}", b"x"), range(1203)))
+    assert list(listed(place)) == [f"{number:04d}" for number in range(1203)]
+    assert sum(len(batch) for batch in place.found()) == 1203
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name: str) -> None:
+    place.put(name, name.encode())
+    (found,) = listed(place)
+    assert found == name
+    assert place.read(found) == name.encode()
+    with place.stores.open(place.at(name)) as file:
+        assert file.read() == name.encode()
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_name_with_control_characters_is_listed_and_read(place: Folder, s3: Any, name: str) -> None:
+    if is_local(place.uri):
+        place.put(name, b"x")
+    else:  # as other clients write it
+        write(s3, place, name, b"x")
+        place.put("zz.jpg", b"x")
+    found = listed(place)
+    assert name in found
+    assert (len(found) == 2) != is_local(place.uri)
+    assert place.read(name) == b"x"
+
+
+def write(s3: Any, place: Folder, name: str, data: bytes) -> None:
+    """Put an object with a key that obstore refuses."""
+    client = s3fs.S3FileSystem(
+        key=s3.environment["AWS_ACCESS_KEY_ID"], secret=s3.environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3.endpoint, client_kwargs={"region_name": "us-east-1"}, skip_instance_cache=True,
+    )  # fmt: skip
+    bucket, _, key = place.at(name).removeprefix("s3://").partition("/")
+    client.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+
+
+# Disk
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+    for name in ("a/x", "b/y"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/to-b").symlink_to(tmp_path / "b")
+    (tmp_path / "b/to-a").symlink_to(tmp_path / "a")
+    (tmp_path / "b/self").symlink_to("self")
+    (tmp_path / "b/one").symlink_to("two")
+    (tmp_path / "b/two").symlink_to("one")
+    (tmp_path / "nothing").symlink_to("gone")
+    (tmp_path / "file").symlink_to("a/x")
+    assert list(listed(Folder(local(), str(tmp_path)))) == ["a/to-b/y", "a/x", "b/to-a/x", "b/y", "file"]
+
+
+def test_pipes_sockets_and_devices_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as bound:
+        os.chdir(tmp_path)  # the path of a socket must be short
+        bound.bind("socket.jpg")
+        assert listed(Folder(local(), str(tmp_path))) == {}
+        for name in ("pipe.jpg", "device.jpg", "socket.jpg"):
+            with pytest.raises(BadPath):
+                local(retries=0).read(f"{tmp_path}/{name}")
+            assert not Folder(local(), str(tmp_path)).exists(name)
+
+
+@pytest.fixture(autouse=True)
+def _same_working_directory() -> Iterator[None]:
+    before = os.getcwd()
+    yield
+    os.chdir(before)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    scandir = os.scandir
+
+    def guarded(path: Any) -> Any:  # root may read everything, so it is not done with chmod
+        if b"closed" in os.fsencode(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(Forbidden, match="closed"):
+        list(Folder(local(), str(tmp_path)).found())
+
+
+def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/a\xff.jpg", "wb") as file:
+        file.write(b"1")
+    assert list(listed(Folder(local(), str(tmp_path)))) == ["a\\xff.jpg"]
+    with pytest.raises(NotFound):
+        local().read(f"{tmp_path}/a\\xff.jpg")
+
+
+def test_a_tree_deeper_than_the_interpreters_stack_is_listed(tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("x.jpg").write_bytes(b"1")
+    os.chdir(tmp_path)
+    try:
+        assert list(listed(Folder(local(), str(tmp_path)))) == [f"{'d/' * 1200}x.jpg"]
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # shutil's own recursion is as deep
+
+
+def test_files_that_vanish_while_listing_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"1")
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if os.fsencode(path).endswith(b"/b"):
+            raise FileNotFoundError(errno.ENOENT, "No such file", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert list(listed(Folder(local(), str(tmp_path)))) == ["a", "c"]
+
+
+def test_a_file_system_without_links_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match=r"no hard links.*another file system"):
+        Folder(local(), str(tmp_path)).create("x", b"")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = Folder(local(retries=0), str(tmp_path))
+    folder.create("y", b"old")
+    _, tag = folder.read_tagged("y")
+    monkeypatch.setattr(os, "fsync", fsync)
+    for write in (
+        lambda: folder.create("x", b""),
+        lambda: folder.put("y", b""),
+        lambda: folder.replace("y", b"", tag),
+    ):
+        with pytest.raises(StoreError, match="No space left"):
+            write()
+    assert folder.names() == ["y"]
+    assert folder.read("y") == b"old"
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = Folder(local(retries=0), str(tmp_path))
+    folder.create("x", b"1")
+    assert folder.read("x") == b"1"
+
+
+def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgbatch.storage.local._LOCK_S", 0.05)
+    folder = Folder(local(retries=0), str(tmp_path))
+    folder.create("x", b"1")
+    _, tag = folder.read_tagged("x")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(TimedOut, match="lock"):
+        folder.replace("x", b"2", tag)
+    os.close(handle)
+    folder.replace("x", b"2", tag)
+    assert folder.names() == ["x"]
+
+
+# S3
+
+
+def test_a_wrong_secret_is_forbidden_everywhere(s3: Any) -> None:
+    wrong = Folder(Stores(StorageConfig(), {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}), "s3://images/wrong")
+    for verb in (
+        lambda: wrong.read("x"),
+        lambda: wrong.names(),
+        lambda: list(wrong.found()),
+        lambda: wrong.folders(),
+        lambda: wrong.create("x", b""),
+        lambda: wrong.put("x", b""),
+        lambda: wrong.exists("x"),
+        lambda: wrong.replace("x", b"", '"tag"'),
+    ):
+        with pytest.raises(Forbidden, match="s3://images/wrong") as caught:
+            verb()
+        assert caught.value.attempts == 1
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_bucket_is_not_found(s3: Any) -> None:
+    missing = Folder(s3.stores(), f"s3://missing-{uuid.uuid4().hex[:8]}/x")
+    for verb in (lambda: missing.read("a"), missing.names, missing.folders, lambda: list(missing.found())):
+        with pytest.raises(NotFound, match="missing-"):
+            verb()
+    assert not missing.exists("a")
+
+
+def test_no_credentials_at_all_names_the_ways_to_give_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Forbidden, match=r"AWS_ACCESS_KEY_ID.*storage\.options\.anon"):
+        local().read("s3://bucket/x")
+    with pytest.raises(Forbidden, match="nobody"):
+        local(options={"profile": "nobody"}).read("s3://bucket/x")
+
+
+def test_credentials_of_a_profile_are_used(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
+    (tmp_path / "c").write_text(f"[me]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "c"))
+    s3.bucket("images").put("profile/x", b"1")
+    stores = Stores(StorageConfig(options={"profile": "me"}), {"AWS_ENDPOINT_URL": s3.endpoint})
+    assert stores.read("s3://images/profile/x")[0] == b"1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": "K", "secret": "S", "endpoint_url": "E"},
+        {"key": "K", "secret": "S", "client_kwargs": {"endpoint_url": "E", "region_name": "us-east-1"}},
+        {"key": "K", "secret": "S", "endpoint_url": "E", "use_ssl": False},  # unknown to obstore: s3fs takes over
+    ],
+)
+def test_options_are_understood_as_s3fs_writes_them(s3: Any, options: dict[str, Any]) -> None:
+    words = {
+        "K": s3.environment["AWS_ACCESS_KEY_ID"],
+        "S": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "E": s3.endpoint,
+    }
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(each) for key, each in value.items()}
+        return words.get(value, value) if isinstance(value, str) else value
+
+    s3.bucket("images").put("options/x", b"1")
+    folder = Folder(local(options=filled(options), retries=0), "s3://images/options")
+    assert folder.read("x") == b"1"
+    assert folder.names() == ["x"]
+    with pytest.raises(Exists):
+        folder.create("x", b"2")
+
+
+def test_options_with_credentials_keep_those_of_the_environment_out(s3: Any) -> None:
+    stores = Stores(StorageConfig(options={"key": "other", "secret": "one"}), s3.environment)
+    with pytest.raises(Forbidden):
+        stores.read("s3://images/x")
+
+
+@pytest.mark.parametrize("options", [{"anon": "perhaps"}, {"ServerSideEncryption": "bogus", "anon": True}])
+def test_an_option_that_cannot_be_used_is_a_wrong_config(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"storage\.options"):
+        local(options=options).read("s3://bucket/x")
+
+
+def test_a_key_of_digits_is_text() -> None:
+    store, path = local(options={"key": 123, "secret": 456}).resolve("s3://bucket/a/b")
+    assert (store.conditional, path) == (True, "a/b")
+
+
+def test_s3a_is_s3(s3: Any) -> None:
+    s3.bucket("images").put("s3a/x", b"1")
+    assert Folder(s3.stores(), "s3a://images/s3a").read("x") == b"1"
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Answers as the test's `reply(handler)` says."""
+
+    reply: Any
+
+    def do_GET(self) -> None:
+        type(self).reply(self)
+
+    do_HEAD = do_PUT = do_GET  # noqa: N815
+
+    def answer(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Start a server that answers as it is told: `fake(reply) -> Stores`."""
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    servers = []
+
+    def start(reply: Any, **config: Any) -> Stores:
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("S", (_Server,), {"reply": staticmethod(reply)})
+        )
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        return Stores(StorageConfig(**config), {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"})
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+MOMENT = {"Last_Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}
+
+
+def test_folders_that_the_console_of_s3_made_are_no_objects(fake: Any) -> None:
+    keys = {"p/": 0, "p/sub/": 0, "p/sub/x.jpg": 3, "p/empty": 0}
+
+    def reply(request: _Server) -> None:
+        if request.command == "HEAD":
+            there = request.path.removeprefix("/b/") in keys
+            request.answer(200 if there else 404, ETag='"e"', **MOMENT)
+            return
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>&quot;e&quot;</ETag>"
+            f"<Size>{size}</Size></Contents>" for key, size in keys.items()
+        )  # fmt: skip
+        body = f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+        request.answer(200, body.encode())
+
+    assert list(listed(Folder(fake(reply), "s3://b/p"))) == ["sub/x.jpg", "empty"]
+
+
+def test_a_passing_failure_is_tried_again_and_a_final_one_is_not(fake: Any) -> None:
+    asked: list[int] = []
+    todo = {"busy": [503, 429, 500, 200], "down": [503] * 9, "gone": [404], "closed": [403]}
+
+    def reply(request: _Server) -> None:
+        asked.append(todo[request.path.rpartition("/")[2]].pop(0))
+        request.answer(asked[-1], b"x", ETag='"e"', **MOMENT)
+
+    stores = fake(reply, retries=3)
+    assert stores.read("s3://b/busy")[0] == b"x"
+    assert asked == [503, 429, 500, 200]
+    for name, kind, attempts in (("down", Unreachable, 4), ("gone", NotFound, 1), ("closed", Forbidden, 1)):
+        asked.clear()
+        with pytest.raises(kind) as caught:
+            stores.read(f"s3://b/{name}")
+        assert caught.value.attempts == attempts == len(asked)
+
+
+def test_a_final_failure_after_a_passing_one_counts_both_attempts(fake: Any) -> None:
+    todo = [503, 404]
+    stores = fake(lambda request: request.answer(todo.pop(0)), retries=3)
+    with pytest.raises(NotFound) as caught:
+        stores.read("s3://b/x")
+    assert caught.value.attempts == 2
+
+
+def test_a_body_that_is_cut_short_is_never_taken_for_the_object(fake: Any) -> None:
+    asked = []
+
+    def reply(request: _Server) -> None:
+        asked.append(request.path)
+        request.answer(200, b"half", 8, ETag='"e"', **MOMENT)
+        request.close_connection = True
+
+    with pytest.raises(Unreachable):
+        fake(reply, retries=1).read("s3://b/x")
+    assert len(asked) == 2
+
+
+def test_a_server_that_never_answers_is_given_up(fake: Any) -> None:
+    done = threading.Event()
+    with pytest.raises(TimedOut):
+        fake(lambda request: done.wait(20), retries=1, timeout_s=0.2).read("s3://b/x")
+    done.set()
+
+
+def test_a_server_that_is_not_there_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+        stores = local(options={"anon": True, "endpoint_url": endpoint}, retries=9)
+        with pytest.raises(Unreachable, match="read s3://b/x"):
+            stores.read("s3://b/x")
+    assert len(waits) == 9
+    assert waits[:3] == sorted(waits[:3])
+    assert 0 < min(waits) <= max(waits) <= 20
+
+
+# Secrets, processes, others
+
+
+def test_secrets_are_in_no_representation_and_travel_to_workers(s3: Any) -> None:
+    stores = Stores(StorageConfig(options={"secret": "hunter2", "key": "k"}), s3.environment)
+    shown = f"{stores!r} {stores} {Folder(stores, 's3://b')!r}"
+    assert "hunter2" not in shown
+    assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in shown
+    s3.bucket("images").put("travel/x", b"1")
+    ours = s3.stores()
+    ours.read("s3://images/travel/x")
+    assert pickle.loads(pickle.dumps(ours)).read("s3://images/travel/x")[0] == b"1"
+
+
+def test_any_fsspec_store_is_read_listed_and_written() -> None:
+    root = f"memory://{uuid.uuid4().hex}"
+    folder = Folder(local(), root)
+    folder.create("a/x", b"1")
+    folder.put("y", b"22")
+    with pytest.raises(Exists):
+        folder.create("y", b"3")
+    assert folder.names() == ["a/x", "y"]
+    assert folder.folders() == ["a"]
+    data, tag = folder.read_tagged("y")
+    folder.replace("y", data * 2, tag)
+    assert folder.read("y") == b"2222"
+    assert not folder.exists("a")
+    folder.delete("y")
+    folder.delete("y")
+    assert folder.names() == ["a/x"]
+    with pytest.raises(NotFound):
+        folder.read("y")
+
+
+def test_etags_are_held_without_quotes_and_otherwise_as_they_are() -> None:
+    raw = ['"abc"', 'W/"abc"', "abc", "", '""', None, '"W/abcW"', "/x/", '"a"b"', "0x8D"]
+    bare = ["abc", "abc", "abc", None, None, None, "W/abcW", "/x/", 'a"b', "0x8D"]
+    assert unquoted_all(pa.array(raw)).to_pylist() == bare == [unquoted(etag) for etag in raw]
+
+
+def test_the_tests_own_client_sees_what_was_written(s3: Any) -> None:
+    Folder(s3.stores(), "s3://out/seen").create("x", b"1")
+    assert bytes(obstore.get(s3.bucket("out"), "seen/x").bytes()) == b"1"

@@ -1,0 +1,72 @@
+"""An iterator that may block, made one that always comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from imgbatch.errors import ClusterError
+from imgbatch.stream import ticking
+
+
+def test_items_come_in_order_and_end() -> None:
+    assert [item for item in ticking(iter(range(100)), 10) if item is not None] == list(range(100))
+    assert [item for item in ticking(iter(()), 10) if item is not None] == []
+
+
+def test_an_error_is_raised_where_the_items_are_wanted() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("the worker")
+
+    taken = ticking(items(), 10)
+    assert next(taken) == 1
+    with pytest.raises(KeyError, match="the worker"):
+        list(taken)
+
+
+def test_a_blocked_iterator_ticks_and_a_stalled_one_is_an_error() -> None:
+    gate = threading.Event()
+
+    def items() -> Iterator[int]:
+        gate.wait(60)
+        yield 1
+
+    taken = ticking(items(), 60)
+    assert next(taken) is None
+    gate.set()
+    assert 1 in list(taken)
+
+    gate.clear()
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"cluster\.stall_s"):
+        list(ticking(items(), 0.5))
+    gate.set()
+    assert time.monotonic() - started < 30
+
+
+def test_a_slow_consumer_is_not_a_stall() -> None:
+    taken = ticking(iter(range(3)), 0.1)
+    seen = []
+    for item in taken:
+        if item is not None:
+            seen.append(item)
+            time.sleep(0.3)
+    assert seen == [0, 1, 2]
+
+
+def test_what_is_drawn_ahead_is_bounded() -> None:
+    drawn = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    taken = ticking(items(), 10)
+    assert next(taken) == 0
+    time.sleep(0.2)
+    assert len(drawn) < 20
