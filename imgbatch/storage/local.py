@@ -228,6 +228,7 @@ def _opened(
 
 def _ordered(names: pa.ChunkedArray) -> Iterator[bytes]:
     whole = pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.large_binary())
+    del names
     order = pc.array_sort_indices(whole)
     for start in range(0, len(order), _BATCH):
         yield from whole.take(order.slice(start, _BATCH)).to_pylist()
