@@ -26,7 +26,7 @@ from imgbatch.schema import FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
 
 _NAME = re.compile(r"part-(\d{8})\.parquet")
-_READS_AHEAD = 8
+_READS_AHEAD = 4
 _MOST_CONFLICTS = 1000
 _MOST_VANISHED, _VANISHED_WAIT_S = 20, 0.5
 

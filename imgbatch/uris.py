@@ -15,7 +15,7 @@ Keys = npt.NDArray[np.uint64]
 
 # Drawn anew in every process, so that nobody can prepare URIs that collide. Keys are never stored.
 _SEEDS = (np.uint64(secrets.randbits(64) | 1), np.uint64(secrets.randbits(64) | 1))
-_MOST_ROWS_OF_A_RUN = 1 << 21
+_MOST_ROWS_OF_A_RUN = 1 << 20
 
 
 def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[np.uint64]:
@@ -106,7 +106,7 @@ class _Run:
 class UriIndex:
     """A growing set of URI keys with columns beside them, in 16 bytes a key and the width of the columns.
 
-    Kept as sorted runs that are merged when they are alike in size, up to two million rows, so that merging never needs
+    Kept as sorted runs that are merged when they are alike in size, up to a million rows, so that merging never needs
     a second copy of everything.
     """
 

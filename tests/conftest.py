@@ -163,9 +163,6 @@ def write_model(path: Path, seed: int, labels: Sequence[str] = tuple("abcdefg"))
         head.weight.mul_(5 / ((pooled - pooled.mean(0)) @ head.weight.T).std())
         head.bias.copy_(-head.weight @ pooled.mean(0))
     timm.models.save_for_hf(net, str(path), model_config={"label_names": list(labels)}, safe_serialization=True)
-    config = json.loads((path / "config.json").read_text())  # TEMPORARY
-    config["model_args"].pop("num_classes", None)  # TEMPORARY
-    (path / "config.json").write_text(json.dumps(config))  # TEMPORARY
     return path
 
 

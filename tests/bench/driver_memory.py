@@ -23,19 +23,18 @@ SIDE = 32
 
 
 def make_images(place: Path, count: int) -> Path:
-    """Fill a folder with names of a handful of files, a thousand a subfolder."""
+    """Fill a folder with subfolders of a thousand names each, which are links to one file."""
     from tests.unit.pictures import encode, scene
 
-    kinds = []
-    for number in range(8):
-        kinds.append(place / f"kind-{number}.jpg")
-        kinds[-1].write_bytes(encode(scene(64, 64, seed=number), "JPEG"))
     images = place / f"images-{count}"
     for number in range(count):
         folder = images / f"{number // 1000:04d}"
         if number % 1000 == 0:
             folder.mkdir(parents=True)
-        os.link(kinds[number % 8], folder / f"{number:08d}.jpg")
+            kind = folder / f"{number:08d}.jpg"
+            kind.write_bytes(encode(scene(64, 64, seed=number // 1000), "JPEG"))
+        else:
+            os.link(kind, folder / f"{number:08d}.jpg")
     return images
 
 
