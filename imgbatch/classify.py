@@ -41,6 +41,9 @@ from imgbatch.schema import (
 from imgbatch.storage import Folder, Stores
 
 PIXELS = "pixels"
+CHUNK = 256
+"""Images that are decoded, and then labelled, at a time."""
+
 _FATAL, _NOTE = -1, -2
 """Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON."""
 
@@ -225,7 +228,8 @@ def _worker_of(work: Work) -> _Worker:
 
 def decode_block(block: pa.Table, work: Work) -> Iterator[pa.Table]:
     """Fetch and decode a block of image numbers: the CPU operator where there are GPUs. Pixels come out."""
-    yield from _guard(lambda: _worker_of(work)._decoded(block))
+    for start in range(0, len(block), CHUNK):
+        yield from _guard(lambda: _worker_of(work)._decoded(block.slice(start, CHUNK)))  # noqa: B023 - runs at once
 
 
 class Classify:
@@ -268,7 +272,8 @@ class LabelImages(_Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and label a block of image numbers."""
-        yield from _guard(lambda: self._label(block))
+        for start in range(0, len(block), CHUNK):
+            yield from _guard(lambda: self._label(block.slice(start, CHUNK)))  # noqa: B023 - runs at once
 
     def _label(self, block: pa.Table) -> pa.Table:
         started = time.monotonic()

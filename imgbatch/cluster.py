@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 import imgbatch
-from imgbatch.classify import Classify, LabelImages, Work, decode_block
+from imgbatch.classify import CHUNK, Classify, LabelImages, Work, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +38,16 @@ class Round:
     """How images are handed out: at first in large units, and in ever smaller ones what did not come back."""
 
     rows: int
+    """Most images of a unit, that is, of a task."""
     alone: bool = False
     """One task at a time in a process, so that a process that dies names its image."""
 
 
-ROUNDS = (Round(256), Round(16), Round(1, alone=True))
+# A unit costs the driver 40 kB of Ray's books, so that 2,048 images make 20 bytes an image.
+ROUNDS = (Round(2048), Round(16), Round(1, alone=True))
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
-_FIRST_ROWS = 32  # the first unit of each actor: the first row should not wait for 256 images
+_LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
+_STREAMED_BYTES = 1 << 16  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +249,9 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     import ray
     from ray.data import ActorPoolStrategy
 
-    _quiet()
+    context = _quiet()
+    if not plan.split:
+        context.target_max_block_size = _STREAMED_BYTES
     tables = list(_units(pending, round, plan.actors))
     images = ray.data.from_arrow(tables)
     in_flight = 1 if round.alone else 2
@@ -263,23 +271,32 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
             decode_block, fn_kwargs={"work": work}, batch_size=None, num_cpus=1, max_retries=_TASK_RETRIES, **options
         )
         gpus = plan.gpus_per_actor
-        images = images.map_batches(Classify, batch_size=round.rows, num_cpus=0, num_gpus=gpus, **actor, **options)
+        images = images.map_batches(
+            Classify, batch_size=min(round.rows, CHUNK), num_cpus=0, num_gpus=gpus, **actor, **options
+        )
     else:
         images = images.map_batches(LabelImages, batch_size=None, num_cpus=1, **actor, **options)
-    yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4)
+    yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterator[pa.Table]:
-    """Yield the pending numbers in tables of a unit each; short ones first, so that rows flow soon."""
+    """Yield the pending numbers in tables of a unit each.
+
+    Short ones come first, so that rows flow soon, and last, so that all actors end together: each takes an eighth of
+    its share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    """
     numbers = np.flatnonzero(pending)
     start = 0
     while start < len(numbers):
-        rows = min(round.rows, _FIRST_ROWS) if start < 2 * actors * _FIRST_ROWS else round.rows
+        share = (len(numbers) - start) // (8 * actors)
+        rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
+        rows = min(rows, round.rows)
         yield pa.table({"index": numbers[start : start + rows]})
         start += rows
 
 
-def _quiet() -> None:
+def _quiet() -> DataContext:
+    """Return the context of the datasets to come, without bars and reports."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -291,3 +308,4 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    return context

@@ -33,7 +33,7 @@ _STORES_FAULT = ("unreachable", "timeout", "forbidden")
 TRIES = 3
 """How often at least an image is given to a process of its own before it is said to kill it."""
 
-_MOST_WAITING = 100_000
+_MOST_WAITING = 8_192
 
 Mask = npt.NDArray[np.bool_]
 

@@ -21,7 +21,7 @@ from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 
-PAGE_ROWS = 16_384
+PAGE_ROWS = 8_192
 
 Mask = npt.NDArray[np.bool_]
 
@@ -32,6 +32,8 @@ class Found:
 
     batch: pa.RecordBatch
     ignored: int = 0
+    example: str = ""
+    """One of those passed over."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Listing:
         """List everything, or up to the limit, and write the pages."""
         for each in found:
             self.counts.ignored += each.ignored
+            self.counts.ignored_example = self.counts.ignored_example or each.example
             batch = each.batch
             while len(batch) and not self.full:
                 room = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)

@@ -214,9 +214,11 @@ def list_images(job: Job, folder: Folder | None, stop: StopRequest, beat: Callab
     )
     if not counts.listed and not job.config.source.allow_empty:
         named = ", ".join(source.uri for source in job.sources)
+        example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
         raise InputError(
-            f"no image in {named} ({counts.ignored:,} other objects ignored): is the prefix right? Names need an image "
-            'suffix or none (source.suffixes="*" takes all); source.allow_empty=true makes an empty input a success'
+            f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
+            'image suffix or none (source.suffixes="*" takes all; archives are not read by this version); '
+            "source.allow_empty=true makes an empty input a success"
         )
     return listing
 

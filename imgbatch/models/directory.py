@@ -108,9 +108,9 @@ class _Network:
 
         architecture = self._config["architecture"]
         try:
-            net: nn.Module = timm.create_model(
-                architecture, pretrained=False, num_classes=self._classes, **self._config.get("model_args", {})
-            )
+            # timm writes num_classes in both places
+            arguments = {**self._config.get("model_args", {}), "num_classes": self._classes}
+            net: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"{self._folder.uri}: timm cannot make {architecture!r}: {error}") from error
         try:

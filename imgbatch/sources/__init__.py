@@ -57,7 +57,7 @@ def everything(sources: Sequence[Source], carried: pa.Schema) -> Iterator[Found]
     """Yield what all sources find, in the order of the inputs."""
     for source in sources:
         for found in source.found():
-            yield Found(conform(found.batch, carried), found.ignored)
+            yield Found(conform(found.batch, carried), found.ignored, found.example)
 
 
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:

@@ -94,9 +94,12 @@ def _select(
         chosen = match(found["path"])
         if chosen is not None:
             found = found.filter(chosen)
-        total = len(found)
+        total, example = len(found), ""
         if candidate is not None:
-            found = found.filter(pc.match_substring_regex(found["path"], pattern=candidate))
+            chosen = pc.match_substring_regex(found["path"], pattern=candidate)
+            passed_over = found["path"].filter(pc.invert(chosen))
+            example = passed_over[0].as_py() if len(passed_over) else ""
+            found = found.filter(chosen)
         uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
         batch = pa.record_batch([uris, found["size"], found["etag"], found["last_modified"]], schema=LISTING)
-        yield Found(batch, ignored=total - len(found))
+        yield Found(batch, ignored=total - len(found), example=example)

@@ -2,7 +2,7 @@
 
     python tests/bench/driver_memory.py [COUNT COUNT]
 
-The promise is a fixed part plus at most 40 bytes an image (DESIGN.md, section 4). Takes some five minutes.
+The promise is a fixed part plus at most 40 bytes an image. Takes some five minutes.
 """
 
 from __future__ import annotations
