@@ -23,7 +23,7 @@ import pyarrow as pa
 import imgbatch
 from imgbatch import errors
 from imgbatch.config import Config
-from imgbatch.errors import ClusterError, ImgbatchError, ModelError
+from imgbatch.errors import ConfigError, ImgbatchError, ModelError
 from imgbatch.fetch import Fetched, Fetcher
 from imgbatch.listing import PAGE_ROWS, read_page
 from imgbatch.models import Model
@@ -100,6 +100,9 @@ def decoded(
                 row |= {"width": picture.width, "height": picture.height}
             except Rejected as error:
                 refusal = Refusal("decode", error.reason, str(error))
+            except (RuntimeError, MemoryError) as error:  # torch, which could not resize it
+                reason = "out_of_memory" if "memory" in str(error) else "corrupt"
+                refusal = Refusal("decode", reason, str(error)[:300])
         if refusal is not None:
             row |= {"stage": refusal.stage, "reason": refusal.reason, "message": refusal.message}
             row |= {"passing": refusal.passing, "attempts": refusal.attempts}
@@ -196,6 +199,10 @@ class _Worker:
     """What the operators share: the listing's pages, and errors that reach the driver as what they are."""
 
     def __init__(self, work: Work) -> None:
+        if imgbatch.__version__ != work.version:  # Python and Ray compare theirs when a node joins
+            raise ConfigError(
+                f"a node runs imgbatch {imgbatch.__version__}, the driver {work.version}: install one version everywhere"
+            )
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch)
@@ -282,14 +289,6 @@ class LabelImages(_Worker):
 
 
 def load_runtime(work: Work) -> Runtime:
-    """Build what executes the model, here.
-
-    Raises:
-        ClusterError: this node runs another version of imgbatch than the driver.
-    """
-    if imgbatch.__version__ != work.version:
-        raise ClusterError(
-            f"a node runs imgbatch {imgbatch.__version__}, the driver {work.version}: install one version"
-        )
+    """Build what executes the model, here."""
     config = work.config
     return build(work.model, k=config.top_k, device=config.cluster.device, config=config.classify)

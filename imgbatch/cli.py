@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from imgbatch.config import describe
+from imgbatch.config import describe, masked
 from imgbatch.errors import ImgbatchError
 
 EXIT_CODES = """\
@@ -56,7 +56,7 @@ def run(body: Callable[[], int]) -> int:
     try:
         return body()
     except ImgbatchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # in a job that does not make a request of it
         print("error: stopped by signal 2", file=sys.stderr)

@@ -99,7 +99,7 @@ def connected() -> Iterator[None]:
         try:
             with _hushed():
                 _init(address)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}") from error
         try:
@@ -170,8 +170,8 @@ def _shipped() -> dict[str, Any] | None:
     return {"py_modules": [str(Path(imgbatch.__file__).parent)], "excludes": ["__pycache__"]}
 
 
-def plan(config: ClusterConfig, *, sleep: Callable[[float], None] = time.sleep) -> Plan:
-    """Wait until the cluster has what the run asks for, and say what fits it.
+def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> Plan:
+    """Wait until the cluster has what the run asks for, and say what fits it; `pulse` is called each second.
 
     Raises:
         ClusterError: it does not, `cluster.wait_s` seconds long.
@@ -192,7 +192,8 @@ def plan(config: ClusterConfig, *, sleep: Callable[[float], None] = time.sleep) 
                 log.warning("%s; waiting up to %.0f s", found, config.wait_s)
                 said = now
             demand = demand or _ask(config)
-            sleep(min(1.0, config.wait_s))
+            pulse()
+            time.sleep(min(1.0, config.wait_s))
     finally:
         _withdraw(demand)
 
@@ -276,7 +277,10 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
         )
     else:
         images = images.map_batches(LabelImages, batch_size=None, num_cpus=1, **actor, **options)
-    yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again") from error
 
 
 def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterator[pa.Table]:

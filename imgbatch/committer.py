@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.classify import Pages, received
-from imgbatch.errors import ImgbatchError, Unreachable
+from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.ledger import Ledger
 from imgbatch.schema import RESULTS, carried_fields, with_carried
 from imgbatch.storage import Folder
@@ -33,6 +33,7 @@ _STORES_FAULT = ("unreachable", "timeout", "forbidden")
 TRIES = 3
 """How often at least an image is given to a process of its own before it is said to kill it."""
 
+_MOST_KILLERS = 200
 _MOST_WAITING = 8_192
 
 Mask = npt.NDArray[np.bool_]
@@ -122,6 +123,19 @@ class Committer:
             if error is None:
                 raise
             log.error("the last rows could not be committed, and will be made again: %s", second)
+
+    def blame_the_cluster(self, nodes: int) -> None:
+        """Stop where so many images did not come back that it cannot be theirs: nothing of them is written.
+
+        Raises:
+            ClusterError: more than 200, and more than a tenth of what arrived.
+        """
+        left = int(np.count_nonzero(self.pending))
+        if left > max(_MOST_KILLERS, self.arrived // 10):
+            raise ClusterError(
+                f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
+                "look at Ray's worker logs, then run the same command again"
+            )
 
     def give_up(self, listing: Folder) -> None:
         """Reject what never came: alone in its process, each of these images killed it."""

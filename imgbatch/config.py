@@ -33,9 +33,9 @@ _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "r
 
 
 def knob(default: Any, help: str) -> Any:
-    """Return a dataclass field whose help text stands beside it."""
+    """Return a dataclass field whose help text stands beside it; what is made by a factory may be secret."""
     if callable(default):
-        return field(default_factory=default, metadata={"help": help})
+        return field(default_factory=default, metadata={"help": help}, repr=False)
     return field(default=default, metadata={"help": help})
 
 

@@ -10,7 +10,7 @@ Guarantees, given the assumption of `parts`:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +82,8 @@ class Ledger:
         self.labels = Log(self.output.folder("labels"))
         self.rejects = Log(self.output.folder("rejects"))
 
-    def open(self) -> Ledger:
-        """Read what is done.
+    def open(self, pulse: Callable[[], None] = lambda: None) -> Ledger:
+        """Read what is done; `pulse` is called with each part.
 
         Raises:
             OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
@@ -93,11 +93,13 @@ class Ledger:
         for log in (self.labels, self.rejects):
             log.scan()
         for number, table, _ in self._rows(self.labels, _VERSION_COLUMNS):
+            pulse()
             double = ~self._add(number, table, 0)
             if double.any():
                 raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
         surplus: dict[int, Keys] = {}
         for number, table, _ in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
+            pulse()
             passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8) * np.uint8(_PASSING)
             double = ~self._add(number, table, passing | np.uint8(_REJECT))
             if double.any():

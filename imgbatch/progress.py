@@ -14,6 +14,7 @@ log = logging.getLogger("imgbatch")
 
 _WINDOW_S = 30.0
 _LOG_EACH_S = 10.0
+_STARTING = "starting the actors"
 
 
 class Progress(Protocol):
@@ -26,16 +27,6 @@ class Progress(Protocol):
         """Stop showing."""
 
 
-class NoProgress:
-    """Shows nothing."""
-
-    def update(self, done: int, rejected: int) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 @dataclass
 class Rate:
     """Images a second over the last half minute, so that the time left is true when the rate changes."""
@@ -44,7 +35,9 @@ class Rate:
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def mark(self, done: int) -> None:
-        """Note how many are done now."""
+        """Note how many are done now; the time before the first is not the images'."""
+        if not done:
+            return
         now = self.clock()
         self._marks.append((now, done))
         while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW_S:
@@ -80,14 +73,14 @@ class LogProgress:
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._clock, self._rate, self._said = total, clock, Rate(clock), clock()
-        self._rate.mark(0)
 
     def update(self, done: int, rejected: int) -> None:
         """Log, if it is time."""
         self._rate.mark(done)
         if self._clock() - self._said >= _LOG_EACH_S:
             self._said = self._clock()
-            log.info("%s", line(done, self._total, rejected, self._rate()))
+            text = line(done, self._total, rejected, self._rate()) if done else _STARTING
+            log.info("%s", text)
 
     def close(self) -> None:
         """Do nothing."""
@@ -102,15 +95,14 @@ class TerminalProgress:
         from rich.progress import Progress as Bar
 
         self._total, self._rate = total, Rate()
-        self._rate.mark(0)
         self._bar = Bar(BarColumn(24), TextColumn("{task.description}"), console=Console(file=stream), transient=True)
-        self._task = self._bar.add_task("starting the actors", total=total)
+        self._task = self._bar.add_task(_STARTING, total=total)
         self._bar.start()
 
     def update(self, done: int, rejected: int) -> None:
         """Move the bar."""
         self._rate.mark(done)
-        text = line(done, self._total, rejected, self._rate()) if done else "starting the actors"
+        text = line(done, self._total, rejected, self._rate()) if done else _STARTING
         self._bar.update(self._task, completed=done, description=text)
 
     def close(self) -> None:

@@ -13,14 +13,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
-from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
+from imgbatch.config import masked
+from imgbatch.errors import (
+    BadPath,
+    BooksError,
+    ImgbatchError,
+    InputError,
+    Interrupted,
+    NotFound,
+    StoreError,
+    UsageError,
+)
 from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Found, Listing
@@ -112,7 +122,7 @@ def would_find(source: sources.Source, output: Folder) -> bool:
 def dry_run(job: Job, stop: StopRequest) -> int:
     """Say what a run would do."""
     job.ledger.read_only = True
-    listing = list_images(job, None, stop, lambda: None)
+    listing = list_images(job, None, stop.check)
     counts, todo = listing.counts, int(listing.pending().sum())
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(
@@ -142,7 +152,9 @@ def recorded(job: Job, stop: StopRequest) -> int:
         code = error.exit_code if isinstance(error, ImgbatchError) else 1
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         try:
-            record.finish(status, code, error=str(error) or type(error).__name__)
+            if isinstance(error, BooksError):  # of an earlier run's making, perhaps: whatever it said, it is wrong now
+                job.output.delete("_SUCCESS")
+            record.finish(status, code, error=masked(str(error)) or type(error).__name__)
         except StoreError as second:  # the first error is the one to tell
             log.error("run.json could not be written: %s", second)
         raise
@@ -162,7 +174,13 @@ def naming_the_output(job: Job) -> Iterator[None]:
 
 def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
-    listing = list_images(job, record.folder.folder("listing"), stop, record.beat)
+
+    def pulse() -> None:
+        """Show that the run lives, and end it if that was asked for: called at least once in a few seconds."""
+        stop.check()
+        record.beat()
+
+    listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, pending = listing.counts, listing.pending()
     del listing  # and with it 16 bytes an image
     success = runs.read_success(job.output)
@@ -170,15 +188,13 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         job.output.delete("_SUCCESS")
         success = None
     if pending.any():
-        label(job, record, listed, pending, stop)
-    stop.check()
-    if (
-        job.config.run.prune and listed.listed
-    ):  # an empty listing is more likely a mistake than an order to empty the tables
+        label(job, record, listed, pending, stop, pulse)
+    pulse()
+    if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune()
     sealed_by = seal(job, record, success)
     job.ledger.forget()
-    counts, totals = count(job, record, listed)
+    counts, totals = count(job, record, listed, pulse)
     runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
@@ -186,21 +202,21 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     )
 
 
-def list_images(job: Job, folder: Folder | None, stop: StopRequest, beat: Callable[[], None]) -> Listing:
+def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> Listing:
     """List the inputs against what the ledger says is done, onto numbered pages in the folder.
 
-    It may take minutes: with each batch `beat` is called, so that nobody takes the owner for dead.
+    It may take minutes: with each batch `pulse` is called, which raises if the run is to stop.
 
     Raises:
         InputError: there is not one image.
     """
-    job.ledger.open()
+    job.ledger.open(pulse)
     carried = sources.carried_by(job.sources)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
     def found() -> Iterator[Found]:
-        for batch in stop.checked(sources.everything(job.sources, carried)):
-            beat()
+        for batch in sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty):
+            pulse()
             yield batch
 
     try:
@@ -223,13 +239,16 @@ def list_images(job: Job, folder: Folder | None, stop: StopRequest, beat: Callab
     return listing
 
 
-def label(job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: StopRequest) -> None:
+def label(
+    job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: StopRequest, pulse: Callable[[], None]
+) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
     from imgbatch.committer import Committer
 
-    work = Work(job.stores, record.folder.folder("listing"), job.config, job.model)
+    without_secrets = replace(job.config, storage=config.StorageConfig())  # Ray shows what an operator is made with
+    work = Work(job.stores, record.folder.folder("listing"), without_secrets, job.model)
     committer = Committer(
         job.ledger, record.id, job.model.reference, pending, job.config.run.commit_s, lambda: answers(job)
     )
@@ -242,18 +261,19 @@ def label(job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: St
                 committer.take(block)
             if committer.due:
                 committer.commit()
-                judge_on_the_way(job, committer)
+                judge_on_the_way(job, counts, committer)
             shown.update(committer.arrived, committer.rejected)
             record.beat(counts=counts_on_the_way(counts, committer))
 
     try:
         with stop.beside_ray(), cluster.connected(), committer, closing(shown):
             stop.install().check()
-            plan = cluster.plan(job.config.cluster)
+            plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job, plan.nodes)
             for round in cluster.ROUNDS:
                 if pending.any():
                     receive(plan, round)
+                    committer.blame_the_cluster(plan.nodes)
             committer.give_up(work.listing)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
@@ -269,14 +289,16 @@ def seal(job: Job, record: runs.Record, success: dict[str, Any] | None) -> str:
     return record.id
 
 
-def count(job: Job, record: runs.Record, listed: Counts) -> tuple[dict[str, int], books.Books]:
+def count(
+    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None]
+) -> tuple[dict[str, int], books.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
         BooksError: an image is missing or double.
         BudgetError: too many have no label.
     """
-    totals = books.audit(job.output, record.folder.folder("listing"))
+    totals = books.audit(job.output, record.folder.folder("listing"), pulse)
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,
@@ -288,18 +310,20 @@ def count(job: Job, record: runs.Record, listed: Counts) -> tuple[dict[str, int]
     }
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_balance()
+    if totals.listed != listed.listed:
+        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
     rejects.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )
     return counts, totals
 
 
-def judge_on_the_way(job: Job, committer: Committer) -> None:
+def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
     """Stop early where the budget is already spent."""
     rejects.judge(
         job.config.rejects,
         listed=committer.arrived,
-        labelled=committer.labelled,
+        labelled=listed.already_done + committer.labelled,
         rejected=committer.rejected,
         at_end=False,
     )

@@ -59,11 +59,15 @@ def _config(folder: Folder) -> dict[str, Any]:
         raise ModelError(f"{folder.at(_CONFIG)} is not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ModelError(f"{folder.at(_CONFIG)} names no 'architecture'")
+    for section in ("pretrained_cfg", "model_args"):
+        config[section] = config.get(section) or {}
+        if not isinstance(config[section], dict):
+            raise ModelError(f"{folder.at(_CONFIG)}: {section!r} is not an object")
     return config
 
 
 def _classes(folder: Folder, config: Mapping[str, Any]) -> int:
-    number = config.get("num_classes", config.get("pretrained_cfg", {}).get("num_classes"))
+    number = config.get("num_classes", config["pretrained_cfg"].get("num_classes"))
     if not isinstance(number, int) or number < 1:
         raise ModelError(
             f"{folder.at(_CONFIG)}: num_classes is {number!r}; a classifier needs a head of at least one class"
@@ -72,7 +76,7 @@ def _classes(folder: Folder, config: Mapping[str, Any]) -> int:
 
 
 def _labels(folder: Folder, config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    labels = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    labels = config.get("label_names") or config["pretrained_cfg"].get("label_names")
     if labels is None and classes == 1000:  # as timm itself takes it
         from imgbatch.models.zoo import imagenet_labels
 
@@ -89,7 +93,7 @@ def _labels(folder: Folder, config: Mapping[str, Any], classes: int) -> tuple[st
 
 def _preprocess(folder: Folder, config: Mapping[str, Any]) -> Preprocess:
     try:
-        return Preprocess.from_timm(config.get("pretrained_cfg", {}))
+        return Preprocess.from_timm(config["pretrained_cfg"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder.at(_CONFIG)}: pretrained_cfg does not say how images are prepared: {error!r}"
@@ -109,12 +113,13 @@ class _Network:
         architecture = self._config["architecture"]
         try:
             # timm writes num_classes in both places
-            arguments = {**self._config.get("model_args", {}), "num_classes": self._classes}
+            arguments = {**self._config["model_args"], "num_classes": self._classes}
             net: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"{self._folder.uri}: timm cannot make {architecture!r}: {error}") from error
+        weights = self._local_weights()
         try:
-            net.load_state_dict(load_file(self._local_weights()))
+            net.load_state_dict(load_file(weights))
         except Exception as error:  # safetensors raises one of its own, torch a RuntimeError that lists the tensors
             raise ModelError(
                 f"{self._folder.at(_WEIGHTS)} does not fit {architecture!r}: {str(error)[:600]}"

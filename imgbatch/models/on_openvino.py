@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openvino
 
+import imgbatch
 from imgbatch.models import Model, node_cache
 from imgbatch.models.runtime import Pixels, Prediction, in_batches
 
@@ -65,7 +66,7 @@ class OpenVinoRuntime:
 
 def _key(model: Model, k: int) -> str:
     """Return a name for the converted network that changes with everything that it was made of."""
-    made_of = [model.digest, model.fingerprint(), k, openvino.__version__]
+    made_of = [model.digest, model.fingerprint(), k, imgbatch.__version__, openvino.__version__]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 
 

@@ -53,16 +53,28 @@ def carried_by(sources: Sequence[Source]) -> pa.Schema:
         raise InputError(f"the manifests' columns do not go together: {error}") from error
 
 
-def everything(sources: Sequence[Source], carried: pa.Schema) -> Iterator[Found]:
-    """Yield what all sources find, in the order of the inputs."""
+def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bool = True) -> Iterator[Found]:
+    """Yield what all sources find, in the order of the inputs.
+
+    Raises:
+        InputError: one of several inputs holds not one image, and that is not allowed.
+    """
     for source in sources:
+        images = 0
         for found in source.found():
+            images += len(found.batch)
             yield Found(conform(found.batch, carried), found.ignored, found.example)
+        if not images and not allow_empty and len(sources) > 1:
+            raise InputError(
+                f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
+            )
 
 
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     meta = _head(stores, uri)
     lower = uri.lower()
+    if meta is None and lower.startswith(("http://", "https://")):
+        raise InputError(f"{uri} is not there: https:// gives single objects and manifests, not folders")
     if meta is None and objects.MAGIC.search(uri) and not objects.is_folder(stores, uri):
         glob = objects.Glob.of(stores, uri)
         return Source(uri, "glob", lambda: glob.found(stores, config.suffixes))

@@ -6,7 +6,6 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 from __future__ import annotations
 
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import pyarrow as pa
 from imgbatch.config import StorageConfig
 from imgbatch.errors import BadPath, ConfigError, NotFound, StoreError, TimedOut, Unreachable
 from imgbatch.storage import s3
+from imgbatch.storage.backoff import backoff
 from imgbatch.storage.base import Meta, Store
 from imgbatch.storage.faults import guarded
 from imgbatch.storage.local import LocalStore
@@ -28,7 +28,6 @@ __all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join"]
 
 T = TypeVar("T")
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
 _S3 = ("s3", "s3a")
 _BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
 
@@ -158,8 +157,7 @@ class Stores:
                 error.attempts = attempt
                 if not isinstance(error, Unreachable | TimedOut) or attempt > self._config.retries:
                     raise
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10))
-            time.sleep(wait * (0.5 + random.random() / 2))
+            time.sleep(backoff(attempt))
             attempt += 1
 
     def _make(self, protocol: str, bucket: str) -> Store:
@@ -169,8 +167,10 @@ class Stores:
         if protocol in _S3:
             flat = s3.settings(options, self._environment)
             if flat is not None and bucket:
-                return s3.S3(bucket, flat, self._config.timeout_s)
+                return s3.S3(bucket, flat, self._config.timeout_s, self._config.retries)
             options = options if flat is None else s3.for_s3fs(flat)
+        elif protocol in ("http", "https"):
+            options = {}  # a bucket's credentials are none of a web server's business
         try:
             return Other(protocol, options)
         except (ValueError, ImportError, TypeError) as error:

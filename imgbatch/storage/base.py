@@ -28,9 +28,6 @@ class Meta:
 class Store(Protocol):
     """A few verbs over one bucket or file system."""
 
-    conditional: bool
-    """Whether `create` is atomic on the server: of two writers, one fails."""
-
     def path(self, uri: str) -> str:
         """Return the store's own name for a URI."""
 

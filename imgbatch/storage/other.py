@@ -18,8 +18,6 @@ from imgbatch.storage.base import FOUND, Meta, unquoted
 class Other:
     """One fsspec file system; listed folder by folder, so that memory does not grow with the store."""
 
-    conditional = False
-
     def __init__(self, protocol: str, options: Mapping[str, Any]) -> None:
         self._fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
 

@@ -6,6 +6,7 @@ where a conditional creation fails (docs/LOG.md). What it cannot express goes th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -18,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import S3Store
 
-from imgbatch.errors import ConfigError, Forbidden, TooLarge
+from imgbatch.errors import BadPath, ConfigError, Forbidden, TimedOut, TooLarge, Unreachable
+from imgbatch.storage.backoff import backoff
 from imgbatch.storage.base import FOUND, Meta, unquoted, unquoted_all
+from imgbatch.storage.faults import judge
 
 _PAGE = 1000  # keys in one answer of S3
 _HEADS_AT_ONCE = 16
@@ -80,6 +83,20 @@ def for_s3fs(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "client_kwargs": {"region_name": flat.get("region", "us-east-1")}}
 
 
+def _region(profile: str | None) -> str:
+    """Return the region that the AWS tools would use."""
+    import botocore.session
+
+    return botocore.session.Session(profile=profile).get_config_variable("region") or "us-east-1"
+
+
+def _exact(key: str) -> str:
+    """Refuse a key that obstore would read as another one, without the slashes at its ends; s3fs then takes it."""
+    if key != key.strip("/"):
+        raise BadPath(f"{key}: has a slash at an end")
+    return key
+
+
 class BotoCredentials:
     """Credentials from where the AWS tools look: profile, role, container, instance; renewed before they expire."""
 
@@ -108,12 +125,10 @@ class BotoCredentials:
 class S3:
     """One bucket."""
 
-    conditional = True
-
-    def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float) -> None:
-        self._bucket, self._options = bucket, options
+    def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float, retries: int) -> None:
+        self._bucket, self._options, self._retries = bucket, options, retries
         config: Any = {_OPTIONS[key]: _spelt(value) for key, value in options.items() if key in _OPTIONS}
-        config.setdefault("region", "us-east-1")
+        config.setdefault("region", _region(options.get("profile")))
         endpoint = str(config.get("endpoint", ""))
         given = bool(options.get("anon") or options.get("key"))
         credentials: Any = None if given else BotoCredentials(options.get("profile"))
@@ -140,7 +155,7 @@ class S3:
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes and what was read, in one GET."""
-        answer = obstore.get(self._store, path)
+        answer = obstore.get(self._store, _exact(path))
         size = answer.meta["size"]
         if limit is not None and size > limit:
             raise TooLarge(f"read {path}: {size} bytes are more than {limit}")
@@ -148,23 +163,44 @@ class S3:
 
     def head(self, path: str) -> Meta:
         """Return what is known of an object."""
-        return _meta(obstore.head(self._store, path))
+        return _meta(obstore.head(self._store, _exact(path)))
 
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, a thousand keys to a request, in the order of their keys."""
-        last = ""
-        try:
-            for chunk in obstore.list(self._store, path or None, chunk_size=_PAGE, return_arrow=True):
-                found = pa.record_batch(chunk)
-                if pc.any(pc.match_substring(found["path"].cast(pa.string()), _NO_XML)).as_py():
-                    yield from self._list_any_key(path, last)
-                    return
-                last = found["path"][-1].as_py() if len(found) else last
-                columns = [found["path"].cast(pa.string()), found["size"].cast(pa.int64())]
-                columns += [unquoted_all(found["e_tag"]), found["last_modified"]]
-                yield self._without_markers(path, pa.record_batch(columns, schema=FOUND))
-        except obstore.exceptions.InvalidPathError:
+        last, failed = "", 0
+        if path != path.strip("/") or (not path and self._has_keys_from_a_slash()):
             yield from self._list_any_key(path, last)
+            return
+        while True:
+            try:
+                for found in self._pages(path, last):
+                    if pc.any(pc.match_substring(found["path"], _NO_XML)).as_py():
+                        raise obstore.exceptions.InvalidPathError("a control code")
+                    yield self._without_markers(path, found)
+                    last, failed = found["path"][-1].as_py() if len(found) else last, 0
+                return
+            except obstore.exceptions.InvalidPathError:
+                yield from self._list_any_key(path, last)
+                return
+            except obstore.exceptions.BaseError as error:
+                failed += 1
+                if failed > self._retries or judge(error) not in (Unreachable, TimedOut):
+                    raise
+                time.sleep(backoff(failed))  # and on behind the last key, not anew
+
+    def _pages(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
+        for chunk in obstore.list(self._store, path or None, offset=after or None, chunk_size=_PAGE, return_arrow=True):
+            found = pa.record_batch(chunk)
+            columns = [found["path"].cast(pa.string()), found["size"].cast(pa.int64())]
+            columns += [unquoted_all(found["e_tag"]), found["last_modified"]]
+            yield pa.record_batch(columns, schema=FOUND)
+
+    def _has_keys_from_a_slash(self) -> bool:
+        """Ask whether a key begins with a slash, which obstore would drop: `/a` would become `a`, another object."""
+        import s3fs
+
+        client = s3fs.S3FileSystem(**for_s3fs(self._options))
+        return bool(client.call_s3("list_objects_v2", Bucket=self._bucket, Prefix="/", MaxKeys=1).get("Contents"))
 
     def _without_markers(self, path: str, found: pa.RecordBatch) -> pa.RecordBatch:
         """Leave out what stands for a folder: an empty object named `a/`, which obstore lists, and only lists, as `a`."""
@@ -215,7 +251,7 @@ class S3:
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet (If-None-Match: *)."""
-        obstore.put(self._store, path, data, mode="create", use_multipart=False)
+        obstore.put(self._store, _exact(path), data, mode="create", use_multipart=False)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""

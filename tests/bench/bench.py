@@ -30,9 +30,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.weed import S3Server, serving  # noqa: E402
+
 from jobs.demo import photos  # noqa: E402
 from tests.bench import stages  # noqa: E402
-from tests.weed import S3Server, serving  # noqa: E402
 
 PEERS = {"daft": "daft_udf.py", "ray": "ray_data.py", "loader": "loader.py"}
 

@@ -14,7 +14,7 @@ import pytest
 
 from imgbatch.committer import STORE_IS_AWAY, TRIES, Committer
 from imgbatch.config import StorageConfig
-from imgbatch.errors import StoreError, Unreachable
+from imgbatch.errors import ClusterError, StoreError, Unreachable
 from imgbatch.listing import page_name
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage import Folder, Stores
@@ -174,3 +174,12 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     assert found["u3"].items() >= carried.items()
     assert (taken.labelled, taken.rejected) == (2, 2) and not taken.pending.any()
     taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")))
+
+
+def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
+    few, many = committer(1200), committer(1200)
+    few.take(block(*range(1000)))
+    few.blame_the_cluster(1)  # 200 of them may be killers
+    many.take(block(*range(900)))
+    with pytest.raises(ClusterError, match="300 images never came back"):
+        many.blame_the_cluster(1)

@@ -302,12 +302,14 @@ def web(disk: Folder) -> Iterator[str]:
     server.server_close()
 
 
-def test_images_on_a_web_server_are_read_from_objects_globs_and_manifests(disk: Folder, web: str) -> None:
+def test_images_on_a_web_server_are_read_from_objects_and_manifests(disk: Folder, web: str) -> None:
     disk.put("a.jpg", b"123")
     disk.put("b.jpg", b"1")
     disk.put("list.csv", f"uri\na.jpg\n{web}/b.jpg\n".encode())
     assert uris(disk, f"{web}/a.jpg") == [f"{web}/a.jpg"]
-    assert uris(disk, f"{web}/*.jpg") == [f"{web}/a.jpg", f"{web}/b.jpg"]
+    for absent in (f"{web}/no.jpg", f"{web}/*.jpg"):  # no site is crawled for a URL that is mistyped
+        with pytest.raises(InputError, match="not folders"):
+            uris(disk, absent)
     assert uris(disk, f"{web}/list.csv") == [f"{web}/a.jpg", f"{web}/b.jpg"]
     assert disk.stores.read(f"{web}/a.jpg")[0] == b"123"
     with pytest.raises(NotFound):
@@ -571,3 +573,11 @@ def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Fol
     assert kind(disk, disk.at("list.csv"), format="objects") == "object"
     with pytest.raises(InputError, match="not there"):
         recognise(disk.stores, [disk.at("none.csv")], SourceConfig(format="manifest"))
+
+
+def test_one_empty_input_among_several_is_told(disk: Folder) -> None:
+    disk.put("2024/1.jpg", b"")
+    sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
+    with pytest.raises(InputError, match="2052"):
+        list(everything(sources, pa.schema([]), allow_empty=False))
+    assert sum(len(found.batch) for found in everything(sources, pa.schema([]), allow_empty=True)) == 1

@@ -43,4 +43,6 @@ if __name__ == "__main__":
         return_dtype=daft.DataType.tensor(daft.DataType.float32(), (3, 224, 224)),
     )
     photos = photos.with_column("pixels", pixels)
-    photos.with_column("label_id", Predictor()(daft.col("pixels"))).select("path", "label_id").write_parquet(f"s3://{target}")
+    photos.with_column("label_id", Predictor()(daft.col("pixels"))).select("path", "label_id").write_parquet(
+        f"s3://{target}"
+    )

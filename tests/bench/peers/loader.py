@@ -39,6 +39,10 @@ if __name__ == "__main__":
         for pixels, numbers in batches:
             scores, ids = net(pixels).softmax(1).max(1)
             rows += zip(numbers.tolist(), ids.tolist(), scores.tolist(), strict=True)
-    table = {"path": [paths[row[0]] for row in rows], "label_id": [row[1] for row in rows], "score": [row[2] for row in rows]}
+    table = {
+        "path": [paths[row[0]] for row in rows],
+        "label_id": [row[1] for row in rows],
+        "score": [row[2] for row in rows],
+    }
     with store.open(target + "/labels.parquet", "wb") as file:
         pq.write_table(pa.table(table), file)
