@@ -123,6 +123,7 @@ def test_kills_at_every_point_of_a_run(
     assert tables.labels(output) == calm
 
 
+@pytest.mark.long
 def test_kills_while_changed_images_are_labelled_anew(
     job: Job, warm: Job, killed: Callable[..., None], images: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -121,3 +121,12 @@ def test_what_is_no_output_is_the_users_fault(job: Job, tmp_path: Path, output: 
     shutil.copy(tmp_path / "out" / "_SUCCESS", output / "labels" / "note.txt")
     ended = job("verify", output)
     assert ended.code == 5 and "note.txt" in ended.err
+
+
+def test_a_run_that_finds_two_rows_of_an_image_takes_the_old_success_away(
+    job: Job, output: Path, finished: Path, tiny_model: Path
+) -> None:
+    edit(first_part(output), lambda table: pa.concat_tables([table, table.slice(0, 1)]))
+    ended = job("classify", "--input", finished.parent / "images", "--output", output, "--model", tiny_model)
+    assert ended.code == 6 and "two rows" in ended.err and "Traceback" not in ended.err
+    assert not (output / "_SUCCESS").exists()
