@@ -26,6 +26,11 @@ test: $(VENV)/test.installed $(VENV)/demo.installed
 test-long: $(VENV)/test.installed $(VENV)/demo.installed
 	$(BIN)/python -m pytest -m long
 
+# Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
+bench: $(VENV)/test.installed $(VENV)/demo.installed
+	$(PIP) --no-deps daft==0.7.26
+	$(BIN)/python -m tests.bench.bench $(BENCH)
+
 check: $(VENV)/check.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,29 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
+class Pace:
+    """When the first rows came, and how fast the others after them."""
+
+    first_row: str | None = None
+    """UTC, ISO 8601."""
+    _first: float = 0.0
+    _last: float = 0.0
+    _rows: int = 0
+
+    def note(self, rows: int, now: float) -> None:
+        """Note that rows came."""
+        if self.first_row is None:
+            self.first_row, self._first = datetime.now(UTC).isoformat(timespec="milliseconds"), now
+        else:
+            self._rows += rows
+        self._last = now
+
+    def rate(self) -> float | None:
+        """Return images a second from the first rows on, without the start; None if they all came at once."""
+        return round(self._rows / (self._last - self._first), 2) if self._rows and self._last > self._first else None
+
+
+@dataclass
 class Committer:
     """Takes blocks from workers, drops second arrivals, and commits."""
 
@@ -60,6 +84,7 @@ class Committer:
     seconds: Counter[str] = field(default_factory=Counter)
     """Seconds of work by stage, summed over all workers."""
     started: float = 0.0
+    _pace: Pace = field(default_factory=Pace)
     _waiting: list[pa.Table] = field(default_factory=list)
     _committed: float = 0.0
     _failing: int = 0
@@ -88,7 +113,7 @@ class Committer:
             rows = rows.filter(pa.array(fresh))
         if not len(rows):
             return
-        self.seconds.setdefault("to_first_row", self.clock() - self.started)  # type: ignore[arg-type]
+        self._pace.note(len(rows), self.clock())
         self._waiting.append(rows.drop_columns(["index"]))
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)
@@ -154,13 +179,17 @@ class Committer:
     def report(self) -> dict[str, Any]:
         """Return what the run's record says of the work so far."""
         seconds = {stage: round(value, 2) for stage, value in self.seconds.items()}
-        elapsed = self.clock() - self.started
         return {
             **self.facts,
             "rejects": dict(self.reasons),
             "seconds": seconds,
-            "images_per_second": round(self.arrived / elapsed, 2) if elapsed else None,
+            "first_row": self._pace.first_row,
+            "images_per_second": self._pace.rate() or self._overall(),
         }
+
+    def _overall(self) -> float | None:
+        elapsed = self.clock() - self.started
+        return round(self.arrived / elapsed, 2) if elapsed else None
 
     def _note(self, note: dict[str, Any]) -> None:
         for key, value in note.items():

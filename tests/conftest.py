@@ -5,122 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import obstore
 import pytest
-from obstore.store import S3Store
 
-from imgbatch.config import StorageConfig
-from imgbatch.storage import Stores
 from tests.unit.pictures import encode, scene
+from tests.weed import SECRET, S3Server, free_ports, serving
+
+__all__ = ["SECRET", "S3Server", "free_ports"]
 
 ROOT = Path(__file__).parent.parent
-KEY, SECRET = "test-key", "test-secret-that-no-log-may-hold"
-WEED = Path(sys.executable).parent / "weed"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on; SeaweedFS uses each port plus 10,000 for gRPC as well."""
-    found: list[int] = []
-    port = 20_000 + os.getpid() % 5_000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
-
-
-@dataclass(frozen=True)
-class S3Server:
-    """A running SeaweedFS with one identity."""
-
-    endpoint: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs to use it."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
-        }
-
-    def bucket(self, name: str) -> S3Store:
-        """Return a client of the tests' own."""
-        return S3Store(
-            name,
-            endpoint=self.endpoint,
-            access_key_id=KEY,
-            secret_access_key=SECRET,
-            region="us-east-1",
-            virtual_hosted_style_request=False,
-            client_options={"allow_http": True},
-        )
-
-    def stores(self, **settings: Any) -> Stores:
-        """Return the program's view of it."""
-        return Stores(StorageConfig(**settings), self.environment)
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with the buckets `images` and `out`, gone with the tests."""
-    folder = tmp_path_factory.mktemp("weed")
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    names = ("s3", "master", "volume", "filer", "admin", "webdav", "s3.iceberg", "s3.lance")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    options = [
-        f"-{name}.port={port}" if "." not in name else f"-{name.replace('.', '.port.')}={port}"
-        for name, port in ports.items()
-    ]
-    command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false",
-               "-master.telemetry=false", "-bucket=images,out", f"-s3.config={folder}/s3.json", *options]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    running = S3Server(f"http://127.0.0.1:{ports['s3']}")
-    try:
-        _wait_for(running, server, folder / "log")
-        yield running
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _wait_for(running: S3Server, server: subprocess.Popen[bytes], log: Path) -> None:
-    store = running.bucket("images")
-    for _ in range(300):
-        if server.poll() is not None:
-            break
-        try:
-            obstore.put(store, "ready", b"")
-            obstore.delete(store, "ready")
-            obstore.put(running.bucket("out"), "ready", b"")
-            obstore.delete(running.bucket("out"), "ready")
-            return
-        except Exception:  # noqa: BLE001 - until it answers, any answer will do
-            time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+    with serving(tmp_path_factory.mktemp("weed")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -30,10 +30,9 @@ import psutil
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.weed import S3Server, serving  # noqa: E402
-
 from jobs.demo import photos  # noqa: E402
 from tests.bench import stages  # noqa: E402
+from tests.weed import S3Server, serving  # noqa: E402
 
 PEERS = {"daft": "daft_udf.py", "ray": "ray_data.py", "loader": "loader.py"}
 
@@ -93,7 +92,7 @@ def ours(turn: int) -> dict[str, Any]:
     run = watched([sys.executable, "jobs/classify.py", "--input", "s3://images/photos", "--output", output], "ours")
     record = stages.record(output)
     run |= {
-        "first_row_s": record["first_row"] - began if record.get("first_row") else None,
+        "first_row_s": datetime.fromisoformat(record["first_row"]).timestamp() - began,
         "steady_per_s": record["images_per_second"],
         "worker_seconds": record["seconds"],
     }

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,7 +26,7 @@ from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing
 from imgbatch.schema import CANDIDATE, LISTING, RESULTS
 from imgbatch.storage import Folder, Stores
-from tests.conftest import S3Server, s3
+from tests.weed import serving
 
 PART_ROWS = 50_000
 FINGERPRINT = {"digest": "0" * 64, "top_k": 5}
@@ -138,41 +137,24 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-class _Folders:
-    """Stands in for pytest's factory of temporary folders."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def mktemp(self, name: str) -> Path:
-        (self._root / name).mkdir()
-        return self._root / name
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, metavar="ROWS", help="e.g. 5_000_000")
     rows = parser.parse_args().rows
     print(f"{'store':6} {'what':8} {'rows':>11} {'seconds':>8} {'rows/s':>10} {'peak MB':>8} {'of it at start':>15}")
-    with tempfile.TemporaryDirectory() as root:
-        server: Any = s3.__wrapped__ if hasattr(s3, "__wrapped__") else s3._get_wrapped_function()
-        running = server(_Folders(Path(root)))
-        endpoint: S3Server = next(running)
-        try:
-            for name, output in (
-                ("disk", Folder(Stores(StorageConfig(), {}), f"{root}/output")),
-                ("s3", Folder(endpoint.stores(), "s3://out/bench")),
-            ):
-                for work in (commit, resume, relist):
-                    found = alone(work, output, rows)
-                    print(
-                        f"{name:6} {work.__name__:8} {rows:11,} {found['seconds']:8.1f} "
-                        f"{rows / found['seconds']:10,.0f} {found['peak_mb']:8.0f} {found['start_mb']:15.0f}",
-                        flush=True,
-                    )
-        finally:
-            running.close()
+    with tempfile.TemporaryDirectory() as root, serving(Path(root)) as server:
+        for name, output in (
+            ("disk", Folder(Stores(StorageConfig(), {}), f"{root}/output")),
+            ("s3", Folder(server.stores(), "s3://out/bench")),
+        ):
+            for work in (commit, resume, relist):
+                found = alone(work, output, rows)
+                print(
+                    f"{name:6} {work.__name__:8} {rows:11,} {found['seconds']:8.1f} "
+                    f"{rows / found['seconds']:10,.0f} {found['peak_mb']:8.0f} {found['start_mb']:15.0f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
