@@ -199,15 +199,15 @@ class _Worker:
     """What the operators share: the listing's pages, and errors that reach the driver as what they are."""
 
     def __init__(self, work: Work) -> None:
-        if imgbatch.__version__ != work.version:  # Python and Ray compare theirs when a node joins
-            raise ConfigError(
-                f"a node runs imgbatch {imgbatch.__version__}, the driver {work.version}: install one version everywhere"
-            )
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch)
 
     def _decoded(self, block: pa.Table) -> pa.Table:
+        if imgbatch.__version__ != self._work.version:  # Python and Ray compare theirs when a node joins
+            raise ConfigError(
+                f"a node runs imgbatch {imgbatch.__version__}, the driver {self._work.version}: install one version everywhere"
+            )
         numbers = block["index"].to_numpy()
         listed = self._pages.rows(numbers)
         preprocess, max_pixels = self._work.model.preprocess, self._work.config.decode.max_pixels

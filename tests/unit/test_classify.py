@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from imgbatch.classify import Classify, LabelImages, Work, decode_block, received
 from imgbatch.config import Config, StorageConfig
-from imgbatch.errors import ModelError
+from imgbatch.errors import ConfigError, ModelError
 from imgbatch.listing import page_name
 from imgbatch.models import Model
+from imgbatch.models.on_torch import TorchRuntime
 from imgbatch.models.runtime import Pixels, Prediction, in_batches
 from imgbatch.preprocess import Preprocess
 from imgbatch.schema import LISTING, RESULTS
@@ -147,3 +150,35 @@ def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
     assert len(rows) == 1
     assert note["batch_size"] == BATCH and {"fetch_and_decode_s", "classify_s"} <= note.keys()
     assert json.dumps(note)
+
+
+def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes]], Work]) -> None:
+    older = replace(work(pictures(1)), version="0.0.0")
+    (block,) = LabelImages(older, lambda _: MeanColour())(pa.table({"index": np.array([0])}))
+    with pytest.raises(ConfigError, match="install one version"):
+        received(block)
+
+
+def test_no_answer_that_is_not_a_number_becomes_a_label(work: Callable[[list[bytes]], Work]) -> None:
+    network = MeanColour()
+    broken = lambda pixels: Prediction(network(pixels).ids, np.full((len(pixels), 3), np.nan, np.float32))  # noqa: E731
+    broken.facts = network.facts
+    (block,) = LabelImages(work(pictures(2)), lambda _: broken)(pa.table({"index": np.array([0, 1])}))
+    with pytest.raises(ModelError, match="not finite"):
+        received(block)
+
+
+def test_a_network_that_does_not_fit_into_memory_runs_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flat(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if len(pixels) > 2:
+                raise torch.OutOfMemoryError("injected")
+            return pixels.mean((2, 3))
+
+    preprocess = Preprocess(height=SIDE, width=SIDE, resize=(SIDE,), mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = Model(name="flat", digest="0", labels=("red", "green", "blue"), preprocess=preprocess, network=Flat)
+    runtime = TorchRuntime(model, k=2, batch_size=16, device="cpu", dtype="float32")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
+    prediction = runtime(pixels)
+    assert runtime.facts()["batch_size"] == 2
+    assert (prediction.ids[:, 0] == pixels.mean((1, 2)).argmax(1)).all()
