@@ -43,8 +43,8 @@ class Round:
     """One task at a time in a process, so that a process that dies names its image."""
 
 
-# A unit costs the driver 40 kB of Ray's books, so that 2,048 images make 20 bytes an image.
-ROUNDS = (Round(2048), Round(16), Round(1, alone=True))
+# A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
+ROUNDS = (Round(4096), Round(16), Round(1, alone=True))
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
 _LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
 _STREAMED_BYTES = 1 << 16  # of rows in a block: what a task has labelled reaches the driver while it goes on
@@ -254,14 +254,15 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
     tables = list(_units(pending, round, plan.actors))
-    images = ray.data.from_arrow(tables)
+    images, units = ray.data.from_arrow(tables), len(tables)
+    del tables
     in_flight = 1 if round.alone else 2
     options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     pool = ActorPoolStrategy(
-        min_size=min(plan.min_actors, len(tables)),
-        max_size=min(plan.max_actors, len(tables)),
+        min_size=min(plan.min_actors, units),
+        max_size=min(plan.max_actors, units),
         # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
-        initial_size=min(plan.min_actors if plan.split else plan.actors, len(tables)),
+        initial_size=min(plan.min_actors if plan.split else plan.actors, units),
         max_tasks_in_flight_per_actor=in_flight if round.alone else 2 * in_flight,
         max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,
