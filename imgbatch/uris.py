@@ -106,8 +106,8 @@ class _Run:
 class UriIndex:
     """A growing set of URI keys with columns beside them, in 16 bytes a key and the width of the columns.
 
-    Kept as sorted runs that are merged when they are alike in size, up to a quarter of a million rows, so that merging never needs
-    a second copy of everything.
+    Kept as sorted runs that are merged when they are alike in size, up to a quarter of a million rows, so that merging
+    needs little memory beside them.
     """
 
     def __init__(self, **columns: npt.DTypeLike) -> None:
