@@ -8,7 +8,6 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-from fsspec.utils import glob_translate
 
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
 from imgbatch.config import masked
@@ -104,19 +101,11 @@ def prepare(chosen: config.Config) -> Job:
     output = Folder(stores, absolute(chosen.output))
     found = sources.recognise(stores, chosen.input, chosen.source)
     for source in found:
-        if would_find(source, output):
+        if sources.would_find(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
     fingerprint = {**model.fingerprint(), "top_k": chosen.top_k, "answer.min_score": chosen.answer.min_score}
     ledger = Ledger(output, fingerprint, retry=chosen.rejects.retry)
     return Job(chosen, stores, output, model, found, ledger)
-
-
-def would_find(source: sources.Source, output: Folder) -> bool:
-    """Return whether a source lists what is written below the output."""
-    if source.kind == "glob":
-        pattern = re.compile(glob_translate(source.uri))
-        return any(pattern.match(output.at(name)) for name in ("_SUCCESS", "labels/part-1.parquet", "runs/id/run.json"))
-    return source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/")
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:

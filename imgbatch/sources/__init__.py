@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.listing import Found, conform
 from imgbatch.sources import objects
 from imgbatch.sources.manifest import SUFFIXES, Manifest
-from imgbatch.storage import Meta, Stores, absolute
+from imgbatch.storage import Folder, Meta, Stores, absolute
 from imgbatch.storage.faults import guarded
 
 _CONTAINERS = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -68,6 +70,14 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
             raise InputError(
                 f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
             )
+
+
+def would_find(source: Source, output: Folder) -> bool:
+    """Return whether a source lists what is written below an output."""
+    if source.kind == "glob":
+        pattern = re.compile(glob_translate(source.uri))
+        return any(pattern.match(output.at(name)) for name in ("_SUCCESS", "labels/part-1.parquet", "runs/id/run.json"))
+    return source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/")
 
 
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:

@@ -16,7 +16,7 @@ ALLOWED = {
               "decode", "preprocess"},
     "timm": {"models/zoo", "models/directory"},
     "openvino": {"models/on_openvino"},
-    "fsspec": {"storage/other", "sources/objects"},
+    "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
     "s3fs": {"storage/s3"},
     "obstore": {"storage/s3"},
     "botocore": {"storage/s3"},
