@@ -132,7 +132,7 @@ def page_name(number: int) -> str:
 
 def read_page(folder: Folder, number: int) -> pa.Table:
     """Return one page of a listing."""
-    return pq.read_table(pa.BufferReader(folder.read(page_name(number))))
+    return pq.ParquetFile(pa.BufferReader(folder.read(page_name(number)))).read(use_threads=False)
 
 
 def pages(folder: Folder) -> Iterator[pa.Table]:

@@ -78,7 +78,7 @@ def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple
         footer = _footer(file.metadata.metadata or {}, uri)
         if missing := set(columns or ()) - set(file.schema_arrow.names):
             raise OutputError(f"{uri} lacks the columns {', '.join(sorted(missing))}: move it away, then run again")
-        return file.read(columns=columns), footer
+        return file.read(columns=columns, use_threads=False), footer
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
             f"{uri} is not a whole Parquet file ({error}); it is not counted as done: move it away, then run again"

@@ -155,7 +155,7 @@ def _parquet(file: BinaryIO) -> Iterator[pa.Table]:
     if "uri" not in columns:
         yield parquet.schema_arrow.empty_table()
         return
-    for batch in parquet.iter_batches(_ROWS, columns=columns):
+    for batch in parquet.iter_batches(_ROWS, columns=columns, use_threads=False):
         yield pa.Table.from_batches([batch])
 
 
