@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,10 @@ from imgbatch.schema import (
     with_carried,
 )
 from imgbatch.storage import Folder, Stores
+from imgbatch.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from imgbatch.decode import Picture
 
 PIXELS = "pixels"
 CHUNK = 256
@@ -79,13 +83,13 @@ def decoded(
     listed: pa.Table,
     fetched: Iterable[Fetched],
     preprocess: Preprocess,
-    max_pixels: int,
+    decode: Callable[[bytes], Picture],
 ) -> pa.Table:
     """Return a row for each listed image: its pixels at the network's input size, or why there are none.
 
     The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright.
     """
-    from imgbatch.decode import Rejected, decode
+    from imgbatch.decode import Rejected
 
     height, width = preprocess.height, preprocess.width
     pixels = np.zeros((len(listed), height, width, 3), np.uint8)
@@ -95,8 +99,8 @@ def decoded(
         refusal = image.content if isinstance(image.content, Refusal) else None
         if isinstance(image.content, bytes):
             try:
-                picture = decode(image.content, max_pixels=max_pixels, short_side=preprocess.short_side)
-                pixels[image.row] = preprocess(picture.pixels).permute(1, 2, 0).numpy()
+                picture = decode(image.content)
+                pixels[image.row] = preprocess(picture.pixels)
                 row |= {"width": picture.width, "height": picture.height}
             except Rejected as error:
                 refusal = Refusal("decode", error.reason, str(error))
@@ -198,10 +202,11 @@ def _fatal(error: Exception) -> pa.Table:
 class _Worker:
     """What the operators share: the listing's pages, and errors that reach the driver as what they are."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, isolated: bool = False) -> None:
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch)
+        self._decode = (_decoding_isolated if isolated else _decoding_watched)(work)
 
     def _decoded(self, block: pa.Table) -> pa.Table:
         if imgbatch.__version__ != self._work.version:  # Python and Ray compare theirs when a node joins
@@ -210,8 +215,33 @@ class _Worker:
             )
         numbers = block["index"].to_numpy()
         listed = self._pages.rows(numbers)
-        preprocess, max_pixels = self._work.model.preprocess, self._work.config.decode.max_pixels
-        return decoded(numbers, listed, self._fetcher(listed), preprocess, max_pixels)
+        return decoded(numbers, listed, self._fetcher(listed), self._work.model.preprocess, self._decode)
+
+
+def _decoding_watched(work: Work) -> Callable[[bytes], Picture]:
+    """Return the decoder of ordinary work, which ends its process when it does not come back."""
+    from imgbatch.decode import decode
+
+    known: dict[str, Any] = {
+        "max_pixels": work.config.decode.max_pixels,
+        "short_side": work.model.preprocess.short_side,
+    }
+    watchdog = Watchdog(work.config.decode.timeout_s)
+
+    def watched(data: bytes) -> Picture:
+        with watchdog.watching():
+            return decode(data, **known)
+
+    return watched
+
+
+def _decoding_isolated(work: Work) -> Callable[[bytes], Picture]:
+    """Return the decoder of images that have ended a process before."""
+    from imgbatch.isolated import decode_isolated
+
+    limits = work.config.decode
+    known: dict[str, Any] = {"max_pixels": limits.max_pixels, "short_side": work.model.preprocess.short_side}
+    return lambda data: decode_isolated(data, timeout_s=limits.timeout_s, **known)
 
 
 def _guard(call: Callable[[], pa.Table]) -> Iterator[pa.Table]:
@@ -222,21 +252,23 @@ def _guard(call: Callable[[], pa.Table]) -> Iterator[pa.Table]:
         yield _fatal(error)
 
 
-_workers: dict[str, _Worker] = {}
+_workers: dict[tuple[str, bool], _Worker] = {}
 """The worker of this process, by the listing it reads; a process serves one run at a time."""
 
 
-def _worker_of(work: Work) -> _Worker:
-    if work.listing.uri not in _workers:
+def _worker_of(work: Work, isolated: bool) -> _Worker:
+    key = (work.listing.uri, isolated)
+    if key not in _workers:
         _workers.clear()
-        _workers[work.listing.uri] = _Worker(work)
-    return _workers[work.listing.uri]
+        _workers[key] = _Worker(work, isolated=isolated)
+    return _workers[key]
 
 
-def decode_block(block: pa.Table, work: Work) -> Iterator[pa.Table]:
+def decode_block(block: pa.Table, work: Work, isolated: bool = False) -> Iterator[pa.Table]:
     """Fetch and decode a block of image numbers: the CPU operator where there are GPUs. Pixels come out."""
     for start in range(0, len(block), CHUNK):
-        yield from _guard(lambda: _worker_of(work)._decoded(block.slice(start, CHUNK)))  # noqa: B023 - runs at once
+        chunk = block.slice(start, CHUNK)
+        yield from _guard(lambda: _worker_of(work, isolated)._decoded(chunk))  # noqa: B023 - runs at once
 
 
 class Classify:
@@ -273,8 +305,8 @@ class LabelImages(_Worker):
     Two calls run at a time: while one computes, the GETs of the other are under way.
     """
 
-    def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None) -> None:
-        super().__init__(work)
+    def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None, *, isolated: bool = False) -> None:
+        super().__init__(work, isolated=isolated)
         self._classify = Classify(work, load)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -61,6 +62,12 @@ def run(body: Callable[[], int]) -> int:
     except KeyboardInterrupt:  # in a job that does not make a request of it
         print("error: stopped by signal 2", file=sys.stderr)
         return 130
+
+
+def release_memory() -> None:
+    """Give back to the system what an ended stage has freed, so that the next one does not stand on top of it."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
 
 
 def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

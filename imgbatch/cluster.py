@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
 _REMIND_S = 20.0
-_TASK_RETRIES = 2  # after which the driver narrows a task down that kills its process; Ray's default is for ever
+TRIES = 2
+"""How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,14 @@ class Round:
     rows: int
     """Most images of a unit, that is, of a task."""
     alone: bool = False
-    """One task at a time in a process, so that a process that dies names its image."""
+    """One task at a time in a process, which decodes in a child of its own: what dies there has a name."""
 
 
 # A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
 ROUNDS = (Round(4096), Round(16), Round(1, alone=True))
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
 _LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
-_STREAMED_BYTES = 1 << 16  # of rows in a block: what a task has labelled reaches the driver while it goes on
+_STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,17 +268,21 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
         max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,
     )
-    actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": _TASK_RETRIES}
+    actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": TRIES - 1}
     if plan.split:
         images = images.map_batches(
-            decode_block, fn_kwargs={"work": work}, batch_size=None, num_cpus=1, max_retries=_TASK_RETRIES, **options
-        )
+            decode_block, fn_kwargs={"work": work, "isolated": round.alone}, batch_size=None, num_cpus=1,
+            max_retries=TRIES - 1, **options,
+        )  # fmt: skip
         gpus = plan.gpus_per_actor
         images = images.map_batches(
             Classify, batch_size=min(round.rows, CHUNK), num_cpus=0, num_gpus=gpus, **actor, **options
         )
     else:
-        images = images.map_batches(LabelImages, batch_size=None, num_cpus=1, **actor, **options)
+        alone = {"isolated": round.alone}
+        images = images.map_batches(
+            LabelImages, fn_constructor_kwargs=alone, batch_size=None, num_cpus=1, **actor, **options
+        )
     try:
         yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except ray.exceptions.RayError as error:
@@ -287,13 +292,13 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
 def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterator[pa.Table]:
     """Yield the pending numbers in tables of a unit each.
 
-    Short ones come first, so that rows flow soon, and last, so that all actors end together: each takes an eighth of
+    Short ones come first, so that rows flow soon, and last, so that all actors end together: each takes a quarter of
     its share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
-    numbers = np.flatnonzero(pending)
+    numbers = np.flatnonzero(pending).astype(np.uint32)
     start = 0
     while start < len(numbers):
-        share = (len(numbers) - start) // (8 * actors)
+        share = (len(numbers) - start) // (4 * actors)
         rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
         rows = min(rows, round.rows)
         yield pa.table({"index": numbers[start : start + rows]})

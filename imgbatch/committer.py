@@ -31,11 +31,8 @@ STORE_IS_AWAY = 20
 
 _STORES_FAULT = ("unreachable", "timeout", "forbidden")
 
-TRIES = 3
-"""How often at least an image is given to a process of its own before it is said to kill it."""
-
 _MOST_KILLERS = 200
-_MOST_WAITING = 8_192
+_MOST_WAITING = 4_096
 
 Mask = npt.NDArray[np.bool_]
 
@@ -162,13 +159,13 @@ class Committer:
                 "look at Ray's worker logs, then run the same command again"
             )
 
-    def give_up(self, listing: Folder) -> None:
-        """Reject what never came: alone in its process, each of these images killed it."""
+    def give_up(self, listing: Folder, tries: int) -> None:
+        """Reject what never came: alone in its process, each of these images ended it that often."""
         left = np.flatnonzero(self.pending)
         if len(left):
             listed = Pages(listing).rows(left)
             message = "the process that decoded it died, each time, with no other image in it"
-            given = {"stage": "decode", "reason": "crashed", "message": message, "passing": False, "attempts": TRIES}
+            given = {"stage": "decode", "reason": "crashed", "message": message, "passing": False, "attempts": tries}
             columns = {"index": pa.array(left), **{name: listed[name] for name in listed.column_names}}
             schema = with_carried(RESULTS, carried_fields(listed.schema))
             for field in schema:

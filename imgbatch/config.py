@@ -89,9 +89,11 @@ class DecodeConfig:
     max_pixels: int = knob(
         200_000_000, "a larger picture is rejected as too_large, from its header, before it is decoded"
     )
+    timeout_s: float = knob(30.0, "seconds that decoding one image may take; it is rejected if it takes longer")
 
     def __post_init__(self) -> None:
         _at_least("decode.max_pixels", self.max_pixels, 1)
+        _positive("decode.timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

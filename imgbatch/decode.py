@@ -26,16 +26,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-if TYPE_CHECKING:
-    import torch
-
-    Pixels = np.ndarray[Any, np.dtype[Any]]
+Pixels = np.ndarray[Any, np.dtype[Any]]
 
 _READERS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "pnm": "PPM"}
 _MAGIC = [
@@ -82,8 +79,8 @@ class Rejected(Exception):
 class Picture:
     """Upright pixels, and the size of the original."""
 
-    pixels: torch.Tensor
-    """uint8 (3, H, W), RGB, strided channels-last (the layout in which torchvision resizes fastest)."""
+    pixels: Pixels
+    """uint8 (H, W, 3), RGB, contiguous."""
     width: int
     """Pixels of the original, upright: not those of `pixels` where a JPEG was decoded at a reduced scale."""
     height: int
@@ -145,15 +142,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _picture(pixels: Pixels, width: int, height: int, orientation: int) -> Picture:
     """Turn (H, W, 3) as it lies in the file upright. `width` and `height` are those in the file's header."""
-    import torch
-
     if orientation >= 5:
         pixels, width, height = pixels.swapaxes(0, 1), height, width
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return Picture(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), width, height)
+    return Picture(np.ascontiguousarray(pixels), width, height)
 
 
 def _orientation(exif: bytes) -> int:

@@ -160,12 +160,12 @@ class Log:
     def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
         """Yield (number, the columns, footer) of every part, a few read ahead."""
 
-        def load(number: int) -> tuple[pa.Table, Footer]:
-            return decode(self.folder.read(_name(number)), self.uri(number), columns)
+        def load(number: int) -> bytes:
+            return self.folder.read(_name(number))
 
         with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
-            for number, (table, footer) in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
-                yield number, table, footer
+            for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
+                yield number, *decode(data, self.uri(number), columns)
 
     def footer(self, number: int) -> Footer:
         """Return the footer of one part."""

@@ -17,6 +17,8 @@ from imgbatch.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
+    from imgbatch.decode import Pixels
+
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _CROP_MODES = ("center", "squash")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # timm's defaults, too
@@ -85,14 +87,17 @@ class Preprocess:
         """The `short_side` for `decode`: no side of a picture is wanted at more than this before the crop."""
         return max(self.resize)
 
-    def __call__(self, picture: torch.Tensor) -> torch.Tensor:
-        """Resize and crop a picture, uint8 (3, H, W) of any size, to uint8 (3, height, width).
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Resize and crop a picture, uint8 (H, W, 3) of any size, to uint8 (height, width, 3).
 
         A crop that reaches beyond the picture is black there. Shrinking only what the crop will keep was tried and did
         not pay: 0.34 ms an image as it is, 0.41 and 0.51 in two other ways (2026-11-24, one core of an AMD EPYC).
         """
-        picture = self._without_far_ends(picture)
-        return self._centre(_resize(picture, self._scaled_size(*picture.shape[-2:]), self.interpolation))
+        import torch
+
+        picture = self._without_far_ends(torch.from_numpy(pixels).permute(2, 0, 1))
+        resized = _resize(picture, self._scaled_size(*picture.shape[-2:]), self.interpolation)
+        return self._centre(resized).permute(1, 2, 0).numpy()
 
     def describe(self) -> str:
         """Say it in a sentence.

@@ -13,7 +13,7 @@ from imgbatch.errors import ClusterError
 Item = TypeVar("Item")
 
 _TICK_S = 0.25
-_AHEAD = 8
+_AHEAD = 2
 
 
 def ticking(items: Iterator[Item], stall_s: float) -> Iterator[Item | None]:

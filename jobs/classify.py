@@ -172,12 +172,14 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, pending = listing.counts, listing.pending()
     del listing  # and with it 16 bytes an image
+    cli.release_memory()
     success = runs.read_success(job.output)
     if pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         job.output.delete("_SUCCESS")
         success = None
     if pending.any():
         label(job, record, listed, pending, stop, pulse)
+    cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune()
@@ -263,7 +265,7 @@ def label(
                 if pending.any():
                     receive(plan, round)
                     committer.blame_the_cluster(plan.nodes)
-            committer.give_up(work.listing)
+            committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
 

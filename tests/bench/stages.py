@@ -35,7 +35,7 @@ def measure(uri: str, server: int) -> dict[str, float]:
     runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
     fetcher, preprocess = Fetcher(stores, chosen.fetch), model.preprocess
     contents = [fetched.content for fetched in fetcher(listed)]
-    pixels = np.stack([preprocess(_decoded(each, preprocess.short_side)).permute(1, 2, 0).numpy() for each in contents])
+    pixels = np.stack([preprocess(_decoded(each, preprocess.short_side)) for each in contents])
     best: dict[str, float] = {}
     for _ in range(_TURNS):
         before = _cpu(server)

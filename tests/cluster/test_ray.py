@@ -26,14 +26,14 @@ from tests.integration.test_refusals import require_refusal
 from tests.unit.pictures import encode, scene
 
 RAY = Path(sys.executable).parent / "ray"
-KILLER = b"this picture kills its decoder"
+KILLER, HANGER = b"this picture kills its decoder", b"this one never comes back"
 
 # Every process notes what it is and what Ray gave it; a marked picture takes its process with it.
-HOOK = f"""
+HOOK = """
 def note(kind):
     import json, ray
     context = ray.get_runtime_context()
-    what = {{"kind": kind, "node": context.get_node_id(), "resources": context.get_assigned_resources()}}
+    what = {"kind": kind, "node": context.get_node_id(), "resources": context.get_assigned_resources()}
     with open(os.environ["NOTES"] + "/" + kind + "-" + str(os.getpid()), "w") as file:
         json.dump(what, file)
 
@@ -51,22 +51,24 @@ def decode_and_note(*arguments, **more):
     yield from decode_block(*arguments, **more)
 decode_and_note.__module__, decode_and_note.__qualname__ = "imgbatch.classify", "decode_block"
 module.decode_block = decode_and_note
-
-import imgbatch.decode
-decode = imgbatch.decode.decode
+"""
+DEADLY = f"""
+decode = module.decode
 def deadly(data, **more):
     if data.endswith({KILLER!r}):
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if data.endswith({HANGER!r}):
+        time.sleep(1000)
     time.sleep(float(os.environ.get("SLOW_S", "0")))
     return decode(data, **more)
-imgbatch.decode.decode = deadly
+module.decode = deadly
 """
 
 
 @pytest.fixture(scope="module")
 def hook(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose processes leave notes and die of the marked picture."""
-    return faults.patched(tmp_path_factory.mktemp("hook"), "imgbatch.classify", HOOK)
+    return faults.patched(tmp_path_factory.mktemp("hook"), "imgbatch.classify", HOOK, decode=DEADLY)
 
 
 @dataclass(frozen=True)
@@ -234,16 +236,18 @@ def test_an_address_where_nobody_listens(job: Job, folder: Path, tmp_path: Path)
         assert "ray job submit" in said
 
 
-def test_a_picture_that_kills_its_process_and_a_process_that_is_killed(
+def test_pictures_that_kill_or_block_their_process_and_a_process_that_is_killed(
     started: Callable[..., subprocess.Popen[str]], hook: dict[str, str], folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     for number in range(12, 300):
         (folder / f"{number}.jpg").write_bytes(encode(scene(seed=number % 12), "JPEG"))
     (folder / "05-killer.jpg").write_bytes(encode(scene(), "JPEG") + KILLER)
+    (folder / "07-hanger.jpg").write_bytes(encode(scene(), "JPEG") + HANGER)
     notes, output = tmp_path / "notes", tmp_path / "out"
     notes.mkdir()
     environment = {**hook, "NOTES": str(notes), "SLOW_S": "0.01"}
-    process = started("classify", "--input", folder, "--output", output, "--model", tiny_model, env=environment)
+    command = ("--input", folder, "--output", output, "--model", tiny_model, "--set", "decode.timeout_s=2")
+    process = started("classify", *command, env=environment)
     wait_for(lambda: list(notes.glob("all-*")), process)
     os.kill(int(next(notes.glob("all-*")).name.partition("-")[2]), signal.SIGKILL)
 
@@ -251,9 +255,10 @@ def test_a_picture_that_kills_its_process_and_a_process_that_is_killed(
 
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert tables.reasons(output) == {"05-killer.jpg": "crashed"}
-    (refused,) = tables.rows(output, "rejects")
-    assert (refused["stage"], refused["passing"], refused["attempts"]) == ("decode", False, 3)
+    assert tables.reasons(output) == {"05-killer.jpg": "crashed", "07-hanger.jpg": "timeout"}
+    killer, hanger = tables.rows(output, "rejects")
+    assert (killer["stage"], killer["passing"], hanger["stage"], hanger["passing"]) == ("decode", False) * 2
+    assert "SIGSEGV" in killer["message"] and "decode.timeout_s" in hanger["message"]
     tables.require_single(output, [path.name for path in folder.iterdir()])
     expected = {name: label for name, label in tables.labels(output).items() if int(name[:-4]) < 12}
     assert all(label == expected[f"{int(name[:-4]) % 12:02d}.jpg"] for name, label in tables.labels(output).items())

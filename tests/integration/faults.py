@@ -21,23 +21,28 @@ def patch(module):
 {body}
 
 class Hook(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name, path=None, target=None, patch=patch):
         if name != {name!r}:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (run(module), patch(module))
+        spec.loader.exec_module = lambda module, run=run, patch=patch: (run(module), patch(module))
         return spec
 
 sys.meta_path.insert(0, Hook())
 """
 
 
-def patched(place: Path, module: str, body: str) -> dict[str, str]:
-    """Return an environment in which every Python process runs `body` when it has imported `module`."""
+def patched(place: Path, module: str, body: str, **more: str) -> dict[str, str]:
+    """Return an environment in which every Python process runs `body` when it has imported `module`.
+
+    `more` gives bodies for further modules of the package, by their short names.
+    """
     place.mkdir(parents=True, exist_ok=True)
-    (place / "sitecustomize.py").write_text(_HOOK.format(name=module, body=indent(body, "    ")))
+    bodies = {module: body, **{f"imgbatch.{name}": text for name, text in more.items()}}
+    hooks = [_HOOK.format(name=name, body=indent(text, "    ")) for name, text in bodies.items()]
+    (place / "sitecustomize.py").write_text("".join(hooks))
     return {"PYTHONPATH": str(place)}
 
 

@@ -154,33 +154,39 @@ def test_kills_while_changed_images_are_labelled_anew(
 def test_a_night_of_kills_over_three_thousand_objects(
     job: Job, started: Callable[..., subprocess.Popen[str]], s3: S3Server, tmp_path: Path
 ) -> None:
-    """Five kills at random moments, three at least after the first commit, with the default model."""
+    """Five kills, with the default model: two at named points of a commit, three at random moments after one."""
     count, seed = 3000, int(time.time())
     print(f"seed {seed}, {sys.version}")
     chance = random.Random(seed)
     kinds = [encode(scene(500, 375, seed=number), "JPEG", quality=90) for number in range(60)]
     for number in range(count):
         obstore.put(s3.bucket("images"), f"night/{number % 7}/{number:04d}.jpg", kinds[number % 60])
-    command = ("classify", "--input", "s3://images/night", "--set", "run.commit_s=2")
+    command = ("classify", "--input", "s3://images/night", "--set", "run.commit_s=1")
     calm = job(*command, "--output", "s3://out/calm", env=s3.environment, timeout=1200)
     assert calm.code == 0, calm.err
     expected = {row["uri"]: row for row in tables.rows(tables.download(s3.bucket("out"), "calm", tmp_path / "calm"))}
 
+    def parts() -> int:
+        return len(obstore.list_with_delimiter(s3.bucket("out"), "night/labels")["objects"])
+
+    known: dict[str, str] = {}
     late = 0
-    for attempt in range(30):
-        process = started(*command, "--output", "s3://out/night", env=s3.environment)
-        try:
-            process.communicate(timeout=chance.uniform(12, 30))
-        except subprocess.TimeoutExpired:
+    for attempt, point in enumerate(["before the PUT of a part", "", "after the PUT of a part", "", ""]):
+        environment = s3.environment | (deadly(tmp_path / "deadly", point) if point else {})
+        before = parts()
+        process = started(*command, "--output", "s3://out/night", env=environment)
+        if not point:
+            while process.poll() is None and parts() == before:
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0, 2))
             process.kill()
-            process.communicate()
+        process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, f"kill {attempt + 1} came too late"
         place = tables.download(s3.bucket("out"), "night", tmp_path / f"after-{attempt}")
-        rows = len(tables.labels(place))
-        print(f"kill {attempt + 1}: {process.returncode}, {rows} rows")
-        late += rows > 0
-        if process.returncode == 0 or (late >= 3 and attempt >= 4):
-            break
-    assert late >= 3, "the machine is too fast or too slow for the moments that were drawn"
+        known = require_whole(place, known)
+        print(f"kill {attempt + 1}, {point or 'at random'}: {len(known)} rows")
+        late += len(known) > 0
+    assert late >= 3
     ended = job(*command, "--output", "s3://out/night", env=s3.environment, timeout=1200)
     assert ended.code == 0, ended.err
     assert job("verify", "s3://out/night", env=s3.environment).code == 0

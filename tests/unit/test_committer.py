@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.committer import STORE_IS_AWAY, TRIES, Committer
+from imgbatch.committer import STORE_IS_AWAY, Committer
 from imgbatch.config import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
 from imgbatch.listing import page_name
@@ -165,15 +165,15 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
         for name, value in carried.items():
             arrived = arrived.append_column(name, pa.repeat(value, 2))
         taken.take(arrived)
-        taken.give_up(listing)
+        taken.give_up(listing, tries=2)
     (table,) = ledger.tables
     found = {row["uri"]: row for row in table.to_pylist()}
     assert found.keys() == {"u0", "u1", "u2", "u3"} and found["u0"]["reason"] is None
-    assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", TRIES)
+    assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
     assert found["u3"]["size"] == 3 and found["u3"]["passing"] is False
     assert found["u3"].items() >= carried.items()
     assert (taken.labelled, taken.rejected) == (2, 2) and not taken.pending.any()
-    taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")))
+    taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
 
 
 def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
     "ray": {"cluster"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
-              "decode", "preprocess"},
+              "preprocess"},
     "timm": {"models/zoo", "models/directory"},
     "openvino": {"models/on_openvino"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from imgbatch.watchdog import Watchdog
+
+
+def test_a_call_that_does_not_return_ends_the_process_however_busy_other_threads_are() -> None:
+    ended = threading.Event()
+    watchdog = Watchdog(0.4, end=lambda code: ended.set())
+
+    def hang() -> None:
+        with watchdog.watching():
+            ended.wait(30)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    while not ended.is_set():
+        with watchdog.watching():
+            time.sleep(0.01)
+    thread.join()
+
+
+def test_calls_that_return_end_nothing() -> None:
+    ended = threading.Event()
+    watchdog = Watchdog(0.4, end=lambda code: ended.set())
+    for _ in range(10):
+        with watchdog.watching():
+            time.sleep(0.1)
+    with pytest.raises(ZeroDivisionError), watchdog.watching():
+        _ = 1 / 0
+    assert not ended.wait(1)
+
+
+@pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["freely", "with the GIL"])
+def test_the_process_ends_and_says_where_it_hung(hanging: str) -> None:
+    code = f"""
+import ctypes, time
+from imgbatch.watchdog import Watchdog
+def hangs():
+    {hanging}
+with Watchdog(0.5).watching():
+    time.sleep(0.3)
+    hangs()
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "in hangs" in done.stderr
+    assert time.monotonic() - began < 30
