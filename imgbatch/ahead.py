@@ -1,11 +1,15 @@
-"""Calls that run ahead of their consumer, in threads, while their results come out in order."""
+"""Calls and iterators that run ahead of their consumer, in threads, while their results come out in order."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Full, Queue
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,3 +51,66 @@ def ahead(
     finally:
         for _, _, future in waiting:
             future.cancel()
+
+
+_LOOKS_EVERY_S = 0.1
+_END = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+def chained(streams: Sequence[Callable[[], Iterator[Item]]], *, at_once: int, most: int) -> Iterator[Item]:
+    """Yield all items of the first stream, then those of the second, and so on, while the next ones are drawn already.
+
+    Up to `at_once` streams are drawn at a time, each in a thread, with up to `most` items that wait for their turn. An
+    error is raised where the stream's items would stand.
+
+    >>> list(chained([lambda: iter("ab"), lambda: iter("c")], at_once=2, most=1))
+    ['a', 'b', 'c']
+    """
+    if len(streams) == 1:
+        yield from streams[0]()
+        return
+    stop, todo = threading.Event(), iter(streams)
+    waiting: deque[Queue[Any]] = deque()
+    with ThreadPoolExecutor(at_once, "streams") as pool:
+
+        def start() -> None:
+            if (stream := next(todo, None)) is not None:
+                waiting.append(Queue(most))
+                pool.submit(_draw, stream, waiting[-1], stop)
+
+        try:
+            for _ in range(at_once):
+                start()
+            while waiting:
+                while (item := waiting[0].get()) is not _END:
+                    if isinstance(item, _Failed):
+                        raise item.error
+                    yield item
+                waiting.popleft()
+                start()
+        finally:
+            stop.set()
+
+
+def _draw(stream: Callable[[], Iterator[Any]], arrived: Queue[Any], stop: threading.Event) -> None:
+    try:
+        for item in stream():
+            _put(arrived, item, stop)
+            if stop.is_set():
+                return
+        _put(arrived, _END, stop)
+    except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
+        _put(arrived, _Failed(error), stop)
+
+
+def _put(arrived: Queue[Any], item: Any, stop: threading.Event) -> None:
+    """Wait for room, unless nobody wants the item any more."""
+    while not stop.is_set():
+        with suppress(Full):
+            arrived.put(item, timeout=_LOOKS_EVERY_S)
+            return

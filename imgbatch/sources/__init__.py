@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
+from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.listing import Found, conform
@@ -17,6 +19,7 @@ from imgbatch.sources.manifest import SUFFIXES, Manifest
 from imgbatch.storage import Folder, Meta, Stores, absolute
 from imgbatch.storage.faults import guarded
 
+_INPUTS_AT_ONCE = 4
 _CONTAINERS = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
@@ -56,12 +59,13 @@ def carried_by(sources: Sequence[Source]) -> pa.Schema:
 
 
 def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bool = True) -> Iterator[Found]:
-    """Yield what all sources find, in the order of the inputs.
+    """Yield what all sources find, in the order of the inputs; the next ones are listed already.
 
     Raises:
         InputError: one of several inputs holds not one image, and that is not allowed.
     """
-    for source in sources:
+
+    def found_in(source: Source) -> Iterator[Found]:
         images = 0
         for found in source.found():
             images += len(found.batch)
@@ -70,6 +74,8 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
             raise InputError(
                 f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
             )
+
+    yield from chained([partial(found_in, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
 
 
 def would_find(source: Source, output: Folder) -> bool:

@@ -6,27 +6,18 @@ where a conditional creation fails (docs/LOG.md). What it cannot express goes th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
 import obstore
 import obstore.exceptions
 import pyarrow as pa
-import pyarrow.compute as pc
 from obstore.store import S3Store
 
-from imgbatch.errors import BadPath, ConfigError, Forbidden, TimedOut, TooLarge, Unreachable
-from imgbatch.storage.backoff import backoff
-from imgbatch.storage.base import FOUND, Meta, unquoted, unquoted_all
-from imgbatch.storage.faults import judge
-
-_PAGE = 1000  # keys in one answer of S3
-_HEADS_AT_ONCE = 16
-_NO_XML = "\ufffd"  # what some servers put in place of a control code, unless they are asked for encoded keys
+from imgbatch.errors import BadPath, ConfigError, Forbidden, TooLarge
+from imgbatch.storage.base import Meta, unquoted
+from imgbatch.storage.s3_listing import Listing
 
 # What s3fs calls its options, and what obstore calls the same.
 _OPTIONS = {
@@ -126,7 +117,6 @@ class S3:
     """One bucket."""
 
     def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float, retries: int) -> None:
-        self._bucket, self._options, self._retries = bucket, options, retries
         config: Any = {_OPTIONS[key]: _spelt(value) for key, value in options.items() if key in _OPTIONS}
         config.setdefault("region", _region(options.get("profile")))
         endpoint = str(config.get("endpoint", ""))
@@ -148,6 +138,7 @@ class S3:
             )
         except (obstore.exceptions.BaseError, TypeError) as error:
             raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
+        self._listing = Listing(self._store, bucket, for_s3fs(options), retries)
 
     def path(self, uri: str) -> str:
         """Return the key of a URI."""
@@ -166,83 +157,8 @@ class S3:
         return _meta(obstore.head(self._store, _exact(path)))
 
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Yield the objects below the folder, a thousand keys to a request, in the order of their keys."""
-        last, failed = "", 0
-        if path != path.strip("/") or (not path and self._has_keys_from_a_slash()):
-            yield from self._list_any_key(path, last)
-            return
-        while True:
-            try:
-                for found in self._pages(path, last):
-                    if pc.any(pc.match_substring(found["path"], _NO_XML)).as_py():
-                        raise obstore.exceptions.InvalidPathError("a control code")
-                    yield self._without_markers(path, found)
-                    last, failed = found["path"][-1].as_py() if len(found) else last, 0
-                return
-            except obstore.exceptions.InvalidPathError:
-                yield from self._list_any_key(path, last)
-                return
-            except obstore.exceptions.BaseError as error:
-                failed += 1
-                if failed > self._retries or judge(error) not in (Unreachable, TimedOut):
-                    raise
-                time.sleep(backoff(failed))  # and on behind the last key, not anew
-
-    def _pages(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
-        for chunk in obstore.list(self._store, path or None, offset=after or None, chunk_size=_PAGE, return_arrow=True):
-            found = pa.record_batch(chunk)
-            columns = [found["path"].cast(pa.string()), found["size"].cast(pa.int64())]
-            columns += [unquoted_all(found["e_tag"]), found["last_modified"]]
-            yield pa.record_batch(columns, schema=FOUND)
-
-    def _has_keys_from_a_slash(self) -> bool:
-        """Ask whether a key begins with a slash, which obstore would drop: `/a` would become `a`, another object."""
-        import s3fs
-
-        client = s3fs.S3FileSystem(**for_s3fs(self._options))
-        return bool(client.call_s3("list_objects_v2", Bucket=self._bucket, Prefix="/", MaxKeys=1).get("Contents"))
-
-    def _without_markers(self, path: str, found: pa.RecordBatch) -> pa.RecordBatch:
-        """Leave out what stands for a folder: an empty object named `a/`, which obstore lists, and only lists, as `a`."""
-        empty = np.flatnonzero(pc.equal(found["size"], 0).to_numpy(zero_copy_only=False))
-        if not len(empty):
-            return found
-        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
-            kept = np.ones(len(found), bool)
-            names = found["path"].take(pa.array(empty)).to_pylist()
-            kept[empty] = list(pool.map(lambda name: name != path and self._is_there(name), names))
-        return found.filter(pa.array(kept))
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.head(path)
-        except FileNotFoundError:
-            return False
-        except obstore.exceptions.BaseError:  # no right to look at it, say: reading it will tell
-            return True
-        return True
-
-    def _list_any_key(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
-        """Go on listing behind the key `after` with s3fs, which takes keys that obstore refuses: `a//b`, control codes."""
-        import s3fs
-
-        client = s3fs.S3FileSystem(**for_s3fs(self._options))
-        request = {"Bucket": self._bucket, "Prefix": f"{path}/" if path else "", "StartAfter": after}
-        while True:
-            answer = client.call_s3("list_objects_v2", **request)
-            objects = [entry for entry in answer.get("Contents", []) if not entry["Key"].endswith("/")]
-            yield pa.record_batch(
-                [
-                    pa.array([entry["Key"] for entry in objects], pa.string()),
-                    pa.array([entry["Size"] for entry in objects], pa.int64()),
-                    pa.array([unquoted(entry["ETag"]) for entry in objects], pa.string()),
-                    pa.array([entry["LastModified"] for entry in objects], FOUND.field(3).type),
-                ],
-                schema=FOUND,
-            )
-            if not answer.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = answer["NextContinuationToken"]
+        """Yield the objects below the folder, a thousand keys to a request."""
+        return self._listing.found(path)
 
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""

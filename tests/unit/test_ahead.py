@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
-from imgbatch.ahead import ahead
+from imgbatch.ahead import ahead, chained
 
 
 @pytest.fixture
@@ -99,3 +101,52 @@ def test_what_has_not_begun_when_the_consumer_leaves_is_never_begun() -> None:
 
 def test_nothing_comes_of_nothing(pool: ThreadPoolExecutor) -> None:
     assert list(ahead(pool, abs, [], most=1)) == []
+
+
+# Iterators that are drawn at the same time
+
+
+def test_streams_come_one_after_the_other_however_fast_they_are() -> None:
+    last_has_begun = threading.Event()
+
+    def stream(number: int) -> Iterator[tuple[int, int]]:
+        if number == 0:
+            assert last_has_begun.wait(10)
+        if number == 3:
+            last_has_begun.set()
+        yield from ((number, item) for item in range(number + 1))
+
+    streams = [partial(stream, number) for number in range(10)]
+    expected = [(number, item) for number in range(10) for item in range(number + 1)]
+    assert list(chained(streams, at_once=4, most=2)) == expected
+
+
+def test_no_stream_is_drawn_further_than_it_may_be() -> None:
+    drawn = [0, 0]
+
+    def stream(number: int) -> Iterator[int]:
+        for item in range(1000):
+            drawn[number] += 1
+            yield item
+
+    items = chained([partial(stream, 0), partial(stream, 1)], at_once=2, most=3)
+    next(items)
+    time.sleep(0.5)
+    assert max(drawn) <= 6
+    items.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_of_a_stream_comes_where_its_items_would_be() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise KeyError("gone")
+
+    items = chained([lambda: iter([0]), failing, lambda: iter([2])], at_once=3, most=1)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(KeyError, match="gone"):
+        next(items)
+
+
+def test_items_that_are_none_or_empty_are_items() -> None:
+    assert list(chained([lambda: iter([None, []]), lambda: iter(())], at_once=2, most=1)) == [None, []]
+    assert list(chained([], at_once=2, most=1)) == []

@@ -17,8 +17,8 @@ ALLOWED = {
     "timm": {"models/zoo", "models/directory"},
     "openvino": {"models/on_openvino"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
-    "s3fs": {"storage/s3"},
-    "obstore": {"storage/s3"},
+    "s3fs": {"storage/s3_listing"},
+    "obstore": {"storage/s3", "storage/s3_listing"},
     "botocore": {"storage/s3"},
 }  # fmt: skip
 

@@ -291,6 +291,37 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
     assert sum(len(batch) for batch in place.found()) == 1203
 
 
+@pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
+def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(s3: Any, folders: int) -> None:
+    root, bucket = uuid.uuid4().hex, s3.bucket("images")
+    names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
+    names += ["between.jpg", "00.jpg", "zz.jpg"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: obstore.put(bucket, f"{root}/{name}", name.encode()), names))
+    names.append("00/new\nline.jpg")
+    write(s3, Folder(s3.stores(), f"s3://images/{root}"), names[-1], b"x")
+    store, path = s3.stores().resolve(f"s3://images/{root}")
+
+    streams = store._listing._apart(path)
+    assert len(streams) > folders
+    found = [row for batch in store.found(path) for row in batch.to_pylist()]
+
+    assert sorted(row["path"] for row in found) == sorted(f"{root}/{name}" for name in names)
+    in_turn = [row for batch in store._listing._in_turn(path) for row in batch.to_pylist()]
+    assert {row["path"]: row for row in found} == {row["path"]: row for row in in_turn}
+    assert [row["path"] for batch in store.found(path) for row in batch.to_pylist()] == [row["path"] for row in found]
+
+
+def test_a_listing_that_is_left_early_ends_its_threads(s3: Any) -> None:
+    root, bucket = uuid.uuid4().hex, s3.bucket("images")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: obstore.put(bucket, f"{root}/{n % 20:02d}/{n}", b"x"), range(1100)))
+    listing = Folder(s3.stores(), f"s3://images/{root}").found()
+    next(listing)
+    listing.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("streams")]
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name: str) -> None:
     place.put(name, name.encode())
@@ -748,6 +779,7 @@ def test_slashes_at_the_ends_of_a_key_are_never_dropped(s3: Any, monkeypatch: py
     for operation in (store.read, store.head):
         with pytest.raises(BadPath):
             operation("/a.jpg")
-    monkeypatch.setattr(store, "_has_keys_from_a_slash", lambda: True)
-    monkeypatch.setattr(store, "_pages", None)  # the client that drops them is not asked
+    monkeypatch.setattr(store._listing, "_has_keys_from_a_slash", lambda: True)
+    monkeypatch.setattr(store._listing, "_level", lambda path: None)
+    monkeypatch.setattr(store._listing, "_pages", None)  # the client that drops them is not asked
     assert next(batch.schema.names[0] for batch in store.found("")) == "path"
