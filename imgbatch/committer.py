@@ -83,6 +83,7 @@ class Committer:
     started: float = 0.0
     _pace: Pace = field(default_factory=Pace)
     _waiting: list[pa.Table] = field(default_factory=list)
+    _rows_waiting: int = 0
     _committed: float = 0.0
     _failing: int = 0
 
@@ -112,6 +113,7 @@ class Committer:
             return
         self._pace.note(len(rows), self.clock())
         self._waiting.append(rows.drop_columns(["index"]))
+        self._rows_waiting += len(rows)
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)
         self.rejected += len(refused)
@@ -121,14 +123,14 @@ class Committer:
     @property
     def due(self) -> bool:
         """Whether it is time to commit."""
-        waiting = sum(map(len, self._waiting))
-        return waiting >= _MOST_WAITING or (waiting > 0 and self.clock() - self._committed >= self.commit_s)
+        late = self.clock() - self._committed >= self.commit_s
+        return self._rows_waiting >= _MOST_WAITING or (self._rows_waiting > 0 and late)
 
     def commit(self) -> None:
         """Write what waits."""
         if self._waiting:
             rows = pa.concat_tables(self._waiting, promote_options="default")
-            self._waiting = []
+            self._waiting, self._rows_waiting = [], 0
             started = self.clock()
             self.ledger.commit(rows, self.run_id, self.model)
             self.seconds["commit"] += self.clock() - started  # type: ignore[assignment]

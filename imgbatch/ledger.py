@@ -47,15 +47,15 @@ class Versions:
     ETag. The one says nothing about the other: a manifest may give ETags of files, which have none."""
 
     @classmethod
-    def of(cls, table: pa.Table | pa.RecordBatch) -> Versions:
-        """Read the versions off a table with the columns of a listing."""
+    def of(cls, table: pa.Table | pa.RecordBatch, keys: Keys | None = None) -> Versions:
+        """Read the versions off a table with the columns of a listing; `keys` are those of its URIs, if they are known."""
         uri, size, etag, moment = (_one(table[name]) for name in _VERSION_COLUMNS)
         tags = hash_strings(etag) | np.uint64(1)
         if etag.null_count:
             times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
             times = np.where(np.asarray(moment.is_null()), np.uint64(0), times << np.uint64(2) | np.uint64(2))
             tags = np.where(np.asarray(etag.is_null()), times, tags)
-        return cls(uri_keys(uri), size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
+        return cls(uri_keys(uri) if keys is None else keys, size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -107,12 +107,12 @@ class Ledger:
         self._drop_rejects_of_labelled(surplus)
         return self
 
-    def visit(self, batch: pa.RecordBatch) -> Status:
+    def visit(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
         """Say of each listed image whether it is NEW, DONE, STALE or a DUPLICATE of one visited before.
 
         URIs must be unique within the batch. NEW ones are not remembered here.
         """
-        versions = Versions.of(batch)
+        versions = Versions.of(batch, keys)
         status = np.full(len(batch), NEW, np.uint8)
         for columns, rows, positions in self.done.lookup(versions.keys):
             state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))

@@ -91,12 +91,13 @@ class Listing:
         return np.concatenate(self._pending) if self._pending else np.zeros(0, bool)
 
     def _take(self, batch: pa.RecordBatch) -> None:
-        once = first_of_each(uri_keys(batch["uri"]))
+        keys = uri_keys(batch["uri"])
+        once = first_of_each(keys)
         self.counts.duplicates += int(np.count_nonzero(~once))
-        batch = batch.filter(pa.array(once))
-        status = self.ledger.visit(batch)
+        batch, keys = batch.filter(pa.array(once)), keys[once]
+        status = self.ledger.visit(batch, keys)
         fresh = np.flatnonzero(status == NEW)
-        added = self._new.add(uri_keys(batch["uri"].take(pa.array(fresh))))
+        added = self._new.add(keys[fresh])
         status[fresh[~added]] = DUPLICATE
         self.counts.duplicates += int(np.count_nonzero(status == DUPLICATE))
         batch, status = batch.filter(pa.array(status != DUPLICATE)), status[status != DUPLICATE]
