@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from imgbatch.progress import LogProgress, NoProgress, Rate, TerminalProgress, line, progress
+from imgbatch.progress import LogProgress, Rate, TerminalProgress, line, progress
 
 
 class Terminal(io.StringIO):
@@ -56,8 +56,3 @@ def test_on_a_terminal_a_bar_moves_and_goes() -> None:
     shown.update(10, 2)
     shown.close()
     assert isinstance(progress(10, io.StringIO()), LogProgress)
-
-
-def test_nothing_is_shown_by_the_null_object() -> None:
-    NoProgress().update(1, 1)
-    NoProgress().close()
