@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 PIXELS = "pixels"
 CHUNK = 256
-"""Images that are decoded, and then labelled, at a time."""
+"""Images that cross processes at a time where there are GPUs."""
+_AT_ONCE = 64  # decoded, and then labelled, where there are none: the network of the store never waits for long
 
 _FATAL, _NOTE = -1, -2
 """Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON."""
@@ -94,13 +96,13 @@ def decoded(
     height, width = preprocess.height, preprocess.width
     pixels = np.zeros((len(listed), height, width, 3), np.uint8)
     rows: list[dict[str, Any]] = []
-    for image in fetched:
+    for i, image in enumerate(fetched):
         row: dict[str, Any] = {"size": image.size, "etag": image.etag, "last_modified": image.last_modified}
         refusal = image.content if isinstance(image.content, Refusal) else None
         if isinstance(image.content, bytes):
             try:
                 picture = decode(image.content)
-                pixels[image.row] = preprocess(picture.pixels)
+                pixels[i] = preprocess(picture.pixels)
                 row |= {"width": picture.width, "height": picture.height}
             except Rejected as error:
                 refusal = Refusal("decode", error.reason, str(error))
@@ -208,14 +210,18 @@ class _Worker:
         self._fetcher = Fetcher(work.stores, work.config.fetch)
         self._decode = (_decoding_isolated if isolated else _decoding_watched)(work)
 
-    def _decoded(self, block: pa.Table) -> pa.Table:
+    def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
+        """Yield the images of a block, `rows` at a time; the GETs of the next ones are under way by then."""
         if imgbatch.__version__ != self._work.version:  # Python and Ray compare theirs when a node joins
             raise ConfigError(
                 f"a node runs imgbatch {imgbatch.__version__}, the driver {self._work.version}: install one version everywhere"
             )
         numbers = block["index"].to_numpy()
         listed = self._pages.rows(numbers)
-        return decoded(numbers, listed, self._fetcher(listed), self._work.model.preprocess, self._decode)
+        fetched = self._fetcher(listed)
+        for start in range(0, len(numbers), rows):
+            few = slice(start, start + rows)
+            yield decoded(numbers[few], listed[few], islice(fetched, rows), self._work.model.preprocess, self._decode)
 
 
 def _decoding_watched(work: Work) -> Callable[[bytes], Picture]:
@@ -244,10 +250,10 @@ def _decoding_isolated(work: Work) -> Callable[[bytes], Picture]:
     return lambda data: decode_isolated(data, timeout_s=limits.timeout_s, **known)
 
 
-def _guard(call: Callable[[], pa.Table]) -> Iterator[pa.Table]:
-    """Yield the table, or the error that ends the run: an exception would be lost among those of dying processes."""
+def _guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the tables, and the error that ends the run: an exception would be lost among those of dying processes."""
     try:
-        yield call()
+        yield from tables
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
         yield _fatal(error)
 
@@ -266,9 +272,7 @@ def _worker_of(work: Work, isolated: bool) -> _Worker:
 
 def decode_block(block: pa.Table, work: Work, isolated: bool = False) -> Iterator[pa.Table]:
     """Fetch and decode a block of image numbers: the CPU operator where there are GPUs. Pixels come out."""
-    for start in range(0, len(block), CHUNK):
-        chunk = block.slice(start, CHUNK)
-        yield from _guard(lambda: _worker_of(work, isolated)._decoded(chunk))  # noqa: B023 - runs at once
+    yield from _guarded(_worker_of(work, isolated).decoded(block, CHUNK))
 
 
 class Classify:
@@ -286,7 +290,7 @@ class Classify:
         if len(failed):
             yield _message(_FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
         else:
-            yield from _guard(lambda: self.label(images))
+            yield from _guarded(map(self.label, [images]))
 
     def label(self, images: pa.Table, **seconds: float) -> pa.Table:
         """Return the results of decoded images; the network is built at the first call."""
@@ -300,10 +304,7 @@ class Classify:
 
 
 class LabelImages(_Worker):
-    """The one operator of a CPU machine: numbers in, rows out. Moving pixels between processes would cost more.
-
-    Two calls run at a time: while one computes, the GETs of the other are under way.
-    """
+    """The one operator of a CPU machine: numbers in, rows out. Moving pixels between processes would cost more."""
 
     def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None, *, isolated: bool = False) -> None:
         super().__init__(work, isolated=isolated)
@@ -311,13 +312,13 @@ class LabelImages(_Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and label a block of image numbers."""
-        for start in range(0, len(block), CHUNK):
-            yield from _guard(lambda: self._label(block.slice(start, CHUNK)))  # noqa: B023 - runs at once
+        yield from _guarded(self._labelled(block))
 
-    def _label(self, block: pa.Table) -> pa.Table:
+    def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
         started = time.monotonic()
-        images = self._decoded(block)
-        return self._classify.label(images, fetch_and_decode_s=time.monotonic() - started)
+        for images in self.decoded(block, _AT_ONCE):
+            yield self._classify.label(images, fetch_and_decode_s=time.monotonic() - started)
+            started = time.monotonic()
 
 
 def load_runtime(work: Work) -> Runtime:

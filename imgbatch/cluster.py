@@ -257,15 +257,15 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     tables = list(_units(pending, round, plan.actors))
     images, units = ray.data.from_arrow(tables), len(tables)
     del tables
-    in_flight = 1 if round.alone else 2
+    calls = 2 if plan.split and not round.alone else 1  # with two, pixels travel while others are labelled
     options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     pool = ActorPoolStrategy(
         min_size=min(plan.min_actors, units),
         max_size=min(plan.max_actors, units),
         # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
         initial_size=min(plan.min_actors if plan.split else plan.actors, units),
-        max_tasks_in_flight_per_actor=in_flight if round.alone else 2 * in_flight,
-        max_concurrent_calls_per_actor=in_flight,
+        max_tasks_in_flight_per_actor=1 if round.alone else 2 * calls,
+        max_concurrent_calls_per_actor=calls,
         enable_true_multi_threading=True,
     )
     actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": TRIES - 1}

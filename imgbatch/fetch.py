@@ -23,7 +23,6 @@ _ASSUMED_BYTES = 1 << 20
 class Fetched:
     """One image's bytes, or why there are none; and what of the object was read."""
 
-    row: int
     content: bytes | Refusal
     size: int | None
     etag: str | None
@@ -39,34 +38,33 @@ class Fetcher:
 
     def __call__(self, listed: pa.Table) -> Iterator[Fetched]:
         """Yield one Fetched for each row of a listing, in order."""
-        rows = enumerate(listed.select(["uri", "size", "etag", "last_modified"]).to_pylist())
+        rows = listed.select(["uri", "size", "etag", "last_modified"]).to_pylist()
         calls = ahead(
             self._pool,
             self._fetch,
             rows,
             most=self._config.ahead,
-            cost=lambda item: item[1]["size"] or _ASSUMED_BYTES,
+            cost=lambda row: row["size"] or _ASSUMED_BYTES,
             most_cost=self._config.ahead_bytes,
         )
         return (fetched for _, fetched in calls)
 
-    def _fetch(self, item: tuple[int, dict[str, Any]]) -> Fetched:
-        row, listed = item
+    def _fetch(self, listed: dict[str, Any]) -> Fetched:
         known = Meta(listed["size"], listed["etag"], listed["last_modified"])
         if known.size is not None and known.size > self._config.max_bytes:
             message = f"{known.size} bytes are more than fetch.max_bytes={self._config.max_bytes}"
-            return _fetched(row, Refusal("fetch", "too_large", message), known, known)
+            return _fetched(Refusal("fetch", "too_large", message), known, known)
         try:
             content, read = self._stores.read(listed["uri"], self._config.max_bytes)
         except StoreError as error:
-            return _fetched(row, Refusal("fetch", error.reason, str(error), error.attempts), known, known)
-        return _fetched(row, content, read, known)
+            return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), known, known)
+        return _fetched(content, read, known)
 
 
-def _fetched(row: int, content: bytes | Refusal, read: Meta, known: Meta) -> Fetched:
+def _fetched(content: bytes | Refusal, read: Meta, known: Meta) -> Fetched:
     # What the store does not tell with the bytes is taken from the listing: an ETag that is too old makes the next run
     # label the image once more, which is safe; none at all would hide a change.
     size = known.size if read.size is None else read.size
     if read.etag is None and read.last_modified is None:
-        return Fetched(row, content, size, known.etag, known.last_modified)
-    return Fetched(row, content, size, read.etag, read.last_modified)
+        return Fetched(content, size, known.etag, known.last_modified)
+    return Fetched(content, size, read.etag, read.last_modified)
