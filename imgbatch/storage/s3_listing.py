@@ -29,6 +29,7 @@ _PAGE = 1000  # keys in one answer of S3
 _HEADS_AT_ONCE = 16
 _NO_XML = "\ufffd"  # what some servers put in place of a control code, unless they are asked for encoded keys
 
+_PAGES_IN_TURN = 10  # for fewer, s3fs is not worth its second of imports
 _FOLDERS_WANTED, _LEVELS = 16, 3  # looked for, so that as many may be listed at a time as `_LISTS_AT_ONCE` says
 _LISTS_AT_ONCE, _PAGES_AHEAD = 8, 8
 
@@ -42,12 +43,12 @@ class Listing:
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, in an order that repeats.
 
-        Where a second request is needed, the folders below are looked for, and listed several at a time. Each is asked
+        Where some requests do not end it, the folders below are looked for, and listed several at a time. Each is asked
         for by its prefix, so that nothing depends on how the server orders its keys.
         """
         in_turn = self._in_turn(path)
-        begun = list(islice(in_turn, 2))
-        streams = self._apart(path) if len(begun) == 2 else []
+        begun = list(islice(in_turn, _PAGES_IN_TURN))
+        streams = self._apart(path) if len(begun) == _PAGES_IN_TURN else []
         if len(streams) > 1:
             yield from chained(streams, at_once=_LISTS_AT_ONCE, most=_PAGES_AHEAD)
         else:
@@ -71,7 +72,7 @@ class Listing:
         return [partial(self._in_turn, part) if isinstance(part, str) else partial(iter, [part]) for part in parts]
 
     def _level(self, path: str) -> list[str | pa.RecordBatch] | None:
-        """Return the folders directly below one, with the objects between them, in the order of their keys.
+        """Return the objects directly in a folder, and the folders below it.
 
         None where that takes more than one request, or is not to be had: listing it as a whole then tells why.
         """
@@ -83,12 +84,10 @@ class Listing:
         folders = [entry["Prefix"].removesuffix("/") for entry in answer.get("CommonPrefixes", [])]
         if answer.get("IsTruncated") or any(_is_changed(folder) for folder in folders):
             return None
-        entries: list[tuple[str, str | pa.RecordBatch]] = [(f"{folder}/", folder) for folder in folders]
         objects = [entry for entry in answer.get("Contents", []) if not entry["Key"].endswith("/")]
         if any(_is_changed(entry["Key"]) for entry in objects):
             return None
-        entries += [(entry["Key"], _batch([entry])) for entry in objects]
-        return [part for _, part in sorted(entries, key=lambda entry: entry[0].encode())]
+        return [_batch(objects), *folders] if objects else list(folders)
 
     def _in_turn(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder with one request after the other."""

@@ -292,7 +292,10 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
 
 
 @pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
-def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(s3: Any, folders: int) -> None:
+def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
+    s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
     names += ["between.jpg", "00.jpg", "zz.jpg"]
@@ -312,7 +315,8 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(s3: Any, folder
     assert [row["path"] for batch in store.found(path) for row in batch.to_pylist()] == [row["path"] for row in found]
 
 
-def test_a_listing_that_is_left_early_ends_its_threads(s3: Any) -> None:
+def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: obstore.put(bucket, f"{root}/{n % 20:02d}/{n}", b"x"), range(1100)))
