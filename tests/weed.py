@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from obstore.store import S3Store
 
 from imgbatch.config import StorageConfig
 from imgbatch.storage import Stores
+
+_COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{.*type="(\w+)".*\} (\S+)$', re.M)
+_ENDS_IN_S = 10  # it takes 2 s, but its volume server sometimes waits for longer than 20
 
 KEY, SECRET = "test-key", "test-secret-that-no-log-may-hold"
 WEED = Path(sys.executable).parent / "weed"
@@ -45,6 +51,8 @@ class S3Server:
     """A running SeaweedFS with one identity."""
 
     endpoint: str
+    metrics: str
+    """Where it tells its counters, in the text format of Prometheus."""
     pid: int
 
     @property
@@ -56,6 +64,15 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1",
         }
+
+    def requests(self) -> Counter[str]:
+        """Return how many S3 requests it has answered by type, whatever it answered; a HEAD counts as a GET there."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as page:
+            found = _COUNTED.findall(page.read().decode())
+        counts: Counter[str] = Counter()
+        for kind, value in found:  # a line for each bucket and status
+            counts[kind] += int(float(value))
+        return counts
 
     def bucket(self, name: str) -> S3Store:
         """Return a client of the tests' own."""
@@ -84,22 +101,27 @@ def serving(folder: Path) -> Iterator[S3Server]:
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = ("s3", "master", "volume", "filer", "admin", "webdav", "s3.iceberg", "s3.lance")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    *listening, metrics = free_ports(len(names) + 1)
+    ports = dict(zip(names, listening, strict=True))
     options = [
         f"-{name}.port={port}" if "." not in name else f"-{name.replace('.', '.port.')}={port}"
         for name, port in ports.items()
     ]
     command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false",
-               "-master.telemetry=false", "-bucket=images,out", f"-s3.config={folder}/s3.json", *options]  # fmt: skip
+               "-master.telemetry=false", "-bucket=images,out", f"-s3.config={folder}/s3.json",
+               f"-metricsPort={metrics}", *options]  # fmt: skip
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    running = S3Server(f"http://127.0.0.1:{ports['s3']}", server.pid)
+    running = S3Server(f"http://127.0.0.1:{ports['s3']}", f"http://127.0.0.1:{metrics}/metrics", server.pid)
     try:
         _wait_for(running, server, folder / "log")
         yield running
     finally:
         server.terminate()
-        server.wait(20)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_ENDS_IN_S)
+        server.kill()
+        server.wait()
 
 
 def _wait_for(running: S3Server, server: subprocess.Popen[bytes], log: Path) -> None:

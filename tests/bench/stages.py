@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from imgbatch import config, models
@@ -18,6 +17,7 @@ from imgbatch.fetch import Fetcher
 from imgbatch.models.runtime import build
 from imgbatch.sources.objects import below
 from imgbatch.storage import Folder, Stores
+from tests.bench.processes import cpu_seconds
 
 _IMAGES = 500
 _TURNS = 3
@@ -37,13 +37,20 @@ def measure(uri: str, server: int) -> dict[str, float]:
     contents = [fetched.content for fetched in fetcher(listed)]
     pixels = np.stack([preprocess(_decoded(each, preprocess.short_side)) for each in contents])
     best: dict[str, float] = {}
+
+    def keep(name: str, call: Callable[[], Any]) -> None:
+        began = time.process_time()
+        call()
+        cost = 1000 * (time.process_time() - began) / len(contents)
+        best[name] = min(best.get(name, cost), cost)
+
     for _ in range(_TURNS):
-        before = _cpu(server)
-        _keep(best, "fetch", lambda: list(fetcher(listed)))
-        served = 1000 * (_cpu(server) - before) / len(contents)
+        before = cpu_seconds(server)
+        keep("fetch", lambda: list(fetcher(listed)))
+        served = 1000 * (cpu_seconds(server) - before) / len(contents)
         best["S3 server"] = min(best.get("S3 server", served), served)
-        _keep(best, "decode + resize", lambda: [preprocess(_decoded(each, preprocess.short_side)) for each in contents])
-        _keep(best, "forward", lambda: runtime(pixels))
+        keep("decode + resize", lambda: [preprocess(_decoded(each, preprocess.short_side)) for each in contents])
+        keep("forward", lambda: runtime(pixels))
     return {name: round(value, 3) for name, value in best.items()}
 
 
@@ -57,15 +64,3 @@ def record(output: str) -> dict[str, Any]:
 
 def _decoded(content: Any, short_side: int) -> Any:
     return decode(content, max_pixels=200_000_000, short_side=short_side).pixels
-
-
-def _keep(best: dict[str, float], name: str, call: Callable[[], Any]) -> None:
-    began = time.process_time()
-    call()
-    cost = 1000 * (time.process_time() - began) / _IMAGES
-    best[name] = min(best.get(name, cost), cost)
-
-
-def _cpu(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
