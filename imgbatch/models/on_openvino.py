@@ -42,7 +42,13 @@ class OpenVinoRuntime:
         converted = node_cache.once(f"openvino-{_key(model, self._k)}", lambda path: _convert(model, self._k, path))
         network = core.read_model(converted / _NETWORK)
         network.reshape([self.batch_size, model.preprocess.height, model.preprocess.width, 3])
-        options = {"INFERENCE_PRECISION_HINT": self._dtype, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+        options = {
+            "INFERENCE_PRECISION_HINT": self._dtype,
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            # Every process would pin its thread to the same core: 157 images a second on two cores instead of 240.
+            "ENABLE_CPU_PINNING": False,
+        }
         self._request = core.compile_model(network, "CPU", options).create_infer_request()
 
     def __call__(self, pixels: Pixels) -> Prediction:
