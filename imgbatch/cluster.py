@@ -22,6 +22,7 @@ import imgbatch
 from imgbatch.classify import CHUNK, Classify, LabelImages, Work, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError
+from imgbatch.scaling import Costs, images_per_second
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -71,7 +72,10 @@ class Plan:
         where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
         pool = f"{self.actors} actors" + f", up to {self.max_actors}" * (self.max_actors > self.actors)
         if self.split:
-            return f"{where}, {self.gpus:g} GPUs: {pool} that classify, CPU tasks that fetch and decode"
+            prepared = (
+                f"some {round(images_per_second(Costs(), self.cpus, self.gpus), -2):,.0f} photos of 110 kB a second"
+            )
+            return f"{where}, {self.gpus:g} GPUs: {pool} that classify, CPU tasks that fetch and decode ({prepared})"
         return f"{where}: {pool} that fetch, decode and classify"
 
 

@@ -24,6 +24,7 @@ from imgbatch.config import StorageConfig
 from imgbatch.storage import Stores
 
 _COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{.*type="(\w+)".*\} (\S+)$', re.M)
+_STARTS = 3
 _ENDS_IN_S = 10  # it takes 2 s, but its volume server sometimes waits for longer than 20
 
 KEY, SECRET = "test-key", "test-secret-that-no-log-may-hold"
@@ -94,6 +95,23 @@ class S3Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[S3Server]:
     """Run a server with the buckets `images` and `out` that keeps its data in the folder."""
+    for _ in range(_STARTS):  # a port that was free a moment ago may be taken by now
+        server, running = _start(folder)
+        if _answers(running, server):
+            break
+    else:
+        raise RuntimeError(f"the S3 server did not start:\n{(folder / 'log').read_text()[-2000:]}")
+    try:
+        yield running
+    finally:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_ENDS_IN_S)
+        server.kill()
+        server.wait()
+
+
+def _start(folder: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
     identity = {
         "name": "test",
         "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
@@ -113,28 +131,22 @@ def serving(folder: Path) -> Iterator[S3Server]:
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     running = S3Server(f"http://127.0.0.1:{ports['s3']}", f"http://127.0.0.1:{metrics}/metrics", server.pid)
-    try:
-        _wait_for(running, server, folder / "log")
-        yield running
-    finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(_ENDS_IN_S)
-        server.kill()
-        server.wait()
+    return server, running
 
 
-def _wait_for(running: S3Server, server: subprocess.Popen[bytes], log: Path) -> None:
+def _answers(running: S3Server, server: subprocess.Popen[bytes]) -> bool:
     store = running.bucket("images")
     for _ in range(300):
         if server.poll() is not None:
-            break
+            return False
         try:
             obstore.put(store, "ready", b"")
             obstore.delete(store, "ready")
             obstore.put(running.bucket("out"), "ready", b"")
             obstore.delete(running.bucket("out"), "ready")
-            return
+            return True
         except Exception:  # noqa: BLE001 - until it answers, any answer will do
             time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+    server.kill()
+    server.wait()
+    return False

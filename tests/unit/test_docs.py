@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
@@ -81,3 +82,7 @@ def test_dependencies_are_pinned_by_plain_lines() -> None:
         *(name for extra in ("demo", "test", "check") for name in project["optional-dependencies"][extra]),
     ]
     assert {re.match(r"[A-Za-z0-9-]+", name)[0].lower() for name in wanted} <= pinned  # type: ignore[index]
+
+
+def test_the_sums_on_the_page_about_scaling_are_right() -> None:
+    assert doctest.testfile(str(ROOT / "docs" / "scaling.md"), module_relative=False).failed == 0
