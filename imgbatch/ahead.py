@@ -76,25 +76,26 @@ def chained(streams: Sequence[Callable[[], Iterator[Item]]], *, at_once: int, mo
         return
     stop, todo = threading.Event(), iter(streams)
     waiting: deque[Queue[Any]] = deque()
-    with ThreadPoolExecutor(at_once, "streams") as pool:
+    pool = ThreadPoolExecutor(at_once, "streams")
 
-        def start() -> None:
-            if (stream := next(todo, None)) is not None:
-                waiting.append(Queue(most))
-                pool.submit(_draw, stream, waiting[-1], stop)
+    def start() -> None:
+        if (stream := next(todo, None)) is not None:
+            waiting.append(Queue(most))
+            pool.submit(_draw, stream, waiting[-1], stop)
 
-        try:
-            for _ in range(at_once):
-                start()
-            while waiting:
-                while (item := waiting[0].get()) is not _END:
-                    if isinstance(item, _Failed):
-                        raise item.error
-                    yield item
-                waiting.popleft()
-                start()
-        finally:
-            stop.set()
+    try:
+        for _ in range(at_once):
+            start()
+        while waiting:
+            while (item := waiting[0].get()) is not _END:
+                if isinstance(item, _Failed):
+                    raise item.error
+                yield item
+            waiting.popleft()
+            start()
+    finally:
+        stop.set()
+        pool.shutdown(wait=False)  # a stream that waits for a store ends when that answers, or gives up
 
 
 def _draw(stream: Callable[[], Iterator[Any]], arrived: Queue[Any], stop: threading.Event) -> None:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -208,7 +208,11 @@ class _Worker:
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch)
-        self._decode = (_decoding_isolated if isolated else _decoding_watched)(work)
+        self._isolated = isolated
+
+    @cached_property
+    def _decode(self) -> Callable[[bytes], Picture]:
+        return (_decoding_isolated if self._isolated else _decoding_watched)(self._work)
 
     def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a block, `rows` at a time; the GETs of the next ones are under way by then."""
@@ -272,7 +276,11 @@ def _worker_of(work: Work, isolated: bool) -> _Worker:
 
 def decode_block(block: pa.Table, work: Work, isolated: bool = False) -> Iterator[pa.Table]:
     """Fetch and decode a block of image numbers: the CPU operator where there are GPUs. Pixels come out."""
-    yield from _guarded(_worker_of(work, isolated).decoded(block, CHUNK))
+
+    def blocks() -> Iterator[pa.Table]:
+        yield from _worker_of(work, isolated).decoded(block, CHUNK)
+
+    yield from _guarded(blocks())
 
 
 class Classify:
@@ -316,7 +324,8 @@ class LabelImages(_Worker):
 
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
         started = time.monotonic()
-        for images in self.decoded(block, _AT_ONCE):
+        batch = self._work.config.classify.batch_size or 1
+        for images in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # no batch is padded but the last
             yield self._classify.label(images, fetch_and_decode_s=time.monotonic() - started)
             started = time.monotonic()
 

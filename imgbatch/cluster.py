@@ -41,12 +41,15 @@ class Round:
 
     rows: int
     """Most images of a unit, that is, of a task."""
+    lost: float
+    """The largest share of images that may not have come back; more are the cluster's fault, not theirs."""
     alone: bool = False
     """One task at a time in a process, which decodes in a child of its own: what dies there has a name."""
 
 
 # A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
-ROUNDS = (Round(4096), Round(16), Round(1, alone=True))
+# An image that ends its process takes the units of that process along, which may be a quarter of a small run.
+ROUNDS = (Round(4096, lost=0.5), Round(16, lost=0.1), Round(1, lost=0.1, alone=True))
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
 _LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
 _STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on

@@ -148,14 +148,14 @@ class Committer:
                 raise
             log.error("the last rows could not be committed, and will be made again: %s", second)
 
-    def blame_the_cluster(self, nodes: int) -> None:
+    def blame_the_cluster(self, nodes: int, lost: float) -> None:
         """Stop where so many images did not come back that it cannot be theirs: nothing of them is written.
 
         Raises:
-            ClusterError: more than 200, and more than a tenth of what arrived.
+            ClusterError: more than 200, and more than the share `lost` of all.
         """
         left = int(np.count_nonzero(self.pending))
-        if left > max(_MOST_KILLERS, self.arrived // 10):
+        if left > max(_MOST_KILLERS, lost * (left + self.arrived)):
             raise ClusterError(
                 f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
                 "look at Ray's worker logs, then run the same command again"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -26,16 +28,25 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
         Rejected: as `decode`; and `crashed`, `timeout`, or `out_of_memory` where the process died, did not end, or
             wanted more than half of the machine's memory.
     """
-    command = [sys.executable, "-m", "imgbatch.isolated", str(max_pixels), str(short_side or 0)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    limit = _START_S + timeout_s
+    # -P: not what lies in the worker's directory, which may have the name of a module.
+    command = [sys.executable, "-P", "-m", "imgbatch.isolated", str(max_pixels), str(short_side or 0), str(limit)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=_START_S + timeout_s, env=environment)
+        done = subprocess.run(command, input=data, capture_output=True, timeout=limit, env=environment)
+        return _answer(done)
     except subprocess.TimeoutExpired as error:
         raise Rejected("timeout", f"decoding did not end within {timeout_s:g} s (decode.timeout_s)") from error
+    except (OSError, ValueError, LookupError) as error:  # it could not be started, or what it wrote is no answer
+        raise Rejected("crashed", f"the process that should decode it alone gave no answer: {error}") from error
+
+
+def _answer(done: subprocess.CompletedProcess[bytes]) -> Picture:
     if done.returncode:
-        how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+        how = str(signal.Signals(-done.returncode).name) if done.returncode < 0 else f"exit code {done.returncode}"
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
         reason = "out_of_memory" if done.returncode == -signal.SIGKILL else "crashed"
-        raise Rejected(reason, f"the process that decoded it, and nothing else, ended with {how}")
+        raise Rejected(reason, f"the process that decoded it, and nothing else, ended with {how}. {said}".rstrip(". "))
     header, _, pixels = done.stdout.partition(b"\n")
     found = json.loads(header)
     if "reason" in found:
@@ -43,12 +54,21 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
     return Picture(np.load(io.BytesIO(pixels), allow_pickle=False), found["width"], found["height"])
 
 
+def _memory() -> int:
+    """Return the bytes of memory that this machine, or the container that we are in, has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    said = limit.read_text().strip() if limit.exists() else "max"
+    return min(memory, int(said)) if said.isdigit() else memory
+
+
 def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
     """Decode what is read; write a line of JSON, and behind it the pixels as NumPy writes an H×W×3 array."""
-    memory = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    signal.alarm(math.ceil(float(arguments[2])) + 1)  # a worker that is killed takes no child with it
+    memory = int(_SHARE_OF_MEMORY * _memory())
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    max_pixels, short_side = map(int, arguments)
+    max_pixels, short_side = map(int, arguments[:2])
     try:
         picture = decode(read(), max_pixels=max_pixels, short_side=short_side or None)
     except (Rejected, MemoryError) as error:
@@ -61,4 +81,7 @@ def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:], sys.stdin.buffer.read, sys.stdout.buffer.write)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no answer
+    with open(answers, "wb") as file:
+        main(sys.argv[1:], sys.stdin.buffer.read, file.write)

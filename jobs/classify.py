@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -205,13 +205,14 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     carried = sources.carried_by(job.sources)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
-    def found() -> Iterator[Found]:
+    def found() -> Generator[Found, None, None]:
         for batch in sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty):
             pulse()
             yield batch
 
     try:
-        listing.take(found())
+        with closing(found()) as batches:  # or what is drawn ahead would not end with an error here
+            listing.take(batches)
     except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
     counts = listing.counts
@@ -264,7 +265,7 @@ def label(
             for round in cluster.ROUNDS:
                 if pending.any():
                     receive(plan, round)
-                    committer.blame_the_cluster(plan.nodes)
+                    committer.blame_the_cluster(plan.nodes, round.lost)
             committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}

@@ -30,6 +30,7 @@ _HEADS_AT_ONCE = 16
 _NO_XML = "\ufffd"  # what some servers put in place of a control code, unless they are asked for encoded keys
 
 _PAGES_IN_TURN = 10  # for fewer, s3fs is not worth its second of imports
+_MOST_FOLDERS = 256  # each costs a request, and more where it is large
 _FOLDERS_WANTED, _LEVELS = 16, 3  # looked for, so that as many may be listed at a time as `_LISTS_AT_ONCE` says
 _LISTS_AT_ONCE, _PAGES_AHEAD = 8, 8
 
@@ -56,7 +57,7 @@ class Listing:
             yield from in_turn
 
     def _apart(self, path: str) -> list[Callable[[], Iterator[pa.RecordBatch]]]:
-        """Return iterators that give, one after the other, what `_in_turn` gives, with at most 31 requests."""
+        """Return iterators that give, one after the other, what `_in_turn` gives, after at most 31 requests."""
         parts: list[str | pa.RecordBatch] = [path]
         whole: set[str] = set()
         for _ in range(_LEVELS):
@@ -68,6 +69,8 @@ class Listing:
                 if level is None and isinstance(part, str):
                     whole.add(part)
                 below += [part] if level is None else level
+            if len(below) > _MOST_FOLDERS:
+                break
             parts = below
         return [partial(self._in_turn, part) if isinstance(part, str) else partial(iter, [part]) for part in parts]
 
@@ -176,4 +179,4 @@ def _batch(objects: list[Mapping[str, Any]]) -> pa.RecordBatch:
 
 def _is_changed(key: str) -> bool:
     """Return whether obstore would refuse a key, or read it as another one."""
-    return not key or key != key.strip("/") or "//" in key or not key.isprintable()
+    return not key.isprintable() or bool({"", ".", ".."} & set(key.split("/")))

@@ -179,7 +179,8 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
 def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
     few, many = committer(1200), committer(1200)
     few.take(block(*range(1000)))
-    few.blame_the_cluster(1)  # 200 of them may be killers
+    few.blame_the_cluster(1, 0.1)  # 200 of them may be killers
     many.take(block(*range(900)))
+    many.blame_the_cluster(1, 0.5)  # a large unit went with one of its images
     with pytest.raises(ClusterError, match="300 images never came back"):
-        many.blame_the_cluster(1)
+        many.blame_the_cluster(1, 0.1)

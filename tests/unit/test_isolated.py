@@ -14,7 +14,7 @@ from tests.unit.pictures import encode, scene
 LIMITS = {"max_pixels": 1_000_000, "short_side": 64}
 DEADLY = """
 def decode(data, **more):
-    exec(data.decode())
+    exec(data.decode(), {"os": os, "time": time, "Rejected": module.Rejected})
 module.decode = decode
 """
 
@@ -39,6 +39,9 @@ def test_a_reject_is_the_same_reject() -> None:
         (f"os.kill(os.getpid(), {int(signal.SIGSEGV)})", "crashed", "SIGSEGV"),
         (f"os.kill(os.getpid(), {int(signal.SIGKILL)})", "out_of_memory", "SIGKILL"),
         ("os._exit(7)", "crashed", "exit code 7"),
+        ("os._exit(0)", "crashed", "gave no answer"),
+        ("raise LookupError('odd')", "crashed", "LookupError: odd"),
+        ("print('chatter')\nraise Rejected('corrupt', 'told')", "corrupt", "told"),
         ("time.sleep(1000)", "timeout", "decode.timeout_s"),
     ],
 )

@@ -323,7 +323,10 @@ def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pyt
     listing = Folder(s3.stores(), f"s3://images/{root}").found()
     next(listing)
     listing.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("streams")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("streams"):
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("name", STRANGE)

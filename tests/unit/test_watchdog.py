@@ -52,3 +52,15 @@ with Watchdog(0.5).watching():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "in hangs" in done.stderr
     assert time.monotonic() - began < 30
+
+
+def test_what_follows_a_call_may_keep_the_gil_for_longer() -> None:
+    code = """
+import ctypes, time
+from imgbatch.watchdog import Watchdog
+with Watchdog(0.5).watching():
+    time.sleep(0.4)
+ctypes.PyDLL(None).sleep(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
