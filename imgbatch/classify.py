@@ -212,7 +212,7 @@ class _Worker:
 
     @cached_property
     def _decode(self) -> Callable[[bytes], Picture]:
-        return (_decoding_isolated if self._isolated else _decoding_watched)(self._work)
+        return _decoder(self._work, self._isolated)
 
     def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a block, `rows` at a time; the GETs of the next ones are under way by then."""
@@ -228,30 +228,22 @@ class _Worker:
             yield decoded(numbers[few], listed[few], islice(fetched, rows), self._work.model.preprocess, self._decode)
 
 
-def _decoding_watched(work: Work) -> Callable[[bytes], Picture]:
-    """Return the decoder of ordinary work, which ends its process when it does not come back."""
+def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
+    """Return a decoder that ends its process when it does not come back; or one in a child, which can be stopped."""
     from imgbatch.decode import decode
+    from imgbatch.isolated import decode_isolated
 
-    known: dict[str, Any] = {
-        "max_pixels": work.config.decode.max_pixels,
-        "short_side": work.model.preprocess.short_side,
-    }
-    watchdog = Watchdog(work.config.decode.timeout_s)
+    limits, short_side = work.config.decode, work.model.preprocess.short_side
+    known: dict[str, Any] = {"max_pixels": limits.max_pixels, "short_side": short_side}
+    if isolated:
+        return lambda data: decode_isolated(data, timeout_s=limits.timeout_s, **known)
+    watchdog = Watchdog(limits.timeout_s)
 
     def watched(data: bytes) -> Picture:
         with watchdog.watching():
             return decode(data, **known)
 
     return watched
-
-
-def _decoding_isolated(work: Work) -> Callable[[bytes], Picture]:
-    """Return the decoder of images that have ended a process before."""
-    from imgbatch.isolated import decode_isolated
-
-    limits = work.config.decode
-    known: dict[str, Any] = {"max_pixels": limits.max_pixels, "short_side": work.model.preprocess.short_side}
-    return lambda data: decode_isolated(data, timeout_s=limits.timeout_s, **known)
 
 
 def _guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

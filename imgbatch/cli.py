@@ -52,7 +52,7 @@ def run(body: Callable[[], int]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    # Arrow's own allocator keeps what a stage has freed: 50 MB of a driver that needs 250 (docs/LOG.md).
+    # Arrow's own allocator keeps what a stage has freed: 30 MB (docs/LOG.md).
     pa.set_memory_pool(pa.system_memory_pool())
     try:
         return body()

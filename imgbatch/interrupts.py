@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
 
 from imgbatch.errors import Interrupted
-
-Item = TypeVar("Item")
 
 
 class StopRequest:
@@ -58,9 +55,3 @@ class StopRequest:
         """
         if self.signum is not None:
             raise Interrupted(self.signum)
-
-    def checked(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items as long as no signal came."""
-        for item in items:
-            self.check()
-            yield item

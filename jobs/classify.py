@@ -242,7 +242,12 @@ def label(
     without_secrets = replace(job.config, storage=config.StorageConfig())  # Ray shows what an operator is made with
     work = Work(job.stores, record.folder.folder("listing"), without_secrets, job.model)
     committer = Committer(
-        job.ledger, record.id, job.model.reference, pending, job.config.run.commit_s, lambda: answers(job)
+        job.ledger,
+        record.id,
+        job.model.reference,
+        pending,
+        job.config.run.commit_s,
+        lambda: sources.answer(job.sources),
     )
     shown = progress.progress(int(pending.sum()))
 
@@ -331,14 +336,6 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "ignored": listed.ignored,
         "duplicates": listed.duplicates,
     }
-
-
-def answers(job: Job) -> bool:
-    """Return whether the inputs' stores let us in at all."""
-    try:
-        return all(next(source.found(), None) is not None for source in job.sources)
-    except StoreError:
-        return False
 
 
 def warn_of_local_paths(job: Job, nodes: int) -> None:

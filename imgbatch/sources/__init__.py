@@ -12,7 +12,7 @@ from fsspec.utils import glob_translate
 
 from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
-from imgbatch.errors import BadPath, InputError, NotFound
+from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.listing import Found, conform
 from imgbatch.sources import objects
 from imgbatch.sources.manifest import SUFFIXES, Manifest
@@ -76,6 +76,14 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
             )
 
     yield from chained([partial(found_in, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
+
+
+def answer(sources: Sequence[Source]) -> bool:
+    """Return whether the stores of all sources let us in at all."""
+    try:
+        return all(next(source.found(), None) is not None for source in sources)
+    except StoreError:
+        return False
 
 
 def would_find(source: Source, output: Folder) -> bool:

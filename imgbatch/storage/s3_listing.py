@@ -48,12 +48,16 @@ class Listing:
         for by its prefix, so that nothing depends on how the server orders its keys.
         """
         in_turn = self._in_turn(path)
-        begun = list(islice(in_turn, _PAGES_IN_TURN))
+        begun: list[pa.Array] = []
+        for found in islice(in_turn, _PAGES_IN_TURN):
+            begun.append(found["path"])
+            yield found
         streams = self._apart(path) if len(begun) == _PAGES_IN_TURN else []
         if len(streams) > 1:
-            yield from chained(streams, at_once=_LISTS_AT_ONCE, most=_PAGES_AHEAD)
+            known = pa.concat_arrays(begun)
+            for found in chained(streams, at_once=_LISTS_AT_ONCE, most=_PAGES_AHEAD):
+                yield found.filter(pc.invert(pc.is_in(found["path"], known)))
         else:
-            yield from begun
             yield from in_turn
 
     def _apart(self, path: str) -> list[Callable[[], Iterator[pa.RecordBatch]]]:

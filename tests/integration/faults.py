@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,55 +63,8 @@ Plan = Callable[[str, str, int], int | None]
 @contextmanager
 def proxy(endpoint: str, plan: Plan) -> Iterator[str]:
     """Serve what the S3 server serves, but for what the plan answers itself; yield the URL."""
-    target = re.sub("^http://", "", endpoint)
-    asked: dict[tuple[str, str], int] = {}
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except (ConnectionError, TimeoutError):
-                self.close_connection = True
-
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            with lock:
-                count = asked.get((self.command, self.path), 0)
-                asked[self.command, self.path] = count + 1
-            status = plan(self.command, self.path, count)
-            if status == 0:
-                self.close_connection = True
-                return
-            if status is not None:
-                self._reply(status, [("Content-Type", "application/xml")], _error(status))
-                return
-            connection = http.client.HTTPConnection(target, timeout=30)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            answer = connection.getresponse()
-            self._reply(answer.status, answer.getheaders(), answer.read())
-            connection.close()
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server calls
-
-        def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-            self.send_response_only(status)
-            for name, value in headers:
-                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                    self.send_header(name, value)
-            known = {name.lower(): value for name, value in headers}
-            length = known.get("content-length", "0") if self.command == "HEAD" else str(len(body))
-            self.send_header("Content-Length", length)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    known = {"target": re.sub("^http://", "", endpoint), "plan": staticmethod(plan), "asked": Counter()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Proxy,), known))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -120,6 +74,57 @@ def proxy(endpoint: str, plan: Plan) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Asks the plan, and then the server."""
+
+    protocol_version = "HTTP/1.1"
+    target: str
+    plan: Plan
+    asked: Counter[tuple[str, str]]
+    lock = threading.Lock()
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        with self.lock:
+            count = self.asked[self.command, self.path]
+            self.asked[self.command, self.path] += 1
+        status = self.plan(self.command, self.path, count)
+        if status == 0:
+            self.close_connection = True
+            return
+        if status is not None:
+            self._reply(status, [("Content-Type", "application/xml")], _error(status))
+            return
+        connection = http.client.HTTPConnection(self.target, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        self._reply(answer.status, answer.getheaders(), answer.read())
+        connection.close()
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+
+    def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        known = {name.lower(): value for name, value in headers}
+        length = known.get("content-length", "0") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
 
 
 def _error(status: int) -> bytes:
