@@ -4,4 +4,10 @@ The modules follow the way of an image: `sources` list it, `fetch` reads it, `de
 `classify` labels them, `ledger` writes the row and `books` counts that none is missing. `jobs/` holds the programs.
 """
 
+import os
+
+# Arrow reads this once, when it is first imported. Its own allocator keeps what was freed, and the driver's memory
+# goes up in steps of 4 MB for as long as rows come (docs/LOG.md).
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 __version__ = "0.1.0"

@@ -52,8 +52,6 @@ def run(body: Callable[[], int]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    # Arrow's own allocator keeps what a stage has freed: 30 MB (docs/LOG.md).
-    pa.set_memory_pool(pa.system_memory_pool())
     try:
         return body()
     except ImgbatchError as error:
@@ -67,6 +65,11 @@ def run(body: Callable[[], int]) -> int:
 def release_memory() -> None:
     """Give back to the system what an ended stage has freed, so that the next one does not stand on top of it."""
     gc.collect()
+    release_freed()
+
+
+def release_freed() -> None:
+    """Give back to the system the memory that is free already: some milliseconds."""
     pa.default_memory_pool().release_unused()
 
 

@@ -86,6 +86,14 @@ class _Run:
         self.high, self.low = keys[order, 0], keys[order, 1]
         self.columns = {name: column[order] for name, column in columns.items()}
 
+    def absorb(self, other: _Run) -> None:
+        """Take over another run's keys: array by array, so that no more than one of them is there twice."""
+        self.high = np.concatenate([self.high, other.high])
+        order = np.argsort(self.high, kind="stable")
+        self.high = self.high[order]
+        self.low = np.concatenate([self.low, other.low])[order]
+        self.columns = {name: np.concatenate([mine, other.columns[name]])[order] for name, mine in self.columns.items()}
+
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Return the position of each key, -1 where it is not here."""
         positions = np.searchsorted(self.high, keys[:, 0])
@@ -161,6 +169,5 @@ class UriIndex:
             older, newer = self._runs[-2], self._runs[-1]
             if len(older.high) > 2 * len(newer.high) or len(older.high) + len(newer.high) > _MOST_ROWS_OF_A_RUN:
                 return
-            keys = np.concatenate([np.stack([run.high, run.low], axis=1) for run in (older, newer)])
-            columns = {name: np.concatenate([older.columns[name], newer.columns[name]]) for name in self._columns}
-            self._runs[-2:] = [_Run(keys, columns)]
+            older.absorb(newer)
+            del self._runs[-1]

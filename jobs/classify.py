@@ -258,6 +258,7 @@ def label(
                 committer.take(block)
             if committer.due:
                 committer.commit()
+                cli.release_freed()
                 judge_on_the_way(job, counts, committer)
             shown.update(committer.arrived, committer.rejected)
             record.beat(counts=counts_on_the_way(counts, committer))
