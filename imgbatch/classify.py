@@ -207,7 +207,7 @@ class _Worker:
     def __init__(self, work: Work, *, isolated: bool = False) -> None:
         self._work = work
         self._pages = Pages(work.listing)
-        self._fetcher = Fetcher(work.stores, work.config.fetch)
+        self._fetcher = Fetcher(work.stores, work.config.fetch, work.config.source)
         self._isolated = isolated
 
     @cached_property

@@ -250,8 +250,12 @@ def _withdraw(demand: list[Any]) -> None:
         ray.cancel(task)
 
 
-def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: Round) -> Iterator[pa.Table]:
+def label_images(
+    work: Work, plan: Plan, pending: npt.NDArray[np.bool_], wholes: npt.NDArray[np.int64], round: Round
+) -> Iterator[pa.Table]:
     """Yield result blocks for the pending image numbers, in whatever order they come.
+
+    What `wholes` says is read as a whole goes to one worker, where it fits into a unit.
 
     A block whose task kills its process again and again is left out; the caller sees that its rows never came.
     """
@@ -261,7 +265,7 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
     context = _quiet()
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
-    tables = list(_units(pending, round, plan.actors))
+    tables = list(_units(pending, wholes, round, plan.actors))
     images, units = ray.data.from_arrow(tables), len(tables)
     del tables
     calls = 2 if plan.split and not round.alone else 1  # with two, pixels travel while others are labelled
@@ -296,7 +300,9 @@ def label_images(work: Work, plan: Plan, pending: npt.NDArray[np.bool_], round: 
         raise ClusterError(f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again") from error
 
 
-def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterator[pa.Table]:
+def _units(
+    pending: npt.NDArray[np.bool_], wholes: npt.NDArray[np.int64], round: Round, actors: int
+) -> Iterator[pa.Table]:
     """Yield the pending numbers in tables of a unit each.
 
     Short ones come first, so that rows flow soon, and last, so that all actors end together: each takes a quarter of
@@ -307,9 +313,23 @@ def _units(pending: npt.NDArray[np.bool_], round: Round, actors: int) -> Iterato
     while start < len(numbers):
         share = (len(numbers) - start) // (4 * actors)
         rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
-        rows = min(rows, round.rows)
-        yield pa.table({"index": numbers[start : start + rows]})
-        start += rows
+        end = _not_inside(wholes, numbers, start + min(rows, round.rows), round.rows)
+        yield pa.table({"index": numbers[start:end]})
+        start = end
+
+
+def _not_inside(wholes: npt.NDArray[np.int64], numbers: npt.NDArray[np.uint32], end: int, most: int) -> int:
+    """Return `end`, or where what is read as a whole ends, if the cut would go through it and it is no larger than `most`.
+
+    >>> _not_inside(np.array([[2, 6]]), np.arange(9, dtype=np.uint32), 3, 4)
+    6
+    """
+    if end >= len(numbers):
+        return len(numbers)
+    at = int(np.searchsorted(wholes[:, 0], numbers[end], side="right")) - 1
+    if at < 0 or not wholes[at, 0] < numbers[end] < wholes[at, 1] or wholes[at, 1] - wholes[at, 0] > most:
+        return end
+    return int(np.searchsorted(numbers, wholes[at, 1]))
 
 
 def _quiet() -> DataContext:

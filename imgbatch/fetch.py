@@ -6,17 +6,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from imgbatch.ahead import ahead
-from imgbatch.config import FetchConfig
-from imgbatch.errors import StoreError
+from imgbatch.ahead import ahead, chained
+from imgbatch.config import FetchConfig, SourceConfig
+from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
+from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Meta, Stores
 
 _ASSUMED_BYTES = 1 << 20
+_GROUPS_AT_ONCE, _IMAGES_AHEAD = 2, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,19 @@ class Fetched:
 class Fetcher:
     """Reads images with a pool of threads that lives as long as its process."""
 
-    def __init__(self, stores: Stores, config: FetchConfig) -> None:
+    def __init__(self, stores: Stores, config: FetchConfig, source: SourceConfig) -> None:
         self._stores, self._config = stores, config
         self._pool = ThreadPoolExecutor(config.ahead, "fetch")
+        self._table = lru_cache(maxsize=2)(lambda uri: _open(stores, uri, source.image_column))
 
     def __call__(self, listed: pa.Table) -> Iterator[Fetched]:
         """Yield one Fetched for each row of a listing, in order."""
-        rows = listed.select(["uri", "size", "etag", "last_modified"]).to_pylist()
+        rows = listed.select(["uri", "size", "etag", "last_modified", "container"]).to_pylist()
+        for container, few in groupby(rows, key=lambda row: row["container"]):
+            of_kind = list(few)
+            yield from self._objects(of_kind) if container is None else self._table_rows(of_kind)
+
+    def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         calls = ahead(
             self._pool,
             self._fetch,
@@ -48,6 +59,42 @@ class Fetcher:
             most_cost=self._config.ahead_bytes,
         )
         return (fetched for _, fetched in calls)
+
+    def _table_rows(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
+        """Yield rows of Parquet files, while the next row group is read."""
+        groups = []
+        for uri, few in groupby(rows, key=lambda row: row["uri"].rpartition("#")[0]):
+            of_file = list(few)
+            try:
+                table = self._table(uri)
+                table.require_unchanged(of_file[0]["etag"])
+                numbers = [int(row["uri"].rpartition("#")[2]) for row in of_file]
+                places = np.searchsorted(table.starts, numbers, side="right") - 1
+                for group in np.unique(places).tolist():
+                    chosen = [row for row, place in zip(of_file, places, strict=True) if place == group]
+                    groups.append(partial(self._group, table, group, chosen))
+            except (StoreError, InputError) as error:
+                groups.append(partial(_refused, of_file, error))
+        yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
+
+    def _group(self, table: ImageTable, group: int, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
+        first = int(table.starts[group])
+        contents = table.images(group, [int(row["uri"].rpartition("#")[2]) - first for row in rows])
+        left = list(reversed(rows))
+        try:
+            for content in contents:
+                yield self._of_row(content, left.pop())
+        except (StoreError, pa.ArrowException, OSError) as error:
+            yield from _refused(left[::-1], error)
+
+    def _of_row(self, content: bytes | None, row: dict[str, Any]) -> Fetched:
+        known = Meta(None if content is None else len(content), row["etag"], row["last_modified"])
+        if content is None:
+            return _fetched(Refusal("fetch", "empty", "the row holds no bytes"), known, known)
+        if len(content) > self._config.max_bytes:
+            message = f"{len(content)} bytes are more than fetch.max_bytes={self._config.max_bytes}"
+            return _fetched(Refusal("fetch", "too_large", message), known, known)
+        return _fetched(content, known, known)
 
     def _fetch(self, listed: dict[str, Any]) -> Fetched:
         known = Meta(listed["size"], listed["etag"], listed["last_modified"])
@@ -59,6 +106,18 @@ class Fetcher:
         except StoreError as error:
             return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), known, known)
         return _fetched(content, read, known)
+
+
+def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:
+    return ImageTable(stores, uri, stores.call("look at", uri, lambda store, path: store.head(path)), image_column)
+
+
+def _refused(rows: list[dict[str, Any]], error: Exception) -> Iterator[Fetched]:
+    """Yield rows that could not be read: the store's fault, or that of a file that is no sound Parquet any more."""
+    reason, attempts = (error.reason, error.attempts) if isinstance(error, StoreError) else ("corrupt", 1)
+    for row in rows:
+        known = Meta(row["size"], row["etag"], row["last_modified"])
+        yield _fetched(Refusal("fetch", reason, str(error)[:300], attempts), known, known)
 
 
 def _fetched(content: bytes | Refusal, read: Meta, known: Meta) -> Fetched:

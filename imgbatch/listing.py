@@ -24,6 +24,7 @@ from imgbatch.uris import UriIndex, first_of_each, uri_keys
 PAGE_ROWS = 8_192
 
 Mask = npt.NDArray[np.bool_]
+Wholes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Found:
     ignored: int = 0
     example: str = ""
     """One of those passed over."""
+    whole: bool = False
+    """The batch is read as a whole, so that one worker should have it all."""
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Listing:
     _rows: list[pa.RecordBatch] = field(default_factory=list)
     _buffered: int = 0
     _pages: int = 0
+    _wholes: list[tuple[int, int]] = field(default_factory=list)
 
     def take(self, found: Iterable[Found]) -> None:
         """List everything, or up to the limit, and write the pages."""
@@ -72,10 +76,13 @@ class Listing:
             self.counts.ignored += each.ignored
             self.counts.ignored_example = self.counts.ignored_example or each.example
             batch = each.batch
+            first = self.counts.listed
             while len(batch) and not self.full:
                 room = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)
                 self._take(batch.slice(0, room))
                 batch = batch.slice(room)
+            if each.whole:
+                self._wholes.append((first, self.counts.listed))
             if self.full:
                 break
         while self._buffered:
@@ -89,6 +96,10 @@ class Listing:
     def pending(self) -> Mask:
         """Return a mask over all image numbers: those that are to be done."""
         return np.concatenate(self._pending) if self._pending else np.zeros(0, bool)
+
+    def wholes(self) -> Wholes:
+        """Return (first, end) of the image numbers of each batch that is read as a whole, ascending; n×2."""
+        return np.array(self._wholes, np.int64).reshape(-1, 2)
 
     def _take(self, batch: pa.RecordBatch) -> None:
         keys = uri_keys(batch["uri"])

@@ -27,7 +27,10 @@ URI = pa.field("uri", pa.string(), nullable=False)
 INDEX = pa.field("index", pa.int64(), nullable=False)
 """The image's number in the listing of this run; it never leaves the run."""
 
-LISTING = pa.schema([URI, *_OBJECT])
+LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
+"""What a source finds. `container`: PARQUET for a row of such a file, null for an object of its own."""
+
+PARQUET = "parquet"
 
 CANDIDATE = pa.struct([("label", pa.string()), ("label_id", pa.int32()), ("score", pa.float32())])
 LEVEL = pa.struct([("level", pa.string()), ("label", pa.string()), ("score", pa.float32())])

@@ -30,7 +30,7 @@ from imgbatch.errors import (
 )
 from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Found, Listing
+from imgbatch.listing import Counts, Found, Listing, Wholes
 from imgbatch.models import Model
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
@@ -170,7 +170,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         record.beat()
 
     listing = list_images(job, record.folder.folder("listing"), pulse)
-    listed, pending = listing.counts, listing.pending()
+    listed, pending, wholes = listing.counts, listing.pending(), listing.wholes()
     del listing  # and with it 16 bytes an image
     cli.release_memory()
     success = runs.read_success(job.output)
@@ -178,7 +178,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         job.output.delete("_SUCCESS")
         success = None
     if pending.any():
-        label(job, record, listed, pending, stop, pulse)
+        label(job, record, listed, pending, wholes, stop, pulse)
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
@@ -232,7 +232,13 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
 
 
 def label(
-    job: Job, record: runs.Record, counts: Counts, pending: Mask, stop: StopRequest, pulse: Callable[[], None]
+    job: Job,
+    record: runs.Record,
+    counts: Counts,
+    pending: Mask,
+    wholes: Wholes,
+    stop: StopRequest,
+    pulse: Callable[[], None],
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
@@ -252,7 +258,7 @@ def label(
     shown = progress.progress(int(pending.sum()))
 
     def receive(plan: cluster.Plan, round: cluster.Round) -> None:
-        for block in ticking(cluster.label_images(work, plan, pending, round), job.config.cluster.stall_s):
+        for block in ticking(cluster.label_images(work, plan, pending, wholes, round), job.config.cluster.stall_s):
             stop.check()
             if block is not None:
                 committer.take(block)

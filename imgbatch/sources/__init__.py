@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.listing import Found, conform
 from imgbatch.sources import objects
 from imgbatch.sources.manifest import SUFFIXES, Manifest
+from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores, absolute
 from imgbatch.storage.faults import guarded
 
@@ -69,7 +70,7 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
         images = 0
         for found in source.found():
             images += len(found.batch)
-            yield Found(conform(found.batch, carried), found.ignored, found.example)
+            yield replace(found, batch=conform(found.batch, carried))
         if not images and not allow_empty and len(sources) > 1:
             raise InputError(
                 f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
@@ -96,23 +97,37 @@ def would_find(source: Source, output: Folder) -> bool:
 
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     meta = _head(stores, uri)
-    lower = uri.lower()
-    if meta is None and lower.startswith(("http://", "https://")):
+    if meta is not None:
+        return _recognise_object(stores, uri, meta, config)
+    if uri.lower().startswith(("http://", "https://")):
         raise InputError(f"{uri} is not there: https:// gives single objects and manifests, not folders")
-    if meta is None and objects.MAGIC.search(uri) and not objects.is_folder(stores, uri):
-        glob = objects.Glob.of(stores, uri)
-        return Source(uri, "glob", lambda: glob.found(stores, config.suffixes))
-    if meta is None:
-        if config.format == "manifest":
-            raise InputError(f"{uri} is not there, so it cannot be read as a manifest")
-        return Source(uri, "folder", lambda: objects.below(stores, uri, config.suffixes))
+    if config.format == "manifest":
+        raise InputError(f"{uri} is not there, so it cannot be read as a manifest")
+    is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
+    meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
+    found = objects.Objects(stores, meant, config)
+    try:
+        carried = found.carried()
+    except StoreError:  # listing will say it
+        carried = pa.schema([])
+    return Source(uri, "glob" if is_glob else "folder", found.found, carried)
+
+
+def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig) -> Source:
+    lower = uri.lower()
+    if config.format == "parquet" or (config.format == "auto" and lower.endswith(".parquet")):
+        table = ImageTable(stores, uri, meta, config.image_column)
+        if config.format == "parquet" or ("uri" not in table.schema.names and table.column is not None):
+            if table.column is None:
+                named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
+                raise InputError(f"{uri} has no {named}; it has: {', '.join(table.schema.names)}")
+            return Source(uri, "parquet", table.found, table.carried)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri)
         return Source(uri, "manifest", manifest.found, manifest.carried)
     if lower.endswith(_CONTAINERS):
         raise InputError(f"{uri}: archives are not read by this version; give the images as objects or in a manifest")
-    found = meta
-    return Source(uri, "object", lambda: objects.single(stores, uri, found))
+    return Source(uri, "object", lambda: objects.single(uri, meta))
 
 
 def _head(stores: Stores, uri: str) -> Meta | None:

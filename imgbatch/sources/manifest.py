@@ -69,6 +69,7 @@ class Manifest:
             "size": self._sizes(rows),
             "etag": unquoted_all(_text(rows, "etag")),
             "last_modified": pa.nulls(len(rows), LISTING.field("last_modified").type),
+            "container": pa.nulls(len(rows), pa.string()),
         }
         for entry in self.carried:
             columns[entry.name] = rows[entry.name.removeprefix(CARRIED)].cast(entry.type)

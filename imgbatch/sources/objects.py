@@ -1,20 +1,30 @@
-"""Images that are objects: below a folder, matching a glob, or a single one."""
+"""Images that are objects: below a folder, matching a glob, or a single one; and the Parquet files among them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from imgbatch.config import IMAGE_SUFFIXES
-from imgbatch.errors import InputError
+from imgbatch.ahead import chained
+from imgbatch.config import IMAGE_SUFFIXES, SourceConfig
+from imgbatch.errors import InputError, StoreError
 from imgbatch.listing import Found
 from imgbatch.schema import LISTING
+from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
+
+_FILES_AT_ONCE = 4
+
+_TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
+_NOTHING = r"[^\s\S]"
 
 MAGIC = re.compile(r"[*?\[]")
 
@@ -30,13 +40,19 @@ def candidate_pattern(suffixes: str) -> str | None:
         return None
     named = [part.strip(" .") for part in suffixes.split(",")]
     known = IMAGE_SUFFIXES if suffixes == "images" else [part for part in named if part]
-    bare = r"[^./\n][^./]*" if suffixes == "images" else r"[^\s\S]"
+    bare = r"[^./\n][^./]*" if suffixes == "images" else _NOTHING
     return rf"(?i)(^|/)({bare}|[^./][^/]*\.({'|'.join(map(re.escape, known))}))$"
 
 
-def below(stores: Stores, uri: str, suffixes: str) -> Iterator[Found]:
-    """Yield the candidates below a folder, recursively; names that begin with a dot are passed over."""
-    yield from _select(stores, uri, candidate_pattern(suffixes), lambda paths: None)
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Everything below a folder, recursively."""
+
+    base: str
+
+    def match(self, paths: pa.Array) -> pa.Array | None:
+        """Return a mask of the paths that are meant; None: all."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +80,9 @@ class Glob:
             raise InputError(f"{uri} is no glob that can be read: {error}") from error
         return cls(before or "/", pattern)
 
-    def found(self, stores: Stores, suffixes: str) -> Iterator[Found]:
-        """Yield the candidates that match."""
-
-        def match(paths: pa.Array) -> pa.Array:
-            return pc.match_substring_regex(paths, pattern=self.pattern)
-
-        yield from _select(stores, self.base, candidate_pattern(suffixes), match)
+    def match(self, paths: pa.Array) -> pa.Array | None:
+        """Return a mask of the paths that match."""
+        return pc.match_substring_regex(paths, pattern=self.pattern)
 
 
 def is_folder(stores: Stores, uri: str) -> bool:
@@ -78,28 +90,76 @@ def is_folder(stores: Stores, uri: str) -> bool:
     return any(len(found) for found in Folder(stores, uri).found())
 
 
-def single(stores: Stores, uri: str, meta: Meta) -> Iterator[Found]:
+def single(uri: str, meta: Meta) -> Iterator[Found]:
     """Yield one object, whatever its name: it was asked for."""
     row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
     yield Found(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
-def _select(
-    stores: Stores, base: str, candidate: str | None, match: Callable[[pa.Array], pa.Array | None]
-) -> Iterator[Found]:
-    _, path = stores.resolve(base)
-    # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
-    prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
-    for found in Folder(stores, base).found():
-        chosen = match(found["path"])
-        if chosen is not None:
-            found = found.filter(chosen)
-        total, example = len(found), ""
-        if candidate is not None:
-            chosen = pc.match_substring_regex(found["path"], pattern=candidate)
-            passed_over = found["path"].filter(pc.invert(chosen))
-            example = passed_over[0].as_py() if len(passed_over) else ""
-            found = found.filter(chosen)
-        uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
-        batch = pa.record_batch([uris, found["size"], found["etag"], found["last_modified"]], schema=LISTING)
-        yield Found(batch, ignored=total - len(found), example=example)
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The candidates among the objects that a folder or a glob means; names that begin with a dot are passed over."""
+
+    stores: Stores
+    meant: Below | Glob
+    config: SourceConfig
+
+    def found(self) -> Iterator[Found]:
+        """Yield them, and the rows of those that are Parquet files of images."""
+        for objects in self._meant():
+            is_table = self._are_tables(objects)
+            yield self._candidates(objects.filter(pc.invert(is_table)))
+            rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
+            yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+
+    def carried(self) -> pa.Schema:
+        """Return the columns that travel along: those of the first Parquet file of images among the first objects."""
+        for objects in islice(self._meant(), 1):
+            for table in self._tables(objects.filter(self._are_tables(objects))):
+                with suppress(StoreError, InputError):
+                    if table.column is not None:
+                        return table.carried
+        return pa.schema([])
+
+    def _meant(self) -> Iterator[pa.RecordBatch]:
+        """Yield LISTING batches."""
+        base = self.meant.base
+        _, path = self.stores.resolve(base)
+        # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
+        prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
+        for found in Folder(self.stores, base).found():
+            chosen = self.meant.match(found["path"])
+            if chosen is not None:
+                found = found.filter(chosen)
+            uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
+            columns = [uris, found["size"], found["etag"], found["last_modified"], pa.nulls(len(found), pa.string())]
+            yield pa.record_batch(columns, schema=LISTING)
+
+    def _candidates(self, objects: pa.RecordBatch) -> Found:
+        only_tables = self.config.format == "parquet"
+        pattern = _NOTHING if only_tables else candidate_pattern(self.config.suffixes) or ""
+        chosen = pc.match_substring_regex(objects["uri"], pattern=pattern)
+        passed_over = objects["uri"].filter(pc.invert(chosen))
+        example = passed_over[0].as_py() if len(passed_over) else ""
+        return Found(objects.filter(chosen), ignored=len(passed_over), example=example)
+
+    def _are_tables(self, objects: pa.RecordBatch) -> pa.Array:
+        pattern = _NOTHING if self.config.format == "objects" else _TABLE
+        return pc.match_substring_regex(objects["uri"], pattern=pattern)
+
+    def _tables(self, objects: pa.RecordBatch) -> Iterator[ImageTable]:
+        for row in objects.to_pylist():
+            meta = Meta(row["size"], row["etag"], row["last_modified"])
+            yield ImageTable(self.stores, row["uri"], meta, self.config.image_column)
+
+
+def _rows_of(table: ImageTable) -> Iterator[Found]:
+    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot."""
+    try:
+        if table.column is None:
+            yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
+            return
+    except (StoreError, InputError):
+        yield from single(table.uri, table.meta)
+        return
+    yield from table.found()

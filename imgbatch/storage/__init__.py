@@ -5,6 +5,7 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
@@ -137,6 +138,10 @@ class Stores:
             with store.open(path) as file:
                 yield file
 
+    def ranges(self, uri: str, meta: Meta) -> BinaryIO:
+        """Return an object of a known size as a file, of which only what is read is fetched: one request a read."""
+        return Ranges(self, uri, meta)  # type: ignore[return-value]
+
     def call(self, operation: str, uri: str, action: Callable[[Store, str], T]) -> T:
         """Run `action(store, path)`, again after passing failures, with exponential back-off and full jitter.
 
@@ -175,6 +180,41 @@ class Stores:
             return Other(protocol, options)
         except (ValueError, ImportError, TypeError) as error:
             raise ConfigError(f"{protocol}://: {error}; see storage.options") from error
+
+
+class Ranges(io.RawIOBase):
+    """An object as a file. Reads raise what `Stores.call` does."""
+
+    def __init__(self, stores: Stores, uri: str, meta: Meta) -> None:
+        assert meta.size is not None
+        self._stores, self._uri, self._etag, self._size, self._at = stores, uri, meta.etag, meta.size, 0
+
+    def readable(self) -> bool:
+        """Return that it is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return that it is."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, for no request."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes, fewer than asked for only at the end."""
+        start = self._at
+        end = self._size if size is None or size < 0 else min(self._size, start + size)
+        if end <= start:
+            return b""
+        data = self._stores.call("read", self._uri, lambda store, path: store.read_range(path, start, end, self._etag))
+        self._at += len(data)
+        return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ class Store(Protocol):
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes and what was read; TooLarge beyond `limit` bytes."""
 
+    def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
+        """Return the bytes from `start` up to `end`; Conflict if the object is not the version with this ETag any more,
+        where the store can tell."""
+
     def head(self, path: str) -> Meta:
         """Return what is known of an object without reading it."""
 

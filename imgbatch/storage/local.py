@@ -43,6 +43,11 @@ class LocalStore:
         data, status = _read(path, None)
         return data, _tag(status)
 
+    def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
+        """Return some bytes of the file; files have no ETags."""
+        with open(path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), end - start, start)
+
     def open(self, path: str) -> BinaryIO:
         """Return the file, to be read as a stream."""
         return open(path, "rb")

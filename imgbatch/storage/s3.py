@@ -152,6 +152,11 @@ class S3:
             raise TooLarge(f"read {path}: {size} bytes are more than {limit}")
         return answer.bytes().to_bytes(), _meta(answer.meta)
 
+    def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
+        """Return some bytes of an object that still has this ETag (If-Match)."""
+        options: Any = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
+        return obstore.get(self._store, _exact(path), options=options).bytes().to_bytes()
+
     def head(self, path: str) -> Meta:
         """Return what is known of an object."""
         return _meta(obstore.head(self._store, _exact(path)))

@@ -33,7 +33,7 @@ def measure(uri: str, server: int) -> dict[str, float]:
     listed = pa.Table.from_batches([found.batch for found in below(stores, uri, "images")]).slice(0, _IMAGES)
     model = models.load(chosen.model, stores)
     runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
-    fetcher, preprocess = Fetcher(stores, chosen.fetch), model.preprocess
+    fetcher, preprocess = Fetcher(stores, chosen.fetch, chosen.source), model.preprocess
     contents = [fetched.content for fetched in fetcher(listed)]
     pixels = np.stack([preprocess(_decoded(each, preprocess.short_side)) for each in contents])
     best: dict[str, float] = {}

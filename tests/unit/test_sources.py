@@ -257,6 +257,7 @@ def test_a_single_object_is_taken_whatever_its_name(place: Folder, name: str) ->
         "size": 3,
         "etag": meta.etag,
         "last_modified": meta.last_modified,
+        "container": None,
     }
     assert kind(place, place.at(name)) == "object"
 
@@ -537,9 +538,9 @@ def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None
         ("m.jsonl", b'{"uri": "\xff"}\n', "cannot be read as jsonl"),
         ("m.jsonl", b'{"uri": "a", "n": ' + b"9" * 5000 + b"}\n", "cannot be read as jsonl"),
         ("m.jsonl", b'{"uri": "\\ud800"}\n', "cannot be read as jsonl"),
-        ("m.parquet", b"uri\na\n", "cannot be read as parquet"),
+        ("m.parquet", b"uri\na\n", "cannot be read as [Pp]arquet"),
         ("m.parquet", as_parquet([{"url": "a"}]), "no column 'uri'"),
-        ("m.parquet", as_parquet([{"url": "a"}])[:-9], "cannot be read as parquet"),
+        ("m.parquet", as_parquet([{"url": "a"}])[:-9], "cannot be read as [Pp]arquet"),
         ("m.parquet", as_parquet([{"uri": {"x": 1}}]), "m.parquet"),
         ("m.parquet", as_parquet(pa.table({"uri": [b"\xff"]})), "m.parquet"),
     ],
