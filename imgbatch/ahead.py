@@ -98,6 +98,15 @@ def chained(streams: Sequence[Callable[[], Iterator[Item]]], *, at_once: int, mo
         pool.shutdown(wait=False)  # a stream that waits for a store ends when that answers, or gives up
 
 
+def drawn(stream: Callable[[], Iterator[Item]], most: int) -> Iterator[Item]:
+    """Yield the items of a stream, while up to `most` of the next ones are drawn in a thread.
+
+    >>> list(drawn(lambda: iter("abc"), 2))
+    ['a', 'b', 'c']
+    """
+    yield from chained([stream, lambda: iter(())], at_once=1, most=most)
+
+
 def _draw(stream: Callable[[], Iterator[Any]], arrived: Queue[Any], stop: threading.Event) -> None:
     try:
         for item in stream():

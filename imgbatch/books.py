@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError
 from imgbatch.listing import pages
 from imgbatch.parts import Log
+from imgbatch.schema import TAR
+from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, members_of, version_of
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, uri_keys
 
@@ -47,44 +51,72 @@ class Books:
             raise BooksError(f"the books do not balance ({sums}). {'; '.join(shown)}")
 
 
-def audit(output: Folder, listing: Folder | None, pulse: Callable[[], None] = lambda: None) -> Books:
+def audit(
+    output: Folder, listing: Folder | None, pulse: Callable[[], None] = lambda: None, *, limited: bool = False
+) -> Books:
     """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part.
 
-    Memory: 18 bytes a row.
+    What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
+    was read counts. Memory: 19 bytes a row.
     """
     books = Books()
-    seen = UriIndex(reject=np.bool_, listed=np.bool_)
+    seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
+    tars = {LABELS_LOG: Shards(), REJECTS_LOG: Shards()}
     for name, reject in (("labels", False), ("rejects", True)):
         log = Log(output.folder(name))
         log.scan()
-        for _, table, _ in log.read(["uri", "reason"] if reject else ["uri"]):
+        for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
             pulse()
+            tars[name].take(name, number, table, footer.shards)
+            member = np.zeros(len(table), bool)
+            for tar in footer.shards if listing is not None else ():
+                member |= np.asarray(members_of(table["uri"], tar))
             new = seen.add(
                 uri_keys(table["uri"].combine_chunks()),
                 reject=np.full(len(table), reject),
                 listed=np.full(len(table), listing is None),
+                member=member,
             )
             books.rows += len(table)
             books.double += table.filter(pa.array(~new))["uri"].to_pylist()[:_SHOWN]
             if reject:
                 books.reasons.update(table["reason"].to_pylist())
     if listing is not None:
-        _count_listed(books, seen, listing)
+        _count_listed(books, seen, listing, tars, limited)
     for columns, _ in seen.rows():
-        listed, rejected = columns["listed"], columns["reject"]
-        books.labelled += int(np.count_nonzero(listed & ~rejected))
-        books.rejected += int(np.count_nonzero(listed & rejected))
-        books.kept += int(np.count_nonzero(~listed))
+        alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
+        books.labelled += int(np.count_nonzero(alone & listed & ~rejected))
+        books.rejected += int(np.count_nonzero(alone & listed & rejected))
+        books.kept += int(np.count_nonzero(alone & ~listed))
+    if listing is not None:
+        books.kept += sum(progress.rows for shards in tars.values() for _, progress in shards.kept())
     books.listed = books.listed if listing is not None else len(seen)
     return books
 
 
-def _count_listed(books: Books, seen: UriIndex, listing: Folder) -> None:
+def _count_listed(books: Books, seen: UriIndex, listing: Folder, tars: Mapping[str, Shards], limited: bool) -> None:
     for page in pages(listing):
+        is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         found = np.zeros(len(page), bool)
         for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):
             columns["listed"][positions] = True
             found[rows] = True
-        books.listed += len(page)
+        books.listed += int(np.count_nonzero(found | ~is_tar))
         if len(books.missing) < _SHOWN:
-            books.missing += page.filter(pa.array(~found))["uri"].to_pylist()[:_SHOWN]
+            books.missing += page.filter(pa.array(~found & ~is_tar))["uri"].to_pylist()[:_SHOWN]
+        for at in np.flatnonzero(is_tar).tolist():
+            _count_tar(books, page.slice(at, 1).to_pylist()[0], tars, needs_no_end=limited or bool(found[at]))
+
+
+def _count_tar(books: Books, row: dict[str, Any], tars: Mapping[str, Shards], *, needs_no_end: bool) -> None:
+    """Count the members of a listed tar; one that has a reject itself was perhaps not read to its end."""
+    version = version_of(row["etag"], row["last_modified"])
+    labels, rejects = (tars[name].visit(row["uri"], version) for name in (LABELS_LOG, REJECTS_LOG))
+    rows = labels.rows + rejects.rows
+    books.listed += rows
+    books.labelled += labels.rows
+    books.rejected += rejects.rows
+    if not needs_no_end and labels.images != rows and len(books.missing) < _SHOWN:
+        books.missing.append(
+            f"{row['uri']}#… ({rows} rows of {'?' if labels.images is None else labels.images} members)"
+        )

@@ -25,7 +25,7 @@ import imgbatch
 from imgbatch import errors
 from imgbatch.config import Config
 from imgbatch.errors import ConfigError, ImgbatchError, ModelError
-from imgbatch.fetch import Fetched, Fetcher
+from imgbatch.fetch import Fetched, Fetcher, members_of_tar
 from imgbatch.listing import PAGE_ROWS, read_page
 from imgbatch.models import Model
 from imgbatch.models.runtime import Runtime, build
@@ -34,8 +34,11 @@ from imgbatch.rejects import Refusal
 from imgbatch.schema import (
     ANSWER_COLUMNS,
     CANDIDATE,
+    LISTING,
+    PLACE_COLUMNS,
     REFUSAL_COLUMNS,
     RESULTS,
+    TAR,
     carried_fields,
     with_carried,
 )
@@ -48,10 +51,13 @@ if TYPE_CHECKING:
 PIXELS = "pixels"
 CHUNK = 256
 """Images that cross processes at a time where there are GPUs."""
+_ISOLATED_MEMBERS = 256
+"""Of a tar whose reader was killed: the image that did it is among so many, counted from the last row that arrived."""
 _AT_ONCE = 64  # decoded, and then labelled, where there are none: the network of the store never waits for long
 
-_FATAL, _NOTE = -1, -2
-"""Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON."""
+_FATAL, _NOTE, _READ = -1, -2, -3
+"""Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON; that a tar
+was read to its end, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,10 @@ def decoded(
     columns = {name: pa.array([row.get(name) for row in rows], RESULTS.field(name).type) for name in known}
     flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(height * width * 3), len(rows), [None, pa.py_buffer(pixels)])
     carried = {name: listed[name] for name in carried_fields(listed.schema).names}
-    return pa.table({"index": pa.array(numbers), "uri": listed["uri"], **columns, **carried, PIXELS: flat})
+    place = {
+        name: listed[name] if name in listed.column_names else pa.nulls(len(rows), pa.int64()) for name in PLACE_COLUMNS
+    }
+    return pa.table({"index": pa.array(numbers), "uri": listed["uri"], **columns, **place, **carried, PIXELS: flat})
 
 
 def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels: pa.Array) -> pa.Table:
@@ -171,8 +180,8 @@ def answers(ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], labels:
     }
 
 
-def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Return the rows of images in what came from a worker, and what it tells of itself.
+def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of images in what came from a worker, what it tells of itself, and which tars it has read.
 
     Raises:
         ImgbatchError: the worker sent an error in place of rows.
@@ -183,7 +192,12 @@ def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
         error = getattr(errors, row["reason"], None)
         raise error(row["message"]) if error is not None else RuntimeError(f"in a worker:\n{row['message']}")
     notes = results.filter(pa.array(numbers == _NOTE))["message"].to_pylist()
-    return results.filter(pa.array(numbers >= 0)), [json.loads(note) for note in notes]
+    read = results.filter(pa.array(numbers == _READ))["message"].to_pylist()
+    return (
+        results.filter(pa.array(numbers >= 0)),
+        [json.loads(note) for note in notes],
+        [json.loads(tar) for tar in read],
+    )
 
 
 def _message(number: int, reason: str, message: str) -> pa.Table:
@@ -222,10 +236,27 @@ class _Worker:
             )
         numbers = block["index"].to_numpy()
         listed = self._pages.rows(numbers)
+        if listed["container"][0].as_py() == TAR:
+            yield from self._members(block, listed, rows)
+            return
         fetched = self._fetcher(listed)
         for start in range(0, len(numbers), rows):
             few = slice(start, start + rows)
             yield decoded(numbers[few], listed[few], islice(fetched, rows), self._work.model.preprocess, self._decode)
+
+    def _members(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
+        """Yield the images of a tar, and at last a row that says that it was read to its end."""
+        (number,), (tar,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
+        (group,), (through,) = block["group"].to_pylist(), block["through"].to_pylist()
+        found = members_of_tar(self._work.stores, number, tar, self._work.config, group, through)
+        isolated = _ISOLATED_MEMBERS if self._isolated else 0
+        schema = with_carried(RESULTS, carried_fields(listed.schema))
+        while few := list(islice(found, rows)):
+            numbers = np.array([_READ if row.get("read") else number for row, _ in few], np.int64)
+            table = pa.Table.from_pylist([row for row, _ in few], schema=schema)
+            decode = self._decode if isolated > 0 or not self._isolated else _decoder(self._work, isolated=False)
+            yield decoded(numbers, table, [image for _, image in few], self._work.model.preprocess, decode)
+            isolated -= len(few)
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 import imgbatch
 from imgbatch.classify import CHUNK, Classify, LabelImages, Work, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError
+from imgbatch.listing import Todo
 from imgbatch.scaling import Costs, images_per_second
+from imgbatch.units import Round, units
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -35,23 +35,7 @@ TRIES = 2
 """How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """How images are handed out: at first in large units, and in ever smaller ones what did not come back."""
-
-    rows: int
-    """Most images of a unit, that is, of a task."""
-    lost: float
-    """The largest share of images that may not have come back; more are the cluster's fault, not theirs."""
-    alone: bool = False
-    """One task at a time in a process, which decodes in a child of its own: what dies there has a name."""
-
-
-# A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
-# An image that ends its process takes the units of that process along, which may be a quarter of a small run.
-ROUNDS = (Round(4096, lost=0.5), Round(16, lost=0.1), Round(1, lost=0.1, alone=True))
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
-_LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
 _STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
@@ -250,12 +234,8 @@ def _withdraw(demand: list[Any]) -> None:
         ray.cancel(task)
 
 
-def label_images(
-    work: Work, plan: Plan, pending: npt.NDArray[np.bool_], wholes: npt.NDArray[np.int64], round: Round
-) -> Iterator[pa.Table]:
-    """Yield result blocks for the pending image numbers, in whatever order they come.
-
-    What `wholes` says is read as a whole goes to one worker, where it fits into a unit.
+def label_images(work: Work, plan: Plan, todo: Todo, round: Round) -> Iterator[pa.Table]:
+    """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
 
     A block whose task kills its process again and again is left out; the caller sees that its rows never came.
     """
@@ -265,16 +245,16 @@ def label_images(
     context = _quiet()
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
-    tables = list(_units(pending, wholes, round, plan.actors))
-    images, units = ray.data.from_arrow(tables), len(tables)
+    tables = list(units(todo, round, plan.actors))
+    images, most = ray.data.from_arrow(tables), len(tables)
     del tables
     calls = 2 if plan.split and not round.alone else 1  # with two, pixels travel while others are labelled
     options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     pool = ActorPoolStrategy(
-        min_size=min(plan.min_actors, units),
-        max_size=min(plan.max_actors, units),
+        min_size=min(plan.min_actors, most),
+        max_size=min(plan.max_actors, most),
         # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
-        initial_size=min(plan.min_actors if plan.split else plan.actors, units),
+        initial_size=min(plan.min_actors if plan.split else plan.actors, most),
         max_tasks_in_flight_per_actor=1 if round.alone else 2 * calls,
         max_concurrent_calls_per_actor=calls,
         enable_true_multi_threading=True,
@@ -298,38 +278,6 @@ def label_images(
         yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again") from error
-
-
-def _units(
-    pending: npt.NDArray[np.bool_], wholes: npt.NDArray[np.int64], round: Round, actors: int
-) -> Iterator[pa.Table]:
-    """Yield the pending numbers in tables of a unit each.
-
-    Short ones come first, so that rows flow soon, and last, so that all actors end together: each takes a quarter of
-    its share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987).
-    """
-    numbers = np.flatnonzero(pending).astype(np.uint32)
-    start = 0
-    while start < len(numbers):
-        share = (len(numbers) - start) // (4 * actors)
-        rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
-        end = _not_inside(wholes, numbers, start + min(rows, round.rows), round.rows)
-        yield pa.table({"index": numbers[start:end]})
-        start = end
-
-
-def _not_inside(wholes: npt.NDArray[np.int64], numbers: npt.NDArray[np.uint32], end: int, most: int) -> int:
-    """Return `end`, or where what is read as a whole ends, if the cut would go through it and it is no larger than `most`.
-
-    >>> _not_inside(np.array([[2, 6]]), np.arange(9, dtype=np.uint32), 3, 4)
-    6
-    """
-    if end >= len(numbers):
-        return len(numbers)
-    at = int(np.searchsorted(wholes[:, 0], numbers[end], side="right")) - 1
-    if at < 0 or not wholes[at, 0] < numbers[end] < wholes[at, 1] or wholes[at, 1] - wholes[at, 0] > most:
-        return end
-    return int(np.searchsorted(numbers, wholes[at, 1]))
 
 
 def _quiet() -> DataContext:

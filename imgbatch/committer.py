@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 from imgbatch.classify import Pages, received
 from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.ledger import Ledger
-from imgbatch.schema import RESULTS, carried_fields, with_carried
+from imgbatch.listing import Todo
+from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
+from imgbatch.shards import once
 from imgbatch.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -67,12 +69,17 @@ class Committer:
     ledger: Ledger
     run_id: str
     model: str
-    pending: Mask
-    """Which image numbers are to be done; set to False as their rows arrive."""
+    todo: Todo
     commit_s: float
     store_answers: Callable[[], bool] = lambda: True
     """Asks the input's store whether it lets us in at all, when many reads in a row are forbidden."""
     clock: Callable[[], float] = time.monotonic
+    room: int | None = None
+    """How many members of tars may come yet; None: all."""
+    of_tars: int = 0
+    """Rows of members of tars, which the listing did not know."""
+    passed_over: int = 0
+    """Members of tars that are no images."""
     labelled: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -84,6 +91,9 @@ class Committer:
     _pace: Pace = field(default_factory=Pace)
     _waiting: list[pa.Table] = field(default_factory=list)
     _rows_waiting: int = 0
+    _seen: int = 0
+    _touched: set[int] = field(default_factory=set)
+    """Tars of which the next commit tells how far they are read."""
     _committed: float = 0.0
     _failing: int = 0
 
@@ -101,18 +111,19 @@ class Committer:
         Raises:
             ImgbatchError: the block holds an error in place of rows, or the store is away.
         """
-        rows, notes = received(block)
+        rows, notes, read = received(block)
         for note in notes:
             self._note(note)
-        numbers = rows["index"].to_numpy()
-        fresh = self.pending[numbers]
-        self.pending[numbers] = False
-        if not fresh.all():
-            rows = rows.filter(pa.array(fresh))
+        if self.todo.shards:
+            of_tars = pc.is_valid(rows["offset"])
+            rows = pa.concat_tables([self._once(rows.filter(pc.invert(of_tars))), *self._of_tars(rows.filter(of_tars))])
+            self._close(read)
+        else:
+            rows = self._once(rows)
         if not len(rows):
             return
         self._pace.note(len(rows), self.clock())
-        self._waiting.append(rows.drop_columns(["index"]))
+        self._waiting.append(rows.drop_columns(["index", *PLACE_COLUMNS]))
         self._rows_waiting += len(rows)
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)
@@ -124,15 +135,17 @@ class Committer:
     def due(self) -> bool:
         """Whether it is time to commit."""
         late = self.clock() - self._committed >= self.commit_s
-        return self._rows_waiting >= _MOST_WAITING or (self._rows_waiting > 0 and late)
+        return self._rows_waiting >= _MOST_WAITING or (bool(self._rows_waiting or self._touched) and late)
 
     def commit(self) -> None:
         """Write what waits."""
-        if self._waiting:
-            rows = pa.concat_tables(self._waiting, promote_options="default")
-            self._waiting, self._rows_waiting = [], 0
+        if self._waiting or self._touched:
+            nothing = RESULTS.empty_table().drop_columns(["index", *PLACE_COLUMNS])
+            rows = pa.concat_tables(self._waiting or [nothing], promote_options="default")
+            told = {self.todo.shards[number].uri: self.todo.shards[number].entry() for number in sorted(self._touched)}
+            self._waiting, self._rows_waiting, self._touched = [], 0, set()
             started = self.clock()
-            self.ledger.commit(rows, self.run_id, self.model)
+            self.ledger.commit(rows, self.run_id, self.model, told)
             self.seconds["commit"] += self.clock() - started  # type: ignore[assignment]
         self._committed = self.clock()
 
@@ -154,7 +167,7 @@ class Committer:
         Raises:
             ClusterError: more than 200, and more than the share `lost` of all.
         """
-        left = int(np.count_nonzero(self.pending))
+        left = int(np.count_nonzero(self.todo.pending))
         if left > max(_MOST_KILLERS, lost * (left + self.arrived)):
             raise ClusterError(
                 f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
@@ -163,7 +176,7 @@ class Committer:
 
     def give_up(self, listing: Folder, tries: int) -> None:
         """Reject what never came: alone in its process, each of these images ended it that often."""
-        left = np.flatnonzero(self.pending)
+        left = np.flatnonzero(self.todo.pending)
         if len(left):
             listed = Pages(listing).rows(left)
             message = "the process that decoded it died, each time, with no other image in it"
@@ -174,6 +187,48 @@ class Committer:
                 if field.name not in columns:
                     columns[field.name] = pa.repeat(pa.scalar(given.get(field.name), field.type), len(left))
             self.take(pa.table(columns).select(schema.names).cast(schema))
+
+    def _once(self, rows: pa.Table) -> pa.Table:
+        """Return the rows of images that did not arrive before."""
+        numbers = rows["index"].to_numpy()
+        fresh = self.todo.pending[numbers]
+        self.todo.pending[numbers] = False
+        return rows if fresh.all() else rows.filter(pa.array(fresh))
+
+    def _of_tars(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield, tar by tar, the rows that go on where the last ones ended: listed, since only now they are known."""
+        numbers = rows["index"].to_numpy()
+        for number in np.unique(numbers).tolist():
+            shard = self.todo.shards[number]
+            admitted = shard.admit(rows.filter(pa.array(numbers == number)), self.room)
+            if len(admitted):
+                self._touched.add(number)
+                admitted = once(shard, admitted, self.ledger.visit)
+                self.of_tars += len(admitted)
+                self.room = None if self.room is None else self.room - len(admitted)
+                yield admitted
+
+    def _close(self, read: list[dict[str, Any]]) -> None:
+        for told in read:
+            shard = self.todo.shards[told["number"]]
+            if told["through"] == shard.through and self.todo.pending[told["number"]]:  # no row of it was lost
+                shard.closed = told["whole"]
+                self.todo.pending[told["number"]] = False
+                self._touched.add(told["number"])
+                self.passed_over += told["ignored"]
+
+    @property
+    def full(self) -> bool:
+        """Whether no more rows may come, since the run's limit is reached; the tars then stay as far as they are read."""
+        if self.room == 0:
+            for number in self.todo.shards:
+                self.todo.pending[number] = False
+        return self.room == 0 and not self.todo.pending.any()
+
+    def moved_on(self) -> bool:
+        """Return whether rows of tars came since this was asked last."""
+        before, self._seen = self._seen, self.of_tars
+        return self.of_tars > before
 
     def report(self) -> dict[str, Any]:
         """Return what the run's record says of the work so far."""

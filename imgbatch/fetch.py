@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.ahead import ahead, chained
-from imgbatch.config import FetchConfig, SourceConfig
+from imgbatch.ahead import ahead, chained, drawn
+from imgbatch.config import Config, FetchConfig, SourceConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
 from imgbatch.sources.parquet import ImageTable
+from imgbatch.sources.tars import End, Tar
 from imgbatch.storage import Meta, Stores
 
 _ASSUMED_BYTES = 1 << 20
 _GROUPS_AT_ONCE, _IMAGES_AHEAD = 2, 64
+_MEMBERS_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,39 @@ class Fetcher:
         except StoreError as error:
             return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), known, known)
         return _fetched(content, read, known)
+
+
+def members_of_tar(
+    stores: Stores, number: int, tar: dict[str, Any], config: Config, group: int, through: int
+) -> Iterator[tuple[dict[str, Any], Fetched]]:
+    """Yield (row, image) for the images of a tar behind the one at `through`, while the next ones are read.
+
+    A row holds `uri`, the place and the sidecars. At last comes a row `read`, whose refusal tells as JSON how it ended:
+    number, offset of the last row, whether nothing is left to read, and how many members were passed over.
+    """
+    meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
+    reader = Tar(stores, tar["uri"], meta, config.source.suffixes, config.fetch.max_bytes)
+    place = {"offset": through, "previous": through, "group": group}
+    refusal, whole, ignored = None, True, 0
+    try:
+        for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
+            if isinstance(found, End):
+                refusal, ignored = found.tear, found.ignored
+                break
+            place = {"offset": found.offset, "previous": place["offset"], "group": found.group}
+            size = None if isinstance(found.content, Refusal) else len(found.content)
+            known = Meta(size, meta.etag, meta.last_modified)
+            yield (
+                {"uri": f"{tar['uri']}#{found.name}", **place, **found.sidecars},
+                _fetched(found.content, known, known),
+            )
+    except StoreError as error:
+        refusal, whole = Refusal("fetch", error.reason, str(error)[:300], error.attempts), False
+    if refusal is not None:
+        place = {"offset": place["offset"] + 1, "previous": place["offset"], "group": place["group"]}
+        yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
+    told = {"number": number, "through": place["offset"], "whole": whole, "ignored": ignored}
+    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(told)), meta, meta)
 
 
 def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,20 @@ import pyarrow.compute as pc
 from imgbatch.errors import BooksError
 from imgbatch.parts import Footer, Log, require_same
 from imgbatch.schema import LABELS, REJECTS, carried_fields, with_carried
+from imgbatch.shards import (
+    DONE,
+    DUPLICATE,
+    LABELS_LOG,
+    NEW,
+    REJECTS_LOG,
+    STALE,
+    OpenShard,
+    Progress,
+    Shards,
+    members_of,
+)
 from imgbatch.storage import Folder
 from imgbatch.uris import Keys, UriIndex, hash_strings, uri_keys
-
-NEW, DONE, STALE, DUPLICATE = range(4)
-"""What `visit` says of a listed image: no row yet; a row that holds; a row that must be replaced; listed before."""
 
 _REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
 
@@ -77,6 +87,8 @@ class Ledger:
     stale: int = field(init=False, default=0)
     absorbed: UriIndex = field(init=False)
     """Images that another writer labelled or rejected while this run went on."""
+    shards: Shards = field(init=False)
+    """Tars whose members are not in `done`, unless they are still to be read."""
 
     def __post_init__(self) -> None:
         self.labels = Log(self.output.folder("labels"))
@@ -92,16 +104,17 @@ class Ledger:
         self.forget()
         for log in (self.labels, self.rejects):
             log.scan()
-        for number, table, _ in self._rows(self.labels, _VERSION_COLUMNS):
+        for number, table, footer in self._rows(self.labels, _VERSION_COLUMNS):
             pulse()
+            table = self.shards.take(LABELS_LOG, number, table, footer.shards)
             double = ~self._add(number, table, 0)
             if double.any():
                 raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
         surplus: dict[int, Keys] = {}
-        for number, table, _ in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
+        for number, table, footer in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
             pulse()
-            passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8) * np.uint8(_PASSING)
-            double = ~self._add(number, table, passing | np.uint8(_REJECT))
+            table = self.shards.take(REJECTS_LOG, number, table, footer.shards)
+            double = ~self._add(number, table, _rejected(table))
             if double.any():
                 surplus[number] = uri_keys(_one(table["uri"]))[double]
         self._drop_rejects_of_labelled(surplus)
@@ -125,29 +138,46 @@ class Ledger:
         self.stale += int(np.count_nonzero(status == STALE))
         return status
 
+    def visit_tar(self, uri: str, version: str, *, again: bool) -> OpenShard | Progress:
+        """Return how far a listed tar is read; an OpenShard if there is more to read, or all of it `again`."""
+        progress = self.shards.visit(uri, version)
+        if progress.closed and not again:
+            return progress
+        for name, number in self.shards.parts_of(uri):
+            columns = [*_VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
+            table, _ = (self.labels if name == LABELS_LOG else self.rejects).part(number, columns)
+            table = table.filter(members_of(table["uri"], uri))
+            self._add(number, table, _rejected(table) if name == REJECTS_LOG else 0)
+        return OpenShard.of(uri, version, progress)
+
     def kept(self) -> int:
         """Return how many rows belong to images that were not visited."""
-        return sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self.done.columns("state"))
+        alone = sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self.done.columns("state"))
+        return alone + sum(progress.rows for _, progress in self.shards.kept())
 
-    def commit(self, rows: pa.Table, run_id: str, model: str) -> int:
+    def commit(
+        self, rows: pa.Table, run_id: str, model: str, shards: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> int:
         """Write the rows into the two logs; return how many were written: not those that another writer was first with.
 
         Args:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
+            shards: how far tars are read with these rows.
         """
         keys = uri_keys(_one(rows["uri"]))
         if self.stale:
-            self._take_out(keys)
+            closed = [tar for tar, entry in (shards or {}).items() if "images" in entry]
+            self._take_out(np.concatenate([keys, uri_keys(pa.array(closed, pa.string()))]))
         rows = self._without_absorbed(rows, keys)
         rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
         rows = rows.append_column("model", pa.repeat(model, len(rows)))
-        footer = Footer(run_id, self.fingerprint)
+        footer = Footer(run_id, self.fingerprint, shards=shards or {})
         labelled = pc.is_null(rows["reason"])
         written = 0
-        for log, schema, mask in ((self.labels, LABELS, labelled), (self.rejects, REJECTS, pc.invert(labelled))):
+        for log, schema, mask in ((self.rejects, REJECTS, pc.invert(labelled)), (self.labels, LABELS, labelled)):
             whole = with_carried(schema, carried_fields(rows.schema))
             table = rows.filter(mask).select(whole.names).cast(whole)
-            if len(table):
+            if len(table) or (shards and log is self.labels):
                 written += log.append(table, footer, self._absorb)
         return written
 
@@ -172,10 +202,15 @@ class Ledger:
         """Let go of what is known of the rows; the books are read from the store, and want the memory."""
         self.done = UriIndex(size=np.int64, tag=np.uint64, part=np.int32, state=np.uint8)
         self.absorbed = UriIndex()
+        self.shards = Shards()
 
     def prune(self) -> int:
         """Take out the rows of all images that were not visited; return how many went."""
         gone = 0
+        for tar, progress in self.shards.kept():
+            for name, part in sorted(progress.parts):
+                log = self.labels if name == LABELS_LOG else self.rejects
+                gone += log.rewrite(part, partial(_without_members, tar))
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
             for number, keys in self._rows_where(_SEEN | _REJECT, kind).items():
                 gone += self._remove(log, number, keys)
@@ -239,6 +274,16 @@ class Ledger:
 
     def _without_absorbed(self, rows: pa.Table, keys: Keys) -> pa.Table:
         return rows.filter(pa.array(~self.absorbed.contains(keys))) if len(self.absorbed) else rows
+
+
+def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
+    """Return the states of rejects."""
+    passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8)
+    return passing * np.uint8(_PASSING) | np.uint8(_REJECT)
+
+
+def _without_members(tar: str, table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(members_of(table["uri"], tar)))
 
 
 def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.ledger import DONE, DUPLICATE, NEW, STALE, Ledger
-from imgbatch.schema import LISTING, carried_fields, with_carried
+from imgbatch.ledger import Ledger, Status
+from imgbatch.schema import LISTING, TAR, carried_fields, with_carried
+from imgbatch.shards import DONE, DUPLICATE, NEW, STALE, OpenShard, Progress, version_of
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 
@@ -25,6 +26,7 @@ PAGE_ROWS = 8_192
 
 Mask = npt.NDArray[np.bool_]
 Wholes = npt.NDArray[np.int64]
+Counted = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,20 @@ class Counts:
     bytes: int = 0
     """Of the images that are to be done, as far as their sizes are known."""
     ignored_example: str = ""
+    tars: int = 0
+    """Tars that are to be read: their images are counted as they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What a run has to do, by the numbers of its listing."""
+
+    pending: Mask
+    """The images, and tars, whose rows are to come; set to False as they do."""
+    wholes: Wholes
+    """(first, end) of what is read as a whole, such as a row group of a Parquet file; ascending, n×2."""
+    shards: dict[int, OpenShard]
+    """The tars among them."""
 
 
 @dataclass
@@ -69,6 +85,8 @@ class Listing:
     _buffered: int = 0
     _pages: int = 0
     _wholes: list[tuple[int, int]] = field(default_factory=list)
+    _entries: int = 0
+    _shards: dict[int, OpenShard] = field(default_factory=dict)
 
     def take(self, found: Iterable[Found]) -> None:
         """List everything, or up to the limit, and write the pages."""
@@ -76,13 +94,13 @@ class Listing:
             self.counts.ignored += each.ignored
             self.counts.ignored_example = self.counts.ignored_example or each.example
             batch = each.batch
-            first = self.counts.listed
+            first = self._entries
             while len(batch) and not self.full:
                 room = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)
                 self._take(batch.slice(0, room))
                 batch = batch.slice(room)
             if each.whole:
-                self._wholes.append((first, self.counts.listed))
+                self._wholes.append((first, self._entries))
             if self.full:
                 break
         while self._buffered:
@@ -93,13 +111,10 @@ class Listing:
         """Whether the limit is reached."""
         return self.limit is not None and self.counts.listed >= self.limit
 
-    def pending(self) -> Mask:
-        """Return a mask over all image numbers: those that are to be done."""
-        return np.concatenate(self._pending) if self._pending else np.zeros(0, bool)
-
-    def wholes(self) -> Wholes:
-        """Return (first, end) of the image numbers of each batch that is read as a whole, ascending; n×2."""
-        return np.array(self._wholes, np.int64).reshape(-1, 2)
+    def todo(self) -> Todo:
+        """Return what is to be done."""
+        pending = np.concatenate(self._pending) if self._pending else np.zeros(0, bool)
+        return Todo(pending, np.array(self._wholes, np.int64).reshape(-1, 2), self._shards)
 
     def _take(self, batch: pa.RecordBatch) -> None:
         keys = uri_keys(batch["uri"])
@@ -114,10 +129,12 @@ class Listing:
         batch, status = batch.filter(pa.array(status != DUPLICATE)), status[status != DUPLICATE]
         if not len(batch):
             return
+        images, done = self._images(batch, status)
         pending = status != DONE
         self._pending.append(pending)
-        self.counts.listed += len(batch)
-        self.counts.already_done += int(np.count_nonzero(~pending))
+        self._entries += len(batch)
+        self.counts.listed += int(images.sum())
+        self.counts.already_done += int(done.sum())
         self.counts.stale += int(np.count_nonzero(status == STALE))
         self.counts.bytes += pc.sum(batch["size"].filter(pa.array(pending))).as_py() or 0
         if self.folder is not None:
@@ -125,6 +142,26 @@ class Listing:
             self._buffered += len(batch)
             while self._buffered >= PAGE_ROWS:
                 self._write_page()
+
+    def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Counted, Counted]:
+        """Return how many images each row stands for, as far as that is known, and how many of them are done.
+
+        The status of a tar that is read to its end becomes DONE here; others become shards.
+        """
+        images = np.ones(len(batch), np.int64)
+        done = (status == DONE).astype(np.int64)
+        for at in np.flatnonzero(np.asarray(pc.fill_null(pc.equal(batch["container"], TAR), False))).tolist():
+            row = batch.slice(at, 1).to_pylist()[0]
+            version = version_of(row["etag"], row["last_modified"])
+            found = self.ledger.visit_tar(row["uri"], version, again=status[at] == STALE)
+            refused = int(status[at] == DONE)  # the tar itself has a reject, for good
+            images[at] = done[at] = found.rows + refused
+            if isinstance(found, Progress) or refused:
+                status[at] = DONE
+            else:
+                self._shards[self._entries + at] = found
+                self.counts.tars += 1
+        return images, done
 
     def _write_page(self) -> None:
         assert self.folder is not None

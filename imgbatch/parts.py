@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,8 @@ class Footer:
     """Drawn for each attempt to create a part: it tells our own retried PUT from another writer's."""
     seal: bool = False
     """An empty part that takes a number, so that a late PUT of a dead run cannot have it."""
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How far tars are read (see `shards`)."""
 
     def metadata(self) -> dict[str, str]:
         """Return the footer as key-value metadata."""
@@ -50,6 +52,7 @@ class Footer:
             "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
             "nonce": self.nonce,
             "seal": json.dumps(self.seal),
+            "shards": json.dumps(self.shards),
         }
 
 
@@ -99,6 +102,7 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
             fingerprint=fingerprint,
             nonce=metadata[b"nonce"].decode(),
             seal=json.loads(metadata[b"seal"]),
+            shards=json.loads(metadata[b"shards"]),
         )
     except (KeyError, ValueError) as error:
         raise OutputError(foreign) from error
@@ -120,8 +124,8 @@ def _leaves(schema: pa.Schema) -> list[str]:
         else:
             names.append(path)
 
-    for field in schema:
-        visit(field.name, field.type)
+    for each in schema:
+        visit(each.name, each.type)
     return names
 
 
@@ -167,15 +171,19 @@ class Log:
             for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
                 yield number, *decode(data, self.uri(number), columns)
 
+    def part(self, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
+        """Return the columns, or all, and the footer of one part."""
+        return decode(self.folder.read(_name(number)), self.uri(number), columns)
+
     def footer(self, number: int) -> Footer:
         """Return the footer of one part."""
-        return decode(self.folder.read(_name(number)), self.uri(number), [])[1]
+        return self.part(number, [])[1]
 
     def carried(self) -> pa.Schema:
         """Return the carried columns of the last part, as `scan` and `append` know it."""
         if not self.numbers:
             return pa.schema([])
-        table, _ = decode(self.folder.read(_name(self.numbers[-1])), self.uri(self.numbers[-1]))
+        table, _ = self.part(self.numbers[-1])
         return carried_fields(table.schema.remove_metadata())
 
     def append(self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]) -> int:
@@ -188,7 +196,7 @@ class Log:
         vanished = 0
         for _ in range(_MOST_CONFLICTS):
             number, nonce = self.next, uuid.uuid4().hex
-            signed = Footer(footer.run_id, footer.fingerprint, nonce, footer.seal)
+            signed = replace(footer, nonce=nonce)
             try:
                 self.folder.create(_name(number), encode(table, signed.metadata()))
                 written = True
@@ -207,7 +215,7 @@ class Log:
                 return len(table)
             require_same(their_footer.fingerprint, footer.fingerprint, self.uri(number))
             table = absorb(table, theirs)
-            if not len(table) and not footer.seal:
+            if not len(table) and not footer.seal and not footer.shards:
                 return 0
         raise OutputError(f"{self.folder.uri}: {_MOST_CONFLICTS} numbers in a row were taken by another writer")
 

@@ -51,12 +51,14 @@ class Rate:
         return (last - first) / (end - start) if end > start else 0.0
 
 
-def line(done: int, total: int, rejected: int, rate: float) -> str:
-    """Return the progress line.
+def line(done: int, total: int | None, rejected: int, rate: float) -> str:
+    """Return the progress line; the total is not known where tars are to be read.
 
     >>> line(1500, 4000, 2, 100.0)
     '1,500/4,000 images (37 %), 100/s, 2 rejects, 0:00:25 left'
     """
+    if total is None:
+        return f"{done:,} images, {rate:,.0f}/s, {rejected:,} reject{'s' * (rejected != 1)}"
     share = 100 * done // total if total else 100
     left = f"{_clock((total - done) / rate)} left" if rate else "time left not known yet"
     return f"{done:,}/{total:,} images ({share} %), {rate:,.0f}/s, {rejected:,} reject{'s' * (rejected != 1)}, {left}"
@@ -71,7 +73,7 @@ def _clock(seconds: float) -> str:
 class LogProgress:
     """A log line each 10 s."""
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._clock, self._rate, self._said = total, clock, Rate(clock), clock()
 
     def update(self, done: int, rejected: int) -> None:
@@ -89,7 +91,7 @@ class LogProgress:
 class TerminalProgress:
     """A bar that moves."""
 
-    def __init__(self, total: int, stream: TextIO) -> None:
+    def __init__(self, total: int | None, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
@@ -110,6 +112,6 @@ class TerminalProgress:
         self._bar.stop()
 
 
-def progress(total: int, stream: TextIO = sys.stderr) -> Progress:
+def progress(total: int | None, stream: TextIO = sys.stderr) -> Progress:
     """Return what fits the stream."""
     return TerminalProgress(total, stream) if stream.isatty() else LogProgress(total)

@@ -28,9 +28,10 @@ INDEX = pa.field("index", pa.int64(), nullable=False)
 """The image's number in the listing of this run; it never leaves the run."""
 
 LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
-"""What a source finds. `container`: PARQUET for a row of such a file, null for an object of its own."""
+"""What a source finds. `container`: PARQUET for a row of such a file, TAR for a tar in place of its members, whose names
+only reading it tells; null for an object of its own."""
 
-PARQUET = "parquet"
+PARQUET, TAR = "parquet", "tar"
 
 CANDIDATE = pa.struct([("label", pa.string()), ("label_id", pa.int32()), ("score", pa.float32())])
 LEVEL = pa.struct([("level", pa.string()), ("label", pa.string()), ("score", pa.float32())])
@@ -58,8 +59,13 @@ _REFUSAL = [
 LABELS = pa.schema([URI, *_ANSWER, *_OBJECT, *_RUN])
 REJECTS = pa.schema([URI, *_REFUSAL, *_OBJECT, *_RUN])
 
-RESULTS = pa.schema([INDEX, URI, *_ANSWER, *_REFUSAL, *_OBJECT])
+_PLACE = [pa.field("offset", pa.int64()), pa.field("previous", pa.int64()), pa.field("group", pa.int64())]
+"""Of a member of a tar: where it begins, where the one before it does, and where a reader that comes again may start."""
+
+RESULTS = pa.schema([INDEX, URI, *_ANSWER, *_REFUSAL, *_OBJECT, *_PLACE])
 """What travels from the actors to the driver: a row an image, `reason` null where it has a label."""
+
+PLACE_COLUMNS = [field.name for field in _PLACE]
 
 ANSWER_COLUMNS = [field.name for field in _ANSWER]
 REFUSAL_COLUMNS = [field.name for field in _REFUSAL]

@@ -30,13 +30,13 @@ from imgbatch.errors import (
 )
 from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Found, Listing, Wholes
+from imgbatch.listing import Counts, Found, Listing, Todo
 from imgbatch.models import Model
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
 
 if TYPE_CHECKING:
-    from imgbatch.committer import Committer, Mask
+    from imgbatch.committer import Committer
 
 log = logging.getLogger("imgbatch")
 
@@ -112,10 +112,12 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     """Say what a run would do."""
     job.ledger.read_only = True
     listing = list_images(job, None, stop.check)
-    counts, todo = listing.counts, int(listing.pending().sum())
+    counts, work = listing.counts, listing.todo()
+    todo = int(work.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(
-        f"would classify {todo:,} of {counts.listed:,} images ({size}) with {job.model.reference} into {job.output.uri}: "
+        f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
+        f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
         f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
     )
@@ -170,15 +172,15 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         record.beat()
 
     listing = list_images(job, record.folder.folder("listing"), pulse)
-    listed, pending, wholes = listing.counts, listing.pending(), listing.wholes()
+    listed, todo = listing.counts, listing.todo()
     del listing  # and with it 16 bytes an image
     cli.release_memory()
     success = runs.read_success(job.output)
-    if pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
+    if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         job.output.delete("_SUCCESS")
         success = None
-    if pending.any():
-        label(job, record, listed, pending, wholes, stop, pulse)
+    if todo.pending.any():
+        label(job, record, listed, todo, stop, pulse)
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
@@ -220,28 +222,22 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
         *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
     )
-    if not counts.listed and not job.config.source.allow_empty:
+    if not counts.listed and not counts.tars and not job.config.source.allow_empty:
         named = ", ".join(source.uri for source in job.sources)
         example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
         raise InputError(
             f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
-            'image suffix or none (source.suffixes="*" takes all; archives are not read by this version); '
+            'image suffix or none (source.suffixes="*" takes all; of archives only tars are read); '
             "source.allow_empty=true makes an empty input a success"
         )
     return listing
 
 
 def label(
-    job: Job,
-    record: runs.Record,
-    counts: Counts,
-    pending: Mask,
-    wholes: Wholes,
-    stop: StopRequest,
-    pulse: Callable[[], None],
+    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
-    from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
+    from imgbatch import cluster, units  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
     from imgbatch.committer import Committer
 
@@ -251,14 +247,15 @@ def label(
         job.ledger,
         record.id,
         job.model.reference,
-        pending,
+        todo,
         job.config.run.commit_s,
         lambda: sources.answer(job.sources),
+        room=None if job.config.limit is None else job.config.limit - counts.listed,
     )
-    shown = progress.progress(int(pending.sum()))
+    shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
 
-    def receive(plan: cluster.Plan, round: cluster.Round) -> None:
-        for block in ticking(cluster.label_images(work, plan, pending, wholes, round), job.config.cluster.stall_s):
+    def receive(plan: cluster.Plan, round: units.Round) -> None:
+        for block in ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s):
             stop.check()
             if block is not None:
                 committer.take(block)
@@ -268,19 +265,27 @@ def label(
                 judge_on_the_way(job, counts, committer)
             shown.update(committer.arrived, committer.rejected)
             record.beat(counts=counts_on_the_way(counts, committer))
+            if committer.full:
+                break
 
     try:
         with stop.beside_ray(), cluster.connected(), committer, closing(shown):
             stop.install().check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job, plan.nodes)
-            for round in cluster.ROUNDS:
-                if pending.any():
+            if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
+                plan = replace(plan, actors=1, min_actors=1, max_actors=1)
+            for round in units.ROUNDS:
+                if todo.pending.any():
                     receive(plan, round)
                     committer.blame_the_cluster(plan.nodes, round.lost)
+            while todo.shards and todo.pending.any() and committer.moved_on():
+                receive(plan, units.ROUNDS[-1])
             committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
+        counts.listed += committer.of_tars
+        counts.ignored += committer.passed_over
 
 
 def seal(job: Job, record: runs.Record, success: dict[str, Any] | None) -> str:
@@ -302,7 +307,7 @@ def count(
         BooksError: an image is missing or double.
         BudgetError: too many have no label.
     """
-    totals = books.audit(job.output, record.folder.folder("listing"), pulse)
+    totals = books.audit(job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None)
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,
@@ -336,11 +341,11 @@ def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
 def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
     """Return the counts as far as they are known while the run goes on."""
     return {
-        "listed": listed.listed,
+        "listed": listed.listed + committer.of_tars,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
         "already_done": listed.already_done,
-        "ignored": listed.ignored,
+        "ignored": listed.ignored + committer.passed_over,
         "duplicates": listed.duplicates,
     }
 

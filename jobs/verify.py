@@ -35,7 +35,8 @@ def verify(flags: Any) -> int:
         raise InputError(f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way")
     if "run_id" not in success or not isinstance(said := success.get("counts"), dict):
         raise BooksError(f"{output.at('_SUCCESS')} is damaged: run classify.py again, it will do no work twice")
-    found = books.audit(output, output.folder(f"runs/{success['run_id']}/listing"))
+    listing = output.folder(f"runs/{success['run_id']}/listing")
+    found = books.audit(output, listing, limited=success.get("limit") is not None)
     found.require_balance()
     counted = {"listed": found.listed, "labelled": found.labelled, "rejected": found.rejected, "kept": found.kept}
     wrong = [

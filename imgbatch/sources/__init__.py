@@ -14,14 +14,15 @@ from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.listing import Found, conform
-from imgbatch.sources import objects
+from imgbatch.sources import objects, tars
 from imgbatch.sources.manifest import SUFFIXES, Manifest
+from imgbatch.sources.names import numbered
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores, absolute
 from imgbatch.storage.faults import guarded
 
 _INPUTS_AT_ONCE = 4
-_CONTAINERS = (".tar", ".tar.gz", ".tgz", ".zip")
+_UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,14 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
         raise InputError("nothing to classify: give --input a prefix, folder, glob, object or manifest")
     if not all(uri.strip() for uri in inputs):
         raise InputError("--input is empty, which would be the working directory: write --input . if that is meant")
-    return [_recognise(stores, absolute(uri), config) for uri in inputs]
+    found = []
+    for uri in inputs:
+        for each in numbered(uri):
+            source = _recognise(stores, absolute(each), config)
+            if each != uri and source.kind == "folder" and not objects.is_folder(stores, source.uri):
+                raise InputError(f"{source.uri}, one of {uri}, is not there")
+            found.append(source)
+    return found
 
 
 def carried_by(sources: Sequence[Source]) -> pa.Schema:
@@ -125,8 +133,12 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri)
         return Source(uri, "manifest", manifest.found, manifest.carried)
-    if lower.endswith(_CONTAINERS):
-        raise InputError(f"{uri}: archives are not read by this version; give the images as objects or in a manifest")
+    if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
+        return Source(uri, "tar", lambda: tars.listed(uri, meta), tars.CARRIED_FIELDS)
+    if lower.endswith(_UNREAD):
+        raise InputError(
+            f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"
+        )
     return Source(uri, "object", lambda: objects.single(uri, meta))
 
 

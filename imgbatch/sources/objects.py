@@ -1,4 +1,4 @@
-"""Images that are objects: below a folder, matching a glob, or a single one; and the Parquet files among them."""
+"""Images that are objects: below a folder, matching a glob, or a single one; and the Parquet files and tars among them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,21 @@ import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from imgbatch.ahead import chained
-from imgbatch.config import IMAGE_SUFFIXES, SourceConfig
+from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.listing import Found
-from imgbatch.schema import LISTING
+from imgbatch.schema import LISTING, TAR
+from imgbatch.sources import tars
+from imgbatch.sources.names import NOTHING, candidate_pattern
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
 
 _TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
-_NOTHING = r"[^\s\S]"
+_TAR = r"(?i)(^|/)[^./][^/]*\.(tar|tar\.gz|tgz)$"
 
 MAGIC = re.compile(r"[*?\[]")
-
-
-def candidate_pattern(suffixes: str) -> str | None:
-    """Return the pattern of a candidate's base name, None if every name is one.
-
-    >>> pattern = candidate_pattern("images")
-    >>> [bool(re.search(pattern, name)) for name in ("a/b.JPG", "a/b", "a/.b.jpg", "a/b.txt", "a.d/b", "a/_b.png")]
-    [True, True, False, False, True, True]
-    """
-    if suffixes == "*":
-        return None
-    named = [part.strip(" .") for part in suffixes.split(",")]
-    known = IMAGE_SUFFIXES if suffixes == "images" else [part for part in named if part]
-    bare = r"[^./\n][^./]*" if suffixes == "images" else _NOTHING
-    return rf"(?i)(^|/)({bare}|[^./][^/]*\.({'|'.join(map(re.escape, known))}))$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +92,28 @@ class Objects:
     config: SourceConfig
 
     def found(self) -> Iterator[Found]:
-        """Yield them, and the rows of those that are Parquet files of images."""
+        """Yield them, the tars, and the rows of the Parquet files of images."""
         for objects in self._meant():
-            is_table = self._are_tables(objects)
-            yield self._candidates(objects.filter(pc.invert(is_table)))
+            is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
+            yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+            shards = objects.filter(is_tar)
+            yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
             rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
     def carried(self) -> pa.Schema:
-        """Return the columns that travel along: those of the first Parquet file of images among the first objects."""
+        """Return the columns that travel along: those of the first Parquet file of images among the first objects, and
+        those of tars, if there is one among them."""
+        carried = pa.schema([])
         for objects in islice(self._meant(), 1):
-            for table in self._tables(objects.filter(self._are_tables(objects))):
+            for table in self._tables(objects.filter(self._are(objects, _TABLE, "parquet"))):
                 with suppress(StoreError, InputError):
                     if table.column is not None:
-                        return table.carried
-        return pa.schema([])
+                        carried = table.carried
+                        break
+            if pc.any(self._are(objects, _TAR, "tar")).as_py():
+                carried = pa.unify_schemas([carried, tars.CARRIED_FIELDS], promote_options="permissive")
+        return carried
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
         """Yield LISTING batches."""
@@ -136,16 +130,16 @@ class Objects:
             yield pa.record_batch(columns, schema=LISTING)
 
     def _candidates(self, objects: pa.RecordBatch) -> Found:
-        only_tables = self.config.format == "parquet"
-        pattern = _NOTHING if only_tables else candidate_pattern(self.config.suffixes) or ""
+        only_containers = self.config.format in ("parquet", "tar")
+        pattern = NOTHING if only_containers else candidate_pattern(self.config.suffixes) or ""
         chosen = pc.match_substring_regex(objects["uri"], pattern=pattern)
         passed_over = objects["uri"].filter(pc.invert(chosen))
         example = passed_over[0].as_py() if len(passed_over) else ""
         return Found(objects.filter(chosen), ignored=len(passed_over), example=example)
 
-    def _are_tables(self, objects: pa.RecordBatch) -> pa.Array:
-        pattern = _NOTHING if self.config.format == "objects" else _TABLE
-        return pc.match_substring_regex(objects["uri"], pattern=pattern)
+    def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
+        wanted = self.config.format in ("auto", kind)
+        return pc.match_substring_regex(objects["uri"], pattern=pattern if wanted else NOTHING)
 
     def _tables(self, objects: pa.RecordBatch) -> Iterator[ImageTable]:
         for row in objects.to_pylist():

@@ -5,7 +5,6 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from imgbatch.storage import s3
 from imgbatch.storage.backoff import backoff
 from imgbatch.storage.base import Meta, Store
 from imgbatch.storage.faults import guarded
+from imgbatch.storage.files import Ranges, Stream
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.other import Other
 
@@ -142,6 +142,10 @@ class Stores:
         """Return an object of a known size as a file, of which only what is read is fetched: one request a read."""
         return Ranges(self, uri, meta)  # type: ignore[return-value]
 
+    def stream(self, uri: str, meta: Meta, start: int = 0) -> Stream:
+        """Return an object of a known size, to be read forward from a position on, in one request."""
+        return Stream(self, uri, meta, start, self._config.retries)
+
     def call(self, operation: str, uri: str, action: Callable[[Store, str], T]) -> T:
         """Run `action(store, path)`, again after passing failures, with exponential back-off and full jitter.
 
@@ -180,41 +184,6 @@ class Stores:
             return Other(protocol, options)
         except (ValueError, ImportError, TypeError) as error:
             raise ConfigError(f"{protocol}://: {error}; see storage.options") from error
-
-
-class Ranges(io.RawIOBase):
-    """An object as a file. Reads raise what `Stores.call` does."""
-
-    def __init__(self, stores: Stores, uri: str, meta: Meta) -> None:
-        assert meta.size is not None
-        self._stores, self._uri, self._etag, self._size, self._at = stores, uri, meta.etag, meta.size, 0
-
-    def readable(self) -> bool:
-        """Return that it is."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return that it is."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, for no request."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes, fewer than asked for only at the end."""
-        start = self._at
-        end = self._size if size is None or size < 0 else min(self._size, start + size)
-        if end <= start:
-            return b""
-        data = self._stores.call("read", self._uri, lambda store, path: store.read_range(path, start, end, self._etag))
-        self._at += len(data)
-        return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ class Store(Protocol):
         """Return the bytes from `start` up to `end`; Conflict if the object is not the version with this ETag any more,
         where the store can tell."""
 
+    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        """Yield an object's bytes from `start` on, in one request; Conflict as for `read_range`."""
+
     def head(self, path: str) -> Meta:
         """Return what is known of an object without reading it."""
 

@@ -23,6 +23,7 @@ from imgbatch.storage.base import FOUND, Meta
 
 _BATCH = 10_000
 _LOCK_S = 30.0
+_STREAMED = 1 << 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,6 +48,13 @@ class LocalStore:
         """Return some bytes of the file; files have no ETags."""
         with open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), end - start, start)
+
+    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        """Yield the bytes of the file from a position on."""
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            while data := file.read(_STREAMED):
+                yield data
 
     def open(self, path: str) -> BinaryIO:
         """Return the file, to be read as a stream."""

@@ -14,6 +14,8 @@ import pyarrow as pa
 from imgbatch.errors import NotFound, TooLarge
 from imgbatch.storage.base import FOUND, Meta, unquoted
 
+_STREAMED = 1 << 20
+
 
 class Other:
     """One fsspec file system; listed folder by folder, so that memory does not grow with the store."""
@@ -35,6 +37,13 @@ class Other:
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
         """Return some bytes of an object; fsspec has no condition for it."""
         return bytes(self._fs.cat_file(path, start=start, end=end))
+
+    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        """Yield the bytes of an object from a position on, in the requests that fsspec makes of it."""
+        with self._fs.open(path, "rb") as file:
+            file.seek(start)
+            while data := file.read(_STREAMED):
+                yield data
 
     def open(self, path: str) -> BinaryIO:
         """Return the object, to be read as a stream."""

@@ -32,6 +32,7 @@ _OPTIONS = {
     "SSEKMSKeyId": "sse_kms_key_id",
 }
 _BOTO_ONLY = {"profile"}
+_STREAMED = 1 << 20
 
 # What the environment of the driver tells; see `settings`.
 ENVIRONMENT = {
@@ -156,6 +157,12 @@ class S3:
         """Return some bytes of an object that still has this ETag (If-Match)."""
         options: Any = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
         return obstore.get(self._store, _exact(path), options=options).bytes().to_bytes()
+
+    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        """Yield the bytes of an object that still has this ETag (If-Match), from a position on."""
+        options: Any = {"range": {"offset": start}} | ({"if_match": f'"{etag}"'} if etag else {})
+        for data in obstore.get(self._store, _exact(path), options=options).stream(min_chunk_size=_STREAMED):
+            yield bytes(data)
 
     def head(self, path: str) -> Meta:
         """Return what is known of an object."""

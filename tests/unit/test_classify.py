@@ -146,7 +146,7 @@ def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[byte
 
 def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
     (block,) = LabelImages(work(pictures(1)), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
-    rows, (note,) = received(block)
+    rows, (note,), _ = received(block)
     assert len(rows) == 1
     assert note["batch_size"] == BATCH and {"fetch_and_decode_s", "classify_s"} <= note.keys()
     assert json.dumps(note)

@@ -15,7 +15,7 @@ import pytest
 from imgbatch.committer import STORE_IS_AWAY, Committer
 from imgbatch.config import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
-from imgbatch.listing import page_name
+from imgbatch.listing import Todo, page_name
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage import Folder, Stores
 
@@ -28,7 +28,7 @@ class Memory:
         self.tables: list[pa.Table] = []
         self.fails = False
 
-    def commit(self, rows: pa.Table, run_id: str, model: str) -> int:
+    def commit(self, rows: pa.Table, run_id: str, model: str, shards: Any = None) -> int:
         if self.fails:
             raise StoreError("the disk is full")
         self.commits.append(rows["uri"].to_pylist())
@@ -39,7 +39,8 @@ class Memory:
 def committer(count: int = 100, ledger: Memory | None = None, **more: Any) -> Committer:
     """Return a committer for that many pending images, with a clock that stands still."""
     more = {"commit_s": 10.0, "clock": lambda: 0.0, **more}
-    return Committer(ledger or Memory(), "run", "model", np.ones(count, bool), **more)  # type: ignore[arg-type]
+    todo = Todo(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
+    return Committer(ledger or Memory(), "run", "model", todo, **more)  # type: ignore[arg-type]
 
 
 def block(*numbers: int, **columns: Any) -> pa.Table:
@@ -63,13 +64,13 @@ def test_a_second_arrival_is_dropped() -> None:
         taken.take(block(2, 5))
         assert (taken.labelled, taken.rejected, taken.arrived) == (5, 0, 5)
     assert ledger.commits == [["u1", "u2", "u3", "u4"], ["u5"]]
-    assert np.flatnonzero(taken.pending).tolist() == [0, 6, 7, 8, 9]
+    assert np.flatnonzero(taken.todo.pending).tolist() == [0, 6, 7, 8, 9]
 
 
 def test_what_is_not_pending_is_not_taken() -> None:
     ledger = Memory()
     taken = committer(3, ledger)
-    taken.pending[1] = False
+    taken.todo.pending[1] = False
     with taken:
         taken.take(block(0, 1, 2))
     assert ledger.commits == [["u0", "u2"]]
@@ -172,7 +173,7 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
     assert found["u3"]["size"] == 3 and found["u3"]["passing"] is False
     assert found["u3"].items() >= carried.items()
-    assert (taken.labelled, taken.rejected) == (2, 2) and not taken.pending.any()
+    assert (taken.labelled, taken.rejected) == (2, 2) and not taken.todo.pending.any()
     taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
 
 

@@ -55,7 +55,7 @@ def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
     assert [len(read_page(folder, number)) for number in range(3)] == [PAGE_ROWS, PAGE_ROWS, 7]
     assert folder.names() == [page_name(number) for number in range(3)]
     assert uris(output) == everything
-    assert len(taken.pending()) == taken.counts.listed == len(everything)
+    assert len(taken.todo().pending) == taken.counts.listed == len(everything)
     assert taken.counts.bytes == 5 * len(everything)
 
 
@@ -72,7 +72,7 @@ def test_what_is_listed_twice_is_listed_once_and_counted(output: Folder) -> None
         [Found(batch("a", "a", "done", "again")), Found(batch("b", "a", "done", "done", "again")), Found(batch("b"))]
     )
     assert uris(output) == ["a", "done", "again", "b"]
-    assert taken.pending().tolist() == [True, False, True, True]
+    assert taken.todo().pending.tolist() == [True, False, True, True]
     counts = taken.counts
     assert (counts.listed, counts.duplicates, counts.already_done, counts.stale) == (4, 6, 1, 1)
 
@@ -83,7 +83,7 @@ def test_only_what_has_no_row_or_changed_or_may_pass_is_pending(output: Folder) 
     labelled(output, "passing", reason="timeout", passing=True)
     taken = listing(output)
     taken.take([Found(batch("done", "permanent", "passing", "new")), Found(batch("changed", size=6))])
-    assert dict(zip(uris(output), taken.pending().tolist(), strict=True)) == {
+    assert dict(zip(uris(output), taken.todo().pending.tolist(), strict=True)) == {
         "done": False, "permanent": False, "passing": True, "new": True, "changed": True,
     }  # fmt: skip
     assert taken.ledger.kept() == 1
@@ -121,8 +121,8 @@ def test_what_is_ignored_is_counted(output: Folder) -> None:
 def test_an_empty_listing_has_no_page_and_nothing_pending(output: Folder) -> None:
     taken = listing(output)
     taken.take([])
-    assert (taken.counts.listed, taken.pending().tolist(), uris(output)) == (0, [], [])
-    assert taken.pending().dtype == np.bool_
+    assert (taken.counts.listed, taken.todo().pending.tolist(), uris(output)) == (0, [], [])
+    assert taken.todo().pending.dtype == np.bool_
 
 
 def test_a_dry_listing_writes_nothing(output: Folder) -> None:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch import cluster
+from imgbatch import units
 from imgbatch.config import FetchConfig, SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.fetch import Fetched, Fetcher
-from imgbatch.listing import Found
+from imgbatch.listing import Found, Todo
 from imgbatch.rejects import Refusal
 from imgbatch.sources import Source, carried_by, everything, parquet, recognise
 from imgbatch.sources.parquet import image_column
@@ -253,9 +253,9 @@ def test_row_groups_are_not_torn_apart_by_the_units_of_work() -> None:
     pending = np.ones(10_000, bool)
     pending[5_000:5_003] = False
     wholes = np.array([[start, start + 1000] for start in range(2_000, 10_000, 1000)])
-    units = [unit["index"].to_numpy() for unit in cluster._units(pending, wholes, cluster.ROUNDS[0], actors=2)]
-    assert np.array_equal(np.concatenate(units), np.flatnonzero(pending))
+    cut = [unit["index"].to_numpy() for unit in units.units(Todo(pending, wholes, {}), units.ROUNDS[0], actors=2)]
+    assert np.array_equal(np.concatenate(cut), np.flatnonzero(pending))
     for start, end in wholes.tolist():
-        holders = [unit for unit in units if ((unit >= start) & (unit < end)).any()]
+        holders = [unit for unit in cut if ((unit >= start) & (unit < end)).any()]
         assert len(holders) == 1, (start, end)
-    assert len(units[0]) == 32  # before them, the first rows come soon
+    assert len(cut[0]) == 32  # before them, the first rows come soon

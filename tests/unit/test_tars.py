@@ -1,0 +1,500 @@
+"""Images that are members of tars: read as a stream, gone on with where a run ended, each in one row."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from imgbatch import books, units
+from imgbatch.classify import LabelImages, Work
+from imgbatch.committer import Committer
+from imgbatch.config import Config, FetchConfig, SourceConfig, StorageConfig
+from imgbatch.errors import BooksError, Conflict, StoreError, Unreachable
+from imgbatch.ledger import Ledger
+from imgbatch.listing import Counts, Listing
+from imgbatch.models import Model
+from imgbatch.parts import Log
+from imgbatch.preprocess import Preprocess
+from imgbatch.rejects import Refusal
+from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.sources.tars import End, Member, Tar
+from imgbatch.storage import Folder, Meta, Stores
+from imgbatch.storage.local import LocalStore
+from tests.unit.pictures import encode
+from tests.unit.test_classify import MeanColour
+
+COLOURS = ("red", "green", "blue")
+Entry = tuple[str, bytes] | tarfile.TarInfo
+
+
+def packed(*entries: Entry, **options: Any) -> bytes:
+    """Return a tar of (name, content) pairs and of headers without content."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", **options) as tar:
+        for entry in entries:
+            if isinstance(entry, tarfile.TarInfo):
+                tar.addfile(entry)
+            else:
+                info = tarfile.TarInfo(entry[0])
+                info.size = len(entry[1])
+                tar.addfile(info, io.BytesIO(entry[1]))
+    return sink.getvalue()
+
+
+def picture(number: int) -> bytes:
+    """Return a picture whose label is COLOURS[number % 3]."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[..., number % 3] = 255
+    return encode(pixels, "PNG")
+
+
+def pictures(first: int, count: int) -> list[Entry]:
+    return [(f"{number:04d}.png", picture(number)) for number in range(first, first + count)]
+
+
+def read(place: Path, data: bytes, *, name: str = "a.tar", group: int = 0, through: int = -1, **more: Any) -> list[Any]:
+    """Return what a tar of these bytes gives."""
+    (place / name).write_bytes(data)
+    tar = Tar(
+        Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
+    )
+    return list(tar.members(group, through))
+
+
+def whole(found: list[Any]) -> tuple[list[Member], End]:
+    members, (end,) = found[:-1], found[-1:]
+    assert isinstance(end, End) and all(isinstance(member, Member) for member in members)
+    return members, end
+
+
+SHARD: list[Entry] = [
+    ("000.cls", b"7\n"), ("000.jpg", b"zero"), ("000.json", b'{"a": 1}'), ("README.md", b"no image"),
+    ("b/001.left.jpg", b"left"), ("b/001.right.jpg", b"right"), ("b/001.txt", "grün".encode()), ("002.png", b"two"),
+    (".hidden.jpg", b"x"), ("nosuffix", b"bare"), ("x" * 200 + ".jpg", b"long"),
+]  # fmt: skip
+
+
+def test_members_with_what_lies_beside_them(tmp_path: Path) -> None:
+    members, end = whole(read(tmp_path, packed(*SHARD)))
+    assert [(member.name, member.content, dict(member.sidecars)) for member in members] == [
+        ("000.jpg", b"zero", {"input_cls": "7", "input_json": '{"a": 1}'}),
+        ("b/001.left.jpg", b"left", {"input_txt": "grün"}),
+        ("b/001.right.jpg", b"right", {"input_txt": "grün"}),
+        ("002.png", b"two", {}),
+        ("nosuffix", b"bare", {}),
+        ("x" * 200 + ".jpg", b"long", {}),
+    ]
+    assert (end.ignored, end.tear) == (2, None)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: str) -> None:
+    entries = SHARD if format != tarfile.USTAR_FORMAT else SHARD[:-1]
+    data = packed(*entries, format=format)
+    data = gzip.compress(data) if name.endswith("gz") else data
+    members, end = whole(read(tmp_path, data, name=name))
+    for at, member in enumerate(members):
+        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        assert rest == members[at + 1 :]
+        assert (again.offset, again.tear) == (end.offset, None)
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+    def header(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        return info
+
+    data = packed(
+        header("folder.jpg", tarfile.DIRTYPE), header("soft.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        header("hard.jpg", tarfile.LNKTYPE, "a.jpg"), header("pipe.jpg", tarfile.FIFOTYPE), ("large.jpg", b"x" * 100),
+        ("../../up.jpg", b"up"), ("/etc/abs.jpg", b"abs"),
+    )  # fmt: skip
+    members, end = whole(read(tmp_path, data, most=50))
+    assert [(member.name, member.content.reason if isinstance(member.content, Refusal) else member.content)
+            for member in members] == [
+        ("soft.jpg", "unsupported"), ("hard.jpg", "unsupported"), ("pipe.jpg", "unsupported"), ("large.jpg", "too_large"),
+        ("../../up.jpg", b"up"), ("/etc/abs.jpg", b"abs"),
+    ]  # fmt: skip
+    assert end.tear is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is ever unpacked
+
+
+def test_a_size_that_lies_is_a_tear(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = 1 << 50
+    data = packed(("a.jpg", b"a"))[:1024] + info.tobuf(tarfile.GNU_FORMAT) + b"x" * 512
+    members, end = whole(read(tmp_path, data))
+    assert [member.name for member in members] == ["a.jpg", "huge.jpg"]
+    assert isinstance(members[1].content, Refusal) and members[1].content.reason == "too_large"
+    assert end.tear is not None
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_torn_tar_gives_the_members_before_the_tear(tmp_path: Path, name: str) -> None:
+    entries = [(f"{number}.jpg", bytes([number]) * 700) for number in range(4)]
+    data = packed(*entries)
+    data = data if name == "a.tar" else gzip.compress(data)
+    for cut in range(0, len(data) - 1, 97):
+        members, end = whole(read(tmp_path, data[:cut], name=name))
+        expected = [(name, content) for name, content in entries if isinstance(content, bytes)][: len(members)]
+        assert [(member.name, member.content) for member in members] == expected
+        told = cut < 4 * 1536 + 512 if name == "a.tar" else True  # behind the first block of zeros nothing is missed
+        assert (end.tear is not None) == told, cut
+        assert end.tear is None or end.tear.reason in ("truncated", "corrupt")
+        assert name != "a.tar" or len(members) >= min(4, cut // 1536)
+
+
+def test_a_damaged_header_is_a_tear_and_not_the_end(tmp_path: Path) -> None:
+    data = bytearray(packed(*((f"{number}.jpg", b"x") for number in range(4))))
+    data[2048 : 2048 + 100] = b"\xff" * 100
+    members, end = whole(read(tmp_path, bytes(data)))
+    assert [member.name for member in members] == ["0.jpg", "1.jpg"]
+    assert end.tear is not None and end.tear.reason == "corrupt"
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar", b"\x1f\x8b no gzip", np.random.default_rng(0).bytes(5000)])
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_what_is_no_tar_at_all_is_one_reject(tmp_path: Path, data: bytes, name: str) -> None:
+    members, end = whole(read(tmp_path, data, name=name))
+    assert members == [] and end.tear is not None
+
+
+def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    data = packed(("a\udcff.jpg", b"1"), ("a\udcfe.jpg", b"2"), format=tarfile.GNU_FORMAT)
+    members, _ = whole(read(tmp_path, data))
+    assert len({member.name for member in members}) == 2
+    assert pa.array([member.name for member in members]).to_pylist() == [member.name for member in members]
+
+
+# Through listing, worker, committer and ledger
+
+
+class Run:
+    """One run after the other over the same tars, in this process: all of the job but Ray."""
+
+    def __init__(self, place: Path) -> None:
+        self.stores = Stores(StorageConfig(retries=0), {})
+        self.input, self.output = place / "in", Folder(self.stores, str(place / "out"))
+        self.input.mkdir(parents=True)
+        self.number = 0
+        self.decoded = 0
+        self.counts = Counts()
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.input / name).write_bytes(data)
+
+    def __call__(
+        self,
+        tamper: Callable[[Iterator[pa.Table]], Iterable[pa.Table]] = lambda blocks: blocks,
+        *,
+        limit: int | None = None,
+        rounds: int = 1,
+        prune: bool = False,
+        retry: str = "passing",
+    ) -> books.Books:
+        """Run to the end, committing each block; `tamper` stands between worker and driver."""
+        self.number += 1
+        ledger = Ledger(self.output, {}, retry=retry).open()
+        found = recognise(self.stores, [str(self.input)], SourceConfig())
+        pages = self.output.folder(f"runs/{self.number}/listing")
+        listing = Listing(ledger, pages, carried_by(found), limit)
+        listing.take(everything(found, carried_by(found)))
+        todo, self.counts = listing.todo(), listing.counts
+        preprocess = Preprocess(height=8, width=8, resize=(8,))
+        model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
+        work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
+        room = None if limit is None else limit - self.counts.listed
+        with Committer(
+            ledger, f"run{self.number}", "mean", todo, 0.0, clock=iter(range(10**6)).__next__, room=room
+        ) as taken:
+            for _ in range(rounds):
+                for unit in units.units(todo, units.ROUNDS[0], 1):
+                    for block in tamper(self._labelled(work, unit)):
+                        taken.take(block)
+                        if taken.due:
+                            taken.commit()
+                        if taken.full:
+                            break
+        if prune:
+            ledger.prune()
+        ledger.seal(f"run{self.number}")
+        self.counts.listed += taken.of_tars
+        totals = books.audit(self.output, pages, limited=limit is not None)
+        totals.require_balance()
+        assert totals.listed == self.counts.listed
+        return totals
+
+    def _labelled(self, work: Work, unit: pa.Table) -> Iterator[pa.Table]:
+        for block in LabelImages(work, lambda _: MeanColour())(unit):
+            self.decoded += len(block.filter(pa.array(block["index"].to_numpy() >= 0)))
+            yield block
+
+    def rows(self, table: str = "labels") -> dict[str, Any]:
+        """Return label, or reason, by name below the input; an image in two rows is an error."""
+        log = Log(self.output.folder(table))
+        log.scan()
+        column = "label" if table == "labels" else "reason"
+        found: list[tuple[str, Any]] = []
+        for _, part, _ in log.read(["uri", column]):
+            names = [uri.removeprefix(f"{self.input}/") for uri in part["uri"].to_pylist()]
+            found += zip(names, part[column].to_pylist(), strict=True)
+        assert len(dict(found)) == len(found), "an image is in two rows"
+        return dict(found)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a run whose workers send 4 images at a time."""
+    monkeypatch.setattr("imgbatch.classify._AT_ONCE", 4)
+    return Run(tmp_path)
+
+
+def expected(tar: str, first: int, count: int) -> dict[str, str]:
+    return {f"{tar}#{number:04d}.png": COLOURS[number % 3] for number in range(first, first + count)}
+
+
+def test_each_member_has_its_row_and_a_second_run_opens_nothing(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 10), ("bad.jpg", b"no image")))
+    run.put("b.tar.gz", gzip.compress(packed(*pictures(10, 5))))
+    run.put("loose.png", picture(2))
+    totals = run()
+    assert (totals.listed, totals.labelled, totals.rejected, totals.kept) == (17, 16, 1, 0)
+    assert run.rows() == expected("a.tar", 0, 10) | expected("b.tar.gz", 10, 5) | {"loose.png": "blue"}
+    assert run.rows("rejects") == {"a.tar#bad.jpg": "not_an_image"}
+    run.decoded = 0
+    assert run().listed == 17
+    assert (run.decoded, run.counts.already_done, run.counts.tars) == (0, 17, 0)
+
+
+def test_sidecars_travel_into_the_tables(run: Run) -> None:
+    run.put("a.tar", packed(("1.cls", b"cat"), ("1.png", picture(0)), ("2.png", picture(1)), ("2.json", b"{}")))
+    run()
+    log = Log(run.output.folder("labels"))
+    log.scan()
+    table = log.part(1)[0]
+    assert table.select(["input_cls", "input_json", "input_txt"]).to_pylist() == [
+        {"input_cls": "cat", "input_json": None, "input_txt": None},
+        {"input_cls": None, "input_json": "{}", "input_txt": None},
+    ]
+
+
+class Killed(BaseException):
+    """The driver is no more."""
+
+
+@pytest.mark.parametrize("blocks", range(7))
+def test_a_run_that_is_killed_is_gone_on_with_where_it_was(run: Run, blocks: int) -> None:
+    run.put("a.tar", packed(*pictures(0, 20), ("bad.jpg", b"no image")))
+
+    def killed(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for number, block in enumerate(stream):
+            if number == blocks:
+                raise Killed
+            yield block
+
+    try:
+        run(killed)
+    except Killed:
+        run.decoded = 0
+        run()
+        assert run.decoded == 21 - 4 * blocks
+    assert run.rows() == expected("a.tar", 0, 20)
+    assert run.rows("rejects") == {"a.tar#bad.jpg": "not_an_image"}
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_a_kill_at_any_write_leaves_no_row_double_and_none_out(
+    run: Run, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad: list[Entry] = [(f"{number:04d}.png", picture(number) if number % 3 else b"no image") for number in range(12)]
+    run.put("a.tar", packed(*bad, bad[1]))
+    create, count = LocalStore.create, iter(range(10**6))
+
+    def dies(self: LocalStore, path: str, data: bytes) -> None:
+        number = next(count)
+        if number // 2 == at and number % 2 == 0:
+            raise Killed
+        create(self, path, data)
+        if number // 2 == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "create", dies)
+        for _ in range(2):  # once before a write and once after it
+            with pytest.raises(Killed):
+                run()
+                raise Killed
+    run()
+    assert run.rows() == {name: label for name, label in expected("a.tar", 0, 12).items() if label != "red"}
+    reasons = run.rows("rejects")
+    assert {name: reason for name, reason in reasons.items() if "@" not in name} == {
+        name: "not_an_image" for name, label in expected("a.tar", 0, 12).items() if label == "red"
+    }
+    assert [reason for name, reason in reasons.items() if "@" in name] == ["duplicate"]
+
+
+def test_blocks_that_come_again_or_never_change_nothing(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 40)))
+    random = np.random.default_rng(0)
+
+    def unsound(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        before: list[pa.Table] = []
+        for block in stream:
+            before.append(block)
+            if random.random() < 0.3:
+                yield before[random.integers(len(before))]
+            if random.random() < 0.9:
+                yield block
+
+    run(unsound, rounds=30)
+    assert run.rows() == expected("a.tar", 0, 40)
+
+
+def test_a_second_member_of_one_name_is_a_reject_of_its_own(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 6), ("0001.png", picture(0)), ("0001.png", picture(2)), *pictures(6, 1)))
+    assert run().listed == 9
+    assert run.rows() == expected("a.tar", 0, 7)
+    rejects = run.rows("rejects")
+    assert len(rejects) == 2 and set(rejects.values()) == {"duplicate"}
+    assert all(name.startswith("a.tar#0001.png@") for name in rejects)
+
+
+def test_a_torn_tar_is_named_and_read_again_only_when_it_was_mended(run: Run) -> None:
+    data = packed(*pictures(0, 10))
+    run.put("a.tar", data[:4600])
+    totals = run()
+    assert (totals.labelled, totals.rejected) == (4, 1)
+    assert run.rows("rejects") == {"a.tar": "truncated"}
+    run.decoded = 0
+    run()
+    assert run.decoded == 0
+    run.put("a.tar", data)
+    totals = run()
+    assert run.rows() == expected("a.tar", 0, 10) and run.rows("rejects") == {}
+    assert (totals.listed, totals.kept) == (10, 0)
+
+
+def test_a_store_that_stays_away_in_mid_tar_is_a_passing_reject(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.put("a.tar", packed(*pictures(0, 30)))
+
+    def away(self: LocalStore, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        yield Path(path).read_bytes()[start : start + 8000]
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "stream", away)
+        totals = run()
+    assert totals.rejected == 1 and 0 < totals.labelled < 30
+    assert run.rows("rejects") == {"a.tar": "unreachable"}
+    run.decoded = 0
+    assert run().listed == 30
+    assert run.decoded == 30 - totals.labelled
+    assert run.rows() == expected("a.tar", 0, 30) and run.rows("rejects") == {}
+
+
+def test_a_cut_connection_is_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.stores = Stores(StorageConfig(retries=2), {})
+    run.put("a.tar", packed(*pictures(0, 30)))
+    monkeypatch.setattr("imgbatch.storage.files.backoff", lambda attempt: 0.0)
+
+    def short(self: LocalStore, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        yield Path(path).read_bytes()[start : start + 3000]
+
+    monkeypatch.setattr(LocalStore, "stream", short)
+    run()
+    assert run.rows() == expected("a.tar", 0, 30) and run.rows("rejects") == {}
+
+
+def test_a_tar_that_was_replaced_is_read_anew_and_what_it_lost_is_kept(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 9)))
+    run()
+    changed = [(f"{number:04d}.png", picture(number + 1)) for number in range(3, 12)]
+    run.put("a.tar", packed(*changed))
+    totals = run()
+    assert (totals.listed, totals.kept) == (9, 3)
+    assert run.rows() == expected("a.tar", 0, 3) | {f"a.tar#{n:04d}.png": COLOURS[(n + 1) % 3] for n in range(3, 12)}
+    totals = run()
+    assert (totals.listed, totals.kept) == (9, 3)
+    assert run(prune=True).kept == 0
+    assert len(run.rows()) == 9
+
+
+def test_the_rows_of_a_tar_that_is_gone_are_kept_until_they_are_pruned(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 9)))
+    run.put("b.tar", packed(*pictures(9, 3), ("bad.jpg", b"no image")))
+    run()
+    (run.input / "b.tar").unlink()
+    assert run().kept == 4
+    assert run(prune=True).kept == 0
+    assert run.rows() == expected("a.tar", 0, 9) and run.rows("rejects") == {}
+
+
+def test_a_limit_takes_the_first_members(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 6)))
+    run.put("b.tar", packed(*pictures(6, 6)))
+    assert run(limit=8).listed == 8
+    assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 2)
+    assert run().listed == 12
+    assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6)
+
+
+def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 9)))
+    run()
+    log = Log(run.output.folder("labels"))
+    log.scan()
+    log.rewrite(2, lambda table: table.slice(1))
+    totals = books.audit(run.output, run.output.folder("runs/1/listing"))
+    with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
+        totals.require_balance()
+
+
+def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 9)))
+    with pytest.raises(BooksError, match=r"a.tar#… \(4 rows of \? members\)"):
+        run(lambda stream: [next(stream)])
+
+
+def test_the_version_that_was_listed_is_the_one_that_is_read(s3: Any) -> None:
+    place = Folder(s3.stores(retries=0), "s3://images/versions")
+    place.put("a.tar", packed(*pictures(0, 3)))
+    _, meta = place.stores.read(place.at("a.tar"))
+    tar = Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20)
+    assert len(list(tar.members())) == 4
+    place.put("a.tar", packed(*pictures(3, 3)))
+    with pytest.raises(Conflict):
+        list(Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
+    place.delete("a.tar")
+    with pytest.raises(StoreError):
+        list(Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
+
+
+def test_a_stream_that_ends_early_is_no_end(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    stores = Stores(StorageConfig(retries=0), {})
+    with stores.stream(str(tmp_path / "x"), Meta(size=9)) as file, pytest.raises(Unreachable, match="5 of 9 bytes"):
+        list(iter(file.read, b""))
+    with stores.stream(str(tmp_path / "x"), Meta(size=5), 2) as file:
+        assert (file.read(2), file.read(), file.read(1)) == (b"34", b"5", b"")
+
+
+def test_a_footer_tells_how_far_each_tar_is_read(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 6)))
+    run()
+    log = Log(run.output.folder("labels"))
+    log.scan()
+    first, last = (log.footer(number).shards[f"{run.input}/a.tar"] for number in (1, 2))
+    assert "images" not in first and last["images"] == 6 and first["through"] < last["through"]
+    assert json.loads(json.dumps(last)) == last
