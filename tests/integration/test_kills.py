@@ -22,9 +22,9 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 # module, method, the argument that names the object, and whether to die before or after the call.
 POINTS = {
     "in mid-listing": ("imgbatch.storage", "Folder.put", "page-", "before"),
-    "before the PUT of a part": ("imgbatch.storage", "Folder.create", "labels/part-", "before"),
+    "before the PUT of a part": ("imgbatch.storage", "Folder.create", "rejects/part-", "before"),
     "after the PUT of a part": ("imgbatch.storage", "Folder.create", "labels/part-", "after"),
-    "between labels and rejects": ("imgbatch.storage", "Folder.create", "rejects/part-", "before"),
+    "between the two logs": ("imgbatch.storage", "Folder.create", "labels/part-", "before"),
     "before the seal": ("imgbatch.ledger", "Ledger.seal", "", "before"),
     "after the seals": ("imgbatch.ledger", "Ledger.seal", "", "after"),
     "before _SUCCESS": ("imgbatch.storage", "Folder.put", "_SUCCESS", "before"),
@@ -108,7 +108,7 @@ def test_kills_at_every_point_of_a_run(
     assert time.monotonic() - asked < 60, "a dead owner on this machine is known at once"
     labels = require_whole(output, labels)
     assert len(labels) == 200, "all rows are there"
-    between_the_seals = "between labels and rejects"  # no rows are left, so these parts are the seals
+    between_the_seals = "between the two logs"  # no rows are left, so these parts are the seals
     for point in (between_the_seals, "after the seals", "before _SUCCESS"):
         killed(point, *command)
         assert require_whole(output, labels) == labels
