@@ -1,24 +1,28 @@
 """Bytes of an image file become RGB pixels, or a reject that says why not.
 
-The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), everything else
-through Pillow, which reads the first frame or page only. What the file holds becomes 8-bit RGB like this:
+The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), DICOM through pydicom,
+everything else through Pillow, each its first frame or page only. What the file holds becomes 8-bit RGB like this:
 
     in the file                     becomes
     ------------------------------  -----------------------------------------------------------
     RGB, 8 bits                     itself
-    RGB, 16 bits                    the upper 8 bits, as Pillow reads it
+    RGB, 9 to 16 bits               its full range to 8 bits: the upper 8 of 16, as Pillow reads it
     grey, 8 bits                    R = G = B
-    grey, 16 bits                   value / 257, rounded: the full range, whatever the picture uses of it
+    grey, 9 to 16 bits              value / 257 of 16 bits, rounded: the full range, whatever the picture uses of it
     grey, 32-bit integer or float   the picture's own least..greatest to 0..255; constant and NaN are 0
     1 bit                           0 and 255
     palette                         its colours
     alpha, or a transparent colour  dropped, as `Image.convert("RGB")` does and timm's training with it
-    CMYK, YCCK                      Pillow's conversion, no colour profile
+    CMYK, YCCK                      Pillow's conversion; inks in a JPEG are inverted, as Adobe writes them, marked so or not
+    a colour profile                ignored, as timm's and torchvision's training does
+    DICOM                           see `dicom`
 
-The orientation in the EXIF data is applied; EXIF data that makes no sense counts as upright.
+The orientation in the EXIF data (HEIC: in the container) is applied; EXIF data that makes no sense counts as upright.
 """
 
 from __future__ import annotations
+
+import importlib
 
 from imgbatch.decode import jpeg, pillow
 from imgbatch.decode.kinds import sniff
@@ -26,6 +30,9 @@ from imgbatch.decode.picture import Picture, Pixels, Rejected, upright
 from imgbatch.decode.refusal import refusal
 
 __all__ = ["Picture", "Pixels", "Rejected", "decode", "sniff"]
+
+_EXTRAS = {"heic": "pillow-heif", "dicom": "pydicom"}
+_READ = [*pillow.READERS, "dicom"]
 
 
 def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Picture:
@@ -45,15 +52,34 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
     kind = sniff(data)
     if kind is None:
         raise Rejected("not_an_image", f"no image format begins with {data[:16]!r}")
-    if kind not in pillow.READERS:
-        raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(pillow.READERS)}")
+    if kind not in _READ:
+        raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READ)}")
     pillow.hush()
     try:
         if kind == "jpeg":
             return jpeg.decode(data, max_pixels, short_side)
-        pixels, orientation = pillow.read(data, kind, max_pixels)
+        if kind in _EXTRAS:
+            _need(kind)
+        if kind == "dicom":
+            from imgbatch.decode import dicom
+
+            pixels, orientation = dicom.read(data, max_pixels), 1
+        else:
+            pixels, orientation = pillow.read(data, kind, max_pixels)
         return upright(pixels, pixels.shape[1], pixels.shape[0], orientation)
     except Rejected:
         raise
     except Exception as error:
         raise refusal(data, kind, error) from error
+
+
+def _need(kind: str) -> None:
+    """Import what reads a kind, when the first of it comes."""
+    try:
+        importlib.import_module(f"imgbatch.decode.{kind}")
+    except ImportError as error:
+        raise Rejected(
+            "unsupported",
+            f"{kind} needs the package {_EXTRAS[kind]} on every node: pip install 'imgbatch[{kind}]', then run again with "
+            "--set rejects.retry=all",
+        ) from error

@@ -18,7 +18,7 @@ _FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xCA}
 _READABLE_FRAMES = {0xC0, 0xC1, 0xC9} | _PROGRESSIVE
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     width: int
     height: int
     components: int
@@ -27,7 +27,7 @@ class _Header(NamedTuple):
 
 def decode(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
     """Decode a JPEG, at a reduced scale where `short_side` allows it."""
-    header = _header(data, max_pixels)
+    header = read_header(data, max_pixels)
     enough = 2 * short_side if short_side else max_pixels
     factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
     least = (-(-header.height // factor), -(-header.width // factor))
@@ -46,7 +46,7 @@ def _turbo(data: bytes, space: str, least: tuple[int, int], *, strict: bool) -> 
     return array
 
 
-def _mended(data: bytes, header: _Header, least: tuple[int, int]) -> Pixels:
+def _mended(data: bytes, header: Header, least: tuple[int, int]) -> Pixels:
     """Decode what turbo does not take as it is: a file without an end marker, with slight damage, or of a rare kind.
 
     With an end marker the damage is as slight as the decoder finds it. Without one the file was cut, which is no loss
@@ -83,8 +83,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def _header(data: bytes, max_pixels: int) -> _Header:
-    """Read a JPEG's segments up to its first scan."""
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Read a JPEG's segments up to its first scan.
+
+    Raises:
+        Rejected: too_large, unsupported, truncated or corrupt.
+    """
     frame: tuple[int, int, int] | None = None
     exif = b""
     for marker, start, end in _segments(data):
@@ -99,7 +103,7 @@ def _header(data: bytes, max_pixels: int) -> _Header:
         elif marker in (_SOS, _EOI):
             if frame is None or marker == _EOI:
                 raise Rejected("corrupt", "the JPEG has no frame header, or no scan")
-            return _Header(*frame, exif)
+            return Header(*frame, exif)
     raise Rejected("corrupt" if data.endswith(b"\xff\xd9") else "truncated", "the JPEG ends inside its header")
 
 

@@ -12,7 +12,7 @@ _MAGIC = [
     ("bmp", re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.S)),  # "BM" alone also begins texts
     ("tiff", re.compile(rb"II[*+]\0|MM\0[*+]")),
     ("pnm", re.compile(rb"P[1-6][\s#]")),
-    ("avif", re.compile(rb".{4}ftypavi[fs]", re.S)),
+    ("avif", re.compile(rb".{4}ftyp(avi[fs]|m(if|sf)1.{4}(.{4}){0,15}?avi[fs])", re.S)),  # or a compatible brand
     ("heic", re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.S)),
     ("jp2", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
     ("jxl", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),

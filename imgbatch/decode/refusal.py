@@ -8,7 +8,10 @@ import io
 from PIL import Image
 
 from imgbatch.decode.exif import number
+from imgbatch.decode.headers import ends_early
 from imgbatch.decode.picture import Rejected
+
+_UNSUPPORTED = ("nsupported", "not support", "unknown pixel mode", "unknown raw mode")
 
 
 def refusal(data: bytes, kind: str, error: Exception) -> Rejected:
@@ -16,7 +19,9 @@ def refusal(data: bytes, kind: str, error: Exception) -> Rejected:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or "memory" in text:
         return Rejected("out_of_memory", f"{kind}: {text}")
-    early = ("truncated", "not enough image data", "EOF")
+    if isinstance(error, NotImplementedError) or any(word in text for word in _UNSUPPORTED):
+        return Rejected("unsupported", f"{kind}: {text}")
+    early = ("truncated", "not enough image data", "EOF", "Unexpected end", "less than expected")
     if isinstance(error, EOFError) or any(word in text for word in early) or _ends_early(data, kind):
         return Rejected("truncated", f"{kind}: the file ends early ({text})")
     return Rejected("corrupt", f"{kind}: {text}")
@@ -27,6 +32,8 @@ def _ends_early(data: bytes, kind: str) -> bool:
     if kind in ("webp", "bmp"):
         start, base = (4, 8) if kind == "webp" else (2, 0)
         return len(data) < base + int.from_bytes(data[start : start + 4], "little")
+    if kind in ("avif", "heic", "jp2"):
+        return ends_early(data)
     if kind in ("png", "gif"):
         return b"IEND" not in data if kind == "png" else b";" not in data[-16:]
     if kind != "tiff":

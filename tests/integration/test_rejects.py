@@ -34,7 +34,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
         "02-text.jpg": (b"this is a letter to my mother", "not_an_image"),
         "03-document.png": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "not_an_image"),
         "05-giant.png": (giant_png(), "too_large"),
-        "06-photo.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported"),
+        "06-drawing.jpg": (b"8BPS\0\1" + bytes(20), "unsupported"),
         "08-page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image"),
         "zz-half.png": (encode(scene(640, 480), "PNG")[:5000], "truncated"),
     }
