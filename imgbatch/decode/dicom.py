@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
@@ -123,8 +123,9 @@ def _check(dataset: Any, max_pixels: int) -> None:
         kind = sniff(frame)
         if kind == "jpeg":
             jpeg.read_header(frame, max_pixels)
-        elif kind == "jp2":
-            check_jp2(frame, max_pixels)
+        elif kind == "jp2" and (start := check_jp2(frame, max_pixels)):
+            # DICOM wants the codestream bare, and pydicom, where it unwraps it, may look for its box without end.
+            dataset.PixelData, dataset.NumberOfFrames = encapsulate([frame[start:]]), 1
 
 
 def _grey(stored: Pixels, dataset: Any) -> Pixels:

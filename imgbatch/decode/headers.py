@@ -41,8 +41,11 @@ def check_boxes(data: bytes, max_pixels: int) -> None:
         check_size(_big(match[1], 0, 4), _big(match[1], 4, 4), max_pixels)
 
 
-def check_jp2(data: bytes, max_pixels: int) -> None:
+def check_jp2(data: bytes, max_pixels: int) -> int:
     """Hold size, components and tiles of a JPEG 2000's codestream against the limits (ITU-T T.800, A.5.1).
+
+    Returns:
+        Where the codestream begins; the length of the data if there is none.
 
     Raises:
         Rejected: too_large, unsupported or corrupt.
@@ -51,7 +54,7 @@ def check_jp2(data: bytes, max_pixels: int) -> None:
     if not data.startswith(_CODESTREAM):
         start = next((start for name, start, _ in _boxes(data) if name == b"jp2c"), len(data))
     if not data.startswith(_CODESTREAM, start) or len(data) < start + 42:
-        return  # the decoder will find out what is wrong
+        return len(data)  # the decoder will find out what is wrong
     right, bottom, left, top, *tile = (_big(data, start + at, 4) for at in range(8, 40, 4))
     tile_width, tile_height, tile_left, tile_top = tile
     components = _big(data, start + 40, 2)
@@ -63,6 +66,7 @@ def check_jp2(data: bytes, max_pixels: int) -> None:
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > _MOST_TILES:
         raise Rejected("unsupported", f"a JPEG 2000 of {tiles} tiles; up to {_MOST_TILES} are read")
+    return start
 
 
 def painting_chunks(data: bytes) -> bytes:

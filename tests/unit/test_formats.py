@@ -229,8 +229,12 @@ def test_compressed_pictures_in_a_dicom() -> None:
     assert difference(pixels_of(inside), scene) < 3
     slices = np.repeat(HOUNSFIELD, 4, axis=0).astype(np.uint16) % 4096
     wavelets = make.encode(slices, "JPEG2000")
-    inside = make.dicom(slices, JPEG2000Lossless, wavelets, WindowCenter=40, WindowWidth=400)
-    assert tone(inside) == tone(make.dicom(slices, WindowCenter=40, WindowWidth=400))
+    expected = tone(make.dicom(slices, WindowCenter=40, WindowWidth=400))
+    for codestream in (wavelets, wavelets[wavelets.index(b"jp2c") + 4 :]):  # with and without boxes around it
+        inside = make.dicom(slices, JPEG2000Lossless, codestream, WindowCenter=40, WindowWidth=400)
+        assert tone(inside) == expected
+    endless = wavelets[:12] + bytes(8) + wavelets[12:]
+    assert reason_of(make.dicom(slices, JPEG2000Lossless, endless)) in ("corrupt", "truncated")
     runs = pydicom.dcmread(io.BytesIO(make.dicom(scene)))
     runs.compress(RLELossless)
     file = io.BytesIO()
