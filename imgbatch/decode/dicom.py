@@ -104,7 +104,7 @@ def _dataset(data: bytes) -> Any:
 
 
 def _check(dataset: Any, max_pixels: int) -> None:
-    """Hold what the elements promise, and the header of a frame that is itself an image file, against the limits."""
+    """Hold what the elements promise against the limits, and against what is read here."""
     check_size(dataset.Columns, dataset.Rows, max_pixels)
     photometric = dataset.get("PhotometricInterpretation")
     if photometric not in {*_GREY, *_COLOURS, "PALETTE COLOR"}:
@@ -113,19 +113,33 @@ def _check(dataset: Any, max_pixels: int) -> None:
         raise Rejected("unsupported", "a DICOM whose palette is segmented, or missing")
     if dataset.get("SamplesPerPixel", 1) != (3 if photometric in _COLOURS else 1):
         raise Rejected("corrupt", f"{dataset.get('SamplesPerPixel')} samples a pixel do not go with {photometric}")
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        _keep_first_frame(dataset, max_pixels)
+
+
+def _keep_first_frame(dataset: Any, max_pixels: int) -> None:
+    """Let the picture be its first frame alone, an image file whose own header keeps to the limits."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed:
-        decoder = get_decoder(syntax)
-        if not decoder.is_available:
-            needs = "; ".join(decoder.missing_dependencies)
-            raise Rejected("unsupported", f"the DICOM holds {syntax.name}, for which pydicom {needs}")
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
-        kind = sniff(frame)
-        if kind == "jpeg":
-            jpeg.read_header(frame, max_pixels)
-        elif kind == "jp2" and (start := check_jp2(frame, max_pixels)):
-            # DICOM wants the codestream bare, and pydicom, where it unwraps it, may look for its box without end.
-            dataset.PixelData, dataset.NumberOfFrames = encapsulate([frame[start:]]), 1
+    decoder = get_decoder(syntax)
+    if not decoder.is_available:
+        needs = "; ".join(decoder.missing_dependencies)
+        raise Rejected("unsupported", f"the DICOM holds {syntax.name}, for which pydicom {needs}")
+    tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    frame = get_frame(
+        dataset.PixelData,
+        0,
+        number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        extended_offsets=(tables[0], tables[1]) if all(tables) else None,
+    )
+    kind = sniff(frame)
+    if kind == "jpeg":
+        jpeg.read_header(frame, max_pixels)
+    elif kind == "jp2":
+        # DICOM wants the codestream bare, and pydicom, where it unwraps it, may look for its box without end.
+        frame = frame[check_jp2(frame, max_pixels) :]
+    dataset.PixelData, dataset.NumberOfFrames = encapsulate([frame]), 1
+    if all(tables):
+        del dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
 
 
 def _grey(stored: Pixels, dataset: Any) -> Pixels:

@@ -22,12 +22,16 @@ class Header(NamedTuple):
     width: int
     height: int
     components: int
+    bits: int
+    frame: int
     exif: bytes
 
 
 def decode(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
     """Decode a JPEG, at a reduced scale where `short_side` allows it."""
     header = read_header(data, max_pixels)
+    if header.frame not in _READABLE_FRAMES or header.bits != 8:
+        raise Rejected("unsupported", f"a JPEG of type SOF{header.frame - 0xC0} with {header.bits} bits a sample")
     enough = 2 * short_side if short_side else max_pixels
     factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
     least = (-(-header.height // factor), -(-header.width // factor))
@@ -87,17 +91,15 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     """Read a JPEG's segments up to its first scan.
 
     Raises:
-        Rejected: too_large, unsupported, truncated or corrupt.
+        Rejected: too_large, truncated or corrupt.
     """
-    frame: tuple[int, int, int] | None = None
+    frame: tuple[int, int, int, int, int] | None = None
     exif = b""
     for marker, start, end in _segments(data):
         if marker in _FRAMES and end <= len(data) and end - start >= 6:
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 1, start + 3))
-            frame = (width, height, data[start + 5])
+            frame = (width, height, data[start + 5], data[start], marker)
             check_size(width, height, max_pixels)
-            if marker not in _READABLE_FRAMES or data[start] != 8:
-                raise Rejected("unsupported", f"a JPEG of type SOF{marker - 0xC0} with {data[start]} bits a sample")
         elif marker == _APP1 and not exif and data.startswith(b"Exif\0\0", start):
             exif = data[start:end]
         elif marker in (_SOS, _EOI):

@@ -73,10 +73,11 @@ def stretch(values: Pixels) -> Pixels:
 def in_strips(values: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
     """Apply a function on single values, or on single colours of (H, W, 3), to a part of the picture at a time."""
     strips = _strips(values)
-    first = function(strips[0])
-    whole = np.empty((values[..., 0].size if values.ndim == 3 else values.size, *first.shape[1:]), first.dtype)
-    for number, few in enumerate(strips):
-        whole[number * _STRIP : number * _STRIP + len(few)] = function(few) if number else first
+    with np.errstate(all="ignore"):  # whatever the values are, what comes out is clipped
+        first = function(strips[0])
+        whole = np.empty((sum(map(len, strips)), *first.shape[1:]), first.dtype)
+        for number, few in enumerate(strips):
+            whole[number * _STRIP : number * _STRIP + len(few)] = function(few) if number else first
     return whole.reshape(*values.shape[:2], *first.shape[1:])
 
 

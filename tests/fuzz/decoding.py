@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def _decoded(files: dict[str, bytes], number: int, seed: int) -> Outcome:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, started, message = _megabytes("VmRSS"), time.monotonic(), ""
     try:
-        picture = decode(data, max_pixels=MAX_PIXELS, short_side=256)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            picture = decode(data, max_pixels=MAX_PIXELS, short_side=256)
         shape = picture.pixels.shape
         what = (
             "picture" if len(shape) == 3 and shape[2] == 3 and shape[0] * shape[1] <= MAX_PIXELS else f"shape {shape}"
@@ -115,6 +118,8 @@ def _decoded(files: dict[str, bytes], number: int, seed: int) -> Outcome:
         what, message = reject.reason, str(reject)
     except BaseException as error:  # noqa: BLE001 - this is what we look for
         what, message = f"escaped {type(error).__name__}", traceback.format_exc()
+    if warned:
+        what, message = "warning", str(warned[0])
     return Outcome(number, name, what, message, time.monotonic() - started, max(0.0, _megabytes("VmHWM") - before))
 
 

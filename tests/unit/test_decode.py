@@ -155,11 +155,12 @@ def test_16_bit_grey_is_not_stretched_to_what_the_picture_uses() -> None:
         (np.array([[0, 2**31 - 1]], np.int32), [[0, 255]]),
         (np.array([[0.25, 0.75]], np.float32), [[0, 255]]),
         (np.array([[np.nan, -2.0, 2.0, np.inf, -np.inf]], np.float32), [[0, 0, 255, 255, 0]]),
+        (np.array([[0x7F800001, 0, 0x3F800000]], np.uint32).view(np.float32), [[0, 0, 255]]),
         (np.full((2, 2), 7.5, np.float32), [[0, 0], [0, 0]]),
         (np.full((2, 2), np.nan, np.float32), [[0, 0], [0, 0]]),
         (np.full((2, 2), -9, np.int32), [[0, 0], [0, 0]]),
     ],
-    ids=["int", "int max", "float", "not finite", "constant", "all NaN", "constant int"],
+    ids=["int", "int max", "float", "not finite", "signalling NaN", "constant", "all NaN", "constant int"],
 )
 def test_32_bit_grey_is_stretched_to_its_own_range(
     values: make.Array, expected: list[list[int]], compression: str | None

@@ -235,6 +235,16 @@ def test_compressed_pictures_in_a_dicom() -> None:
         assert tone(inside) == expected
     endless = wavelets[:12] + bytes(8) + wavelets[12:]
     assert reason_of(make.dicom(slices, JPEG2000Lossless, endless)) in ("corrupt", "truncated")
+    colours = make.encode(scene, "JPEG2000", no_jp2=True)
+    assert np.array_equal(
+        pixels_of(make.dicom(scene, JPEG2000Lossless, colours, PhotometricInterpretation="YBR_RCT")), scene
+    )
+    frames, offsets, lengths = pydicom.encaps.encapsulate_extended([photo, make.encode(scene[::-1], "JPEG")])
+    tables = {"ExtendedOffsetTable": offsets, "ExtendedOffsetTableLengths": lengths, "NumberOfFrames": 2}
+    several = make.dicom(
+        scene, JPEGBaseline8Bit, photo, PhotometricInterpretation="YBR_FULL_422", PixelData=frames, **tables
+    )
+    assert difference(pixels_of(several), scene) < 3
     runs = pydicom.dcmread(io.BytesIO(make.dicom(scene)))
     runs.compress(RLELossless)
     file = io.BytesIO()
