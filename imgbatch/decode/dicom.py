@@ -29,8 +29,9 @@ from imgbatch.decode.tones import in_strips, scaled, stretch, to_grey
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 _PREAMBLE, _UNDEFINED = 132, 0xFFFFFFFF
+_MOST_ELEMENTS = 50_000  # outside sequences; each takes some microseconds
 _PIXELS = [Tag(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")]
-# Nothing else is kept: a file may hold millions of elements.
+# Nothing else is kept.
 _ELEMENTS = _PIXELS + [
     Tag(name)
     for name in (
@@ -67,7 +68,7 @@ def read(data: bytes, max_pixels: int) -> Pixels:
 def _dataset(data: bytes) -> Any:
     """Return the elements that matter; those of an enhanced picture's functional groups as if they stood outside."""
     file = io.BytesIO(data)
-    found = False
+    found, elements = False, 0
 
     def check(tag: Any, length: int) -> None:
         if length != _UNDEFINED and file.tell() + length > len(data):
@@ -79,7 +80,10 @@ def _dataset(data: bytes) -> Any:
         return bool(tag.group != 2)
 
     def behind_pixels(tag: Any, _: str | None, length: int) -> bool:
-        nonlocal found
+        nonlocal found, elements
+        elements += 1
+        if elements > _MOST_ELEMENTS:
+            raise Rejected("corrupt", f"the DICOM has more than {_MOST_ELEMENTS} elements")
         if not found:
             check(tag, length)
         behind, found = found, found or tag in _PIXELS

@@ -8,9 +8,35 @@ from collections.abc import Iterator
 from imgbatch.decode.picture import Rejected, check_size
 
 _PAINTING = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf"}
-_CODESTREAM, _TILE_PART = b"\xff\x4f\xff\x51", b"\xff\x90"
+_CODESTREAM = b"\xff\x4f\xff\x51"
+_TILE_PART, _TILE_DATA, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
+_CODING, _CODING_OF_COMPONENT = b"\xff\x52", b"\xff\x53"
 _SIZE_BOX = re.compile(rb"\0\0\0\x14ispe....(.{8})", re.S)
+_MOST_LAYERS = 100
+_MOST_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps what comments say
 _MOST_TILES = 16_384  # of a JPEG 2000, whose decoder takes some 10 kB for each from the header alone
+
+
+def check_gif(data: bytes) -> None:
+    """Refuse a GIF with comments and other blocks without end before its first picture.
+
+    Raises:
+        Rejected: corrupt.
+    """
+    flags = data[10] if len(data) > 10 else 0
+    at, inside = (
+        13 + (6 << (flags & 7) if flags & 0x80 else 0),
+        False,
+    )  # inside an extension, whose blocks have a length
+    for _ in range(_MOST_BLOCKS):
+        if at >= len(data) or (not inside and data[at] in b",;"):
+            return
+        if inside:
+            inside, at = data[at] > 0, at + 1 + data[at]
+        else:
+            inside = data[at] == ord("!")
+            at += 2 if inside else 1
+    raise Rejected("corrupt", f"the GIF has more than {_MOST_BLOCKS} blocks before its first picture")
 
 
 def check_webp(data: bytes, max_pixels: int) -> None:
@@ -66,6 +92,7 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > _MOST_TILES:
         raise Rejected("unsupported", f"a JPEG 2000 of {tiles} tiles; up to {_MOST_TILES} are read")
+    _check_pieces(data, start)
     return start
 
 
@@ -96,17 +123,38 @@ def ends_early(data: bytes) -> bool:
     return any(not _is_whole(data, start) for name, start, _ in boxes if name == b"jp2c")
 
 
-def _is_whole(data: bytes, at: int) -> bool:
-    """Tell whether the parts of a JPEG 2000's codestream are there up to its end marker (ITU-T T.800, A.2 to A.4)."""
-    at += 2
-    while (marker := data[at : at + 2]) != b"\xff\xd9":
-        length = 2 + _big(data, at + 2, 2)
+def _is_whole(data: bytes, start: int) -> bool:
+    """Tell whether the parts of a JPEG 2000's codestream are there up to its end marker."""
+    return any(marker == _END for marker, _ in _segments(data, start))
+
+
+def _segments(data: bytes, start: int) -> Iterator[tuple[bytes, int]]:
+    """Yield marker and place of each segment in the headers of a JPEG 2000 and of its tile-parts (ITU-T T.800, A.2 to A.4)."""
+    at, part_end = start + 2, 0
+    while at + 2 <= len(data):
+        marker = data[at : at + 2]
+        yield marker, at
         if marker == _TILE_PART:  # of length 0: up to the end marker
-            length = _big(data, at + 6, 4) or data.rfind(b"\xff\xd9", at) - at
-        if length < 2 or at + length >= len(data):
-            return False
-        at += length
-    return True
+            part_end = at + (_big(data, at + 6, 4) or data.rfind(_END, at) - at)
+        if marker == _END or (marker == _TILE_DATA and part_end <= at):
+            return
+        at = part_end if marker == _TILE_DATA else at + 2 + max(2, _big(data, at + 2, 2))
+
+
+def _check_pieces(data: bytes, start: int) -> None:
+    """Refuse a JPEG 2000 cut into so small pieces that some hundred bytes of memory are taken for each (A.6.1, A.6.2)."""
+    for marker, at in _segments(data, start):
+        if marker not in (_CODING, _CODING_OF_COMPONENT):
+            continue
+        style, first = (data[at + 4 : at + 5], at + 9) if marker == _CODING else (data[at + 5 : at + 6], at + 6)
+        levels, width, height = (data[first : first + 3] + bytes(3))[:3]
+        precincts = data[first + 5 : first + 6 + levels] if style and style[0] & 1 else b""
+        layers = _big(data, at + 6, 2) if marker == _CODING else 1
+        small = (width & 15) + (height & 15) < 4 or any(min(size & 15, size >> 4) < 4 for size in precincts)
+        if small or layers > _MOST_LAYERS:
+            raise Rejected(
+                "unsupported", f"a JPEG 2000 with precincts or code-blocks under 16x16, or over {_MOST_LAYERS} layers"
+            )
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:

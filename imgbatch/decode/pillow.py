@@ -36,7 +36,9 @@ def hush() -> None:
 
 def read(data: bytes, kind: str, max_pixels: int) -> tuple[Pixels, int]:
     """Return the pixels (H, W, 3) as they lie in the file, and the orientation that is still to be applied."""
-    if kind == "webp":
+    if kind == "gif":
+        headers.check_gif(data)
+    elif kind == "webp":
         headers.check_webp(data, max_pixels)
     elif kind == "jp2":
         headers.check_jp2(data, max_pixels)

@@ -153,6 +153,12 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, interlace:
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
+def jp2_without_content(header: bytes) -> bytes:
+    """Return a JPEG 2000 whose only tile-part holds next to nothing."""
+    content = b"\xff\x93" + bytes(100)
+    return header + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 12 + len(content), 0, 1) + content + b"\xff\xd9"
+
+
 def gif_header(width: int, height: int) -> bytes:
     """Return a GIF whose frame covers the whole canvas and holds next to nothing."""
     canvas = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
@@ -191,12 +197,23 @@ def resized_header(data: bytes, width: int, height: int) -> bytes:
     return data.replace(data[at : at + 8], struct.pack(">II", width, height))
 
 
-def jp2_header(width: int, height: int, tile: int = 0, components: int = 3) -> bytes:
-    """Return a JPEG 2000 codestream that ends behind its first headers."""
+def jp2_header(
+    width: int,
+    height: int,
+    tile: int = 0,
+    components: int = 3,
+    layers: int = 1,
+    levels: int = 5,
+    block: int = 6,
+    precincts: bytes = b"",
+) -> bytes:
+    """Return a JPEG 2000 codestream that ends behind its first headers; `block` is the exponent of a code-block's side."""
     size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, tile or width, tile or height, 0, 0, components)
     size += bytes([7, 1, 1]) * components
-    steps = b"\xff\x52" + struct.pack(">HBBHBBBBBB", 12, 0, 0, 1, 0, 5, 4, 4, 0, 1)
-    quantisation = b"\xff\x5c" + struct.pack(">HB", 19, 0x40) + bytes([0x40] * 16)
+    coding = [12 + len(precincts), int(bool(precincts)), 0, layers, 0, levels, block - 2, block - 2, 0, 1]
+    steps = b"\xff\x52" + struct.pack(">HBBHBBBBBB", *coding) + precincts
+    bands = 1 + 3 * levels
+    quantisation = b"\xff\x5c" + struct.pack(">HB", 3 + bands, 0x40) + bytes([0x40] * bands)
     return b"\xff\x4f\xff\x51" + struct.pack(">H", 2 + len(size)) + size + steps + quantisation
 
 

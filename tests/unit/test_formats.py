@@ -326,10 +326,20 @@ def test_bombs_that_fit_in_one_format_only() -> None:
     for tag in many:  # each one's value is the whole file: 1,000 times 4 MB
         directory = directory.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, 4, 1_000_000))
     frame = struct.pack("<4H", 0, 0, 65_535, 65_535)
+    gif, dicom = make.gif_header(4, 4), make.dicom(np.zeros((4, 4), np.uint8))
+    pixels_at = dicom.index(b"\x28\0\2\0US")
+    element = struct.pack("<HH2sH", 9, 1, b"UN", 0) + bytes(4)
+    sequence = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
     bombs = {
         "tiff tile": (make.tiff(8, 8, bytes(64), {322: (60_000,), 323: (60_000,), 259: (5,)}), "too_large"),
         "tiff tags": (pixels + directory, None),
         "jp2 tiles": (make.jp2_header(10_000, 10_000, tile=16), "unsupported"),
+        "jp2 precincts": (deep_jp2(levels=0, precincts=b"\0"), "unsupported"),
+        "jp2 blocks": (deep_jp2(block=2), "unsupported"),
+        "jp2 layers": (deep_jp2(layers=65_535), "unsupported"),
+        "gif comments": (gif[:19] + b"!\xfe" + b"\x02ab" * 2_000_000 + b"\0" + gif[19:], "corrupt"),
+        "dicom elements": (dicom[:pixels_at] + element * 60_000 + dicom[pixels_at:], "corrupt"),
+        "dicom sequences": (dicom[:pixels_at] + sequence * 5_000 + dicom[pixels_at:], "corrupt"),
         "jp2 components": (make.jp2_header(100, 100, components=16_384), "unsupported"),
         "dicom deflated": (deflated(), "unsupported"),
         "dicom frames": (make.dicom(np.zeros((4, 4), np.uint8), NumberOfFrames=2**31 - 1), "truncated"),
@@ -343,6 +353,11 @@ def test_bombs_that_fit_in_one_format_only() -> None:
             except Rejected as reject:
                 reason = reject.reason
         assert reason == expected, name
+
+
+def deep_jp2(**cuts: Any) -> bytes:
+    """Return a JPEG 2000 of 81 million pixels and 200 bytes."""
+    return make.jp2_without_content(make.jp2_header(9_000, 9_000, **cuts))
 
 
 def deflated() -> bytes:
