@@ -24,10 +24,8 @@ def check_gif(data: bytes) -> None:
         Rejected: corrupt.
     """
     flags = data[10] if len(data) > 10 else 0
-    at, inside = (
-        13 + (6 << (flags & 7) if flags & 0x80 else 0),
-        False,
-    )  # inside an extension, whose blocks have a length
+    at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    inside = False  # an extension, whose blocks have a length
     for _ in range(_MOST_BLOCKS):
         if at >= len(data) or (not inside and data[at] in b",;"):
             return

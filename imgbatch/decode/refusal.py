@@ -17,9 +17,9 @@ _UNSUPPORTED = ("nsupported", "not support", "unknown pixel mode", "unknown raw 
 def refusal(data: bytes, kind: str, error: Exception) -> Rejected:
     """Translate what a decoder raised. The decoders name neither their format nor a reason that could be relied on."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if "ecurity limit" in text:  # libheif's, of what a picture's parts may take
-        return Rejected("too_large", f"{kind}: {text}")
-    if isinstance(error, MemoryError) or "emory" in text:
+    if "Security limit" in text:  # libheif's: it speaks of memory, too, and has taken none
+        return Rejected("too_large" if "Image size" in text else "corrupt", f"{kind}: {text}")
+    if isinstance(error, MemoryError) or ("emory" in text and "Invalid" not in text):
         return Rejected("out_of_memory", f"{kind}: {text}")
     if isinstance(error, NotImplementedError) or any(word in text for word in _UNSUPPORTED):
         return Rejected("unsupported", f"{kind}: {text}")

@@ -111,9 +111,9 @@ FORMATS: dict[str, tuple[Callable[[make.Array], bytes], Reader]] = {
     "DICOM, RGB": (make.dicom, _as_saved),
     "DICOM, JPEG": (
         lambda photo: make.dicom(
-            photo, JPEGBaseline8Bit, make.encode(photo, "JPEG", quality=90), PhotometricInterpretation="YBR_FULL_422"
+            photo, JPEGBaseline8Bit, _saved("JPEG", quality=90)(photo), PhotometricInterpretation="YBR_FULL_422"
         ),
-        _as_saved,
+        lambda photo, _: _by_pillow(photo, _saved("JPEG", quality=90)(photo)),
     ),
     "DICOM, 12 bits, window": (_dicom_12_bits, _as_grey),
     "DICOM, MONOCHROME1": (lambda photo: _dicom_12_bits(photo, PhotometricInterpretation="MONOCHROME1"), _as_grey),
