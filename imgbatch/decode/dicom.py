@@ -31,7 +31,7 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 _PREAMBLE, _UNDEFINED = 132, 0xFFFFFFFF
 _MOST_ELEMENTS = 50_000  # outside sequences; each takes some microseconds
 _PIXELS = [Tag(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")]
-# Nothing else is kept.
+# Nothing else is kept of what a file may hold.
 _ELEMENTS = _PIXELS + [
     Tag(name)
     for name in (
@@ -102,8 +102,8 @@ def _dataset(data: bytes) -> Any:
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for groups in (dataset.get(name) or [])[:1]:
             for step in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                for elements in (groups.get(step) or [])[:1]:
-                    dataset.update(elements)
+                for values in (groups.get(step) or [])[:1]:
+                    dataset.update(values)
     return dataset
 
 
