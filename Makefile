@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long check format bench clean
+.PHONY: demo test test-long fuzz check format bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
@@ -26,6 +26,9 @@ test: $(VENV)/test.installed $(VENV)/demo.installed
 test-long: $(VENV)/test.installed $(VENV)/demo.installed
 	$(BIN)/python -m pytest -m long
 
+fuzz: $(VENV)/test.installed
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 # Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
 bench: $(VENV)/test.installed $(VENV)/demo.installed
 	$(PIP) --no-deps daft==0.7.26
@@ -42,4 +45,4 @@ format: $(VENV)/check.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from imgbatch.errors import ConfigError
 
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
-    *("avif", "heic", "heif", "jp2", "j2k", "jpx", "dcm"),
+    *("apng", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpc", "jpf", "jpx", "dcm", "dicom"),
 )
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
 

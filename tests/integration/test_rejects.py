@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Job, S3Server
 from tests.integration import faults, tables
 from tests.integration.test_refusals import require_refusal
-from tests.unit.pictures import encode, png_chunk, scene
+from tests.unit.pictures import dicom, encode, png_chunk, scene
 
 EXACT = ("--set", "classify.dtype=float32")
 
@@ -34,7 +34,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
         "02-text.jpg": (b"this is a letter to my mother", "not_an_image"),
         "03-document.png": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "not_an_image"),
         "05-giant.png": (giant_png(), "too_large"),
-        "06-photo.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported"),
+        "06-drawing.jpg": (b"8BPS\0\1" + bytes(20), "unsupported"),
         "08-page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image"),
         "zz-half.png": (encode(scene(640, 480), "PNG")[:5000], "truncated"),
     }
@@ -43,6 +43,14 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     (folder / "07-folder.jpg").mkdir()
     (folder / "09-nowhere.jpg").symlink_to("nothing")
     (folder / "misnamed.png").write_bytes(encode(scene(seed=0), "JPEG"))
+    rare = {
+        "phone.heic": encode(scene(seed=0), "HEIF"),
+        "web.avif": encode(scene(seed=0), "AVIF"),
+        "map.jp2": encode(scene(seed=0), "JPEG2000"),
+        "slice.dcm": dicom(scene(seed=0)),
+    }
+    for name, content in rare.items():
+        (folder / name).write_bytes(content)
     output = tmp_path / "out"
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model, *EXACT)
 
@@ -52,7 +60,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     assert tables.reasons(output) == {name: reason for name, (_, reason) in bad.items()}
     assert {row["passing"] for row in tables.rows(output, "rejects")} == {False}
     found = tables.labels(output)
-    assert found.keys() == good | {"misnamed.png"}
+    assert found.keys() == good | {"misnamed.png"} | rare.keys()
     assert found["misnamed.png"] == found["00.jpg"]
     clear = [name for name, (_, _, lead) in expected.items() if lead > 0.05]
     assert len(clear) >= 9 and all(found[name] == expected[name][0] for name in clear)
@@ -63,7 +71,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     (folder / "02-text.jpg").write_bytes(bad["02-text.jpg"][0])
     assert warm(*command, "--set", "rejects.retry=all").code == 0, "mended files are changed files"
     assert tables.reasons(output) == {"02-text.jpg": "not_an_image"}
-    assert set(tables.labels(output)) == good | bad.keys() - {"02-text.jpg"} | {"misnamed.png"}
+    assert set(tables.labels(output)) == found.keys() | bad.keys() - {"02-text.jpg"}
     assert tables.parts(output) != tables_before
 
 

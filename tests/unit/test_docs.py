@@ -46,6 +46,11 @@ def test_every_column_and_reason_is_in_the_readme() -> None:
         assert reason in README
 
 
+def test_every_known_suffix_is_in_the_readme() -> None:
+    known = re.search(r"Known are ([\w,\s]+)\.", README)
+    assert known and set(re.findall(r"\w+", known[1])) == set(config.IMAGE_SUFFIXES)
+
+
 def test_every_exit_code_is_in_readme_and_help() -> None:
     codes = {
         kind.exit_code

@@ -20,6 +20,8 @@ ALLOWED = {
     "s3fs": {"storage/s3_listing"},
     "obstore": {"storage/s3", "storage/s3_listing"},
     "botocore": {"storage/s3"},
+    "pydicom": {"decode/dicom"},
+    "pillow_heif": {"decode/heic"},
 }  # fmt: skip
 
 
@@ -33,6 +35,12 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
             if any(name.split(".")[0] == library for name in names):
                 importers.add(str(path.relative_to(PACKAGE).with_suffix("")))
     assert importers and importers <= ALLOWED[library]
+
+
+def test_a_format_s_library_is_imported_only_when_such_bytes_come() -> None:
+    code = "import sys; import imgbatch.decode; print([n for n in ('pydicom', 'pillow_heif', 'torch') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:

@@ -1,0 +1,85 @@
+"""Bytes of an image file become RGB pixels, or a reject that says why not.
+
+The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), DICOM through pydicom,
+everything else through Pillow, each its first frame or page only. What the file holds becomes 8-bit RGB like this:
+
+    in the file                     becomes
+    ------------------------------  -----------------------------------------------------------
+    RGB, 8 bits                     itself
+    RGB, 9 to 16 bits               its full range to 8 bits: the upper 8 of 16, as Pillow reads it
+    grey, 8 bits                    R = G = B
+    grey, 9 to 16 bits              value / 257 of 16 bits, rounded: the full range, whatever the picture uses of it
+    grey, 32-bit integer or float   the picture's own least..greatest to 0..255; constant and NaN are 0
+    1 bit                           0 and 255
+    palette                         its colours
+    alpha, or a transparent colour  dropped, as `Image.convert("RGB")` does and timm's training with it
+    CMYK, YCCK                      Pillow's conversion; inks in a JPEG are inverted, as Adobe writes them, marked so or not
+    a colour profile                ignored, as timm's and torchvision's training does
+    DICOM                           see `dicom`
+
+The orientation in the EXIF data (HEIC: in the container) is applied; EXIF data that makes no sense counts as upright.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from imgbatch.decode import jpeg, pillow
+from imgbatch.decode.kinds import sniff
+from imgbatch.decode.picture import Picture, Pixels, Rejected, upright
+from imgbatch.decode.refusal import refusal
+
+__all__ = ["Picture", "Pixels", "Rejected", "decode", "sniff"]
+
+_EXTRAS = {"heic": "pillow-heif", "dicom": "pydicom"}
+_READ = [*pillow.READERS, "dicom"]
+
+
+def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Picture:
+    """Decode an image file. May be called from several threads; the decoders release the GIL.
+
+    Args:
+        max_pixels: a picture with more is refused from its header, before memory is taken for it.
+        short_side: what the caller will shrink the shorter side to. A JPEG may then be decoded at 1/2, 1/4 or 1/8, as
+            long as twice that side is left, so that the caller's own filter does the shrinking that can be seen.
+
+    Raises:
+        Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. Whatever the bytes,
+            nothing else is raised.
+    """
+    if not data:
+        raise Rejected("empty", "the object has no bytes")
+    kind = sniff(data)
+    if kind is None:
+        raise Rejected("not_an_image", f"no image format begins with {data[:16]!r}")
+    if kind not in _READ:
+        raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READ)}")
+    pillow.hush()
+    try:
+        if kind == "jpeg":
+            return jpeg.decode(data, max_pixels, short_side)
+        if kind in _EXTRAS:
+            _need(kind)
+        if kind == "dicom":
+            from imgbatch.decode import dicom
+
+            pixels, orientation = dicom.read(data, max_pixels), 1
+        else:
+            pixels, orientation = pillow.read(data, kind, max_pixels)
+        return upright(pixels, pixels.shape[1], pixels.shape[0], orientation)
+    except Rejected:
+        raise
+    except Exception as error:
+        raise refusal(data, kind, error) from error
+
+
+def _need(kind: str) -> None:
+    """Import what reads a kind, when the first of it comes."""
+    try:
+        importlib.import_module(f"imgbatch.decode.{kind}")
+    except ImportError as error:
+        raise Rejected(
+            "unsupported",
+            f"{kind} needs the package {_EXTRAS[kind]} on every node: pip install 'imgbatch[{kind}]', then run again with "
+            "--set rejects.retry=all",
+        ) from error

@@ -1,0 +1,132 @@
+"""JPEG through libjpeg-turbo, which tells a file that was cut from one that only lacks its end marker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import simplejpeg
+
+from imgbatch.decode import pillow
+from imgbatch.decode.exif import orientation
+from imgbatch.decode.picture import Picture, Pixels, Rejected, check_size, upright
+
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte (FF00) nor a restart (FFD0 to FFD7)
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
+_FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xCA}
+_READABLE_FRAMES = {0xC0, 0xC1, 0xC9} | _PROGRESSIVE
+
+
+class Header(NamedTuple):
+    width: int
+    height: int
+    components: int
+    bits: int
+    frame: int
+    exif: bytes
+
+
+def decode(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
+    """Decode a JPEG, at a reduced scale where `short_side` allows it."""
+    header = read_header(data, max_pixels)
+    if header.frame not in _READABLE_FRAMES or header.bits != 8:
+        raise Rejected("unsupported", f"a JPEG of type SOF{header.frame - 0xC0} with {header.bits} bits a sample")
+    enough = 2 * short_side if short_side else max_pixels
+    factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
+    least = (-(-header.height // factor), -(-header.width // factor))
+    pixels = _turbo(data, "RGB", least, strict=True) if header.components != 4 else None
+    if pixels is None:
+        pixels = _mended(data, header, least)
+    return upright(pixels, header.width, header.height, orientation(header.exif))
+
+
+def _turbo(data: bytes, space: str, least: tuple[int, int], *, strict: bool) -> Pixels | None:
+    """Decode with libjpeg-turbo. Return None if it gives up, or, if `strict`, has anything to remark."""
+    try:
+        array: Pixels = simplejpeg.decode_jpeg(data, space, min_height=least[0], min_width=least[1], strict=strict)
+    except ValueError:
+        return None
+    return array
+
+
+def _mended(data: bytes, header: Header, least: tuple[int, int]) -> Pixels:
+    """Decode what turbo does not take as it is: a file without an end marker, with slight damage, or of a rare kind.
+
+    With an end marker the damage is as slight as the decoder finds it. Without one the file was cut, which is no loss
+    only if every bit of its scans is there.
+    """
+    space = "CMYK" if header.components == 4 else "RGB"
+    pixels = None
+    if not data.endswith(b"\xff\xd9") and all(marker != _EOI for marker, _, _ in _segments(data)):
+        whole, data = _scans_are_whole(data), data + b"\xff\xd9"
+        if not whole or (pixels := _turbo(data, space, least, strict=True)) is None:
+            raise Rejected("truncated", f"the JPEG of {header.width}x{header.height} pixels ends inside its scan data")
+    elif space == "RGB":
+        pixels = _turbo(data, space, least, strict=False)
+    if pixels is None or space == "CMYK":  # odd sampling, or inks, whose conversion is Pillow's
+        pixels, _ = pillow.read(data, "jpeg", header.width * header.height)
+    return pixels
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, start, end of its segment's content) of a JPEG, as far as the end marker or the end of the data.
+
+    Segments are skipped by their length, so that the thumbnail in the EXIF data ends nothing.
+    """
+    position = 2
+    while match := _MARKER.search(data, position):
+        marker, start = match[1][0], match.end()
+        if marker in (0x01, 0xD8, _EOI):
+            position = start
+        else:
+            position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+            start += 2
+        yield marker, start, position
+        if marker == _EOI:
+            return
+
+
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Read a JPEG's segments up to its first scan.
+
+    Raises:
+        Rejected: too_large, truncated or corrupt.
+    """
+    frame: tuple[int, int, int, int, int] | None = None
+    exif = b""
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES and end <= len(data) and end - start >= 6:
+            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 1, start + 3))
+            frame = (width, height, data[start + 5], data[start], marker)
+            check_size(width, height, max_pixels)
+        elif marker == _APP1 and not exif and data.startswith(b"Exif\0\0", start):
+            exif = data[start:end]
+        elif marker in (_SOS, _EOI):
+            if frame is None or marker == _EOI:
+                raise Rejected("corrupt", "the JPEG has no frame header, or no scan")
+            return Header(*frame, exif)
+    raise Rejected("corrupt" if data.endswith(b"\xff\xd9") else "truncated", "the JPEG ends inside its header")
+
+
+def _scans_are_whole(data: bytes) -> bool:
+    """Tell whether the scans bring each coefficient of each component to its last bit.
+
+    libjpeg is content with a progressive file that ends between two scans. Read from their headers (ITU-T T.81, B.2).
+    """
+    missing: dict[int, set[int]] = {}
+    progressive = False
+    for marker, start, end in _segments(data):
+        content = data[start:end]
+        if end > len(data):
+            return False
+        if marker in _FRAMES:
+            progressive = marker in _PROGRESSIVE
+            missing = {content[at]: set(range(64)) for at in range(6, 6 + 3 * content[5], 3)}
+        elif marker == _SOS:
+            names_end = 1 + 2 * content[0]
+            first, last, bits = content[names_end : names_end + 3] if progressive else (0, 63, 0)
+            if bits & 0x0F == 0:
+                for component in content[1:names_end:2]:
+                    missing[component] -= set(range(first, last + 1))
+    return not any(missing.values())

@@ -1,0 +1,50 @@
+"""What decoding ends with: a picture, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+class Rejected(Exception):
+    """The bytes give no picture. `reason` is one word of the closed list of DESIGN.md; the message tells the rest."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that it survives pickling
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Upright pixels, and the size of the original."""
+
+    pixels: Pixels
+    """uint8 (H, W, 3), RGB, contiguous."""
+    width: int
+    """Pixels of the original, upright: not those of `pixels` where a JPEG was decoded at a reduced scale."""
+    height: int
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise Rejected("corrupt", f"the header says {width}x{height} pixels")
+    if width * height > max_pixels:
+        raise Rejected("too_large", f"{width}x{height} pixels are more than decode.max_pixels={max_pixels}")
+
+
+def upright(pixels: Pixels, width: int, height: int, orientation: int) -> Picture:
+    """Turn (H, W, 3) as it lies in the file upright. `width` and `height` are those in the file's header."""
+    if orientation >= 5:
+        pixels, width, height = pixels.swapaxes(0, 1), height, width
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return Picture(np.ascontiguousarray(pixels), width, height)
