@@ -137,7 +137,7 @@ def _check_records(output: Path, code: int) -> None:
         and record["versions"]["ray"]
         and record["hardware"]["driver_cpus"]
     )
-    assert record["config"]["output"] == str(output)
+    assert record["config"]["output"]["uri"] == str(output)
     assert {row["model"] for row in tables.rows(output)} == {record["model"]["reference"]}
     assert {row["run_id"] for row in tables.rows(output)} == {record["run_id"]}
     assert tables.success(output) == {

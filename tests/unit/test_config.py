@@ -17,7 +17,7 @@ def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> 
     file = tmp_path / "run.toml"
     file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nwait_s = 5\nmin_actors = 2\n')
     chosen = load(str(file), ["top_k=3", "limit=8", "cluster.wait_s=6"], limit=9, output="out", model=None)
-    assert (chosen.top_k, chosen.limit, chosen.output, chosen.model) == (3, 9, "out", "m")
+    assert (chosen.top_k, chosen.limit, chosen.output.uri, chosen.model.name) == (3, 9, "out", "m")
     assert (chosen.cluster.wait_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
     assert chosen.rejects.max_share == 0.10
 
@@ -47,7 +47,7 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("top_k=true", "expected int"),
         ("top_k=many", "top_k='many': expected int"),
         ("limit=0", "must be 1 or more"),
-        ("model=3", "model=3: expected str"),
+        ("model=3", "model.name=3: expected str"),
         ("cluster=3", "cluster is a section"),
         ("top_k.x=3", "top_k is a section|unknown|expected"),
         ("input=[1]", "expected tuple"),
@@ -96,10 +96,10 @@ def test_pruning_what_lies_behind_a_limit_is_refused() -> None:
 def test_values_are_read_as_toml_and_else_as_text() -> None:
     chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
                          "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.ahead = 4"])  # fmt: skip
-    assert (chosen.model, chosen.output, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
+    assert (chosen.model.name, chosen.output.uri, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
     assert chosen.storage.options == {"anon": True, "endpoint_url": "http://host:1"}
     assert (chosen.cluster.max_actors, chosen.fetch.ahead) == (3, 4)
-    assert load(None, ["output=a=b"]).output == "a=b"
+    assert load(None, ["output=a=b"]).output.uri == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_model_and_date_are_filled_into_the_output() -> None:
     chosen = load(None, output="s3://b/{model}/{date}")
-    assert with_output(chosen, model="net", date="2026-01-02").output == "s3://b/net/2026-01-02"
-    assert with_output(load(None, output="plain"), model="net", date="d").output == "plain"
+    assert with_output(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
+    assert with_output(load(None, output="plain"), model="net", date="d").output.uri == "plain"
 
 
 @pytest.mark.parametrize(
