@@ -95,7 +95,7 @@ class Job:
     ledger: Ledger
 
 
-def prepare(chosen: config.Config, pulse: Callable[[], None]) -> Job:
+def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> Job:
     """Check everything that can be checked before any work; `pulse` is called while that takes long."""
     stores = Stores(chosen.storage)
     model = models.load(chosen.model, stores, pulse)

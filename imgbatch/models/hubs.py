@@ -121,14 +121,14 @@ def _of_torchvision(
         "architecture": f"{TORCHVISION}{plain}",
         "num_classes": len(names),
         "label_names": names,
-        "pretrained_cfg": _as_timm_says_it(entry.transforms(), name),
+        "pretrained_cfg": _as_timm_says_it(entry.transforms()),
         "model_args": arguments,
     }
     directory.write(folder, net.state_dict(), config)
     return f"{TORCHVISION}{plain}@{entry.name}"
 
 
-def _as_timm_says_it(transform: Any, name: str) -> Mapping[str, Any]:
+def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:
     """Return torchvision's preset for classification as timm's `pretrained_cfg`."""
     (crop,), (side,) = transform.crop_size, transform.resize_size
     ratio = crop / side

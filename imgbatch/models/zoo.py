@@ -137,7 +137,7 @@ def own_labels(chosen: ModelConfig, stores: Stores) -> tuple[str, ...]:
     names = [line.strip() for line in text.splitlines()]
     while names and not names[-1]:
         names.pop()
-    if not all(names):
+    if not names or not all(names):
         raise ModelError(f"model.labels={chosen.labels}: line {names.index('') + 1} is empty" if names else
                          f"model.labels={chosen.labels} is empty")  # fmt: skip
     return unique(readable(names), chosen.labels)

@@ -48,6 +48,11 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("top_k=many", "top_k='many': expected int"),
         ("limit=0", "must be 1 or more"),
         ("model=3", "model.name=3: expected str"),
+        ("model.crop_pct=0", "more than 0 and at most 1"),
+        ("model.crop_pct=87.5", "more than 0 and at most 1"),
+        ("model.image_size=0", "must be 1 or more"),
+        ("model.weight=x", "did you mean 'model.weights'"),
+        ("output.embedding=true", "did you mean 'output.embeddings'"),
         ("cluster=3", "cluster is a section"),
         ("top_k.x=3", "top_k is a section|unknown|expected"),
         ("input=[1]", "expected tuple"),
@@ -79,6 +84,17 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
 def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load(None, [setting])
+
+
+def test_a_plain_model_or_output_is_its_name_and_leaves_the_other_keys(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('model = "net"\n[output]\nuri = "there"\nembeddings = true\n')
+    chosen = load(str(file), ["model.crop_pct=0.9"], output="elsewhere")
+    assert (chosen.model.name, chosen.model.crop_pct) == ("net", 0.9)
+    assert (chosen.output.uri, chosen.output.embeddings) == ("elsewhere", True)
+    file.write_text('[model]\nname = "net"\nimage_size = 96\n')
+    chosen = load(str(file), ["output.columns=['label']"], model="other")
+    assert (chosen.model.name, chosen.model.image_size, chosen.output.columns) == ("other", 96, ("label",))
 
 
 def test_a_section_below_a_value_is_refused() -> None:

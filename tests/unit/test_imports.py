@@ -14,7 +14,7 @@ ALLOWED = {
     "ray": {"cluster"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
               "models/networks", "models/hubs", "preprocess"},
-    "timm": {"models/zoo", "models/networks", "models/hubs"},
+    "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory"},
     "torchvision": {"models/networks", "models/hubs"},
     "openvino": {"models/on_openvino"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
