@@ -65,9 +65,10 @@ def ask(question: dict[str, Any], *, limit_s: float, pulse: Callable[[], None] =
 
 def answer(question: dict[str, Any]) -> Answer:
     """Do what is asked: make a model directory of a zoo's network, or check one that is there."""
-    from imgbatch.models import hubs
+    task = question.pop("task")
+    from imgbatch.models import hubs  # some seconds
 
-    if question.pop("task") == "make":
+    if task == "make":
         return hubs.make_directory(**question)
     return hubs.check_directory(**question)
 

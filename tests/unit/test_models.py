@@ -366,8 +366,8 @@ def test_a_signal_ends_the_wait_for_the_child() -> None:
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: TypeError"):
-        child.ask({"task": "check", "name": "x"}, limit_s=60)
+    with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: KeyError"):
+        child.ask({"name": "x"}, limit_s=60)
 
 
 def test_labels_are_words_that_people_understand_and_occur_once() -> None:
@@ -455,8 +455,9 @@ def test_embeddings_are_what_the_head_sees(load: Load, tmp_path: Path, runtime: 
     assert np.allclose(found.embeddings, features, rtol=2e-3, atol=2e-3)
     assert np.allclose(found.scores, scores.topk(3).values, atol=1e-4)
     assert predict(model, runtime, PIXELS[:0]).embeddings.shape == (0, model.features)  # type: ignore[union-attr]
-    plain = predict(model, runtime, PIXELS, embeddings=False)
-    assert plain.embeddings is None and np.allclose(plain.scores, found.scores, atol=1e-5)
+    if runtime == "torch":  # a second conversion to OpenVINO would take seconds
+        plain = predict(model, runtime, PIXELS, embeddings=False)
+        assert plain.embeddings is None and np.allclose(plain.scores, found.scores, atol=1e-5)
 
 
 def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, labels: str) -> None:
@@ -469,7 +470,7 @@ def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, lab
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
     with torch.inference_mode():
         scores = net((torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)
-    found = predict(model, "openvino", PIXELS)
+    found = predict(model, "torch", PIXELS)
     assert np.allclose(found.embeddings, seen[0].mean((2, 3)), rtol=2e-3, atol=2e-3)
     assert np.allclose(found.scores, scores.topk(3).values, atol=1e-4) and model.features == 512
 
