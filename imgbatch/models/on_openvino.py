@@ -17,7 +17,7 @@ import openvino
 
 import imgbatch
 from imgbatch.models import Model, node_cache
-from imgbatch.models.runtime import Pixels, Prediction, in_batches
+from imgbatch.models.runtime import Pixels, Prediction, half, in_batches
 
 _MOST_DIFFERENCE = 0.01  # of a probability, between OpenVINO and torch, both in 32 bits
 _TRIED = 4
@@ -34,12 +34,23 @@ class NotConverted(Exception):
 class OpenVinoRuntime:
     """Runs a model on one core, in batches of one size; processes, not threads, use the other cores."""
 
-    def __init__(self, model: Model, *, k: int, batch_size: int | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        k: int,
+        batch_size: int | None = None,
+        dtype: str = "auto",
+        embeddings: bool = False,
+    ) -> None:
         self.batch_size, self._k = batch_size or BATCH_SIZE, min(k, len(model.labels))
         core = openvino.Core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._dtype = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(dtype, "bf16" if able else "f32")
-        converted = node_cache.once(f"openvino-{_key(model, self._k)}", lambda path: _convert(model, self._k, path))
+        self._features = model.features if embeddings else None
+        converted = node_cache.once(
+            f"openvino-{_key(model, self._k, embeddings)}", lambda path: _convert(model, self._k, embeddings, path)
+        )
         network = core.read_model(converted / _NETWORK)
         network.reshape([self.batch_size, model.preprocess.height, model.preprocess.width, 3])
         options = {
@@ -53,7 +64,7 @@ class OpenVinoRuntime:
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images, n ≥ 0."""
-        return in_batches(pixels, self.batch_size, self._forward, self._k)
+        return in_batches(pixels, self.batch_size, self._forward, self._k, self._features)
 
     def facts(self) -> dict[str, Any]:
         """Return what the run's record says of this runtime."""
@@ -66,17 +77,19 @@ class OpenVinoRuntime:
         }
 
     def _forward(self, batch: Pixels) -> Prediction:
-        scores, ids = self._request.infer([batch], share_inputs=True).values()
-        return Prediction(np.array(ids, np.int32), np.array(scores, np.float32))
+        scores, ids, *features = self._request.infer([batch], share_inputs=True).values()
+        return Prediction(
+            np.array(ids, np.int32), np.array(scores, np.float32), half(features[0]) if features else None
+        )
 
 
-def _key(model: Model, k: int) -> str:
+def _key(model: Model, k: int, embeddings: bool) -> str:
     """Return a name for the converted network that changes with everything that it was made of."""
-    made_of = [model.digest, model.fingerprint(), k, imgbatch.__version__, openvino.__version__]
+    made_of = [model.digest, model.fingerprint(), k, embeddings, imgbatch.__version__, openvino.__version__]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 
 
-def _convert(model: Model, k: int, path: Path) -> None:
+def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
     """Write the network into a new folder as OpenVINO has it, if it answers as torch does.
 
     Tracing is used since exporting takes three times as long; what tracing gets wrong shows in the comparison.
@@ -89,7 +102,7 @@ def _convert(model: Model, k: int, path: Path) -> None:
 
     from imgbatch.models.on_torch import Whole
 
-    whole = Whole(model, model.network(), k, torch.float32)
+    whole = Whole(model, model.network(), k, torch.float32, embeddings)
     whole.check(model)
     shape = (_TRIED, model.preprocess.height, model.preprocess.width, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -27,6 +27,8 @@ class Prediction:
 
     ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float16] | None = None
+    """(n, features): what the head saw, where that was asked for."""
 
 
 class Runtime(Protocol):
@@ -39,8 +41,8 @@ class Runtime(Protocol):
         """Return device, dtype, runtime and batch size, for the run's record."""
 
 
-def build(model: Model, *, k: int, device: str, config: ClassifyConfig) -> Runtime:
-    """Build what executes the model in this process.
+def build(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddings: bool = False) -> Runtime:
+    """Build what executes the model in this process; with `embeddings`, each prediction has them.
 
     Raises:
         ClusterError: CUDA was asked for and this node has none that works.
@@ -51,14 +53,18 @@ def build(model: Model, *, k: int, device: str, config: ClassifyConfig) -> Runti
         from imgbatch.models import on_openvino
 
         try:
-            return on_openvino.OpenVinoRuntime(model, k=k, batch_size=config.batch_size, dtype=config.dtype)
+            return on_openvino.OpenVinoRuntime(
+                model, k=k, batch_size=config.batch_size, dtype=config.dtype, embeddings=embeddings
+            )
         except on_openvino.NotConverted as error:
             if config.runtime == "openvino":
                 raise ModelError(f"{model.name} cannot run in OpenVINO: {error}") from error
             log.warning("%s runs in torch, since it cannot run in OpenVINO: %s", model.name, error)
     from imgbatch.models.on_torch import TorchRuntime
 
-    return TorchRuntime(model, k=k, batch_size=config.batch_size, device=device, dtype=config.dtype)
+    return TorchRuntime(
+        model, k=k, batch_size=config.batch_size, device=device, dtype=config.dtype, embeddings=embeddings
+    )
 
 
 def _on_gpu(device: str) -> bool:
@@ -69,17 +75,32 @@ def _on_gpu(device: str) -> bool:
     return device == "cuda" or torch.cuda.is_available()
 
 
-def in_batches(pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Prediction], k: int) -> Prediction:
+def half(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Return embeddings as tables hold them; what 16 bits cannot hold becomes the largest that they can."""
+    most = float(np.finfo(np.float16).max)
+    return features.clip(-most, most).astype(np.float16)
+
+
+def in_batches(
+    pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Prediction], k: int, features: int | None = None
+) -> Prediction:
     """Run `forward` on batches of exactly `batch_size` images, zeros where there are fewer.
 
     An image's answer then does not depend on its company.
     """
-    found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))]
+    none = None if features is None else np.zeros((0, features), np.float16)
+    found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), none)]
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         n = len(batch)
         if n < batch_size:
             batch = np.concatenate([batch, np.zeros((batch_size - n, *batch.shape[1:]), np.uint8)])
         answer = forward(batch)
-        found.append(Prediction(answer.ids[:n], answer.scores[:n]))
-    return Prediction(np.concatenate([each.ids for each in found]), np.concatenate([each.scores for each in found]))
+        few = None if answer.embeddings is None else answer.embeddings[:n]
+        found.append(Prediction(answer.ids[:n], answer.scores[:n], few))
+    kept = [each.embeddings for each in found if each.embeddings is not None]
+    return Prediction(
+        np.concatenate([each.ids for each in found]),
+        np.concatenate([each.scores for each in found]),
+        np.concatenate(kept) if kept else None,
+    )
