@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from imgbatch.errors import ModelError
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Stores
+from imgbatch.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,7 @@ class Model:
     labels: tuple[str, ...]
     """The names of the classes, in the order of the logits."""
     preprocess: Preprocess
+    taxonomy: Taxonomy | None = None
     network: Callable[[], nn.Module]
     """Builds the network with its weights: N×3×H×W normalised floats in, N×len(labels) logits out.
 
@@ -45,7 +47,12 @@ class Model:
     def fingerprint(self) -> dict[str, Any]:
         """Return what makes two models' labels comparable."""
         names = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
-        return {"weights": self.digest, "labels": names, "preprocess": self.preprocess.describe(), "taxonomy": None}
+        return {
+            "weights": self.digest,
+            "labels": names,
+            "preprocess": self.preprocess.describe(),
+            "taxonomy": self.taxonomy.digest if self.taxonomy else None,
+        }
 
 
 def load(name: str, stores: Stores) -> Model:

@@ -1,5 +1,8 @@
 """Model directories as timm and the Hugging Face hub write them: `config.json` and `model.safetensors`, in any store.
 
+Beside them may lie a taxonomy, `taxonomy.csv` or `taxonomy.json`. A directory without one whose labels are ImageNet's own
+has ImageNet's.
+
 A process that builds the network reads the weights from a copy on its node, which the first one fetches: once a node,
 and checked against the digest that the driver saw.
 """
@@ -16,11 +19,14 @@ from imgbatch.errors import ModelError, NotFound
 from imgbatch.models import Model, node_cache
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.taxonomy import Taxonomy
+from imgbatch.taxonomy import read as read_taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
 
 
 def read(uri: str, stores: Stores) -> Model:
@@ -34,11 +40,13 @@ def read(uri: str, stores: Stores) -> Model:
     weights = _required(folder, _WEIGHTS)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode() + hashlib.sha256(weights).digest()).hexdigest()
     classes = _classes(folder, config)
+    labels = _labels(folder, config, classes)
     return Model(
         name=folder.uri,
         digest=digest,
-        labels=_labels(folder, config, classes),
+        labels=labels,
         preprocess=_preprocess(folder, config),
+        taxonomy=_taxonomy(folder, labels),
         network=_Network(folder, config, classes, hashlib.sha256(weights).hexdigest()),
     )
 
@@ -89,6 +97,20 @@ def _labels(folder: Folder, config: Mapping[str, Any], classes: int) -> tuple[st
         double = next(label for label in labels if labels.count(label) > 1)
         raise ModelError(f"{folder.at(_CONFIG)}: label {double!r} stands for more than one class")
     return tuple(labels)
+
+
+def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
+    for name in _TAXONOMIES:
+        try:
+            content = folder.read(name)
+        except NotFound:
+            continue
+        return read_taxonomy(content, folder.at(name), labels)
+    if len(labels) == 1000:
+        from imgbatch.models import zoo
+
+        return zoo.imagenet_taxonomy() if labels == zoo.imagenet_labels() else None
+    return None
 
 
 def _preprocess(folder: Folder, config: Mapping[str, Any]) -> Preprocess:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -27,6 +27,28 @@ class Prediction:
 
     ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
+    above: Prediction | None = None
+    """With a taxonomy, the best node of each level above the labels, coarse to fine: (n, levels - 1)."""
+
+    def first(self, n: int) -> Prediction:
+        """Return the answers of the first n images."""
+        return Prediction(self.ids[:n], self.scores[:n], self.above and self.above.first(n))
+
+
+def prediction(outputs: Sequence[npt.NDArray[Any]]) -> Prediction:
+    """Return what a network gave as scores, ids, and perhaps those of the levels above; the arrays are copied."""
+    scores, ids, *above = outputs
+    return Prediction(np.array(ids, np.int32), np.array(scores, np.float32), prediction(above) if above else None)
+
+
+def joined(found: Sequence[Prediction]) -> Prediction:
+    """Return the answers of several batches as one."""
+    above = [each.above for each in found if each.above is not None]
+    return Prediction(
+        np.concatenate([each.ids for each in found]),
+        np.concatenate([each.scores for each in found]),
+        joined(above) if above else None,
+    )
 
 
 class Runtime(Protocol):
@@ -80,6 +102,5 @@ def in_batches(pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Pred
         n = len(batch)
         if n < batch_size:
             batch = np.concatenate([batch, np.zeros((batch_size - n, *batch.shape[1:]), np.uint8)])
-        answer = forward(batch)
-        found.append(Prediction(answer.ids[:n], answer.scores[:n]))
-    return Prediction(np.concatenate([each.ids for each in found]), np.concatenate([each.scores for each in found]))
+        found.append(forward(batch).first(n))
+    return joined(found)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from imgbatch.errors import ModelError
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
+from imgbatch.taxonomy import Taxonomy, read
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +51,16 @@ def imagenet_labels() -> tuple[str, ...]:
         _TELLING.get(synset, words[synset] if first in shared else first)
         for synset, first in zip(imagenet_synsets(), firsts, strict=True)
     )
+
+
+@cache
+def imagenet_taxonomy() -> Taxonomy:
+    """Return the levels of ImageNet-1k: domain, group, kind and label, such as animal, mammal, cat and tabby.
+
+    From WordNet 3.0, whose licence lies beside the file; tests/data/imagenet_taxonomy.py makes it.
+    """
+    path = Path(__file__).with_name("imagenet_taxonomy.csv")
+    return read(path.read_bytes(), str(path), imagenet_labels())
 
 
 def _lite0_weights() -> Path:
@@ -92,6 +103,7 @@ def efficientnet_lite0() -> Model:
                 "std": (0.5,) * 3,
             }
         ),
+        taxonomy=imagenet_taxonomy(),
         network=network,
     )
 
