@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,9 @@ PREDICTIONS = pa.schema([
 class Truths:
     """The images of an evaluation, numbered as they were listed, and their classes: 24 bytes an image."""
 
-    def __init__(self, listed: Iterable[pa.RecordBatch], classes: Classes) -> None:
-        self.index = UriIndex(number=np.int32)
+    def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str]) -> None:
+        self.index, classes = UriIndex(number=np.int32), Classes(labels)
+        self._labels = labels
         found = []
         for batch in listed:
             keys, start = uri_keys(batch["uri"]), len(self.index)
@@ -50,6 +51,10 @@ class Truths:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def of(self, model: Model) -> Numbers:
+        """Return the true class of each image, as a model numbers its classes; -1 where it has no such class."""
+        return Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self.classes]
 
     def numbers(self, uris: pa.Array) -> Numbers:
         """Return the number of each image, -1 where it is none of the evaluation's."""
@@ -64,7 +69,7 @@ class Scored:
 
     def __init__(self, truths: Truths, model: Model, temperature: float | None = None) -> None:
         n = len(truths)
-        self.model, self.truth, self.temperature = model, truths.classes, temperature
+        self.model, self.truth, self.temperature = model, truths.of(model), temperature
         self.levels: tuple[Level, ...] = model.taxonomy.levels if model.taxonomy else ()
         self.label: Numbers = np.full(n, -1, np.int32)
         self.score = np.zeros(n, np.float32)

@@ -96,7 +96,7 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
     classify.recorded(job, stop)
     success = runs.read_success(job.output) or {}
     listing = pages(job.output.folder(f"runs/{success['run_id']}/listing"))
-    truths = Truths((batch for page in listing for batch in page.to_batches()), Classes(job.model.labels))
+    truths = Truths((batch for page in listing for batch in page.to_batches()), job.model.labels)
     return job.output, truths, (job.model, job.output, temperature)
 
 
@@ -113,7 +113,7 @@ def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labe
     ]
     carried = sources.carried_by(found)
     try:
-        truths = Truths((each.batch for each in sources.everything(found, carried)), Classes(model.labels))
+        truths = Truths((each.batch for each in sources.everything(found, carried)), model.labels)
     except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
     return Folder(stores, absolute(chosen.output)), truths, (model, written, temperature_of(name, stores))

@@ -74,15 +74,16 @@ def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[s
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table; names are escaped, numbers stand on the right."""
+    """Return a table. Everything is escaped; a column whose head begins with # holds numbers, and is aligned so."""
 
-    def cell(value: Any, tag: str = "td") -> str:
-        number = isinstance(value, int | float | np.integer) or (isinstance(value, str) and value[:1].isdigit())
-        text = f"{value:,}" if isinstance(value, int | np.integer) else str(value)
-        return f"<{tag}{' class=n' if number else ''}>{escape(text)}</{tag}>"
+    def line(values: Sequence[Any], tag: str) -> str:
+        cells = []
+        for name, value in zip(head, values, strict=True):
+            text = escape(f"{value:,}" if isinstance(value, int) else value)
+            cells.append(f"<{tag}{' class=n' if name.startswith('#') else ''}>{text}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
 
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><tr>{''.join(cell(name, 'th') for name in head)}</tr>{body}</table>"
+    return f"<table>{line([name.lstrip('#') for name in head], 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
 def _share(value: float) -> str:
@@ -92,11 +93,11 @@ def _share(value: float) -> str:
 def _headline(ours: Evaluation) -> str:
     rows = [("top-1", str(ours.top1))]
     rows += [("top-5", str(ours.top5))] if ours.top5 is not None else []
-    rows += [(f"level {name}", str(each)) for name, each in ours.levels.items()]
-    per_class = ours.per_class
+    rows += [(f"level {name}", str(each)) for name, each in [*ours.levels.items()][:-1]]  # the finest is top-1
+    per_class, ece = ours.per_class, ours.calibration.ece
     rows += [("macro F1", _share(per_class.macro(per_class.f1)))]
     rows += [("mean recall of classes", _share(per_class.macro(per_class.recall)))]
-    rows += [("calibration error (ECE)", str(ours.calibration.ece))]
+    rows += [("calibration error (ECE)", f"{ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})")]
     return _table(["figure", "value"], rows)
 
 
@@ -111,7 +112,7 @@ def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, An
         rows.append((name, _share(ours.levels[name].value), _share(other.levels[name].value), difference(found)))
     return (
         f"<h2>Against {escape(other.scored.model.name)}</h2>"
-        + _table(["figure", "this one", "the other", "difference"], rows)
+        + _table(["figure", "#this one", "#the other", "difference"], rows)
         + f"<p>On the same images: {comparison['only_first_right']:,} are right here alone, "
         f"{comparison['only_second_right']:,} there alone. * The interval does not hold zero.</p>"
     )
@@ -136,7 +137,7 @@ def _answers(ours: Evaluation) -> str:
         )
         for each in reversed(ours.answers())
     ]
-    return f"<div>{_table(['answer is of level', 'images', 'right'], rows)}</div>" if rows else ""
+    return f"<div>{_table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
 
 
 def _confusion(ours: Evaluation) -> str:
@@ -147,7 +148,7 @@ def _confusion(ours: Evaluation) -> str:
         for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
     ]
     drawn = _drawn(ours)
-    return f'<div class="side">{drawn}<div>{_table(["true", "said", "images"], pairs)}</div></div>'
+    return f'<div class="side">{drawn}<div>{_table(["true", "said", "#images"], pairs)}</div></div>'
 
 
 def _drawn(ours: Evaluation) -> str:
@@ -185,4 +186,4 @@ def _classes(ours: Evaluation) -> str:
         (labels[i], _share(found.precision[i]), _share(found.recall[i]), _share(found.f1[i]), int(found.support[i]))
         for i in order
     ]
-    return _table(["class", "precision", "recall", "F1", "images"], rows)
+    return _table(["class", "#precision", "#recall", "#F1", "#images"], rows)

@@ -16,6 +16,7 @@ ALLOWED = {
               "preprocess"},
     "timm": {"models/zoo", "models/directory"},
     "openvino": {"models/on_openvino"},
+    "matplotlib": {"report/figures"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
     "s3fs": {"storage/s3_listing"},
     "obstore": {"storage/s3", "storage/s3_listing"},
