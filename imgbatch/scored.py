@@ -14,7 +14,7 @@ from imgbatch.errors import BooksError, BudgetError, ModelError
 from imgbatch.metrics import before_temperature
 from imgbatch.models import Model
 from imgbatch.parts import Log
-from imgbatch.schema import LABELS, REJECTS
+from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import Classes
 from imgbatch.storage import Folder
 from imgbatch.taxonomy import Level
@@ -35,19 +35,21 @@ PREDICTIONS = pa.schema([
 
 
 class Truths:
-    """The images of an evaluation, numbered as they were listed, and their classes: 24 bytes an image."""
+    """The images of an evaluation, numbered as they were listed, and their classes: 28 bytes an image."""
 
     def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str]) -> None:
         self.index, classes = UriIndex(number=np.int32), Classes(labels)
         self._labels = labels
-        found = []
+        found, containers = [], []
         for batch in listed:
             keys, start = uri_keys(batch["uri"]), len(self.index)
             new = first_of_each(keys) & ~self.index.contains(keys)
             self.index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))
             found.append(classes.truths(batch)[new])
+            containers.append(batch["container"].filter(pa.array(new)).dictionary_encode())
         classes.require_known()
         self.classes: Numbers = np.concatenate(found) if found else np.zeros(0, np.int32)
+        self._containers = pa.chunked_array(containers, pa.dictionary(pa.int32(), pa.string()))
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -55,6 +57,10 @@ class Truths:
     def of(self, model: Model) -> Numbers:
         """Return the true class of each image, as a model numbers its classes; -1 where it has no such class."""
         return Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self.classes]
+
+    def containers(self, numbers: Numbers) -> pa.Array:
+        """Return the column `container` of a listing for some images."""
+        return self._containers.take(pa.array(numbers)).combine_chunks().cast(pa.string())
 
     def numbers(self, uris: pa.Array) -> Numbers:
         """Return the number of each image, -1 where it is none of the evaluation's."""
@@ -96,7 +102,7 @@ class Scored:
         return found
 
     def take(self, labels: Folder) -> Iterator[pa.Table]:
-        """Read a label table; yield its rows on images of the evaluation, as PREDICTIONS and the columns of an object.
+        """Read a label table; yield its rows on images of the evaluation, as PREDICTIONS and the columns of a listing.
 
         Raises:
             ModelError: another model than ours has written them.
@@ -131,7 +137,8 @@ class Scored:
         true = pa.array(self.model.labels, pa.string()).take(pa.array(self.truth[at]))
         table = rows.append_column("truth", true).append_column("right", pa.array(self.right[at]))
         table = table.append_column("right_in_top5", pa.array(self.in_top[at])).append_column("answer_right", answered)
-        return table.select([*PREDICTIONS.names, "size", "etag", "last_modified"])
+        table = table.append_column("container", self._truths.containers(at))
+        return table.select([*PREDICTIONS.names, *LISTING.names[1:]])
 
     def _answers(self, rows: pa.Table, at: Numbers) -> pa.Array:
         """Read the levels; return whether each answer is right, null where there is none."""

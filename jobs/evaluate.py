@@ -187,7 +187,7 @@ def pictures(stores: Stores, chosen: config.Config, rows: pa.Table) -> Iterator[
     from imgbatch.decode import Rejected, decode
     from imgbatch.fetch import Fetcher
 
-    for row, fetched in zip(rows.to_pylist(), Fetcher(stores, chosen.fetch)(rows), strict=True):
+    for row, fetched in zip(rows.to_pylist(), Fetcher(stores, chosen.fetch, chosen.source)(rows), strict=True):
         sink = io.BytesIO()
         if isinstance(fetched.content, bytes) and fetched.etag == row["etag"]:
             try:

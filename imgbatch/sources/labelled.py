@@ -75,11 +75,12 @@ class Classes:
 
 def labelled(source: Source, classes: Classes) -> Source:
     """Return a source whose images have their truth in TRUTH; its end refuses those that are no class of the model."""
-    named = TRUTH in source.carried.names
 
     def found() -> Iterator[Found]:
         for each in source.found():
-            batch = each.batch if named else each.batch.append_column(TRUTH, _folders(each.batch["uri"]))
+            batch = each.batch
+            if TRUTH not in batch.schema.names:
+                batch = batch.append_column(TRUTH, _folders(batch["uri"]))
             classes.truths(batch)
             yield replace(each, batch=batch)
         classes.require_known()

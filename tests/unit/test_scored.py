@@ -20,7 +20,7 @@ from imgbatch.models.runtime import Prediction
 from imgbatch.parts import encode
 from imgbatch.preprocess import Preprocess
 from imgbatch.report.evaluation import page
-from imgbatch.schema import LABELS, REJECTS, with_carried
+from imgbatch.schema import LABELS, LISTING, REJECTS, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, Truths, worst
 from imgbatch.sources import carried_by, everything, recognise
 from imgbatch.sources.labelled import TRUTH, Classes, labelled
@@ -74,8 +74,9 @@ def output(tmp_path: Path) -> Folder:
 def truths(labels: list[str], who: Model) -> Truths:
     """Return the truths of all images, listed in another order than the table has them, the first one twice."""
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: labels[i]} for i in reversed(range(N))]
-    batches = [pa.RecordBatch.from_pylist(listed[start : start + 7]) for start in range(0, N, 7)]
-    return Truths([*batches, pa.RecordBatch.from_pylist(listed[:1])], who.labels)
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    batches = [pa.RecordBatch.from_pylist(listed[start : start + 7], schema=schema) for start in range(0, N, 7)]
+    return Truths([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], who.labels)
 
 
 def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
@@ -159,8 +160,8 @@ def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
     """List a labelled input."""
     source = [labelled(each, Classes(classes)) for each in recognise(stores, [str(place)], SourceConfig())]
     carried = carried_by(source)
-    return pa.Table.from_batches([each.batch for each in everything(source, carried)], schema=with_carried(
-        pa.schema([LABELS.field(n) for n in ("uri", "size", "etag", "last_modified")]), carried))  # fmt: skip
+    batches = [each.batch for each in everything(source, carried)]
+    return pa.Table.from_batches(batches, schema=with_carried(LISTING, carried))
 
 
 def test_the_class_is_the_folder_or_a_column_of_the_manifest(tmp_path: Path) -> None:
