@@ -67,12 +67,12 @@ def evaluate(flags: Any) -> int:
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
         )
     output, truths, first = from_tables(chosen, flags) if flags.labels else from_model(chosen, stop)
-    ours, mistakes = score(first, truths, output)
+    ours, mistakes = score(first, truths, output, stop)
     other = None
     if flags.against:
         beside = replace(chosen, model=flags.against, output=output.at("against"))
         place, _, second = from_model(beside, stop)
-        other, _ = score(second, truths, place)
+        other, _ = score(second, truths, place, stop)
     finish(output, chosen, ours, other, mistakes)
     return 0
 
@@ -93,6 +93,7 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
         job.output.folders()
         if job.config.run.check_owner:
             runs.require_free(job.output)
+    job.output.delete("metrics.json")  # of other images, perhaps, if this ends before there are new figures
     classify.recorded(job, stop)
     success = runs.read_success(job.output) or {}
     listing = pages(job.output.folder(f"runs/{success['run_id']}/listing"))
@@ -105,7 +106,8 @@ def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labe
     stores = Stores(chosen.storage)
     if not chosen.output:
         raise UsageError("no --output: say where the figures go")
-    written = Folder(stores, absolute(flags.labels))
+    output, written = Folder(stores, absolute(chosen.output)), Folder(stores, absolute(flags.labels))
+    output.delete("metrics.json")
     name = flags.model or written_by(written)
     model = models.load(name, stores)
     found = [
@@ -116,7 +118,7 @@ def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labe
         truths = Truths((each.batch for each in sources.everything(found, carried)), model.labels)
     except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
-    return Folder(stores, absolute(chosen.output)), truths, (model, written, temperature_of(name, stores))
+    return output, truths, (model, written, temperature_of(name, stores))
 
 
 def written_by(output: Folder) -> str:
@@ -140,7 +142,7 @@ def temperature_of(name: str, stores: Stores) -> float | None:
     return float(found) if isinstance(found, int | float) and found > 0 else None
 
 
-def score(labels: Labels, truths: Truths, output: Folder) -> tuple[Evaluation, pa.Table]:
+def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
     """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
     model, written, temperature = labels
     if not len(truths):
@@ -149,11 +151,15 @@ def score(labels: Labels, truths: Truths, output: Folder) -> tuple[Evaluation, p
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
         for rows in scored.take(written.folder("labels")):
+            stop.check()
             writer.write_table(rows.select(PREDICTIONS.names).cast(PREDICTIONS))
             mistakes = worst(mistakes, rows, _SHOWN)
     scored.require_all(written)
     output.put("predictions.parquet", sink.getvalue())
-    return Evaluation.of(scored), mistakes
+    found = Evaluation.of(scored)
+    if scored.levels and not found.levels:
+        log.warning("%s has no levels of the model's taxonomy: labels alone are scored", written.at("labels"))
+    return found, mistakes
 
 
 def finish(
