@@ -147,8 +147,8 @@ def _confusion(ours: Evaluation) -> str:
         (labels[truth], labels[said], int(count))
         for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
     ]
-    drawn = _drawn(ours)
-    return f'<div class="side">{drawn}<div>{_table(["true", "said", "#images"], pairs)}</div></div>'
+    table = _table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
+    return f'<div class="side">{_drawn(ours)}<div>{table}</div></div>'
 
 
 def _drawn(ours: Evaluation) -> str:

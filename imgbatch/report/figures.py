@@ -26,7 +26,8 @@ def reliability(curves: Mapping[str, Calibration]) -> str:
         area = 10 + 250 * curve.count / curve.count.sum()
         axes.plot(curve.score, curve.accuracy, color=colour, linewidth=1.2, label=f"{name}: ECE {curve.ece.value:.3f}")
         axes.scatter(curve.score, curve.accuracy, s=area, color=colour, alpha=0.5, linewidths=0)
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(loc="lower right", frameon=False)
     return _svg(figure)
 
 
