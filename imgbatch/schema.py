@@ -30,7 +30,7 @@ INDEX = pa.field("index", pa.int64(), nullable=False)
 LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
 """What a source finds. `container`: PARQUET for a row of such a file, null for an object of its own."""
 
-PARQUET = "parquet"
+PARQUET, TAR = "parquet", "tar"
 
 CANDIDATE = pa.struct([("label", pa.string()), ("label_id", pa.int32()), ("score", pa.float32())])
 LEVEL = pa.struct([("level", pa.string()), ("label", pa.string()), ("score", pa.float32())])

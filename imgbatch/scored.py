@@ -1,8 +1,8 @@
-"""What a label table says of images whose class is known: the two joined by URI, in tens of bytes an image."""
+"""What a label table says of images whose class is known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,11 @@ from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import Classes
 from imgbatch.storage import Folder
 from imgbatch.taxonomy import Level
-from imgbatch.uris import UriIndex, first_of_each, uri_keys
+from imgbatch.truths import Numbers, Truths
 
 TOP = 5
 _READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "size", "etag", "last_modified", "model"]
 _SHOWN = 5
-
-Numbers = npt.NDArray[np.int32]
 
 PREDICTIONS = pa.schema([
     LABELS.field("uri"), pa.field("truth", pa.string()),
@@ -32,42 +30,6 @@ PREDICTIONS = pa.schema([
     pa.field("right", pa.bool_()), pa.field("right_in_top5", pa.bool_()), pa.field("answer_right", pa.bool_()),
 ])  # fmt: skip
 """A row for each image that was scored; `answer_right` is null where there was no answer."""
-
-
-class Truths:
-    """The images of an evaluation, numbered as they were listed, and their classes: 28 bytes an image."""
-
-    def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str]) -> None:
-        self.index, classes = UriIndex(number=np.int32), Classes(labels)
-        self._labels = labels
-        found, containers = [], []
-        for batch in listed:
-            keys, start = uri_keys(batch["uri"]), len(self.index)
-            new = first_of_each(keys) & ~self.index.contains(keys)
-            self.index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))
-            found.append(classes.truths(batch)[new])
-            containers.append(batch["container"].filter(pa.array(new)).dictionary_encode())
-        classes.require_known()
-        self.classes: Numbers = np.concatenate(found) if found else np.zeros(0, np.int32)
-        self._containers = pa.chunked_array(containers, pa.dictionary(pa.int32(), pa.string()))
-
-    def __len__(self) -> int:
-        return len(self.classes)
-
-    def of(self, model: Model) -> Numbers:
-        """Return the true class of each image, as a model numbers its classes; -1 where it has no such class."""
-        return Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self.classes]
-
-    def containers(self, numbers: Numbers) -> pa.Array:
-        """Return the column `container` of a listing for some images."""
-        return self._containers.take(pa.array(numbers)).combine_chunks().cast(pa.string())
-
-    def numbers(self, uris: pa.Array) -> Numbers:
-        """Return the number of each image, -1 where it is none of the evaluation's."""
-        numbers = np.full(len(uris), -1, np.int32)
-        for columns, rows, positions in self.index.lookup(uri_keys(uris)):
-            numbers[rows] = columns["number"][positions]
-        return numbers
 
 
 class Scored:

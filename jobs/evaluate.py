@@ -25,9 +25,10 @@ from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
 from imgbatch.listing import pages
 from imgbatch.models import Model
-from imgbatch.scored import PREDICTIONS, Scored, Truths, worst
+from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources.labelled import Classes, labelled
 from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.truths import Truths
 from jobs import classify
 
 log = logging.getLogger("imgbatch")
@@ -145,6 +146,7 @@ def temperature_of(name: str, stores: Stores) -> float | None:
 def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
     """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
     model, written, temperature = labels
+    truths.add_members(written)
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
     scored, mistakes = Scored(truths, model, temperature), None

@@ -39,7 +39,7 @@ def page(
 
     Args:
         other: a second model on the same images, and the comparison with it.
-        pictures: rows of images that are wrong, each with a JPEG; empty where the image could not be read any more.
+        pictures: rows of images that are wrong, each with a JPEG; empty where the image could not be read.
     """
     name = ours.scored.model.name
     parts = [
@@ -170,7 +170,7 @@ def _pictures(pictures: Iterable[tuple[Any, bytes]]) -> str:
     shown = []
     for row, jpeg in pictures:
         data = base64.b64encode(jpeg).decode()
-        image = f'<img alt="" src="data:image/jpeg;base64,{data}">' if jpeg else "<p>(not there any more)</p>"
+        image = f'<img alt="" src="data:image/jpeg;base64,{data}">' if jpeg else "<p>(not shown)</p>"
         shown.append(
             f"<figure>{image}<figcaption>{escape(row['label'])} {row['score']:.2f}, truly <b>{escape(row['truth'])}</b><br>"
             f"{escape(row['uri'].rpartition('/')[2])}</figcaption></figure>"

@@ -1,9 +1,14 @@
-"""Sources whose images have a known class: a column `label`, or else the folder that holds the image."""
+"""Sources whose images have a known class: a column `label`, or else the folder that holds the image.
+
+A tar is listed in place of its members; they bring their class themselves, in their rows (`member_truths`).
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +18,14 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
-from imgbatch.schema import CARRIED
+from imgbatch.schema import CARRIED, TAR
 from imgbatch.sources import Source
 from imgbatch.taxonomy import did_you_mean
 
 TRUTH = CARRIED + "label"
 """The column in which an image's true class travels, whatever the source."""
+
+SIDECARS = (CARRIED + "cls", CARRIED + "json")
 
 _FOLDER = r"(?P<folder>[^/#]*)[/#][^/]*$"
 _SHOWN, _REMEMBERED = 5, 1_000
@@ -80,12 +87,27 @@ def labelled(source: Source, classes: Classes) -> Source:
         for each in source.found():
             batch = each.batch
             if TRUTH not in batch.schema.names:
-                batch = batch.append_column(TRUTH, _folders(batch["uri"]))
-            classes.truths(batch)
+                batch = batch.append_column(TRUTH, pc.if_else(is_tar(batch), None, _folders(batch["uri"])))
+            classes.truths(batch.filter(pc.invert(is_tar(batch))))
             yield replace(each, batch=batch)
         classes.require_known()
 
     return replace(source, found=found, carried=_with_truth(source.carried))
+
+
+def is_tar(listed: pa.RecordBatch) -> pa.Array:
+    """Return a mask of the rows that stand for the members of a tar."""
+    return pc.fill_null(pc.equal(listed["container"], TAR), False)
+
+
+def member_truths(rows: pa.Table) -> pa.Array:
+    """Return the class that members of tars bring along: what `.cls` says, or else `label` in `.json`."""
+    found = rows[SIDECARS[0]].to_pylist()
+    for at, text in enumerate(rows[SIDECARS[1]].to_pylist()):
+        if found[at] is None and text is not None:
+            with suppress(ValueError, AttributeError):
+                found[at] = json.loads(text).get("label")
+    return pa.array([None if name is None else str(name).strip() for name in found], pa.string())
 
 
 def _with_truth(carried: pa.Schema) -> pa.Schema:

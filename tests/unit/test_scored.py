@@ -20,11 +20,12 @@ from imgbatch.models.runtime import Prediction
 from imgbatch.parts import encode
 from imgbatch.preprocess import Preprocess
 from imgbatch.report.evaluation import page
-from imgbatch.schema import LABELS, LISTING, REJECTS, with_carried
-from imgbatch.scored import PREDICTIONS, Scored, Truths, worst
+from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
+from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources import carried_by, everything, recognise
 from imgbatch.sources.labelled import TRUTH, Classes, labelled
 from imgbatch.storage import Folder, Stores
+from imgbatch.truths import Truths
 
 FRUIT = ("Gala", "Fuji", "Lime", "<b>Fig & co</b>", "Plum", "Kiwi")
 TREE = b"label,kind\nGala,Apple\nFuji,Apple\nLime,Citrus\n<b>Fig & co</b>,Fig\nPlum,Stone\nKiwi,Berry\n"
@@ -209,3 +210,41 @@ def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ), "the page is complete in itself"
+
+
+def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    said = [FRUIT[number] for number in scores.argmax(1)]
+    uris = pa.array([f"s3://b/{'one.tar' if i < 20 else 'two.tar'}#{i}.jpg" for i in range(N)])
+    rows = rows.set_column(0, LABELS.field("uri"), uris)
+    rows = rows.append_column("input_cls", pa.array([said[i] + "\n" if i % 2 else None for i in range(N)]))
+    wrong = [json.dumps({"label": said[i] if i else FRUIT[said[0] == FRUIT[0]]}) for i in range(N)]
+    rows = rows.append_column("input_json", pa.array([None if i % 2 else wrong[i] for i in range(N)]))
+    write(output, rows.slice(0, N - 1))
+    listed = [{"uri": f"s3://b/{name}.tar", "container": TAR} for name in ("one", "two", "three")]
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    refused = REJECTS.append(pa.field("input_cls", pa.string())).append(pa.field("input_json", pa.string()))
+    row = {"uri": "s3://b/three.tar", "stage": "fetch", "reason": "corrupt", "run_id": "r", "model": "m"}
+    footer = {"format_version": "1", "run_id": "r", "fingerprint": "{}", "nonce": "", "seal": "false"}
+    output.put("rejects/part-00000001.parquet", encode(pa.Table.from_pylist([row], schema=refused), footer))
+
+    known = Truths([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
+    known.add_members(output)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    scored.require_all(output)
+    assert len(known) == N - 1 and np.count_nonzero(~scored.right) == 1
+
+    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    known.add_members(output)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    with pytest.raises(
+        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/three.tar \(corrupt\)"
+    ):
+        scored.require_all(output)
+    output.put("rejects/part-00000001.parquet", encode(refused.empty_table(), footer))
+    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
+        known.add_members(output)
