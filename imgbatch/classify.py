@@ -33,7 +33,7 @@ from imgbatch.models.runtime import Runtime, build
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
-    ANSWER_COLUMNS,
+    EMBEDDING,
     REFUSAL_COLUMNS,
     RESULTS,
     carried_fields,
@@ -132,15 +132,22 @@ def labelled(images: pa.Table, runtime: Runtime, model: Model, min_score: float)
     if not np.isfinite(prediction.scores).all():
         raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
     columns = answers(prediction, model, min_score)
+    schema = with_carried(RESULTS, carried_fields(images.schema))
+    if prediction.embeddings is not None:
+        columns[EMBEDDING] = _fixed_lists(prediction.embeddings)
+        schema = schema.append(pa.field(EMBEDDING, columns[EMBEDDING].type))
     # Row i of the table takes row places[i] of the answers, or null where it is a reject.
     places = pa.array(np.cumsum(good) - 1, mask=~good)
     taken = {name: values.take(places) for name, values in columns.items()}
     table = images.drop_columns([PIXELS])
-    for name in ANSWER_COLUMNS:
-        if name in taken:
-            table = table.append_column(name, taken[name])
-    schema = with_carried(RESULTS, carried_fields(images.schema))
+    for name in taken:
+        table = table.append_column(name, taken[name])
     return table.select(schema.names).cast(schema)
+
+
+def _fixed_lists(numbers: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
+    """Return the rows of a matrix as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
 
 
 def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -297,4 +304,10 @@ class LabelImages(_Worker):
 def load_runtime(work: Work) -> Runtime:
     """Build what executes the model, here."""
     config = work.config
-    return build(work.model, k=config.top_k, device=config.cluster.device, config=config.classify)
+    return build(
+        work.model,
+        k=config.top_k,
+        device=config.cluster.device,
+        config=config.classify,
+        embeddings=config.output.embeddings,
+    )

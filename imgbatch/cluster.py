@@ -71,6 +71,11 @@ class Plan:
     gpus: float
     nodes: int
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether all actors will run on the node of the driver, as long as nobody adds one."""
+        return self.nodes == 1 and self.max_actors <= self.actors
+
     def __str__(self) -> str:
         where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
         pool = f"{self.actors} actors" + f", up to {self.max_actors}" * (self.max_actors > self.actors)

@@ -29,6 +29,8 @@ _SIGNATURE = re.compile(
     re.I,
 )
 
+_SHORT = {"model": "model.name", "output": "output.uri"}
+
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
 
@@ -37,6 +39,45 @@ def knob(default: Any, help: str) -> Any:
     if callable(default):
         return field(default_factory=default, metadata={"help": help}, repr=False)
     return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network labels the images. `model = "NAME"` is short for `model.name`."""
+
+    name: str = knob(
+        "efficientnet_lite0",
+        "efficientnet_lite0, timm:NAME[.TAG], torchvision:NAME[@WEIGHTS], or the URI of a model directory or state dict "
+        "(--model)",
+    )
+    weights: str | None = knob(
+        None, "URI of a state dict in place of the weights that timm:NAME or torchvision:NAME have"
+    )
+    architecture: str | None = knob(None, "the network of a state dict: NAME or timm:NAME, torchvision:NAME")
+    labels: str | None = knob(
+        None, "URI of a text file with the names of the classes, one a line, in the order of the head"
+    )
+    crop_pct: float | None = knob(
+        None, "the share of a side that the centre crop keeps after resizing; unset: as the model was made"
+    )
+    image_size: int | None = knob(None, "pixels a side of the network's input; unset: as the model was made")
+
+    def __post_init__(self) -> None:
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"model.crop_pct={self.crop_pct}: must be more than 0 and at most 1")
+        if self.image_size is not None:
+            _at_least("model.image_size", self.image_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    """Where the tables go, and what stands in them. `output = "URI"` is short for `output.uri`."""
+
+    uri: str = knob("", "where labels/ and rejects/ are written; {model} and {date} may stand in it (--output)")
+    embeddings: bool = knob(False, "a column `embedding` in labels/: the features before the head, as float16")
+    columns: tuple[str, ...] = knob(
+        (), "columns of labels/, e.g. ['label', 'score']; uri, size, etag, last_modified always; unset: all"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,10 +223,10 @@ class Config:
     """A complete run. Equal configs over equal inputs give equal tables."""
 
     input: tuple[str, ...] = knob((), "what to classify: prefix, folder, glob, object or manifest (--input)")
-    output: str = knob("", "where labels/ and rejects/ are written; {model} and {date} may stand in it (--output)")
-    model: str = knob("efficientnet_lite0", "name or URI of the model (--model)")
     limit: int | None = knob(None, "only the first N images of the listing (--limit)")
     top_k: int = knob(5, "how many classes a row names, best first")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
@@ -233,10 +274,14 @@ def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config
     >>> load(None, ["top_k=3", "cluster.device=cpu"]).top_k
     3
     """
-    tree: dict[str, Any] = _read_toml(path) if path else {}
+    tree: dict[str, Any] = {}
+    for key, value in (_read_toml(path) if path else {}).items():
+        _assign(tree, key, value)
     for setting in settings:
         _set(tree, setting)
-    tree.update({key: value for key, value in flags.items() if value is not None})
+    for key, value in flags.items():
+        if value is not None:
+            _assign(tree, key, value)
     config: Config = _build(Config, tree, prefix="")
     return config
 
@@ -262,9 +307,9 @@ def with_output(config: Config, *, model: str, date: str) -> Config:
         ConfigError: another name stands in braces.
     """
     try:
-        return replace(config, output=config.output.format(model=model, date=date))
+        return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--output {config.output!r}: only {{model}} and {{date}} may stand in braces") from error
+        raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} may stand in braces") from error
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -285,11 +330,18 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *sections, name = key.strip().split(".")
+    _assign(tree, key.strip(), value)
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key in a tree of sections; a plain value for `model` or `output` is its name or URI."""
+    if key in _SHORT and not isinstance(value, dict):
+        key = _SHORT[key]
+    *sections, name = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
+            raise ConfigError(f"{key}={value!r}: {section!r} is a value, not a section")
     tree[name] = value
 
 

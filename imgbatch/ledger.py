@@ -10,7 +10,7 @@ Guarantees, given the assumption of `parts`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,10 @@ class Ledger:
     retry: str = "passing"
     """Which rejects are tried again: passing, all."""
     read_only: bool = False
+    label_columns: pa.Schema = LABELS
+    """What stands in labels/, carried columns apart."""
+    carried: Sequence[str] = ()
+    """Which carried columns go into labels/; none named: all."""
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     done: UriIndex = field(init=False)
@@ -144,19 +148,25 @@ class Ledger:
         footer = Footer(run_id, self.fingerprint)
         labelled = pc.is_null(rows["reason"])
         written = 0
-        for log, schema, mask in ((self.labels, LABELS, labelled), (self.rejects, REJECTS, pc.invert(labelled))):
-            whole = with_carried(schema, carried_fields(rows.schema))
-            table = rows.filter(mask).select(whole.names).cast(whole)
+        for log, mask in ((self.labels, labelled), (self.rejects, pc.invert(labelled))):
+            table = rows.filter(mask)
             if len(table):
-                written += log.append(table, footer, self._absorb)
+                whole = self._columns(log, rows.schema)
+                written += log.append(table.select(whole.names).cast(whole), footer, self._absorb)
         return written
 
     def seal(self, run_id: str) -> None:
         """Take the next number of each log with an empty part."""
         footer = Footer(run_id, self.fingerprint, seal=True)
-        for log, schema in ((self.labels, LABELS), (self.rejects, REJECTS)):
+        for log in (self.labels, self.rejects):
             # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
-            log.append(with_carried(schema, log.carried()).empty_table(), footer, self._absorb)
+            log.append(self._columns(log, log.carried()).empty_table(), footer, self._absorb)
+
+    def _columns(self, log: Log, rows: pa.Schema) -> pa.Schema:
+        """Return the columns of a log for rows that carry what these do."""
+        if log is self.rejects:
+            return with_carried(REJECTS, carried_fields(rows))
+        return with_carried(self.label_columns, carried_fields(rows, self.carried))
 
     def sealed_by(self, run_id: str | None) -> bool:
         """Return whether both logs end with a seal of that run."""

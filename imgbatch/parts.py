@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.errors import Conflict, Exists, NotFound, OutputError
-from imgbatch.schema import FORMAT_VERSION, carried_fields
+from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
 
 _NAME = re.compile(r"part-(\d{8})\.parquet")
@@ -57,12 +57,15 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Return a part as Parquet bytes."""
     sink = io.BytesIO()
     plain = [name for name in ("uri", "etag") if name in table.column_names]
+    # 47,000 rows/s of 1,280 numbers and 66 % of their bytes, where zstd alone gives 27,000 and 73 % (docs/LOG.md).
+    split = {f"{EMBEDDING}.list.element": "BYTE_STREAM_SPLIT"} if EMBEDDING in table.column_names else None
     pq.write_table(
         table.replace_schema_metadata(dict(metadata)),
         sink,
         compression="zstd",
         use_dictionary=[name for name in _leaves(table.schema) if name not in plain],
         write_statistics=["uri"],
+        column_encoding=split,
     )
     return sink.getvalue()
 

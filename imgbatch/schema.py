@@ -6,7 +6,12 @@ travel beside them under the prefix `input_`.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 import pyarrow as pa
+
+from imgbatch.errors import ConfigError
 
 FORMAT_VERSION = 1
 """Stands in the footer of every part. A part with a higher number is refused: it may mean something else."""
@@ -47,6 +52,9 @@ _ANSWER = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
 ]
+EMBEDDING = "embedding"
+"""The column of labels/ that is there with `output.embeddings=true`: a fixed-size list of float16."""
+
 _REFUSAL = [
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
@@ -65,6 +73,42 @@ ANSWER_COLUMNS = [field.name for field in _ANSWER]
 REFUSAL_COLUMNS = [field.name for field in _REFUSAL]
 
 
+def labels_with(columns: Sequence[str] = (), features: int | None = None) -> pa.Schema:
+    """Return the schema of labels/ with these columns, in the table's own order; all columns where none are named.
+
+    Args:
+        columns: what is wanted beside the image and its version, which the ledger needs.
+        features: how many numbers an embedding has; None: there is no such column.
+
+    Raises:
+        ConfigError: there is no column of that name.
+
+    >>> labels_with(["score", "label"]).names
+    ['uri', 'label', 'score', 'size', 'etag', 'last_modified']
+    """
+    fields = [*LABELS]
+    if features is not None:
+        fields.insert(LABELS.get_field_index("width"), pa.field(EMBEDDING, pa.list_(pa.float16(), features)))
+    known = [field.name for field in fields]
+    for name in columns:
+        if name not in known and not name.startswith(CARRIED):
+            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_nearest(name, known)}")
+    wanted = {*columns, EMBEDDING} if columns else {*known}
+    return pa.schema([field for field in fields if field.name in wanted or field.name in LISTING.names])
+
+
+def require_carried(columns: Sequence[str], carried: pa.Schema) -> None:
+    """Raise ConfigError if a column `input_…` is asked for that no input has."""
+    for name in columns:
+        if name.startswith(CARRIED) and name not in carried.names:
+            raise ConfigError(f"output.columns: no input carries {name!r}{_nearest(name, carried.names)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+
+
 def with_carried(schema: pa.Schema, carried: pa.Schema) -> pa.Schema:
     """Return `schema` followed by the carried columns of a listing.
 
@@ -75,6 +119,7 @@ def with_carried(schema: pa.Schema, carried: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *carried])
 
 
-def carried_fields(schema: pa.Schema) -> pa.Schema:
-    """Return the fields of `schema` that were carried along from the input."""
-    return pa.schema([field for field in schema if field.name.startswith(CARRIED)])
+def carried_fields(schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Schema:
+    """Return the fields of `schema` that were carried along from the input; with `columns`, those among them."""
+    carried = [field for field in schema if field.name.startswith(CARRIED)]
+    return pa.schema([field for field in carried if not columns or field.name in columns])

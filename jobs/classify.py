@@ -32,6 +32,7 @@ from imgbatch.interrupts import StopRequest
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Found, Listing, Wholes
 from imgbatch.models import Model
+from imgbatch.schema import labels_with, require_carried
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
 
@@ -57,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="URI", help="where labels/ and rejects/ go; {model} and {date} are filled in"
     )
-    parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_URI",
+        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or a URI",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     flags = cli.arguments(parser, argv)
@@ -70,7 +75,7 @@ def classify(flags: Any) -> int:
     chosen = config.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
-    job = prepare(chosen)
+    job = prepare(chosen, stop.check)
     with naming_the_output(job):
         job.output.folders()  # is it there, and are we let in?
         if job.config.run.check_owner and not flags.dry_run:
@@ -90,21 +95,31 @@ class Job:
     ledger: Ledger
 
 
-def prepare(chosen: config.Config) -> Job:
-    """Check everything that can be checked before any work."""
+def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> Job:
+    """Check everything that can be checked before any work; `pulse` is called while that takes long."""
     stores = Stores(chosen.storage)
-    model = models.load(chosen.model, stores)
-    name = model.name.rstrip("/").rpartition("/")[2]
-    chosen = config.with_output(chosen, model=name, date=datetime.now(UTC).strftime("%Y-%m-%d"))
-    if not chosen.output:
+    model = models.load(chosen.model, stores, pulse)
+    chosen = config.with_output(chosen, model=model.slug, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
-    output = Folder(stores, absolute(chosen.output))
+    output = Folder(stores, absolute(chosen.output.uri))
     found = sources.recognise(stores, chosen.input, chosen.source)
     for source in found:
         if sources.would_find(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
-    fingerprint = {**model.fingerprint(), "top_k": chosen.top_k, "answer.min_score": chosen.answer.min_score}
-    ledger = Ledger(output, fingerprint, retry=chosen.rejects.retry)
+    ledger = Ledger(
+        output,
+        {
+            **model.fingerprint(),
+            "top_k": chosen.top_k,
+            "answer.min_score": chosen.answer.min_score,
+            "output.embeddings": chosen.output.embeddings,
+            "output.columns": sorted(chosen.output.columns),
+        },
+        retry=chosen.rejects.retry,
+        label_columns=labels_with(chosen.output.columns, model.width() if chosen.output.embeddings else None),
+        carried=chosen.output.columns,
+    )
     return Job(chosen, stores, output, model, found, ledger)
 
 
@@ -203,6 +218,7 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     """
     job.ledger.open(pulse)
     carried = sources.carried_by(job.sources)
+    require_carried(job.config.output.columns, carried)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
     def found() -> Generator[Found, None, None]:
@@ -246,7 +262,6 @@ def label(
     from imgbatch.committer import Committer
 
     without_secrets = replace(job.config, storage=config.StorageConfig())  # Ray shows what an operator is made with
-    work = Work(job.stores, record.folder.folder("listing"), without_secrets, job.model)
     committer = Committer(
         job.ledger,
         record.id,
@@ -257,7 +272,7 @@ def label(
     )
     shown = progress.progress(int(pending.sum()))
 
-    def receive(plan: cluster.Plan, round: cluster.Round) -> None:
+    def receive(work: Work, plan: cluster.Plan, round: cluster.Round) -> None:
         for block in ticking(cluster.label_images(work, plan, pending, wholes, round), job.config.cluster.stall_s):
             stop.check()
             if block is not None:
@@ -274,11 +289,13 @@ def label(
             stop.install().check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job, plan.nodes)
-            for round in cluster.ROUNDS:
-                if pending.any():
-                    receive(plan, round)
-                    committer.blame_the_cluster(plan.nodes, round.lost)
-            committer.give_up(work.listing, cluster.TRIES)
+            with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
+                work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
+                for round in cluster.ROUNDS:
+                    if pending.any():
+                        receive(work, plan, round)
+                        committer.blame_the_cluster(plan.nodes, round.lost)
+                committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
 

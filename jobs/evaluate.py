@@ -71,9 +71,10 @@ def evaluate(flags: Any) -> int:
     ours, mistakes = score(first, truths, output, stop)
     other = None
     if flags.against:
-        beside = replace(chosen, model=flags.against, output=output.at("against"))
-        place, _, second = from_model(beside, stop)
-        other, _ = score(second, truths, place, stop)
+        place = replace(chosen.output, uri=output.at("against"))
+        beside = replace(chosen, model=config.ModelConfig(name=flags.against), output=place)
+        folder, _, second = from_model(beside, stop)
+        other, _ = score(second, truths, folder, stop)
     finish(output, chosen, ours, other, mistakes)
     return 0
 
@@ -84,10 +85,11 @@ Labels = tuple[Model, Folder, float | None]
 
 def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
     """Have the main job label the images; return the output, the listed truths and the labels."""
-    temperature = temperature_of(chosen.model, Stores(chosen.storage))
+    temperature = temperature_of(chosen.model.name, Stores(chosen.storage))
+    chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
     if temperature is not None:  # what scores were before it follows from all of them alone
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
-    job = classify.prepare(chosen)
+    job = classify.prepare(chosen, stop.check)
     classes = Classes(job.model.labels)
     job = replace(job, sources=[labelled(source, classes) for source in job.sources])
     with classify.naming_the_output(job):
@@ -105,12 +107,12 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
 def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labels]:
     """Take the labels of an earlier run; the model is only asked for its classes and levels."""
     stores = Stores(chosen.storage)
-    if not chosen.output:
+    if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
-    output, written = Folder(stores, absolute(chosen.output)), Folder(stores, absolute(flags.labels))
+    output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
     output.delete("metrics.json")
     name = flags.model or written_by(written)
-    model = models.load(name, stores)
+    model = models.load(replace(chosen.model, name=name), stores)
     found = [
         labelled(source, Classes(model.labels)) for source in sources.recognise(stores, chosen.input, chosen.source)
     ]

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Stores
+from imgbatch.storage import Folder, Stores
 from imgbatch.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "load", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +42,32 @@ class Model:
     It is called in the process that runs it, and raises ModelError where weights and network do not fit.
     """
 
+    features: int | None = None
+    """How many numbers an embedding has: what the head of the network sees. None: no single layer is its head."""
+
     @property
     def reference(self) -> str:
         """Name and digest, as rows carry them."""
         return f"{self.name}@{self.digest[:12]}"
+
+    @property
+    def slug(self) -> str:
+        """The name as it may stand in a path.
+
+        >>> Model(name="timm:resnet50.a1_in1k", digest="", labels=(), preprocess=None, network=list).slug
+        'timm-resnet50.a1_in1k'
+        """
+        return re.sub("[:@]", "-", self.name.rstrip("/").rpartition("/")[2])
+
+    def width(self) -> int:
+        """Return how many numbers an embedding has.
+
+        Raises:
+            ModelError: there are none to be had.
+        """
+        if self.features is None:
+            raise ModelError(f"output.embeddings: {self.name} has no single layer that makes its logits")
+        return self.features
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what makes two models' labels comparable."""
@@ -55,18 +80,55 @@ class Model:
         }
 
 
-def load(name: str, stores: Stores) -> Model:
-    """Return the model of that name, or in the model directory of that URI.
+def load(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda: None) -> Model:
+    """Return the model of a name or URI, checked as far as that is possible without an image.
+
+    Args:
+        chosen: the section `model` of the config.
+        stores: where URIs lead to.
+        pulse: called while weights are fetched and the network is checked, once a machine and model; may raise to end it.
 
     Raises:
-        ModelError: there is no such model, or its directory is not whole.
+        ModelError: there is no such model, its weights cannot be had, or it contradicts itself.
     """
-    from imgbatch.models import directory, zoo
+    from imgbatch.models import directory, state_dict, zoo
 
+    name = chosen.name
     if name in zoo.MODELS:
-        return zoo.MODELS[name]()
+        _refuse(chosen, "weights", "architecture", "labels")
+        return zoo.MODELS[name](chosen)
+    if name.startswith(state_dict.ZOOS):
+        _refuse(chosen, "architecture")
+        return state_dict.of_zoo(name, chosen.weights, name, chosen, stores, pulse)
     if "/" in name or name.startswith("."):
-        return directory.read(name, stores)
+        _refuse(chosen, "weights")
+        if chosen.architecture or name.lower().endswith(state_dict.SUFFIXES):
+            return state_dict.read(chosen, stores, pulse)
+        return directory.read(name, stores, chosen, pulse)
     close = difflib.get_close_matches(name, zoo.MODELS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(zoo.MODELS)}"
-    raise ModelError(f"unknown model {name!r}; {hint} A model directory is given by its path or URI, e.g. ./{name}")
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(zoo.MODELS)};"
+    raise ModelError(
+        f"unknown model {name!r}; {hint} A network of timm is timm:{name}, one of torchvision torchvision:{name}, and a model "
+        f"directory is given by its path or URI, e.g. ./{name}"
+    )
+
+
+@contextmanager
+def shared(model: Model, place: Folder | None) -> Iterator[Model]:
+    """Have a model that every node can build: weights on this machine's disk lie in the place meanwhile, a store's stay.
+
+    With no place, the model is the same: there are no other nodes.
+    """
+    from imgbatch.models.directory import Network
+
+    if place is None or not isinstance(model.network, Network) or not model.network.is_local:
+        yield model
+        return
+    with model.network.shared(place) as network:
+        yield replace(model, network=network)
+
+
+def _refuse(chosen: ModelConfig, *keys: str) -> None:
+    for key in keys:
+        if getattr(chosen, key) is not None:
+            raise ModelError(f"model.{key} does not go with --model {chosen.name}, which has its own: leave it away")

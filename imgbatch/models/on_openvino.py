@@ -34,12 +34,23 @@ class NotConverted(Exception):
 class OpenVinoRuntime:
     """Runs a model on one core, in batches of one size; processes, not threads, use the other cores."""
 
-    def __init__(self, model: Model, *, k: int, batch_size: int | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        k: int,
+        batch_size: int | None = None,
+        dtype: str = "auto",
+        embeddings: bool = False,
+    ) -> None:
         self.batch_size, self._k = batch_size or BATCH_SIZE, min(k, len(model.labels))
         core = openvino.Core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._dtype = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(dtype, "bf16" if able else "f32")
-        converted = node_cache.once(f"openvino-{_key(model, self._k)}", lambda path: _convert(model, self._k, path))
+        self._features = model.features if embeddings else None
+        converted = node_cache.once(
+            f"openvino-{_key(model, self._k, embeddings)}", lambda path: _convert(model, self._k, embeddings, path)
+        )
         network = core.read_model(converted / _NETWORK)
         network.reshape([self.batch_size, model.preprocess.height, model.preprocess.width, 3])
         options = {
@@ -53,7 +64,7 @@ class OpenVinoRuntime:
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images, n ≥ 0."""
-        return in_batches(pixels, self.batch_size, self._forward, self._k)
+        return in_batches(pixels, self.batch_size, self._forward, self._k, self._features)
 
     def facts(self) -> dict[str, Any]:
         """Return what the run's record says of this runtime."""
@@ -69,13 +80,13 @@ class OpenVinoRuntime:
         return prediction(list(self._request.infer([batch], share_inputs=True).values()))
 
 
-def _key(model: Model, k: int) -> str:
+def _key(model: Model, k: int, embeddings: bool) -> str:
     """Return a name for the converted network that changes with everything that it was made of."""
-    made_of = [model.digest, model.fingerprint(), k, imgbatch.__version__, openvino.__version__]
+    made_of = [model.digest, model.fingerprint(), k, embeddings, imgbatch.__version__, openvino.__version__]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 
 
-def _convert(model: Model, k: int, path: Path) -> None:
+def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
     """Write the network into a new folder as OpenVINO has it, if it answers as torch does.
 
     Tracing is used since exporting takes three times as long; what tracing gets wrong shows in the comparison.
@@ -88,21 +99,23 @@ def _convert(model: Model, k: int, path: Path) -> None:
 
     from imgbatch.models.on_torch import Whole
 
-    whole = Whole(model, model.network(), k, torch.float32)
+    whole = Whole(model, model.network(), k, torch.float32, embeddings)
     whole.check(model)
     shape = (_TRIED, model.preprocess.height, model.preprocess.width, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation, and its remarks on constants
-        expected = [found.numpy() for found in whole(pixels)[::2]]
+        expected = [found.numpy() for found in whole(pixels)]
         try:
             network = openvino.convert_model(whole.eval(), example_input=pixels)
             compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            found = [np.array(output) for output in compiled([pixels.numpy()]).values()][::2]
+            found = [np.array(output) for output in compiled([pixels.numpy()]).values()]
         except Exception as error:
             raise NotConverted(str(error).splitlines()[0]) from error
-    # the scores of classes and, with a taxonomy, of nodes
-    difference = max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(found, expected, strict=True))
+    scores = slice(0, 4 if model.taxonomy else 2, 2)  # of classes and, with a taxonomy, of nodes
+    difference = max(
+        float(np.abs(ours - theirs).max()) for ours, theirs in zip(found[scores], expected[scores], strict=True)
+    )
     if not difference <= _MOST_DIFFERENCE:
         raise NotConverted(f"its probabilities differ from torch's by up to {difference:.3f}")
     path.mkdir()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imgbatch.errors import ClusterError, ModelError
-from imgbatch.models import Model
+from imgbatch.errors import ClusterError
+from imgbatch.models import Model, networks
 from imgbatch.models.runtime import Pixels, Prediction, in_batches, prediction
 
 if TYPE_CHECKING:
@@ -40,13 +40,21 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 
 
 class Whole(torch.nn.Module):
-    """Pixels (n, H, W, 3) in, the k best classes out: normalisation, softmax, top-k and roll-up belong to the network."""
+    """Pixels (n, H, W, 3) in, the k best classes out: normalisation, softmax, top-k and roll-up belong to the network.
+
+    With `embeddings` the last output is (n, features): the input of the network's head, averaged where that is a map.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, model: Model, net: nn.Module, k: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, net: nn.Module, k: int, dtype: torch.dtype, embeddings: bool = False) -> None:
         super().__init__()
+        self._seen: list[torch.Tensor] = []
+        if embeddings:
+            head = networks.head(net, len(model.labels))
+            assert head is not None, "the driver has asked for the width of what it sees"
+            head.register_forward_pre_hook(lambda _, seen: self._seen.append(seen[0]))
         self.net, self.k, self.dtype = net.eval().to(dtype), min(k, len(model.labels)), dtype
         # (pixel / 255 - mean) / std as one multiplication and one addition
         mean, std = model.preprocess.mean, model.preprocess.std
@@ -63,8 +71,12 @@ class Whole(torch.nn.Module):
         # In 32 bits: a rounded scale would shift every pixel. The permuted view is what torch calls channels-last.
         normal = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
         probabilities = self.net(normal.to(self.dtype)).float().softmax(1)
-        scores, ids = probabilities.topk(self.k)
-        return (scores, ids, *self._rolled_up(probabilities)) if self.above else (scores, ids)
+        found = (*probabilities.topk(self.k), *(self._rolled_up(probabilities) if self.above else ()))
+        if not self._seen:
+            return found
+        features = self._seen.pop().float()
+        self._seen.clear()
+        return (*found, features.mean((2, 3)) if features.ndim == 4 else features)
 
     def _rolled_up(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Taxonomy.roll_up`. 2.5 µs an image for ImageNet, 164 as sums over padded rows (OpenVINO, one core, 2026-11-24).
@@ -87,24 +99,28 @@ class Whole(torch.nn.Module):
         """
         device = self.scale.device
         blank = torch.zeros((1, 3, model.preprocess.height, model.preprocess.width), dtype=self.dtype, device=device)
-        with torch.inference_mode():
-            logits = self.net(blank.contiguous(memory_format=torch.channels_last))
-        if logits.ndim != 2 or logits.shape[1] != len(model.labels):
-            raise ModelError(f"{model.name}: {tuple(logits.shape)[1:]} logits for {len(model.labels)} labels")
-        if not torch.isfinite(logits).all():
-            raise ModelError(f"{model.name}: the answer to a blank image is not finite: the weights are damaged")
+        networks.check(self.net, model.name, len(model.labels), blank.contiguous(memory_format=torch.channels_last))
+        self._seen.clear()
 
 
 class TorchRuntime:
     """Runs a model in batches of one size."""
 
     def __init__(
-        self, model: Model, *, k: int, batch_size: int | None = None, device: str = "auto", dtype: str = "auto"
+        self,
+        model: Model,
+        *,
+        k: int,
+        batch_size: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        embeddings: bool = False,
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
-        self._whole = Whole(model, model.network(), k, self.dtype).to(self.device)
+        self._features = model.features if embeddings else None
+        self._whole = Whole(model, model.network(), k, self.dtype, embeddings).to(self.device)
         self._whole.net.to(memory_format=torch.channels_last)
         self._whole.check(model)
 
@@ -115,7 +131,7 @@ class TorchRuntime:
         """
         while True:
             try:
-                return in_batches(pixels, self.batch_size, self._forward, self._whole.k)
+                return in_batches(pixels, self.batch_size, self._forward, self._whole.k, self._features)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise

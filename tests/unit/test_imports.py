@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
     "ray": {"cluster"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
-              "preprocess"},
-    "timm": {"models/zoo", "models/directory"},
+              "models/networks", "models/hubs", "preprocess"},
+    "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory"},
+    "torchvision": {"models/networks", "models/hubs"},
     "openvino": {"models/on_openvino"},
     "matplotlib": {"report/figures"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},

@@ -29,7 +29,7 @@ from imgbatch.config import StorageConfig
 from imgbatch.errors import BooksError, OutputError, Unreachable
 from imgbatch.ledger import DONE, DUPLICATE, NEW, STALE, Ledger
 from imgbatch.parts import Footer
-from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS
+from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS, labels_with
 from imgbatch.storage import Folder, Meta, Stores
 
 FINGERPRINT = {"digest": "abc", "top_k": 5}
@@ -254,6 +254,28 @@ def test_rows_of_another_type_are_written_as_the_schema_says(place: Place) -> No
 
 
 # Answers that are lost, requests that come late
+
+
+def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Place) -> None:
+    wanted = labels_with(["label", "input_split"], features=3)
+    book = ledger(place(), label_columns=wanted, carried=["label", "input_split"])
+    numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float16)), 3)
+    whole = results("a", "b").append_column("input_split", pa.array(["train", "test"]))
+    whole = whole.append_column("input_other", pa.array([1, 2])).append_column("embedding", numbers)
+    refused = rejects("c").append_column("input_split", pa.array(["val"]))
+    assert commit(book, refused) == 1, "of rejects alone, which have no embedding"
+    assert commit(book, whole) == 2
+    book.seal(RUN)
+    assert rows(place()) == [
+        {"uri": uri, "label": "cat", "embedding": numbers, "size": 5, "etag": "e", "last_modified": THEN,
+         "input_split": split} for uri, numbers, split in (("a", [0, 1, 2], "train"), ("b", [3, 4, 5], "test"))
+    ]  # fmt: skip
+    assert rows(place(), "rejects")[0]["input_split"] == "val"
+    for name in place().names("labels"):
+        table, _ = parts.decode(place().folder("labels").read(name), name)
+        assert table.schema.names == [*wanted.names, "input_split"]
+        assert table.schema.field("embedding").type == pa.list_(pa.float16(), 3)
+    assert states(ledger(place()), images("a", "b", "c")) == [[DONE, DONE, DONE]]
 
 
 @pytest.mark.parametrize("verb", ["create", "replace"])

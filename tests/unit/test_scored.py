@@ -49,7 +49,7 @@ def predicted(who: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
     if who.taxonomy:
         (kinds, _) = who.taxonomy.roll_up(scores)
         above = Prediction(kinds.argmax(1)[:, None].astype(np.int32), kinds.max(1)[:, None])
-    columns = answers(Prediction(ids, np.take_along_axis(scores, ids, 1), above), who, 0.5)
+    columns = answers(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), who, 0.5)
     columns |= {"uri": pa.array([f"s3://b/{i}.jpg" for i in range(N)]), "model": pa.array([who.reference] * N)}
     columns |= {"run_id": pa.array(["r"] * N)}
     rows = [columns.get(field.name, pa.nulls(N, field.type)) for field in LABELS]

@@ -14,7 +14,7 @@ import torch
 
 from imgbatch import models, taxonomy
 from imgbatch.answers import answers
-from imgbatch.config import StorageConfig
+from imgbatch.config import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
 from imgbatch.models import Model, zoo
 from imgbatch.models.on_torch import TorchRuntime
@@ -158,7 +158,7 @@ def test_the_answer_is_the_finest_label_that_is_sure_enough(
     min_score: float, expected: tuple[str | None, str | None, float | None]
 ) -> None:
     above = Prediction(np.array([[0, 0]], np.int32), np.array([[0.9, 0.7]], np.float32))
-    prediction = Prediction(np.array([[0, 1]], np.int32), np.array([[0.4, 0.3]], np.float32), above)
+    prediction = Prediction(np.array([[0, 1]], np.int32), np.array([[0.4, 0.3]], np.float32), above=above)
     columns = answers(prediction, model(FRUIT, CSV), min_score)
     found = [columns[name][0].as_py() for name in ("answer", "answer_level", "answer_score")]
     assert found == [*expected[:2], pytest.approx(expected[2])]
@@ -171,15 +171,15 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     directory, stores = shutil.copytree(tiny_model, tmp_path / "tiny"), Stores(StorageConfig(), {})
-    plain = models.load(str(directory), stores)
+    plain = models.load(ModelConfig(name=str(directory)), stores)
     assert plain.taxonomy is None and plain.fingerprint()["taxonomy"] is None
     (directory / "taxonomy.csv").write_text("label,kind\n" + "".join(f"{label},x\n" for label in "abcdefg"))
-    known = models.load(str(directory), stores)
+    known = models.load(ModelConfig(name=str(directory)), stores)
     assert known.taxonomy is not None and known.taxonomy.path(0) == ["x", "a"]
     assert known.fingerprint() == {**plain.fingerprint(), "taxonomy": known.taxonomy.digest}
     (directory / "taxonomy.csv").rename(directory / "taxonomy.json")
     with pytest.raises(ModelError, match=r"taxonomy\.json is no tree"):
-        models.load(str(directory), stores)
+        models.load(ModelConfig(name=str(directory)), stores)
 
 
 def test_imagenets_levels_are_what_a_person_finds_natural() -> None:

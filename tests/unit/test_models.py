@@ -1,0 +1,481 @@
+"""Where models come from: zoos, state dicts, directories; what is refused of them, and that the right weights answer."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from imgbatch import models
+from imgbatch.config import ClassifyConfig, ModelConfig, StorageConfig
+from imgbatch.errors import Interrupted, ModelError
+from imgbatch.models import Model, child, directory, hubs, networks, zoo
+from imgbatch.models.runtime import Prediction, build
+from imgbatch.preprocess import Preprocess
+from imgbatch.storage import Folder, Stores
+from tests.conftest import S3Server
+from tests.unit.pictures import scene
+
+LABELS = ("a", "b", "c")
+STORES = Stores(StorageConfig(), {})
+BLANK = torch.rand((2, 3, 160, 160), generator=torch.Generator().manual_seed(0))
+PIXELS = np.stack([scene(160, 160, seed=number) for number in range(5)])
+
+Load = Callable[..., Model]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Load a model with caches of its own and no internet; a child's work is done here, where torch is there already."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(child, "ask", lambda question, **_: json.loads(json.dumps(child.answer(dict(question)))))
+    return lambda name, stores=STORES, **keys: models.load(ModelConfig(name=str(name), **keys), stores)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> str:
+    """A file with three names."""
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    return str(tmp_path / "labels.txt")
+
+
+def tiny(classes: int = 3, name: str = "test_resnet") -> nn.Module:
+    """Return a small network of timm with random weights."""
+    torch.manual_seed(classes)
+    net: nn.Module = timm.create_model(name, num_classes=classes).eval()
+    return net
+
+
+def logits(net: nn.Module) -> torch.Tensor:
+    """Return what a network answers."""
+    with torch.inference_mode():
+        answer: torch.Tensor = net(BLANK)
+    return answer
+
+
+def require_same_network(left: nn.Module, right: nn.Module) -> None:
+    """Require that two networks give the same numbers, and that these are no zeros."""
+    assert torch.equal(logits(left.eval()), logits(right.eval()))
+    assert logits(left).std() > 0
+
+
+def put_into_hub_cache(cache: Path, repository: str, net: nn.Module) -> None:
+    """Lay weights where huggingface_hub looks for what it has fetched before."""
+    place, revision = cache / f"models--{repository.replace('/', '--')}", "0" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    (place / "snapshots" / revision).mkdir(parents=True)
+    save_file(net.state_dict(), place / "snapshots" / revision / "model.safetensors")
+
+
+def test_a_network_of_timm_from_the_hubs_cache(load: Load, tmp_path: Path) -> None:
+    net = tiny(1000)
+    put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", net)
+    model = load("timm:test_resnet")
+    assert (model.name, model.slug) == ("timm:test_resnet.r160_in1k", "timm-test_resnet.r160_in1k")
+    assert model.labels[285] == "Egyptian cat" and model.features == 96
+    assert model.preprocess == Preprocess.from_timm(net.pretrained_cfg)
+    require_same_network(model.network(), net)
+    again = load("timm:test_resnet.r160_in1k")
+    assert again.digest == model.digest, "both names mean the same weights"
+
+
+def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.shufflenet_v2_x0_5().eval()
+    entry = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    torch.save(net.state_dict(), tmp_path / "torch/hub/checkpoints" / entry.url.rpartition("/")[2])
+    model = load("torchvision:shufflenet_v2_x0_5")
+    assert model.name == "torchvision:shufflenet_v2_x0_5@IMAGENET1K_V1" and "@" not in model.slug
+    assert model.labels == zoo.imagenet_labels() and model.features == 1024
+    require_same_network(model.network(), net)
+
+
+def test_what_torchvision_does_for_its_weights_alone_is_done(load: Load, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"transform_input": True, "aux_logits": False, "init_weights": False}
+    net = torchvision.models.googlenet(**options).eval()
+    save_file(net.state_dict(), tmp_path / "own.safetensors")
+    model = load("torchvision:googlenet", weights=str(tmp_path / "own.safetensors"))
+    require_same_network(model.network(), net)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("timm:test_resnet", "cannot be had from https://huggingface.co/timm/test_resnet.*HF_HOME.*model.weights"),
+        ("torchvision:resnet18", "cannot be had from https://download.pytorch.org/.*TORCH_HOME.*model.weights"),
+        ("timm:resnet5O", "did you mean 'resnet50'"),
+        ("timm:resnet50.a1_in2k", "did you mean 'a1_in1k'.*; it has: a1_in1k,"),
+        ("torchvision:resnet5O", "did you mean 'resnet50'"),
+        ("torchvision:resnet50@IMAGENET1K_V3", "did you mean 'IMAGENET1K_V2'"),
+        ("torchvision:fcn_resnet50", "no network 'fcn_resnet50'"),
+        ("timm:vit_small_patch14_dinov2", "features, not classes"),
+        ("timm:resnet51q_", "did you mean"),
+        ("timm:", "has no network ''"),
+        ("resnet50", "timm:resnet50, one of torchvision torchvision:resnet50"),
+        ("eficientnet_lite0", "did you mean 'efficientnet_lite0'"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_what_to_do(load: Load, name: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        load(name)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_plain_state_dict(load: Load, tmp_path: Path, labels: str, suffix: str) -> None:
+    net, path = tiny(), tmp_path / f"own.{suffix}"
+    save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save({"state_dict": net.state_dict()}, path)
+    model = load(path, architecture="test_resnet", labels=labels)
+    assert (model.name, model.labels) == (str(path), LABELS)
+    require_same_network(model.network(), net)
+    same = load("timm:test_resnet", weights=str(path), labels=labels)
+    assert (same.digest, same.name) == (model.digest, model.name)
+
+
+def test_a_state_dict_that_does_not_fit_is_refused_by_its_tensors(load: Load, tmp_path: Path, labels: str) -> None:
+    state = dict(tiny().state_dict())
+    state["head.weight"] = state.pop("fc.weight")
+    state["fc.bias"] = torch.zeros(4)
+    save_file(state, tmp_path / "own.safetensors")
+    with pytest.raises(ModelError) as raised:
+        load(tmp_path / "own.safetensors", architecture="test_resnet", labels=labels)
+    told = str(raised.value)
+    assert "1 missing: fc.weight" in told and "1 left over: head.weight" in told
+    assert "fc.bias is 4 instead of 3" in told
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_no_pickle_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
+    torch.save({"state_dict": tiny().state_dict(), "extra": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pth")
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    (tmp_path / "bomb.safetensors").write_bytes((tmp_path / "bomb.pth").read_bytes())
+    for suffix in ("pth", "pt", "safetensors"):
+        with pytest.raises(ModelError, match="never loaded"):
+            load(tmp_path / f"bomb.{suffix}", architecture="test_resnet", labels=labels)
+    place = write(tmp_path / "dir", tiny())
+    (place / "model.safetensors").write_bytes((tmp_path / "bomb.pth").read_bytes())
+    with pytest.raises(ModelError, match="never loaded"):
+        load(place)
+    assert not (tmp_path / "boom").exists()
+    torch.load(tmp_path / "bomb.pth", weights_only=False)
+    assert (tmp_path / "boom").exists(), "it would have gone off"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "told"),
+    [
+        ("x/own.pth", {}, "say of which network with --set model.architecture"),
+        ("x/nowhere.pth", {"architecture": "test_resnet"}, "no state dict x/nowhere.pth"),
+        ("x/dir", {"weights": "x"}, "model.weights does not go with"),
+        ("timm:test_resnet", {"architecture": "resnet18"}, "model.architecture does not go with"),
+        ("efficientnet_lite0", {"labels": "x"}, "model.labels does not go with"),
+        ("timm:test_resnet", {"labels": "x/nowhere.txt"}, "model.labels=x/nowhere.txt"),
+    ],
+)
+def test_keys_that_do_not_go_together(load: Load, name: str, keys: dict[str, str], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        load(name, **keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a\nb\n", "2 (label_names|labels) for a head of 3|fc.weight is 3x96 instead of 2x96"),
+        (b"a\n\nc\n", "line 2 is empty"),
+        (b"a\nb\na\n", "'a' stands for more than one class"),
+        (b"\n", "is empty"),
+        (b"\xff\xfe\x00", "no text file"),
+    ],
+)
+def test_a_file_of_labels_that_cannot_be(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "bad.txt").write_bytes(content)
+    save_file(tiny().state_dict(), tmp_path / "own.safetensors")
+    place = write(tmp_path / "dir", tiny())
+    for name, keys in ((tmp_path / "own.safetensors", {"architecture": "test_resnet"}), (place, {})):
+        with pytest.raises(ModelError, match=told):
+            load(name, labels=str(tmp_path / "bad.txt"), **keys)
+
+
+def write(path: Path, net: nn.Module, labels: Sequence[str] = LABELS) -> Path:
+    """Write a model directory on the disk."""
+    directory.write_directory(Folder(STORES, str(path)), net, labels)
+    return path
+
+
+def test_timm_reads_what_we_write_and_we_read_what_timm_writes(load: Load, tmp_path: Path) -> None:
+    net = timm.create_model("test_efficientnet", num_classes=3, global_pool="max", act_layer="relu").eval()
+    ours = write(tmp_path / "ours", net)
+    said = timm.create_model(f"local-dir:{ours}", pretrained=True).eval()
+    require_same_network(said, net)
+    assert said.pretrained_cfg["label_names"] == list(LABELS)
+    require_same_network(load(ours).network(), net)
+    timm.models.save_for_hf(
+        net, str(tmp_path / "theirs"), model_config={"label_names": list(LABELS)}, safe_serialization=True
+    )
+    theirs = load(tmp_path / "theirs")
+    require_same_network(theirs.network(), net)
+    assert theirs.labels == LABELS and theirs.digest == load(ours).digest
+
+
+def test_a_directory_in_a_store_travels_once_a_node(load: Load, s3: S3Server, tmp_path: Path) -> None:
+    stores, net = s3.stores(), tiny()
+    place = Folder(stores, "s3://out/models/tiny")
+    directory.write_directory(place, net, LABELS, {"crop_pct": 0.5})
+    model = load(place.uri, stores)
+    assert model.name == place.uri and model.preprocess.resize == (320,)
+    require_same_network(model.network(), net)
+    place.put("model.safetensors", b"something else")
+    require_same_network(model.network(), net)  # from the node's cache
+    for kept in tmp_path.glob("imgbatch-*/weights-*.safetensors"):
+        kept.unlink()
+    with pytest.raises(ModelError, match="not what it was when the run started"):
+        model.network()
+
+
+def test_weights_of_this_disk_are_shared_with_other_nodes_while_a_run_lasts(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tiny()
+    model, place = load(write(tmp_path / "mine", net)), Folder(STORES, str(tmp_path / "run" / "model"))
+    with models.shared(model, None) as alone:
+        assert alone is model
+    with models.shared(model, place) as travels:
+        (tmp_path / "mine" / "model.safetensors").unlink()  # as on a node that has no such disk
+        require_same_network(travels.network(), net)
+        assert replace(travels, network=model.network) == model
+    assert place.names() == []
+
+
+def change(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key; None takes it out."""
+    config.pop(key) if value is None else config.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("architecture", None, "names no 'architecture'"),
+        ("architecture", "hf-hub:somebody/something", "no network 'hf-hub:somebody/something'"),
+        ("architecture", "torchvision:fasterrcnn_resnet50_fpn", "no network"),
+        ("architecture", "test_resnets", "did you mean 'test_resnet'"),
+        ("architecture", "test_efficientnet", "does not fit 'test_efficientnet'.*missing"),
+        ("model_args", {"checkpoint_path": "/evil.pth"}, "may not have checkpoint_path"),
+        ("model_args", {"nonsense": 1}, "cannot make 'test_resnet'"),
+        ("model_args", {"channels": (10**13,) * 4}, "cannot make 'test_resnet'"),
+        ("model_args", [1], "'model_args' is not an object"),
+        ("num_classes", 10**9, "3 label_names for a head of 1000000000"),
+        ("num_classes", True, "num_classes is True"),
+        ("num_classes", 0, "num_classes is 0"),
+        ("label_names", ["a", "b", "a"], "'a' stands for more than one class"),
+        ("label_names", ["a", "b"], "2 label_names for a head of 3"),
+        ("label_names", {"a": 1}, "no 'label_names'"),
+        ("problem_type", "multi_label_classification", "several labels to an image"),
+        ("pretrained_cfg", {"input_size": [1, 28, 28]}, "3 channels"),
+        ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
+    ],
+)
+def test_a_directory_that_contradicts_itself(load: Load, tmp_path: Path, key: str, value: Any, told: str) -> None:
+    place = write(tmp_path / "dir", tiny())
+    config = json.loads((place / "config.json").read_text())
+    change(config, key, value)
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=told):
+        load(place)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 200_000, "not JSON"),
+        (b'{"architecture": "' + b"a" * (17 << 20) + b'"}', "larger than"),
+        (b'{"architectures": ["ResNetForImageClassification"]}', "transformers for a network of its own"),
+        (b"\xff", "not JSON"),
+    ],
+)
+def test_a_description_that_is_none(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+    place = write(tmp_path / "dir", tiny())
+    (place / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=told):
+        load(place)
+
+
+def test_weights_that_are_damaged(load: Load, tmp_path: Path) -> None:
+    net = tiny()
+    with torch.no_grad():
+        net.get_classifier().weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        load(write(tmp_path / "nan", net))
+    torn = write(tmp_path / "torn", tiny())
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="torn"):
+        load(torn)
+
+
+def test_a_size_that_the_network_does_not_take(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"takes no images of 100x100.*model\.image_size"):
+        load(write(tmp_path / "vit", tiny(name="test_vit")), image_size=100)
+
+
+def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    chosen = ModelConfig(name=str(write(tmp_path / "dir", tiny())))
+    assert models.load(chosen, STORES).features == 96
+    assert list(tmp_path.glob("imgbatch-*/checked-*.json"))
+    monkeypatch.setattr(child, "ask", None)
+    assert models.load(chosen, STORES).features == 96, "once a machine and model"
+
+
+def test_a_signal_ends_the_wait_for_the_child() -> None:
+    def pulse() -> None:
+        raise Interrupted(15)
+
+    question = {"task": "check", "name": "x"}
+    with pytest.raises(Interrupted):
+        child.ask(question, limit_s=60, pulse=pulse)
+    with pytest.raises(ModelError, match="not there within 0 s"):
+        child.ask(question, limit_s=0)
+
+
+def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
+    with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: KeyError"):
+        child.ask({"name": "x"}, limit_s=60)
+
+
+def test_labels_are_words_that_people_understand_and_occur_once() -> None:
+    assert zoo.imagenet_labels()[281:287] == (
+        "tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "cougar"
+    )  # fmt: skip
+    for classes in zoo._SUBSETS:
+        names = zoo.labels_of(classes, None)
+        assert len(set(names)) == len(names) == classes
+    assert zoo.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
+    assert zoo.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
+    with pytest.raises(ModelError, match=r"its 7 classes are called is not known.*model\.labels"):
+        zoo.labels_of(7, None)
+    with pytest.raises(ModelError, match="more than one class"):
+        zoo.unique(("a", "a"), "here")
+
+
+def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
+    names = torchvision.models.list_models(module=torchvision.models)
+    entries = [entry for name in names for entry in torchvision.models.get_model_weights(name)]
+    assert len(entries) > 100
+    for entry in entries:
+        preset = entry.transforms()
+        ours = Preprocess.from_timm(hubs._as_timm_says_it(preset))
+        assert (ours.height, ours.width, ours.resize) == (*preset.crop_size * 2, tuple(preset.resize_size)), entry
+        assert (ours.mean, ours.std) == (tuple(preset.mean), tuple(preset.std))
+        assert (ours.interpolation, preset.antialias) == (preset.interpolation.value, True)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_v3", "efficientnet_b1", "efficientnet_v2_l"])
+def test_photos_look_as_torchvision_would_show_them(name: str, photos: list[Path]) -> None:
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    ours = Preprocess.from_timm(hubs._as_timm_says_it(preset))
+    for path in photos[:3]:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+            theirs = preset(Image.fromarray(pixels))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.mean, ours.std))
+        shown = (theirs * std + mean).permute(1, 2, 0).numpy() * 255
+        assert np.abs(shown - ours(pixels)).mean() < 0.5
+
+
+@pytest.mark.parametrize("keys", [{"crop_pct": 1.0}, {"image_size": 128}, {"crop_pct": 0.8, "image_size": 192}])
+def test_crop_and_size_can_be_chosen(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
+    net = tiny()
+    place = write(tmp_path / "dir", net)
+    chosen, plain = load(place, **keys), load(place)
+    size = keys.get("image_size", 160)
+    asked = {"crop_pct": keys.get("crop_pct"), "input_size": (3, size, size)}
+    data = timm.data.resolve_data_config(
+        {key: value for key, value in asked.items() if value}, pretrained_cfg=net.pretrained_cfg
+    )
+    picture = scene(300, 400)
+    theirs = timm.data.create_transform(**data, normalize=False)(Image.fromarray(picture))
+    assert np.abs(np.asarray(theirs).transpose(1, 2, 0).astype(int) - chosen.preprocess(picture)).mean() < 0.5
+    assert chosen.fingerprint()["preprocess"] != plain.fingerprint()["preprocess"]
+    assert chosen.fingerprint()["weights"] == plain.fingerprint()["weights"]
+    assert load("efficientnet_lite0", **keys).preprocess != load("efficientnet_lite0").preprocess
+
+
+def predict(model: Model, runtime: str, pixels: npt.NDArray[np.uint8], embeddings: bool = True) -> Prediction:
+    """Return what a runtime answers in 32 bits."""
+    config = ClassifyConfig(runtime=runtime, dtype="float32", batch_size=2)
+    return build(model, k=3, device="cpu", config=config, embeddings=embeddings)(pixels)
+
+
+def by_hand(net: nn.Module, model: Model, pixels: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return probabilities and the features before the head, as timm gives them."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        return net(images).softmax(1), net.forward_head(net.forward_features(images), pre_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name"), [("torch", "mobilenetv3_small_050"), ("torch", "test_resnet"), ("openvino", "test_resnet")]
+)
+def test_embeddings_are_what_the_head_sees(load: Load, tmp_path: Path, runtime: str, name: str) -> None:
+    net = tiny(4, name).eval()
+    model = load(write(tmp_path / "dir", net, "wxyz"), image_size=160)
+    scores, features = by_hand(net, model, PIXELS)
+    found = predict(model, runtime, PIXELS)
+    assert found.embeddings is not None and found.embeddings.dtype == np.float16
+    assert found.embeddings.shape == (5, model.features) and features.std() > 0
+    assert np.allclose(found.embeddings, features, rtol=2e-3, atol=2e-3)
+    assert np.allclose(found.scores, scores.topk(3).values, atol=1e-4)
+    assert predict(model, runtime, PIXELS[:0]).embeddings.shape == (0, model.features)  # type: ignore[union-attr]
+    if runtime == "torch":  # a second conversion to OpenVINO would take seconds
+        plain = predict(model, runtime, PIXELS, embeddings=False)
+        assert plain.embeddings is None and np.allclose(plain.scores, found.scores, atol=1e-5)
+
+
+def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, labels: str) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    save_file(net.state_dict(), tmp_path / "own.safetensors")
+    model = load("torchvision:squeezenet1_1", weights=str(tmp_path / "own.safetensors"), labels=labels, image_size=160)
+    seen: list[torch.Tensor] = []
+    networks.head(net, 3).register_forward_hook(lambda *called: seen.append(called[1][0]))  # type: ignore[union-attr]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
+    with torch.inference_mode():
+        scores = net((torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)
+    found = predict(model, "torch", PIXELS)
+    assert np.allclose(found.embeddings, seen[0].mean((2, 3)), rtol=2e-3, atol=2e-3)
+    assert np.allclose(found.scores, scores.topk(3).values, atol=1e-4) and model.features == 512
+
+
+def test_a_network_without_a_single_head_has_no_embeddings(load: Load, tmp_path: Path) -> None:
+    model = replace(load(write(tmp_path / "dir", tiny())), features=None)
+    with pytest.raises(ModelError, match=r"output\.embeddings.*no single layer"):
+        model.width()
