@@ -32,7 +32,6 @@ fuzz: $(VENV)/test.installed
 # Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
 bench: $(VENV)/test.installed $(VENV)/demo.installed
 	$(PIP) --no-deps daft==0.7.26
-	$(PIP) matplotlib==3.11.2
 	$(BIN)/python -m tests.bench.bench $(BENCH)
 
 check: $(VENV)/check.installed

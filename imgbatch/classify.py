@@ -23,6 +23,7 @@ import pyarrow as pa
 
 import imgbatch
 from imgbatch import errors
+from imgbatch.answers import answers
 from imgbatch.config import Config
 from imgbatch.errors import ConfigError, ImgbatchError, ModelError
 from imgbatch.fetch import Fetched, Fetcher, members_of_tar
@@ -32,7 +33,6 @@ from imgbatch.models.runtime import Runtime, build
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
-    CANDIDATE,
     EMBEDDING,
     LISTING,
     PLACE_COLUMNS,
@@ -129,18 +129,18 @@ def decoded(
     return pa.table({"index": pa.array(numbers), "uri": listed["uri"], **columns, **place, **carried, PIXELS: flat})
 
 
-def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels: pa.Array) -> pa.Table:
+def labelled(images: pa.Table, runtime: Runtime, model: Model, min_score: float) -> pa.Table:
     """Return RESULTS with carried columns for what `decoded` gave."""
     column = images[PIXELS].combine_chunks()
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    shape = (-1, preprocess.height, preprocess.width, 3)
+    shape = (-1, model.preprocess.height, model.preprocess.width, 3)
     start = column.offset * column.type.byte_width
     pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * column.type.byte_width]
     good = np.asarray(images["reason"].is_null())
     prediction = runtime(pixels.reshape(shape) if good.all() else pixels.reshape(shape)[good])
     if not np.isfinite(prediction.scores).all():
         raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
-    columns = answers(prediction.ids, prediction.scores, labels)
+    columns = answers(prediction, model, min_score)
     schema = with_carried(RESULTS, carried_fields(images.schema))
     if prediction.embeddings is not None:
         columns[EMBEDDING] = _fixed_lists(prediction.embeddings)
@@ -157,34 +157,6 @@ def labelled(images: pa.Table, runtime: Runtime, preprocess: Preprocess, labels:
 def _fixed_lists(numbers: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
     """Return the rows of a matrix as a column."""
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
-
-
-def answers(ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], labels: pa.Array) -> dict[str, pa.Array]:
-    """Return the answer columns of n images from their k best classes, best first.
-
-    Args:
-        ids: (n, k) class numbers.
-        scores: (n, k) probabilities.
-        labels: the names of the classes.
-
-    Without a taxonomy the label itself is the answer, and there are no levels.
-    """
-    n, k = ids.shape
-    names = labels.take(pa.array(ids.ravel()))
-    candidates = pa.StructArray.from_arrays(
-        [names, pa.array(ids.ravel()), pa.array(scores.ravel())], fields=list(CANDIDATE)
-    )
-    best = labels.take(pa.array(ids[:, 0]))
-    return {
-        "label": best,
-        "label_id": pa.array(ids[:, 0]),
-        "score": pa.array(scores[:, 0]),
-        "top_k": pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), candidates),
-        "levels": pa.nulls(n, RESULTS.field("levels").type),
-        "answer": best,
-        "answer_level": pa.nulls(n, pa.string()),
-        "answer_score": pa.array(scores[:, 0]),
-    }
 
 
 def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
@@ -317,7 +289,7 @@ class Classify:
     """The GPU operator: pixels in, rows out."""
 
     def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None) -> None:
-        self._work, self._labels = work, pa.array(work.model.labels, pa.string())
+        self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
         self._lock = Lock()
@@ -336,7 +308,7 @@ class Classify:
             if self._runtime is None:
                 self._runtime = self._load(self._work)
             started = time.monotonic()
-            results = labelled(images, self._runtime, self._work.model.preprocess, self._labels)
+            results = labelled(images, self._runtime, self._work.model, self._work.config.answer.min_score)
             seconds["classify_s"] = time.monotonic() - started
             return _with_note(results, {**self._runtime.facts(), **seconds})
 

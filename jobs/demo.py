@@ -48,11 +48,12 @@ def photos() -> list[Path]:
 
 
 def show(output: Path) -> None:
-    """Print image, label and score of each row, and where the tables lie."""
-    table = Table("image", "label", "score", "next best")
-    for row in pq.read_table(output / "labels", columns=["uri", "label", "score", "top_k"]).sort_by("uri").to_pylist():
+    """Print answer, label and score of each row, and where the tables lie."""
+    table = Table("image", "answer", "label", "score", "next best")
+    columns = ["uri", "answer", "label", "score", "top_k"]
+    for row in pq.read_table(output / "labels", columns=columns).sort_by("uri").to_pylist():
         others = ", ".join(other["label"] for other in row["top_k"][1:3])
-        table.add_row(Path(row["uri"]).name, row["label"], f"{row['score']:.2f}", others)
+        table.add_row(Path(row["uri"]).name, row["answer"], row["label"], f"{row['score']:.2f}", others)
     console = Console()
     console.print(table)
     for part in sorted((output / "labels").glob("*.parquet")):

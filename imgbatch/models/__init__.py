@@ -17,6 +17,7 @@ from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores
+from imgbatch.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,7 @@ class Model:
     labels: tuple[str, ...]
     """The names of the classes, in the order of the logits."""
     preprocess: Preprocess
+    taxonomy: Taxonomy | None = None
     network: Callable[[], nn.Module]
     """Builds the network with its weights: N×3×H×W normalised floats in, N×len(labels) logits out.
 
@@ -70,7 +72,12 @@ class Model:
     def fingerprint(self) -> dict[str, Any]:
         """Return what makes two models' labels comparable."""
         names = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
-        return {"weights": self.digest, "labels": names, "preprocess": self.preprocess.describe(), "taxonomy": None}
+        return {
+            "weights": self.digest,
+            "labels": names,
+            "preprocess": self.preprocess.describe(),
+            "taxonomy": self.taxonomy.digest if self.taxonomy else None,
+        }
 
 
 def load(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda: None) -> Model:

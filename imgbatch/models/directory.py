@@ -1,5 +1,8 @@
 """Model directories as timm and transformers write them: `config.json` and `model.safetensors`, in any store.
 
+Beside them may lie a taxonomy, `taxonomy.csv` or `taxonomy.json`. A directory without one whose labels are ImageNet's own
+has ImageNet's.
+
 A process that builds the network reads the weights from a copy on its node, which the first one fetches: once a node,
 and checked against the digest that the driver saw.
 """
@@ -21,12 +24,15 @@ from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
 from imgbatch.models import Model, child, node_cache, zoo
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.taxonomy import Taxonomy
+from imgbatch.taxonomy import read as read_taxonomy
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
 _MOST_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
 _CHECK_S = 600.0
 _TRANSFORMERS = (
@@ -58,12 +64,13 @@ def read(
         where = chosen.labels or folder.at(_CONFIG)
         raise ModelError(f"{where}: {len(labels)} label_names for a head of {classes} classes")
     network = Network(folder, config["architecture"], classes, config["model_args"], digest)
-    preprocess = _preprocess(folder, config, chosen)
+    preprocess, taxonomy = _preprocess(folder, config, chosen), _taxonomy(folder, labels)
     return Model(
         name=name or folder.uri,
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode() + digest.encode()).hexdigest(),
         labels=labels,
         preprocess=preprocess,
+        taxonomy=taxonomy,
         network=network,
         features=_checked(network, weights, preprocess, name or folder.uri, pulse),
     )
@@ -227,6 +234,16 @@ def _labels(folder: Folder, config: Mapping[str, Any]) -> tuple[str, ...]:
             "with one a line as --set model.labels=URI"
         )
     return zoo.unique(zoo.readable(labels), folder.at(_CONFIG))
+
+
+def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
+    for name in _TAXONOMIES:
+        try:
+            content = folder.read(name)
+        except NotFound:
+            continue
+        return read_taxonomy(content, folder.at(name), labels)
+    return zoo.imagenet_taxonomy() if labels == zoo.imagenet_labels() else None
 
 
 def _preprocess(folder: Folder, config: Mapping[str, Any], chosen: ModelConfig) -> Preprocess:

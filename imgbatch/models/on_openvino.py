@@ -17,7 +17,7 @@ import openvino
 
 import imgbatch
 from imgbatch.models import Model, node_cache
-from imgbatch.models.runtime import Pixels, Prediction, half, in_batches
+from imgbatch.models.runtime import Pixels, Prediction, in_batches, prediction
 
 _MOST_DIFFERENCE = 0.01  # of a probability, between OpenVINO and torch, both in 32 bits
 _TRIED = 4
@@ -77,10 +77,7 @@ class OpenVinoRuntime:
         }
 
     def _forward(self, batch: Pixels) -> Prediction:
-        scores, ids, *features = self._request.infer([batch], share_inputs=True).values()
-        return Prediction(
-            np.array(ids, np.int32), np.array(scores, np.float32), half(features[0]) if features else None
-        )
+        return prediction(list(self._request.infer([batch], share_inputs=True).values()))
 
 
 def _key(model: Model, k: int, embeddings: bool) -> str:
@@ -108,14 +105,17 @@ def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation, and its remarks on constants
-        expected = whole(pixels)[0].numpy()
+        expected = [found.numpy() for found in whole(pixels)]
         try:
             network = openvino.convert_model(whole.eval(), example_input=pixels)
             compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            scores = np.array(next(iter(compiled([pixels.numpy()]).values())))
+            found = [np.array(output) for output in compiled([pixels.numpy()]).values()]
         except Exception as error:
             raise NotConverted(str(error).splitlines()[0]) from error
-    difference = float(np.abs(scores - expected).max())
+    scores = slice(0, 4 if model.taxonomy else 2, 2)  # of classes and, with a taxonomy, of nodes
+    difference = max(
+        float(np.abs(ours - theirs).max()) for ours, theirs in zip(found[scores], expected[scores], strict=True)
+    )
     if not difference <= _MOST_DIFFERENCE:
         raise NotConverted(f"its probabilities differ from torch's by up to {difference:.3f}")
     path.mkdir()

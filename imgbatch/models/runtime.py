@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -29,6 +29,34 @@ class Prediction:
     scores: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float16] | None = None
     """(n, features): what the head saw, where that was asked for."""
+    above: Prediction | None = None
+    """With a taxonomy, the best node of each level above the labels, coarse to fine: (n, levels - 1)."""
+
+    def first(self, n: int) -> Prediction:
+        """Return the answers of the first n images."""
+        embeddings = None if self.embeddings is None else self.embeddings[:n]
+        return Prediction(self.ids[:n], self.scores[:n], embeddings, self.above and self.above.first(n))
+
+
+def prediction(outputs: Sequence[npt.NDArray[Any]]) -> Prediction:
+    """Return what a network gave: scores and ids, perhaps those of the levels above, and perhaps embeddings; copied."""
+    scores, ids, *more = outputs
+    embeddings = half(more.pop()) if len(more) % 2 else None
+    return Prediction(
+        np.array(ids, np.int32), np.array(scores, np.float32), embeddings, prediction(more) if more else None
+    )
+
+
+def joined(found: Sequence[Prediction]) -> Prediction:
+    """Return the answers of several batches as one."""
+    embeddings = [each.embeddings for each in found if each.embeddings is not None]
+    above = [each.above for each in found if each.above is not None]
+    return Prediction(
+        np.concatenate([each.ids for each in found]),
+        np.concatenate([each.scores for each in found]),
+        np.concatenate(embeddings) if embeddings else None,
+        joined(above) if above else None,
+    )
 
 
 class Runtime(Protocol):
@@ -95,12 +123,5 @@ def in_batches(
         n = len(batch)
         if n < batch_size:
             batch = np.concatenate([batch, np.zeros((batch_size - n, *batch.shape[1:]), np.uint8)])
-        answer = forward(batch)
-        few = None if answer.embeddings is None else answer.embeddings[:n]
-        found.append(Prediction(answer.ids[:n], answer.scores[:n], few))
-    kept = [each.embeddings for each in found if each.embeddings is not None]
-    return Prediction(
-        np.concatenate([each.ids for each in found]),
-        np.concatenate([each.scores for each in found]),
-        np.concatenate(kept) if kept else None,
-    )
+        found.append(forward(batch).first(n))
+    return joined(found)

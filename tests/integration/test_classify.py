@@ -115,10 +115,18 @@ def _check_values(output: Path, album: Path) -> None:
         assert best[0] == {name: row[name] for name in ("label", "label_id", "score")}
         scores = [each["score"] for each in best]
         assert scores == sorted(scores, reverse=True) and scores[-1] >= 0 and sum(scores) <= 1.001
-        assert row["levels"] is row["answer_level"] is None
-        assert (row["answer"], row["answer_score"]) == (row["label"], row["score"])
+        assert [level["level"] for level in row["levels"]] == ["domain", "group", "kind", "label"]
+        assert (row["levels"][-1]["label"], row["levels"][-1]["score"]) == (row["label"], row["score"])
+        rolled_up = [level["score"] for level in row["levels"]]
+        assert rolled_up == sorted(rolled_up, reverse=True) and rolled_up[0] <= 1
+        sure = [level for level in row["levels"] if level["score"] >= 0.5]
+        finest = sure[-1] if sure else dict.fromkeys(("label", "level", "score"))
+        assert [row["answer"], row["answer_level"], row["answer_score"]] == [
+            finest[n] for n in ("label", "level", "score")
+        ]
     cat = next(row for row in tables.rows(output) if row["uri"].endswith("chelsea.png"))
     assert (cat["width"], cat["height"]) == (451, 300)
+    assert (cat["answer"], cat["answer_level"]) == ("cat", "kind")
     (refused,) = tables.rows(output, "rejects")
     assert (refused["stage"], refused["passing"], refused["attempts"]) == ("decode", False, 1)
     assert "bread, butter" in refused["message"]

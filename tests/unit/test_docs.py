@@ -63,12 +63,15 @@ def test_every_exit_code_is_in_readme_and_help() -> None:
     assert "| 130, 143 |" in README and "  130, 143  " in cli.EXIT_CODES
 
 
-def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config() -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [("classify", {"--limit", "--dry-run"}), ("evaluate", {"--against", "--labels"})]
+)
+def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str, own: set[str]) -> None:
     text = subprocess.run(
-        [sys.executable, "jobs/classify.py", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True
     ).stdout
     flags = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
-    assert flags == {"--config", "--set", "--input", "--output", "--model", "--limit", "--dry-run"}
+    assert flags == {"--config", "--set", "--input", "--output", "--model", *own}
     assert all(key in text for key, _, _ in config.describe() if "." in key)
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
     "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory"},
     "torchvision": {"models/networks", "models/hubs"},
     "openvino": {"models/on_openvino"},
+    "matplotlib": {"report/figures"},
     "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
     "s3fs": {"storage/s3_listing"},
     "obstore": {"storage/s3", "storage/s3_listing"},

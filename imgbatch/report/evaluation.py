@@ -1,0 +1,189 @@
+"""The page of an evaluation: one HTML file without scripts, with its figures and a few pictures in it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from imgbatch.evaluation import Evaluation
+from imgbatch.metrics import Confusion
+from imgbatch.report import figures
+
+_MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
+_PAIRS = 20
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
+th { border-bottom: 1px solid #999; font-weight: 600 } td { border-bottom: 1px solid #eee }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+.side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem }
+.pictures img { max-width: 100%; height: 9rem; object-fit: contain; background: #f4f4f4 }
+figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere } p.note { color: #666 } svg { max-width: 100%; height: auto }
+"""
+
+
+def page(
+    ours: Evaluation,
+    other: Evaluation | None,
+    comparison: Mapping[str, Any] | None,
+    pictures: Iterable[tuple[Any, bytes]],
+) -> str:
+    """Return the page.
+
+    Args:
+        other: a second model on the same images, and the comparison with it.
+        pictures: rows of images that are wrong, each with a JPEG; empty where the image could not be read.
+    """
+    name = ours.scored.model.name
+    parts = [
+        f"<h1>Evaluation of {escape(name)}</h1>",
+        f"<p>{len(ours.scored.label):,} images, {np.count_nonzero(ours.per_class.support):,} of "
+        f"{len(ours.scored.model.labels):,} classes. Figures in parentheses are 95 % intervals (bootstrap over images).</p>",
+        _headline(ours),
+        _comparison(ours, other, comparison) if other is not None and comparison is not None else "",
+        "<h2>Are scores probabilities?</h2>",
+        _calibration(ours),
+        "<h2>What if only sure labels are taken?</h2>",
+        f'<div class="side">{figures.coverage(_named(ours, other, "coverage"))}{_answers(ours)}</div>',
+        "<h2>What is taken for what</h2>",
+        _confusion(ours),
+        "<h2>Most sure, and wrong</h2>",
+        _pictures(pictures),
+        "<h2>Classes, the worst first</h2>",
+        _classes(ours),
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation of {escape(name)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[str, Any]:
+    both = [ours] if other is None else [ours, other]
+    names = [each.scored.model.name.rstrip("/").rpartition("/")[2] for each in both]
+    if len(set(names)) < len(names):
+        names = [each.scored.model.reference for each in both]
+    return {name: getattr(each, attribute) for name, each in zip(names, both, strict=True)}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table. Everything is escaped; a column whose head begins with # holds numbers, and is aligned so."""
+
+    def line(values: Sequence[Any], tag: str) -> str:
+        cells = []
+        for name, value in zip(head, values, strict=True):
+            text = escape(f"{value:,}" if isinstance(value, int) else value)
+            cells.append(f"<{tag}{' class=n' if name.startswith('#') else ''}>{text}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
+
+    return f"<table>{line([name.lstrip('#') for name in head], 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.1%}"
+
+
+def _headline(ours: Evaluation) -> str:
+    rows = [("top-1", str(ours.top1))]
+    rows += [("top-5", str(ours.top5))] if ours.top5 is not None else []
+    rows += [(f"level {name}", str(each)) for name, each in [*ours.levels.items()][:-1]]  # the finest is top-1
+    per_class, ece = ours.per_class, ours.calibration.ece
+    rows += [("macro F1", _share(per_class.macro(per_class.f1)))]
+    rows += [("mean recall of classes", _share(per_class.macro(per_class.recall)))]
+    rows += [("calibration error (ECE)", f"{ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})")]
+    return _table(["figure", "value"], rows)
+
+
+def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, Any]) -> str:
+    def difference(found: Mapping[str, Any]) -> str:
+        low, high = found["interval_95"]
+        sure = "" if low <= 0 <= high else " *"
+        return f"{100 * found['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){sure}"
+
+    rows = [("top-1", _share(ours.top1.value), _share(other.top1.value), difference(comparison["top1"]))]
+    for name, found in comparison["levels"].items():
+        rows.append((name, _share(ours.levels[name].value), _share(other.levels[name].value), difference(found)))
+    return (
+        f"<h2>Against {escape(other.scored.model.name)}</h2>"
+        + _table(["figure", "#this one", "#the other", "difference"], rows)
+        + f"<p>On the same images: {comparison['only_first_right']:,} are right here alone, "
+        f"{comparison['only_second_right']:,} there alone. * The interval does not hold zero.</p>"
+    )
+
+
+def _calibration(ours: Evaluation) -> str:
+    curves = {"score": ours.calibration}
+    note = ""
+    if ours.before is not None:
+        curves = {"after temperature": ours.calibration, "before": ours.before}
+    elif ours.scored.temperature is not None:
+        note = "The rows do not name all classes, so that scores before temperature scaling cannot be had."
+    return f'{figures.reliability(curves)}<p class="note">The larger a dot, the more images. {note}</p>'
+
+
+def _answers(ours: Evaluation) -> str:
+    rows = [
+        (
+            each["level"] or "no answer",
+            _share(each["share"]),
+            "" if each["accuracy"] is None else _share(each["accuracy"]),
+        )
+        for each in reversed(ours.answers())
+    ]
+    return f"<div>{_table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
+
+
+def _confusion(ours: Evaluation) -> str:
+    """Return the matrix of the finest level that can be read, and the pairs that are confused most."""
+    labels, wrong = ours.scored.model.labels, ours.confusion.mistakes()
+    pairs = [
+        (labels[truth], labels[said], int(count))
+        for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
+    ]
+    table = _table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
+    return f'<div class="side">{_drawn(ours)}<div>{table}</div></div>'
+
+
+def _drawn(ours: Evaluation) -> str:
+    scored = ours.scored
+    shown = [("label", ours.confusion, scored.model.labels)]
+    for depth in reversed(range(len(scored.levels) - 1)) if ours.levels else ():
+        level = scored.levels[depth]
+        truth = np.array(level.node_of)[scored.truth]
+        shown.append((level.name, Confusion.of(truth, scored.nodes[:, depth], len(level.nodes)), level.nodes))
+    for name, confusion, names in shown:
+        used = np.union1d(confusion.truth, confusion.predicted)
+        if 1 < len(used) <= _MOST_DRAWN:
+            drawn = figures.confusion(confusion.matrix()[np.ix_(used, used)], [names[node] for node in used])
+            return f'<div>{drawn}<p class="note">Level {escape(name)}.</p></div>'
+    return ""
+
+
+def _pictures(pictures: Iterable[tuple[Any, bytes]]) -> str:
+    shown = []
+    for row, jpeg in pictures:
+        data = base64.b64encode(jpeg).decode()
+        image = f'<img alt="" src="data:image/jpeg;base64,{data}">' if jpeg else "<p>(not shown)</p>"
+        shown.append(
+            f"<figure>{image}<figcaption>{escape(row['label'])} {row['score']:.2f}, truly <b>{escape(row['truth'])}</b><br>"
+            f"{escape(row['uri'].rpartition('/')[2])}</figcaption></figure>"
+        )
+    return f'<div class="pictures">{"".join(shown)}</div>' if shown else "<p>None: all are right.</p>"
+
+
+def _classes(ours: Evaluation) -> str:
+    found, labels = ours.per_class, ours.scored.model.labels
+    used = np.flatnonzero(found.support)
+    order = used[np.argsort(found.f1[used], kind="stable")]
+    rows = [
+        (labels[i], _share(found.precision[i]), _share(found.recall[i]), _share(found.f1[i]), int(found.support[i]))
+        for i in order
+    ]
+    return _table(["class", "#precision", "#recall", "#F1", "#images"], rows)

@@ -1,0 +1,87 @@
+"""Figures as SVG text, drawn by matplotlib without a screen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgbatch.metrics import Calibration, Coverage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#1f6f8b", "#d1603d")
+_SIDE = 4.2  # inches
+
+
+def reliability(curves: Mapping[str, Calibration]) -> str:
+    """Draw the accuracy of each bin of scores; what lies on the diagonal is right about itself."""
+    figure, axes = _axes("score", "share that is right")
+    axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
+    for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
+        area = 10 + 250 * curve.count / curve.count.sum()
+        axes.plot(curve.score, curve.accuracy, color=colour, linewidth=1.2, label=f"{name}: ECE {curve.ece.value:.3f}")
+        axes.scatter(curve.score, curve.accuracy, s=area, color=colour, alpha=0.5, linewidths=0)
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(loc="lower right", frameon=False)
+    return _svg(figure)
+
+
+def coverage(curves: Mapping[str, Coverage]) -> str:
+    """Draw accuracy over the share of images that is answered, as the score asked for rises."""
+    figure, axes = _axes("share of images whose score suffices", "share of those that is right")
+    for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
+        axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.5, label=name)
+        half = int(np.searchsorted(curve.score, 0.5))
+        axes.plot(curve.coverage[half], curve.accuracy[half], "o", color=colour)
+        axes.annotate(
+            "score ≥ 0.5",
+            (curve.coverage[half], curve.accuracy[half]),
+            xytext=(-4, -14), textcoords="offset points", ha="right", fontsize=8, color=colour,
+        )  # fmt: skip
+    lowest = min(float(np.nanmin(curve.accuracy)) for curve in curves.values())
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.005)
+    axes.legend(loc="lower left", frameon=False)
+    return _svg(figure)
+
+
+def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str:
+    """Draw the shares of each true class that went to each predicted one; the diagonal is right."""
+    side = min(3 + 0.16 * len(names), 16)
+    figure, axes = _axes("said", "true", side)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    size = 9 if len(names) <= 30 else 6
+    axes.set_xticks(range(len(names)), [_escaped(name) for name in names], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), [_escaped(name) for name in names], fontsize=size)
+    axes.grid(visible=False)
+    return _svg(figure)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("$", r"\$")  # what stands between two of them would be read as a formula
+
+
+def _axes(x: str, y: str, side: float = _SIDE) -> tuple[Any, Axes]:
+    from matplotlib.figure import Figure  # a second of imports, wanted at the end of an evaluation alone
+
+    figure = Figure((side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#eee")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imgbatch"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,214 @@
+"""How good are a model's labels? Classify images whose class is known, and compare.
+
+    python jobs/evaluate.py --input s3://bucket/labelled --model s3://bucket/models/fruit --output s3://bucket/evaluation
+
+Labels are made by the main job into the same output, so that this command too goes on where it was stopped; with --labels
+those of an earlier run are taken as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgbatch import cli, config, models, runs, sources
+from imgbatch.errors import BadPath, InputError, NotFound, UsageError
+from imgbatch.evaluation import Evaluation, compared
+from imgbatch.interrupts import StopRequest
+from imgbatch.listing import pages
+from imgbatch.models import Model
+from imgbatch.scored import PREDICTIONS, Scored, worst
+from imgbatch.sources.labelled import Classes, labelled
+from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.truths import Truths
+from jobs import classify
+
+log = logging.getLogger("imgbatch")
+
+_SHOWN = 24  # images that the model is most sure and wrong about
+_ALL_CLASSES = 1_000
+_THUMBNAIL = 240  # pixels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    parser = cli.parser(
+        "Label images whose class is known, and say how good the labels are: metrics.json, predictions.parquet and\n"
+        "evaluation.html. The class is the column label of a manifest or Parquet file, a tar's .cls, or else the folder\n"
+        "that holds the image.",
+        f"examples:\n"
+        f"  evaluate.py --input s3://bucket/photos --model s3://bucket/models/fruit --output s3://bucket/evaluation\n"
+        f"  evaluate.py --input truths.csv --model ./new --against ./old --output out\n"
+        f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
+        f"{cli.EXIT_CODES}\n{cli.config_keys()}",
+    )
+    parser.add_argument("--input", action="append", metavar="URI", help="labelled images; may be repeated")
+    parser.add_argument("--output", metavar="URI", help="where labels, figures and the page go")
+    parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
+    parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
+    parser.add_argument("--labels", metavar="URI", help="an output of classify.py: score its labels, and run no model")
+    flags = cli.arguments(parser, argv)
+    return cli.run(lambda: evaluate(flags))
+
+
+def evaluate(flags: Any) -> int:
+    """From flags to an exit code."""
+    stop = StopRequest().install()
+    chosen = config.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    if flags.labels and flags.against:
+        raise UsageError(
+            "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
+        )
+    output, truths, first = from_tables(chosen, flags) if flags.labels else from_model(chosen, stop)
+    ours, mistakes = score(first, truths, output, stop)
+    other = None
+    if flags.against:
+        place = replace(chosen.output, uri=output.at("against"))
+        beside = replace(chosen, model=config.ModelConfig(name=flags.against), output=place)
+        folder, _, second = from_model(beside, stop)
+        other, _ = score(second, truths, folder, stop)
+    finish(output, chosen, ours, other, mistakes)
+    return 0
+
+
+Labels = tuple[Model, Folder, float | None]
+"""Who has labelled, the output of the main job, and the temperature that the model was calibrated with."""
+
+
+def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
+    """Have the main job label the images; return the output, the listed truths and the labels."""
+    temperature = temperature_of(chosen.model.name, Stores(chosen.storage))
+    chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
+    if temperature is not None:  # what scores were before it follows from all of them alone
+        chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
+    job = classify.prepare(chosen, stop.check)
+    classes = Classes(job.model.labels)
+    job = replace(job, sources=[labelled(source, classes) for source in job.sources])
+    with classify.naming_the_output(job):
+        job.output.folders()
+        if job.config.run.check_owner:
+            runs.require_free(job.output)
+    job.output.delete("metrics.json")  # of other images, perhaps, if this ends before there are new figures
+    classify.recorded(job, stop)
+    success = runs.read_success(job.output) or {}
+    listing = pages(job.output.folder(f"runs/{success['run_id']}/listing"))
+    truths = Truths((batch for page in listing for batch in page.to_batches()), job.model.labels)
+    return job.output, truths, (job.model, job.output, temperature)
+
+
+def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labels]:
+    """Take the labels of an earlier run; the model is only asked for its classes and levels."""
+    stores = Stores(chosen.storage)
+    if not chosen.output.uri:
+        raise UsageError("no --output: say where the figures go")
+    output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
+    output.delete("metrics.json")
+    name = flags.model or written_by(written)
+    model = models.load(replace(chosen.model, name=name), stores)
+    found = [
+        labelled(source, Classes(model.labels)) for source in sources.recognise(stores, chosen.input, chosen.source)
+    ]
+    carried = sources.carried_by(found)
+    try:
+        truths = Truths((each.batch for each in sources.everything(found, carried)), model.labels)
+    except (NotFound, BadPath) as error:
+        raise InputError(f"--input: {error}") from error
+    return output, truths, (model, written, temperature_of(name, stores))
+
+
+def written_by(output: Folder) -> str:
+    """Return the model that an output's last run names."""
+    for run in sorted(output.folders("runs"), reverse=True):
+        try:
+            return str(json.loads(output.read(f"runs/{run}/run.json"))["model"]["name"])
+        except (NotFound, ValueError, KeyError, TypeError):
+            continue
+    raise InputError(f"--labels {output.uri} is no output of classify.py: it has no runs/ with a run.json")
+
+
+def temperature_of(name: str, stores: Stores) -> float | None:
+    """Return the temperature that a trained model directory was calibrated with, None if there is none."""
+    if "/" not in name and not name.startswith("."):
+        return None
+    try:
+        found = json.loads(Folder(stores, absolute(name)).read("training.json")).get("temperature")
+    except (NotFound, ValueError, AttributeError):
+        return None
+    return float(found) if isinstance(found, int | float) and found > 0 else None
+
+
+def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
+    """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
+    model, written, temperature = labels
+    truths.add_members(written)
+    if not len(truths):
+        raise InputError("there is not one labelled image in the input")
+    scored, mistakes = Scored(truths, model, temperature), None
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
+        for rows in scored.take(written.folder("labels")):
+            stop.check()
+            writer.write_table(rows.select(PREDICTIONS.names).cast(PREDICTIONS))
+            mistakes = worst(mistakes, rows, _SHOWN)
+    scored.require_all(written)
+    output.put("predictions.parquet", sink.getvalue())
+    found = Evaluation.of(scored)
+    if scored.levels and not found.levels:
+        log.warning("%s has no levels of the model's taxonomy: labels alone are scored", written.at("labels"))
+    return found, mistakes
+
+
+def finish(
+    output: Folder, chosen: config.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
+) -> None:
+    """Write the figures and the page, and sum up."""
+    from imgbatch.report.evaluation import page
+
+    found, comparison = ours.public(), None
+    if other is not None:
+        comparison = compared(ours, other)
+        found["against"] = {**other.public(), "compared": comparison}
+    output.put("evaluation.html", page(ours, other, comparison, pictures(output.stores, chosen, mistakes)).encode())
+    output.put("metrics.json", json.dumps(found, indent=1).encode())
+    levels = "".join(f", {name} {each.value:.2%}" for name, each in ours.levels.items())
+    against = ""
+    if other is not None and comparison is not None:
+        low, high = comparison["top1"]["interval_95"]
+        against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
+        against += other.scored.model.reference
+    print(
+        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}{against}: "
+        f"{output.at('evaluation.html')}"
+    )
+
+
+def pictures(stores: Stores, chosen: config.Config, rows: pa.Table) -> Iterator[tuple[Any, bytes]]:
+    """Yield rows with a small JPEG each; they were decoded before, and have not changed since."""
+    from PIL import Image
+
+    from imgbatch.decode import Rejected, decode
+    from imgbatch.fetch import Fetcher
+
+    for row, fetched in zip(rows.to_pylist(), Fetcher(stores, chosen.fetch, chosen.source)(rows), strict=True):
+        sink = io.BytesIO()
+        if isinstance(fetched.content, bytes) and fetched.etag == row["etag"]:
+            try:
+                picture = decode(fetched.content, max_pixels=chosen.decode.max_pixels, short_side=_THUMBNAIL)
+                image = Image.fromarray(picture.pixels)
+                image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                image.save(sink, "JPEG", quality=80)
+            except Rejected:
+                pass
+        yield row, sink.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

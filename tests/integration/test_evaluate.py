@@ -1,0 +1,117 @@
+"""jobs/evaluate.py, end to end: by the main job, from its tables, against another model, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import Job
+from tests.integration import tables
+from tests.integration.tables import by_hand
+from tests.unit.pictures import encode, scene
+
+LABELS = "abcdefg"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as training leaves it: with a taxonomy and a temperature."""
+    path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("trained") / "model"))
+    (path / "taxonomy.csv").write_text(
+        "label,half\n" + "".join(f"{x},{'early' if x < 'd' else 'late'}\n" for x in LABELS)
+    )
+    (path / "training.json").write_text(json.dumps({"temperature": 1.5}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def classes(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory a class: every picture where the model itself would put it, but for two."""
+    place = tmp_path_factory.mktemp("classes")
+    pictures = place / "flat"
+    pictures.mkdir()
+    for number in range(16):
+        (pictures / f"{number:02d}.png").write_bytes(encode(scene(160, 160, seed=number), "PNG"))
+    said = by_hand(trained, sorted(pictures.iterdir()))
+    for name, (label, _, _) in said.items():
+        folder = place / "in" / ("g" if name in ("03.png", "07.png") and label != "g" else label)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(pictures / name, folder / name)
+    return place / "in"
+
+
+def test_a_directory_a_class_two_models_and_the_tables_once_more(
+    warm: Job, job: Job, trained: Path, tiny_model: Path, classes: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", "--input", classes, "--model", trained, "--output", tmp_path / "out")
+    ended = warm(*command, "--against", tiny_model)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    truth = {path.name: path.parent.name for path in classes.rglob("*.png")}
+    said = tables.labels(tmp_path / "out")
+    wrong = sorted(name for name in truth if truth[name] != said[name])
+    assert {"03.png", "07.png"} & set(wrong) and len(wrong) <= 3
+    assert found["n"] == 16 and found["top1"] == pytest.approx(1 - len(wrong) / 16)
+    assert list(found["levels"]) == ["half", "label"] and found["levels"]["half"] >= found["levels"]["label"]
+    assert found["temperature"] == 1.5 and found["ece_before_temperature"] not in (None, found["ece"])
+    assert found["against"]["n"] == 16 and found["against"]["compared"]["top1"]["difference"] == pytest.approx(
+        0, abs=0.07
+    )
+    predictions = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert {row["uri"].rpartition("/")[2]: row["truth"] for row in predictions} == truth
+    assert [row["right"] for row in predictions] == [row["truth"] == row["label"] for row in predictions]
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == len(wrong) and "after temperature" in page
+    assert ended.out.strip().splitlines()[-1].startswith("16 images scored: top-1 ")
+
+    (tmp_path / "truths.csv").write_text(
+        "uri,label\n" + "".join(f"{path},{path.parent.name}\n" for path in classes.rglob("*.png"))
+    )
+    again = job(
+        "evaluate", "--labels", tmp_path / "out", "--input", tmp_path / "truths.csv", "--output", tmp_path / "two"
+    )
+    assert again.code == 0, again.err
+    same = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert same == {key: value for key, value in found.items() if key != "against"}
+
+
+def test_what_cannot_be_scored_is_refused_before_any_figure(
+    warm: Job, tiny_model: Path, classes: Path, tmp_path: Path
+) -> None:
+    mixed = Path(shutil.copytree(classes, tmp_path / "mixed"))
+    (mixed / "A ").mkdir()
+    (mixed / "A " / "x.png").write_bytes(b"")
+    command = ("evaluate", "--input", mixed, "--model", tiny_model, "--output", tmp_path / "out")
+    unknown = warm(*command)
+    assert (
+        unknown.code == 2
+        and "1 images have labels that are unknown to the model: 'A ', did you mean 'a'?" in unknown.err
+    )
+    assert not (tmp_path / "out" / "labels").exists(), "before anything was classified"
+    (mixed / "A ").rename(mixed / "b2").joinpath("x.png").rename(next(mixed.glob("?")) / "x.png")
+    rejected = warm(*command)
+    assert rejected.code == 4 and "16 of 17 images were scored; 1 have no label" in rejected.err
+    assert "x.png (empty)" in rejected.err and not (tmp_path / "out" / "metrics.json").exists()
+    assert "Traceback" not in unknown.err + rejected.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--labels", "x", "--against", "y", "--input", "."), "there is none to compare with"),
+        (("--labels", "/nothing/here", "--input", "."), "is no output of classify.py"),
+        (("--labels", ".", "--input", ".", "--model", "efficientnet_lite1"), "did you mean 'efficientnet_lite0'?"),
+        ((), "--input"),
+    ],
+)
+def test_wrong_flags_are_answered(
+    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from jobs import evaluate
+
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err

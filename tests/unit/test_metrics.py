@@ -1,0 +1,85 @@
+"""The figures of an evaluation, held against scikit-learn's and against a bootstrap by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as theirs
+
+from imgbatch import metrics
+
+N, CLASSES = 600, 9
+
+
+@pytest.fixture
+def labels() -> tuple[np.ndarray, np.ndarray]:
+    """True and predicted classes of some images; the last class is never true, and the one before never predicted."""
+    draw = np.random.default_rng(0)
+    truth = draw.integers(0, CLASSES - 1, N)
+    return truth, np.where(draw.random(N) < 0.7, truth, draw.integers(0, CLASSES, N)) % (CLASSES - 2)
+
+
+def test_per_class_figures_are_scikit_learns(labels: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, predicted = labels
+    confusion = metrics.Confusion.of(truth, predicted, CLASSES)
+    assert (confusion.matrix() == theirs.confusion_matrix(truth, predicted, labels=range(CLASSES))).all()
+    found = metrics.PerClass.of(confusion)
+    precision, recall, f1, support = theirs.precision_recall_fscore_support(
+        truth, predicted, labels=range(CLASSES), zero_division=np.nan
+    )
+    assert (found.support == support).all()
+    for ours, expected in ((found.precision, precision), (found.recall, recall), (found.f1, f1)):
+        assert np.allclose(ours, expected, equal_nan=True)
+    assert np.isnan(found.precision[-1]) and np.isnan(found.f1[-1])
+    assert found.macro(found.recall) == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
+
+
+def test_mistakes_come_most_frequent_first(labels: tuple[np.ndarray, np.ndarray]) -> None:
+    wrong = metrics.Confusion.of(*labels, CLASSES).mistakes()
+    assert (np.diff(wrong.count) <= 0).all() and (wrong.truth != wrong.predicted).all()
+    assert wrong.count.sum() == np.count_nonzero(labels[0] != labels[1])
+
+
+def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.ndarray]) -> None:
+    draw = np.random.default_rng(1)
+    right = labels[0] == labels[1]
+    score = np.clip(np.where(right, 0.8, 0.5) + draw.normal(0, 0.1, N), 0, 1)
+    other = right & (draw.random(N) < 0.9)
+    again = [draw.integers(0, N, N) for _ in range(1000)]
+    cases = [
+        (metrics.share(right), [right[i].mean() for i in again]),
+        (metrics.difference(right, other), [right[i].mean() - other[i].mean() for i in again]),
+        (
+            metrics.calibration(score, right).ece,
+            [metrics.calibration(score[i], right[i]).ece.value for i in again[:200]],
+        ),
+    ]
+    for found, by_hand in cases:
+        low, high = np.quantile(by_hand, [0.025, 0.975])
+        assert found.low == pytest.approx(low, abs=0.008) and found.high == pytest.approx(high, abs=0.008)
+        assert found.low < found.value < found.high
+
+
+def test_ece_is_near_zero_for_probabilities_and_large_for_boasts() -> None:
+    draw = np.random.default_rng(2)
+    score = draw.random(20_000)
+    assert metrics.calibration(score, draw.random(20_000) < score).ece.value < 0.02
+    boasting = metrics.calibration(np.full(1000, 0.99), draw.random(1000) < 0.6)
+    assert boasting.ece.value == pytest.approx(0.39, abs=0.05)
+    assert metrics.calibration(np.array([0.0, 1.0]), np.array([False, True])).ece.value == 0
+
+
+def test_coverage_counts_every_image_once_and_a_score_on_the_line_as_reaching_it() -> None:
+    score = np.array([0.0, 0.3, 0.3, 0.7, 1.0], np.float32)
+    found = metrics.coverage(score, np.array([False, False, True, True, True]))
+    at = {round(float(asked), 2): number for number, asked in enumerate(found.score)}
+    assert found.coverage[[at[0.0], at[0.3], at[0.31], at[0.7], at[1.0]]].tolist() == [1.0, 0.8, 0.4, 0.4, 0.2]
+    assert found.accuracy[[at[0.0], at[0.3], at[0.31]]].tolist() == [0.6, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_a_temperature_can_be_taken_back_from_all_probabilities(temperature: float) -> None:
+    logits = -np.sort(-np.random.default_rng(3).normal(0, 4, (50, 80)))
+    soft = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
+    found = metrics.before_temperature(soft(logits / temperature).astype(np.float32), temperature)
+    assert np.allclose(found, soft(logits)[:, 0], rtol=1e-4)

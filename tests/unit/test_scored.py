@@ -1,0 +1,250 @@
+"""Labels joined with truths: the right truth for the right image, whatever the order, and nothing left out in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from imgbatch import taxonomy
+from imgbatch.answers import answers
+from imgbatch.config import SourceConfig, StorageConfig
+from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
+from imgbatch.evaluation import Evaluation, compared
+from imgbatch.models import Model
+from imgbatch.models.runtime import Prediction
+from imgbatch.parts import Footer, encode
+from imgbatch.preprocess import Preprocess
+from imgbatch.report.evaluation import page
+from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
+from imgbatch.scored import PREDICTIONS, Scored, worst
+from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.sources.labelled import TRUTH, Classes, labelled
+from imgbatch.storage import Folder, Stores
+from imgbatch.truths import Truths
+
+FRUIT = ("Gala", "Fuji", "Lime", "<b>Fig & co</b>", "Plum", "Kiwi")
+TREE = b"label,kind\nGala,Apple\nFuji,Apple\nLime,Citrus\n<b>Fig & co</b>,Fig\nPlum,Stone\nKiwi,Berry\n"
+N = 40
+
+
+def model(labels: tuple[str, ...] = FRUIT, tree: bytes | None = TREE) -> Model:
+    """Return a model that is never run."""
+    preprocess = Preprocess(height=8, width=8, resize=(8,))
+    known = tree and taxonomy.read(tree, "t.csv", labels)
+    return Model(
+        name="s3://m/fruit", digest="0" * 64, labels=labels, preprocess=preprocess, taxonomy=known or None, network=list
+    )
+
+
+def predicted(who: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+    """Return rows of labels/ for N images, all classes named in each, and all probabilities."""
+    scores = np.random.default_rng(seed).dirichlet(np.full(len(who.labels), 0.4), N).astype(np.float32)
+    ids = np.argsort(-scores, 1).astype(np.int32)
+    above = None
+    if who.taxonomy:
+        (kinds, _) = who.taxonomy.roll_up(scores)
+        above = Prediction(kinds.argmax(1)[:, None].astype(np.int32), kinds.max(1)[:, None])
+    columns = answers(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), who, 0.5)
+    columns |= {"uri": pa.array([f"s3://b/{i}.jpg" for i in range(N)]), "model": pa.array([who.reference] * N)}
+    columns |= {"run_id": pa.array(["r"] * N)}
+    rows = [columns.get(field.name, pa.nulls(N, field.type)) for field in LABELS]
+    return pa.Table.from_arrays(rows, schema=LABELS), scores
+
+
+def write(folder: Folder, rows: pa.Table, *, rejected: list[dict[str, Any]] = []) -> None:  # noqa: B006
+    """Write an output as the main job leaves it."""
+    footer = Footer("r", {}).metadata()
+    for number, part in enumerate((rows.slice(0, 25), rows.slice(25)), 1):
+        folder.put(f"labels/part-{number:08d}.parquet", encode(part, footer))
+    blank = {"stage": "decode", "run_id": "r", "model": "m"}
+    refused = pa.Table.from_pylist([{**blank, **row} for row in rejected], schema=REJECTS)
+    folder.put("rejects/part-00000001.parquet", encode(refused, footer))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Folder:
+    """A folder for an output."""
+    return Folder(Stores(StorageConfig(), {}), str(tmp_path / "out"))
+
+
+def truths(labels: list[str], who: Model) -> Truths:
+    """Return the truths of all images, listed in another order than the table has them, the first one twice."""
+    listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: labels[i]} for i in reversed(range(N))]
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    batches = [pa.RecordBatch.from_pylist(listed[start : start + 7], schema=schema) for start in range(0, N, 7)]
+    return Truths([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], who.labels)
+
+
+def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    write(output, rows)
+    classes = np.random.default_rng(5).integers(0, len(FRUIT), N)
+    known = truths([FRUIT[number] for number in classes], who)
+    scored = Scored(known, who, temperature=2.0)
+    table = pa.concat_tables(scored.take(output.folder("labels")))
+    scored.require_all(output)
+    assert len(known) == N and table.select(PREDICTIONS.names).cast(PREDICTIONS).num_rows == N
+    by_uri = {row["uri"]: row for row in table.to_pylist()}
+    for image in range(N):
+        row = by_uri[f"s3://b/{image}.jpg"]
+        assert row["truth"] == FRUIT[classes[image]]
+        assert row["right"] == (scores[image].argmax() == classes[image])
+        assert row["right_in_top5"] == (classes[image] in np.argsort(-scores[image])[:5])
+        if row["answer"] is None:
+            assert row["answer_right"] is None
+        else:
+            assert row["answer_right"] == (row["answer"] in who.taxonomy.path(classes[image]))  # type: ignore[union-attr]
+    figures = Evaluation.of(scored).public()
+    assert figures["n"] == N and figures["top1"] == pytest.approx((scores.argmax(1) == classes).mean())
+    kinds = np.array(who.taxonomy.levels[0].node_of)  # type: ignore[union-attr]
+    said = who.taxonomy.roll_up(scores)[0].argmax(1)  # type: ignore[union-attr]
+    assert figures["levels"] == {"kind": pytest.approx((said == kinds[classes]).mean()), "label": figures["top1"]}
+    assert scored.before is not None and np.allclose(
+        np.sort(scored.before), np.sort((scores**2).max(1) / (scores.astype(float) ** 2).sum(1)), rtol=1e-3
+    )
+    assert sum(each["share"] for each in figures["answers"]) == pytest.approx(1)
+    json.dumps(figures, allow_nan=False)
+
+
+def test_two_models_with_their_classes_in_another_order_are_compared_image_by_image(output: Folder) -> None:
+    first, second = model(), model(labels=FRUIT[::-1], tree=None)
+    rows, scores = predicted(first)
+    known = truths([FRUIT[number] for number in scores.argmax(1)], first)  # the first model is always right
+    evaluations = []
+    for who, place in ((first, output.folder("a")), (second, output.folder("b"))):
+        table = rows if who is first else predicted(who, seed=1)[0]
+        write(place, table)
+        scored = Scored(known, who)
+        list(scored.take(place.folder("labels")))
+        evaluations.append(Evaluation.of(scored))
+    found = compared(*evaluations)
+    assert evaluations[0].top1.value == 1 and found["only_second_right"] == 0
+    assert found["top1"]["difference"] == pytest.approx(1 - evaluations[1].top1.value)
+    assert found["only_first_right"] == round((1 - evaluations[1].top1.value) * N)
+
+
+def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects_names(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    known = truths([FRUIT[number] for number in scores.argmax(1)], who)
+    refused = [{"uri": "s3://b/39.jpg", "reason": "truncated"}, {"uri": "s3://else/x.jpg", "reason": "empty"}]
+    write(output, rows.slice(0, N - 1), rejected=refused)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    with pytest.raises(
+        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/39.jpg \(truncated\)\."
+    ):
+        scored.require_all(output)
+    write(output, rows.slice(0, N - 2), rejected=refused)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    with pytest.raises(BooksError, match="1 are in neither labels/ nor rejects/"):
+        scored.require_all(output)
+
+
+def test_labels_of_another_model_are_refused(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    other = rows.set_column(rows.schema.get_field_index("model"), LABELS.field("model"), pa.array(["x@123"] * N))
+    write(output, other)
+    with pytest.raises(ModelError, match="was written by x@123, not by s3://m/fruit@0000"):
+        list(Scored(truths([FRUIT[n] for n in scores.argmax(1)], who), who).take(output.folder("labels")))
+
+
+def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
+    """List a labelled input."""
+    source = [labelled(each, Classes(classes)) for each in recognise(stores, [str(place)], SourceConfig())]
+    carried = carried_by(source)
+    batches = [each.batch for each in everything(source, carried)]
+    return pa.Table.from_batches(batches, schema=with_carried(LISTING, carried))
+
+
+def test_the_class_is_the_folder_or_a_column_of_the_manifest(tmp_path: Path) -> None:
+    stores = Stores(StorageConfig(), {})
+    for name in ("in/Gala/1.jpg", "in/more/Fuji/2.jpg", "in/Gala/deep.v2/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    listed = found_in(stores, tmp_path / "in", ("Gala", "Fuji", "deep.v2"))
+    assert {row["uri"].rpartition("/")[2]: row[TRUTH] for row in listed.to_pylist()} == {
+        "1.jpg": "Gala", "2.jpg": "Fuji", "3.jpg": "deep.v2",
+    }  # fmt: skip
+    (tmp_path / "t.csv").write_text("uri,label,split\nin/Gala/1.jpg,Fuji,val\n")
+    assert found_in(stores, tmp_path / "t.csv", FRUIT)[TRUTH].to_pylist() == ["Fuji"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images have labels .* 'gala', did you mean 'Gala'\?"),
+        ("uri,label\n1.jpg,Durian\n", r"1 images .* 'Durian'\. It knows 6, such as 'Gala'"),
+        ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 images have no label, .*2\.jpg"),
+        ("uri\nx/1.jpg\n", r"'x'\. It knows"),
+    ],
+)
+def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifest: str, told: str) -> None:
+    (tmp_path / "t.csv").write_text(manifest)
+    with pytest.raises(InputError, match=told):
+        found_in(Stores(StorageConfig(), {}), tmp_path / "t.csv", FRUIT)
+
+
+def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    write(output, rows)
+    scored = Scored(truths([FRUIT[(number + 3) % 6] for number in scores.argmax(1)], who), who, temperature=1.5)
+    mistakes = None
+    for part in scored.take(output.folder("labels")):
+        mistakes = worst(mistakes, part, 5)
+    assert mistakes is not None
+    assert mistakes["score"].to_pylist() == sorted(scores.max(1).tolist())[: -5 - 1 : -1]
+    ours = Evaluation.of(scored)
+    text = page(ours, ours, compared(ours, ours), [(row, b"\xff\xd8") for row in mistakes.to_pylist()])
+    assert "<b>Fig" not in text and "&lt;b&gt;Fig &amp; co&lt;/b&gt;" in text
+    assert text.count("<svg") == 3 and text.count("data:image/jpeg") == 5 and "<script" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ), "the page is complete in itself"
+
+
+def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    said = [FRUIT[number] for number in scores.argmax(1)]
+    uris = pa.array([f"s3://b/{'one.tar' if i < 20 else 'two.tar'}#{i}.jpg" for i in range(N)])
+    rows = rows.set_column(0, LABELS.field("uri"), uris)
+    rows = rows.append_column("input_cls", pa.array([said[i] + "\n" if i % 2 else None for i in range(N)]))
+    wrong = [json.dumps({"label": said[i] if i else FRUIT[said[0] == FRUIT[0]]}) for i in range(N)]
+    rows = rows.append_column("input_json", pa.array([None if i % 2 else wrong[i] for i in range(N)]))
+    write(output, rows.slice(0, N - 1))
+    listed = [{"uri": f"s3://b/{name}.tar", "container": TAR} for name in ("one", "two", "three")]
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    refused = REJECTS.append(pa.field("input_cls", pa.string())).append(pa.field("input_json", pa.string()))
+    row = {"uri": "s3://b/three.tar", "stage": "fetch", "reason": "corrupt", "run_id": "r", "model": "m"}
+    footer = Footer("r", {}).metadata()
+    output.put("rejects/part-00000001.parquet", encode(pa.Table.from_pylist([row], schema=refused), footer))
+
+    known = Truths([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
+    known.add_members(output)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    scored.require_all(output)
+    assert len(known) == N - 1 and np.count_nonzero(~scored.right) == 1
+
+    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    known.add_members(output)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    with pytest.raises(
+        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/three.tar \(corrupt\)"
+    ):
+        scored.require_all(output)
+    output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
+    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
+        known.add_members(output)
