@@ -14,10 +14,13 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
 from imgbatch import cli, config, models, runs, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
