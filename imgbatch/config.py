@@ -84,13 +84,13 @@ class OutputConfig:
 class SourceConfig:
     """Which objects of the input are images."""
 
-    format: str = knob("auto", "what the input is: auto, objects, manifest, parquet (rows with an image column), tar")
+    format: str = knob("auto", "what the input is: auto, objects, manifest, inventory, parquet, tar")
     image_column: str | None = knob(None, "the column of a Parquet file that holds images; unset: it is found")
     suffixes: str = knob("images", "candidates: 'images' (known suffixes and none), '*' for all, or 'jpg,png'")
     allow_empty: bool = knob(False, "an input without a single image is a success instead of exit code 2")
 
     def __post_init__(self) -> None:
-        _one_of("source.format", self.format, ("auto", "objects", "manifest", "parquet", "tar"))
+        _one_of("source.format", self.format, ("auto", "objects", "manifest", "parquet", "tar", "inventory"))
         if not any(part.strip(" .") for part in self.suffixes.split(",")):
             raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
 

@@ -14,7 +14,7 @@ from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.listing import Found, conform
-from imgbatch.sources import objects, tars
+from imgbatch.sources import inventory, objects, tars
 from imgbatch.sources.manifest import SUFFIXES, Manifest
 from imgbatch.sources.names import numbered
 from imgbatch.sources.parquet import ImageTable
@@ -130,6 +130,9 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
                 named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
                 raise InputError(f"{uri} has no {named}; it has: {', '.join(table.schema.names)}")
             return Source(uri, "parquet", table.found, table.carried)
+    if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
+        report = inventory.Inventory(stores, uri, config.suffixes)
+        return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri)
         return Source(uri, "manifest", manifest.found, manifest.carried)

@@ -1,0 +1,140 @@
+"""Images that an S3 Inventory report names: a listing that the store made by night, in place of a request a thousand keys.
+
+The input is the report's `manifest.json`. Its data files, CSV (gzip) or Parquet, are read as streams. Old versions and
+delete markers are passed over; an object that has changed since is found out when it is read.
+
+Source: Amazon S3 User Guide, "Locating your inventory list".
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from imgbatch.errors import InputError
+from imgbatch.listing import Found
+from imgbatch.schema import LISTING
+from imgbatch.sources.names import candidate_pattern
+from imgbatch.storage import Stores
+from imgbatch.storage.base import unquoted_all
+
+NAME = "manifest.json"
+_ROWS = 10_000
+
+# The columns of a CSV as its manifest names them, and of a Parquet file.
+_COLUMNS = {
+    "Bucket": "bucket",
+    "Key": "key",
+    "Size": "size",
+    "ETag": "e_tag",
+    "LastModifiedDate": "last_modified_date",
+    "IsLatest": "is_latest",
+    "IsDeleteMarker": "is_delete_marker",
+}
+
+
+class Inventory:
+    """One report.
+
+    Raises:
+        InputError: the manifest is none, or of a form that is not read.
+    """
+
+    def __init__(self, stores: Stores, uri: str, suffixes: str) -> None:
+        self._stores, self._uri, self._suffixes = stores, uri, suffixes
+        try:
+            self._report: Mapping[str, Any] = json.loads(stores.read(uri)[0])
+            self._format = self._report["fileFormat"]
+            self._bucket = str(self._report["destinationBucket"]).rpartition(":")[2]
+            self._files = [str(file["key"]) for file in self._report["files"]]
+            names = [name.strip() for name in str(self._report["fileSchema"]).split(",")]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{uri} is no manifest of an S3 Inventory report: {error!r} is missing or wrong"
+            ) from error
+        if self._format not in ("CSV", "Parquet"):
+            raise InputError(f"{uri}: inventories in {self._format} are not read; have S3 write CSV or Parquet")
+        self._names = [_COLUMNS.get(name, name) for name in names]
+
+    def found(self) -> Iterator[Found]:
+        """Yield the candidates among the latest versions."""
+        candidate = candidate_pattern(self._suffixes) or ""
+        for rows in self._rows():
+            keep = pc.and_(
+                _is(rows, "is_latest", "true"), pc.invert(_is(rows, "is_delete_marker", "true", absent=False))
+            )
+            keep = pc.and_(keep, pc.match_substring_regex(rows["key"], pattern=candidate))
+            passed_over = rows.filter(pc.invert(keep))
+            example = passed_over["key"][0].as_py() if len(passed_over) else ""
+            yield Found(_listed(rows.filter(keep)), ignored=len(passed_over), example=example)
+
+    def _rows(self) -> Iterator[pa.Table]:
+        for key in self._files:
+            uri = f"s3://{self._bucket}/{key}"
+            with self._stores.open(uri) as file:
+                try:
+                    yield from _csv(file, self._names) if self._format == "CSV" else _parquet(file)
+                except (pa.ArrowException, OSError, EOFError, zlib.error, KeyError) as error:
+                    raise InputError(f"{uri} cannot be read as part of {self._uri}: {error}") from error
+
+
+def _csv(file: BinaryIO, names: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows of a CSV without a header, whose keys are written as in a URL."""
+    as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    plain = pa_csv.ReadOptions(column_names=names, use_threads=False)
+    with (
+        gzip.open(file) as unpacked,
+        pa_csv.open_csv(
+            pa.PythonFile(cast(Any, unpacked), "r"), read_options=plain, convert_options=as_text
+        ) as batches,
+    ):
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            keys = pa.array([unquote_plus(key) for key in table["key"].to_pylist()], pa.string())
+            yield table.set_column(names.index("key"), "key", keys)
+
+
+def _parquet(file: BinaryIO) -> Iterator[pa.Table]:
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    columns = [name for name in parquet.schema_arrow.names if name in _COLUMNS.values()]
+    for batch in parquet.iter_batches(_ROWS, columns=columns, use_threads=False):
+        yield pa.Table.from_batches([batch])
+
+
+def _is(rows: pa.Table, name: str, text: str, *, absent: bool = True) -> pa.ChunkedArray | pa.Array:
+    """Return a mask of the rows where a column says so; one without versions has no such column."""
+    if name not in rows.column_names:
+        return pa.array([absent] * len(rows), pa.bool_())
+    return pc.equal(pc.utf8_lower(rows[name].cast(pa.string())), text)
+
+
+def _listed(rows: pa.Table) -> pa.RecordBatch:
+    count = len(rows)
+    known = {
+        name: rows[name] if name in rows.column_names else pa.nulls(count, pa.string()) for name in _COLUMNS.values()
+    }
+    sizes = known["size"].cast(pa.string())
+    moments = known["last_modified_date"]
+    if pa.types.is_string(moments.type):
+        moments = pc.if_else(pc.equal(moments, ""), None, moments)
+    columns = [
+        pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
+        pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
+        unquoted_all(_one(known["e_tag"])),
+        moments.cast(LISTING.field("last_modified").type),
+        pa.nulls(count, pa.string()),
+    ]
+    return pa.record_batch([_one(column) for column in columns], schema=LISTING)
+
+
+def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -1,0 +1,108 @@
+"""S3 Inventory reports as inputs, in CSV and in Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote_plus
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imgbatch.config import SourceConfig
+from imgbatch.errors import InputError
+from imgbatch.sources import everything, recognise
+from imgbatch.storage import Folder
+
+MOMENT = datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC)
+OBJECTS = [("a b+c ü.jpg", 7, True, False), ("old.jpg", 5, False, False), ("gone.jpg", 0, True, True),
+           ("notes.txt", 3, True, False), ("deep/x.png", 9, True, False)]  # fmt: skip
+
+
+@pytest.fixture
+def bucket(s3: Any, request: pytest.FixtureRequest) -> Folder:
+    return Folder(s3.stores(retries=0), f"s3://images/inventory-{abs(hash(request.node.name))}")
+
+
+def as_csv() -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    for key, size, latest, marker in OBJECTS:
+        row = ["photos", quote_plus(key), str(latest).lower(), str(marker).lower(), "" if marker else size]
+        writer.writerow([*row, "2026-11-24T01:02:03.000Z", "" if marker else "abc", "STANDARD"])
+    return gzip.compress(text.getvalue().encode())
+
+
+def as_parquet() -> bytes:
+    keys, sizes, latest, markers = zip(*OBJECTS, strict=True)
+    table = pa.table({
+        "bucket": ["photos"] * len(keys), "key": list(keys), "is_latest": list(latest), "is_delete_marker": list(markers),
+        "size": pa.array([None if marker else size for size, marker in zip(sizes, markers, strict=True)], pa.int64()),
+        "last_modified_date": pa.array([MOMENT] * len(keys), pa.timestamp("ms", "UTC")),
+        "e_tag": [None if marker else "abc" for marker in markers], "storage_class": ["STANDARD"] * len(keys),
+    })  # fmt: skip
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+SCHEMA = "Bucket, Key, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
+
+
+def report(bucket: Folder, form: str, **more: Any) -> str:
+    key = f"{bucket.uri.removeprefix('s3://images/')}/data/1.{form.lower()}"
+    told = {"sourceBucket": "photos", "destinationBucket": "arn:aws:s3:::images", "version": "2016-11-30", "fileFormat": form,
+            "fileSchema": SCHEMA, "files": [{"key": key, "size": 1, "MD5checksum": ""}], **more}  # fmt: skip
+    bucket.put("manifest.json", json.dumps(told).encode())
+    return bucket.at("manifest.json")
+
+
+@pytest.mark.parametrize("form", ["CSV", "Parquet"])
+def test_the_latest_versions_of_candidates_are_listed(bucket: Folder, form: str) -> None:
+    bucket.put(f"data/1.{form.lower()}", as_csv() if form == "CSV" else as_parquet())
+    (source,) = recognise(bucket.stores, [report(bucket, form)], SourceConfig())
+    found = list(everything([source], pa.schema([])))
+    rows = [row for each in found for row in each.batch.to_pylist()]
+    assert source.kind == "inventory" and sum(each.ignored for each in found) == 3
+    known = {"etag": "abc", "last_modified": MOMENT, "container": None}
+    assert rows == [
+        {"uri": "s3://photos/a b+c ü.jpg", "size": 7, **known}, {"uri": "s3://photos/deep/x.png", "size": 9, **known},
+    ]  # fmt: skip
+
+
+def test_a_report_without_versions_has_no_such_columns(bucket: Folder) -> None:
+    text = "".join(f'"photos","{number}.jpg","5"\n' for number in range(3))
+    bucket.put("data/1.csv", gzip.compress(text.encode()))
+    sources = recognise(bucket.stores, [report(bucket, "CSV", fileSchema="Bucket, Key, Size")], SourceConfig())
+    rows = [row for each in everything(sources, pa.schema([])) for row in each.batch.to_pylist()]
+    assert [(row["uri"], row["size"], row["etag"]) for row in rows] == [
+        (f"s3://photos/{n}.jpg", 5, None) for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "no manifest of an S3 Inventory")],
+)
+def test_a_report_that_cannot_be_read_says_why(bucket: Folder, told: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recognise(bucket.stores, [report(bucket, "CSV", **told)], SourceConfig())
+
+
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'"photos"\n')])
+def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
+    bucket.put("data/1.csv", data)
+    sources = recognise(bucket.stores, [report(bucket, "CSV")], SourceConfig())
+    with pytest.raises(InputError, match=r"data/1\.csv cannot be read"):
+        list(everything(sources, pa.schema([])))
+
+
+def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:
+    bucket.put("manifest.json", b"[1, 2]")
+    with pytest.raises(InputError, match="no manifest of an S3 Inventory"):
+        recognise(bucket.stores, [bucket.at("manifest.json")], SourceConfig())
