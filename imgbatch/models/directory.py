@@ -1,4 +1,4 @@
-"""Model directories as timm and transformers write them: `config.json` and `model.safetensors`, in any store.
+"""Model directories as timm writes them: `config.json` and `model.safetensors`, in any store.
 
 Beside them may lie a taxonomy, `taxonomy.csv` or `taxonomy.json`. A directory without one whose labels are ImageNet's own
 has ImageNet's.
@@ -88,7 +88,7 @@ def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str
 def write_directory(
     folder: Folder, net: nn.Module, labels: Sequence[str], pretrained_cfg: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a network of timm as `read`, timm and transformers read it.
+    """Write a network of timm as `read` and timm read it.
 
     Args:
         folder: in any store.
@@ -101,7 +101,7 @@ def write_directory(
 
     said = {"label_names": list(labels), "pretrained_cfg": dict(pretrained_cfg or {})}
     with tempfile.TemporaryDirectory() as made:
-        # timm itself says how the network was made, so that timm and transformers make it again.
+        # timm itself says how the network was made, so that timm makes it again.
         timm.models.save_for_hf(net, made, model_config=said, safe_serialization=True)
         for name in (_WEIGHTS, _CONFIG):
             folder.put(name, Path(made, name).read_bytes())
