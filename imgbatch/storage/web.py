@@ -1,0 +1,73 @@
+"""Objects on web servers: single GETs that end in time, never hold more than they may, and do not go where they should not.
+
+A manifest may have been written by anybody, and a web server may send its reader on to any other address. So each
+connection, the redirected ones too, is checked when it is made, by the address that it is made to: no name that resolves
+to a harmless address the first time and to another the second gets past that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+from fsspec.asyn import sync
+
+from imgbatch.errors import Forbidden, TooLarge
+from imgbatch.storage.base import Meta, unquoted
+from imgbatch.storage.other import Other
+
+_CHUNK = 1 << 16
+
+
+class Web(Other):
+    """What `http://` and `https://` name."""
+
+    def __init__(self, protocol: str, timeout_s: float, *, private_hosts: bool) -> None:
+        super().__init__(protocol, {} if private_hosts else {"get_client": _careful_client}, timeout_s)
+
+    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
+        """Return an object's bytes and what its server tells with them, in one GET."""
+        data, headers = sync(self._fs.loop, self._get, path, limit, timeout=self._timeout_s)
+        return data, Meta(len(data), unquoted(headers.get("ETag")), _moment(headers))
+
+    async def _get(self, url: str, limit: int | None) -> tuple[bytes, Mapping[str, str]]:
+        session = await self._fs.set_session()
+        async with session.get(self._fs.encode_url(url)) as answer:
+            self._fs._raise_not_found_for_status(answer, url)
+            data = bytearray()
+            async for chunk in answer.content.iter_chunked(_CHUNK):
+                data += chunk
+                if limit is not None and len(data) > limit:  # whatever length it told, if it told one
+                    raise TooLarge(f"read {url}: more than {limit} bytes")
+            return bytes(data), answer.headers
+
+
+async def _careful_client(**options: Any) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=public_socket), **options)
+
+
+def public_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket for an address as `getaddrinfo` gives it.
+
+    Raises:
+        Forbidden: it lies in a private network, is this machine's own, or tells cloud machines their credentials.
+    """
+    family, kind, protocol, _, where = address
+    host = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    host = getattr(host, "ipv4_mapped", None) or host
+    if not host.is_global or host.is_multicast:
+        raise Forbidden(
+            f"{where[0]} is a private address: --set storage.private_hosts=true lets web addresses lead there"
+        )
+    return socket.socket(family, kind, protocol)
+
+
+def _moment(headers: Mapping[str, str]) -> Any:
+    try:
+        return parsedate_to_datetime(headers["Last-Modified"])
+    except (KeyError, ValueError):
+        return None
