@@ -107,7 +107,9 @@ class StorageConfig:
     )
     timeout_s: float = knob(30.0, "seconds that one request may take")
     private_hosts: bool = knob(False, "http:// and https:// may lead to private addresses and to this machine")
-    retries: int = knob(5, "how often a request is tried again after a passing failure, with back-off and jitter")
+    retries: int = knob(
+        10, "how often a request is tried again after a passing failure: some 80 s, with back-off and jitter"
+    )
 
     def __post_init__(self) -> None:
         _positive("storage.timeout_s", self.timeout_s)

@@ -5,6 +5,7 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -27,11 +28,14 @@ from imgbatch.storage.other import Other
 
 __all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join", "scheme"]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _S3 = ("s3", "s3a")
 _BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
 _WEB = ("http", "https")
+_SAID_AFTER = 4  # failures: some 5 s
 # S3's own rule, and what older buckets and other servers have. obstore puts the name into the address of a signed request:
 # anything else in it, such as the # of s3://evil.org#/x, would lead that astray.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -187,6 +191,8 @@ class Stores:
                 error.attempts = attempt
                 if not isinstance(error, Unreachable | TimedOut) or attempt > self._config.retries:
                     raise
+                if attempt == _SAID_AFTER:
+                    log.warning("%s; trying again up to %d times", error, self._config.retries - attempt)
             time.sleep(backoff(attempt))
             attempt += 1
 
