@@ -34,6 +34,19 @@ class Web(Other):
         data, headers = sync(self._fs.loop, self._get, path, limit, timeout=self._timeout_s)
         return data, Meta(len(data), unquoted(headers.get("ETag")), _moment(headers))
 
+    def head(self, path: str) -> Meta:
+        """Return what is known of an object; by a GET whose body is left, since not every server answers a HEAD."""
+        headers = sync(self._fs.loop, self._headers, path, timeout=self._timeout_s)
+        size = headers.get("Content-Length")
+        return Meta(int(size) if size and size.isdigit() else None, unquoted(headers.get("ETag")), _moment(headers))
+
+    async def _headers(self, url: str) -> Mapping[str, str]:
+        session = await self._fs.set_session()
+        async with session.get(self._fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as answer:
+            self._fs._raise_not_found_for_status(answer, url)
+            answer.close()
+            return answer.headers
+
     async def _get(self, url: str, limit: int | None) -> tuple[bytes, Mapping[str, str]]:
         session = await self._fs.set_session()
         async with session.get(self._fs.encode_url(url)) as answer:

@@ -122,6 +122,8 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_and_allowed_when_a
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(Forbidden, match="private address"):
             stores().read(f"http://{host}:{port}/latest")
+        with pytest.raises(Forbidden, match="private address"):
+            recognise(stores(), [f"http://{host}:{port}/latest"], SourceConfig())
     data, meta = stores(private_hosts=True).read(f"http://localhost:{port}/latest")
     assert (data, meta.size, meta.etag) == (b"secret", 6, "e1")
     assert meta.last_modified is not None and meta.last_modified.year == 2026
