@@ -88,7 +88,8 @@ class Nodes:
         )
         node = named.stdout.split()[-1]
         command = [str(RAY), "drain-node", f"--address={self.address}", f"--node-id={node}",
-                   "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=10"]  # fmt: skip
+                   "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+                   "--deadline-remaining-seconds=10"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
