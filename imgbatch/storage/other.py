@@ -41,7 +41,7 @@ class Other:
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
         """Return some bytes of an object; fsspec has no condition for it."""
-        return bytes(self._fs.cat_file(path, start=start, end=end))
+        return bytes(self._fs.cat_file(path, start=start, end=end, **self._within))
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
         """Yield the bytes of an object from a position on, in the requests that fsspec makes of it."""

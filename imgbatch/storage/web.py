@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from fsspec.asyn import sync
 
-from imgbatch.errors import Forbidden, TooLarge
+from imgbatch.errors import BadPath, Forbidden, TooLarge
 from imgbatch.storage.base import Meta, unquoted
 from imgbatch.storage.other import Other
 
@@ -34,23 +34,32 @@ class Web(Other):
         data, headers = sync(self._fs.loop, self._get, path, limit, timeout=self._timeout_s)
         return data, Meta(len(data), unquoted(headers.get("ETag")), _moment(headers))
 
+    def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
+        """Return some bytes of an object; BadPath where its server gives wholes only."""
+        some = {"Range": f"bytes={start}-{end - 1}"}
+        return sync(self._fs.loop, self._get, path, end - start, some, timeout=self._timeout_s)[0]  # type: ignore[no-any-return]
+
     def head(self, path: str) -> Meta:
         """Return what is known of an object; by a GET whose body is left, since not every server answers a HEAD."""
         headers = sync(self._fs.loop, self._headers, path, timeout=self._timeout_s)
         size = headers.get("Content-Length")
         return Meta(int(size) if size and size.isdigit() else None, unquoted(headers.get("ETag")), _moment(headers))
 
-    async def _headers(self, url: str) -> Mapping[str, str]:
+    async def _headers(self, url: str) -> Any:
         session = await self._fs.set_session()
         async with session.get(self._fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as answer:
             self._fs._raise_not_found_for_status(answer, url)
             answer.close()
             return answer.headers
 
-    async def _get(self, url: str, limit: int | None) -> tuple[bytes, Mapping[str, str]]:
+    async def _get(
+        self, url: str, limit: int | None, some: Mapping[str, str] | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
         session = await self._fs.set_session()
-        async with session.get(self._fs.encode_url(url)) as answer:
+        async with session.get(self._fs.encode_url(url), headers=some) as answer:
             self._fs._raise_not_found_for_status(answer, url)
+            if some and answer.status != 206:
+                raise BadPath(f"read {url}: its server gives no parts of objects")
             data = bytearray()
             async for chunk in answer.content.iter_chunked(_CHUNK):
                 data += chunk

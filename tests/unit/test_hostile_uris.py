@@ -88,7 +88,7 @@ def test_the_name_of_a_bucket_cannot_lead_a_signed_request_astray(bucket: str, m
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: pytest.fail(f"asked for {arguments}"))
     with pytest.raises(BadPath, match="no name of a bucket"):
         stores().read(f"s3://{bucket}/latest/meta-data")
-    (fetched,) = Fetcher(stores(), FetchConfig(ahead=1))(listed(f"s3://{bucket}/x.jpg"))
+    (fetched,) = Fetcher(stores(), FetchConfig(ahead=1), SourceConfig())(listed(f"s3://{bucket}/x.jpg"))
     assert isinstance(fetched.content, Refusal) and fetched.content.reason == "unsupported"
 
 
@@ -206,7 +206,9 @@ def test_dots_in_a_manifest_stay_within_its_kind_of_place(s3: Any, tmp_path: Pat
     folder.put("dots.csv", b"uri\n../../../../../etc/passwd\n../../..\n")
     found = uris(folder, "dots.csv")
     assert all(uri.startswith("s3://") for uri in found)
-    reasons = [fetched.content.reason for fetched in Fetcher(s3.stores(), FetchConfig(ahead=1))(listed(*found))]
+    reasons = [
+        fetched.content.reason for fetched in Fetcher(s3.stores(), FetchConfig(ahead=1), SourceConfig())(listed(*found))
+    ]
     assert reasons == ["unsupported"] * 2
     local = Folder(s3.stores(), str(tmp_path))
     local.put("list.csv", b"uri\n../other/a.jpg\n/elsewhere/b.jpg\n")
