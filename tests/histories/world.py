@@ -349,7 +349,9 @@ class World:
                 stack.enter_context(mock.patch.object(target, name, value))
             yield
 
-    def _label_images(self, work: Any, plan: Any, pending: Any, wholes: Any, round: cluster.Round) -> Iterator[pa.Table]:
+    def _label_images(
+        self, work: Any, plan: Any, pending: Any, wholes: Any, round: cluster.Round
+    ) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
         numbers = np.flatnonzero(pending).astype(np.uint32)
         self.chance.shuffle(numbers)
