@@ -191,7 +191,7 @@ class Stores:
                 error.attempts = attempt
                 if not isinstance(error, Unreachable | TimedOut) or attempt > self._config.retries:
                     raise
-                if attempt == _SAID_AFTER:
+                if attempt == (1 if isinstance(error, TimedOut) else _SAID_AFTER):
                     log.warning("%s; trying again up to %d times", error, self._config.retries - attempt)
             time.sleep(backoff(attempt))
             attempt += 1

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from imgbatch.parts import Log
-from tests.histories.world import KINDS, LABELS, MOODS, Image, Point, World
+from tests.histories.stores import KINDS, LABELS, MOODS, Image
+from tests.histories.world import Point, World
 
 NAMES = [f"{name}.png" for name in "abcdefghijk"]
 FAULTS = ["killed before", "killed after", "killed in flight", "late", "refused", "unanswered", "away"]

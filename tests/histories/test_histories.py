@@ -6,12 +6,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from imgbatch import ledger, runs
+from imgbatch.ledger import Ledger
+from imgbatch.storage import Folder
 from tests.conftest import S3Server
 from tests.histories.machine import Histories, totals
+from tests.histories.stores import Memory
 from tests.histories.world import World
 
 
@@ -51,3 +56,29 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
 
     run(OnAStore, 50, 12, start=0)
     print(dict(totals))
+
+
+SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
+    "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
+    "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
+    "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
+    "seals": (Ledger, "seal", lambda self, run_id: None),
+    "a second driver is refused": (runs, "require_free", lambda output: None),
+    "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
+    "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
+    "a part is created conditionally": (Folder, "create", Folder.put),
+    "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name: None),
+    "passing rejects are tried again": (ledger, "_PASSING", 0),
+    "a changed ETag is a change": (ledger, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("safeguard", SAFEGUARDS)
+def test_the_machine_fails_where_a_safeguard_is_taken_away(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = totals["histories"]
+    monkeypatch.setattr(*SAFEGUARDS[safeguard])
+    with pytest.raises(Exception):  # noqa: B017 - Hypothesis wraps what it finds in one of several
+        run(type("Broken", (Histories,), {}), 150, 10, start=5)
+    print(f"{safeguard}: failed in history {totals['histories'] - before}")

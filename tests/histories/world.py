@@ -23,23 +23,18 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch import classify as workers
-from imgbatch import cluster, errors, listing, parts, runs, storage
+from imgbatch import cluster, listing, parts, runs, storage
 from imgbatch.decode import decode
-from imgbatch.errors import Forbidden, ImgbatchError, NotFound, Unreachable
+from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.models import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Meta, Stores
-from imgbatch.storage.base import FOUND
+from imgbatch.storage import Folder, Stores
 from jobs import classify, verify
-from tests.unit.pictures import encode
+from tests.histories.stores import LABELS, STEP, Image, Input, Memory
 
-LABELS = tuple("abcdefg")
 WRITES = ("create", "put", "replace", "delete")
-MOODS = {"unreachable": Unreachable, "forbidden": Forbidden, "vanished": NotFound}
-"""What the store may say of an image, whatever its bytes; the names are the reasons of the rejects."""
 
-_STEP = 36  # of grey, between two labels
 _SMALL_PAGE, _UNIT = 4, 3
 _MODEL = Model(
     name="shades",
@@ -48,27 +43,10 @@ _MODEL = Model(
     preprocess=Preprocess(height=8, width=8, resize=(8,)),
     network=lambda: None,  # type: ignore[arg-type,return-value]
 )
-_CONTENTS = {label: encode(np.full((8, 8, 3), _STEP * i, np.uint8), "PNG") for i, label in enumerate(LABELS)}
-_CONTENTS |= {
-    "not_an_image": b"a letter to my mother",
-    "empty": b"",
-    "crashed": encode(np.zeros((9, 9, 3), np.uint8), "PNG"),
-}
-KINDS = tuple(_CONTENTS)
-"""What a picture's bytes come to: a label, or the reason of a permanent reject."""
 
 
 class Killed(BaseException):
     """The driver's process is gone: nothing that it still tries has an effect."""
-
-
-@dataclass
-class Image:
-    """One object of the input."""
-
-    kind: str
-    etag: str
-    mood: str | None = None
 
 
 Point = tuple[str, int]
@@ -96,86 +74,6 @@ class Driver:
                 found = found or self.faults.get((text, self.reached[text]))
         self.happened += [found] if found else []
         return found
-
-
-class Memory:
-    """A store in memory with conditional creation and replacement, by ETag."""
-
-    conditional = True
-
-    def __init__(self) -> None:
-        self.objects: dict[str, tuple[bytes, str]] = {}
-        self._made = 0
-
-    def path(self, uri: str) -> str:
-        return uri.partition("://")[2]
-
-    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        data, etag = self.read_tagged(path)
-        return data, Meta(len(data), etag)
-
-    def read_tagged(self, path: str) -> tuple[bytes, str]:
-        if path not in self.objects:
-            raise FileNotFoundError(path)
-        return self.objects[path]
-
-    def head(self, path: str) -> Meta:
-        return self.read(path)[1]
-
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
-        names = sorted(name for name in self.objects if name.startswith(f"{path}/"))
-        yield pa.record_batch({"path": pa.array(names, pa.string())})
-
-    def folders(self, path: str) -> list[str]:
-        return sorted({name[len(path) + 1 :].partition("/")[0] for name in self.objects if name.startswith(f"{path}/")})
-
-    def put(self, path: str, data: bytes) -> None:
-        self._made += 1
-        self.objects[path] = (data, f"v{self._made}")
-
-    def create(self, path: str, data: bytes) -> None:
-        if path in self.objects:
-            raise errors.Exists(path)
-        self.put(path, data)
-
-    def replace(self, path: str, data: bytes, tag: str | None) -> None:
-        if self.objects.get(path, (b"", None))[1] != tag:
-            raise errors.Conflict(path)
-        self.put(path, data)
-
-    def delete(self, path: str) -> None:
-        self.objects.pop(path, None)
-
-
-class _Input:
-    """The images as a store, a few to a batch."""
-
-    def __init__(self, images: dict[str, Image]) -> None:
-        self._images = images
-
-    def path(self, uri: str) -> str:
-        return uri.partition("://")[2]
-
-    def head(self, path: str) -> Meta:
-        raise FileNotFoundError(path)
-
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
-        names = sorted(self._images)
-        for start in range(0, len(names), _UNIT):
-            few = names[start : start + _UNIT]
-            known = [self._images[name] for name in few]
-            sizes = [len(_CONTENTS[image.kind]) for image in known]
-            columns = [[f"in/{name}" for name in few], sizes, [image.etag for image in known], [None] * len(few)]
-            yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, FOUND, strict=True)], schema=FOUND)
-
-    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        image = self._images.get(path.removeprefix("in/"))
-        if image is None:
-            raise FileNotFoundError(path)
-        if image.mood:
-            raise MOODS[image.mood](f"by mood: {path}")
-        data = _CONTENTS[image.kind]
-        return data, Meta(len(data), image.etag)
 
 
 class _Hooked:
@@ -209,7 +107,7 @@ class _Shades:
     """A network that knows shades of grey."""
 
     def __call__(self, pixels: np.ndarray[Any, Any]) -> Prediction:
-        best = np.rint(pixels.mean((1, 2, 3)) / _STEP).astype(np.int32)
+        best = np.rint(pixels.mean((1, 2, 3)) / STEP).astype(np.int32)
         others = (best[:, None] + np.arange(len(LABELS), dtype=np.int32)) % len(LABELS)
         scores = np.tile(np.linspace(0.7, 0.01, len(LABELS), dtype=np.float32), (len(pixels), 1))
         return Prediction(others, scores)
@@ -241,7 +139,7 @@ class World:
     """The share of units whose results Ray loses or delivers twice."""
 
     def __post_init__(self) -> None:
-        self.input = _Input(self.images)
+        self.input = Input(self.images)
 
     def stores(self, config: Any) -> Stores:
         """Return the program's view of the world."""
