@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 from fsspec.asyn import sync
 
-from imgbatch.errors import BadPath, Forbidden, TooLarge
+from imgbatch.errors import BadPath, Conflict, Forbidden, TooLarge
 from imgbatch.storage.base import Meta, unquoted
 from imgbatch.storage.other import Other
 
@@ -38,6 +38,30 @@ class Web(Other):
         """Return some bytes of an object; BadPath where its server gives wholes only."""
         some = {"Range": f"bytes={start}-{end - 1}"}
         return sync(self._fs.loop, self._get, path, end - start, some, timeout=self._timeout_s)[0]  # type: ignore[no-any-return]
+
+    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
+        """Yield the bytes of an object from a position on, in one request; each chunk has the time of a request."""
+        answer = sync(self._fs.loop, self._begin, path, start, etag, timeout=self._timeout_s)
+        try:
+            while data := sync(self._fs.loop, answer.content.read, _CHUNK, timeout=self._timeout_s):
+                yield data
+        finally:
+            self._fs.loop.call_soon_threadsafe(answer.close)
+
+    async def _begin(self, url: str, start: int, etag: str | None) -> aiohttp.ClientResponse:
+        session = await self._fs.set_session()
+        answer: aiohttp.ClientResponse = await session.get(
+            self._fs.encode_url(url), headers={"Range": f"bytes={start}-"} if start else None
+        )
+        self._fs._raise_not_found_for_status(answer, url)
+        told = unquoted(answer.headers.get("ETag"))
+        if etag is not None and told is not None and told != etag:
+            answer.close()
+            raise Conflict(f"read {url}: it is another version now")
+        if start and answer.status != 206:
+            answer.close()
+            raise BadPath(f"read {url}: its server gives no parts of objects")
+        return answer
 
     def head(self, path: str) -> Meta:
         """Return what is known of an object; by a GET whose body is left, since not every server answers a HEAD."""

@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
 from imgbatch.config import FetchConfig, SourceConfig, StorageConfig
-from imgbatch.errors import BadPath, Forbidden, InputError, TimedOut, TooLarge
+from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, TimedOut, TooLarge
 from imgbatch.fetch import Fetcher
 from imgbatch.rejects import Refusal
 from imgbatch.schema import LISTING
@@ -176,6 +176,27 @@ def _until_left(reply: Callable[[Any], None]) -> Callable[[Any], None]:
             request.close_connection = True
 
     return run
+
+
+def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> None:
+    def parts(request: Any) -> None:
+        first, _, last = (request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+        data = b"0123456789"[int(first) : int(last or 9) + 1]
+        request.send_response(206 if "Range" in request.headers else 200)
+        for name, value in (("Content-Length", str(len(data))), ("ETag", '"e1"')):
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(data)
+
+    store, path = stores(private_hosts=True).resolve(f"{served(parts)}/a.tar")
+    assert store.read_range(path, 2, 5, "e1") == b"234"
+    assert b"".join(store.stream(path, 0, "e1")) == b"0123456789" and b"".join(store.stream(path, 7, None)) == b"789"
+    with pytest.raises(Conflict):
+        list(store.stream(path, 0, "e0"))
+    store, path = stores(private_hosts=True).resolve(f"{served(body(b'0123456789'))}/a.tar")
+    for read in (lambda s, p: s.read_range(p, 2, 5, None), lambda s, p: list(s.stream(p, 7, None))):
+        with pytest.raises(BadPath, match="no parts"):
+            read(store, path)
 
 
 # Manifests
