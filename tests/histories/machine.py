@@ -269,7 +269,7 @@ class Histories(RuleBasedStateMachine):
 
         hard = [fault for fault in driver.happened if fault in (*_DEADLY, "away")]
         if code == 0:
-            self._require_whole(world, after, moving or bool(self.world.late), pruned)
+            self._require_whole(world, after, moving, pruned)
             assert self.world.verify() == 0 or moving
             self.disturbed = self.disturbed and moving
         elif code == 4:
