@@ -197,7 +197,7 @@ def test_all_nodes_are_gone_for_good(
     tmp_path: Path,
 ) -> None:
     node = nodes.add()
-    process = in_mid_run("cluster.stall_s=30")
+    process = in_mid_run("cluster.stall_s=90")
     nodes.kill(node)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 3 and "cluster.stall_s" in err, err
