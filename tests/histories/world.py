@@ -229,7 +229,7 @@ class World:
             for target, name, value in (
                 (classify, "Stores", self.stores),
                 (verify, "Stores", self.stores),
-                (classify.models, "load", lambda name, stores: _MODEL),
+                (classify.models, "load", lambda *arguments: _MODEL),
                 (classify, "ticking", lambda items, stall_s, **options: items),
                 (cluster, "connected", contextlib.nullcontext),
                 (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
