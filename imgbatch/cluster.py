@@ -96,7 +96,7 @@ def connected() -> Iterator[None]:
         try:
             with _hushed():
                 _init(address)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             hint = (
                 ""

@@ -42,18 +42,23 @@ class Nodes:
         self._place = Path(tempfile.mkdtemp(prefix="ib-", dir="/tmp"))
         self.address = f"127.0.0.1:{ports['--port']}"
         self.processes: list[subprocess.Popen[bytes]] = []
-        options = [*(f"{name}={port}" for name, port in ports.items()), "--head", f"--temp-dir={self._place}"]
+        options = [
+            *(f"{name}={port}" for name, port in ports.items()),
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--temp-dir={self._place}",
+        ]
         self._start(*options, "--num-cpus=0", "--num-gpus=0")
 
     def add(self, resource: str = "one") -> subprocess.Popen[bytes]:
-        """Start a node."""
-        return self._start(
-            f"--address={self.address}", "--num-cpus=1", "--num-gpus=0", f'--resources={{"{resource}": 1}}'
-        )
+        """Start a node, with an address of its own: a driver may choose to live beside one that has its own, and die with it."""
+        where = f"--node-ip-address=127.0.0.{len(self.processes) + 1}"
+        own = f'--resources={{"{resource}": 1}}'
+        return self._start(f"--address={self.address}", where, "--num-cpus=1", "--num-gpus=0", own)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         log = self._place / f"log-{len(self.processes)}"
-        command = [str(RAY), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", *options]
+        command = [str(RAY), "start", "--block", "--disable-usage-stats", *options]
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=self._environment, start_new_session=True)
         self.processes.append(process)
