@@ -51,7 +51,7 @@ class Nodes:
         self._start(*options, "--num-cpus=0", "--num-gpus=0")
 
     def add(self, resource: str = "one") -> subprocess.Popen[bytes]:
-        """Start a node, with an address of its own: a driver may choose to live beside one that has its own, and die with it."""
+        """Start a node with an address of its own: a driver may choose to live beside one that shares its, and die with it."""
         where = f"--node-ip-address=127.0.0.{len(self.processes) + 1}"
         own = f'--resources={{"{resource}": 1}}'
         return self._start(f"--address={self.address}", where, "--num-cpus=1", "--num-gpus=0", own)
