@@ -24,7 +24,7 @@ test: $(VENV)/test.installed $(VENV)/demo.installed
 	$(BIN)/python -m pytest -m 'not long'
 
 test-long: $(VENV)/test.installed $(VENV)/demo.installed
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -rP
 
 fuzz: $(VENV)/test.installed
 	$(BIN)/python -m tests.fuzz $(FUZZ)

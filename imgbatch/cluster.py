@@ -96,9 +96,14 @@ def connected() -> Iterator[None]:
         try:
             with _hushed():
                 _init(address)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            raise ClusterError(f"cannot use {where}: {error}") from error
+            hint = (
+                ""
+                if address
+                else f" (it keeps its files in {os.environ.get('RAY_TMPDIR', '/tmp')}; RAY_TMPDIR moves them)"
+            )
+            raise ClusterError(f"cannot use {where}: {error}{hint * isinstance(error, OSError)}") from error
         try:
             yield
         finally:

@@ -87,6 +87,9 @@ class SourceConfig:
     format: str = knob("auto", "what the input is: auto, objects, manifest, inventory, parquet, tar")
     image_column: str | None = knob(None, "the column of a Parquet file that holds images; unset: it is found")
     suffixes: str = knob("images", "candidates: 'images' (known suffixes and none), '*' for all, or 'jpg,png'")
+    schemes: str = knob(
+        "auto", "what a manifest may name: auto (s3, gs, az, https, and its own kind of place), or 's3,file'"
+    )
     allow_empty: bool = knob(False, "an input without a single image is a success instead of exit code 2")
 
     def __post_init__(self) -> None:
@@ -103,7 +106,10 @@ class StorageConfig:
         dict, "options of the fsspec store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
     )
     timeout_s: float = knob(30.0, "seconds that one request may take")
-    retries: int = knob(5, "how often a request is tried again after a passing failure, with back-off and jitter")
+    private_hosts: bool = knob(False, "http:// and https:// may lead to private addresses and to this machine")
+    retries: int = knob(
+        10, "how often a request is tried again after a passing failure: some 80 s, with back-off and jitter"
+    )
 
     def __post_init__(self) -> None:
         _positive("storage.timeout_s", self.timeout_s)

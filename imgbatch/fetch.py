@@ -105,7 +105,7 @@ class Fetcher:
             message = f"{known.size} bytes are more than fetch.max_bytes={self._config.max_bytes}"
             return _fetched(Refusal("fetch", "too_large", message), known, known)
         try:
-            content, read = self._stores.read(listed["uri"], self._config.max_bytes)
+            content, read = self._stores.read(listed["uri"], self._config.max_bytes, known)
         except StoreError as error:
             return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), known, known)
         return _fetched(content, read, known)

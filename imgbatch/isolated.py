@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from imgbatch.decode import Picture, Rejected, decode
 
-_SHARE_OF_MEMORY = 0.5  # of the node's, that one image may have
+_SHARE_OF_MEMORY = 0.5  # of the node's, that all the images may have that are decoded in this way at a time: one a core
+_LEAST_MEMORY = 3 << 30  # what a picture of 200 million pixels and the libraries want
 _START_S = 20.0  # what Python and its libraries may take before the first byte is decoded
 
 
@@ -26,7 +28,7 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
 
     Raises:
         Rejected: as `decode`; and `crashed`, `timeout`, or `out_of_memory` where the process died, did not end, or
-            wanted more than half of the machine's memory.
+            wanted more than its share of half of the machine's memory (or 3 GB, if that is more).
     """
     limit = _START_S + timeout_s
     # -P: not what lies in the worker's directory, which may have the name of a module.
@@ -62,10 +64,27 @@ def _memory() -> int:
     return min(memory, int(said)) if said.isdigit() else memory
 
 
+def memory_limit(memory: int, cores: int) -> int:
+    """Return the bytes of data that one image may have.
+
+    >>> memory_limit(512 << 30, 32) >> 30, memory_limit(64 << 30, 32) >> 30, memory_limit(4 << 30, 8) >> 30
+    (8, 3, 2)
+    """
+    most = int(_SHARE_OF_MEMORY * memory)
+    return min(most, max(_LEAST_MEMORY, most // cores))
+
+
+def _die_first() -> None:
+    """Have the kernel end this process before any other when memory runs out: the worker and Ray are to stay."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
     """Decode what is read; write a line of JSON, and behind it the pixels as NumPy writes an H×W×3 array."""
     signal.alarm(math.ceil(float(arguments[2])) + 1)  # a worker that is killed takes no child with it
-    memory = int(_SHARE_OF_MEMORY * _memory())
+    _die_first()
+    memory = memory_limit(_memory(), os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     max_pixels, short_side = map(int, arguments[:2])

@@ -9,13 +9,14 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from imgbatch.errors import NotFound, OutputError
+from imgbatch.errors import Conflict, Exists, NotFound, OutputError
 from imgbatch.storage import Folder
 
 HEARTBEAT_S = 10.0
@@ -23,12 +24,26 @@ OWNER_IS_DEAD_S = 25.0
 """A run on another machine whose record does not change for so long is dead. No two clocks are compared."""
 
 _LOOKED_AT = 3
+_MOST_CONFLICTS = 20
 _PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
 
 
-def new_run_id() -> str:
-    """Return a run's name: UTC time, then six random characters, so that names sort by time."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-") + secrets.token_hex(3)
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+def new_run_id(before: str | None = None) -> str:
+    """Return a run's name: UTC time, then six random characters.
+
+    Names sort in the order of the runs: where this machine's clock is behind that of the run `before`, a second after
+    that one's name is taken.
+    """
+    now = datetime.now(UTC)
+    if before is not None:
+        with suppress(ValueError, OverflowError):
+            now = max(
+                now, datetime.strptime(before.partition("-")[0], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
+            )
+    return f"{now.strftime(_STAMP)}-{secrets.token_hex(3)}"
 
 
 @dataclass
@@ -37,7 +52,8 @@ class Record:
 
     output: Folder
     facts: dict[str, Any]
-    id: str = field(default_factory=new_run_id)
+    id: str = ""
+    """Given when it starts, so that it sorts behind the runs that are there."""
     _beaten: float = 0.0
     _beats: int = 0
 
@@ -48,6 +64,7 @@ class Record:
 
     def start(self) -> None:
         """Write the record for the first time."""
+        self.id = self.id or new_run_id(next(iter(_newest(self.output)[-1:]), None))
         self.facts = {
             "run_id": self.id,
             "status": "running",
@@ -113,8 +130,14 @@ def read_success(output: Folder) -> dict[str, Any] | None:
 
 def write_success(output: Folder, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
     """Write `_SUCCESS`: its existence means that the books balance. `seal` names the run that sealed the logs."""
-    content = {"run_id": run_id, "counts": counts, "limit": limit, "seal": seal}
-    output.put("_SUCCESS", json.dumps(content, indent=2).encode())
+    content = json.dumps({"run_id": run_id, "counts": counts, "limit": limit, "seal": seal}, indent=2).encode()
+    # Never over one that was not seen: then the late request of a dead run cannot take the place of this one either.
+    for _ in range(_MOST_CONFLICTS):
+        with suppress(Exists):
+            return output.create("_SUCCESS", content)
+        with suppress(Conflict, NotFound):
+            return output.replace("_SUCCESS", content, output.read_tagged("_SUCCESS")[1])
+    raise OutputError(f"{output.at('_SUCCESS')} keeps changing under another writer")
 
 
 def _newest(output: Folder) -> list[str]:
@@ -146,13 +169,16 @@ def _taken(output: Folder, name: str, record: Mapping[str, Any]) -> OutputError:
 
 
 def _owner() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "born": _born(os.getpid())}
+    where = {"host": socket.gethostname(), "boot": _boot(), "processes": _pid_namespace()}
+    return {**where, "pid": os.getpid(), "born": _born(os.getpid())}
 
 
 def _lives_here(record: Mapping[str, Any]) -> bool | None:
     """Return whether the owner lives, None if it is (or may be) on another machine."""
     owner = record.get("owner", {})
-    if not _boot() or (owner.get("host"), owner.get("boot")) != (socket.gethostname(), _boot()):
+    # Two containers of a machine may share its name; a process number says nothing outside its own namespace.
+    here = (socket.gethostname(), _boot(), _pid_namespace())
+    if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != here:
         return None
     return bool(_born(int(owner.get("pid", 0))) == owner.get("born"))
 
@@ -160,6 +186,12 @@ def _lives_here(record: Mapping[str, Any]) -> bool | None:
 def _boot() -> str | None:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else None
+
+
+def _pid_namespace() -> str | None:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return None
 
 
 def _born(pid: int) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from imgbatch.errors import ClusterError
@@ -16,26 +17,48 @@ _TICK_S = 0.25
 _AHEAD = 2
 
 
-def ticking(items: Iterator[Item], stall_s: float) -> Iterator[Item | None]:
+def ticking(items: Iterator[Item], stall_s: float, *, closes: bool = False) -> Generator[Item | None, None, None]:
     """Yield the items as they come, and None whenever a quarter of a second passes without one.
 
-    The items are drawn in a thread of their own. Dropping the iterator leaves that thread to end with its process.
+    The items are drawn in a thread of their own, which ends with the process. With `closes` it ends when the iterator is
+    closed, as soon as the item that it waits for has come, and closes the items.
 
     Raises:
         ClusterError: no item for `stall_s` seconds.
         Exception: whatever drawing an item raised.
     """
     arrived: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
+    left = threading.Event()
+
+    def hand_over(item: Item | None, error: BaseException | None) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                arrived.put((item, error), timeout=_TICK_S)
+                return
 
     def draw() -> None:
         try:
             for item in items:
-                arrived.put((item, None))
-            arrived.put((None, None))
+                hand_over(item, None)
+                if left.is_set():
+                    break
+            if isinstance(items, Generator):
+                items.close()
+            hand_over(None, None)
         except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
-            arrived.put((None, error))
+            hand_over(None, error)
 
     threading.Thread(target=draw, name="results", daemon=True).start()
+    try:
+        yield from _as_they_come(arrived, stall_s)
+    finally:
+        if closes:
+            left.set()
+
+
+def _as_they_come(
+    arrived: queue.Queue[tuple[Item | None, BaseException | None]], stall_s: float
+) -> Iterator[Item | None]:
     last = time.monotonic()
     while True:
         try:

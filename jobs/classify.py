@@ -8,7 +8,7 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import sys
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -78,6 +78,8 @@ def classify(flags: Any) -> int:
     job = prepare(chosen, stop.check)
     with naming_the_output(job):
         job.output.folders()  # is it there, and are we let in?
+        if not job.output.conditional:
+            log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
         if job.config.run.check_owner and not flags.dry_run:
             runs.require_free(job.output)
     return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
@@ -200,7 +202,8 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune()
-    sealed_by = seal(job, record, success)
+        pulse()
+    sealed_by = seal(job, record, success, pulse)
     job.ledger.forget()
     counts, totals = count(job, record, listed, pulse)
     runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
@@ -224,9 +227,13 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
     def found() -> Generator[Found, None, None]:
-        for batch in sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty):
-            pulse()
-            yield batch
+        listed = sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty)
+        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
+        with closing(ticking(listed, math.inf, closes=True)) as batches:
+            for batch in batches:
+                pulse()
+                if batch is not None:
+                    yield batch
 
     try:
         with closing(found()) as batches:  # or what is drawn ahead would not end with an error here
@@ -305,13 +312,13 @@ def label(
         counts.ignored += committer.passed_over
 
 
-def seal(job: Job, record: runs.Record, success: dict[str, Any] | None) -> str:
+def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)
     if len(job.ledger.absorbed):  # another writer was here: what he rejected and we labelled is settled by reading anew
-        job.ledger.open()
+        job.ledger.open(pulse)
     return record.id
 
 
@@ -375,4 +382,4 @@ def warn_of_local_paths(job: Job, nodes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -134,7 +134,7 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
         report = inventory.Inventory(stores, uri, config.suffixes)
         return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
-        manifest = Manifest(stores, uri)
+        manifest = Manifest(stores, uri, config.schemes)
         return Source(uri, "manifest", manifest.found, manifest.carried)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
         return Source(uri, "tar", lambda: tars.listed(uri, meta), tars.CARRIED_FIELDS)

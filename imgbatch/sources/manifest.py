@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, LISTING
-from imgbatch.storage import Stores, join
+from imgbatch.storage import Stores, join, scheme
 from imgbatch.storage.base import unquoted_all
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
 _OWN = ("uri", "size", "etag")
 _ROWS = 10_000
+_ANYWHERE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https")
 
 
 class Manifest:
@@ -34,8 +35,11 @@ class Manifest:
         InputError: it has no `uri` column, or is not what its name says.
     """
 
-    def __init__(self, stores: Stores, uri: str) -> None:
+    def __init__(self, stores: Stores, uri: str, schemes: str = "auto") -> None:
         self._stores, self._uri = stores, uri
+        # Whoever wrote a manifest in a bucket has no business with the files of the machine that reads it.
+        chosen = (*_ANYWHERE, scheme(uri)) if schemes == "auto" else (part.strip() for part in schemes.split(","))
+        self._schemes = frozenset(chosen)
         self._folder = uri.rpartition("/")[0]
         first = next(self._rows(), None)
         self.carried: pa.Schema = pa.schema([])
@@ -63,7 +67,7 @@ class Manifest:
                 yield Found(_nothing(), ignored=len(rows) - len(named))
 
     def _listed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        uris = [join(self._folder, name) for name in rows["uri"].cast(pa.string()).to_pylist()]
+        uris = [self._joined(name) for name in rows["uri"].cast(pa.string()).to_pylist()]
         columns = {
             "uri": pa.array(uris, pa.string()),
             "size": self._sizes(rows),
@@ -74,6 +78,15 @@ class Manifest:
         for entry in self.carried:
             columns[entry.name] = rows[entry.name.removeprefix(CARRIED)].cast(entry.type)
         return pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried]))
+
+    def _joined(self, name: str) -> str:
+        uri = join(self._folder, name)
+        if scheme(uri) not in self._schemes:
+            raise InputError(
+                f"{self._uri} names {uri[:200]!r}; it may name {', '.join(sorted(self._schemes))}. If it is to be trusted, "
+                f"--set source.schemes={','.join(sorted({*self._schemes, scheme(uri)}))}"
+            )
+        return uri
 
     def _sizes(self, rows: pa.RecordBatch) -> pa.Array:
         text = pc.utf8_trim_whitespace(_text(rows, "size"))

@@ -5,6 +5,7 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -19,19 +20,25 @@ from imgbatch.config import StorageConfig
 from imgbatch.errors import BadPath, ConfigError, NotFound, StoreError, TimedOut, Unreachable
 from imgbatch.storage import s3
 from imgbatch.storage.backoff import backoff
-from imgbatch.storage.base import Meta, Store
+from imgbatch.storage.base import Meta, Store, require_listed_size
 from imgbatch.storage.faults import guarded
 from imgbatch.storage.files import Ranges, Stream
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.other import Other
 
-__all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join"]
+__all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join", "scheme"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _S3 = ("s3", "s3a")
 _BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
-
+_WEB = ("http", "https")
+_SAID_AFTER = 4  # failures: some 5 s
+# S3's own rule, and what older buckets and other servers have. obstore puts the name into the address of a signed request:
+# anything else in it, such as the # of s3://evil.org#/x, would lead that astray.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 _PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
 
@@ -39,6 +46,15 @@ _PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
 def _parts(uri: str) -> tuple[str, str]:
     found = _PROTOCOL.match(uri)
     return (found[1], uri[found.end() :]) if found else ("", uri)
+
+
+def scheme(uri: str) -> str:
+    """Return what stands before `://`; `file` for a path of this machine.
+
+    >>> scheme("s3://b/x"), scheme("/data/x"), scheme("simplecache::s3://b/x")
+    ('s3', 'file', 'simplecache::s3')
+    """
+    return "file" if is_local(uri) else _parts(uri)[0]
 
 
 def is_local(uri: str) -> bool:
@@ -110,20 +126,29 @@ class Stores:
             raise BadPath(f"{uri}: chained file systems are not read")
         if protocol in _BUCKETS and not bucket:
             raise BadPath(f"{uri} names no bucket")
+        if protocol in _S3 and not _BUCKET.fullmatch(bucket):
+            raise BadPath(f"{uri}: {bucket!r} is no name of a bucket")
         key = ("" if is_local(uri) else protocol, bucket if protocol in _S3 and not plain else "")
         if key not in self._open:
             self._open[key] = self._make(*key)
         store = self._open[key]
         return store, store.path(uri)
 
-    def read(self, uri: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return an object's bytes and what was read.
+    def read(self, uri: str, limit: int | None = None, known: Meta | None = None) -> tuple[bytes, Meta]:
+        """Return an object's bytes and what was read. `known` is what was listed: a body of another length is no body.
 
         Raises:
             StoreError: as `call`; BadPath for a protocol that does not exist, which is the fault of one row of a manifest.
         """
+
+        def whole(store: Store, path: str) -> tuple[bytes, Meta]:
+            data, read = store.read(path, limit)
+            if known is not None:
+                require_listed_size(uri, len(data), read, known)
+            return data, read
+
         try:
-            return self.call("read", uri, lambda store, path: store.read(path, limit))
+            return self.call("read", uri, whole)
         except ConfigError as error:
             if isinstance(error.__cause__, ValueError):
                 raise BadPath(f"read {uri}: {error}") from error
@@ -166,6 +191,8 @@ class Stores:
                 error.attempts = attempt
                 if not isinstance(error, Unreachable | TimedOut) or attempt > self._config.retries:
                     raise
+                if attempt == (1 if isinstance(error, TimedOut) else _SAID_AFTER):
+                    log.warning("%s; trying again up to %d times", error, self._config.retries - attempt)
             time.sleep(backoff(attempt))
             attempt += 1
 
@@ -178,10 +205,12 @@ class Stores:
             if flat is not None and bucket:
                 return s3.S3(bucket, flat, self._config.timeout_s, self._config.retries)
             options = options if flat is None else s3.for_s3fs(flat)
-        elif protocol in ("http", "https"):
-            options = {}  # a bucket's credentials are none of a web server's business
         try:
-            return Other(protocol, options)
+            if protocol in _WEB:  # without the options: a bucket's credentials are none of a web server's business
+                from imgbatch.storage.web import Web
+
+                return Web(protocol, self._config.timeout_s, private_hosts=self._config.private_hosts)
+            return Other(protocol, options, self._config.timeout_s)
         except (ValueError, ImportError, TypeError) as error:
             raise ConfigError(f"{protocol}://: {error}; see storage.options") from error
 
@@ -192,6 +221,11 @@ class Folder:
 
     stores: Stores
     uri: str
+
+    @property
+    def conditional(self) -> bool:
+        """Whether two writers here can never both create, or replace, one object."""
+        return self.stores.resolve(self.uri)[0].conditional
 
     def at(self, name: str) -> str:
         """Return the URI of a name in this folder."""

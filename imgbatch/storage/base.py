@@ -10,6 +10,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.errors import Conflict, Unreachable
 from imgbatch.schema import LISTING
 
 FOUND = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.field(i) for i in (1, 2, 3)]])
@@ -27,6 +28,9 @@ class Meta:
 
 class Store(Protocol):
     """A few verbs over one bucket or file system."""
+
+    conditional: bool
+    """Whether `create` and `replace` can tell for certain that another writer was first."""
 
     def path(self, uri: str) -> str:
         """Return the store's own name for a URI."""
@@ -64,6 +68,22 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
+
+
+def require_listed_size(uri: str, size: int, read: Meta, known: Meta) -> None:
+    """Refuse a body that is not as long as the listing has it, unless it is that of a newer version.
+
+    Raises:
+        Unreachable: by its ETag it is the listed version, so that the body was cut on its way: another try may get it all.
+        Conflict: whether it is the listed version is not to be had.
+    """
+    if known.size is None or size == known.size:
+        return
+    if read.etag is not None and known.etag is not None:
+        if read.etag == known.etag:
+            raise Unreachable(f"read {uri}: {size} bytes came of the {known.size} that were listed")
+    elif not (read.last_modified and known.last_modified) or read.last_modified == known.last_modified:
+        raise Conflict(f"read {uri}: {size} bytes, listed were {known.size}")
 
 
 def unquoted(etag: str | None) -> str | None:

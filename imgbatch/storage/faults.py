@@ -120,6 +120,7 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "obstore.exceptions.JoinError": Unreachable,
     "obstore.exceptions.GenericError": _by_text,
     "obstore.exceptions.BaseError": _by_text,
+    "pyo3_runtime.PanicException": BadPath,
     # botocore, which s3fs lets through in places
     "botocore.exceptions.NoCredentialsError": Forbidden,
     "botocore.exceptions.PartialCredentialsError": Forbidden,
@@ -201,5 +202,8 @@ def guarded(operation: str, uri: str) -> Iterator[None]:
         yield
     except ImgbatchError:
         raise
-    except Exception as error:
-        raise translate(error, operation, uri) from error
+    except BaseException as error:
+        # A panic of a library in Rust ends a call, not the process, and yet is no Exception to Python.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise translate(error, operation, uri) from error  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class LocalStore:
     """The local file system. A name appears with its whole content or not at all; creation is exclusive by hard link."""
 
+    conditional = True
+
     def path(self, uri: str) -> str:
         """Return the path of a URI."""
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))

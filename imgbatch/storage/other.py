@@ -20,8 +20,13 @@ _STREAMED = 1 << 20
 class Other:
     """One fsspec file system; listed folder by folder, so that memory does not grow with the store."""
 
-    def __init__(self, protocol: str, options: Mapping[str, Any]) -> None:
+    conditional = False
+
+    def __init__(self, protocol: str, options: Mapping[str, Any], timeout_s: float) -> None:
         self._fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        self._timeout_s = timeout_s
+        # What fsspec runs in its event loop may be given a limit; other file systems know none.
+        self._within: dict[str, Any] = {"timeout": timeout_s} if self._fs.async_impl else {}
 
     def path(self, uri: str) -> str:
         """Return fsspec's name for a URI."""
@@ -29,14 +34,14 @@ class Other:
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return an object's bytes. fsspec tells no ETag with them; asking for it would cost a request an image."""
-        data = self._fs.cat_file(path)
+        data = self._fs.cat_file(path, **self._within)
         if limit is not None and len(data) > limit:
             raise TooLarge(f"read {path}: {len(data)} bytes are more than {limit}")
         return data, Meta(size=len(data))
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
         """Return some bytes of an object; fsspec has no condition for it."""
-        return bytes(self._fs.cat_file(path, start=start, end=end))
+        return bytes(self._fs.cat_file(path, start=start, end=end, **self._within))
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
         """Yield the bytes of an object from a position on, in the requests that fsspec makes of it."""
@@ -51,7 +56,7 @@ class Other:
 
     def head(self, path: str) -> Meta:
         """Return what is known of an object."""
-        info = self._fs.info(path)
+        info = self._fs.info(path, **self._within)
         if info["type"] != "file":
             raise NotFound(f"{path} is not an object")
         return _meta(info)
@@ -61,7 +66,9 @@ class Other:
         todo = [path]
         while todo:
             try:
-                entries = sorted(self._fs.ls(todo.pop(), detail=True), key=lambda entry: str(entry["name"]))
+                entries = sorted(
+                    self._fs.ls(todo.pop(), detail=True, **self._within), key=lambda entry: str(entry["name"])
+                )
             except FileNotFoundError:
                 continue
             todo += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
@@ -72,17 +79,17 @@ class Other:
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""
         with suppress(FileNotFoundError):
-            entries = self._fs.ls(path, detail=True)
+            entries = self._fs.ls(path, detail=True, **self._within)
             return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] != "file")
         return []
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet; whether two writers can both succeed depends on the store."""
-        self._fs.pipe_file(path, data, mode="create")
+        self._fs.pipe_file(path, data, mode="create", **self._within)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""
-        self._fs.pipe_file(path, data)
+        self._fs.pipe_file(path, data, **self._within)
 
     def read_tagged(self, path: str) -> tuple[bytes, str | None]:
         """Return an object's bytes, without a tag."""
@@ -95,7 +102,7 @@ class Other:
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
         with suppress(FileNotFoundError):
-            self._fs.rm_file(path)
+            self._fs.rm_file(path, **self._within)
 
 
 def _meta(info: Mapping[str, Any]) -> Meta:

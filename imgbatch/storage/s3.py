@@ -117,6 +117,8 @@ class BotoCredentials:
 class S3:
     """One bucket."""
 
+    conditional = True
+
     def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float, retries: int) -> None:
         config: Any = {_OPTIONS[key]: _spelt(value) for key, value in options.items() if key in _OPTIONS}
         config.setdefault("region", _region(options.get("profile")))

@@ -5,6 +5,7 @@ obstore lists; what it cannot express goes through s3fs.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,11 @@ _PAGES_IN_TURN = 10  # for fewer, s3fs is not worth its second of imports
 _MOST_FOLDERS = 256  # each costs a request, and more where it is large
 _FOLDERS_WANTED, _LEVELS = 16, 3  # looked for, so that as many may be listed at a time as `_LISTS_AT_ONCE` says
 _LISTS_AT_ONCE, _PAGES_AHEAD = 8, 8
+
+
+_SAID_AFTER = 4  # failures in a row: some 5 s
+
+log = logging.getLogger(__name__)
 
 
 class Listing:
@@ -117,6 +123,8 @@ class Listing:
                 failed += 1
                 if failed > self._retries or judge(error) not in (Unreachable, TimedOut):
                     raise
+                if failed == _SAID_AFTER:
+                    log.warning("list s3://%s/%s: %s; trying again", self._bucket, path, str(error)[:200])
                 time.sleep(backoff(failed))  # and on behind the last key, not anew
 
     def _pages(self, path: str, after: str) -> Iterator[pa.RecordBatch]:

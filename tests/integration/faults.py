@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,8 +57,13 @@ def slow_decoding(place: Path, seconds: float) -> dict[str, str]:
     )
 
 
-Plan = Callable[[str, str, int], int | None]
-"""(method, path, how often this was asked before) -> the status to answer with; 0: hang up; None: let it through."""
+Plan = Callable[[str, str, int], int | str | float | None]
+"""(method, path, how often this was asked before) -> what becomes of the request.
+
+None: it is let through. A status: that is the answer; 0: hang up. A float: it is let through so many seconds later.
+lost: it is let through, and then no answer. cut: half of the body, then the connection ends. short: half of the body as if
+it were all of it. lying: another ETag. expired: the credentials are no longer good.
+"""
 
 
 @contextmanager
@@ -96,22 +102,37 @@ class _Proxy(BaseHTTPRequestHandler):
         with self.lock:
             count = self.asked[self.command, self.path]
             self.asked[self.command, self.path] += 1
-        status = self.plan(self.command, self.path, count)
-        if status == 0:
+        planned = self.plan(self.command, self.path, count)
+        if isinstance(planned, float):
+            time.sleep(planned)
+        elif planned == "expired":
+            self._reply(400, [("Content-Type", "application/xml")], _error(400, "ExpiredToken"))
+            return
+        elif planned == 0:
             self.close_connection = True
             return
-        if status is not None:
-            self._reply(status, [("Content-Type", "application/xml")], _error(status))
+        elif isinstance(planned, int):
+            self._reply(planned, [("Content-Type", "application/xml")], _error(planned))
             return
         connection = http.client.HTTPConnection(self.target, timeout=30)
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
-        self._reply(answer.status, answer.getheaders(), answer.read())
+        content = answer.read()
         connection.close()
+        self._spoil(str(planned), answer.status, answer.getheaders(), content)
+
+    def _spoil(self, how: str, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        if how == "lost":
+            self.close_connection = True
+            return
+        if how == "lying":
+            headers = [(name, '"a lie"' if name.lower() == "etag" else value) for name, value in headers]
+        half = body[: len(body) // 2]
+        self._reply(status, headers, half if how == "short" else body, half if how == "cut" else None)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server calls
 
-    def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: bytes | None = None) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
@@ -121,12 +142,13 @@ class _Proxy(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body if sent is None else sent)
+        self.close_connection = self.close_connection or sent is not None
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing."""
 
 
-def _error(status: int) -> bytes:
-    code = {403: "AccessDenied", 404: "NoSuchKey", 503: "SlowDown"}.get(status, "InternalError")
+def _error(status: int, code: str = "") -> bytes:
+    code = code or {403: "AccessDenied", 404: "NoSuchKey", 503: "SlowDown"}.get(status, "InternalError")
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by plan</Message></Error>".encode()

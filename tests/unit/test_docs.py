@@ -94,3 +94,16 @@ def test_dependencies_are_pinned_by_plain_lines() -> None:
 
 def test_the_sums_on_the_page_about_scaling_are_right() -> None:
     assert doctest.testfile(str(ROOT / "docs" / "scaling.md"), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    tests: dict[str, str] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tests[path.name] = tests.get(path.name, "") + path.read_text()  # two folders may have one of a name
+    named = re.findall(r"`(test_\w+\.py|…)(?:::(\w+))?`", (ROOT / "docs" / page).read_text())
+    assert len(named) > 10
+    file = ""
+    for found, function in named:
+        file = file if found == "…" else found
+        assert file in tests and f"def {function}" in tests[file], f"{file}::{function}"

@@ -18,7 +18,7 @@ ALLOWED = {
     "torchvision": {"models/networks", "models/hubs"},
     "openvino": {"models/on_openvino"},
     "matplotlib": {"report/figures"},
-    "fsspec": {"storage/other", "sources/objects", "sources/__init__"},
+    "fsspec": {"storage/other", "storage/web", "sources/objects", "sources/__init__"},
     "s3fs": {"storage/s3_listing"},
     "obstore": {"storage/s3", "storage/s3_listing"},
     "botocore": {"storage/s3"},

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from imgbatch import runs
 from imgbatch.config import StorageConfig
-from imgbatch.errors import OutputError
+from imgbatch.errors import Exists, OutputError
 from imgbatch.storage import Folder, Stores
 
 
@@ -77,7 +78,7 @@ def test_a_dead_owner_here_is_known_at_once(output: Folder) -> None:
     runs.require_free(output, sleep=pytest.fail)
 
 
-@pytest.mark.parametrize("owner", [{"host": "elsewhere"}, {"boot": "another"}])
+@pytest.mark.parametrize("owner", [{"host": "elsewhere"}, {"boot": "another"}, {"processes": "of another container"}])
 def test_an_owner_elsewhere_is_dead_when_its_heart_stands_still(output: Folder, owner: dict[str, str]) -> None:
     record = owned_by(output, "20260101T000000Z-aaaaaa", **owner)
     slept: list[float] = []
@@ -104,10 +105,70 @@ def test_damaged_records_stop_nobody(output: Folder, content: bytes) -> None:
     assert runs.read_success(output) == {}
 
 
+def test_the_late_success_of_a_dead_run_does_not_take_the_place_of_a_newer_one(output: Folder) -> None:
+    class Late(Stores):
+        def call(self, operation: str, uri: str, action: Any) -> Any:
+            late.append(lambda: super(Late, self).call(operation, uri, action))
+            raise KeyboardInterrupt
+
+    late: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        runs.write_success(Folder(Late(StorageConfig(), {}), output.uri), "dead", {}, None, "dead")
+    runs.write_success(output, "alive", {"listed": 1}, None, "alive")
+    with pytest.raises(Exists):
+        late[0]()
+    assert runs.read_success(output)["run_id"] == "alive"  # type: ignore[index]
+    runs.write_success(output, "next", {"listed": 2}, None, "alive")
+    assert runs.read_success(output)["run_id"] == "next"  # type: ignore[index]
+
+
 def test_success_comes_back_as_it_was_written(output: Folder) -> None:
     assert runs.read_success(output) is None
     runs.write_success(output, "r1", {"listed": 3}, None, "r0")
     assert runs.read_success(output) == {"run_id": "r1", "counts": {"listed": 3}, "limit": None, "seal": "r0"}
+
+
+def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clocks_say(output: Folder) -> None:
+    output.put("runs/29990101T000000Z-ffffff/run.json", b"{}")  # by a machine whose clock is ahead
+    ids = []
+    for _ in range(3):
+        record = runs.Record(output, {})
+        record.start()
+        ids.append(record.id)
+    assert [name[:16] for name in ids] == ["29990101T000001Z", "29990101T000002Z", "29990101T000003Z"]
+    with pytest.raises(OutputError, match="is being written"):  # looked for among the newest names
+        runs.require_free(output, sleep=pytest.fail)
+    assert runs.new_run_id("not-a-time")[:2] == "20" and runs.new_run_id("99991231T235959Z-000000")
+
+
+class Clock:
+    """A clock that jumps: `datetime.now` of this machine."""
+
+    def __init__(self, *moments: datetime) -> None:
+        self._moments = list(moments)
+
+    def now(self, zone: Any) -> datetime:
+        return self._moments.pop(0) if len(self._moments) > 1 else self._moments[0]
+
+    strptime = staticmethod(datetime.strptime)
+
+
+def test_nothing_but_names_depends_on_the_clock(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    past, future = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(runs, "datetime", Clock(future, future, past))
+    first = owned_by(output, "", host="elsewhere")
+    assert first.id.startswith("2100")
+    second = runs.Record(output, {})
+    second.start()
+    assert second.id > first.id, "the clock was put back by 130 years in between"
+    second.finish("succeeded", 0)
+
+    def beat(_: float) -> None:
+        first._write()
+
+    with pytest.raises(OutputError, match="elsewhere"):
+        runs.require_free(output, sleep=beat)
+    runs.require_free(output, sleep=lambda _: None)  # its heart stands still: dead, by the counter alone
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:

@@ -37,7 +37,7 @@ from imgbatch.errors import (
     TooLarge,
     Unreachable,
 )
-from imgbatch.storage import Folder, Stores, absolute, is_local, join
+from imgbatch.storage import Folder, Meta, Stores, absolute, is_local, join
 from imgbatch.storage.base import FOUND, unquoted, unquoted_all
 
 STRANGE = [
@@ -713,6 +713,53 @@ def test_a_body_that_is_cut_short_is_never_taken_for_the_object(fake: Any) -> No
     with pytest.raises(Unreachable):
         fake(reply, retries=1).read("s3://b/x")
     assert len(asked) == 2
+
+
+WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize(
+    ("known", "raised", "attempts"),
+    [
+        (Meta(size=8, **WAS), Unreachable, 3),  # the listed version, so that its body was cut: tried again
+        (Meta(size=8), Conflict, 1),  # a manifest that is wrong, or old
+        (Meta(size=8, last_modified=WAS["last_modified"]), Conflict, 1),
+        (Meta(size=8, etag="old"), None, 1),  # overwritten since: read as it is now, with its own ETag
+        (Meta(size=8, last_modified=datetime(2025, 1, 1, tzinfo=UTC)), None, 1),
+        (Meta(size=4, **WAS), None, 1),
+        (Meta(), None, 1),
+    ],
+)
+def test_a_whole_answer_of_another_length_than_listed_is_no_image(
+    fake: Any, known: Meta, raised: type[Exception] | None, attempts: int
+) -> None:
+    asked = []
+
+    def reply(request: _Server) -> None:
+        asked.append(request.path)
+        request.answer(200, b"half", ETag='"e"', **MOMENT)
+
+    stores = fake(reply, retries=2)
+    if raised is None:
+        assert stores.read("s3://b/x", None, known) == (b"half", Meta(size=4, **WAS))
+    else:
+        with pytest.raises(raised, match=r"4 bytes.* 8"):
+            stores.read("s3://b/x", None, known)
+    assert len(asked) == attempts
+
+
+def test_fsspec_stores_have_a_time_limit_too() -> None:
+    # An option that obstore does not know, so that s3fs reads.
+    options = {"default_block_size": 1 << 20, "key": "k", "secret": "s"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options["endpoint_url"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimedOut):
+            local(options=options, timeout_s=0.5, retries=0).read("s3://b/x")
+
+
+def test_stores_say_whether_they_create_conditionally(s3: Any, tmp_path: Path) -> None:
+    assert Folder(local(), str(tmp_path)).conditional and Folder(s3.stores(), "s3://out/x").conditional
+    assert not Folder(local(), "memory://x").conditional
 
 
 def test_a_server_that_never_answers_is_given_up(fake: Any) -> None:

@@ -70,3 +70,19 @@ def test_what_is_drawn_ahead_is_bounded() -> None:
     assert next(taken) == 0
     time.sleep(0.2)
     assert len(drawn) < 20
+
+
+def test_what_is_closed_early_closes_what_it_drew_from() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    taken = ticking(items(), 10, closes=True)
+    assert next(taken) == 0
+    assert not closed.wait(0.5)
+    taken.close()
+    assert closed.wait(10)

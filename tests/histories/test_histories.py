@@ -1,0 +1,85 @@
+"""Histories of kills, faults, growing stores and second drivers: a few here, hundreds in `make test-long`."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from imgbatch import ledger, runs
+from imgbatch.ledger import Ledger
+from imgbatch.storage import Folder
+from tests.conftest import S3Server
+from tests.histories.machine import Histories, totals
+from tests.histories.stores import Memory
+from tests.histories.world import World
+
+
+def run(machine: type[Histories], count: int, steps: int, *, start: int | None = None, shrink: bool = False) -> None:
+    """Run that many histories: always the same ones, or those of a seed."""
+    phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
+    known: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+    chosen = settings(
+        max_examples=count, stateful_step_count=steps, phases=phases, derandomize=start is None,
+        report_multiple_bugs=False, **known,
+    )  # fmt: skip
+    run_state_machine_as_test(machine if start is None else seed(start)(machine), settings=chosen)
+
+
+def test_a_few_histories() -> None:
+    run(Histories, 8, 8)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("start", range(4))
+def test_hundreds_of_histories(start: int) -> None:
+    run(type("InMemory", (Histories,), {}), 100, 20, start=start)
+    print(dict(totals))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> None:
+    class OnAStore(Histories):
+        def new_world(self) -> World:
+            name = uuid.uuid4().hex
+            if place == "disk":
+                return World(output=f"{tmp_path}/{name}")
+            return World(output=f"s3://out/histories/{name}", environment=s3.environment)
+
+    run(OnAStore, 50, 12, start=0)
+    print(dict(totals))
+
+
+SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
+    "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
+    "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
+    "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
+    "seals": (Ledger, "seal", lambda self, run_id: None),
+    "a second driver is refused": (runs, "require_free", lambda output: None),
+    "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
+    "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
+    "a part is created conditionally": (Folder, "create", Folder.put),
+    "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name: None),
+    "passing rejects are tried again": (ledger, "_PASSING", 0),
+    "run.prune takes rows out": (Ledger, "prune", lambda self: 0),
+    "a changed ETag is a change": (ledger, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("safeguard", SAFEGUARDS)
+def test_the_machine_fails_where_a_safeguard_is_taken_away(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = totals["histories"]
+    monkeypatch.setattr(*SAFEGUARDS[safeguard])
+    with pytest.raises(Exception):  # noqa: B017 - Hypothesis wraps what it finds in one of several
+        run(type("Broken", (Histories,), {}), 150, 10, start=5)
+    print(f"{safeguard}: failed in history {totals['histories'] - before}")

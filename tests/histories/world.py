@@ -1,0 +1,264 @@
+"""A world in one process: images in memory, an output whose writes may fail or kill, and the real job on top.
+
+Everything is the program's own but three things: the Ray operators are a loop over the worker's function that hands blocks
+out of order, twice, or never; the network tells a picture's shade of grey; and a process number is a number of ours, so that
+a killed driver is one whose number is not among the living.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import signal
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+
+from imgbatch import classify as workers
+from imgbatch import cluster, listing, parts, runs, storage
+from imgbatch.decode import decode
+from imgbatch.errors import ImgbatchError, Unreachable
+from imgbatch.models import Model
+from imgbatch.models.runtime import Prediction
+from imgbatch.preprocess import Preprocess
+from imgbatch.storage import Folder, Stores
+from jobs import classify, verify
+from tests.histories.stores import LABELS, STEP, Image, Input, Memory
+
+WRITES = ("create", "put", "replace", "delete")
+
+_SMALL_PAGE, _UNIT = 4, 3
+_MODEL = Model(
+    name="shades",
+    digest="0" * 64,
+    labels=LABELS,
+    preprocess=Preprocess(height=8, width=8, resize=(8,)),
+    network=lambda: None,  # type: ignore[arg-type,return-value]
+)
+
+
+class Killed(BaseException):
+    """The driver's process is gone: nothing that it still tries has an effect."""
+
+
+Point = tuple[str, int]
+"""The n-th write (from 1) to a name that holds the text; of the verb `replace` where the text is that."""
+Fault = str | Callable[[], object]
+
+
+@dataclass
+class Driver:
+    """One run of the job, and what happens at its writes."""
+
+    number: int
+    faults: dict[Point, Fault]
+    reached: Counter[str] = field(default_factory=Counter)
+    happened: list[Fault] = field(default_factory=list)
+    dead: bool = False
+    away: bool = False
+
+    def fault_at(self, verb: str, path: str) -> Fault | None:
+        """Count a write; return what is to happen at it."""
+        found = None
+        for text in {text for text, _ in self.faults}:
+            if text in path or text == verb:
+                self.reached[text] += 1
+                found = found or self.faults.get((text, self.reached[text]))
+        self.happened += [found] if found else []
+        return found
+
+
+class _Hooked:
+    """The output's store, whose writes go through the world."""
+
+    def __init__(self, store: Any, world: World) -> None:
+        self._store, self._world = store, world
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._store, name)
+        if name == "path" or not callable(real):
+            return real
+        return partial(self._world.written if name in WRITES else self._world.asked, real)
+
+
+class _Stores(Stores):
+    """Stores in which `in://` is the world's input, and all else its output, in memory unless the URI says otherwise."""
+
+    world: World
+
+    def resolve(self, uri: str, *, plain: bool = False) -> Any:
+        if uri.startswith("in://"):
+            return self.world.input, uri.partition("://")[2]
+        if uri.startswith("memory://"):
+            return _Hooked(self.world.memory, self.world), self.world.memory.path(uri)
+        store, path = super().resolve(uri, plain=plain)
+        return _Hooked(store, self.world), path
+
+
+class _Shades:
+    """A network that knows shades of grey."""
+
+    def __call__(self, pixels: np.ndarray[Any, Any]) -> Prediction:
+        best = np.rint(pixels.mean((1, 2, 3)) / STEP).astype(np.int32)
+        others = (best[:, None] + np.arange(len(LABELS), dtype=np.int32)) % len(LABELS)
+        scores = np.tile(np.linspace(0.7, 0.01, len(LABELS), dtype=np.float32), (len(pixels), 1))
+        return Prediction(others, scores)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass
+class World:
+    """The images, the output, and everything that may go wrong between them."""
+
+    output: str = "memory://out"
+    environment: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Image] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    late: list[Callable[[], object]] = field(default_factory=list)
+    """Writes of dead or impatient drivers that have not arrived yet."""
+    alive: set[int] = field(default_factory=set)
+    drivers: list[Driver] = field(default_factory=list)
+    """Those that are running: the last one runs within a write of the one before it."""
+    ended: Driver = field(default_factory=lambda: Driver(0, {}))
+    """The one that ended last."""
+    started: int = 0
+    killed: int = 0
+    failed: int = 0
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    lossy: float = 0.0
+    """The share of units whose results Ray loses or delivers twice."""
+
+    def __post_init__(self) -> None:
+        self.input = Input(self.images)
+
+    def stores(self, config: Any) -> Stores:
+        """Return the program's view of the world."""
+        made = _Stores(config, self.environment)
+        made.world = self
+        return made
+
+    def folder(self, name: str) -> Folder:
+        """Return a folder of the output, as nobody's process sees it."""
+        settings = classify.config.StorageConfig()
+        return Folder(self.stores(settings), f"{self.output}/{name}" if name else self.output)
+
+    def asked(self, real: Callable[..., Any], *arguments: Any) -> Any:
+        """Let a read through, unless its process is gone."""
+        if self.drivers and self.drivers[-1].dead:
+            raise Killed
+        return real(*arguments)
+
+    def written(self, real: Callable[..., Any], *arguments: Any) -> Any:
+        """Let a write through, or do what is to happen at it."""
+        if not self.drivers:
+            return real(*arguments)
+        driver = self.drivers[-1]
+        if driver.dead:
+            raise Killed
+        fault = driver.fault_at(real.__name__, arguments[0])
+        if callable(fault):
+            fault()
+        if fault in ("killed before", "killed in flight"):
+            self.late += [partial(real, *arguments)] if fault == "killed in flight" else []
+            self._kill(driver)
+        driver.away = driver.away or fault == "away"
+        if driver.away or fault in ("refused", "late"):
+            self.late += [partial(real, *arguments)] if fault == "late" else []
+            self.failed += 1
+            raise Unreachable("by plan")
+        result = real(*arguments)
+        if fault == "killed after":
+            self._kill(driver)
+        if fault == "unanswered":
+            self.failed += 1
+            raise Unreachable("the answer was lost")
+        return result
+
+    def _kill(self, driver: Driver) -> None:
+        driver.dead = True
+        self.alive.discard(driver.number)
+        self.killed += 1
+        raise Killed
+
+    def run(self, *settings: str, faults: dict[Point, Fault] | None = None, limit: int | None = None) -> int | None:
+        """Run the job; return its exit code, None if it was killed."""
+        self.started += 1
+        driver = Driver(self.started, faults or {})
+        given = ["run.commit_s=1e-9", "storage.retries=3", "fetch.ahead=2", *settings]
+        flags = Namespace(
+            config=None, settings=given, input=["in://in"], output=self.output, model="shades", limit=limit, dry_run=False
+        )  # fmt: skip
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self.alive.add(driver.number)
+        self.drivers.append(driver)
+        try:
+            with self._patched(), contextlib.redirect_stdout(io.StringIO()):
+                return classify.classify(flags)
+        except ImgbatchError as error:
+            return error.exit_code
+        except Killed:
+            return None
+        finally:
+            self.ended = self.drivers.pop()
+            self.alive.discard(driver.number)
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+
+    def verify(self) -> int:
+        """Recount the books; return the exit code."""
+        with self._patched(), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                return verify.verify(Namespace(config=None, settings=[], output=self.output))
+            except ImgbatchError as error:
+                return error.exit_code
+
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        number = self.drivers[-1].number if self.drivers else 0
+        with contextlib.ExitStack() as stack:
+            for target, name, value in (
+                (classify, "Stores", self.stores),
+                (verify, "Stores", self.stores),
+                (classify.models, "load", lambda *arguments: _MODEL),
+                (classify, "ticking", lambda items, stall_s, **options: items),
+                (cluster, "connected", contextlib.nullcontext),
+                (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
+                (cluster, "label_images", self._label_images),
+                (classify.cli, "release_memory", lambda: None),
+                (runs, "_versions", dict),
+                (runs, "_owner", lambda: {"host": "here", "pid": number}),
+                (runs, "_lives_here", lambda record: record["owner"]["pid"] in self.alive),
+                (storage.time, "sleep", lambda seconds: None),
+                (parts.time, "sleep", lambda seconds: None),
+                (listing, "PAGE_ROWS", _SMALL_PAGE),
+                (workers, "PAGE_ROWS", _SMALL_PAGE),
+                (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
+            ):
+                stack.enter_context(mock.patch.object(target, name, value))
+            yield
+
+    def _label_images(self, work: Any, plan: Any, todo: Any, round: Any) -> Iterator[pa.Table]:
+        """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
+        numbers = np.flatnonzero(todo.pending).astype(np.uint32)
+        self.chance.shuffle(numbers)
+        rows = min(_UNIT, round.rows)
+        units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]
+        worker = workers.LabelImages(work, load=lambda work: _Shades())
+        for unit in units:
+            listed = workers.Pages(work.listing).rows(unit)["uri"].to_pylist()
+            images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
+            lost = not round.alone and self.chance.random() < self.lossy
+            if lost or any(image and image.kind == "crashed" and not image.mood for image in images):
+                continue
+            for _ in range(2 if self.chance.random() < self.lossy else 1):
+                yield from worker(pa.table({"index": unit}))
