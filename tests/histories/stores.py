@@ -101,10 +101,11 @@ class Input:
         raise FileNotFoundError(path)
 
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
-        names = sorted(self._images)
+        listed = dict(self._images)  # as it was when the listing began
+        names = sorted(listed)
         for start in range(0, len(names), _FEW):
             few = names[start : start + _FEW]
-            known = [self._images[name] for name in few]
+            known = [listed[name] for name in few]
             sizes = [len(CONTENTS[image.kind]) for image in known]
             columns = [[f"in/{name}" for name in few], sizes, [image.etag for image in known], [None] * len(few)]
             yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, FOUND, strict=True)], schema=FOUND)
