@@ -183,7 +183,7 @@ def test_a_node_is_drained(nodes: Nodes, in_mid_run: Callable[..., subprocess.Po
 
 def test_all_nodes_are_gone_and_a_new_one_comes(
     nodes: Nodes,
-    in_mid_run: Callable[..., "subprocess.Popen[str]"],
+    in_mid_run: Callable[..., subprocess.Popen[str]],
     job: Job,
     images: Path,
     tiny_model: Path,
