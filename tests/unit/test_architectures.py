@@ -114,7 +114,7 @@ def by_program(place: Folder, pictures: list[Path], runs: Folder) -> tuple[pa.Ta
     config = Config(classify=ClassifyConfig(dtype="float32"), cluster=ClusterConfig(device="cpu"))
     work = Work(STORES, runs, config, models.load(ModelConfig(name=place.uri), STORES))
     blocks = [received(block) for block in LabelImages(work)(pa.table({"index": np.arange(len(pictures))}))]
-    return pa.concat_tables([rows for rows, _ in blocks]), blocks[0][1][0]
+    return pa.concat_tables([rows for rows, _, _ in blocks]), blocks[0][1][0]
 
 
 @pytest.mark.timeout(1800)
