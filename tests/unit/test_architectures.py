@@ -118,7 +118,8 @@ def by_program(place: Folder, pictures: list[Path], runs: Folder) -> tuple[pa.Ta
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("architecture", [*SMALL, *(pytest.param(name, marks=pytest.mark.long) for name in LARGE)])
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", NETWORKS)
 def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
