@@ -180,6 +180,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoint_and_comes_to_the_same(
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
     assert not (torn / "config.json").exists()
     ended = job(*finetune, "--output", torn, timeout=600)
     assert ended.code == 0, ended.err
