@@ -194,8 +194,8 @@ def _fatal(error: Exception) -> pa.Table:
     return _message(_FATAL, "bug", "".join(traceback.format_exception(error)))
 
 
-class _Worker:
-    """What the operators share: the listing's pages, and errors that reach the driver as what they are."""
+class Worker:
+    """What the operators share: the listing's pages, and images fetched and decoded as their numbers come."""
 
     def __init__(self, work: Work, *, isolated: bool = False) -> None:
         self._work = work
@@ -256,7 +256,7 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
     return watched
 
 
-def _guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Yield the tables, and the error that ends the run: an exception would be lost among those of dying processes."""
     try:
         yield from tables
@@ -264,15 +264,15 @@ def _guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield _fatal(error)
 
 
-_workers: dict[tuple[str, bool], _Worker] = {}
+_workers: dict[tuple[str, bool], Worker] = {}
 """The worker of this process, by the listing it reads; a process serves one run at a time."""
 
 
-def _worker_of(work: Work, isolated: bool) -> _Worker:
+def _worker_of(work: Work, isolated: bool) -> Worker:
     key = (work.listing.uri, isolated)
     if key not in _workers:
         _workers.clear()
-        _workers[key] = _Worker(work, isolated=isolated)
+        _workers[key] = Worker(work, isolated=isolated)
     return _workers[key]
 
 
@@ -282,7 +282,7 @@ def decode_block(block: pa.Table, work: Work, isolated: bool = False) -> Iterato
     def blocks() -> Iterator[pa.Table]:
         yield from _worker_of(work, isolated).decoded(block, CHUNK)
 
-    yield from _guarded(blocks())
+    yield from guarded(blocks())
 
 
 class Classify:
@@ -300,7 +300,7 @@ class Classify:
         if len(failed):
             yield _message(_FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
         else:
-            yield from _guarded(map(self.label, [images]))
+            yield from guarded(map(self.label, [images]))
 
     def label(self, images: pa.Table, **seconds: float) -> pa.Table:
         """Return the results of decoded images; the network is built at the first call."""
@@ -313,7 +313,7 @@ class Classify:
             return _with_note(results, {**self._runtime.facts(), **seconds})
 
 
-class LabelImages(_Worker):
+class LabelImages(Worker):
     """The one operator of a CPU machine: numbers in, rows out. Moving pixels between processes would cost more."""
 
     def __init__(self, work: Work, load: Callable[[Work], Runtime] | None = None, *, isolated: bool = False) -> None:
@@ -322,7 +322,7 @@ class LabelImages(_Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and label a block of image numbers."""
-        yield from _guarded(self._labelled(block))
+        yield from guarded(self._labelled(block))
 
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
         started = time.monotonic()

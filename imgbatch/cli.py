@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from imgbatch.config import describe, masked
+from imgbatch.config import Config, describe, masked
 from imgbatch.errors import ImgbatchError
 
 EXIT_CODES = """\
@@ -40,9 +40,9 @@ def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     return made
 
 
-def config_keys() -> str:
+def config_keys(kind: type = Config) -> str:
     """Return a line for each config key, for the end of --help."""
-    rows = [(f"{key}={default}", help) for key, default, help in describe() if "." in key or key == "top_k"]
+    rows = [(f"{key}={default}", help) for key, default, help in describe(kind) if "." in key or key == "top_k"]
     width = max(len(key) for key, _ in rows)
     return "config keys, with their defaults (--set key=value):\n" + "\n".join(
         f"  {key:<{width}}  {help}" for key, help in rows

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 import imgbatch
-from imgbatch.classify import CHUNK, Classify, LabelImages, Work, decode_block
+from imgbatch.classify import CHUNK, Classify, LabelImages, Work, Worker, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError
 from imgbatch.listing import Todo
@@ -244,8 +244,12 @@ def _withdraw(demand: list[Any]) -> None:
         ray.cancel(task)
 
 
-def label_images(work: Work, plan: Plan, todo: Todo, round: Round) -> Iterator[pa.Table]:
+def label_images(
+    work: Work, plan: Plan, todo: Todo, round: Round, operator: type[Worker] = LabelImages
+) -> Iterator[pa.Table]:
     """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
+
+    Where the plan is not split, one actor a core of the kind `operator` does it all.
 
     A block whose task kills its process again and again is left out; the caller sees that its rows never came.
     """
@@ -282,7 +286,7 @@ def label_images(work: Work, plan: Plan, todo: Todo, round: Round) -> Iterator[p
     else:
         alone = {"isolated": round.alone}
         images = images.map_batches(
-            LabelImages, fn_constructor_kwargs=alone, batch_size=None, num_cpus=1, **actor, **options
+            operator, fn_constructor_kwargs=alone, batch_size=None, num_cpus=1, **actor, **options
         )
     try:
         yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

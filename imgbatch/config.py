@@ -11,7 +11,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ _SIGNATURE = re.compile(
 )
 
 _SHORT = {"model": "model.name", "output": "output.uri"}
+Kind = typing.TypeVar("Kind")
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
@@ -280,16 +281,21 @@ def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config
     >>> load(None, ["top_k=3", "cluster.device=cpu"]).top_k
     3
     """
+    return load_as(Config, path, settings, **flags)
+
+
+def load_as(kind: type[Kind], path: str | None, settings: Sequence[str] = (), **flags: Any) -> Kind:
+    """Build the config of another job in the same way."""
+    sections = {name for name, hint in typing.get_type_hints(kind).items() if is_dataclass(hint)}
     tree: dict[str, Any] = {}
     for key, value in (_read_toml(path) if path else {}).items():
-        _assign(tree, key, value)
+        _assign(tree, key, value, sections)
     for setting in settings:
-        _set(tree, setting)
+        _assign(tree, *_parsed(setting), sections)
     for key, value in flags.items():
         if value is not None:
-            _assign(tree, key, value)
-    config: Config = _build(Config, tree, prefix="")
-    return config
+            _assign(tree, key, value, sections)
+    return typing.cast(Kind, _build(kind, tree, "", [name for name, _, _ in describe(kind)]))
 
 
 def describe(config: type = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -328,7 +334,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path} is not TOML: {error}") from error
 
 
-def _set(tree: dict[str, Any], setting: str) -> None:
+def _parsed(setting: str) -> tuple[str, Any]:
+    """Return key and value of a `--set`."""
     key, separator, text = setting.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {setting!r}: expected section.key=value")
@@ -336,12 +343,12 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    _assign(tree, key.strip(), value)
+    return key.strip(), value
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+def _assign(tree: dict[str, Any], key: str, value: Any, known: Collection[str]) -> None:
     """Set a key in a tree of sections; a plain value for `model` or `output` is its name or URI."""
-    if key in _SHORT and not isinstance(value, dict):
+    if key in _SHORT and key in known and not isinstance(value, dict):
         key = _SHORT[key]
     *sections, name = key.split(".")
     for section in sections:
@@ -351,24 +358,23 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
+def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
-            known = [name for name, _, _ in describe()]
             close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
             raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
-    values = {key: _convert(prefix + key, hints[key], value) for key, value in tree.items()}
+    values = {key: _convert(prefix + key, hints[key], value, known) for key, value in tree.items()}
     return kind(**values)
 
 
-def _convert(key: str, hint: Any, value: Any) -> Any:
+def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
     """Return `value` as the type that the field is declared with."""
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
-        return _build(typing.cast(type, hint), value, f"{key}.")
+        return _build(typing.cast(type, hint), value, f"{key}.", known)
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         value = (value,) if isinstance(value, str) else value

@@ -16,7 +16,7 @@ from imgbatch.report import figures
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
@@ -61,7 +61,7 @@ def page(
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation of {escape(name)}</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
 
 
@@ -73,7 +73,7 @@ def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[s
     return {name: getattr(each, attribute) for name, each in zip(names, both, strict=True)}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table. Everything is escaped; a column whose head begins with # holds numbers, and is aligned so."""
 
     def line(values: Sequence[Any], tag: str) -> str:
@@ -98,7 +98,7 @@ def _headline(ours: Evaluation) -> str:
     rows += [("macro F1", _share(per_class.macro(per_class.f1)))]
     rows += [("mean recall of classes", _share(per_class.macro(per_class.recall)))]
     rows += [("calibration error (ECE)", f"{ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})")]
-    return _table(["figure", "value"], rows)
+    return table(["figure", "value"], rows)
 
 
 def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, An
         rows.append((name, _share(ours.levels[name].value), _share(other.levels[name].value), difference(found)))
     return (
         f"<h2>Against {escape(other.scored.model.name)}</h2>"
-        + _table(["figure", "#this one", "#the other", "difference"], rows)
+        + table(["figure", "#this one", "#the other", "difference"], rows)
         + f"<p>On the same images: {comparison['only_first_right']:,} are right here alone, "
         f"{comparison['only_second_right']:,} there alone. * The interval does not hold zero.</p>"
     )
@@ -137,7 +137,7 @@ def _answers(ours: Evaluation) -> str:
         )
         for each in reversed(ours.answers())
     ]
-    return f"<div>{_table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
+    return f"<div>{table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
 
 
 def _confusion(ours: Evaluation) -> str:
@@ -147,8 +147,8 @@ def _confusion(ours: Evaluation) -> str:
         (labels[truth], labels[said], int(count))
         for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
     ]
-    table = _table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
-    return f'<div class="side">{_drawn(ours)}<div>{table}</div></div>'
+    listed = table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
+    return f'<div class="side">{_drawn(ours)}<div>{listed}</div></div>'
 
 
 def _drawn(ours: Evaluation) -> str:
@@ -186,4 +186,4 @@ def _classes(ours: Evaluation) -> str:
         (labels[i], _share(found.precision[i]), _share(found.recall[i]), _share(found.f1[i]), int(found.support[i]))
         for i in order
     ]
-    return _table(["class", "#precision", "#recall", "#F1", "#images"], rows)
+    return table(["class", "#precision", "#recall", "#F1", "#images"], rows)

@@ -49,6 +49,28 @@ def coverage(curves: Mapping[str, Coverage]) -> str:
     return _svg(figure)
 
 
+def learning(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the loss and the accuracy of each point of a training: epochs, or strengths of L2."""
+    x = "L2" if "l2" in curve[0] else "epoch"
+    places = [point["l2"] for point in curve] if x == "L2" else list(range(1, len(curve) + 1))
+    drawn = []
+    for figure_of in ("loss", "accuracy"):
+        figure, axes = _axes(x, figure_of)
+        for colour, (name, key) in zip(
+            _COLOURS, (("held out", f"held_out_{figure_of}"), ("learned from", figure_of)), strict=True
+        ):
+            points = [
+                (place, point[key]) for place, point in zip(places, curve, strict=True) if point.get(key) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1.5, markersize=4, label=name)
+        if x == "L2":
+            axes.set_xscale("log")
+        axes.legend(frameon=False)
+        drawn.append(_svg(figure))
+    return f'<div class="side">{"".join(drawn)}</div>'
+
+
 def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str:
     """Draw the shares of each true class that went to each predicted one; the diagonal is right."""
     side = min(3 + 0.16 * len(names), 16)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgbatch import cli, config, errors, rejects, schema
+from imgbatch.train.settings import Training
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,8 +20,8 @@ MODULES = sorted(path.relative_to(ROOT) for folder in ("imgbatch", "jobs") for p
 
 
 def test_every_config_key_is_in_the_readme_with_its_default_and_help() -> None:
-    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*) \|$", README, re.MULTILINE))
-    for key, default, help in config.describe():
+    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.*) \|$", README, re.MULTILINE))
+    for key, default, help in [*config.describe(), *config.describe(Training)]:
         if "." in key or key == "top_k":
             assert rows.get(key) == f"{f'`{default}`' if default else ''} | {help}"
 

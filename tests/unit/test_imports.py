@@ -11,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
-    "ray": {"cluster"},
+    "ray": {"cluster", "train/on_ray"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
-              "models/networks", "models/hubs", "preprocess"},
-    "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory"},
-    "torchvision": {"models/networks", "models/hubs"},
+              "models/networks", "models/hubs", "preprocess", "train/network", "train/head", "train/views", "train/epochs",
+              "train/losses", "train/on_ray", "train/ways"},
+    "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory", "train/network"},
+    "torchvision": {"models/networks", "models/hubs", "train/views", "train/losses"},
     "openvino": {"models/on_openvino"},
     "matplotlib": {"report/figures"},
     "fsspec": {"storage/other", "storage/web", "sources/objects", "sources/__init__"},

@@ -1,0 +1,1 @@
+"""From labelled images to a model directory: the rooms of `jobs/train.py`."""

@@ -1,0 +1,127 @@
+"""A head on features: multinomial logistic regression, whose strength of L2 is chosen on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from imgbatch.train.calibration import cross_entropy, fit_temperature
+from imgbatch.train.splits import held_out
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
+"""Of L2, from strong to weak: a weaker one starts from the solution before."""
+
+_ITERATIONS = 100
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Weights (classes, features) and biases of the features as they come, not standardised."""
+
+    weight: Floats
+    bias: Floats
+
+    def logits(self, features: Floats) -> Floats:
+        """Return (n, classes)."""
+        found: Floats = features @ self.weight.T + self.bias
+        return found
+
+
+def fit(
+    features: Floats,
+    classes: Ints,
+    number_of_classes: int,
+    l2: float,
+    *,
+    weights: Floats | None = None,
+    start: Head | None = None,
+) -> Head:
+    """Minimise mean cross-entropy + l2/2 · the sum of squared weights on standardised features, by L-BFGS.
+
+    Args:
+        weights: of the classes in the loss.
+        start: where to begin.
+    """
+    mean = features.mean(0)
+    scale = features.std(0) + 1e-6
+    x, target = torch.from_numpy((features - mean) / scale), torch.from_numpy(classes)
+    theta = torch.zeros(features.shape[1] + 1, number_of_classes)
+    if start is not None:
+        theta[:-1] = torch.from_numpy((start.weight * scale).T)
+        theta[-1] = torch.from_numpy(start.bias + start.weight @ mean)
+    theta.requires_grad_()
+    weight = None if weights is None else torch.from_numpy(weights)
+    solver = torch.optim.LBFGS(
+        [theta], max_iter=_ITERATIONS, tolerance_grad=_TOLERANCE, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(x @ theta[:-1] + theta[-1], target, weight=weight)
+        value = value + l2 / 2 * theta[:-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    solved = theta.detach().numpy()
+    weight_of = np.ascontiguousarray((solved[:-1] / scale[:, None]).T)
+    return Head(weight_of, solved[-1] - weight_of @ mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What held-out images say: the strength of L2, and their logits from heads that have not seen them."""
+
+    l2: float
+    numbers: Ints
+    """The held-out images, ascending."""
+    logits: Floats
+    curve: list[dict[str, Any]]
+
+
+def choose(
+    features: Floats,
+    classes: Ints,
+    fold: Ints,
+    number_of_classes: int,
+    l2: float | None,
+    *,
+    weights: Floats | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Chosen:
+    """Fit a head for each fold that is held out and each strength; return the strength whose held-out loss is least.
+
+    The loss is that at the best temperature, since one is fitted anyway.
+    """
+    strengths = STRENGTHS if l2 is None else (l2,)
+    folds = range(int(fold.max()) + 1)
+    numbers = np.flatnonzero(fold >= 0)
+    found = np.zeros((len(strengths), len(numbers), number_of_classes), np.float32)
+    for number in folds:
+        trained, held = held_out(fold, number)
+        head: Head | None = None
+        for i, strength in enumerate(strengths):
+            head = fit(features[trained], classes[trained], number_of_classes, strength, weights=weights, start=head)
+            found[i, np.searchsorted(numbers, held)] = head.logits(features[held])
+        tell(f"fold {number + 1} of {len(folds)} held out, {len(strengths)} strengths of L2 tried")
+    curve = []
+    for i, strength in enumerate(strengths):
+        temperature = fit_temperature(found[i], classes[numbers])
+        curve.append(
+            {
+                "l2": strength,
+                "held_out_loss": cross_entropy(found[i] / temperature, classes[numbers]),
+                "held_out_accuracy": float((found[i].argmax(1) == classes[numbers]).mean()),
+            }
+        )
+    best = int(np.argmin([point["held_out_loss"] for point in curve]))
+    return Chosen(strengths[best], numbers, found[best], curve)

@@ -1,0 +1,184 @@
+"""Which class and which split each listed image has: from the manifest's columns, or from the folder that it lies in. Pure.
+
+A table's columns `label`, `split` and `group` say it, whatever the source; a tar's members bring a label along. Where
+nobody says anything, an image's class is the folder that holds it, and its split the first folder below the input, if that is
+called train, val or test.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.errors import InputError
+from imgbatch.schema import CARRIED
+
+log = logging.getLogger(__name__)
+
+LABEL, SPLIT, GROUP = CARRIED + "label", CARRIED + "split", CARRIED + "group"
+TRAIN, VAL, TEST = range(3)
+NO_CLASS = -1
+
+SPLITS = {"train": TRAIN, "training": TRAIN, "": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL}
+SPLITS |= {"test": TEST, "testing": TEST}
+_NAMED = [name for name in SPLITS if name]
+_SHOWN = 5
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Class, split and group of n images, in the order of the listing."""
+
+    labels: tuple[str, ...]
+    """The names of the classes, sorted: the order of the head."""
+    classes: Ints
+    """NO_CLASS where an image has no label."""
+    splits: Ints
+    """TRAIN, VAL or TEST."""
+    groups: Ints | None
+    """Images of one group never stand on both sides of a split."""
+
+
+def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
+    """Read the classes off images.
+
+    Args:
+        listed: the columns `uri` and, where there are any, LABEL, SPLIT and GROUP.
+        roots: the folders that were given as inputs. Below them, and everywhere if there is no LABEL, an image that LABEL
+            says nothing of has the class of its folder.
+
+    Raises:
+        InputError: there are fewer than two classes, or labels that a person would take for one.
+    """
+    names, splits = _column(listed, LABEL), _column(listed, SPLIT)
+    silent = pc.is_null(names)
+    if pc.any(silent).as_py():
+        from_folders = _from_folders(listed["uri"].filter(silent), roots, below_alone=not pc.all(silent).as_py())
+        names, splits = (
+            pc.replace_with_mask(column, silent, found)
+            for column, found in zip((names, splits), from_folders, strict=True)
+        )
+    names, splits = pc.fill_null(names, ""), pc.fill_null(splits, "")
+    known = pc.unique(names.filter(pc.not_equal(names, ""))).sort()
+    labels = tuple(known.to_pylist())
+    classes = pc.fill_null(pc.index_in(names, known), NO_CLASS).to_numpy().astype(np.int64)
+    _require_distinct(labels, classes)
+    if len(labels) < 2:
+        only = f" ({labels[0]})" if labels else ""
+        raise InputError(
+            f"the input holds {len(labels)} class{'es' * (len(labels) != 1)}{only}: at least two are needed. A class is a "
+            "folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a tar"
+        )
+    if unlabelled := int(np.count_nonzero(classes == NO_CLASS)):
+        log.warning("%s images have no label and are left out", f"{unlabelled:,}")
+    return Labelled(labels, classes, _split_codes(splits), _groups(_column(listed, GROUP)))
+
+
+def _column(listed: pa.Table, name: str) -> pa.Array:
+    """Return a column as text, nulls where it says nothing."""
+    if name not in listed.schema.names:
+        return pa.nulls(len(listed), pa.string())
+    column = listed[name].cast(pa.string()).combine_chunks()
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _groups(names: pa.Array) -> Ints | None:
+    """Return a number for each group; what has none is a group of its own."""
+    alone = np.asarray(pc.fill_null(pc.equal(names, ""), True))
+    if alone.all():
+        return None
+    groups: Ints = pc.fill_null(names, "").dictionary_encode().indices.to_numpy().astype(np.int64)
+    groups[alone] = len(names) + np.arange(int(alone.sum()))
+    return groups
+
+
+def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: bool) -> tuple[pa.Array, pa.Array]:
+    """Return label and split of each image by its folders, empty where they say nothing."""
+    places = pc.replace_substring_regex(uris.combine_chunks(), pattern="[/#][^/#]*$", replacement="")
+    places = places.chunk(0) if isinstance(places, pa.ChunkedArray) else places
+    unique = pc.unique(places).to_pylist()
+    first: dict[tuple[str, str], str] = {}
+    found = []
+    for place in unique:
+        below = [root for root in roots if f"{place}/".startswith(f"{root}/")]
+        label, split = (
+            ("", "") if below_alone and not below else _of_folder(place, max(below, key=len, default=""), roots)
+        )
+        if label and "#" not in place and (other := first.setdefault((label, split), place)) != place:
+            raise InputError(
+                f"the class {label!r} stands in two places, {other} and {place}: put its images together, or rename "
+                "one of the folders, or give a table with the columns uri and label"
+            )
+        found.append((label, split))
+    index = pc.index_in(places, pa.array(unique, pa.string()))
+    labels, splits = (pa.array(values, pa.string()).take(index) for values in zip(*found, strict=True))
+    return labels, splits
+
+
+def _of_folder(place: str, root: str, roots: Sequence[str]) -> tuple[str, str]:
+    """Return label and split of the images in a folder; those of a tar have the folder that they have in it."""
+    if place.endswith(".tar") or "#" in place:
+        return place.rpartition("#")[2].rpartition("/")[2] if "#" in place else "", ""
+    path = place.removeprefix(root).strip("/").split("/")
+    # One of several inputs may be the folder of a class itself.
+    label = path[-1] or (root.rpartition("/")[2] if len(roots) > 1 else "")
+    if not label:
+        raise InputError(
+            f"images lie in {place} itself: each class needs a folder of its own below it, or give a table with the "
+            "columns uri and label"
+        )
+    return label, path[0].lower() if len(path) > 1 and path[0].lower() in _NAMED else ""
+
+
+def _split_codes(splits: pa.Array) -> Ints:
+    names = pc.utf8_lower(pc.utf8_trim_whitespace(splits)).dictionary_encode()
+    known = names.dictionary.to_pylist()
+    if unknown := [name for name in known if name not in SPLITS]:
+        raise InputError(f"column 'split' holds {unknown[0]!r}: it may be train, val, test or empty")
+    codes: Ints = np.array([SPLITS[name] for name in known], np.int64)[names.indices.to_numpy()]
+    return codes
+
+
+def _require_distinct(labels: Sequence[str], classes: Ints) -> None:
+    """Refuse labels that differ in case or in spaces alone: one class would be taught as two."""
+    alike: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        alike.setdefault(" ".join(label.casefold().replace("_", " ").split()), []).append(number)
+    counts = np.bincount(classes[classes >= 0], minlength=len(labels))
+    pairs = [
+        " and ".join(f"{labels[number]!r} ({counts[number]:,} images)" for number in numbers)
+        for numbers in alike.values()
+        if len(numbers) > 1
+    ]
+    if pairs:
+        more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+        raise InputError(
+            f"labels that differ in case or spaces alone: {'; '.join(pairs[:_SHOWN])}{more}: give each class one spelling"
+        )
+
+
+def empty_folders(place: str, folders: Sequence[str], uris: pa.ChunkedArray) -> list[str]:
+    """Return which folders directly below a place hold no image.
+
+    >>> empty_folders("/data", ["cat", "dog", ".git"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
+    ['dog']
+    """
+    below = uris.filter(pc.starts_with(uris, f"{place}/"))
+    parts = pc.split_pattern(pc.utf8_slice_codeunits(below, len(place) + 1), "/", max_splits=1)
+    full = set(pc.unique(pc.list_element(parts, 0)).to_pylist())
+    return [name for name in folders if name not in full and not name.startswith(".")]
+
+
+def summary(found: Labelled) -> dict[str, Any]:
+    """Return what the record says of the data."""
+    counts = np.bincount(found.classes[found.classes >= 0], minlength=len(found.labels))
+    return {"classes": dict(zip(found.labels, counts.tolist(), strict=True))}

@@ -1,0 +1,149 @@
+"""The shell of fine-tuning on Ray Train: workers, their lost ones replaced, and what they tell on the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed
+
+from imgbatch import errors
+from imgbatch.errors import ClusterError, ImgbatchError
+from imgbatch.train import epochs
+from imgbatch.train.epochs import Fit, Place
+
+_TICK_S = 0.25
+_BACKENDS = ("gloo", "NCCL", "nccl")
+
+
+def fit(
+    job: Fit,
+    *,
+    gpus: bool,
+    cpus_per_worker: int,
+    stall_s: float,
+    tell: Callable[[dict[str, Any]], None],
+    pulse: Callable[[], None],
+) -> None:
+    """Fine-tune on as many workers as the config says; the result is then in the run's folder.
+
+    A worker that is lost takes the others along; all begin again at the last checkpoint, up to `train.max_failures` times.
+
+    Args:
+        tell: takes what the first worker tells, see `epochs`.
+        pulse: called several times a second; raises if the run is to stop.
+
+    Raises:
+        ClusterError: workers were lost too often, or told nothing for `stall_s` seconds.
+        ImgbatchError: what a worker raised.
+    """
+    from ray.util.queue import Empty, Queue
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    told = Queue(actor_options={"num_cpus": 0})
+    ended: list[BaseException | None] = []
+    with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
+        trainer = _trainer(job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
+
+        def run() -> None:
+            try:
+                trainer.fit()
+                ended.append(None)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
+                ended.append(error)
+
+        threading.Thread(target=run, name="train", daemon=True).start()
+        last, failed = time.monotonic(), None
+        while not ended:
+            pulse()
+            try:
+                fact = told.get(timeout=_TICK_S)
+            except Empty:
+                if time.monotonic() - last > stall_s:
+                    raise ClusterError(f"training told nothing for {stall_s:.0f} s (cluster.stall_s)") from None
+                continue
+            last = time.monotonic()
+            if fact["kind"] == "failed":
+                failed = fact
+            else:
+                tell(fact)
+        told.shutdown(force=True)
+    if ended[0] is not None:
+        raise _what(failed, ended[0])
+
+
+def _what(failed: dict[str, Any] | None, error: BaseException) -> BaseException:
+    """Return the error of a worker as what it is, and that of Ray as one of the cluster's."""
+    kind = getattr(errors, failed["error"], None) if failed else None
+    if failed and kind is not None:
+        return kind(failed["message"])  # type: ignore[no-any-return]
+    if failed:
+        return RuntimeError(f"in a worker:\n{failed['message']}")
+    return ClusterError(
+        f"workers were lost more often than train.max_failures allows: {str(error).strip().splitlines()[0][:300]}; "
+        "the same command goes on from the last checkpoint"
+    )
+
+
+def _trainer(job: Fit, told: Any, folder: str, *, gpus: bool, cpus_per_worker: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if gpus else {})
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "told": told, "gpus": gpus, "cpus": cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=job.config.workers, use_gpu=gpus, resources_per_worker=resources),
+        # Checkpoints are ours, in the run's own store, so that they need no credentials but ours.
+        run_config=RunConfig(
+            name="imgbatch", storage_path=folder, failure_config=FailureConfig(max_failures=job.config.max_failures)
+        ),
+    )
+
+
+def _work(given: dict[str, Any]) -> None:
+    """Be a worker. Errors that trying again would not mend are told, since Ray wraps what is raised."""
+    import ray.train
+    import ray.train.torch
+
+    context, told = ray.train.get_context(), given["told"]
+    world = context.get_world_size()
+    torch.set_num_threads(given["cpus"])
+
+    def gather(value: Any) -> list[Any]:
+        found: list[Any] = [None] * world
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    place = Place(
+        rank=context.get_world_rank(),
+        world=world,
+        device=ray.train.torch.get_device(),
+        wrap=_wrapped if world > 1 else lambda net: net,
+        gather=gather if world > 1 else lambda value: [value],
+        loaders=max(1, given["cpus"] - 1) if given["gpus"] else 0,
+        tell=told.put if context.get_world_rank() == 0 else lambda fact: None,
+    )
+    try:
+        epochs.run(given["job"], place)
+    except Exception as error:
+        if world > 1 and any(name in str(error) for name in _BACKENDS):
+            raise  # another worker is gone, of which this one knows no more
+        known = isinstance(error, ImgbatchError)
+        message = str(error) if known else traceback.format_exc()
+        told.put({"kind": "failed", "error": type(error).__name__ if known else "bug", "message": message})
+        raise
+
+
+def _wrapped(net: torch.nn.Module) -> torch.nn.Module:
+    device = next(net.parameters()).device
+    return torch.nn.parallel.DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)

@@ -1,0 +1,87 @@
+"""The page of a training run: one HTML file without scripts, with its figures in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgbatch.metrics import Confusion, calibration
+from imgbatch.report import figures
+from imgbatch.report.evaluation import STYLE, table
+from imgbatch.train.calibration import softmax
+
+_MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
+_PAIRS = 20
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+def page(facts: Mapping[str, Any], labels: Sequence[str], truths: Ints, unseen: Floats, temperature: float) -> str:
+    """Return the page.
+
+    Args:
+        facts: what `training.json` holds.
+        truths: the classes of the held-out images.
+        unseen: their logits from networks that had not seen them, not calibrated.
+    """
+    parts = [
+        f"<h1>Training, {escape(facts['way'])}, from {escape(facts['base']['name'])}</h1>",
+        f"<p>{facts['images']:,} images of {len(labels):,} classes, {facts['data']['rejected']:,} more could not be read. "
+        f"{_what_was_seen(facts)}</p>",
+        _headline(facts),
+        "<h2>How it was learned</h2>",
+        figures.learning(facts["curve"]),
+    ]
+    if len(truths):
+        scores, raw = softmax(unseen / temperature), softmax(unseen)
+        right = scores.argmax(1) == truths
+        curves = {
+            name: calibration(each.max(1), right) for name, each in (("after temperature", scores), ("before", raw))
+        }
+        parts += ["<h2>Are scores probabilities?</h2>", figures.reliability(curves)]
+        parts += ["<h2>What is taken for what</h2>", _confusion(labels, truths, scores.argmax(1))]
+    parts += ["<h2>Classes</h2>", table(["class", "#images"], [*facts["data"]["classes"].items()])]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Training</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _what_was_seen(facts: Mapping[str, Any]) -> str:
+    held = f"All figures are of {facts['metrics']['n']:,} images that were held out"
+    if facts["config"]["train"]["refit"]:
+        return f"{held}; the model itself was then trained on them as well, and says more about them than about others."
+    return f"{held}; the model has not learned from them."
+
+
+def _headline(facts: Mapping[str, Any]) -> str:
+    found = facts["metrics"]
+    if not found["n"]:
+        return "<p>No image was held out.</p>"
+    low, high = found["top1_interval"]
+    rows = [("top-1", f"{found['top1']:.1%} ({low:.1%} to {high:.1%})"), ("top-5", f"{found['top5']:.1%}")]
+    rows += [(f"level {name}", f"{value:.1%}") for name, value in [*found["levels"].items()][:-1]]
+    rows += [
+        ("calibration error (ECE)", f"{found['ece']:.3f}"),
+        ("the same before temperature", f"{found['ece_before_temperature']:.3f}"),
+        ("temperature", f"{facts['temperature']:.3f}"),
+    ]
+    return table(["figure", "value"], rows)
+
+
+def _confusion(labels: Sequence[str], truths: Ints, said: Ints) -> str:
+    found = Confusion.of(truths, said, len(labels))
+    wrong = found.mistakes()
+    pairs = [
+        (labels[truth], labels[other], int(count))
+        for truth, other, count in zip(
+            wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
+        )
+    ]
+    drawn = figures.confusion(found.matrix(), labels) if len(labels) <= _MOST_DRAWN else ""
+    return f'<div class="side">{drawn}{table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"}</div>'

@@ -1,0 +1,121 @@
+"""Has images fetched and decoded on the cluster and kept as shards, and books those that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch import cluster, progress
+from imgbatch.classify import received
+from imgbatch.errors import ClusterError
+from imgbatch.listing import Todo
+from imgbatch.rejects import Refusal
+from imgbatch.stream import ticking
+from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards
+from imgbatch.units import ROUNDS
+
+log = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """n images that are ready, or that could not be read, in the order of the listing; those of a tar in its own."""
+
+    images: pa.Table
+    """`ROWS`."""
+
+    @property
+    def read(self) -> Mask:
+        """Which could be read."""
+        return np.asarray(self.images["reason"].is_null())
+
+    @property
+    def aspects(self) -> npt.NDArray[np.float32]:
+        """Width / height of each that could."""
+        width, height = (np.asarray(self.images[name].fill_null(1)) for name in ("width", "height"))
+        ratio: npt.NDArray[np.float32] = (width / height).astype(np.float32)
+        return ratio
+
+    @property
+    def keys(self) -> Keys:
+        """The names of their arrays in the shards."""
+        return keys_of(self.images["uri"].combine_chunks())
+
+    @property
+    def rejects(self) -> pa.Table:
+        """What could not be read, and why."""
+        return self.images.filter(pc.is_valid(self.images["reason"])).select(["uri", "stage", "reason", "message"])
+
+
+def prepare(
+    work: Preparation, listed: pa.Table, todo: Todo, plan: cluster.Plan, *, stall_s: float, pulse: Callable[[], None]
+) -> Prepared:
+    """Make all shards that are missing; return what the shards say of the images that are to be done.
+
+    Args:
+        listed: the listing's `uri` and carried columns.
+
+    Raises:
+        ClusterError: the workers hang, or so many images did not come back that it is not their fault.
+    """
+    wanted = todo.pending.copy()
+    missing = Todo(wanted & ~_known(work, todo), todo.wholes, todo.shards)
+    here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
+    shown = progress.progress(None if todo.shards else int(missing.pending.sum()))
+    done = rejected = 0
+    with closing(shown):
+        for round in ROUNDS:
+            before = int(missing.pending.sum())
+            if not before:
+                break
+            for block in ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s):
+                pulse()
+                if block is not None:
+                    rows, _, tars = received(block)
+                    numbers = rows["index"].to_numpy()
+                    missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
+                    missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
+                    done += len(rows)
+                    rejected += len(rows) - rows["reason"].null_count
+                shown.update(done, rejected)
+            if (lost := int(missing.pending.sum())) > max(20, round.lost * before):
+                raise ClusterError(
+                    f"{lost:,} of {before:,} images did not come back: the workers die; look at Ray's logs"
+                )
+    return _result(work, listed, wanted, missing)
+
+
+def _known(work: Preparation, todo: Todo) -> Mask:
+    known = np.zeros(len(todo.pending), bool)
+    for shard in shards(work.shards):
+        known[shard.rows["index"].to_numpy()] = True
+    known[list(todo.shards)] = False
+    for name in work.shards.names():
+        if name.endswith(READ):
+            known[int(name.removesuffix(READ))] = True
+    return known
+
+
+def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) -> Prepared:
+    lost = np.flatnonzero(missing.pending)
+    refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
+    columns = {name: listed[name] for name in listed.column_names if name in ROWS.names}
+    crashed = pa.table(columns).take(pa.array(lost))
+    crashed = crashed.append_column("index", pa.array(lost, pa.int64()))
+    for name in ("stage", "reason", "message"):
+        crashed = crashed.append_column(name, pa.repeat(getattr(refusal, name), len(lost)))
+    found = [crashed, *(shard.rows for shard in shards(work.shards))]
+    images = pa.concat_tables([ROWS.empty_table(), *found], promote_options="permissive").select(ROWS.names).cast(ROWS)
+    images = images.filter(pa.array(wanted[images["index"].to_numpy()]))
+    images = images.sort_by([("index", "ascending"), ("offset", "ascending")])
+    once = np.unique(keys_of(images["uri"].combine_chunks()), return_index=True)[1]  # tars may have been read twice
+    return Prepared(images.take(pa.array(np.sort(once))).combine_chunks())

@@ -1,0 +1,181 @@
+"""Images made ready for training, once: an operator writes shards of them into a store, from which training reads.
+
+A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and behind it `NUMBER.parquet`, which
+says which images these are, what their class is and which could not be read. Without the second the first does not count; so
+whoever is killed, and whenever, the next run makes only what is missing. A tar is read again from its beginning, unless its
+`NUMBER.read` says that it was read to its end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imgbatch.ahead import ahead
+from imgbatch.classify import PIXELS, Work, Worker, guarded
+from imgbatch.schema import RESULTS
+from imgbatch.sources.labelled import member_truths
+from imgbatch.storage import Folder
+from imgbatch.train.labelled import GROUP, LABEL, SPLIT
+from imgbatch.uris import hash_strings
+
+if TYPE_CHECKING:
+    from imgbatch.train.network import Features
+
+_SHARD = 64
+_AT_ONCE = 8
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Keys = npt.NDArray[np.uint64]
+
+_TRUTHS = [pa.field(name, pa.string()) for name in (LABEL, SPLIT, GROUP)]
+ROWS = pa.schema(
+    [
+        *(RESULTS.field(name) for name in ("index", "offset", "uri", "width", "height", "stage", "reason", "message")),
+        *_TRUTHS,
+    ]
+)
+"""What a shard says of its images; `reason` is null where an image could be read. `offset`: of a member of a tar."""
+
+_SEED = np.uint64(0x9E3779B97F4A7C15)
+
+READ = ".read"
+"""What the name of the object ends in that says that a tar was read to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation(Work):
+    """What the operator has to know: the model's preprocessing gives the pixels that are kept."""
+
+    shards: Folder
+    features: Callable[[], Features] | None = None
+    """Loads what turns pixels into features, which are then kept in their place."""
+
+
+class Prepare(Worker):
+    """The operator: image numbers in, shards in the store and rows without pixels out."""
+
+    def __init__(self, work: Preparation, *, isolated: bool = False) -> None:
+        super().__init__(work, isolated=isolated)
+        self._shards, self._load = work.shards, work.features
+        self._features: Features | None = None
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Fetch, decode and keep a block of image numbers."""
+        yield from guarded(self._kept(block))
+
+    def _kept(self, block: pa.Table) -> Iterator[pa.Table]:
+        for found in self.decoded(block, _SHARD):
+            numbers = found["index"].to_numpy()
+            images = found.filter(pa.array(numbers >= 0))
+            if len(images):
+                self._keep(images)
+            for told in found.filter(pa.array(numbers < 0))["message"].to_pylist():  # that a tar was read
+                tar = json.loads(told)
+                if tar["whole"]:
+                    self._shards.put(f"{tar['number']:09d}{READ}", b"")
+            yield found.drop_columns([PIXELS])
+
+    def _keep(self, images: pa.Table) -> None:
+        preprocess = self._work.model.preprocess
+        flat = images[PIXELS].combine_chunks()
+        flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
+        size = preprocess.height * preprocess.width * 3
+        kept: Array = np.frombuffer(flat.buffers()[1], np.uint8, len(images) * size, flat.offset * size)
+        kept = kept.reshape(-1, preprocess.height, preprocess.width, 3)
+        if self._load is not None:
+            self._features = self._features or self._load()
+            kept = self._features(kept)
+        write(self._shards, kept, told_of(images))
+
+
+def told_of(images: pa.Table) -> pa.Table:
+    """Return ROWS of images with carried columns: the class is what their table says, or what lies beside them in a tar."""
+    columns = {name: images[name] for name in images.column_names if name in ROWS.names}
+    for field in _TRUTHS:
+        columns.setdefault(field.name, pa.chunked_array([pa.nulls(len(images), pa.string())]))
+    columns[LABEL] = pc.coalesce(columns[LABEL].cast(pa.string()).combine_chunks(), member_truths(images))
+    return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
+
+
+def keys_of(uris: pa.Array) -> Keys:
+    """Return a number for each URI by which its arrays are found again, in any run."""
+    return hash_strings(uris, _SEED)
+
+
+def write(shards: Folder, array: Array, rows: pa.Table) -> None:
+    """Write a shard: row i of the array is the image of row i of the table."""
+    name = f"{rows['index'][0].as_py():09d}-{rows['offset'][0].as_py() or 0}-{len(rows)}"
+    content, table = io.BytesIO(), io.BytesIO()
+    np.save(content, array)
+    shards.put(f"{name}.npy", content.getvalue())
+    pq.write_table(rows, table)
+    shards.put(f"{name}.parquet", table.getvalue())
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard that is whole."""
+
+    name: str
+    rows: pa.Table
+
+
+def shards(folder: Folder) -> Iterator[Shard]:
+    """Yield the shards of a folder, without their arrays."""
+    names = [name.removesuffix(".parquet") for name in folder.names() if name.endswith(".parquet")]
+
+    def read(name: str) -> pa.Table:
+        return pq.ParquetFile(pa.BufferReader(folder.read(f"{name}.parquet"))).read(use_threads=False)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for name, rows in ahead(pool, read, names, most=4 * _AT_ONCE):
+            yield Shard(name, rows)
+
+
+def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Array]) -> Array:
+    """Return the kept arrays of some images, in the order of their keys.
+
+    Args:
+        keys: see `keys_of`.
+        room: makes the array that is filled, from its shape and dtype: in memory, or mapped onto a file.
+
+    Raises:
+        KeyError: one of the images is in no shard.
+    """
+    wanted = []
+    order = np.argsort(keys)
+    there = np.zeros(len(keys), bool)
+    for shard in shards(folder):
+        held = keys_of(shard.rows["uri"].combine_chunks())
+        places = np.searchsorted(keys, held, sorter=order)
+        places = order[np.minimum(places, len(keys) - 1)]
+        found = keys[places] == held
+        if found.any():
+            wanted.append((shard.name, places[found], found))
+            there[places[found]] = True
+    filled: Array | None = None
+
+    def read(item: tuple[str, Array, Mask]) -> Array:
+        array: Array = np.load(io.BytesIO(folder.read(f"{item[0]}.npy")), allow_pickle=False)[item[2]]
+        return array
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for (_, places, _), rows in ahead(pool, read, wanted, most=2 * _AT_ONCE):
+            if filled is None:
+                filled = room((len(keys), *rows.shape[1:]), rows.dtype)
+            filled[places] = rows
+    if filled is None or not there.all():
+        raise KeyError(f"{np.count_nonzero(~there)} of {len(keys)} images are in no shard of {folder.uri}")
+    return filled

@@ -1,0 +1,215 @@
+"""The two ways to a trained network: a head on the base's features, and fine-tuning of all layers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from imgbatch.cluster import Plan
+from imgbatch.listing import Todo
+from imgbatch.models import Model
+from imgbatch.preprocess import Preprocess
+from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.train import epochs, head, network, on_ray, prepared, recipe, splits
+from imgbatch.train.calibration import fit_temperature
+from imgbatch.train.labelled import Labelled
+from imgbatch.train.prepare import Prepared, prepare
+from imgbatch.train.prepared import Preparation
+from imgbatch.train.settings import Training
+
+log = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Which images there are, and with what they are made ready and learned from."""
+
+    config: Training
+    stores: Stores
+    base: Model
+    listing: Folder
+    listed: pa.Table
+    """The listing's `uri` and carried columns."""
+    fingerprint: str
+    """Tells this listing from others."""
+    todo: Todo
+    run: Folder
+    plan: Plan
+    pulse: Callable[[], None]
+
+    def digest(self, *of: Any) -> str:
+        """Return a name that changes with the listing, and with what else is given."""
+        return hashlib.sha256(json.dumps([self.fingerprint, *of], default=str).encode()).hexdigest()[:16]
+
+    def images(self, preprocess: Preprocess, *, features: bool = False) -> Preparation:
+        """Return how images are made ready: as pixels of this preprocessing, or as features."""
+        train = self.config.train
+        load = network.LoadFeatures(self.base, train.dtype) if features else None
+        kind = ["features", self.base.digest, train.dtype] if features else ["pixels"]
+        cache = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
+        return Preparation(
+            self.stores,
+            self.listing,
+            self.config.shared(),
+            replace(self.base, preprocess=preprocess),
+            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind)}"),
+            features=load,
+        )
+
+    def ready(self, work: Preparation, wanted: Mask) -> Prepared:
+        """Have some entries of the listing made ready."""
+        todo = replace(self.todo, pending=wanted)
+        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_s, pulse=self.pulse)
+
+    @property
+    def gpus(self) -> bool:
+        """Whether training runs on GPUs."""
+        return self.plan.split
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to."""
+
+    net: Any
+    """The network, whose logits are calibrated."""
+    temperature: float
+    held: Ints
+    """The held-out images, by their places among those made ready, ascending."""
+    unseen: Floats
+    """Their logits from networks that had not seen them, not calibrated."""
+    final: Floats
+    """Their logits from the network as it is written, calibrated; it has seen them where there was a refit."""
+    curve: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def ready_for(task: Task, way: str, wanted: Mask) -> tuple[Preparation, Prepared]:
+    """Have features, or pictures, made of the wanted images."""
+    if way == "head":
+        work = task.images(task.base.preprocess, features=True)
+    else:
+        side = recipe.cached_side(max(task.base.preprocess.height, task.base.preprocess.width))
+        work = task.images(
+            replace(task.base.preprocess, height=side, width=side, resize=(side, side), crop_mode="squash")
+        )
+    return work, task.ready(work, wanted)
+
+
+def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
+    """Fit a head on the features that the base gives."""
+    places = np.flatnonzero(fold != splits.NEVER)
+    features = prepared.load(work.shards, made.keys[places], np.empty)
+    classes, fold, config = found.classes[places], fold[places], task.config.train
+    weights = _class_weights(classes, len(found.labels)) if config.balance != "none" else None
+    known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
+
+    def tell(line: str) -> None:
+        task.pulse()
+        log.info("%s", line)
+
+    chosen = head.choose(features, classes, fold, l2=config.l2, tell=tell, **known)
+    temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
+    learned = np.flatnonzero(fold == splits.ALWAYS) if not config.refit else np.arange(len(fold))
+    if not len(learned):  # cross-validation alone: every image is held out once
+        learned = np.arange(len(fold))
+    solved = head.fit(features[learned], classes[learned], l2=chosen.l2, **known)
+    net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
+    network.set_head(net, solved.weight, solved.bias)
+    network.divide_logits(net, temperature)
+    final = solved.logits(features[chosen.numbers]) / temperature
+    facts = {"l2": chosen.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
+    return Trained(
+        net, temperature, places[chosen.numbers], chosen.logits, final.astype(np.float32), chosen.curve, facts
+    )
+
+
+def _class_weights(classes: Ints, number: int) -> Floats:
+    """Return weights under which all classes count alike."""
+    counts = np.maximum(np.bincount(classes, minlength=number), 1)
+    return (len(classes) / (number * counts)).astype(np.float32)
+
+
+def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
+    """Fine-tune all layers on Ray Train."""
+    places = np.flatnonzero(fold != splits.NEVER)
+    held, size = fold[places] == 0, task.base.preprocess
+    net = network.build(task.base, len(found.labels), pretrained=False, seed=0)
+    config = recipe.resolve(
+        task.config.train, len(places), min(size.height, size.width), fixed=network.fixed_input(net)
+    )
+    inputs, entries = task.images(size), np.zeros(len(task.listed), bool)
+    entries[made.images["index"].to_numpy()[places[held]]] = True
+    task.ready(inputs, entries)
+    run = task.run.folder(f"fit-{task.digest(fold.tobytes().hex(), task.base.digest, config)}")
+    job = epochs.Fit(
+        base=task.base, config=config, number_of_classes=len(found.labels), run=run, pictures=work.shards,
+        inputs=inputs.shards, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],
+        held=held,
+    )  # fmt: skip
+    if not run.exists(epochs.RESULT):
+        each = config.cpus_per_worker or max(1, task.plan.cpus // config.workers)
+        on_ray.fit(
+            job,
+            gpus=task.gpus,
+            cpus_per_worker=each,
+            stall_s=task.config.cluster.stall_s,
+            tell=_Teller(),
+            pulse=task.pulse,
+        )
+    result = torch.load(io.BytesIO(run.read(epochs.RESULT)), map_location="cpu", weights_only=True)
+    arrays = np.load(io.BytesIO(run.read(epochs.HELD_OUT)), allow_pickle=False)
+    net.load_state_dict(result["net"])
+    temperature = fit_temperature(arrays["unseen"], job.classes[held])
+    network.divide_logits(net, temperature)
+    final = arrays["final"] / np.float32(temperature)
+    facts = {"best_epoch": result["best_epoch"], "recipe": asdict(config), "images": len(places)}
+    return Trained(net, temperature, places[held], arrays["unseen"], final, result["curve"], facts)
+
+
+class _Teller:
+    """Logs what the first worker tells: each epoch, and each 10 s where it stands."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, fact: dict[str, Any]) -> None:
+        if fact["kind"] == "resumed":
+            log.info("going on from the checkpoint behind epoch %d (%s)", fact["epoch"], fact["phase"])
+        elif fact["kind"] == "epoch" or time.monotonic() - self._said >= 10:
+            self._said = time.monotonic()
+            log.info("%s", line(fact))
+
+
+def line(fact: dict[str, Any]) -> str:
+    """Return the progress line.
+
+    >>> line({"phase": "learn", "epoch": 3, "epochs": 10, "loss": 1.25, "accuracy": 0.7, "images_per_second": 31.0,
+    ...       "seconds_left": 3725.0})
+    'learn epoch 3/10: loss 1.250, accuracy 70.0 %, 31 images/s, 1:02:05 left'
+    """
+    text = (
+        f"{fact['phase']} epoch {fact['epoch']}/{fact['epochs']}: loss {fact['loss']:.3f}, "
+        f"accuracy {100 * fact['accuracy']:.1f} %, {fact['images_per_second']:,.0f} images/s"
+    )
+    if fact.get("held_out_accuracy") is not None:
+        return f"{text}; held out: loss {fact['held_out_loss']:.3f}, accuracy {100 * fact['held_out_accuracy']:.1f} %"
+    if fact.get("seconds_left") is None:
+        return text
+    minutes, seconds = divmod(int(fact["seconds_left"]), 60)
+    return f"{text}, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"

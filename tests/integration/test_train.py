@@ -1,0 +1,213 @@
+"""Training, end to end, as its users meet it: labelled images in, a model directory out that others open."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from imgbatch.storage import Folder
+from jobs import train
+from tests.conftest import Job, S3Server
+from tests.unit.pictures import encode, scene
+
+COLOURS = {"blue": 2, "green": 1, "red": 0}
+FAST = ["train.way=finetune", "train.epochs=2", "train.resolution=64", "train.lr=0.003", "train.batch_size=6"]
+
+
+def pictures(folder: Path, names: Sequence[str] = tuple(COLOURS), each: int = 8) -> Path:
+    """Make a folder a class, and pictures in it of which one channel is full."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = scene(96, 64, seed=100 * number + i)
+            pixels[..., COLOURS.get(name, number % 3)] = 255
+            (folder / name / f"{i:02d}.jpg").write_bytes(encode(pixels, "JPEG"))
+    return folder
+
+
+def settings(pairs: Sequence[str]) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def rows(query: str) -> list[tuple]:
+    with duckdb.connect() as connection:
+        return connection.sql(query).fetchall()
+
+
+def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
+    tmp_path: Path, tiny_model: Path, warm: Job
+) -> None:
+    data = pictures(tmp_path / "data")
+    (data / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    (data / "grey").mkdir()
+    (data / "lone").mkdir()
+    (data / "lone" / "one.jpg").write_bytes(encode(scene(96, 64, seed=999), "JPEG"))
+    tree = tmp_path / "tree.csv"
+    tree.write_text("label,kind\nred,warm\nblue,cold\ngreen,cold\nlone,cold\n")
+    model, labels = tmp_path / "model", tmp_path / "labels"
+    ended = warm("train", "--input", data, "--output", model, "--base", tiny_model, "--taxonomy", tree)
+    assert ended.code == 0, ended.err
+    assert "head of" in ended.err and "for 7 classes is replaced by one for 4" in ended.err
+    assert f"{data}/grey holds no image: it is no class" in ended.err
+    assert "1 classes have one image" in ended.err and "lone" in ended.err
+    assert "1 rejected" in ended.out
+
+    wanted = {"config.json", "model.safetensors", "taxonomy.csv", "metrics.json", "training.json", "training.html"}
+    assert {path.name for path in model.iterdir()} == wanted | {"predictions.parquet", "rejects.parquet"}
+    assert (model / "taxonomy.csv").read_bytes() == tree.read_bytes()
+    assert rows(f"select reason, uri from '{model}/rejects.parquet'") == [("truncated", f"{data}/red/broken.jpg")]
+    figures, record = (json.loads((model / name).read_text()) for name in ("metrics.json", "training.json"))
+    assert figures["n"] == 24 and figures["top1"] > 0.7 and set(figures["levels"]) == {"kind", "label"}
+    assert record["temperature"] > 0 and record["data"]["classes"] == {"blue": 8, "green": 8, "lone": 1, "red": 9}
+
+    assert (
+        warm("classify", "--input", data, "--output", labels, "--model", model, "--set", "classify.dtype=float32").code
+        == 0
+    )
+    compared = rows(
+        f"select p.label, l.label, p.score, l.score, l.levels[1].level from '{model}/predictions.parquet' p "
+        f"join '{labels}/labels/*.parquet' l using (uri)"
+    )
+    assert len(compared) == 24
+    for said_in_training, said, score, other, level in compared:
+        assert level == "kind"
+        assert abs(score - other) < 0.05
+        assert said_in_training == said or score < 0.6
+    _timm_agrees(model, labels, data)
+
+
+def _timm_agrees(model: Path, labels: Path, data: Path) -> None:
+    """Hold plain timm's softmax, with its own transform, against the main job's score."""
+    import timm
+    import torch
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+
+    net = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    names = net.pretrained_cfg["label_names"]
+    transform = create_transform(**resolve_model_data_config(net), is_training=False)
+    for uri, label, score in rows(f"select uri, label, score from '{labels}/labels/*.parquet' order by uri limit 5"):
+        with torch.inference_mode(), Image.open(uri) as image:
+            scores = net(transform(image.convert("RGB"))[None]).softmax(1)[0]
+        assert names[int(scores.argmax())] == label
+        assert float(scores.max()) == pytest.approx(score, abs=0.03)
+
+
+def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
+    tmp_path: Path, s3: S3Server, tiny_model: Path, warm: Job
+) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for number, path in enumerate(sorted(pictures(tmp_path / "data", each=5).rglob("*.jpg"))):
+            for suffix, content in (("jpg", path.read_bytes()), ("cls", path.parent.name.encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    output, base = "s3://out/trained", ["--base", tiny_model]
+    more = settings([*FAST, "train.epochs=1"])
+    ended = warm("train", "--input", tmp_path / "shard.tar", "--output", output, *base, *more, env=s3.environment)
+    assert ended.code == 0, ended.err
+    assert re.search(r"learn epoch 1/1: loss [\d.]+, accuracy [\d.]+ %, \d+ images/s; held out: loss", ended.err)
+    place = Folder(s3.stores(), output)
+    assert "config.json" in place.names() and not [name for name in place.names() if name.startswith("_training")]
+    assert json.loads(place.read("training.json"))["data"]["classes"] == dict.fromkeys(COLOURS, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "code", "said"),
+    [
+        (lambda data: pictures(data, ["Red", "red"], 2), [], 2, "differ in case or spaces alone: 'Red' (2 images) and 'red'"),
+        (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "stands in two places"),
+        (lambda data: pictures(data, ["red"], 2), [], 2, "holds 1 class (red): at least two are needed"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "TREE"], 2, "green"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "MODEL"], 5, "holds a model already"),
+        (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.way=head"]), 2, "base"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.wy=head"], 2, "did you mean 'train.way'?"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "lies inside --input"),
+        (lambda data: data.mkdir(), [], 2, "no image in"),
+    ],
+    ids=["case", "two places", "one class", "taxonomy", "no taxonomy", "there already", "no way", "key", "inside", "empty"],
+)  # fmt: skip
+def test_bad_input_has_a_clear_answer(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], object], more: list[str], code: int, said: str,
+) -> None:  # fmt: skip
+    data, tree = tmp_path / "data", tmp_path / "tree.csv"
+    make(data)
+    tree.write_text("label,kind\nred,warm\ngreen,cold\n")
+    places = {"TREE": str(tree), "MODEL": str(tiny_model), "INSIDE": str(data / "model")}
+    output = [] if "--output" in more else ["--output", str(tmp_path / "model")]
+    argv = ["--input", str(data), *output, "--base", str(tiny_model), *(places.get(part, part) for part in more)]
+    assert train.main(argv) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+@pytest.fixture
+def finetune(tmp_path: Path, tiny_model: Path) -> list[object]:
+    """The arguments of a fine-tuning that takes a while."""
+    data = pictures(tmp_path / "data")
+    more = settings([*FAST, "train.epochs=6", "train.patience=6", "train.dtype=float32"])
+    return ["train", "--input", data, "--base", tiny_model, *more]
+
+
+def logits(model: Path) -> np.ndarray:
+    return np.array(rows(f"select unseen_score, score from '{model}/predictions.parquet' order by uri"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_driver_goes_on_from_its_checkpoint_and_comes_to_the_same(
+    tmp_path: Path, finetune: list, job: Job, started: Callable
+) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert job(*finetune, "--output", whole, timeout=600).code == 0
+    process = started(*finetune, "--output", torn)
+    deadline = time.monotonic() + 300
+    while not list(torn.glob("_training/fit-*/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    assert not (torn / "config.json").exists()
+    ended = job(*finetune, "--output", torn, timeout=600)
+    assert ended.code == 0, ended.err
+    assert "going on from the checkpoint" in ended.err
+    assert np.array_equal(logits(whole), logits(torn))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_lost_worker_is_replaced_and_two_workers_learn_what_one_does(
+    tmp_path: Path, finetune: list, job: Job, started: Callable
+) -> None:
+    import psutil
+
+    model = tmp_path / "model"
+    process = started(*finetune, "--output", model, "--set", "train.workers=2")
+    deadline = time.monotonic() + 300
+    while not list(model.glob("_training/fit-*/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    mine = [p for p in workers if os.getpgid(p.pid) == process.pid or process.pid in {q.pid for q in p.parents()}]
+    mine[0].kill()
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "going on from the checkpoint" in err
+    alone = tmp_path / "alone"
+    assert job(*finetune, "--output", alone, timeout=600).code == 0
+    first, second = (json.loads((place / "metrics.json").read_text())["top1"] for place in (model, alone))
+    assert abs(first - second) <= 0.34 and min(first, second) > 0.5

@@ -1,0 +1,143 @@
+"""Fine-tuning in one process, on a tiny network and pictures that are ready: what is learned, and what is gone on from."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from imgbatch import models
+from imgbatch.config import ModelConfig, StorageConfig
+from imgbatch.storage import Folder, Stores
+from imgbatch.train import epochs, prepared, recipe
+from imgbatch.train.epochs import Fit, Place
+from imgbatch.train.prepared import ROWS
+from imgbatch.train.settings import TrainConfig
+from tests.unit.pictures import scene
+
+CLASSES, EACH = 3, 8
+
+
+def keep(folder: Folder, numbers: np.ndarray, pixels: np.ndarray) -> Folder:
+    """Write pixels as the operator would, in two shards."""
+    for part in np.array_split(np.arange(len(numbers)), 2):
+        rows = [{"index": number, "uri": f"image {number}"} for number in numbers[part].tolist()]
+        prepared.write(folder, pixels[part], pa.Table.from_pylist(rows, schema=ROWS))
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path) -> Fit:
+    """Three classes of a colour each; two images of each are held out."""
+    stores = Stores(StorageConfig())
+    base = models.load(ModelConfig(name=str(tiny_model)), stores)
+    classes = np.repeat(np.arange(CLASSES), EACH)
+    numbers = np.arange(len(classes)) * 2  # as where others of the listing could not be read
+    held = np.arange(len(classes)) % EACH >= EACH - 2
+
+    def pictures(side: int) -> np.ndarray:
+        found = np.stack([scene(side, side, seed=int(number)) for number in numbers])
+        for i, colour in enumerate(classes):
+            found[i, ..., colour] = 255
+        return found
+
+    folder = Folder(stores, str(tmp_path))
+    config = replace(
+        recipe.resolve(
+            TrainConfig(epochs=3, refit_epochs=1, batch_size=6, lr=3e-3, dtype="float32"), 18, 160, fixed=False
+        ),
+        resolution=64,
+    )
+    return Fit(
+        base=base, config=config, number_of_classes=CLASSES, run=folder.folder("run"),
+        pictures=keep(folder.folder("pictures"), numbers, pictures(80)),
+        inputs=keep(folder.folder("inputs"), numbers[held], pictures(base.preprocess.height)[held]),
+        keys=prepared.keys_of(pa.array([f"image {number}" for number in numbers])),
+        classes=classes, aspects=np.ones(len(classes), np.float32), held=held,
+    )  # fmt: skip
+
+
+def result(job: Fit) -> tuple[dict, dict]:
+    """Return what a finished run left."""
+    trained = torch.load(io.BytesIO(job.run.read(epochs.RESULT)), weights_only=True)
+    arrays = np.load(io.BytesIO(job.run.read(epochs.HELD_OUT)))
+    return trained, {name: arrays[name] for name in arrays.files}
+
+
+def test_the_held_out_images_are_told_apart_and_the_curve_says_how_that_came(job: Fit) -> None:
+    epochs.run(job, Place())
+    trained, held = result(job)
+    assert [(point["phase"], point["epoch"]) for point in trained["curve"]] == [
+        ("learn", 1), ("learn", 2), ("learn", 3), ("refit", 1),
+    ]  # fmt: skip
+    assert (held["unseen"].argmax(1) == job.classes[job.held]).mean() > 0.6
+    assert trained["curve"][2]["loss"] < trained["curve"][0]["loss"]
+    assert "held_out_loss" not in trained["curve"][-1]  # they are learned from by then
+
+
+def test_one_seed_gives_one_result(job: Fit, tmp_path: Path) -> None:
+    found = []
+    for number, seed in enumerate((0, 0)):
+        run = Folder(job.run.stores, str(tmp_path / f"run-{number}"))
+        again = replace(job, run=run, config=replace(job.config, seed=seed, epochs=1, refit=False))
+        epochs.run(again, Place())
+        found.append(result(again)[1]["final"])
+    assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("killed_behind", [1, 4], ids=["in learning", "before the result"])
+def test_a_run_that_was_killed_goes_on_and_comes_to_the_same(job: Fit, tmp_path: Path, killed_behind: int) -> None:
+    epochs.run(job, Place())
+    seen = []
+
+    def die(fact: dict) -> None:
+        if fact["kind"] == "epoch":
+            seen.append(fact["epoch"])
+            if len(seen) > killed_behind:
+                raise KeyboardInterrupt
+
+    again = replace(job, run=Folder(job.run.stores, str(tmp_path / "again")))
+    if killed_behind < 4:
+        with pytest.raises(KeyboardInterrupt):
+            epochs.run(again, Place(tell=die))
+    else:
+        epochs.run(again, Place())
+        again.run.delete(epochs.RESULT)
+    told = []
+    epochs.run(again, Place(tell=told.append))
+    assert told[0]["kind"] == "resumed"
+    assert len([fact for fact in told if fact["kind"] == "epoch"]) == 4 - killed_behind
+    assert np.array_equal(result(job)[1]["final"], result(again)[1]["final"])
+    assert np.array_equal(result(job)[1]["unseen"], result(again)[1]["unseen"])
+
+
+def test_patience_ends_learning_and_the_best_epoch_is_what_stays(job: Fit) -> None:
+    config = replace(job.config, epochs=30, patience=2, lr=1.0, refit=False, warmup=0.0)  # it can only get worse
+    epochs.run(replace(job, config=config), Place())
+    trained, held = result(job)
+    losses = [point["held_out_loss"] for point in trained["curve"]]
+    assert len(losses) == trained["best_epoch"] + 2 < 30
+    assert trained["best_epoch"] == 1 + int(np.argmin(losses))
+    assert np.allclose(held["final"], held["unseen"], atol=1e-4)
+
+
+CHANGES = [
+    {"mixup": 0.4, "cutmix": 1.0},
+    {"balance": "weights", "flip": True, "pretrained": False},
+    {"balance": "sampling", "frozen_stages": 2},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_what_can_be_asked_for_runs(job: Fit, change: dict) -> None:
+    before = {name: value.clone() for name, value in job.base.network().state_dict().items()}
+    epochs.run(replace(job, config=replace(job.config, epochs=1, refit=False, **change)), Place())
+    trained, held = result(job)
+    assert np.isfinite(held["final"]).all()
+    same = [name for name, value in trained["net"].items() if name in before and torch.equal(before[name], value)]
+    assert ("conv1.0.weight" in same) == ("frozen_stages" in change)

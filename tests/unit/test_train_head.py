@@ -1,0 +1,94 @@
+"""A head on features, the temperature of its scores, and the figures that follow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from imgbatch import taxonomy
+from imgbatch.train import head, outcome
+from imgbatch.train.calibration import cross_entropy, fit_temperature, softmax
+
+
+def clusters(n: int = 300, classes: int = 4, features: int = 12, seed: int = 0, noise: float = 1.5) -> tuple:
+    """Return features around a centre a class, on scales that differ by thousands, and their classes."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(classes, features))
+    truth = rng.integers(0, classes, n)
+    x = (centres[truth] + rng.normal(size=(n, features)) * noise) * np.geomspace(0.01, 100, features) + 3
+    return x.astype(np.float32), truth
+
+
+def test_it_finds_what_a_well_known_solver_finds() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = clusters()
+    solved = head.fit(x, truth, 4, l2=1e-2)
+    z = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    theirs = LogisticRegression(C=1 / (1e-2 * len(x)), max_iter=1_000, tol=1e-8).fit(z, truth)
+    assert np.abs(softmax(solved.logits(x)) - theirs.predict_proba(z)).max() < 0.01
+
+
+def test_starting_from_another_solution_leads_to_the_same() -> None:
+    x, truth = clusters()
+    cold = head.fit(x, truth, 4, l2=1e-2)
+    warm = head.fit(x, truth, 4, l2=1e-2, start=head.fit(x, truth, 4, l2=1.0))
+    assert np.abs(softmax(cold.logits(x)) - softmax(warm.logits(x))).max() < 0.01
+
+
+def test_the_strength_is_that_of_the_least_held_out_loss_and_every_image_is_judged_unseen() -> None:
+    x, truth = clusters(n=90, features=60, noise=2.5)
+    fold = np.arange(90) % 3
+    fold[:6] = -1
+    chosen = head.choose(x, truth, fold, 4, None)
+    losses = [point["held_out_loss"] for point in chosen.curve]
+    assert chosen.l2 == chosen.curve[int(np.argmin(losses))]["l2"] and len(losses) == len(head.STRENGTHS)
+    assert chosen.numbers.tolist() == list(range(6, 90))
+    seen = head.fit(x, truth, 4, chosen.l2).logits(x[chosen.numbers])
+    assert (seen.argmax(1) == truth[6:]).mean() > (chosen.logits.argmax(1) == truth[6:]).mean() + 0.1
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_a_temperature_that_was_put_in_is_found(true_temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4_000, 5)) * 2
+    truth = np.array([rng.choice(5, p=p) for p in softmax(logits)])
+    assert fit_temperature(logits * true_temperature, truth) == pytest.approx(true_temperature, rel=0.1)
+
+
+def test_a_few_images_that_are_all_right_do_not_make_scores_certain() -> None:
+    logits = np.array([[3.0, 0.0, 0.0]] * 8)
+    scores = softmax(logits / fit_temperature(logits, np.zeros(8, np.int64)))
+    assert 0.85 < scores[0, 0] < 0.99
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64)) == 1.0
+
+
+def test_cross_entropy_is_that_of_torch_at_any_size_of_logits() -> None:
+    logits, truth = np.array([[1000.0, 0.0], [0.0, 1.0]]), np.array([1, 1])
+    theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(truth))
+    assert cross_entropy(logits, truth) == pytest.approx(float(theirs))
+
+
+def test_the_figures_are_those_that_can_be_counted_by_hand() -> None:
+    labels = ["Fuji", "Gala", "Lime"]
+    tree = taxonomy.read(b"label,kind\nFuji,Apple\nGala,Apple\nLime,Citrus\n", "tree.csv", labels)
+    unseen = np.log(np.array([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]))
+    found = outcome.metrics(unseen, 1.0, np.array([0, 1, 0, 2]), tree)
+    assert (found["n"], found["top1"], found["top5"]) == (4, 0.5, 1.0)
+    assert found["levels"] == {"kind": 1.0, "label": 0.5}  # the third: apples have 0.6 together
+    assert outcome.metrics(unseen[:0], 1.0, np.zeros(0, np.int64), None)["n"] == 0
+
+
+def test_predictions_hold_what_was_said_unseen_and_what_is_said_now() -> None:
+    unseen, final = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[5.0, 0.0], [5.0, 0.0]])
+    content = outcome.predictions(pa.array(["u", "v"]), ["a", "b"], np.array([0, 0]), unseen, final)
+    rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    assert [(row["uri"], row["truth"], row["label"], row["unseen_label"]) for row in rows] == [
+        ("u", "a", "a", "a"), ("v", "a", "a", "b"),
+    ]  # fmt: skip
+    assert rows[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-6)
