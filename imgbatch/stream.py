@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from typing import TypeVar
 
 from imgbatch.errors import ClusterError
@@ -77,3 +78,13 @@ def _as_they_come(
             return
         last = time.monotonic()
         yield item
+
+
+def waited(call: Callable[[], Item], pulse: Callable[[], None]) -> Item:
+    """Return call(), made in a thread, while `pulse` is called four times a second: it raises to wait no longer."""
+    with closing(ticking((call() for _ in range(1)), math.inf, closes=True)) as answers:
+        for answer in answers:
+            pulse()
+            if answer is not None:
+                return answer
+    raise AssertionError("a call that returns nothing cannot be waited for")

@@ -34,7 +34,7 @@ from imgbatch.listing import Counts, Found, Listing, Todo
 from imgbatch.models import Model
 from imgbatch.schema import labels_with, require_carried
 from imgbatch.storage import Folder, Stores, absolute, is_local
-from imgbatch.stream import ticking
+from imgbatch.stream import ticking, waited
 
 if TYPE_CHECKING:
     from imgbatch.committer import Committer
@@ -222,7 +222,7 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         InputError: there is not one image.
     """
     job.ledger.open(pulse)
-    carried = sources.carried_by(job.sources)
+    carried = waited(lambda: sources.carried_by(job.sources), pulse)
     require_carried(job.config.output.columns, carried)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -32,7 +32,8 @@ class Source:
     uri: str
     kind: str
     found: Callable[[], Iterator[Found]]
-    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    carried: Callable[[], pa.Schema] = lambda: pa.schema([])
+    """Asks for the columns that travel along; of a folder, its store."""
 
 
 def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> list[Source]:
@@ -62,7 +63,7 @@ def carried_by(sources: Sequence[Source]) -> pa.Schema:
         InputError: two manifests give one column types that do not go together.
     """
     try:
-        return pa.unify_schemas([source.carried for source in sources], promote_options="permissive")
+        return pa.unify_schemas([source.carried() for source in sources], promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         raise InputError(f"the manifests' columns do not go together: {error}") from error
 
@@ -114,11 +115,7 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
     meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
     found = objects.Objects(stores, meant, config)
-    try:
-        carried = found.carried()
-    except StoreError:  # listing will say it
-        carried = pa.schema([])
-    return Source(uri, "glob" if is_glob else "folder", found.found, carried)
+    return Source(uri, "glob" if is_glob else "folder", found.found, found.carried)
 
 
 def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig) -> Source:
@@ -129,15 +126,15 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
             if table.column is None:
                 named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
                 raise InputError(f"{uri} has no {named}; it has: {', '.join(table.schema.names)}")
-            return Source(uri, "parquet", table.found, table.carried)
+            return Source(uri, "parquet", table.found, lambda: table.carried)
     if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
         report = inventory.Inventory(stores, uri, config.suffixes)
         return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri, config.schemes)
-        return Source(uri, "manifest", manifest.found, manifest.carried)
+        return Source(uri, "manifest", manifest.found, lambda: manifest.carried)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
-        return Source(uri, "tar", lambda: tars.listed(uri, meta), tars.CARRIED_FIELDS)
+        return Source(uri, "tar", lambda: tars.listed(uri, meta), lambda: tars.CARRIED_FIELDS)
     if lower.endswith(_UNREAD):
         raise InputError(
             f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"

@@ -92,7 +92,7 @@ def labelled(source: Source, classes: Classes) -> Source:
             yield replace(each, batch=batch)
         classes.require_known()
 
-    return replace(source, found=found, carried=_with_truth(source.carried))
+    return replace(source, found=found, carried=lambda: _with_truth(source.carried()))
 
 
 def is_tar(listed: pa.RecordBatch) -> pa.Array:

@@ -96,8 +96,8 @@ class Objects:
         for objects in self._meant():
             is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
             yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
-            shards = objects.filter(is_tar)
-            yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
+            if len(shards := objects.filter(is_tar)):
+                yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
             rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 

@@ -206,7 +206,7 @@ def test_ray_job_submit(cluster: Running, folder: Path, tiny_model: Path, tmp_pa
     assert len(tables.labels(tmp_path / "out")) == 12
     shipped = list(cluster.place.glob("session_2*/runtime_resources/working_dir_files/*/**/*"))
     names = {str(path.relative_to(cluster.place)).split("/", 4)[4] for path in shipped if path.is_file()}
-    assert {"jobs/classify.py", "imgbatch/decode.py", "pyproject.toml"} <= names
+    assert {"jobs/classify.py", "imgbatch/decode/jpeg.py", "pyproject.toml"} <= names
     assert not [name for name in names if name.startswith((".git/", "tests/", ".venv/", "docs/"))]
     assert sum(path.stat().st_size for path in shipped if path.is_file()) < 1_000_000
 

@@ -27,8 +27,8 @@ POINTS = {
     "between the two logs": ("imgbatch.storage", "Folder.create", "labels/part-", "before"),
     "before the seal": ("imgbatch.ledger", "Ledger.seal", "", "before"),
     "after the seals": ("imgbatch.ledger", "Ledger.seal", "", "after"),
-    "before _SUCCESS": ("imgbatch.storage", "Folder.put", "_SUCCESS", "before"),
-    "after _SUCCESS": ("imgbatch.storage", "Folder.put", "_SUCCESS", "after"),
+    "before _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "before"),
+    "after _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "after"),
     "before an old row is taken out": ("imgbatch.storage", "Folder.replace", "", "before"),
     "after an old row is taken out": ("imgbatch.storage", "Folder.replace", "", "after"),
 }

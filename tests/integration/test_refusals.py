@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +85,7 @@ def test_flags_that_are_missing_or_wrong(refused: Callable[..., str], folder: Pa
         ("rejects.max_share=1.5", "between 0 and 1"),
         ("cluster.max_actors=0", "cluster.max_actors=0"),
         ("fetch=3", "fetch"),
-        ("source.format=tar", "source.format"),
+        ("source.format=zip", "source.format"),
     ],
 )
 def test_a_config_key_that_is_wrong(
@@ -127,13 +126,12 @@ def test_a_model_that_cannot_be_used(
 
 def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "out")
-    with tarfile.open(tmp_path / "shard-000.tar", "w") as shard:
-        shard.add(folder / "00.jpg", "00.jpg")
-    assert "archives are not read" in refused(2, "--input", tmp_path / "shard-000.tar", *output)
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    assert "of archives only" in refused(2, "--input", tmp_path / "images.zip", *output)
     (tmp_path / "list.csv").write_text("url,split\na.jpg,train\n")
     assert "no column 'uri'; it has: url, split" in refused(2, "--input", tmp_path / "list.csv", *output)
     (tmp_path / "list.parquet").write_bytes(b"PAR1 and then nothing")
-    assert "cannot be read as parquet" in refused(2, "--input", tmp_path / "list.parquet", *output)
+    assert "cannot be read as Parquet" in refused(2, "--input", tmp_path / "list.parquet", *output)
     (tmp_path / "list.jsonl").write_text('{"uri": "a.jpg"}\n{"uri": ')
     assert "cannot be read as jsonl" in refused(2, "--input", tmp_path / "list.jsonl", *output)
     missing = refused(2, "--input", tmp_path / "no.csv", "--set", "source.format=manifest", *output)

@@ -37,8 +37,9 @@ LABELS = tuple(f"class {number:02d}" for number in range(20))
 STORES = Stores(StorageConfig(), {})
 TIED = 0.05  # a grey level more or less, as resizing differs by, moves a probability of random weights by up to 0.02
 
-SMALL = ["mobilenetv3_small_100", "torchvision:shufflenet_v2_x0_5"]
-LARGE = [
+NETWORKS = [
+    "mobilenetv3_small_100",
+    "torchvision:shufflenet_v2_x0_5",
     "resnet50",
     "efficientnet_b0",
     "convnext_tiny",

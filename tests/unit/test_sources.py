@@ -498,7 +498,7 @@ def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Fold
     })  # fmt: skip
     disk.put("m.parquet", as_parquet(table))
     (source,) = recognise(disk.stores, [disk.at("m.parquet")], SourceConfig())
-    assert source.carried == pa.schema([
+    assert source.carried() == pa.schema([
         ("input_label", pa.string()), ("input_n", pa.int16()), ("input_tags", pa.list_(pa.string())),
         ("input_nothing", pa.null()),
     ])  # fmt: skip
