@@ -66,6 +66,8 @@ def carried_by(sources: Sequence[Source]) -> pa.Schema:
         return pa.unify_schemas([source.carried() for source in sources], promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         raise InputError(f"the manifests' columns do not go together: {error}") from error
+    except (NotFound, BadPath) as error:
+        raise InputError(f"--input: {error}") from error
 
 
 def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bool = True) -> Iterator[Found]:

@@ -333,7 +333,7 @@ def test_embeddings_and_chosen_columns(warm: Job, folder: Path, tiny_model: Path
     before = tables.parts(output)
     assert "(13 already done" in warm(*command, *chosen).out
     other = warm(*command, *chosen[:2])
-    assert other.code == 5 and "output.columns" in other.err and "embeddings" not in other.err
+    assert other.code == 5 and "output.columns" in other.err and "output.embeddings" not in other.err
     assert tables.parts(output) == before and warm("verify", output).code == 0
 
 
@@ -352,7 +352,7 @@ def test_a_long_listing_keeps_the_heart_beating(folder: Path, tmp_path: Path) ->
     chosen = config.load(None, [], input=(str(folder), f"{folder}/*.jpg"), output=str(tmp_path / "out"))
     beats: list[int] = []
     classify.list_images(classify.prepare(chosen), None, lambda: beats.append(1))
-    assert len(beats) == 2, "one a batch"
+    assert len(beats) >= 3, "one for the columns, and one a batch"
 
 
 def test_help_names_every_config_key_and_exit_code(job: Job) -> None:

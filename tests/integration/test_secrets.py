@@ -43,6 +43,7 @@ def require_absent(secret: str, where: dict[str, bytes]) -> None:
     assert [name for name, content in where.items() if secret.encode() in content] == []
 
 
+@pytest.mark.long
 def test_secrets_are_in_nothing_that_a_run_leaves_behind(
     started: Callable[..., subprocess.Popen[str]], s3: S3Server, tiny_model: Path, tmp_path: Path, place: Path
 ) -> None:

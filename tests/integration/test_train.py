@@ -104,6 +104,7 @@ def _timm_agrees(model: Path, labels: Path, data: Path) -> None:
         assert float(scores.max()) == pytest.approx(score, abs=0.03)
 
 
+@pytest.mark.long
 def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
     tmp_path: Path, s3: S3Server, tiny_model: Path, warm: Job
 ) -> None:
