@@ -52,6 +52,7 @@ def require_labels_by_kind(output: Path, count: int) -> None:
     assert all(label == labels[f"{int(name[:4]) % KINDS:04d}.jpg"] for name, label in labels.items())
 
 
+@pytest.mark.long
 def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
     warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> 
     require_same_network(model.network(), net)
 
 
+@pytest.mark.long
 def test_what_torchvision_does_for_its_weights_alone_is_done(load: Load, tmp_path: Path) -> None:
     torch.manual_seed(0)
     options = {"transform_input": True, "aux_logits": False, "init_weights": False}
@@ -445,6 +446,7 @@ def by_hand(net: nn.Module, model: Model, pixels: npt.NDArray[np.uint8]) -> tupl
 @pytest.mark.parametrize(
     ("runtime", "name"), [("torch", "mobilenetv3_small_050"), ("torch", "test_resnet"), ("openvino", "test_resnet")]
 )
+@pytest.mark.long
 def test_embeddings_are_what_the_head_sees(load: Load, tmp_path: Path, runtime: str, name: str) -> None:
     net = tiny(4, name).eval()
     model = load(write(tmp_path / "dir", net, "wxyz"), image_size=160)

@@ -175,7 +175,7 @@ def test_a_whole_bucket_is_a_folder(s3: Any) -> None:
 
 def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
     place = Folder(s3.stores(), "s3://images")
-    with pytest.raises(NotFound, match="missing-bucket"):
+    with pytest.raises(InputError, match="missing-bucket"):
         uris(place, "s3://missing-bucket/x")
     wrong = Stores(StorageConfig(), {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong"})
     with pytest.raises(Forbidden):
