@@ -171,7 +171,7 @@ def test_a_night_of_kills_over_three_thousand_objects(
 
     known: dict[str, str] = {}
     late = 0
-    for attempt, point in enumerate(["before the PUT of a part", "", "after the PUT of a part", "", ""]):
+    for attempt, point in enumerate(["between the two logs", "", "after the PUT of a part", "", ""]):
         environment = s3.environment | (deadly(tmp_path / "deadly", point) if point else {})
         before = parts()
         process = started(*command, "--output", "s3://out/night", env=environment)
