@@ -71,9 +71,6 @@ def chained(streams: Sequence[Callable[[], Iterator[Item]]], *, at_once: int, mo
     >>> list(chained([lambda: iter("ab"), lambda: iter("c")], at_once=2, most=1))
     ['a', 'b', 'c']
     """
-    if len(streams) == 1:
-        yield from streams[0]()
-        return
     stop, todo = threading.Event(), iter(streams)
     waiting: deque[Queue[Any]] = deque()
     pool = ThreadPoolExecutor(at_once, "streams")
@@ -104,7 +101,7 @@ def drawn(stream: Callable[[], Iterator[Item]], most: int) -> Iterator[Item]:
     >>> list(drawn(lambda: iter("abc"), 2))
     ['a', 'b', 'c']
     """
-    yield from chained([stream, lambda: iter(())], at_once=1, most=most)
+    yield from chained([stream], at_once=1, most=most)
 
 
 def _draw(stream: Callable[[], Iterator[Any]], arrived: Queue[Any], stop: threading.Event) -> None:

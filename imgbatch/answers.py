@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 
@@ -19,7 +21,7 @@ def answers(prediction: Prediction, model: Model, min_score: float) -> dict[str,
     """
     ids, scores = prediction.ids, prediction.scores
     n, k = ids.shape
-    labels = pa.array(model.labels, pa.string())
+    labels = _column(model.labels)
     names = labels.take(pa.array(ids.ravel()))
     candidates = pa.StructArray.from_arrays(
         [names, pa.array(ids.ravel()), pa.array(scores.ravel())], fields=list(CANDIDATE)
@@ -40,13 +42,23 @@ def answers(prediction: Prediction, model: Model, min_score: float) -> dict[str,
     return columns
 
 
+@lru_cache(maxsize=2)
+def _column(names: tuple[str, ...]) -> pa.Array:
+    return pa.array(names, pa.string())
+
+
+@lru_cache(maxsize=2)
+def _nodes(taxonomy: Taxonomy) -> pa.Array:
+    return pa.array([node for level in taxonomy.levels for node in level.nodes], pa.string())
+
+
 def _levels(taxonomy: Taxonomy, prediction: Prediction, above: Prediction, min_score: float) -> dict[str, pa.Array]:
     """Return what `answers` says with a taxonomy."""
     n, depth = len(prediction.ids), len(taxonomy.levels)
     ids = np.concatenate([above.ids, prediction.ids[:, :1]], 1)
     scores = np.concatenate([above.scores, prediction.scores[:, :1]], 1)
     starts = np.cumsum([0, *(len(level.nodes) for level in taxonomy.levels[:-1])])
-    nodes = pa.array([node for level in taxonomy.levels for node in level.nodes], pa.string())
+    nodes = _nodes(taxonomy)
     names = nodes.take(pa.array((ids + starts).ravel()))
     level_names = pa.array([level.name for level in taxonomy.levels] * n, pa.string())
     levels = pa.StructArray.from_arrays([level_names, names, pa.array(scores.ravel())], fields=list(LEVEL))

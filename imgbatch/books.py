@@ -15,7 +15,7 @@ from imgbatch.errors import BooksError
 from imgbatch.listing import pages
 from imgbatch.parts import Log
 from imgbatch.schema import TAR
-from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, members_of, version_of
+from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, version_of
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, uri_keys
 
@@ -67,15 +67,12 @@ def audit(
         log.scan()
         for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
             pulse()
-            tars[name].take(name, number, table, footer.shards)
-            member = np.zeros(len(table), bool)
-            for tar in footer.shards if listing is not None else ():
-                member |= np.asarray(members_of(table["uri"], tar))
+            member = tars[name].take(name, number, table, footer.shards)
             new = seen.add(
                 uri_keys(table["uri"].combine_chunks()),
                 reject=np.full(len(table), reject),
                 listed=np.full(len(table), listing is None),
-                member=member,
+                member=member & (listing is not None),
             )
             books.rows += len(table)
             books.double += table.filter(pa.array(~new))["uri"].to_pylist()[:_SHOWN]

@@ -40,6 +40,7 @@ from imgbatch.schema import (
     RESULTS,
     TAR,
     carried_fields,
+    whole,
     with_carried,
 )
 from imgbatch.storage import Folder, Stores
@@ -129,15 +130,18 @@ def decoded(
     return pa.table({"index": pa.array(numbers), "uri": listed["uri"], **columns, **place, **carried, PIXELS: flat})
 
 
+def pixels_of(images: pa.Table, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Return the column `pixels` as n×H×W×3, without a copy."""
+    column = whole(images[PIXELS])
+    size = column.type.byte_width
+    flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+    return flat.reshape(-1, preprocess.height, preprocess.width, 3)
+
+
 def labelled(images: pa.Table, runtime: Runtime, model: Model, min_score: float) -> pa.Table:
     """Return RESULTS with carried columns for what `decoded` gave."""
-    column = images[PIXELS].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    shape = (-1, model.preprocess.height, model.preprocess.width, 3)
-    start = column.offset * column.type.byte_width
-    pixels = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * column.type.byte_width]
-    good = np.asarray(images["reason"].is_null())
-    prediction = runtime(pixels.reshape(shape) if good.all() else pixels.reshape(shape)[good])
+    pixels, good = pixels_of(images, model.preprocess), np.asarray(images["reason"].is_null())
+    prediction = runtime(pixels if good.all() else pixels[good])
     if not np.isfinite(prediction.scores).all():
         raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
     columns = answers(prediction, model, min_score)
@@ -207,6 +211,10 @@ class Worker:
     def _decode(self) -> Callable[[bytes], Picture]:
         return _decoder(self._work, self._isolated)
 
+    @cached_property
+    def _decode_here(self) -> Callable[[bytes], Picture]:
+        return _decoder(self._work, isolated=False)
+
     def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a block, `rows` at a time; the GETs of the next ones are under way by then."""
         if imgbatch.__version__ != self._work.version:  # Python and Ray compare theirs when a node joins
@@ -233,7 +241,7 @@ class Worker:
         while few := list(islice(found, rows)):
             numbers = np.array([_READ if row.get("read") else number for row, _ in few], np.int64)
             table = pa.Table.from_pylist([row for row, _ in few], schema=schema)
-            decode = self._decode if isolated > 0 or not self._isolated else _decoder(self._work, isolated=False)
+            decode = self._decode if isolated > 0 or not self._isolated else self._decode_here
             yield decoded(numbers, table, [image for _, image in few], self._work.model.preprocess, decode)
             isolated -= len(few)
 

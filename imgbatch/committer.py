@@ -217,9 +217,8 @@ class Committer:
                 self._touched.add(told["number"])
                 self.passed_over += told["ignored"]
 
-    @property
-    def full(self) -> bool:
-        """Whether no more rows may come, since the run's limit is reached; the tars then stay as far as they are read."""
+    def close_at_limit(self) -> bool:
+        """Leave the tars as far as they are read, once the run's limit is reached; return whether nothing is left to do."""
         if self.room == 0:
             for number in self.todo.shards:
                 self.todo.pending[number] = False

@@ -1,21 +1,19 @@
-"""The configuration of a run: frozen dataclasses, filled from a TOML file and from `--set section.key=value`.
+"""The configuration of a run: what every knob is, with its help text beside it.
 
-Every knob has its help text beside it; `describe()` prints them all, and a test holds the README against them.
+`describe()` prints them all, and a test holds the README against them.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import tomllib
-import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from imgbatch.errors import ConfigError
+from imgbatch.knobs import at_least, described, knob, load_as, one_of, positive, share
 
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
@@ -29,17 +27,7 @@ _SIGNATURE = re.compile(
     re.I,
 )
 
-_SHORT = {"model": "model.name", "output": "output.uri"}
-Kind = typing.TypeVar("Kind")
-
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
-
-
-def knob(default: Any, help: str) -> Any:
-    """Return a dataclass field whose help text stands beside it; what is made by a factory may be secret."""
-    if callable(default):
-        return field(default_factory=default, metadata={"help": help}, repr=False)
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +55,7 @@ class ModelConfig:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ConfigError(f"model.crop_pct={self.crop_pct}: must be more than 0 and at most 1")
         if self.image_size is not None:
-            _at_least("model.image_size", self.image_size, 1)
+            at_least("model.image_size", self.image_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +82,7 @@ class SourceConfig:
     allow_empty: bool = knob(False, "an input without a single image is a success instead of exit code 2")
 
     def __post_init__(self) -> None:
-        _one_of("source.format", self.format, ("auto", "objects", "manifest", "parquet", "tar", "inventory"))
+        one_of("source.format", self.format, ("auto", "objects", "manifest", "parquet", "tar", "inventory"))
         if not any(part.strip(" .") for part in self.suffixes.split(",")):
             raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
 
@@ -113,8 +101,8 @@ class StorageConfig:
     )
 
     def __post_init__(self) -> None:
-        _positive("storage.timeout_s", self.timeout_s)
-        _at_least("storage.retries", self.retries, 0)
+        positive("storage.timeout_s", self.timeout_s)
+        at_least("storage.retries", self.retries, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,9 +114,9 @@ class FetchConfig:
     max_bytes: int = knob(256 << 20, "a larger object is rejected as too_large before it is read")
 
     def __post_init__(self) -> None:
-        _at_least("fetch.ahead", self.ahead, 1)
-        _at_least("fetch.ahead_bytes", self.ahead_bytes, 1)
-        _at_least("fetch.max_bytes", self.max_bytes, 1)
+        at_least("fetch.ahead", self.ahead, 1)
+        at_least("fetch.ahead_bytes", self.ahead_bytes, 1)
+        at_least("fetch.max_bytes", self.max_bytes, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +129,8 @@ class DecodeConfig:
     timeout_s: float = knob(30.0, "seconds that decoding one image may take; it is rejected if it takes longer")
 
     def __post_init__(self) -> None:
-        _at_least("decode.max_pixels", self.max_pixels, 1)
-        _positive("decode.timeout_s", self.timeout_s)
+        at_least("decode.max_pixels", self.max_pixels, 1)
+        positive("decode.timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +145,10 @@ class ClassifyConfig:
     runtime: str = knob("auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino")
 
     def __post_init__(self) -> None:
-        _one_of("classify.runtime", self.runtime, ("auto", "torch", "openvino"))
+        one_of("classify.runtime", self.runtime, ("auto", "torch", "openvino"))
         if self.batch_size is not None:
-            _at_least("classify.batch_size", self.batch_size, 1)
-        _one_of("classify.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+            at_least("classify.batch_size", self.batch_size, 1)
+        one_of("classify.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +158,7 @@ class AnswerConfig:
     min_score: float = knob(0.5, "with a taxonomy: the finest label whose probability reaches this is the answer")
 
     def __post_init__(self) -> None:
-        _share("answer.min_score", self.min_score)
+        share("answer.min_score", self.min_score)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,10 +170,10 @@ class RejectsConfig:
     retry: str = knob("passing", "which rejects of earlier runs are tried again: passing, all")
 
     def __post_init__(self) -> None:
-        _share("rejects.max_share", self.max_share)
+        share("rejects.max_share", self.max_share)
         if self.max_count is not None:
-            _at_least("rejects.max_count", self.max_count, 0)
-        _one_of("rejects.retry", self.retry, ("passing", "all"))
+            at_least("rejects.max_count", self.max_count, 0)
+        one_of("rejects.retry", self.retry, ("passing", "all"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,13 +190,13 @@ class ClusterConfig:
     stall_s: float = knob(900.0, "seconds without a single new row before the run ends with exit code 3")
 
     def __post_init__(self) -> None:
-        _one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
-        _positive("cluster.wait_s", self.wait_s)
-        _positive("cluster.stall_s", self.stall_s)
-        _positive("cluster.gpus_per_actor", self.gpus_per_actor)
+        one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
+        positive("cluster.wait_s", self.wait_s)
+        positive("cluster.stall_s", self.stall_s)
+        positive("cluster.gpus_per_actor", self.gpus_per_actor)
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
             raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1 only whole numbers are possible")
-        _at_least("cluster.min_actors", self.min_actors, 1)
+        at_least("cluster.min_actors", self.min_actors, 1)
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise ConfigError(f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}")
 
@@ -222,7 +210,7 @@ class RunConfig:
     prune: bool = knob(False, "take the rows of images that the listing no longer holds out of the tables")
 
     def __post_init__(self) -> None:
-        _positive("run.commit_s", self.commit_s)
+        positive("run.commit_s", self.commit_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,9 +233,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _at_least("top_k", self.top_k, 1)
+        at_least("top_k", self.top_k, 1)
         if self.limit is not None:
-            _at_least("limit", self.limit, 1)
+            at_least("limit", self.limit, 1)
             if self.run.prune:
                 raise ConfigError(
                     "run.prune=true with --limit would take out every row beyond the limit: leave one away"
@@ -284,32 +272,9 @@ def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config
     return load_as(Config, path, settings, **flags)
 
 
-def load_as(kind: type[Kind], path: str | None, settings: Sequence[str] = (), **flags: Any) -> Kind:
-    """Build the config of another job in the same way."""
-    sections = {name for name, hint in typing.get_type_hints(kind).items() if is_dataclass(hint)}
-    tree: dict[str, Any] = {}
-    for key, value in (_read_toml(path) if path else {}).items():
-        _assign(tree, key, value, sections)
-    for setting in settings:
-        _assign(tree, *_parsed(setting), sections)
-    for key, value in flags.items():
-        if value is not None:
-            _assign(tree, key, value, sections)
-    return typing.cast(Kind, _build(kind, tree, "", [name for name, _, _ in describe(kind)]))
-
-
-def describe(config: type = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, help) of every knob, sections in the order of a run."""
-    hints = typing.get_type_hints(config)
-    for entry in fields(config):
-        if is_dataclass(hints[entry.name]):
-            yield from describe(typing.cast(type, hints[entry.name]), f"{prefix}{entry.name}.")
-        else:
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            shown = (
-                "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
-            )
-            yield f"{prefix}{entry.name}", shown, entry.metadata["help"]
+    yield from described(kind)
 
 
 def with_output(config: Config, *, model: str, date: str) -> Config:
@@ -322,91 +287,3 @@ def with_output(config: Config, *, model: str, date: str) -> Config:
         return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} may stand in braces") from error
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from error
-
-
-def _parsed(setting: str) -> tuple[str, Any]:
-    """Return key and value of a `--set`."""
-    key, separator, text = setting.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {setting!r}: expected section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    return key.strip(), value
-
-
-def _assign(tree: dict[str, Any], key: str, value: Any, known: Collection[str]) -> None:
-    """Set a key in a tree of sections; a plain value for `model` or `output` is its name or URI."""
-    if key in _SHORT and key in known and not isinstance(value, dict):
-        key = _SHORT[key]
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{key}={value!r}: {section!r} is a value, not a section")
-    tree[name] = value
-
-
-def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
-            raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
-    values = {key: _convert(prefix + key, hints[key], value, known) for key, value in tree.items()}
-    return kind(**values)
-
-
-def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
-    """Return `value` as the type that the field is declared with."""
-    if is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
-        return _build(typing.cast(type, hint), value, f"{key}.", known)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if any(typing.get_origin(kind) is tuple for kind in kinds):
-        value = (value,) if isinstance(value, str) else value
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-    for kind in kinds:
-        kind = typing.get_origin(kind) or kind
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return value
-    wanted = " or ".join("nothing" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ConfigError(f"{key}={value!r}: expected {wanted}")
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{key}={value!r}: one of {', '.join(allowed)}{hint}")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{key}={value}: must be more than 0")
-
-
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{key}={value}: must be {least} or more")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{key}={value}: must lie between 0 and 1")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -71,18 +71,18 @@ class Fetcher:
             try:
                 table = self._table(uri)
                 table.require_unchanged(of_file[0]["etag"])
-                numbers = [int(row["uri"].rpartition("#")[2]) for row in of_file]
+                numbers = np.array([int(row["uri"].rpartition("#")[2]) for row in of_file])
                 places = np.searchsorted(table.starts, numbers, side="right") - 1
-                for group in np.unique(places).tolist():
-                    chosen = [row for row, place in zip(of_file, places, strict=True) if place == group]
-                    groups.append(partial(self._group, table, group, chosen))
+                edges = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
+                for start, end in pairwise(edges):
+                    group = int(places[start])
+                    chosen = numbers[start:end] - table.starts[group]
+                    groups.append(partial(self._group, table.images(group, chosen), of_file[start:end]))
             except (StoreError, InputError) as error:
                 groups.append(partial(_refused, of_file, error))
         yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
 
-    def _group(self, table: ImageTable, group: int, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
-        first = int(table.starts[group])
-        contents = table.images(group, [int(row["uri"].rpartition("#")[2]) - first for row in rows])
+    def _group(self, contents: Iterator[bytes | None], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         left = list(reversed(rows))
         try:
             for content in contents:

@@ -56,7 +56,7 @@ def _answer(done: subprocess.CompletedProcess[bytes]) -> Picture:
     return Picture(np.load(io.BytesIO(pixels), allow_pickle=False), found["width"], found["height"])
 
 
-def _memory() -> int:
+def memory_of_node() -> int:
     """Return the bytes of memory that this machine, or the container that we are in, has."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -84,7 +84,7 @@ def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes
     """Decode what is read; write a line of JSON, and behind it the pixels as NumPy writes an H×W×3 array."""
     signal.alarm(math.ceil(float(arguments[2])) + 1)  # a worker that is killed takes no child with it
     _die_first()
-    memory = memory_limit(_memory(), os.cpu_count() or 1)
+    memory = memory_limit(memory_of_node(), os.cpu_count() or 1)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     max_pixels, short_side = map(int, arguments[:2])

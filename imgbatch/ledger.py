@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError
 from imgbatch.parts import Footer, Log, require_same
-from imgbatch.schema import LABELS, REJECTS, carried_fields, with_carried
+from imgbatch.schema import LABELS, REJECTS, carried_fields, whole, with_carried
 from imgbatch.shards import (
     DONE,
     DUPLICATE,
@@ -59,17 +59,13 @@ class Versions:
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch, keys: Keys | None = None) -> Versions:
         """Read the versions off a table with the columns of a listing; `keys` are those of its URIs, if they are known."""
-        uri, size, etag, moment = (_one(table[name]) for name in _VERSION_COLUMNS)
+        uri, size, etag, moment = (whole(table[name]) for name in _VERSION_COLUMNS)
         tags = hash_strings(etag) | np.uint64(1)
         if etag.null_count:
             times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
             times = np.where(np.asarray(moment.is_null()), np.uint64(0), times << np.uint64(2) | np.uint64(2))
             tags = np.where(np.asarray(etag.is_null()), times, tags)
         return cls(uri_keys(uri) if keys is None else keys, size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
-
-
-def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 @dataclass
@@ -110,17 +106,17 @@ class Ledger:
             log.scan()
         for number, table, footer in self._rows(self.labels, _VERSION_COLUMNS):
             pulse()
-            table = self.shards.take(LABELS_LOG, number, table, footer.shards)
+            table = self._without_tars(LABELS_LOG, number, table, footer)
             double = ~self._add(number, table, 0)
             if double.any():
                 raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
         surplus: dict[int, Keys] = {}
         for number, table, footer in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
             pulse()
-            table = self.shards.take(REJECTS_LOG, number, table, footer.shards)
+            table = self._without_tars(REJECTS_LOG, number, table, footer)
             double = ~self._add(number, table, _rejected(table))
             if double.any():
-                surplus[number] = uri_keys(_one(table["uri"]))[double]
+                surplus[number] = uri_keys(whole(table["uri"]))[double]
         self._drop_rejects_of_labelled(surplus)
         return self
 
@@ -149,7 +145,7 @@ class Ledger:
             return progress
         for name, number in self.shards.parts_of(uri):
             columns = [*_VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
-            table, _ = (self.labels if name == LABELS_LOG else self.rejects).part(number, columns)
+            table, _ = self._log(name).part(number, columns)
             table = table.filter(members_of(table["uri"], uri))
             self._add(number, table, _rejected(table) if name == REJECTS_LOG else 0)
         return OpenShard.of(uri, version, progress)
@@ -168,7 +164,7 @@ class Ledger:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
             shards: how far tars are read with these rows.
         """
-        keys = uri_keys(_one(rows["uri"]))
+        keys = uri_keys(whole(rows["uri"]))
         if self.stale:
             closed = [tar for tar, entry in (shards or {}).items() if "images" in entry]
             self._take_out(np.concatenate([keys, uri_keys(pa.array(closed, pa.string()))]))
@@ -181,8 +177,8 @@ class Ledger:
         for log, mask in ((self.rejects, pc.invert(labelled)), (self.labels, labelled)):
             table = rows.filter(mask)
             if len(table) or (shards and log is self.labels):
-                whole = self._columns(log, rows.schema)
-                written += log.append(table.select(whole.names).cast(whole), footer, self._absorb)
+                columns = self._columns(log, rows.schema)
+                written += log.append(table.select(columns.names).cast(columns), footer, self._absorb)
         return written
 
     def seal(self, run_id: str) -> None:
@@ -191,6 +187,14 @@ class Ledger:
         for log in (self.labels, self.rejects):
             # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
             log.append(self._columns(log, log.carried()).empty_table(), footer, self._absorb)
+
+    def _without_tars(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
+        """Return the rows of a part that are no members of tars; those are counted."""
+        members = self.shards.take(name, number, table, footer.shards)
+        return table.filter(pa.array(~members)) if footer.shards else table
+
+    def _log(self, name: str) -> Log:
+        return self.labels if name == LABELS_LOG else self.rejects
 
     def _columns(self, log: Log, rows: pa.Schema) -> pa.Schema:
         """Return the columns of a log for rows that carry what these do."""
@@ -219,8 +223,7 @@ class Ledger:
         gone = 0
         for tar, progress in self.shards.kept():
             for name, part in sorted(progress.parts):
-                log = self.labels if name == LABELS_LOG else self.rejects
-                gone += log.rewrite(part, partial(_without_members, tar))
+                gone += self._log(name).rewrite(part, partial(_without_members, tar))
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
             for number, keys in self._rows_where(_SEEN | _REJECT, kind).items():
                 gone += self._remove(log, number, keys)
@@ -275,12 +278,12 @@ class Ledger:
     def _remove(self, log: Log, number: int, keys: Keys) -> int:
         gone = UriIndex()
         gone.add(keys)
-        return log.rewrite(number, lambda table: table.filter(pa.array(~gone.contains(uri_keys(_one(table["uri"]))))))
+        return log.rewrite(number, lambda table: table.filter(pa.array(~gone.contains(uri_keys(whole(table["uri"]))))))
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):
-            self.absorbed.add(uri_keys(_one(theirs["uri"])))
-        return self._without_absorbed(rows, uri_keys(_one(rows["uri"])))
+            self.absorbed.add(uri_keys(whole(theirs["uri"])))
+        return self._without_absorbed(rows, uri_keys(whole(rows["uri"])))
 
     def _without_absorbed(self, rows: pa.Table, keys: Keys) -> pa.Table:
         return rows.filter(pa.array(~self.absorbed.contains(keys))) if len(self.absorbed) else rows
@@ -288,7 +291,7 @@ class Ledger:
 
 def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
     """Return the states of rejects."""
-    passing = np.asarray(_one(table["passing"]).fill_null(False)).astype(np.uint8)
+    passing = np.asarray(whole(table["passing"]).fill_null(False)).astype(np.uint8)
     return passing * np.uint8(_PASSING) | np.uint8(_REJECT)
 
 

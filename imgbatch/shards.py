@@ -64,8 +64,9 @@ class Shards:
         self._visited: dict[str, str] = {}
         self._loaded: set[str] = set()
 
-    def take(self, log: str, number: int, table: pa.Table, told: Mapping[str, Any]) -> pa.Table:
-        """Note what a part says of tars, and return its rows without those of their members."""
+    def take(self, log: str, number: int, table: pa.Table, told: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+        """Note what a part says of tars; return a mask of its rows that are members of them."""
+        members = np.zeros(len(table), bool)
         for tar, entry in told.items():
             progress = self._known.setdefault(tar, {}).setdefault(entry["version"], Progress())
             if entry["through"] >= progress.through[log]:
@@ -75,10 +76,10 @@ class Shards:
             if log == LABELS_LOG:  # the one that is written last
                 progress.images = entry.get("images", progress.images)
             progress.parts.add((log, number))
-            mine = members_of(table["uri"], tar)
-            progress.rows += pc.sum(mine).as_py() or 0
-            table = table.filter(pc.invert(mine))
-        return table
+            mine = np.asarray(members_of(table["uri"], tar))
+            progress.rows += int(np.count_nonzero(mine))
+            members |= mine
+        return members
 
     def visit(self, tar: str, version: str) -> Progress:
         """Return how far a listed tar is read."""

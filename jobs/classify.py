@@ -287,7 +287,7 @@ def label(
                 judge_on_the_way(job, counts, committer)
             shown.update(committer.arrived, committer.rejected)
             record.beat(counts=counts_on_the_way(counts, committer))
-            if committer.full:
+            if committer.close_at_limit():
                 break
 
     try:

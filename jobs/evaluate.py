@@ -214,4 +214,4 @@ def pictures(stores: Stores, chosen: config.Config, rows: pa.Table) -> Iterator[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
 from imgbatch.config import masked
 from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
 from imgbatch.interrupts import StopRequest
+from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing, Todo, pages
 from imgbatch.models import Model
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
-    chosen = config.load_as(
+    chosen = load_as(
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
@@ -329,4 +329,4 @@ def judge(job: Job, found: Labelled, read: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

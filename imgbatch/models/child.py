@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from imgbatch.errors import ModelError
+from imgbatch.isolated import memory_of_node
 
-_SHARE_OF_MEMORY = 0.5  # of the machine's, that a network may have while it is checked
+_SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
 _POLL_S = 0.2
 
 Answer = dict[str, Any]
@@ -75,7 +76,7 @@ def answer(question: dict[str, Any]) -> Answer:
 
 def main(read: Callable[[], bytes], answers: BinaryIO) -> None:
     """Answer the question that is read, as JSON; an error of ours is an answer, too."""
-    memory = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    memory = int(_SHARE_OF_MEMORY * memory_of_node())
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
         found = answer(json.loads(read()))

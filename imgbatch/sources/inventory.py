@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
-from imgbatch.schema import LISTING
+from imgbatch.schema import LISTING, whole
 from imgbatch.sources.names import candidate_pattern
 from imgbatch.storage import Stores
 from imgbatch.storage.base import unquoted_all
@@ -129,12 +129,8 @@ def _listed(rows: pa.Table) -> pa.RecordBatch:
     columns = [
         pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
         pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
-        unquoted_all(_one(known["e_tag"])),
+        unquoted_all(whole(known["e_tag"])),
         moments.cast(LISTING.field("last_modified").type),
         pa.nulls(count, pa.string()),
     ]
-    return pa.record_batch([_one(column) for column in columns], schema=LISTING)
-
-
-def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.record_batch([whole(column) for column in columns], schema=LISTING)

@@ -7,7 +7,7 @@ driver reads footers and the columns that travel along, workers the image column
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.errors import Conflict, InputError
 from imgbatch.listing import Found
-from imgbatch.schema import CARRIED, LISTING, PARQUET
+from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
 from imgbatch.storage import Meta, Stores
 
 _PATH = CARRIED + "path"
@@ -121,7 +121,7 @@ class ImageTable:
             }
             yield Found(pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried])), whole=True)
 
-    def images(self, group: int, rows: Sequence[int]) -> Iterator[bytes | None]:
+    def images(self, group: int, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
         """Yield the bytes of ascending rows of a row group, counted from its first one; None where a row has none."""
         assert self.column is not None
         is_struct = pa.types.is_struct(self.schema.field(self.column).type)
@@ -130,11 +130,11 @@ class ImageTable:
             buffer = _PIECE_BYTES if size > _AT_ONCE_BYTES else 0
             parquet = pq.ParquetFile(file, metadata=self._footer, buffer_size=buffer, pre_buffer=False)
             leaf = f"{self.column}.bytes" if is_struct else self.column
-            first, wanted = 0, np.asarray(rows)
+            first = 0
             for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
                 column = batch.column(0)
                 values = column.field(0) if is_struct else column
-                here = wanted[(wanted >= first) & (wanted < first + len(values))] - first
+                here = rows[(rows >= first) & (rows < first + len(values))] - first
                 yield from (values[at].as_py() for at in here.tolist())
                 first += len(values)
 
@@ -172,16 +172,12 @@ class ImageTable:
         values = {}
         for entry in self.carried:
             if entry.name not in leaves:
-                values[entry.name] = _one(pc.struct_field(table[self.column], "path"))
+                values[entry.name] = whole(pc.struct_field(table[self.column], "path"))
                 continue
-            column = _one(table[leaves[entry.name]])
+            column = whole(table[leaves[entry.name]])
             names = self._label_names.get(leaves[entry.name])
             if names is not None:  # -1, or beyond the names: a test split whose classes are not told
                 known = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
                 column = pa.array(names, pa.string()).take(pc.if_else(known, column, None))
             values[entry.name] = column.cast(entry.type)
         return values
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)

@@ -37,7 +37,9 @@ class Web(Other):
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
         """Return some bytes of an object; BadPath where its server gives wholes only."""
         some = {"Range": f"bytes={start}-{end - 1}"}
-        return sync(self._fs.loop, self._get, path, end - start, some, timeout=self._timeout_s)[0]  # type: ignore[no-any-return]
+        data, headers = sync(self._fs.loop, self._get, path, end - start, some, timeout=self._timeout_s)
+        _require_version(path, etag, headers)
+        return bytes(data)
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
         """Yield the bytes of an object from a position on, in one request; each chunk has the time of a request."""
@@ -54,10 +56,11 @@ class Web(Other):
             self._fs.encode_url(url), headers={"Range": f"bytes={start}-"} if start else None
         )
         self._fs._raise_not_found_for_status(answer, url)
-        told = unquoted(answer.headers.get("ETag"))
-        if etag is not None and told is not None and told != etag:
+        try:
+            _require_version(url, etag, answer.headers)
+        except Conflict:
             answer.close()
-            raise Conflict(f"read {url}: it is another version now")
+            raise
         if start and answer.status != 206:
             answer.close()
             raise BadPath(f"read {url}: its server gives no parts of objects")
@@ -90,6 +93,12 @@ class Web(Other):
                 if limit is not None and len(data) > limit:  # whatever length it told, if it told one
                     raise TooLarge(f"read {url}: more than {limit} bytes")
             return bytes(data), answer.headers
+
+
+def _require_version(url: str, etag: str | None, headers: Mapping[str, str]) -> None:
+    told = unquoted(headers.get("ETag"))
+    if etag is not None and told is not None and told != etag:
+        raise Conflict(f"read {url}: it is another version now")
 
 
 async def _careful_client(**options: Any) -> aiohttp.ClientSession:

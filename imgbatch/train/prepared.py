@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
-from imgbatch.classify import PIXELS, Work, Worker, guarded
+from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.schema import RESULTS
 from imgbatch.sources.labelled import member_truths
 from imgbatch.storage import Folder
@@ -88,12 +88,7 @@ class Prepare(Worker):
             yield found.drop_columns([PIXELS])
 
     def _keep(self, images: pa.Table) -> None:
-        preprocess = self._work.model.preprocess
-        flat = images[PIXELS].combine_chunks()
-        flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
-        size = preprocess.height * preprocess.width * 3
-        kept: Array = np.frombuffer(flat.buffers()[1], np.uint8, len(images) * size, flat.offset * size)
-        kept = kept.reshape(-1, preprocess.height, preprocess.width, 3)
+        kept: Array = pixels_of(images, self._work.model.preprocess)
         if self._load is not None:
             self._features = self._features or self._load()
             kept = self._features(kept)

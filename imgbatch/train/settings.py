@@ -13,12 +13,8 @@ from imgbatch.config import (
     RejectsConfig,
     SourceConfig,
     StorageConfig,
-    _at_least,
-    _one_of,
-    _positive,
-    _share,
-    knob,
 )
+from imgbatch.knobs import at_least, knob, one_of, positive, share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +59,9 @@ class TrainConfig:
     cache: str = knob("", "where features and pixels are kept between runs; unset: below --output, until it is done")
 
     def __post_init__(self) -> None:
-        _one_of("train.way", self.way, ("auto", "head", "finetune"))
-        _one_of("train.balance", self.balance, ("none", "weights", "sampling"))
-        _one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        one_of("train.way", self.way, ("auto", "head", "finetune"))
+        one_of("train.balance", self.balance, ("none", "weights", "sampling"))
+        one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         for key in (
             "folds",
             "epochs",
@@ -78,13 +74,13 @@ class TrainConfig:
         ):
             value = getattr(self, key)
             if value is not None:
-                _at_least(f"train.{key}", value, 2 if key == "folds" else 1)
+                at_least(f"train.{key}", value, 2 if key == "folds" else 1)
         for key in ("max_failures", "frozen_stages"):
-            _at_least(f"train.{key}", getattr(self, key) or 0, 0)
+            at_least(f"train.{key}", getattr(self, key) or 0, 0)
         for key in ("lr", "head_lr_factor", "min_crop"):
-            _positive(f"train.{key}", getattr(self, key))
+            positive(f"train.{key}", getattr(self, key))
         for key in ("label_smoothing", "min_crop", "jitter", "warmup"):
-            _share(f"train.{key}", getattr(self, key))
+            share(f"train.{key}", getattr(self, key))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

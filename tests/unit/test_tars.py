@@ -225,7 +225,7 @@ class Run:
                         taken.take(block)
                         if taken.due:
                             taken.commit()
-                        if taken.full:
+                        if taken.close_at_limit():
                             break
         if prune:
             ledger.prune()
