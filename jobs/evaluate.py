@@ -26,6 +26,7 @@ from imgbatch import cli, config, models, runs, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
+from imgbatch.job import naming_the_output, prepare
 from imgbatch.listing import pages
 from imgbatch.models import Model
 from imgbatch.scored import PREDICTIONS, Scored, worst
@@ -92,10 +93,10 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
     chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
     if temperature is not None:  # what scores were before it follows from all of them alone
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
-    job = classify.prepare(chosen, stop.check)
+    job = prepare(chosen, stop.check)
     classes = Classes(job.model.labels)
     job = replace(job, sources=[labelled(source, classes) for source in job.sources])
-    with classify.naming_the_output(job):
+    with naming_the_output(job):
         job.output.folders()
         if job.config.run.check_owner:
             runs.require_free(job.output)

@@ -44,7 +44,7 @@ def fit(
         ClusterError: workers were lost too often, or told nothing for `stall_s` seconds.
         ImgbatchError: what a worker raised.
     """
-    from ray.util.queue import Empty, Queue
+    from ray.util.queue import Queue
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
@@ -61,23 +61,37 @@ def fit(
                 ended.append(error)
 
         threading.Thread(target=run, name="train", daemon=True).start()
-        last, failed = time.monotonic(), None
-        while not ended:
-            pulse()
-            try:
-                fact = told.get(timeout=_TICK_S)
-            except Empty:
-                if time.monotonic() - last > stall_s:
-                    raise ClusterError(f"training told nothing for {stall_s:.0f} s (cluster.stall_s)") from None
-                continue
-            last = time.monotonic()
-            if fact["kind"] == "failed":
-                failed = fact
-            else:
-                tell(fact)
+        failed = _follow(told, ended, stall_s, tell, pulse)
         told.shutdown(force=True)
     if ended[0] is not None:
         raise _what(failed, ended[0])
+
+
+def _follow(
+    told: Any,
+    ended: list[BaseException | None],
+    stall_s: float,
+    tell: Callable[[dict[str, Any]], None],
+    pulse: Callable[[], None],
+) -> dict[str, Any] | None:
+    """Pass on what workers tell until all have ended; return what one said that failed."""
+    from ray.util.queue import Empty
+
+    last, failed = time.monotonic(), None
+    while not ended:
+        pulse()
+        try:
+            fact = told.get(timeout=_TICK_S)
+        except Empty:
+            if time.monotonic() - last > stall_s:
+                raise ClusterError(f"training told nothing for {stall_s:.0f} s (cluster.stall_s)") from None
+            continue
+        last = time.monotonic()
+        if fact["kind"] == "failed":
+            failed = fact
+        else:
+            tell(fact)
+    return failed
 
 
 def _what(failed: dict[str, Any] | None, error: BaseException) -> BaseException:

@@ -1,0 +1,113 @@
+"""A run before its work: what it is made of, checked, and what is listed. Nothing is labelled in here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from imgbatch import config, models, sources
+from imgbatch.errors import BadPath, InputError, NotFound, UsageError
+from imgbatch.ledger import Ledger
+from imgbatch.listing import Found, Listing
+from imgbatch.models import Model
+from imgbatch.schema import labels_with, require_carried
+from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.stream import ticking, waited
+
+log = logging.getLogger("imgbatch")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that may start: its config is sound, its model known, its inputs there."""
+
+    config: config.Config
+    stores: Stores
+    output: Folder
+    model: Model
+    sources: list[sources.Source]
+    ledger: Ledger
+
+
+def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> Job:
+    """Check everything that can be checked before any work; `pulse` is called while that takes long."""
+    stores = Stores(chosen.storage)
+    model = models.load(chosen.model, stores, pulse)
+    chosen = config.with_output(chosen, model=model.slug, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    if not chosen.output.uri:
+        raise UsageError("no --output: say where the label tables go")
+    output = Folder(stores, absolute(chosen.output.uri))
+    found = sources.recognise(stores, chosen.input, chosen.source)
+    for source in found:
+        if sources.would_find(source, output):
+            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+    ledger = Ledger(
+        output,
+        {
+            **model.fingerprint(),
+            "top_k": chosen.top_k,
+            "answer.min_score": chosen.answer.min_score,
+            "output.embeddings": chosen.output.embeddings,
+            "output.columns": sorted(chosen.output.columns),
+        },
+        retry=chosen.rejects.retry,
+        label_columns=labels_with(chosen.output.columns, model.width() if chosen.output.embeddings else None),
+        carried=chosen.output.columns,
+    )
+    return Job(chosen, stores, output, model, found, ledger)
+
+
+@contextmanager
+def naming_the_output(job: Job) -> Iterator[None]:
+    """Touch the output for the first time: a bucket that is not there is a wrong flag, not a store that is away."""
+    try:
+        yield
+    except (NotFound, BadPath) as error:
+        raise UsageError(f"--output {job.output.uri}: {error}") from error
+
+
+def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> Listing:
+    """List the inputs against what the ledger says is done, onto numbered pages in the folder.
+
+    It may take minutes: with each batch `pulse` is called, which raises if the run is to stop.
+
+    Raises:
+        InputError: there is not one image.
+    """
+    job.ledger.open(pulse)
+    carried = waited(lambda: sources.carried_by(job.sources), pulse)
+    require_carried(job.config.output.columns, carried)
+    listing = Listing(job.ledger, folder, carried, job.config.limit)
+
+    def found() -> Generator[Found, None, None]:
+        listed = sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty)
+        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
+        with closing(ticking(listed, math.inf, closes=True)) as batches:
+            for batch in batches:
+                pulse()
+                if batch is not None:
+                    yield batch
+
+    try:
+        with closing(found()) as batches:  # or what is drawn ahead would not end with an error here
+            listing.take(batches)
+    except (NotFound, BadPath) as error:
+        raise InputError(f"--input: {error}") from error
+    counts = listing.counts
+    log.info(
+        "%s images listed, %s already done, %s objects ignored, %s duplicates",
+        *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
+    )
+    if not counts.listed and not counts.tars and not job.config.source.allow_empty:
+        named = ", ".join(source.uri for source in job.sources)
+        example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
+        raise InputError(
+            f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
+            'image suffix or none (source.suffixes="*" takes all; of archives only tars are read); '
+            "source.allow_empty=true makes an empty input a success"
+        )
+    return listing
