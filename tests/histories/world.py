@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch import classify as workers
-from imgbatch import cluster, listing, parts, runs, storage
+from imgbatch import cli, cluster, job, listing, models, parts, runs, storage
+from imgbatch.config import StorageConfig
 from imgbatch.decode import decode
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.models import Model
@@ -149,8 +150,7 @@ class World:
 
     def folder(self, name: str) -> Folder:
         """Return a folder of the output, as nobody's process sees it."""
-        settings = classify.config.StorageConfig()
-        return Folder(self.stores(settings), f"{self.output}/{name}" if name else self.output)
+        return Folder(self.stores(StorageConfig()), f"{self.output}/{name}" if name else self.output)
 
     def asked(self, real: Callable[..., Any], *arguments: Any) -> Any:
         """Let a read through, unless its process is gone."""
@@ -227,14 +227,15 @@ class World:
         number = self.drivers[-1].number if self.drivers else 0
         with contextlib.ExitStack() as stack:
             for target, name, value in (
-                (classify, "Stores", self.stores),
+                (job, "Stores", self.stores),
                 (verify, "Stores", self.stores),
-                (classify.models, "load", lambda *arguments: _MODEL),
+                (models, "load", lambda *arguments: _MODEL),
+                (job, "ticking", lambda items, stall_s, **options: items),
                 (classify, "ticking", lambda items, stall_s, **options: items),
                 (cluster, "connected", contextlib.nullcontext),
                 (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (cluster, "label_images", self._label_images),
-                (classify.cli, "release_memory", lambda: None),
+                (cli, "release_memory", lambda: None),
                 (runs, "_versions", dict),
                 (runs, "_owner", lambda: {"host": "here", "pid": number}),
                 (runs, "_lives_here", lambda record: record["owner"]["pid"] in self.alive),
