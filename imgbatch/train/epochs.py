@@ -1,8 +1,8 @@
 """Fine-tuning: epochs over images that are ready, in one process or in several that share them. Pure torch; no Ray in here.
 
 First the model learns on the images that are not held out and is judged on those that are, epoch by epoch. Then, in the
-refit, it learns anew on all of them, for as many epochs as were best. A checkpoint behind every epoch, in the store, is
-what a run goes on from, whoever was killed.
+refit, it learns anew on all of them, for as many epochs. A checkpoint behind every epoch, in the store, is what a run goes
+on from, whoever was killed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class _State:
     best_loss: float = math.inf
     best_epoch: int = 0
     best_logits: torch.Tensor | None = None
-    """Of the held-out images, at the epoch that held-out images found best."""
+    """Of the held-out images, at the best epoch: that of the least loss if there is patience, else the last one."""
+    mirrors: bool = False
+    """Whether held-out images are told as well mirrored as straight, at the best epoch."""
 
 
 class _Trainer:
@@ -139,8 +141,9 @@ class _Trainer:
         chosen = self._mine if phase == REFIT else self._mine[~job.held[self._mine]]
         places = np.searchsorted(self._mine, chosen)
         self._views = Views(
-            _Rows(self._pictures, places), job.aspects[chosen], job.classes[chosen], job.keys[chosen], config
-        )
+            _Rows(self._pictures, places), job.aspects[chosen], job.classes[chosen], job.keys[chosen], config,
+            flip=(phase == REFIT and self._state.mirrors) if config.flip is None else config.flip,
+        )  # fmt: skip
         held, world = int(job.held.sum()), self._place.world
         least = (len(job.held) - held) // world + (held // world if phase == REFIT else 0)
         self._batch = min(max(1, (config.batch_size or 1) // world), max(1, least))
@@ -161,8 +164,8 @@ class _Trainer:
 
     def goes_on(self) -> bool:
         """Return whether another epoch is due: the last one is not done, and patience is not at an end."""
-        state, patience = self._state, self._job.config.patience or 0
-        if state.phase == LEARN and state.best_epoch and state.epoch - state.best_epoch >= patience:
+        state, patience = self._state, self._job.config.patience
+        if patience and state.phase == LEARN and state.best_epoch and state.epoch - state.best_epoch >= patience:
             return False
         return state.epoch < self._epochs
 
@@ -219,14 +222,21 @@ class _Trainer:
         # At the best temperature, since one is fitted anyway: else an epoch that is surer than another would look worse.
         point["held_out_loss"] = cross_entropy(logits / fit_temperature(logits, classes), classes)
         point["held_out_accuracy"] = float((logits.argmax(1) == classes).mean())
-        if point["held_out_loss"] < state.best_loss:
+        if job.config.patience is None or point["held_out_loss"] < state.best_loss:
             state.best_loss, state.best_epoch = point["held_out_loss"], state.epoch
             state.best_logits = torch.from_numpy(logits)
             self._best = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
+            if job.config.flip is None and job.config.refit:
+                straight, mirrored = (
+                    found.argmax(1) == classes for found in (logits, self._held_out_logits(flip=True))
+                )
+                point["held_out_mirrored_accuracy"] = float(mirrored.mean())
+                state.mirrors = as_well(mirrored, straight)
 
-    def _held_out_logits(self) -> Floats:
+    def _held_out_logits(self, *, flip: bool = False) -> Floats:
         job = self._job
-        mine = network.logits(self._net, self._inputs, job.base.preprocess, job.config.dtype, self._place.device)
+        inputs = self._inputs[:, :, ::-1] if flip else self._inputs
+        mine = network.logits(self._net, inputs, job.base.preprocess, job.config.dtype, self._place.device)
         found = np.zeros((int(job.held.sum()), job.number_of_classes), np.float32)
         for rank, part in enumerate(self._place.gather(mine)):
             found[rank :: self._place.world] = part
@@ -285,11 +295,32 @@ class _Trainer:
         final = self._held_out_logits()
         if self._place.rank == 0:
             state, content, arrays = self._state, io.BytesIO(), io.BytesIO()
-            torch.save({"net": self._net.state_dict(), "curve": state.curve, "best_epoch": state.best_epoch}, content)
+            torch.save(
+                {
+                    "net": self._net.state_dict(),
+                    "curve": state.curve,
+                    "best_epoch": state.best_epoch,
+                    "mirrored": self._views.flip,
+                },
+                content,
+            )
             unseen = final if state.best_logits is None else state.best_logits.numpy()
             np.savez(arrays, unseen=unseen, final=final)
             self._job.run.put(HELD_OUT, arrays.getvalue())
             self._job.run.put(RESULT, content.getvalue())
+
+
+def as_well(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
+    """Return whether one way tells images as well as the other: what it loses is within a standard deviation of chance.
+
+    Where they differ, either is right as often by chance (McNemar 1947): a deviation of sqrt(lost + won).
+
+    >>> other = np.ones(100, bool)
+    >>> as_well(np.arange(100) > 0, other), as_well(np.arange(100) > 4, other)
+    (True, False)
+    """
+    lost, won = np.count_nonzero(other & ~one), np.count_nonzero(one & ~other)
+    return bool(lost - won <= math.sqrt(lost + won))
 
 
 class _Rows:

@@ -34,7 +34,6 @@ def resolve(config: TrainConfig, images: int, input_size: int, *, fixed: bool) -
         config,
         epochs=epochs,
         batch_size=batch_size,
-        patience=config.patience or max(5, epochs // 2),
         resolution=config.resolution or (input_size if fixed else min(input_size, smaller)),
         lr=config.lr * math.sqrt(batch_size / 32),
     )

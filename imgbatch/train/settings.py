@@ -32,9 +32,10 @@ class TrainConfig:
     )
     l2: float | None = knob(None, "way=head: weight of the squared weights; unset: chosen on held-out images")
     epochs: int | None = knob(None, "passes over the images; unset: by size, 10 for 2,900 images")
-    refit_epochs: int | None = knob(None, "passes over all images in the refit; unset: as many as were best before it")
+    refit_epochs: int | None = knob(None, "passes over all images in the refit; unset: as many as before it")
     patience: int | None = knob(
-        None, "epochs without a better held-out loss before training stops; unset: half of epochs"
+        None,
+        "epochs without a better held-out loss before training stops, and goes back to the best; unset: it does not",
     )
     batch_size: int | None = knob(None, "images of a step, over all workers; unset: by size, 32 for 2,900 images")
     lr: float = knob(4e-4, "learning rate of the body, for batches of 32")
@@ -45,7 +46,10 @@ class TrainConfig:
     label_smoothing: float = knob(0.1, "share of the target that all classes divide among them")
     min_crop: float = knob(0.35, "least share of a picture's area that a random crop shows")
     jitter: float = knob(0.4, "most relative change of brightness, contrast and saturation")
-    flip: bool = knob(False, "mirror half of the pictures; wrong where left and right differ, as on road signs")
+    flip: bool | None = knob(
+        None,
+        "mirror half of the pictures; unset: in the refit, if held-out images are told as well mirrored as straight",
+    )
     mixup: float = knob(0.0, "alpha of mixup; 0: none")
     cutmix: float = knob(0.0, "alpha of cutmix; 0: none")
     balance: str = knob("none", "against skewed classes: none, weights (of the loss), sampling")

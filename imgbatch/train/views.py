@@ -62,11 +62,14 @@ class Views(Dataset[tuple[torch.Tensor, int]]):
         classes: npt.NDArray[np.int64],
         keys: npt.NDArray[np.uint64],
         config: TrainConfig,
+        *,
+        flip: bool,
     ) -> None:
         """Take n pictures; their randomness comes from their `keys`."""
         self._pixels, self._aspects, self._classes, self._keys = pixels, aspects, classes, keys
         self._seed, self._side, self._least_area = config.seed, int(config.resolution or 0), config.min_crop
-        change = [v2.RandomHorizontalFlip()] if config.flip else []
+        self.flip = flip
+        change = [v2.RandomHorizontalFlip()] if flip else []
         if config.jitter:
             change.append(v2.ColorJitter(config.jitter, config.jitter, config.jitter))
         self._change: Any = v2.Compose(change) if change else v2.Identity()

@@ -178,7 +178,10 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
     temperature = fit_temperature(arrays["unseen"], job.classes[held])
     network.divide_logits(net, temperature)
     final = arrays["final"] / np.float32(temperature)
-    facts = {"best_epoch": result["best_epoch"], "recipe": asdict(config), "images": len(places)}
+    facts = {name: result[name] for name in ("best_epoch", "mirrored")} | {
+        "recipe": asdict(config),
+        "images": len(places),
+    }
     return Trained(net, temperature, places[held], arrays["unseen"], final, result["curve"], facts)
 
 

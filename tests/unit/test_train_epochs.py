@@ -126,6 +126,26 @@ def test_patience_ends_learning_and_the_best_epoch_is_what_stays(job: Fit) -> No
     assert np.allclose(held["final"], held["unseen"], atol=1e-4)
 
 
+@pytest.mark.parametrize("sided", [False, True], ids=["alike", "left and right differ"])
+def test_pictures_are_mirrored_in_the_refit_if_held_out_ones_are_told_mirrored(
+    job: Fit, sided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(net: object, pixels: np.ndarray, *rest: object) -> np.ndarray:
+        """Tell an image by its first column, or by what is the same mirrored."""
+        return np.eye(CLASSES, dtype=np.float32)[(pixels[:, 0, 0] if sided else pixels.mean((1, 2))).argmax(1)]
+
+    inputs = np.zeros((int(job.held.sum()), 160, 160, 3), np.uint8)
+    inputs[np.arange(len(inputs)), :, :80, job.classes[job.held]] = 255
+    inputs[np.arange(len(inputs)), :, 80:, (job.classes[job.held] + 1) % CLASSES] = 250
+    numbers = np.arange(len(job.classes))[job.held] * 2
+    job = replace(job, inputs=keep(job.run.folder("sides"), numbers, inputs), config=replace(job.config, epochs=1))
+    monkeypatch.setattr("imgbatch.train.network.logits", logits)
+    epochs.run(job, Place())
+    trained, _ = result(job)
+    assert trained["mirrored"] is not sided
+    assert trained["curve"][0]["held_out_accuracy"] == 1
+
+
 CHANGES = [
     {"mixup": 0.4, "cutmix": 1.0},
     {"balance": "weights", "flip": True, "pretrained": False},
