@@ -62,7 +62,7 @@ def wait_for_end_of(session: int, seconds: float = 30) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_in_mid_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
