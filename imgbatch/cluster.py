@@ -224,6 +224,13 @@ def _look(config: ClusterConfig) -> Plan | str:
     return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
 
 
+def nodes() -> set[str]:
+    """Return the names of the nodes that are alive; one that is replaced has another name."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def _ask(config: ClusterConfig) -> list[Any]:
     """Put up tasks that want what the run wants: a cluster that scales from zero grows for them, and only for them.
 

@@ -225,9 +225,9 @@ class Committer:
         return self.room == 0 and not self.todo.pending.any()
 
     def moved_on(self) -> bool:
-        """Return whether rows of tars came since this was asked last."""
-        before, self._seen = self._seen, self.of_tars
-        return self.of_tars > before
+        """Return whether rows came since this was asked last."""
+        before, self._seen = self._seen, self.arrived
+        return self.arrived > before
 
     def report(self) -> dict[str, Any]:
         """Return what the run's record says of the work so far."""

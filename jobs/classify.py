@@ -195,9 +195,13 @@ def label(
             with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
                 for round in units.ROUNDS:
-                    if todo.pending.any():
+                    while todo.pending.any():
+                        there = cluster.nodes()
                         receive(work, plan, round)
-                        committer.blame_the_cluster(plan.nodes, round.lost)
+                        if there <= cluster.nodes() or not committer.moved_on():
+                            break
+                        log.warning("nodes were lost in mid-run: what they had is handed out again")
+                    committer.blame_the_cluster(plan.nodes, round.lost)
                 while todo.shards and todo.pending.any() and committer.moved_on():
                     receive(work, plan, units.ROUNDS[-1])
                 committer.give_up(work.listing, cluster.TRIES)

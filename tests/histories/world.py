@@ -233,6 +233,7 @@ class World:
                 (job, "ticking", lambda items, stall_s, **options: items),
                 (classify, "ticking", lambda items, stall_s, **options: items),
                 (cluster, "connected", contextlib.nullcontext),
+                (cluster, "nodes", set),
                 (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (cluster, "label_images", self._label_images),
                 (cli, "release_memory", lambda: None),
