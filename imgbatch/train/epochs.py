@@ -173,7 +173,7 @@ class _Trainer:
         """Train for one epoch, judge, and write the checkpoint."""
         state, job = self._state, self._job
         self._views.epoch = (1_000 if state.phase == REFIT else 0) + state.epoch
-        network.train_mode(self._net)
+        network.train_mode(self._net, pretrained=job.config.pretrained)
         total = right = seen = 0.0
         for step, (pixels, classes) in enumerate(self._batches()):
             loss, hits = self._step(pixels, classes)

@@ -97,13 +97,16 @@ def trainable_groups(net: Any, lr: float, head_factor: float, decay: float, froz
     ]
 
 
-def train_mode(net: nn.Module) -> None:
-    """Put the network into training mode, but for the normalisation of what is frozen."""
+def train_mode(net: nn.Module, *, pretrained: bool) -> None:
+    """Put the network into training mode; batch normalisation keeps the statistics that came with pretrained weights.
+
+    Those of small batches of few kinds of pictures would replace what a million taught: docs/LOG.md has what that costs.
+    """
     net.train()
-    for module in net.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.BatchNorm2d) and own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
+    if pretrained:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
 
 def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:

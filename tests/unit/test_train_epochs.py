@@ -161,3 +161,5 @@ def test_what_can_be_asked_for_runs(job: Fit, change: dict) -> None:
     assert np.isfinite(held["final"]).all()
     same = [name for name, value in trained["net"].items() if name in before and torch.equal(before[name], value)]
     assert ("conv1.0.weight" in same) == ("frozen_stages" in change)
+    statistics = {name for name in before if name.endswith("running_mean")}
+    assert statistics and (statistics <= set(same)) == change.get("pretrained", True)
