@@ -89,6 +89,9 @@ def _exact(key: str) -> str:
     return key
 
 
+_SIGNS_FOR = timedelta(minutes=10)  # less than botocore allows for: it renews those that expire in 15 minutes
+
+
 class BotoCredentials:
     """Credentials from where the AWS tools look: profile, role, container, instance; renewed before they expire."""
 
@@ -104,13 +107,13 @@ class BotoCredentials:
         self._found = found
 
     def __call__(self) -> dict[str, Any]:
-        """Return what obstore signs with for the next ten minutes."""
+        """Return what obstore signs with until it asks again."""
         frozen = self._found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + timedelta(minutes=10),
+            "expires_at": datetime.now(UTC) + _SIGNS_FOR,
         }
 
 

@@ -9,11 +9,12 @@ import os
 import pickle
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -559,6 +560,32 @@ def test_credentials_of_a_profile_are_used(s3: Any, monkeypatch: pytest.MonkeyPa
     s3.bucket("images").put("profile/x", b"1")
     stores = Stores(StorageConfig(options={"profile": "me"}), {"AWS_ENDPOINT_URL": s3.endpoint})
     assert stores.read("s3://images/profile/x")[0] == b"1"
+
+
+def test_credentials_that_expire_are_renewed(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program that gives them, as single sign-on has one: those of a minute ago are refused, the new ones are not."""
+    key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
+    program, asked = tmp_path / "program", tmp_path / "asked"
+    program.write_text(
+        f"""#!{sys.executable}
+import datetime, json, pathlib
+asked = pathlib.Path({str(asked)!r})
+asked.open("a").write(".")
+soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=1)
+print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size > 2 else "stale",
+                  "SecretAccessKey": {secret!r}, "SessionToken": "", "Expiration": soon.isoformat()}}))
+"""
+    )
+    program.chmod(0o700)
+    (tmp_path / "c").write_text(f"[profile me]\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "c"))
+    monkeypatch.setattr("imgbatch.storage.s3._SIGNS_FOR", timedelta())
+    s3.bucket("images").put("renewed/x", b"1")
+    stores = Stores(StorageConfig(options={"profile": "me"}, retries=0), {"AWS_ENDPOINT_URL": s3.endpoint})
+    with pytest.raises(Forbidden):
+        stores.read("s3://images/renewed/x")
+    assert stores.read("s3://images/renewed/x")[0] == b"1"
+    assert len(asked.read_text()) >= 3
 
 
 @pytest.mark.parametrize(
