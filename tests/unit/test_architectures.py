@@ -27,15 +27,20 @@ from torch import nn
 from imgbatch import models
 from imgbatch.classify import LabelImages, Work, received
 from imgbatch.config import ClassifyConfig, ClusterConfig, Config, ModelConfig, StorageConfig
+from imgbatch.decode import decode
 from imgbatch.listing import page_name
 from imgbatch.models import child, directory, hubs, networks
+from imgbatch.preprocess import Preprocess
 from imgbatch.schema import LISTING
 from imgbatch.storage import Folder, Stores
 from tests.unit.pictures import encode, scene
 
 LABELS = tuple(f"class {number:02d}" for number in range(20))
 STORES = Stores(StorageConfig(), {})
-TIED = 0.05  # a grey level more or less, as resizing differs by, moves a probability of random weights by up to 0.02
+TIED = 0.02
+GREY_LEVELS = (
+    3  # by which torch's resizing of bytes and the libraries' own transforms may differ; random weights make much of it
+)
 
 NETWORKS = [
     "mobilenetv3_small_100",
@@ -96,8 +101,8 @@ def decide(net: nn.Module, images: torch.Tensor) -> None:
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
         for norm in net.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.train()
+            if isinstance(norm, nn.BatchNorm2d):  # wholly, or what tells pictures apart fades from layer to layer
+                norm.train().momentum = 1.0
         net(images)
         net.eval()(images)
         features = seen[-1]
@@ -105,6 +110,13 @@ def decide(net: nn.Module, images: torch.Tensor) -> None:
         assert head.bias is not None
         head.bias.copy_(-head.weight @ features.mean(0))
     hook.remove()
+
+
+def normalised(preprocess: Preprocess, pictures: list[Path]) -> torch.Tensor:
+    """Return pictures as the program resizes them, in 32 bits."""
+    pixels = np.stack([preprocess(decode(path.read_bytes(), max_pixels=10**8).pixels) for path in pictures])
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (preprocess.mean, preprocess.std))
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def by_program(place: Folder, pictures: list[Path], runs: Folder) -> tuple[pa.Table, dict[str, Any]]:
@@ -128,7 +140,10 @@ def test_labels_are_those_of_the_network_called_by_hand(
     monkeypatch.setattr(child, "ask", lambda question, **_: child.answer(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
-    decide(net, images)
+    preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])
+    ours = normalised(preprocess, pictures)
+    assert ((ours - images) * torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255).abs().max() <= GREY_LEVELS
+    decide(net, ours)
     place = Folder(STORES, str(tmp_path / "model"))
     if config is None:
         directory.write_directory(place, net, LABELS)
@@ -138,13 +153,15 @@ def test_labels_are_those_of_the_network_called_by_hand(
     found, facts = by_program(place, pictures, Folder(STORES, str(tmp_path / "listing")))
 
     with torch.inference_mode():
-        best = net(images).softmax(1).topk(2)
+        best = net(ours).softmax(1).topk(2)
+        theirs = net(images).argmax(1)
     decided = (best.values[:, 0] - best.values[:, 1] > TIED).numpy()
     same = found["label_id"].to_numpy() == best.indices[:, 0].numpy()
     difference = np.abs(found["score"].to_numpy() - best.values[:, 0].numpy()).max()
     occur = len(np.unique(best.indices[:, 0]))
     figures = {"decided": int(decided.sum()), "same": int(same.sum()), "of": len(same), "labels": occur}
+    figures["same with the library's transform"] = int((found["label_id"].to_numpy() == theirs.numpy()).sum())
     print("\n" + json.dumps({architecture: facts["runtime"], **figures, "difference": round(float(difference), 4)}))
     assert same[decided].all()
-    assert decided.mean() > 0.7 and occur > 3, "it decides nothing"
-    assert difference < 0.05
+    assert decided.mean() > 0.5 and occur > 3, "it decides nothing"
+    assert difference < TIED
