@@ -177,6 +177,7 @@ def test_a_card_is_shared_within_bounds(
     assert {note["resources"].get("GPU") for note in classify} == {0.5} and len(classify) <= 3
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_too_small(
     on_cluster: Callable[..., Any], folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def submit(cluster: Running, *arguments: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
 
 
+@pytest.mark.long
 def test_ray_job_submit(cluster: Running, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     arguments = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model, "--set", "cluster.device=cpu")
     ended = submit(cluster, *arguments)

@@ -116,6 +116,7 @@ def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: P
     wait_for_end_of(process.pid)
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """No space left for a part: exit 3, and the same command goes on later."""
     output = tmp_path / "out"
