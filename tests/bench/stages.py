@@ -16,7 +16,7 @@ from imgbatch import config, models
 from imgbatch.decode import decode
 from imgbatch.fetch import Fetcher
 from imgbatch.models.runtime import build
-from imgbatch.sources.objects import below
+from imgbatch.sources import recognise
 from imgbatch.storage import Folder, Stores
 from tests.bench.processes import cpu_seconds
 
@@ -50,7 +50,8 @@ def _stages(uri: str, server: int, together: Any, found: Any) -> None:
     torch.set_num_threads(1)
     chosen = config.Config()
     stores = Stores(chosen.storage)
-    listed = pa.Table.from_batches([each.batch for each in below(stores, uri, "images")]).slice(0, _IMAGES)
+    (source,) = recognise(stores, [uri], chosen.source)
+    listed = pa.Table.from_batches([found.batch for found in source.found()]).slice(0, _IMAGES)
     model = models.load(chosen.model, stores)
     runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
     fetcher, preprocess = Fetcher(stores, chosen.fetch, chosen.source), model.preprocess

@@ -52,3 +52,11 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_is_measured_with_can_be_imported() -> None:
+    """No other test runs them, and what they take from the package may have moved."""
+    names = [path.stem for path in (PACKAGE.parent / "tests/bench").glob("*.py") if path.stem != "chart"]
+    code = f"import importlib; [importlib.import_module('tests.bench.' + name) for name in {names!r}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
