@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from imgbatch.answers import answers
 from imgbatch.config import Config
 from imgbatch.errors import ConfigError, ImgbatchError, ModelError
 from imgbatch.fetch import Fetched, Fetcher, members_of_tar
-from imgbatch.listing import PAGE_ROWS, read_page
+from imgbatch.listing import Pages
 from imgbatch.models import Model
 from imgbatch.models.runtime import Runtime, build
 from imgbatch.preprocess import Preprocess
@@ -70,21 +70,6 @@ class Work:
     config: Config
     model: Model
     version: str = imgbatch.__version__
-
-
-class Pages:
-    """The listing's pages as a worker reads them: the last few are kept."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._page = lru_cache(maxsize=4)(lambda number: read_page(folder, number))
-
-    def rows(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        """Return the listing's rows of ascending image numbers."""
-        pages = numbers // PAGE_ROWS
-        return pa.concat_tables(
-            self._page(page).take(pa.array(numbers[pages == page] - page * PAGE_ROWS))
-            for page in np.unique(pages).tolist()
-        )
 
 
 def decoded(

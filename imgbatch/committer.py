@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.classify import Pages, received
+from imgbatch.classify import received
 from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Todo
+from imgbatch.listing import Pages, Todo
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.shards import once
 from imgbatch.storage import Folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -198,3 +199,18 @@ def conform(batch: pa.RecordBatch, carried: pa.Schema) -> pa.RecordBatch:
         for entry in schema
     ]
     return pa.record_batch(columns, schema=schema)
+
+
+class Pages:
+    """The listing's pages as a worker reads them: the last few are kept."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._page = lru_cache(maxsize=4)(lambda number: read_page(folder, number))
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """Return the listing's rows of ascending image numbers."""
+        pages = numbers // PAGE_ROWS
+        return pa.concat_tables(
+            self._page(page).take(pa.array(numbers[pages == page] - page * PAGE_ROWS))
+            for page in np.unique(pages).tolist()
+        )

@@ -68,6 +68,19 @@ def difference(right: Mask, other: Mask) -> Estimate:
     return bootstrap(counts, lambda drawn: (drawn[:, 0] - drawn[:, 1]) / drawn.sum(1))
 
 
+def as_well(one: Mask, other: Mask) -> bool:
+    """Return whether one way tells images as well as the other: what it loses is within a standard deviation of chance.
+
+    Where they differ, either is right as often by chance (McNemar 1947): a deviation of sqrt(lost + won).
+
+    >>> other = np.ones(100, bool)
+    >>> as_well(np.arange(100) > 0, other), as_well(np.arange(100) > 4, other)
+    (True, False)
+    """
+    lost, won = np.count_nonzero(other & ~one), np.count_nonzero(one & ~other)
+    return bool(lost - won <= (lost + won) ** 0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class Confusion:
     """Which class was taken for which: the cells that are not empty."""

@@ -30,6 +30,7 @@ from imgbatch.storage import is_local
 from imgbatch.stream import ticking
 
 if TYPE_CHECKING:
+    from imgbatch import cluster, units
     from imgbatch.committer import Committer
 
 log = logging.getLogger("imgbatch")
@@ -161,7 +162,7 @@ def label(
     job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
-    from imgbatch import cluster, units  # Ray and torch are not needed where there is nothing to do
+    from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
     from imgbatch.committer import Committer
 
@@ -194,21 +195,29 @@ def label(
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
-                for round in units.ROUNDS:
-                    while todo.pending.any():
-                        there = cluster.nodes()
-                        receive(work, plan, round)
-                        if there <= cluster.nodes() or not committer.moved_on():
-                            break
-                        log.warning("nodes were lost in mid-run: what they had is handed out again")
-                    committer.blame_the_cluster(plan.nodes, round.lost)
-                while todo.shards and todo.pending.any() and committer.moved_on():
-                    receive(work, plan, units.ROUNDS[-1])
+                hand_out(committer, partial(receive, work, plan), plan.nodes)
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
         counts.listed += committer.of_tars
         counts.ignored += committer.passed_over
+
+
+def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes: int) -> None:
+    """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
+    from imgbatch import cluster, units
+
+    todo = committer.todo
+    for round in units.ROUNDS:
+        while todo.pending.any():
+            there = cluster.nodes()
+            receive(round)
+            if there <= cluster.nodes() or not committer.moved_on():
+                break
+            log.warning("nodes were lost in mid-run: what they had is handed out again")
+        committer.blame_the_cluster(nodes, round.lost)
+    while todo.shards and todo.pending.any() and committer.moved_on():
+        receive(units.ROUNDS[-1])
 
 
 def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:

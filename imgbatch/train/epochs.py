@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,13 +21,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from imgbatch.errors import NotFound
+from imgbatch.metrics import as_well
 from imgbatch.models import Model
 from imgbatch.storage import Folder
 from imgbatch.train import network, prepared
 from imgbatch.train.calibration import cross_entropy, fit_temperature
 from imgbatch.train.losses import Cosine, Loss
 from imgbatch.train.settings import TrainConfig
-from imgbatch.train.views import Views
+from imgbatch.train.views import Chosen, Views
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -112,9 +112,9 @@ class _Trainer:
         # Shares apart, so that no worker has a step less than another, who would wait for it for ever.
         self._held = _share(np.flatnonzero(job.held), place)
         self._mine = np.sort(np.concatenate([_share(np.flatnonzero(~job.held), place), self._held]))
-        self._pictures = prepared.load(job.pictures, job.keys[self._mine], _on_disk)
+        self._pictures = prepared.load(job.pictures, job.keys[self._mine], prepared.on_disk)
         self._inputs = (
-            prepared.load(job.inputs, job.keys[self._held], _on_disk)
+            prepared.load(job.inputs, job.keys[self._held], prepared.on_disk)
             if len(self._held)
             else np.zeros((0, job.base.preprocess.height, job.base.preprocess.width, 3), np.uint8)
         )
@@ -141,7 +141,7 @@ class _Trainer:
         chosen = self._mine if phase == REFIT else self._mine[~job.held[self._mine]]
         places = np.searchsorted(self._mine, chosen)
         self._views = Views(
-            _Rows(self._pictures, places), job.aspects[chosen], job.classes[chosen], job.keys[chosen], config,
+            Chosen(self._pictures, places), job.aspects[chosen], job.classes[chosen], job.keys[chosen], config,
             flip=(phase == REFIT and self._state.mirrors) if config.flip is None else config.flip,
         )  # fmt: skip
         held, world = int(job.held.sum()), self._place.world
@@ -187,6 +187,8 @@ class _Trainer:
         if state.phase == LEARN and job.held.any():
             self._judge(point)
         self._place.tell({"kind": "epoch", "epochs": self._epochs, **point})
+        if state.phase == LEARN and not self.goes_on():
+            self._end_learning()
         self._write_checkpoint()
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -226,12 +228,18 @@ class _Trainer:
             state.best_loss, state.best_epoch = point["held_out_loss"], state.epoch
             state.best_logits = torch.from_numpy(logits)
             self._best = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
-            if job.config.flip is None and job.config.refit:
-                straight, mirrored = (
-                    found.argmax(1) == classes for found in (logits, self._held_out_logits(flip=True))
-                )
-                point["held_out_mirrored_accuracy"] = float(mirrored.mean())
-                state.mirrors = as_well(mirrored, straight)
+
+    def _end_learning(self) -> None:
+        """Go back to the best epoch, which without a refit is the result, and see what it says of mirrored pictures."""
+        state, job = self._state, self._job
+        if self._best is None or state.best_logits is None:
+            return
+        self._net.load_state_dict(self._best)
+        if job.config.flip is None and job.config.refit:
+            classes = job.classes[job.held]
+            mirrored = self._held_out_logits(flip=True).argmax(1) == classes
+            state.curve[-1]["held_out_mirrored_accuracy"] = float(mirrored.mean())
+            state.mirrors = as_well(mirrored, state.best_logits.numpy().argmax(1) == classes)
 
     def _held_out_logits(self, *, flip: bool = False) -> Floats:
         job = self._job
@@ -274,9 +282,6 @@ class _Trainer:
         if self._place.rank:
             return
         state = self._state
-        last = state.phase == LEARN and not self.goes_on()
-        if last and self._best is not None:
-            self._net.load_state_dict(self._best)  # without a refit this is the result
         content = io.BytesIO()
         torch.save(
             {
@@ -310,30 +315,6 @@ class _Trainer:
             self._job.run.put(RESULT, content.getvalue())
 
 
-def as_well(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:
-    """Return whether one way tells images as well as the other: what it loses is within a standard deviation of chance.
-
-    Where they differ, either is right as often by chance (McNemar 1947): a deviation of sqrt(lost + won).
-
-    >>> other = np.ones(100, bool)
-    >>> as_well(np.arange(100) > 0, other), as_well(np.arange(100) > 4, other)
-    (True, False)
-    """
-    lost, won = np.count_nonzero(other & ~one), np.count_nonzero(one & ~other)
-    return bool(lost - won <= math.sqrt(lost + won))
-
-
-class _Rows:
-    """Some rows of an array, without a copy of them."""
-
-    def __init__(self, array: npt.NDArray[np.uint8], places: Ints) -> None:
-        self._array, self._places = array, places
-
-    def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
-        row: npt.NDArray[np.uint8] = self._array[self._places[i]]
-        return row
-
-
 @dataclass
 class _Rate:
     """Images a second since the last epoch's start was half a minute ago, or more."""
@@ -357,9 +338,3 @@ class _Rate:
 
 def _share(chosen: Ints, place: Place) -> Ints:
     return chosen[place.rank :: place.world]
-
-
-def _on_disk(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-    """Return an array mapped onto a file that goes with the process: memory holds of it what there is room for."""
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -174,3 +175,9 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
     if filled is None or not there.all():
         raise KeyError(f"{np.count_nonzero(~there)} of {len(keys)} images are in no shard of {folder.uri}")
     return filled
+
+
+def on_disk(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Return an array mapped onto a file that goes with the process: memory holds of it what there is room for."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)

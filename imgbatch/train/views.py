@@ -52,6 +52,17 @@ class Rows(Protocol):
     def __getitem__(self, i: int, /) -> npt.NDArray[np.uint8]: ...
 
 
+class Chosen:
+    """Some rows of an array, without a copy of them."""
+
+    def __init__(self, array: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> None:
+        self._array, self._places = array, places
+
+    def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
+        row: npt.NDArray[np.uint8] = self._array[self._places[i]]
+        return row
+
+
 class Views(Dataset[tuple[torch.Tensor, int]]):
     """Views of squashed pictures: uint8 (3, side, side), and the class."""
 

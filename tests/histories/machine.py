@@ -251,16 +251,8 @@ class Histories(RuleBasedStateMachine):
         driver = self.world.ended
         self.settled = code == 0
         after = {"labels": self._rows("labels"), "rejects": self._rows("rejects")}
-        retry_all = "rejects.retry=all" in settings
-
-        for table, before in (("labels", labels), ("rejects", rejects)):
-            for name, row in before.items():
-                image = world.get(name)
-                fresh = (image is not None and image.etag == row["etag"]) or (image is None and not pruned)
-                again = table == "rejects" and image is not None and (row["passing"] or retry_all)
-                doubled = table == "rejects" and name in labels  # two writers' work, which the next run settles
-                if fresh and not (again or doubled or moving):
-                    assert after[table].get(name) == row, f"{name}: a row that holds was touched"
+        if not moving:
+            self._require_untouched(world, labels, rejects, after, pruned, retry_all="rejects.retry=all" in settings)
         new = {**_changed(labels, after["labels"]), **_changed(rejects, after["rejects"])}
         for name, row in new.items():
             # A version that came after the listing, and killed its process, is told with what was listed.
@@ -284,6 +276,26 @@ class Histories(RuleBasedStateMachine):
         if code != 0 and alone and not moving and not self.disturbed and self.world.folder("").exists("_SUCCESS"):
             assert self.world.verify() == 0, "_SUCCESS stands where the books do not balance"
         return code
+
+    def _require_untouched(
+        self,
+        world: dict[str, Image],
+        labels: Rows,
+        rejects: Rows,
+        after: dict[str, Rows],
+        pruned: bool,
+        *,
+        retry_all: bool,
+    ) -> None:
+        """Require that rows of images that have not changed are as they were."""
+        for table, before in (("labels", labels), ("rejects", rejects)):
+            for name, row in before.items():
+                image = world.get(name)
+                fresh = (image is not None and image.etag == row["etag"]) or (image is None and not pruned)
+                again = table == "rejects" and image is not None and (row["passing"] or retry_all)
+                doubled = table == "rejects" and name in labels  # two writers' work, which the next run settles
+                if fresh and not (again or doubled):
+                    assert after[table].get(name) == row, f"{name}: a row that holds was touched"
 
     def _require_whole(self, world: dict[str, Image], after: dict[str, Rows], loose: bool, pruned: bool) -> None:
         """Require one row for each listed image, and of the version that was listed unless others were at work."""

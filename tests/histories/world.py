@@ -243,7 +243,6 @@ class World:
                 (storage.time, "sleep", lambda seconds: None),
                 (parts.time, "sleep", lambda seconds: None),
                 (listing, "PAGE_ROWS", _SMALL_PAGE),
-                (workers, "PAGE_ROWS", _SMALL_PAGE),
                 (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
             ):
                 stack.enter_context(mock.patch.object(target, name, value))
@@ -257,7 +256,7 @@ class World:
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]
         worker = workers.LabelImages(work, load=lambda work: _Shades())
         for unit in units:
-            listed = workers.Pages(work.listing).rows(unit)["uri"].to_pylist()
+            listed = listing.Pages(work.listing).rows(unit)["uri"].to_pylist()
             images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
             lost = not round.alone and self.chance.random() < self.lossy
             if lost or any(image and image.kind == "crashed" and not image.mood for image in images):

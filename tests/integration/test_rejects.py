@@ -22,13 +22,10 @@ def giant_png(side: int = 50_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"x" * 20) + png_chunk(b"IEND", b"")
 
 
-def test_bad_files_are_rows_and_their_neighbours_are_labelled(
-    warm: Job, folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    good = {path.name for path in folder.iterdir()}
-    expected = tables.by_hand(tiny_model, sorted(folder.iterdir()))
+def bad_files() -> dict[str, tuple[bytes, str]]:
+    """Return what lies about in a store and is no whole picture, and the reason it is to be rejected for."""
     photo = encode(scene(640, 480), "JPEG", quality=95)
-    bad = {
+    return {
         "00-empty.jpg": (b"", "empty"),
         "01-truncated.jpg": (photo[: len(photo) // 2], "truncated"),
         "02-text.jpg": (b"this is a letter to my mother", "not_an_image"),
@@ -38,6 +35,14 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
         "08-page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image"),
         "zz-half.png": (encode(scene(640, 480), "PNG")[:5000], "truncated"),
     }
+
+
+def test_bad_files_are_rows_and_their_neighbours_are_labelled(
+    warm: Job, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    good = {path.name for path in folder.iterdir()}
+    expected = tables.by_hand(tiny_model, sorted(folder.iterdir()))
+    bad = bad_files()
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
     (folder / "07-folder.jpg").mkdir()

@@ -37,10 +37,9 @@ from tests.unit.pictures import encode, scene
 
 LABELS = tuple(f"class {number:02d}" for number in range(20))
 STORES = Stores(StorageConfig(), {})
-TIED = 0.02
-GREY_LEVELS = (
-    3  # by which torch's resizing of bytes and the libraries' own transforms may differ; random weights make much of it
-)
+TIED = 0.001
+GREY_LEVELS = 3
+"""By which torch's resizing of bytes and the libraries' transforms may differ: for random weights sometimes another label."""
 
 NETWORKS = [
     "mobilenetv3_small_100",
@@ -160,8 +159,10 @@ def test_labels_are_those_of_the_network_called_by_hand(
     difference = np.abs(found["score"].to_numpy() - best.values[:, 0].numpy()).max()
     occur = len(np.unique(best.indices[:, 0]))
     figures = {"decided": int(decided.sum()), "same": int(same.sum()), "of": len(same), "labels": occur}
-    figures["same with the library's transform"] = int((found["label_id"].to_numpy() == theirs.numpy()).sum())
+    alike = int((found["label_id"].to_numpy() == theirs.numpy()).sum())
+    figures["same with the library's transform"] = alike
     print("\n" + json.dumps({architecture: facts["runtime"], **figures, "difference": round(float(difference), 4)}))
     assert same[decided].all()
-    assert decided.mean() > 0.5 and occur > 3, "it decides nothing"
+    assert decided.mean() > 0.7 and occur > 3, "it decides nothing"
     assert difference < TIED
+    assert alike >= 0.9 * len(same)
