@@ -97,14 +97,33 @@ def write_directory(
         pretrained_cfg: how images were prepared for it, as far as it differs from what timm says of the network:
             input_size, crop_pct, interpolation, mean, std.
     """
+    for name, content in saved(
+        net, {"label_names": list(labels), "pretrained_cfg": dict(pretrained_cfg or {})}
+    ).items():
+        folder.put(name, content)
+
+
+def saved(
+    net: nn.Module, model_config: Mapping[str, Any], data_config: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Return `model.safetensors` and `config.json` of a network of timm, as timm and transformers read them.
+
+    Args:
+        net: on the CPU.
+        model_config: what `config.json` says besides what timm knows of the network.
+        data_config: how images are to be prepared, in place of all that timm knows of that.
+    """
     import timm
 
-    said = {"label_names": list(labels), "pretrained_cfg": dict(pretrained_cfg or {})}
     with tempfile.TemporaryDirectory() as made:
         # timm itself says how the network was made, so that timm makes it again.
-        timm.models.save_for_hf(net, made, model_config=said, safe_serialization=True)
-        for name in (_WEIGHTS, _CONFIG):
-            folder.put(name, Path(made, name).read_bytes())
+        timm.models.save_for_hf(
+            net, made, model_config=dict(model_config), data_config=data_config, safe_serialization=True
+        )
+        files = {name: Path(made, name).read_bytes() for name in (_WEIGHTS, _CONFIG)}
+    config = json.loads(files[_CONFIG])
+    config["model_args"].pop("num_classes", None)  # it stands above them, and given twice transformers stumbles over it
+    return files | {_CONFIG: json.dumps(config, indent=2).encode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +225,7 @@ def _config(folder: Folder) -> dict[str, Any]:
         config[section] = config.get(section) or {}
         if not isinstance(config[section], dict):
             raise ModelError(f"{folder.at(_CONFIG)}: {section!r} is not an object")
+    config["model_args"].pop("num_classes", None)  # which timm writes there as well
     for said in (config, config["pretrained_cfg"]):
         if "multi_label" in str(said.get("problem_type")):
             raise ModelError(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from timm.models import get_model_args, group_parameters
 from torch import nn
 
 from imgbatch.errors import ModelError
-from imgbatch.models import Model
+from imgbatch.models import Model, directory
 from imgbatch.models.on_torch import choose_dtype
 from imgbatch.preprocess import Preprocess
 
@@ -187,11 +185,7 @@ def files(net: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> dict
         "mean": preprocess.mean,
         "std": preprocess.std,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        timm.models.save_for_hf(
-            net.cpu(), folder, model_config={"label_names": list(labels)}, data_config=data, safe_serialization=True
-        )
-        return {name: Path(folder, name).read_bytes() for name in ("config.json", "model.safetensors")}
+    return directory.saved(net.cpu(), {"label_names": list(labels)}, data)
 
 
 def crop_pct(preprocess: Preprocess) -> float:

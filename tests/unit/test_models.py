@@ -247,6 +247,21 @@ def test_timm_reads_what_we_write_and_we_read_what_timm_writes(load: Load, tmp_p
     assert theirs.labels == LABELS and theirs.digest == load(ours).digest
 
 
+def test_transformers_reads_what_we_write_and_we_read_what_transformers_writes(load: Load, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    net = timm.create_model("test_efficientnet", num_classes=3).eval()
+    said = AutoModelForImageClassification.from_pretrained(write(tmp_path / "ours", net)).eval()
+    assert tuple(said.config.id2label[number] for number in range(3)) == LABELS
+    images = torch.randn((2, 3, 160, 160), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(said(pixel_values=images).logits, net(images))
+    said.save_pretrained(tmp_path / "theirs")
+    theirs = load(tmp_path / "theirs")
+    require_same_network(theirs.network(), net)
+    assert theirs.labels == LABELS
+
+
 def test_a_directory_in_a_store_travels_once_a_node(load: Load, s3: S3Server, tmp_path: Path) -> None:
     stores, net = s3.stores(), tiny()
     place = Folder(stores, "s3://out/models/tiny")
