@@ -27,7 +27,8 @@ def ahead(
     """Yield (item, call(item)) in order, with up to `most` calls under way whose costs sum up to at most `most_cost`.
 
     One call is always allowed, whatever it costs. Results wait in memory only within these bounds, so the iteration may
-    be endless.
+    be endless. Calls begin in bursts, when half of the bounds is free: a server, and this process, wake up once for many
+    of them.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> with ThreadPoolExecutor(4) as pool:
@@ -39,10 +40,11 @@ def ahead(
     try:
         for item in items:
             price = cost(item)
-            while waiting and (len(waiting) >= most or spent + price > most_cost > 0):
-                first, paid, future = waiting.popleft()
-                yield first, future.result()
-                spent -= paid
+            if len(waiting) >= most or spent + price > most_cost > 0:
+                while waiting and (len(waiting) > most // 2 or spent + price > most_cost // 2 > 0):
+                    first, paid, future = waiting.popleft()
+                    yield first, future.result()
+                    spent -= paid
             waiting.append((item, price, pool.submit(call, item)))
             spent += price
         while waiting:

@@ -109,7 +109,9 @@ class StorageConfig:
 class FetchConfig:
     """How far reading runs ahead of decoding."""
 
-    ahead: int = knob(64, "GETs in flight in each process while images are decoded")
+    ahead: int = knob(
+        128, "most GETs in flight in each process while images are decoded; new ones begin by the half of it"
+    )
     ahead_bytes: int = knob(256 << 20, "most bytes that these GETs may hold together")
     max_bytes: int = knob(256 << 20, "a larger object is rejected as too_large before it is read")
 

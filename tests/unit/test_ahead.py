@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -18,6 +18,15 @@ from imgbatch.ahead import ahead, chained
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as opened:
         yield opened
+
+
+class SubmitsAtOnce:
+    """An executor whose calls are over when they are submitted."""
+
+    def submit(self, call: Callable[[int], None], item: int) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_result(call(item))
+        return done
 
 
 def test_results_come_in_order_however_the_calls_end(pool: ThreadPoolExecutor) -> None:
@@ -40,6 +49,15 @@ def test_never_more_calls_than_allowed_are_under_way_or_wait(pool: ThreadPoolExe
         assert item == taken
         assert len(begun) <= taken + most
     assert sorted(begun) == list(range(30))
+
+
+def test_calls_begin_in_bursts_of_half_of_the_most() -> None:
+    begun: list[int] = []
+    under_way = [
+        len(begun) - item
+        for item, _ in ahead(SubmitsAtOnce(), begun.append, range(32), most=8)  # type: ignore[arg-type]
+    ]
+    assert under_way == [8, 7, 6, 5] * 7 + [4, 3, 2, 1]
 
 
 def test_calls_do_run_ahead(pool: ThreadPoolExecutor) -> None:
