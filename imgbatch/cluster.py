@@ -9,11 +9,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pyarrow as pa
 
 import imgbatch
@@ -118,6 +119,15 @@ def _init(address: str) -> None:
         ray.init(address=address, runtime_env=_shipped(), **quiet)
     else:  # "local": a bare init would join whatever a killed run has left behind
         ray.init(address="local", include_dashboard=False, **quiet)
+        _end_autoscaler()
+
+
+def _end_autoscaler() -> None:
+    """End the process that would add machines to this one: Ray waits a second for it at its own end, and has no option."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
+                child.kill()
 
 
 @contextmanager

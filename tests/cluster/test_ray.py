@@ -226,6 +226,21 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(
     assert cluster.taken_notes() == [] and "1 node" in ended.err
 
 
+def test_nothing_scales_a_machine_of_ones_own() -> None:
+    script = """
+import psutil
+from imgbatch import cluster
+with cluster.connected():
+    alive = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+    names = [word.rpartition("/")[2] for each in alive for word in each.cmdline()]
+print(*names)
+"""
+    environment = clean_environment()
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert {"raylet", "log_monitor.py"} <= set(ran.stdout.split())  # Ray's helpers do have such names
+    assert "monitor.py" not in ran.stdout.split()
+
+
 def test_an_address_where_nobody_listens(job: Job, folder: Path, tmp_path: Path) -> None:
     command = ("classify", "--input", folder, "--output", tmp_path / "out")
     (port,) = free_ports(1)
