@@ -36,7 +36,7 @@ from tests.bench.processes import cpu_seconds, watched  # noqa: E402
 from tests.bench.table import table  # noqa: E402
 from tests.weed import S3Server, serving  # noqa: E402
 
-PEERS = {"daft": "daft_udf.py", "ray": "ray_data.py", "loader": "loader.py"}
+PEERS = {"daft": "daft_udf.py", "ray": "ray_data.py", "loader": "loader.py", "timm": "timm_folder.py"}
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=5000)
     parser.add_argument("--images", type=Path, help="a folder of photos; the demo's by default")
-    parser.add_argument("--peers", default="daft,ray,loader", help="which peers to run, by commas; '' for none")
+    parser.add_argument("--peers", default="daft,ray,loader,timm", help="which peers to run, by commas; '' for none")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     parser.add_argument("--chart", type=Path, help="draw the figures into this PNG as well")

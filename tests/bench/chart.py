@@ -26,7 +26,7 @@ from tests.bench.table import median, names
 # The palette of Okabe and Ito, which the colour-blind can tell apart.
 BLUE, SKY, ORANGE, GREY, PALE, INK = "#0072B2", "#56B4E9", "#E69F00", "#777777", "#BBBBBB", "#222222"
 STAGES = {"fetch": SKY, "S3 server": GREY, "decode + resize": ORANGE, "forward": BLUE}
-NAMES = {"ours": "imgbatch", "daft": "Daft", "ray": "Ray Data", "loader": "DataLoader"}
+NAMES = {"ours": "imgbatch", "daft": "Daft", "ray": "Ray Data", "loader": "DataLoader", "timm": "timm"}
 KINDS = {"workers": "workers", "driver": "driver", "ray": "Ray itself", "S3 server": "S3 server", "other": "others"}
 _HEIGHT = 0.66
 _WIDE = 0.3  # of the axis: as much is enough for a name inside
