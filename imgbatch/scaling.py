@@ -50,7 +50,7 @@ def night(rate: float, nodes: int, hours: float = 8.0, start_s: float = 60.0, ef
 
     Args:
         start_s: seconds from the command to the first row.
-        efficiency: the share of `rate` that is left beside Ray, the store and the driver; 0.75 to 0.81 was measured.
+        efficiency: the share of `rate` that is left beside Ray, the store and the driver; 0.78 to 0.89 was measured.
 
     >>> night(rate=images_per_second(Costs(), cpus=8), nodes=10)
     246342857
