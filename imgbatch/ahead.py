@@ -41,7 +41,7 @@ def ahead(
         for item in items:
             price = cost(item)
             if len(waiting) >= most or spent + price > most_cost > 0:
-                while waiting and (len(waiting) > most // 2 or spent + price > most_cost // 2 > 0):
+                while waiting and (len(waiting) > most // 2 or 2 * (spent + price) > most_cost > 0):
                     first, paid, future = waiting.popleft()
                     yield first, future.result()
                     spent -= paid
