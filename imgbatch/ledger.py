@@ -5,7 +5,8 @@ Guarantees, given the assumption of `parts`:
 - A row is in the store once `commit` returns, and never twice, whoever else writes and whenever a process is killed.
 - The row of a changed image is taken out of its part before its new row is committed. A kill in between leaves the image
   without a row, and the next run labels it.
-- `seal` takes the next number of both logs, so that no PUT of a dead run can land behind the books.
+- `seal` takes the next number of both logs, so that no PUT of a dead run can land behind the books; `open` makes parts
+  that a dead run was rewriting into other ones, so that what it sent for them cannot either.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Ledger:
         self.forget()
         for log in (self.labels, self.rejects):
             log.scan()
+            if not self.read_only:
+                log.fence(self.fingerprint)
         for number, table, footer in self._rows(self.labels, _VERSION_COLUMNS):
             pulse()
             table = self._without_tars(LABELS_LOG, number, table, footer)
@@ -185,6 +188,7 @@ class Ledger:
         """Take the next number of each log with an empty part."""
         footer = Footer(run_id, self.fingerprint, seal=True)
         for log in (self.labels, self.rejects):
+            log.announced.take_back()
             # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
             log.append(self._columns(log, log.carried()).empty_table(), footer, self._absorb)
 
@@ -222,10 +226,14 @@ class Ledger:
         """Take out the rows of all images that were not visited; return how many went."""
         gone = 0
         for tar, progress in self.shards.kept():
+            for name in (LABELS_LOG, REJECTS_LOG):
+                self._log(name).announced.add([part for log, part in progress.parts if log == name])
             for name, part in sorted(progress.parts):
                 gone += self._log(name).rewrite(part, partial(_without_members, tar))
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
-            for number, keys in self._rows_where(_SEEN | _REJECT, kind).items():
+            chosen = self._rows_where(_SEEN | _REJECT, kind)
+            log.announced.add(chosen)
+            for number, keys in chosen.items():
                 gone += self._remove(log, number, keys)
         return gone
 
@@ -263,6 +271,8 @@ class Ledger:
                 old.setdefault((number, kind), []).append(keys[rows[chosen]])
             columns["state"][positions] &= np.uint8(255 - _STALE)
             self.stale -= len(rows)
+        self.labels.announced.add([number for number, kind in old if not kind])
+        self.rejects.announced.add([number for number, kind in old if kind])
         for (number, kind), found in old.items():
             self._remove(self.rejects if kind else self.labels, number, np.concatenate(found))
 

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
+from imgbatch.announced import NAME as ANNOUNCED
+from imgbatch.announced import Announced
 from imgbatch.errors import Conflict, Exists, NotFound, OutputError
 from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
@@ -137,6 +140,8 @@ class Log:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.numbers: list[int] = []
+        self.announced = Announced(folder)
+        self._rewritten = False  # by any run so far
 
     @property
     def next(self) -> int:
@@ -155,6 +160,7 @@ class Log:
         """
         numbers = []
         for name in self.folder.names():
+            self._rewritten = self._rewritten or name == ANNOUNCED
             if match := _NAME.fullmatch(name):
                 numbers.append(int(match[1]))
             elif not name.rpartition("/")[2].startswith((".", "_")):
@@ -225,7 +231,7 @@ class Log:
         """Replace a part by the rows that `keep` returns of it; return how many went.
 
         The replacement is conditional on the part being the one that was read, so that a late one of a dead run cannot
-        bring rows back.
+        bring rows back; and it is announced, so that the next run can see to it that it takes none away either.
         """
         for _ in range(_MOST_CONFLICTS):
             data, tag = self.folder.read_tagged(_name(number))
@@ -233,12 +239,33 @@ class Log:
             kept = keep(table)
             if len(kept) == len(table):
                 return 0
+            self.announced.add([number])
             try:
                 self.folder.replace(_name(number), encode(kept, footer.metadata()), tag)
             except Conflict:
+                self.announced.doubt(number)
                 continue
             return len(table) - len(kept)
         raise OutputError(f"{self.uri(number)} keeps changing under another writer")
+
+    def fence(self, fingerprint: Mapping[str, Any]) -> None:
+        """Let what dead runs have sent to rewrite parts come too late: write these parts again, with the same rows.
+
+        To be called behind `scan`, and before the rows are read.
+
+        Raises:
+            OutputError: the parts are of another fingerprint.
+        """
+        left = self.announced.left() if self._rewritten else {}
+        for number in sorted({number for parts in left.values() for number in parts} & set(self.numbers)):
+            data, tag = self.folder.read_tagged(_name(number))
+            table, footer = decode(data, self.uri(number))
+            require_same(footer.fingerprint, fingerprint, self.uri(number))
+            signed = replace(footer, nonce=uuid.uuid4().hex)
+            with suppress(Conflict):  # then it is another one already
+                self.folder.replace(_name(number), encode(table, signed.metadata()), tag)
+        if left:
+            self.announced.take_back(left)
 
 
 def _name(number: int) -> str:

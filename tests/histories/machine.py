@@ -324,7 +324,12 @@ class Histories(RuleBasedStateMachine):
 
     def _parts(self) -> dict[str, bytes]:
         folders = {table: self.world.folder(table) for table in ("labels", "rejects")}
-        return {f"{table}/{name}": folder.read(name) for table, folder in folders.items() for name in folder.names()}
+        return {
+            f"{table}/{name}": folder.read(name)
+            for table, folder in folders.items()
+            for name in folder.names()
+            if name.startswith("part-")
+        }
 
 
 def _outcome_of(row: Row) -> str:

@@ -16,7 +16,7 @@ from tests.integration.test_refusals import require_refusal
 from tests.unit.pictures import encode, scene
 
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && '
-TINY = 'mount -t tmpfs -o size=100k none "$0" && '
+TINY = 'mount -t tmpfs -o size=72k none "$0" && '
 
 
 @pytest.fixture

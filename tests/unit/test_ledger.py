@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imgbatch import books, parts
+from imgbatch.announced import Announced
 from imgbatch.config import StorageConfig
 from imgbatch.errors import BooksError, OutputError, Unreachable
 from imgbatch.ledger import Ledger
@@ -183,7 +185,8 @@ def test_the_old_row_leaves_its_part_before_the_new_one_arrives(place: Place) ->
     seen: list[tuple[list[str], list[str]]] = []
 
     def create(real: Verb, path: str, data: bytes) -> None:
-        seen.append((uris(place()), uris(place(), "rejects")))
+        if path.endswith(".parquet"):
+            seen.append((uris(place()), uris(place(), "rejects")))
         real(path, data)
 
     book = ledger(place(create=create))
@@ -205,8 +208,10 @@ def test_only_the_rows_of_the_batch_are_taken_out(place: Place) -> None:
 def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_run(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
 
-    def killed(real: Verb, *arguments: Any) -> None:
-        raise KeyboardInterrupt
+    def killed(real: Verb, path: str, data: bytes) -> None:
+        if path.endswith(".parquet"):
+            raise KeyboardInterrupt
+        real(path, data)
 
     book = ledger(place(create=killed))
     book.visit(images("a", etag="new"))
@@ -403,7 +408,60 @@ def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Plac
         written = pool.map(lambda pair: commit(pair[1], results(pair[0], etag="new")), zip(names, opened, strict=True))
         assert sum(written) == 24
     assert sorted((row["uri"], row["etag"]) for row in rows(place())) == sorted((name, "new") for name in names)
-    assert [name for name in place().names("labels") if not name.endswith(".parquet")] == []
+    assert [name for name in place().names("labels") if not name.endswith(".parquet")] == ["_rewriting.json"]
+
+
+def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> None:
+    """The image that the dead run took for changed is again what it was: its row holds, and must go on holding."""
+    commit(ledger(place()), results("a", "b", "c"))
+    late: list[Callable[[], None]] = []
+
+    def replace(real: Verb, path: str, data: bytes, tag: str | None) -> None:
+        if path.endswith(".parquet"):
+            late.append(partial(real, path, data, tag))
+            raise KeyboardInterrupt
+        real(path, data, tag)
+
+    dead = ledger(place(replace=replace))
+    dead.visit(images("a", etag="new"))
+    with pytest.raises(KeyboardInterrupt):
+        commit(dead, results("a", etag="new"))
+    before = rows(place())
+    ledger(place()).seal("next")
+    with pytest.raises(Exception, match=r"(?i)precondition|replaced"):
+        late[0]()
+    assert rows(place()) == before
+    ledger(place())  # once is enough: no part is written again
+    assert json.loads(place().read("labels/_rewriting.json"))["parts"] == {}
+
+
+def test_a_run_of_another_fingerprint_writes_no_part_again(place: Place) -> None:
+    commit(ledger(place()), results("a"))
+    ledger(place()).labels.announced.add([1])
+    before = place().read("labels/part-00000001.parquet")
+    with pytest.raises(OutputError, match="fingerprint"):
+        Ledger(place(), {"top_k": 7}).open()
+    assert place().read("labels/part-00000001.parquet") == before
+
+
+def test_announcements_that_are_damaged_are_named(place: Place) -> None:
+    commit(ledger(place()), results("a"))
+    place().put("labels/_rewriting.json", b"[")
+    with pytest.raises(OutputError, match=r"labels/_rewriting.json is damaged or not ours"):
+        ledger(place())
+
+
+def test_two_writers_announce_and_take_back_each_for_itself(place: Place) -> None:
+    one, two = Announced(place()), Announced(place())
+    one.add([1, 2])
+    two.add([2, 3])
+    one.take_back()
+    assert list(two.left().values()) == [[2, 3]]
+    one.take_back(two.left())
+    assert two.left() == {}
+    two.doubt(3)
+    two.add([3])
+    assert list(one.left().values()) == [[2, 3]]
 
 
 # Two writers and more

@@ -1,0 +1,78 @@
+"""Which parts of a log are about to be rewritten: said before it is done, so that the next run knows what may still come.
+
+The replacement that a killed run has sent may arrive when the next run has ended well. It is conditional on the part being
+the one that was read, so it is refused once the part is another one. So the next run writes every part again that was
+announced and not taken back, with the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.storage import Folder
+
+NAME = "_rewriting.json"
+_MOST_CONFLICTS = 1000
+
+_Parts = dict[str, list[int]]
+
+
+class Announced:
+    """The numbers of the parts that each writer is about to rewrite, in a hidden file beside them."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._writer = uuid.uuid4().hex
+        self._ours: set[int] = set()
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Announce these parts; those that were are not written again."""
+        if not self._ours.issuperset(numbers):
+            self._ours.update(numbers)
+            self._change(lambda parts: parts | {self._writer: sorted(self._ours)})
+
+    def doubt(self, number: int) -> None:
+        """Let the next `add` announce a part again: someone else was at it, and may have taken the announcement back."""
+        self._ours.discard(number)
+
+    def left(self) -> _Parts:
+        """Return what was announced and not taken back: by runs that died, or that are at work."""
+        with suppress(NotFound):
+            return self._read()[0]
+        return {}
+
+    def take_back(self, parts: _Parts | None = None) -> None:
+        """Say that nothing is under way any more to what this writer announced, or to these parts of others."""
+        if parts is None:
+            parts, self._ours = {self._writer: sorted(self._ours)} if self._ours else {}, set()
+        if parts:
+            self._change(lambda known: {writer: each for writer, each in known.items() if parts.get(writer) != each})
+
+    def _read(self) -> tuple[_Parts, str | None]:
+        data, tag = self._folder.read_tagged(NAME)
+        try:
+            return dict(json.loads(data)["parts"]), tag
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{self._folder.at(NAME)} is damaged or not ours; remove it") from error
+
+    def _change(self, change: Callable[[_Parts], _Parts]) -> None:
+        for _ in range(_MOST_CONFLICTS):
+            # The nonce: no two contents are the same, so that a late change of a dead run is refused as well.
+            try:
+                known, tag = self._read()
+                content = {"parts": change(known), "nonce": uuid.uuid4().hex}
+                return self._folder.replace(NAME, json.dumps(content).encode(), tag)
+            except NotFound:
+                pass
+            except Conflict:
+                continue
+            try:
+                content = {"parts": change({}), "nonce": uuid.uuid4().hex}
+                return self._folder.create(NAME, json.dumps(content).encode())
+            except Exists:
+                continue
+        raise OutputError(f"{self._folder.at(NAME)} keeps changing under another writer")
