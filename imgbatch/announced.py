@@ -15,17 +15,16 @@ from contextlib import suppress
 from imgbatch.errors import Conflict, Exists, NotFound, OutputError
 from imgbatch.storage import Folder
 
-NAME = "_rewriting.json"
 _MOST_CONFLICTS = 1000
 
 _Parts = dict[str, list[int]]
 
 
 class Announced:
-    """The numbers of the parts that each writer is about to rewrite, in a hidden file beside them."""
+    """The numbers of the parts of a table that each writer is about to rewrite, in a JSON object of this name."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
         self._writer = uuid.uuid4().hex
         self._ours: set[int] = set()
 
@@ -53,11 +52,11 @@ class Announced:
             self._change(lambda known: {writer: each for writer, each in known.items() if parts.get(writer) != each})
 
     def _read(self) -> tuple[_Parts, str | None]:
-        data, tag = self._folder.read_tagged(NAME)
+        data, tag = self._folder.read_tagged(self._name)
         try:
             return dict(json.loads(data)["parts"]), tag
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{self._folder.at(NAME)} is damaged or not ours; remove it") from error
+            raise OutputError(f"{self._folder.at(self._name)} is damaged or not ours; remove it") from error
 
     def _change(self, change: Callable[[_Parts], _Parts]) -> None:
         for _ in range(_MOST_CONFLICTS):
@@ -65,14 +64,14 @@ class Announced:
             try:
                 known, tag = self._read()
                 content = {"parts": change(known), "nonce": uuid.uuid4().hex}
-                return self._folder.replace(NAME, json.dumps(content).encode(), tag)
+                return self._folder.replace(self._name, json.dumps(content).encode(), tag)
             except NotFound:
                 pass
             except Conflict:
                 continue
             try:
                 content = {"parts": change({}), "nonce": uuid.uuid4().hex}
-                return self._folder.create(NAME, json.dumps(content).encode())
+                return self._folder.create(self._name, json.dumps(content).encode())
             except Exists:
                 continue
-        raise OutputError(f"{self._folder.at(NAME)} keeps changing under another writer")
+        raise OutputError(f"{self._folder.at(self._name)} keeps changing under another writer")

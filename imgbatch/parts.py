@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
-from imgbatch.announced import NAME as ANNOUNCED
 from imgbatch.announced import Announced
 from imgbatch.errors import Conflict, Exists, NotFound, OutputError
 from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
@@ -140,8 +139,8 @@ class Log:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.numbers: list[int] = []
-        self.announced = Announced(folder)
-        self._rewritten = False  # by any run so far
+        output, _, table = folder.uri.rpartition("/")
+        self.announced = Announced(Folder(folder.stores, f"{output}/runs"), f"rewriting-{table}.json")
 
     @property
     def next(self) -> int:
@@ -160,7 +159,6 @@ class Log:
         """
         numbers = []
         for name in self.folder.names():
-            self._rewritten = self._rewritten or name == ANNOUNCED
             if match := _NAME.fullmatch(name):
                 numbers.append(int(match[1]))
             elif not name.rpartition("/")[2].startswith((".", "_")):
@@ -256,7 +254,7 @@ class Log:
         Raises:
             OutputError: the parts are of another fingerprint.
         """
-        left = self.announced.left() if self._rewritten else {}
+        left = self.announced.left() if self.numbers else {}
         for number in sorted({number for parts in left.values() for number in parts} & set(self.numbers)):
             data, tag = self.folder.read_tagged(_name(number))
             table, footer = decode(data, self.uri(number))

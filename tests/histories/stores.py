@@ -68,7 +68,8 @@ class Memory:
         yield pa.record_batch({"path": pa.array(names, pa.string())})
 
     def folders(self, path: str) -> list[str]:
-        return sorted({name[len(path) + 1 :].partition("/")[0] for name in self.objects if name.startswith(f"{path}/")})
+        below = (name[len(path) + 1 :].partition("/") for name in self.objects if name.startswith(f"{path}/"))
+        return sorted({name for name, slash, _ in below if slash})
 
     def put(self, path: str, data: bytes) -> None:
         self._made += 1

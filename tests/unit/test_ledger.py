@@ -408,7 +408,7 @@ def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Plac
         written = pool.map(lambda pair: commit(pair[1], results(pair[0], etag="new")), zip(names, opened, strict=True))
         assert sum(written) == 24
     assert sorted((row["uri"], row["etag"]) for row in rows(place())) == sorted((name, "new") for name in names)
-    assert [name for name in place().names("labels") if not name.endswith(".parquet")] == ["_rewriting.json"]
+    assert [name for name in place().names("labels") if not name.endswith(".parquet")] == []
 
 
 def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> None:
@@ -432,7 +432,7 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
         late[0]()
     assert rows(place()) == before
     ledger(place())  # once is enough: no part is written again
-    assert json.loads(place().read("labels/_rewriting.json"))["parts"] == {}
+    assert json.loads(place().read("runs/rewriting-labels.json"))["parts"] == {}
 
 
 def test_a_run_of_another_fingerprint_writes_no_part_again(place: Place) -> None:
@@ -446,13 +446,13 @@ def test_a_run_of_another_fingerprint_writes_no_part_again(place: Place) -> None
 
 def test_announcements_that_are_damaged_are_named(place: Place) -> None:
     commit(ledger(place()), results("a"))
-    place().put("labels/_rewriting.json", b"[")
-    with pytest.raises(OutputError, match=r"labels/_rewriting.json is damaged or not ours"):
+    place().put("runs/rewriting-labels.json", b"[")
+    with pytest.raises(OutputError, match=r"runs/rewriting-labels.json is damaged or not ours"):
         ledger(place())
 
 
 def test_two_writers_announce_and_take_back_each_for_itself(place: Place) -> None:
-    one, two = Announced(place()), Announced(place())
+    one, two = (Announced(place().folder("runs"), "rewriting-labels.json") for _ in range(2))
     one.add([1, 2])
     two.add([2, 3])
     one.take_back()
