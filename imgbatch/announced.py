@@ -29,10 +29,11 @@ class Announced:
         self._ours: set[int] = set()
 
     def add(self, numbers: Iterable[int]) -> None:
-        """Announce these parts; those that were are not written again."""
-        if not self._ours.issuperset(numbers):
-            self._ours.update(numbers)
-            self._change(lambda parts: parts | {self._writer: sorted(self._ours)})
+        """Announce these parts; those that this writer has announced are not said again."""
+        ours = self._ours.union(numbers)
+        if ours != self._ours:
+            self._change(lambda parts: parts | {self._writer: sorted(ours)})
+            self._ours = ours
 
     def doubt(self, number: int) -> None:
         """Let the next `add` announce a part again: someone else was at it, and may have taken the announcement back."""
