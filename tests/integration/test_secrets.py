@@ -83,9 +83,7 @@ def test_secrets_are_in_nothing_that_a_run_leaves_behind(
     assert any(b"ray" in title for title in seen), "the workers' titles were seen"
     output = tables.download(s3.bucket("out"), "secret", tmp_path / "out")
     assert tables.reasons(output) == {"7.jpg": "forbidden"}
-    files = [
-        path for top in (output, place) for path, _, names in os.walk(top) for path in (f"{path}/{n}" for n in names)
-    ]
+    files = [f"{folder}/{name}" for top in (output, place) for folder, _, names in os.walk(top) for name in names]
     contents = {path: Path(path).read_bytes() for path in files if Path(path).is_file()}
     assert any("worker" in path for path in contents) and any("run.json" in path for path in contents)
     contents |= {"out": out.encode(), "err": err.encode(), "titles": b"\n".join(seen)}
