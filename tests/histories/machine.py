@@ -128,11 +128,14 @@ class Histories(RuleBasedStateMachine):
         images=_images,
         then=_images,
         mended=st.booleans(),
+        settings=_settings,
     )
-    def run_that_dies_with_a_request_under_way(self, table: str, images: Images, then: Images, mended: bool) -> None:
+    def run_that_dies_with_a_request_under_way(
+        self, table: str, images: Images, then: Images, mended: bool, settings: list[str]
+    ) -> None:
         """A run is killed while it sends a part; the request arrives when the next one has done its work."""
         self.put(images)
-        self._run([], {(table, 1): "killed in flight"}, None)
+        self._run(settings, {(table, 1): "killed in flight"}, None)  # it may rewrite what the next one would not
         if mended:  # so that the next run has no reject to write, and nothing but a seal takes the number
             for name, image in self.world.images.items():
                 if image.kind not in LABELS:

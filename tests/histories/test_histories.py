@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch import ledger, runs
+from imgbatch import ledger, parts, runs
 from imgbatch.ledger import Ledger
 from imgbatch.storage import Folder
 from tests.conftest import S3Server
@@ -72,6 +72,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
     "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
+    "what a dead run was rewriting is written again": (parts.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
     "a second driver is refused": (runs, "require_free", lambda output: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
