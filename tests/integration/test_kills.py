@@ -29,8 +29,8 @@ POINTS = {
     "after the seals": ("imgbatch.ledger", "Ledger.seal", "", "after"),
     "before _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "before"),
     "after _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "after"),
-    "before an old row is taken out": ("imgbatch.storage", "Folder.replace", "", "before"),
-    "after an old row is taken out": ("imgbatch.storage", "Folder.replace", "", "after"),
+    "before an old row is taken out": ("imgbatch.parts", "Log.rewrite", "", "before"),
+    "after an old row is taken out": ("imgbatch.parts", "Log.rewrite", "", "after"),
 }
 
 
