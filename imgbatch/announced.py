@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
-from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.errors import NotFound, OutputError
 from imgbatch.storage import Folder
 
-_MOST_CONFLICTS = 1000
-
-_Parts = dict[str, list[int]]
+Parts = dict[str, list[int]]
+"""By writer."""
 
 
 class Announced:
@@ -39,40 +37,30 @@ class Announced:
         """Let the next `add` announce a part again: someone else was at it, and may have taken the announcement back."""
         self._ours.discard(number)
 
-    def left(self) -> _Parts:
+    def left(self) -> Parts:
         """Return what was announced and not taken back: by runs that died, or that are at work."""
-        with suppress(NotFound):
-            return self._read()[0]
-        return {}
+        try:
+            return self._parts(self._folder.read(self._name))
+        except NotFound:
+            return {}
 
-    def take_back(self, parts: _Parts | None = None) -> None:
+    def take_back(self, parts: Parts | None = None) -> None:
         """Say that nothing is under way any more to what this writer announced, or to these parts of others."""
         if parts is None:
             parts, self._ours = {self._writer: sorted(self._ours)} if self._ours else {}, set()
         if parts:
             self._change(lambda known: {writer: each for writer, each in known.items() if parts.get(writer) != each})
 
-    def _read(self) -> tuple[_Parts, str | None]:
-        data, tag = self._folder.read_tagged(self._name)
+    def _parts(self, data: bytes) -> Parts:
         try:
-            return dict(json.loads(data)["parts"]), tag
+            return dict(json.loads(data)["parts"])
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{self._folder.at(self._name)} is damaged or not ours; remove it") from error
 
-    def _change(self, change: Callable[[_Parts], _Parts]) -> None:
-        for _ in range(_MOST_CONFLICTS):
+    def _change(self, change: Callable[[Parts], Parts]) -> None:
+        def encoded(data: bytes | None) -> bytes:
             # The nonce: no two contents are the same, so that a late change of a dead run is refused as well.
-            try:
-                known, tag = self._read()
-                content = {"parts": change(known), "nonce": uuid.uuid4().hex}
-                return self._folder.replace(self._name, json.dumps(content).encode(), tag)
-            except NotFound:
-                pass
-            except Conflict:
-                continue
-            try:
-                content = {"parts": change({}), "nonce": uuid.uuid4().hex}
-                return self._folder.create(self._name, json.dumps(content).encode())
-            except Exists:
-                continue
-        raise OutputError(f"{self._folder.at(self._name)} keeps changing under another writer")
+            content = {"parts": change({} if data is None else self._parts(data)), "nonce": uuid.uuid4().hex}
+            return json.dumps(content).encode()
+
+        self._folder.change(self._name, encoded)

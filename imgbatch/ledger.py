@@ -226,15 +226,10 @@ class Ledger:
         """Take out the rows of all images that were not visited; return how many went."""
         gone = 0
         for tar, progress in self.shards.kept():
-            for name in (LABELS_LOG, REJECTS_LOG):
-                self._log(name).announced.add([part for log, part in progress.parts if log == name])
             for name, part in sorted(progress.parts):
                 gone += self._log(name).rewrite(part, partial(_without_members, tar))
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
-            chosen = self._rows_where(_SEEN | _REJECT, kind)
-            log.announced.add(chosen)
-            for number, keys in chosen.items():
-                gone += self._remove(log, number, keys)
+            gone += self._remove(log, self._rows_where(_SEEN | _REJECT, kind))
         return gone
 
     def _rows(self, log: Log, columns: list[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
@@ -257,7 +252,7 @@ class Ledger:
             if not labelled.all():
                 raise BooksError(f"an image has two rows in rejects/: the second in {self.rejects.uri(number)}")
             if not self.read_only:
-                self._remove(self.rejects, number, keys)
+                self._remove(self.rejects, {number: keys})
 
     def _take_out(self, keys: Keys) -> None:
         """Take the old rows of these images out of their parts."""
@@ -271,10 +266,10 @@ class Ledger:
                 old.setdefault((number, kind), []).append(keys[rows[chosen]])
             columns["state"][positions] &= np.uint8(255 - _STALE)
             self.stale -= len(rows)
-        self.labels.announced.add([number for number, kind in old if not kind])
-        self.rejects.announced.add([number for number, kind in old if kind])
-        for (number, kind), found in old.items():
-            self._remove(self.rejects if kind else self.labels, number, np.concatenate(found))
+        for log, rejected in ((self.labels, 0), (self.rejects, _REJECT)):
+            self._remove(
+                log, {number: np.concatenate(found) for (number, kind), found in old.items() if kind == rejected}
+            )
 
     def _rows_where(self, mask: int, value: int) -> dict[int, Keys]:
         chosen: dict[int, list[Keys]] = {}
@@ -285,10 +280,10 @@ class Ledger:
                 chosen.setdefault(number, []).append(keys[matching][parts == number])
         return {number: np.concatenate(found) for number, found in chosen.items()}
 
-    def _remove(self, log: Log, number: int, keys: Keys) -> int:
-        gone = UriIndex()
-        gone.add(keys)
-        return log.rewrite(number, lambda table: table.filter(pa.array(~gone.contains(uri_keys(whole(table["uri"]))))))
+    def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> int:
+        """Take the rows of these keys out of each part; return how many went."""
+        log.announced.add(keys_of)  # all at once: `rewrite` would say them one by one
+        return sum(log.rewrite(number, partial(_without, keys)) for number, keys in keys_of.items())
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):
@@ -303,6 +298,12 @@ def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
     """Return the states of rejects."""
     passing = np.asarray(whole(table["passing"]).fill_null(False)).astype(np.uint8)
     return passing * np.uint8(_PASSING) | np.uint8(_REJECT)
+
+
+def _without(keys: Keys, table: pa.Table) -> pa.Table:
+    gone = UriIndex()
+    gone.add(keys)
+    return table.filter(pa.array(~gone.contains(uri_keys(whole(table["uri"])))))
 
 
 def _without_members(tar: str, table: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.errors import NotFound, OutputError
 from imgbatch.storage import Folder
 
 HEARTBEAT_S = 10.0
@@ -24,7 +24,6 @@ OWNER_IS_DEAD_S = 25.0
 """A run on another machine whose record does not change for so long is dead. No two clocks are compared."""
 
 _LOOKED_AT = 3
-_MOST_CONFLICTS = 20
 _PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
 
 
@@ -132,12 +131,7 @@ def write_success(output: Folder, run_id: str, counts: Mapping[str, int], limit:
     """Write `_SUCCESS`: its existence means that the books balance. `seal` names the run that sealed the logs."""
     content = json.dumps({"run_id": run_id, "counts": counts, "limit": limit, "seal": seal}, indent=2).encode()
     # Never over one that was not seen: then the late request of a dead run cannot take the place of this one either.
-    for _ in range(_MOST_CONFLICTS):
-        with suppress(Exists):
-            return output.create("_SUCCESS", content)
-        with suppress(Conflict, NotFound):
-            return output.replace("_SUCCESS", content, output.read_tagged("_SUCCESS")[1])
-    raise OutputError(f"{output.at('_SUCCESS')} keeps changing under another writer")
+    output.change("_SUCCESS", lambda _: content)
 
 
 def _newest(output: Folder) -> list[str]:

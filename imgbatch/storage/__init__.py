@@ -10,14 +10,24 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
 from imgbatch.config import StorageConfig
-from imgbatch.errors import BadPath, ConfigError, NotFound, StoreError, TimedOut, Unreachable
+from imgbatch.errors import (
+    BadPath,
+    ConfigError,
+    Conflict,
+    Exists,
+    NotFound,
+    OutputError,
+    StoreError,
+    TimedOut,
+    Unreachable,
+)
 from imgbatch.storage import s3
 from imgbatch.storage.backoff import backoff
 from imgbatch.storage.base import Meta, Store, require_listed_size
@@ -36,6 +46,7 @@ _S3 = ("s3", "s3a")
 _BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
 _WEB = ("http", "https")
 _SAID_AFTER = 4  # failures: some 5 s
+_MOST_CONFLICTS = 1000
 # S3's own rule, and what older buckets and other servers have. obstore puts the name into the address of a signed request:
 # anything else in it, such as the # of s3://evil.org#/x, would lead that astray.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -254,6 +265,23 @@ class Folder:
     def replace(self, name: str, data: bytes, tag: str | None) -> None:
         """Write over an object that has not changed since; Conflict if it has."""
         self.stores.call("replace", self.at(name), lambda store, path: store.replace(path, data, tag))
+
+    def change(self, name: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Write what `change` makes of an object, None if it is not there; of the newer one, if another writer is first.
+
+        Raises:
+            OutputError: others were first, again and again.
+        """
+        for _ in range(_MOST_CONFLICTS):
+            try:
+                old, tag = self.read_tagged(name)
+            except NotFound:
+                with suppress(Exists):
+                    return self.create(name, change(None))
+                continue
+            with suppress(Conflict, NotFound):
+                return self.replace(name, change(old), tag)
+        raise OutputError(f"{self.at(name)} keeps changing under another writer")
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
