@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,10 +41,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(chosen.output.uri))
-    found = sources.recognise(stores, chosen.input, chosen.source)
-    for source in found:
-        if sources.would_find(source, output):
-            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+    found = sources_beside(output, chosen.input, chosen.source)
     ledger = Ledger(
         output,
         {
@@ -59,6 +56,19 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
         carried=chosen.output.columns,
     )
     return Job(chosen, stores, output, model, found, ledger)
+
+
+def sources_beside(output: Folder, uris: Sequence[str], chosen: config.SourceConfig) -> list[sources.Source]:
+    """Return the sources of a run.
+
+    Raises:
+        UsageError: one of them would find what the run writes.
+    """
+    found = sources.recognise(output.stores, uris, chosen)
+    for source in found:
+        if sources.would_find(source, output):
+            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+    return found
 
 
 @contextmanager
@@ -83,31 +93,46 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     require_carried(job.config.output.columns, carried)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
-    def found() -> Generator[Found, None, None]:
-        listed = sources.everything(job.sources, carried, allow_empty=job.config.source.allow_empty)
-        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(listed, math.inf, closes=True)) as batches:
-            for batch in batches:
-                pulse()
-                if batch is not None:
-                    yield batch
-
-    try:
-        with closing(found()) as batches:  # or what is drawn ahead would not end with an error here
-            listing.take(batches)
-    except (NotFound, BadPath) as error:
-        raise InputError(f"--input: {error}") from error
+    take(listing, job.sources, pulse, allow_empty=job.config.source.allow_empty)
     counts = listing.counts
     log.info(
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
         *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
     )
     if not counts.listed and not counts.tars and not job.config.source.allow_empty:
-        named = ", ".join(source.uri for source in job.sources)
-        example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
-        raise InputError(
-            f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
-            'image suffix or none (source.suffixes="*" takes all; of archives only tars are read); '
-            "source.allow_empty=true makes an empty input a success"
-        )
+        raise InputError(f"{no_image(listing, job.sources)}; source.allow_empty=true makes an empty input a success")
     return listing
+
+
+def take(listing: Listing, found: list[sources.Source], pulse: Callable[[], None], *, allow_empty: bool) -> None:
+    """Have a listing take all images of the sources; `pulse` is called however slow their stores are.
+
+    Raises:
+        InputError: a source is not there.
+    """
+
+    def batches() -> Generator[Found, None, None]:
+        listed = sources.everything(found, listing.carried, allow_empty=allow_empty)
+        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
+        with closing(ticking(listed, math.inf, closes=True)) as ticks:
+            for batch in ticks:
+                pulse()
+                if batch is not None:
+                    yield batch
+
+    try:
+        with closing(batches()) as all_of_them:  # or what is drawn ahead would not end with an error here
+            listing.take(all_of_them)
+    except (NotFound, BadPath) as error:
+        raise InputError(f"--input: {error}") from error
+
+
+def no_image(listing: Listing, found: list[sources.Source]) -> str:
+    """Return what to say of sources in which there is not one image."""
+    counts = listing.counts
+    named = ", ".join(source.uri for source in found)
+    example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
+    return (
+        f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
+        'image suffix or none (source.suffixes="*" takes all; of archives only tars are read)'
+    )

@@ -11,8 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,13 @@ from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
 from imgbatch.config import masked
 from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
 from imgbatch.interrupts import StopRequest
+from imgbatch.job import no_image, sources_beside, take
 from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing, Todo, pages
+from imgbatch.listing import Listing, Todo, pages
 from imgbatch.models import Model
 from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import labelled, outcome, publish, splits
 from imgbatch.train.labelled import Labelled
@@ -105,10 +106,7 @@ def prepare(chosen: Training) -> Job:
         tree = stores.read(absolute(chosen.taxonomy))[0] if chosen.taxonomy else None
     except (NotFound, BadPath) as error:
         raise UsageError(str(error)) from error
-    found = sources.recognise(stores, chosen.input, chosen.source)
-    for source in found:
-        if sources.would_find(source, output):
-            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+    found = sources_beside(output, chosen.input, chosen.source)
     if chosen.train.way == "head" and not chosen.train.pretrained:
         raise UsageError(
             "train.way=head needs a pretrained base: leave train.pretrained=false away, or say train.way=finetune"
@@ -255,24 +253,11 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     Raises:
         InputError: there is not one image.
     """
-    carried = sources.carried_by(job.sources)
+    carried = waited(lambda: sources.carried_by(job.sources), pulse)
     listing = Listing(Ledger(job.run, {}).open(), folder, carried)
-
-    def found() -> Generator[Found, None, None]:
-        for batch in sources.everything(job.sources, carried, allow_empty=False):
-            pulse()
-            yield batch
-
-    try:
-        with closing(found()) as batches:
-            listing.take(batches)
-    except (NotFound, BadPath) as error:
-        raise InputError(f"--input: {error}") from error
+    take(listing, job.sources, pulse, allow_empty=False)
     if not listing.counts.listed and not listing.counts.tars:
-        places = ", ".join(source.uri for source in job.sources)
-        raise InputError(
-            f"no image in {places} ({listing.counts.ignored:,} other objects ignored): is the place right?"
-        )
+        raise InputError(no_image(listing, job.sources))
     log.info("%s images listed, %s objects ignored", f"{listing.counts.listed:,}", f"{listing.counts.ignored:,}")
     digest, kept = hashlib.sha256(), []
     for page in pages(folder):

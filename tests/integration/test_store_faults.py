@@ -94,8 +94,15 @@ def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
     assert len(tables.labels(tables.download(s3.bucket("out"), "chaos", tmp_path / "again"))) == 60
 
 
+@pytest.mark.parametrize(("name", "base", "runs"), [("classify", "--model", "."), ("train", "--base", "_training")])
 def test_a_signal_while_a_failing_store_is_listed(
-    started: Callable[..., subprocess.Popen[str]], s3: S3Server, tiny_model: Path, tmp_path: Path
+    started: Callable[..., subprocess.Popen[str]],
+    s3: S3Server,
+    tiny_model: Path,
+    tmp_path: Path,
+    name: str,
+    base: str,
+    runs: str,
 ) -> None:
     listed: list[float] = []
 
@@ -107,8 +114,8 @@ def test_a_signal_while_a_failing_store_is_listed(
 
     with faults.proxy(s3.endpoint, plan) as endpoint:
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
-        command = ("--input", "s3://images/silent", "--output", tmp_path / "out", "--model", tiny_model)
-        process = started("classify", *command, env=environment)
+        command = ("--input", "s3://images/silent", "--output", tmp_path / "out", base, tiny_model)
+        process = started(name, *command, env=environment)
         while not listed:
             time.sleep(0.05)
             assert process.poll() is None, process.communicate()[1]
@@ -118,7 +125,7 @@ def test_a_signal_while_a_failing_store_is_listed(
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in err, err
     assert time.monotonic() - asked < 20, "the answer would have taken 30 s"
-    (record,) = tables.runs(tmp_path / "out")
+    (record,) = tables.runs(tmp_path / "out" / runs)
     assert (record["status"], record["exit_code"]) == ("interrupted", 143)
 
 
