@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from imgbatch import config, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
@@ -93,7 +95,8 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     require_carried(job.config.output.columns, carried)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
-    take(listing, job.sources, pulse, allow_empty=job.config.source.allow_empty)
+    with closing(candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty)) as batches:
+        listing.take(batches)  # closed, or what is drawn ahead would not end with an error here
     counts = listing.counts
     log.info(
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
@@ -104,25 +107,22 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     return listing
 
 
-def take(listing: Listing, found: list[sources.Source], pulse: Callable[[], None], *, allow_empty: bool) -> None:
-    """Have a listing take all images of the sources; `pulse` is called however slow their stores are.
+def candidates(
+    found: list[sources.Source], carried: pa.Schema, pulse: Callable[[], None], *, allow_empty: bool = False
+) -> Generator[Found, None, None]:
+    """Yield what the sources list; `pulse` is called however slow their stores are. To be closed by the caller.
 
     Raises:
         InputError: a source is not there.
     """
-
-    def batches() -> Generator[Found, None, None]:
-        listed = sources.everything(found, listing.carried, allow_empty=allow_empty)
+    batches = sources.everything(found, carried, allow_empty=allow_empty)
+    try:
         # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(listed, math.inf, closes=True)) as ticks:
+        with closing(ticking(batches, math.inf, closes=True)) as ticks:
             for batch in ticks:
                 pulse()
                 if batch is not None:
                     yield batch
-
-    try:
-        with closing(batches()) as all_of_them:  # or what is drawn ahead would not end with an error here
-            listing.take(all_of_them)
     except (NotFound, BadPath) as error:
         raise InputError(f"--input: {error}") from error
 

@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,16 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
 from imgbatch import cli, config, models, runs, sources
-from imgbatch.errors import BadPath, InputError, NotFound, UsageError
+from imgbatch.errors import InputError, NotFound, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import naming_the_output, prepare
+from imgbatch.job import candidates, naming_the_output, prepare
 from imgbatch.listing import pages
 from imgbatch.models import Model
 from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources.labelled import Classes, labelled
 from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.stream import waited
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -71,7 +73,7 @@ def evaluate(flags: Any) -> int:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
         )
-    output, truths, first = from_tables(chosen, flags) if flags.labels else from_model(chosen, stop)
+    output, truths, first = from_tables(chosen, flags, stop) if flags.labels else from_model(chosen, stop)
     ours, mistakes = score(first, truths, output, stop)
     other = None
     if flags.against:
@@ -108,7 +110,7 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
     return job.output, truths, (job.model, job.output, temperature)
 
 
-def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labels]:
+def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
     """Take the labels of an earlier run; the model is only asked for its classes and levels."""
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
@@ -120,11 +122,9 @@ def from_tables(chosen: config.Config, flags: Any) -> tuple[Folder, Truths, Labe
     found = [
         labelled(source, Classes(model.labels)) for source in sources.recognise(stores, chosen.input, chosen.source)
     ]
-    carried = sources.carried_by(found)
-    try:
-        truths = Truths((each.batch for each in sources.everything(found, carried)), model.labels)
-    except (NotFound, BadPath) as error:
-        raise InputError(f"--input: {error}") from error
+    carried = waited(lambda: sources.carried_by(found), stop.check)
+    with closing(candidates(found, carried, stop.check, allow_empty=True)) as batches:
+        truths = Truths((each.batch for each in batches), model.labels)
     return output, truths, (model, written, temperature_of(name, stores))
 
 

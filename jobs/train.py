@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
 from imgbatch.config import masked
 from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import no_image, sources_beside, take
+from imgbatch.job import candidates, no_image, sources_beside
 from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages
@@ -255,7 +256,8 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     """
     carried = waited(lambda: sources.carried_by(job.sources), pulse)
     listing = Listing(Ledger(job.run, {}).open(), folder, carried)
-    take(listing, job.sources, pulse, allow_empty=False)
+    with closing(candidates(job.sources, carried, pulse)) as batches:
+        listing.take(batches)
     if not listing.counts.listed and not listing.counts.tars:
         raise InputError(no_image(listing, job.sources))
     log.info("%s images listed, %s objects ignored", f"{listing.counts.listed:,}", f"{listing.counts.ignored:,}")
