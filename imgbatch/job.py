@@ -17,7 +17,7 @@ from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing
 from imgbatch.models import Model
 from imgbatch.schema import labels_with, require_carried
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking, waited
 
 log = logging.getLogger("imgbatch")
@@ -136,3 +136,10 @@ def no_image(listing: Listing, found: list[sources.Source]) -> str:
         f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
         'image suffix or none (source.suffixes="*" takes all; of archives only tars are read)'
     )
+
+
+def warn_of_local_paths(output: Folder, found: list[sources.Source], nodes: int) -> None:
+    """Say that a path of this machine is read and written by all nodes."""
+    local = [uri for uri in (output.uri, *(source.uri for source in found)) if is_local(uri)]
+    if nodes > 1 and local:
+        log.warning("%s must be the same shared folder on all %d nodes", ", ".join(local), nodes)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from imgbatch.errors import NotFound, OutputError
+from imgbatch.config import masked
+from imgbatch.errors import ImgbatchError, Interrupted, NotFound, OutputError, StoreError
 from imgbatch.storage import Folder
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 OWNER_IS_DEAD_S = 25.0
@@ -87,6 +91,20 @@ class Record:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         self.facts |= {"status": status, "exit_code": exit_code, "finished": finished, **facts}
         self._write()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Say in the record how the work within ended, if it did not end well."""
+        try:
+            yield
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, ImgbatchError) else 1
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            try:
+                self.finish(status, code, error=masked(str(error)) or type(error).__name__)
+            except StoreError as second:  # the first error is the one to tell
+                log.error("run.json could not be written: %s", second)
+            raise
 
     def _write(self) -> None:
         self._beats += 1

@@ -16,17 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
-from imgbatch.config import masked
 from imgbatch.errors import (
     BooksError,
-    ImgbatchError,
-    Interrupted,
-    StoreError,
 )
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import Job, list_images, naming_the_output, prepare
+from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
-from imgbatch.storage import is_local
 from imgbatch.stream import ticking
 
 if TYPE_CHECKING:
@@ -108,18 +103,12 @@ def recorded(job: Job, stop: StopRequest) -> int:
     with naming_the_output(job):
         record.start()
     started = time.monotonic()
-    try:
-        summary = work_through(job, record, stop)
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, ImgbatchError) else 1
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    with record.telling():
         try:
-            if isinstance(error, BooksError):  # of an earlier run's making, perhaps: whatever it said, it is wrong now
-                job.output.delete("_SUCCESS")
-            record.finish(status, code, error=masked(str(error)) or type(error).__name__)
-        except StoreError as second:  # the first error is the one to tell
-            log.error("run.json could not be written: %s", second)
-        raise
+            summary = work_through(job, record, stop)
+        except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
+            job.output.delete("_SUCCESS")
+            raise
     record.finish("succeeded", 0)
     print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
     return 0
@@ -190,7 +179,7 @@ def label(
         with stop.beside_ray(), cluster.connected(), committer, closing(shown):
             stop.install().check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)
-            warn_of_local_paths(job, plan.nodes)
+            warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
@@ -280,13 +269,6 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "ignored": listed.ignored + committer.passed_over,
         "duplicates": listed.duplicates,
     }
-
-
-def warn_of_local_paths(job: Job, nodes: int) -> None:
-    """Say that a path of this machine is read and written by all nodes."""
-    local = [uri for uri in (job.output.uri, *(source.uri for source in job.sources)) if is_local(uri)]
-    if nodes > 1 and local:
-        log.warning("%s must be the same shared folder on all %d nodes", ", ".join(local), nodes)
 
 
 if __name__ == "__main__":

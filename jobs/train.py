@@ -20,15 +20,14 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
-from imgbatch.config import masked
-from imgbatch.errors import BadPath, ImgbatchError, InputError, Interrupted, NotFound, StoreError, UsageError
+from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import candidates, no_image, sources_beside
+from imgbatch.job import candidates, no_image, sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages
 from imgbatch.models import Model
-from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import labelled, outcome, publish, splits
@@ -122,16 +121,8 @@ def recorded(job: Job, stop: StopRequest) -> int:
         job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
     )
     record.start()
-    try:
+    with record.telling():
         summary = work_through(job, record, stop)
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, ImgbatchError) else 1
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        try:
-            record.finish(status, code, error=masked(str(error)) or type(error).__name__)
-        except StoreError as second:  # the first error is the one to tell
-            log.error("run.json could not be written: %s", second)
-        raise
     print(summary)
     return 0
 
@@ -175,9 +166,7 @@ def learn(
     with stop.beside_ray(), cluster.connected():
         stop.install().check()
         plan = cluster.plan(job.config.cluster, pulse=pulse)
-        local = [uri for uri in (job.output.uri, *(source.uri for source in job.sources)) if is_local(uri)]
-        if plan.nodes > 1 and local:
-            log.warning("%s must be the same shared folder on all %d nodes", ", ".join(local), plan.nodes)
+        warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way if job.config.train.way != "auto" else "finetune" if plan.split else "head"
         task = ways.Task(
             job.config,
