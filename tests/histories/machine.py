@@ -59,9 +59,9 @@ class Histories(RuleBasedStateMachine):
         self.alone = True
         """Whether it was the only one at work."""
         self.torn = False
-        """Whether a second driver died within it, perhaps between an old row and its new one."""
+        """Whether a second driver died within it, or lost the store, perhaps between an old row and its new one."""
         self.disturbed = False
-        """Whether a dead run's `_SUCCESS` may stand where it should not, until a run ends well."""
+        """Whether a `_SUCCESS` may stand where it should not until a run ends well: a dead run's, or one over what is torn."""
 
     def new_world(self) -> World:
         """Return an empty world."""
@@ -182,7 +182,7 @@ class Histories(RuleBasedStateMachine):
                 self.world.images[name] = Image(image.kind, image.etag, None if image.mood else moods[name])
                 self._remember(name)
             totals["second drivers"] += 1
-            self.torn = self.world.run("run.check_owner=false", faults=dict(faults)) is None
+            self.torn = self.world.run("run.check_owner=false", faults=dict(faults)) in (None, 3)
 
         self._run(["run.check_owner=false"], {**after, at: other}, None, alone=False, moving=True)
 
@@ -274,7 +274,7 @@ class Histories(RuleBasedStateMachine):
         if code == 0:
             self._require_whole(world, after, moving, pruned)
             assert self.world.verify() == 0 or moving
-            self.disturbed = self.disturbed and moving
+            self.disturbed = (self.disturbed and moving) or self.torn
         elif code == 4:
             assert not moving or not hard
             assert moving or not after["labels"].keys() & world.keys()
