@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -108,6 +109,7 @@ def connected() -> Iterator[None]:
         try:
             yield
         finally:
+            hush_threads()
             ray.shutdown()
 
 
@@ -120,6 +122,17 @@ def _init(address: str) -> None:
     else:  # "local": a bare init would join whatever a killed run has left behind
         ray.init(address="local", include_dashboard=False, **quiet)
         _end_autoscaler()
+
+
+def hush_threads() -> None:
+    """Have threads of Ray Data's that find Ray gone end without a word: a run that ends early leaves some at work."""
+    told = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if raised.thread is None or not raised.thread.name.startswith("ray-data-"):
+            told(raised)
+
+    threading.excepthook = hook
 
 
 def _end_autoscaler() -> None:
