@@ -86,12 +86,12 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("safeguard", SAFEGUARDS)
 def test_the_machine_fails_where_a_safeguard_is_taken_away(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = totals["histories"]
     monkeypatch.setattr(*SAFEGUARDS[safeguard])
     with pytest.raises(Exception):  # noqa: B017 - Hypothesis wraps what it finds in one of several
-        for start in range(24):
+        for start in range(48):
             run(type("Broken", (Histories,), {}), 25, 10, start=start)
     print(f"{safeguard}: failed in history {totals['histories'] - before}")
