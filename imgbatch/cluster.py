@@ -125,12 +125,15 @@ def _init(address: str) -> None:
 
 
 def hush_threads() -> None:
-    """Have threads of Ray Data's that find Ray gone end without a word: a run that ends early leaves some at work."""
+    """Have Ray Data's thread end without a word when it finds Ray gone: a run that ends early leaves it at work."""
     told = threading.excepthook
 
     def hook(raised: threading.ExceptHookArgs) -> None:
-        if raised.thread is None or not raised.thread.name.startswith("ray-data-"):
+        theirs = raised.thread is not None and raised.thread.name.startswith("ray-data-")
+        if ray.is_initialized() or not theirs:
             told(raised)
+
+    import ray
 
     threading.excepthook = hook
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from imgbatch import config, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing
+from imgbatch.listing import Counts, Found, Listing
 from imgbatch.models import Model
 from imgbatch.schema import labels_with, require_carried
 from imgbatch.storage import Folder, Stores, absolute, is_local
@@ -95,41 +95,48 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     require_carried(job.config.output.columns, carried)
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
-    with closing(candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty)) as batches:
-        listing.take(batches)  # closed, or what is drawn ahead would not end with an error here
+    with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
+        listing.take(batches)
     counts = listing.counts
     log.info(
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
         *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
     )
     if not counts.listed and not counts.tars and not job.config.source.allow_empty:
-        raise InputError(f"{no_image(listing, job.sources)}; source.allow_empty=true makes an empty input a success")
+        raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
     return listing
 
 
+@contextmanager
 def candidates(
-    found: list[sources.Source], carried: pa.Schema, pulse: Callable[[], None], *, allow_empty: bool = False
-) -> Generator[Found, None, None]:
-    """Yield what the sources list; `pulse` is called however slow their stores are. To be closed by the caller.
+    found: list[sources.Source], carried: pa.Schema, pulse: Callable[[], None], *, allow_empty: bool
+) -> Iterator[Iterator[Found]]:
+    """Give what the sources list, in batches; `pulse` is called however slow their stores are.
 
     Raises:
-        InputError: a source is not there.
+        InputError: a source is not there, or one of several holds no image and may not be empty.
     """
-    batches = sources.everything(found, carried, allow_empty=allow_empty)
-    try:
+
+    def listed() -> Generator[Found, None, None]:
+        try:
+            yield from sources.everything(found, carried, allow_empty=allow_empty)
+        except (NotFound, BadPath) as error:
+            raise InputError(f"--input: {error}") from error
+
+    def pulsing() -> Generator[Found, None, None]:
         # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(batches, math.inf, closes=True)) as ticks:
+        with closing(ticking(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
                 pulse()
                 if batch is not None:
                     yield batch
-    except (NotFound, BadPath) as error:
-        raise InputError(f"--input: {error}") from error
+
+    with closing(pulsing()) as batches:  # or what is drawn ahead would not end with an error
+        yield batches
 
 
-def no_image(listing: Listing, found: list[sources.Source]) -> str:
+def no_image(counts: Counts, found: list[sources.Source]) -> str:
     """Return what to say of sources in which there is not one image."""
-    counts = listing.counts
     named = ", ".join(source.uri for source in found)
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
     return (

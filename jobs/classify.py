@@ -16,9 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
-from imgbatch.errors import (
-    BooksError,
-)
+from imgbatch.errors import BooksError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
@@ -107,7 +105,10 @@ def recorded(job: Job, stop: StopRequest) -> int:
         try:
             summary = work_through(job, record, stop)
         except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
-            job.output.delete("_SUCCESS")
+            try:
+                job.output.delete("_SUCCESS")
+            except StoreError as second:  # the first error is the one to tell
+                log.error("_SUCCESS could not be removed: %s", second)
             raise
     record.finish("succeeded", 0)
     print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")

@@ -13,7 +13,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,12 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
     output.delete("metrics.json")
     name = flags.model or written_by(written)
-    model = models.load(replace(chosen.model, name=name), stores)
+    model = models.load(replace(chosen.model, name=name), stores, stop.check)
     found = [
         labelled(source, Classes(model.labels)) for source in sources.recognise(stores, chosen.input, chosen.source)
     ]
     carried = waited(lambda: sources.carried_by(found), stop.check)
-    with closing(candidates(found, carried, stop.check, allow_empty=True)) as batches:
+    with candidates(found, carried, stop.check, allow_empty=True) as batches:
         truths = Truths((each.batch for each in batches), model.labels)
     return output, truths, (model, written, temperature_of(name, stores))
 

@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ def train(flags: Any) -> int:
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
-    return recorded(prepare(chosen), stop)
+    return recorded(prepare(chosen, stop.check), stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +92,13 @@ class Job:
         return self.output.folder(publish.RUN)
 
 
-def prepare(chosen: Training) -> Job:
-    """Check everything that can be checked before any work."""
+def prepare(chosen: Training, pulse: Callable[[], None]) -> Job:
+    """Check everything that can be checked before any work; `pulse` is called while that takes long."""
     stores = Stores(chosen.storage)
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
-    base = models.load(config.ModelConfig(name=chosen.base), stores)
+    base = models.load(config.ModelConfig(name=chosen.base), stores, pulse)
     tree = None
     try:
         publish.require_room(output)
@@ -245,10 +244,10 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     """
     carried = waited(lambda: sources.carried_by(job.sources), pulse)
     listing = Listing(Ledger(job.run, {}).open(), folder, carried)
-    with closing(candidates(job.sources, carried, pulse)) as batches:
+    with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
         listing.take(batches)
     if not listing.counts.listed and not listing.counts.tars:
-        raise InputError(no_image(listing, job.sources))
+        raise InputError(no_image(listing.counts, job.sources))
     log.info("%s images listed, %s objects ignored", f"{listing.counts.listed:,}", f"{listing.counts.ignored:,}")
     digest, kept = hashlib.sha256(), []
     for page in pages(folder):

@@ -58,10 +58,10 @@ class Histories(RuleBasedStateMachine):
         """Whether the last run ended well."""
         self.alone = True
         """Whether it was the only one at work."""
-        self.torn = False
-        """Whether a second driver died within it, or lost the store, perhaps between an old row and its new one."""
+        self.torn: set[str] = set()
+        """Images whose old row a second driver took out within it before it died, or lost the store."""
         self.disturbed = False
-        """Whether a `_SUCCESS` may stand where it should not until a run ends well: a dead run's, or one over what is torn."""
+        """Whether `_SUCCESS` may stand where it should not, until a run ends well: a dead run's, or one of two drivers'."""
 
     def new_world(self) -> World:
         """Return an empty world."""
@@ -182,7 +182,9 @@ class Histories(RuleBasedStateMachine):
                 self.world.images[name] = Image(image.kind, image.etag, None if image.mood else moods[name])
                 self._remember(name)
             totals["second drivers"] += 1
-            self.torn = self.world.run("run.check_owner=false", faults=dict(faults)) in (None, 3)
+            before = {*self._rows("labels"), *self._rows("rejects")}
+            if self.world.run("run.check_owner=false", faults=dict(faults)) in (None, 3):
+                self.torn = before - {*self._rows("labels"), *self._rows("rejects")}
 
         self._run(["run.check_owner=false"], {**after, at: other}, None, alone=False, moving=True)
 
@@ -257,7 +259,7 @@ class Histories(RuleBasedStateMachine):
         listed = sorted(self.world.images)[:limit]
         world = {name: self.world.images[name] for name in listed}
         pruned = "run.prune=true" in settings and bool(listed)
-        self.torn = False
+        self.torn = set()
         code = self.world.run(*settings, faults=faults, limit=limit)
         driver = self.world.ended
         self.settled, self.alone = code == 0, alone
@@ -274,7 +276,7 @@ class Histories(RuleBasedStateMachine):
         if code == 0:
             self._require_whole(world, after, moving, pruned)
             assert self.world.verify() == 0 or moving
-            self.disturbed = (self.disturbed and moving) or self.torn
+            self.disturbed = self.disturbed and moving
         elif code == 4:
             assert not moving or not hard
             assert moving or not after["labels"].keys() & world.keys()
@@ -284,8 +286,9 @@ class Histories(RuleBasedStateMachine):
             expected = {2} if not listed else {3} if "away" in hard else set()
             expected |= allowed | ({2, 3, 6} if moving and not alone else set())
             assert code in expected, code
-        if code != 0 and alone and not moving and not self.disturbed and self.world.folder("").exists("_SUCCESS"):
-            assert self.world.verify() == 0, "_SUCCESS stands where the books do not balance"
+        balanced = not self.world.folder("").exists("_SUCCESS") or self.world.verify() == 0
+        self.disturbed = self.disturbed or not (alone or balanced)
+        assert code == 0 or moving or self.disturbed or balanced, "_SUCCESS stands where the books do not balance"
         return code
 
     def _require_untouched(
@@ -315,7 +318,8 @@ class Histories(RuleBasedStateMachine):
         assert not both or loose, f"in both tables: {both}"
         for name, image in world.items():
             found = labels.get(name) or rejects.get(name)
-            if found is None and self.torn:
+            if found is None and name in self.torn:
+                totals["images torn by a second driver"] += 1
                 continue
             assert found is not None, f"{name} is lost"
             assert loose or found["etag"] == image.etag or (found["etag"], _outcome_of(found)) in self.known[name]

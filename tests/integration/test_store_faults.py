@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import Job, S3Server
@@ -94,14 +96,42 @@ def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
     assert len(tables.labels(tables.download(s3.bucket("out"), "chaos", tmp_path / "again"))) == 60
 
 
-@pytest.mark.parametrize(("name", "base", "runs"), [("classify", "--model", "."), ("train", "--base", "_training")])
+def test_books_that_do_not_balance_are_told_even_where_nothing_may_be_deleted(
+    job: Job, warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path
+) -> None:
+    fill(s3, "double", 3)
+    command = ("classify", "--input", "s3://images/double", "--output", "s3://out/double", "--model", tiny_model)
+    assert warm(*command, env=s3.environment).code == 0
+    part = tables.download(s3.bucket("out"), "double", tmp_path / "out") / "labels" / "part-00000001.parquet"
+    table = pq.read_table(part)
+    pq.write_table(pa.concat_tables([table, table]).replace_schema_metadata(table.schema.metadata), part)
+    obstore.put(s3.bucket("out"), f"double/labels/{part.name}", part)
+
+    def plan(method: str, path: str, before: int) -> int | str | float | None:
+        return 403 if method == "DELETE" or path.endswith("?delete") else None
+
+    with faults.proxy(s3.endpoint, plan) as endpoint:
+        ended = job(*command, env={**s3.environment, "AWS_ENDPOINT_URL": endpoint})
+    assert "two rows" in require_refusal(ended, 6) and "_SUCCESS could not be removed" in ended.err
+    *_, record = tables.runs(tables.download(s3.bucket("out"), "double", tmp_path / "after"))
+    assert record["exit_code"] == 6 and "two rows" in record["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "runs"),
+    [
+        ("classify", ["--model"], "."),
+        ("train", ["--base"], "_training"),
+        ("evaluate", ["--labels", "there", "--model"], ""),
+    ],
+)
 def test_a_signal_while_a_failing_store_is_listed(
     started: Callable[..., subprocess.Popen[str]],
     s3: S3Server,
     tiny_model: Path,
     tmp_path: Path,
     name: str,
-    base: str,
+    flags: list[str],
     runs: str,
 ) -> None:
     listed: list[float] = []
@@ -114,7 +144,7 @@ def test_a_signal_while_a_failing_store_is_listed(
 
     with faults.proxy(s3.endpoint, plan) as endpoint:
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
-        command = ("--input", "s3://images/silent", "--output", tmp_path / "out", base, tiny_model)
+        command = ("--input", "s3://images/silent", "--output", tmp_path / "out", *flags, tiny_model)
         process = started(name, *command, env=environment)
         while not listed:
             time.sleep(0.05)
@@ -125,8 +155,8 @@ def test_a_signal_while_a_failing_store_is_listed(
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in err, err
     assert time.monotonic() - asked < 20, "the answer would have taken 30 s"
-    (record,) = tables.runs(tmp_path / "out" / runs)
-    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    records = tables.runs(tmp_path / "out" / runs) if runs else []
+    assert [(record["status"], record["exit_code"]) for record in records] == [("interrupted", 143)] * bool(runs)
 
 
 @pytest.mark.long

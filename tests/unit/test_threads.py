@@ -5,13 +5,20 @@ from __future__ import annotations
 import threading
 
 import pytest
+import ray
 
 from imgbatch import cluster
 
 
-def test_threads_that_find_ray_gone_say_nothing_and_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("there", "expected"), [(False, ["results"]), (True, ["ray-data-metadata-prefetch", "results"])]
+)
+def test_a_thread_that_finds_ray_gone_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, there: bool, expected: list[str]
+) -> None:
     told: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda raised: told.append(raised.thread.name))
+    monkeypatch.setattr(ray, "is_initialized", lambda: there)
     cluster.hush_threads()
 
     for name in ("ray-data-metadata-prefetch", "results"):
@@ -19,4 +26,4 @@ def test_threads_that_find_ray_gone_say_nothing_and_others_do(monkeypatch: pytes
         thread.start()
         thread.join()
 
-    assert told == ["results"]
+    assert told == expected
