@@ -151,7 +151,7 @@ class _Trainer:
         self._loss = Loss(config, job.classes[chosen], job.number_of_classes, self._place.device)
         groups = network.trainable_groups(
             self._net, config.lr, config.head_lr_factor, config.weight_decay,
-            config.frozen_stages,
+            config.frozen_stages or 0,
         )  # fmt: skip
         self._wrapped = self._place.wrap(self._net)
         self._optimiser = torch.optim.AdamW(groups)

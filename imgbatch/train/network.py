@@ -75,13 +75,18 @@ def divide_logits(net: nn.Module, temperature: float) -> None:
         head.bias.div_(temperature)
 
 
+def stages(net: Any) -> list[list[str]]:
+    """Return the names of the parameters of each stage, from the input to the head."""
+    found = group_parameters(net, net.group_matcher(coarse=True))
+    return [found[number] for number in sorted(found)]
+
+
 def trainable_groups(net: Any, lr: float, head_factor: float, decay: float, frozen: int) -> list[dict[str, Any]]:
     """Return the optimiser's groups, the head's learning rate multiplied; the first `frozen` stages are left out.
 
     Biases and the scales of normalisation do not decay.
     """
-    stages = group_parameters(net, net.group_matcher(coarse=True))
-    still = {name for number in sorted(stages)[:frozen] for name in stages[number]}
+    still = {name for stage in stages(net)[:frozen] for name in stage}
     head = {id(parameter) for parameter in head_of(net).parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():

@@ -22,7 +22,7 @@ class TrainConfig:
     """How a model is trained. What is unset depends on the number of images (`recipe.py`)."""
 
     way: str = knob(
-        "auto", "auto (head on CPUs, finetune on GPUs), head: features once, then the head; finetune: all layers"
+        "auto", "auto (head on CPUs, finetune on GPUs), head: features once, then the head; finetune: the layers"
     )
     pretrained: bool = knob(True, "start from the weights of --base; false: from scratch, with way=finetune")
     seed: int = knob(0, "of the split, the order of images and their augmentation")
@@ -42,7 +42,10 @@ class TrainConfig:
     head_lr_factor: float = knob(10.0, "the head learns so many times faster than the body")
     weight_decay: float = knob(0.01, "of AdamW, on matrices and kernels")
     warmup: float = knob(0.3, "share of the steps in which the learning rate rises; behind them it falls as a cosine")
-    frozen_stages: int = knob(0, "stages at the network's input, its stem among them, that keep their weights")
+    frozen_stages: int | None = knob(
+        None,
+        "stages at the network's input, its stem among them, that keep their weights; unset: a third if pretrained",
+    )
     label_smoothing: float = knob(0.1, "share of the target that all classes divide among them")
     min_crop: float = knob(0.35, "least share of a picture's area that a random crop shows")
     jitter: float = knob(0.4, "most relative change of brightness, contrast and saturation")

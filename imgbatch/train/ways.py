@@ -1,4 +1,4 @@
-"""The two ways to a trained network: a head on the base's features, and fine-tuning of all layers."""
+"""The two ways to a trained network: a head on the base's features, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -146,13 +146,14 @@ def _class_weights(classes: Ints, number: int) -> Floats:
 
 
 def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
-    """Fine-tune all layers on Ray Train."""
+    """Fine-tune on Ray Train."""
     places = np.flatnonzero(fold != splits.NEVER)
     held, size = fold[places] == 0, task.base.preprocess
     net = network.build(task.base, len(found.labels), pretrained=False, seed=0)
     config = recipe.resolve(
-        task.config.train, len(places), min(size.height, size.width), fixed=network.fixed_input(net)
-    )
+        task.config.train, len(places), min(size.height, size.width),
+        fixed=network.fixed_input(net), stages=len(network.stages(net)),
+    )  # fmt: skip
     inputs, entries = task.images(size), np.zeros(len(task.listed), bool)
     entries[made.images["index"].to_numpy()[places[held]]] = True
     task.ready(inputs, entries)

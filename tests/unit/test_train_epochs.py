@@ -49,7 +49,11 @@ def job(tmp_path: Path, tiny_model: Path) -> Fit:
     folder = Folder(stores, str(tmp_path))
     config = replace(
         recipe.resolve(
-            TrainConfig(epochs=3, refit_epochs=1, batch_size=6, lr=3e-3, dtype="float32"), 18, 160, fixed=False
+            TrainConfig(epochs=3, refit_epochs=1, batch_size=6, lr=3e-3, dtype="float32"),
+            18,
+            160,
+            fixed=False,
+            stages=0,
         ),
         resolution=64,
     )
