@@ -226,8 +226,11 @@ class Ledger:
         """Take out the rows of all images that were not visited; return how many went."""
         gone = 0
         for tar, progress in self.shards.kept():
-            for name, part in sorted(progress.parts):
-                gone += self._log(name).rewrite(part, partial(_without_members, tar))
+            for name in (LABELS_LOG, REJECTS_LOG):
+                keep = partial(_without_members, tar)
+                gone += self._rewrite(
+                    self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}
+                )
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
             gone += self._remove(log, self._rows_where(_SEEN | _REJECT, kind))
         return gone
@@ -251,8 +254,8 @@ class Ledger:
                 labelled[rows] = columns["state"][positions] & _REJECT == 0
             if not labelled.all():
                 raise BooksError(f"an image has two rows in rejects/: the second in {self.rejects.uri(number)}")
-            if not self.read_only:
-                self._remove(self.rejects, {number: keys})
+        if not self.read_only:
+            self._remove(self.rejects, surplus)
 
     def _take_out(self, keys: Keys) -> None:
         """Take the old rows of these images out of their parts."""
@@ -282,8 +285,12 @@ class Ledger:
 
     def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> int:
         """Take the rows of these keys out of each part; return how many went."""
-        log.announced.add(keys_of)  # all at once: `rewrite` would say them one by one
-        return sum(log.rewrite(number, partial(_without, keys)) for number, keys in keys_of.items())
+        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()})
+
+    def _rewrite(self, log: Log, keep: Mapping[int, Callable[[pa.Table], pa.Table]]) -> int:
+        """Replace parts by the rows that are to be kept of each; return how many went."""
+        log.announced.add(keep)  # all at once: `rewrite` would say them one by one
+        return sum(log.rewrite(number, rows) for number, rows in keep.items())
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):

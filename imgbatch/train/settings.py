@@ -22,7 +22,8 @@ class TrainConfig:
     """How a model is trained. What is unset depends on the number of images (`recipe.py`)."""
 
     way: str = knob(
-        "auto", "auto (head on CPUs, finetune on GPUs), head: features once, then the head; finetune: the layers"
+        "auto",
+        "auto (head on CPUs, finetune on GPUs), head: features once, then the head; finetune: the layers as well",
     )
     pretrained: bool = knob(True, "start from the weights of --base; false: from scratch, with way=finetune")
     seed: int = knob(0, "of the split, the order of images and their augmentation")
