@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -21,9 +22,10 @@ import pyarrow as pa
 import imgbatch
 from imgbatch.classify import CHUNK, Classify, LabelImages, Work, Worker, decode_block
 from imgbatch.config import ClusterConfig
-from imgbatch.errors import ClusterError, ConfigError
+from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.listing import Todo
 from imgbatch.scaling import Costs, images_per_second
+from imgbatch.stream import ticking
 from imgbatch.units import Round, units
 
 if TYPE_CHECKING:
@@ -74,10 +76,11 @@ class Plan:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
 
-    Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes.
+    Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
+    starts, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
 
     Raises:
         ClusterError: the cluster does not answer, or runs other versions.
@@ -95,9 +98,12 @@ def connected() -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
+        ended = threading.Event()
         try:
             with _hushed():
-                _init(address)
+                _start(address, pulse, ended)
+        except ImgbatchError:  # of the pulse
+            raise
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             hint = (
@@ -111,6 +117,21 @@ def connected() -> Iterator[None]:
         finally:
             hush_threads()
             ray.shutdown()
+            ended.set()
+
+
+def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
+    """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
+
+    def start() -> Iterator[bool]:
+        _init(address)
+        yield True
+        ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
+
+    for started in ticking(start(), math.inf):
+        pulse()
+        if started:
+            break
 
 
 def _init(address: str) -> None:
@@ -155,9 +176,10 @@ def _hushed() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
-            kept.seek(0)
-            os.write(stderr, kept.read())
+        except Exception as error:
+            if not isinstance(error, ImgbatchError):
+                kept.seek(0)
+                os.write(stderr, kept.read())
             raise
         finally:
             os.dup2(stderr, 2)

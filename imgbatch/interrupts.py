@@ -30,20 +30,9 @@ class StopRequest:
 
     @contextmanager
     def beside_ray(self) -> Iterator[None]:
-        """Keep SIGTERM a request around Ray, which takes it over when it starts and forgets it when it ends.
-
-        Ray's own handler raises SystemExit until `install` is called behind its start; its end leaves the signal with
-        the kernel's default, which is to die on the spot (seen in 2.60).
-
-        Raises:
-            Interrupted: SIGTERM came while Ray was starting.
-        """
+        """Take both signals over again behind Ray, whose end leaves SIGTERM to the kernel: to die on the spot (2.60)."""
         try:
             yield
-        except SystemExit as error:
-            if error.code != signal.SIGTERM:
-                raise
-            raise Interrupted(signal.SIGTERM) from None
         finally:
             self.install()
 

@@ -177,8 +177,8 @@ def label(
                 break
 
     try:
-        with stop.beside_ray(), cluster.connected(), committer, closing(shown):
-            stop.install().check()
+        with stop.beside_ray(), cluster.connected(pulse), committer, closing(shown):
+            stop.check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first

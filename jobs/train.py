@@ -162,8 +162,8 @@ def learn(
     from imgbatch import cluster  # Ray and torch are not needed before all of the input is sound
     from imgbatch.train import ways
 
-    with stop.beside_ray(), cluster.connected():
-        stop.install().check()
+    with stop.beside_ray(), cluster.connected(pulse):
+        stop.check()
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way if job.config.train.way != "auto" else "finetune" if plan.split else "head"

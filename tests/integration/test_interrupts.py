@@ -116,6 +116,23 @@ def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: P
     wait_for_end_of(process.pid)
 
 
+def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """On a machine under load its calls into C++ were seen to take a minute, in which no handler of Python's is run."""
+    output, starting = tmp_path / "out", tmp_path / "starting"
+    body = f"module._init = lambda address: (open({str(starting)!r}, 'w').close(), time.sleep(600))\n"
+    process = started(
+        *("classify", "--input", many, "--output", output, "--model", tiny_model),
+        env=faults.patched(tmp_path / "stuck", "imgbatch.cluster", body),
+    )
+    wait_for(starting.exists, process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    (record,) = tables.runs(output)
+    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+
+
 @pytest.mark.long
 def test_a_disk_that_is_full(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """No space left for a part: exit 3, and the same command goes on later."""

@@ -45,15 +45,6 @@ def test_iteration_ends_with_the_next_item() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_rays_own_answer_to_sigterm_becomes_a_request() -> None:
-    stop = StopRequest().install()
-    with pytest.raises(Interrupted) as raised, stop.beside_ray():
-        raise SystemExit(signal.SIGTERM)
-    assert raised.value.exit_code == 143
-    with pytest.raises(SystemExit), stop.beside_ray():
-        raise SystemExit(2)
-
-
 def test_behind_ray_signals_are_requests_again() -> None:
     stop = StopRequest().install()
     with stop.beside_ray():
