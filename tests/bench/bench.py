@@ -94,9 +94,7 @@ def measure(server: S3Server, flags: argparse.Namespace, images: list[Path]) -> 
         found["runs"].append(ours(server, str(turn)))
         bare.append(stages.measure("s3://images/photos", server.pid))
         for peer in filter(None, flags.peers.split(",")):
-            script = ROOT / "tests/bench/peers" / PEERS[peer]
-            command = [sys.executable, str(script), "images/photos", f"out/{peer}{turn}"]
-            found["runs"].append(served(server, command, peer))
+            found["runs"].append(theirs(server, peer, turn))
     costs = {name: round(statistics.mean(each[name] for each in bare), 3) for name in bare[0]}
     return found | {"stages_ms": costs, "limit_per_s": cores * 1000 / sum(costs.values())}
 
@@ -122,6 +120,17 @@ def ours(server: S3Server, turn: str, environment: Mapping[str, str] | None = No
         "worker_seconds": record["seconds"],
     }
     return run
+
+
+def theirs(server: S3Server, peer: str, turn: int) -> dict[str, Any]:
+    """Run a peer, and add when its network had predicted the first batch, and images a second from there to its last."""
+    command = [sys.executable, str(ROOT / "tests/bench/peers" / PEERS[peer]), "images/photos", f"out/{peer}{turn}"]
+    with tempfile.NamedTemporaryFile("r") as predicted:
+        began = time.time()
+        run = served(server, command, peer, {"PREDICTED": predicted.name})
+        (first, _), *rest = sorted((float(at), int(rows)) for at, rows in map(str.split, predicted))
+    steady = sum(rows for _, rows in rest) / (rest[-1][0] - first)
+    return run | {"first_row_s": round(first - began, 2), "steady_per_s": round(steady, 1)}
 
 
 def served(
