@@ -152,7 +152,7 @@ def label(
     job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
-    from imgbatch import cluster  # Ray and torch are not needed where there is nothing to do
+    from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
     from imgbatch.committer import Committer
 
@@ -177,7 +177,7 @@ def label(
                 break
 
     try:
-        with stop.beside_ray(), cluster.connected(pulse), committer, closing(shown):
+        with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
             stop.check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)

@@ -159,10 +159,10 @@ def learn(
     job: Job, listed: Listed, wanted: Any, stop: StopRequest, pulse: Callable[[], None]
 ) -> tuple[str, Prepared, Labelled, Trained]:
     """Have the images made ready on the cluster, split them, and train; return the way, the images and what came of it."""
-    from imgbatch import cluster  # Ray and torch are not needed before all of the input is sound
+    from imgbatch import cluster, connection  # Ray and torch are not needed before all of the input is sound
     from imgbatch.train import ways
 
-    with stop.beside_ray(), cluster.connected(pulse):
+    with stop.beside_ray(), connection.connected(pulse):
         stop.check()
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)

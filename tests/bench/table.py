@@ -65,13 +65,18 @@ def _row(*cells: str) -> str:
 
 
 def _remarks(found: dict[str, Any]) -> list[str]:
-    """Return a line each for the very first start, the requests by type and the parity of the answers."""
+    """Return a line each for the very first start, requests, processes, and the parity of the answers."""
     ours = [run for run in found["runs"] if run["name"] == "ours"]
     requests = ", ".join(f"{count:,} {kind}" for kind, count in sorted(ours[-1]["requests"].items()))
+    processes = ", ".join(
+        f"{kind} {use['cpu_s']:.1f} s and {use['peak_mb']:,.0f} MB"
+        for kind, use in sorted(ours[-1]["processes"].items())
+    )
     parity = found["parity"]
     lines = [
         f"First row of the very first run, before any model was converted: {found['first_row_very_first_s']:.1f} s.",
         f"Requests of a run of ours: {requests}; a HEAD counts as a GET.",
+        f"Its processes, CPU seconds of all and peak RSS of the largest: {processes}.",
         f"Same class as Pillow, the model card's transform and torch in 32 bits: {parity['agreement']:.1%} of "
         f"{parity['images']} images.",
     ]

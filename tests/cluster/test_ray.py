@@ -229,8 +229,8 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(
 def test_nothing_scales_a_machine_of_ones_own() -> None:
     script = """
 import psutil
-from imgbatch import cluster
-with cluster.connected():
+from imgbatch import connection
+with connection.connected():
     alive = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
     names = [word.rpartition("/")[2] for each in alive for word in each.cmdline()]
 print(*names)

@@ -122,7 +122,7 @@ def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_mode
     body = f"module._init = lambda address: (open({str(starting)!r}, 'w').close(), time.sleep(600))\n"
     process = started(
         *("classify", "--input", many, "--output", output, "--model", tiny_model),
-        env=faults.patched(tmp_path / "stuck", "imgbatch.cluster", body),
+        env=faults.patched(tmp_path / "stuck", "imgbatch.connection", body),
     )
     wait_for(starting.exists, process)
     process.terminate()

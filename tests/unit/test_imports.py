@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
-    "ray": {"cluster", "train/on_ray"},
+    "ray": {"cluster", "connection", "train/on_ray"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
               "models/networks", "models/hubs", "preprocess", "train/network", "train/head", "train/views", "train/epochs",
               "train/losses", "train/on_ray", "train/ways"},

@@ -7,7 +7,7 @@ import threading
 import pytest
 import ray
 
-from imgbatch import cluster
+from imgbatch import connection
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_thread_that_finds_ray_gone_says_nothing(
     told: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda raised: told.append(raised.thread.name))
     monkeypatch.setattr(ray, "is_initialized", lambda: there)
-    cluster.hush_threads()
+    connection.hush_threads()
 
     for name in ("ray-data-metadata-prefetch", "results"):
         thread = threading.Thread(target=lambda: {}["nothing"], name=name)

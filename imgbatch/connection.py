@@ -1,0 +1,167 @@
+"""The connection to Ray: to a cluster, or to a Ray of this machine's own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import imgbatch
+from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
+from imgbatch.stream import ticking
+
+_CONNECT_S = 10.0
+
+
+@contextmanager
+def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
+
+    Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
+    starts, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
+
+    Raises:
+        ClusterError: the cluster does not answer, or runs other versions.
+        ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _knock(address)
+    import ray  # behind the variables, which it reads when it is imported
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        if ray.is_initialized():
+            yield
+            return
+        ended = threading.Event()
+        try:
+            with _hushed():
+                _start(address, pulse, ended)
+        except ImgbatchError:  # of the pulse
+            raise
+        except Exception as error:
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            hint = (
+                ""
+                if address
+                else f" (it keeps its files in {os.environ.get('RAY_TMPDIR', '/tmp')}; RAY_TMPDIR moves them)"
+            )
+            raise ClusterError(f"cannot use {where}: {error}{hint * isinstance(error, OSError)}") from error
+        try:
+            yield
+        finally:
+            hush_threads()
+            ray.shutdown()
+            ended.set()
+
+
+def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
+    """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
+
+    def start() -> Iterator[bool]:
+        _init(address)
+        yield True
+        ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
+
+    for started in ticking(start(), math.inf):
+        pulse()
+        if started:
+            break
+
+
+def _init(address: str) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, runtime_env=_shipped(), **quiet)
+    else:  # "local": a bare init would join whatever a killed run has left behind
+        ray.init(address="local", include_dashboard=False, **quiet)
+        _end_autoscaler()
+
+
+def hush_threads() -> None:
+    """Have Ray Data's thread end without a word when it finds Ray gone: a run that ends early leaves it at work."""
+    told = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        theirs = raised.thread is not None and raised.thread.name.startswith("ray-data-")
+        if ray.is_initialized() or not theirs:
+            told(raised)
+
+    import ray
+
+    threading.excepthook = hook
+
+
+def _end_autoscaler() -> None:
+    """End the process that would add machines to this one: Ray waits a second for it at its own end, and has no option."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
+                child.kill()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what C++ writes to stderr while Ray starts, and show it only if that fails."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, ImgbatchError):
+                kept.seek(0)
+                os.write(stderr, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where no cluster answers: Ray itself would wait for minutes, then kill the process.
+
+    A cluster of Ray 2.60 may want a token, which ray.init shows only where RAY_AUTH_MODE says so, and a cluster without
+    does not get on with a driver that shows one.
+    """
+    import grpc
+
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: Ray Client and job servers are no place for a driver; use HOST:PORT of the head, "
+            "or ray job submit --working-dir . -- python jobs/classify.py …"
+        )
+    if address in ("auto", "local"):
+        return
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
+                b"", timeout=_CONNECT_S, wait_for_ready=False
+            )
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                return
+            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error.details()}") from error
+
+
+def _shipped() -> dict[str, Any] | None:
+    """Return a runtime environment that brings this very package to the nodes; `ray job submit` brings one of its own."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"py_modules": [str(Path(imgbatch.__file__).parent)], "excludes": ["__pycache__"]}
