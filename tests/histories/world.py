@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch import classify as workers
-from imgbatch import cli, cluster, job, listing, models, parts, runs, storage
+from imgbatch import cli, cluster, connection, job, listing, models, parts, runs, storage
 from imgbatch.config import StorageConfig
 from imgbatch.decode import decode
 from imgbatch.errors import ImgbatchError, Unreachable
@@ -232,7 +232,7 @@ class World:
                 (models, "load", lambda *arguments: _MODEL),
                 (job, "ticking", lambda items, stall_s, **options: items),
                 (classify, "ticking", lambda items, stall_s, **options: items),
-                (cluster, "connected", contextlib.nullcontext),
+                (connection, "connected", contextlib.nullcontext),
                 (cluster, "nodes", set),
                 (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (cluster, "label_images", self._label_images),
