@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -74,17 +75,21 @@ def run(images: Path, model: Path, output: Path) -> list[tuple[float, float, flo
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     began, seen = time.monotonic(), []
     while process.poll() is None:
-        time.sleep(_EVERY_S)
-        try:
+        with suppress(psutil.Error):  # it has ended
             driver = psutil.Process(process.pid)
-            workers = [child for child in driver.children(recursive=True) if "Map" in " ".join(child.cmdline())]
-            largest = max((worker.memory_info().rss for worker in workers), default=0)
+            largest = max((_worker_bytes(child) for child in driver.children(recursive=True)), default=0)
             seen.append((time.monotonic() - began, driver.memory_info().rss / 1e6, largest / 1e6))
-        except psutil.Error:
-            continue
+        time.sleep(_EVERY_S)
     if process.returncode:
         raise SystemExit(f"the job ended with {process.returncode}")
     return seen
+
+
+def _worker_bytes(process: psutil.Process) -> int:
+    """Return the memory of a worker, 0 of other processes and of those that have ended, zombies too."""
+    with suppress(psutil.Error):
+        return process.memory_info().rss if "Map" in " ".join(process.cmdline()) else 0
+    return 0
 
 
 def main(count: int, form: str) -> None:
