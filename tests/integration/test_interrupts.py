@@ -62,6 +62,17 @@ def wait_for_end_of(session: int, seconds: float = 30) -> None:
         time.sleep(0.2)
 
 
+def require_heeded(process: subprocess.Popen[str], output: Path) -> None:
+    """Send SIGTERM to a run that has no row yet: it ends in order, says so in its record, and leaves no process behind."""
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    (record,) = tables.runs(output)
+    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    wait_for_end_of(process.pid)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_in_mid_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
@@ -107,13 +118,7 @@ def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: P
     process = started("classify", "--input", many, "--output", output, "--model", tiny_model)
     wait_for(lambda: list(output.glob("runs/*/listing/*")), process)
     time.sleep(1.0)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "Traceback" not in err
-    (record,) = tables.runs(output)
-    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
-    wait_for_end_of(process.pid)
+    require_heeded(process, output)
 
 
 def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -125,12 +130,7 @@ def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_mode
         env=faults.patched(tmp_path / "stuck", "imgbatch.connection", body),
     )
     wait_for(starting.exists, process)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "Traceback" not in err
-    (record,) = tables.runs(output)
-    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    require_heeded(process, output)
 
 
 @pytest.mark.long
