@@ -70,8 +70,8 @@ class Fetcher:
             of_file = list(few)
             try:
                 table = self._table(uri)
-                table.require_unchanged(of_file[0]["etag"])
                 numbers = np.array([int(row["uri"].rpartition("#")[2]) for row in of_file])
+                table.require_unchanged(of_file[0]["etag"], of_file[0]["last_modified"], int(numbers.max()))
                 places = np.searchsorted(table.starts, numbers, side="right") - 1
                 edges = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
                 for start, end in pairwise(edges):
@@ -89,6 +89,9 @@ class Fetcher:
                 yield self._of_row(content, left.pop())
         except (StoreError, pa.ArrowException, OSError) as error:
             yield from _refused(left[::-1], error)
+            return
+        if left:
+            yield from _refused(left[::-1], InputError("its row group has fewer rows than the file's footer says"))
 
     def _of_row(self, content: bytes | None, row: dict[str, Any]) -> Fetched:
         known = Meta(None if content is None else len(content), row["etag"], row["last_modified"])

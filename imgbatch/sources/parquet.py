@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -105,7 +106,11 @@ class ImageTable:
         return pa.schema(fields)
 
     def found(self) -> Iterator[Found]:
-        """Yield the rows, a batch a row group."""
+        """Yield the rows, a batch a row group.
+
+        Raises:
+            InputError: a row group does not hold the rows that the footer promises.
+        """
         for group in range(len(self.starts) - 1):
             numbers = pa.array(np.arange(self.starts[group], self.starts[group + 1]))
             count = len(numbers)
@@ -138,13 +143,15 @@ class ImageTable:
                 yield from (values[at].as_py() for at in here.tolist())
                 first += len(values)
 
-    def require_unchanged(self, etag: str | None) -> None:
-        """Raise if the file is another than the one that was listed.
+    def require_unchanged(self, etag: str | None, last_modified: datetime | None, row: int) -> None:
+        """Raise if the file is another than the one that was listed, which had such a row.
 
         Raises:
             Conflict: it is.
         """
-        if etag is not None and self.meta.etag is not None and etag != self.meta.etag:
+        listed, found = (etag, self.meta.etag) if etag is not None else (last_modified, self.meta.last_modified)
+        other = listed is not None and found is not None and listed != found
+        if other or self.column is None or row >= self.starts[-1]:
             raise Conflict(f"read {self.uri}: it was replaced while the run went on")
 
     @cached_property
@@ -169,6 +176,10 @@ class ImageTable:
         with self.stores.ranges(self.uri, self.meta) as file:
             parquet = pq.ParquetFile(file, metadata=self._footer, pre_buffer=False)
             table = parquet.read_row_group(group, columns=wanted, use_threads=False)
+        if len(table) != (promised := self._footer.row_group(group).num_rows):
+            raise InputError(
+                f"{self.uri}: row group {group} has {len(table)} rows, its footer says {promised}: mend the file"
+            )
         values = {}
         for entry in self.carried:
             if entry.name not in leaves:

@@ -249,6 +249,39 @@ def test_a_damaged_row_group_costs_its_own_rows(disk: Folder) -> None:
     assert found[3:6] == ["corrupt"] * 3
 
 
+def test_rows_that_a_footer_only_promises_are_rejects_and_shift_no_others(disk: Folder) -> None:
+    def promising(name: str, rows: pa.Table) -> str:
+        uri = put(disk, name, rows, 100)
+        data = bytearray(disk.read(name))
+        at = data.rfind(b"\x16\xc8\x01")  # Thrift: the next field, of 64 bits, is 100
+        data[at : at + 3] = b"\x16\xdc\x01"
+        disk.put(name, bytes(data))
+        assert pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(0).num_rows == 110
+        return uri
+
+    first = promising("a.parquet", pa.table({"image": [b"image %d" % number for number in range(100)]}))
+    rows, _, _ = listed(
+        disk, first, put(disk, "b.parquet", pa.table({"image": [b"image 100", b"image 101", b"image 102"]}))
+    )
+    found = contents(fetched(disk, rows))
+    assert found == [b"image %d" % number for number in range(100)] + ["corrupt"] * 10 + [
+        b"image 100",
+        b"image 101",
+        b"image 102",
+    ]
+    with pytest.raises(InputError, match=r"c\.parquet: row group 0 has 100 rows, its footer says 110"):
+        listed(disk, promising("c.parquet", table(0, 100)))
+
+
+@pytest.mark.parametrize("other", [table(0, 4), pa.table({"n": [1, 2, 3]})], ids=["shorter", "no images"])
+def test_a_file_on_a_disk_that_is_replaced_behind_the_listing(disk: Folder, other: pa.Table) -> None:
+    uri = put(disk, "a.parquet", table(0, 9))
+    rows, _, _ = listed(disk, uri)
+    put(disk, "a.parquet", other)
+    found = fetched(disk, rows)
+    assert contents(found) == ["changed"] * 9
+
+
 def test_row_groups_are_not_torn_apart_by_the_units_of_work() -> None:
     pending = np.ones(10_000, bool)
     pending[5_000:5_003] = False
