@@ -18,14 +18,15 @@ _STREAMED = 1 << 20
 
 
 class Other:
-    """One fsspec file system; listed folder by folder, so that memory does not grow with the store."""
+    """One fsspec file system; listed folder by folder, each of which is in memory meanwhile, with some 1 kB an object."""
 
     conditional = False
 
     def __init__(self, protocol: str, options: Mapping[str, Any], timeout_s: float) -> None:
         self._fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
         self._timeout_s = timeout_s
-        # What fsspec runs in its event loop may be given a limit; other file systems know none.
+        # What fsspec runs in its event loop may be given a limit, of all of its requests; other file systems know none.
+        # A listing, of as many requests as a folder has pages, has that which the file system itself gives each of them.
         self._within: dict[str, Any] = {"timeout": timeout_s} if self._fs.async_impl else {}
 
     def path(self, uri: str) -> str:
@@ -66,9 +67,7 @@ class Other:
         todo = [path]
         while todo:
             try:
-                entries = sorted(
-                    self._fs.ls(todo.pop(), detail=True, **self._within), key=lambda entry: str(entry["name"])
-                )
+                entries = sorted(self._fs.ls(todo.pop(), detail=True), key=lambda entry: str(entry["name"]))
             except FileNotFoundError:
                 continue
             todo += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
@@ -79,7 +78,7 @@ class Other:
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""
         with suppress(FileNotFoundError):
-            entries = self._fs.ls(path, detail=True, **self._within)
+            entries = self._fs.ls(path, detail=True)
             return sorted(os.path.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] != "file")
         return []
 
