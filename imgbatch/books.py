@@ -54,7 +54,7 @@ class Books:
 def audit(
     output: Folder, listing: Folder | None, pulse: Callable[[], None] = lambda: None, *, limited: bool = False
 ) -> Books:
-    """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part.
+    """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part and page.
 
     What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
     was read counts. Memory: 19 bytes a row.
@@ -79,7 +79,7 @@ def audit(
             if reject:
                 books.reasons.update(table["reason"].to_pylist())
     if listing is not None:
-        _count_listed(books, seen, listing, tars, limited)
+        _count_listed(books, seen, listing, tars, pulse, limited=limited)
     for columns, _ in seen.rows():
         alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
         books.labelled += int(np.count_nonzero(alone & listed & ~rejected))
@@ -91,8 +91,17 @@ def audit(
     return books
 
 
-def _count_listed(books: Books, seen: UriIndex, listing: Folder, tars: Mapping[str, Shards], limited: bool) -> None:
+def _count_listed(
+    books: Books,
+    seen: UriIndex,
+    listing: Folder,
+    tars: Mapping[str, Shards],
+    pulse: Callable[[], None],
+    *,
+    limited: bool,
+) -> None:
     for page in pages(listing):
+        pulse()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         found = np.zeros(len(page), bool)
         for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):

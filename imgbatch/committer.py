@@ -99,6 +99,9 @@ class Committer:
 
     def __post_init__(self) -> None:
         self.started = self._committed = self.clock()
+        if self.room is not None:  # what is there of tars may be more than the limit
+            self.room = max(0, self.room)
+            self.close_at_limit()
 
     @property
     def arrived(self) -> int:
@@ -116,8 +119,9 @@ class Committer:
             self._note(note)
         if self.todo.shards:
             of_tars = pc.is_valid(rows["offset"])
-            rows = pa.concat_tables([self._once(rows.filter(pc.invert(of_tars))), *self._of_tars(rows.filter(of_tars))])
-            self._close(read)
+            members = rows.filter(of_tars)
+            rows = pa.concat_tables([self._once(rows.filter(pc.invert(of_tars))), *self._of_tars(members)])
+            self._close(read, set(pc.unique(members["index"]).to_pylist()))
         else:
             rows = self._once(rows)
         if not len(rows):
@@ -161,26 +165,34 @@ class Committer:
                 raise
             log.error("the last rows could not be committed, and will be made again: %s", second)
 
-    def blame_the_cluster(self, nodes: int, lost: float) -> None:
+    def blame_the_cluster(self, nodes: int, lost: float, *, last: bool) -> None:
         """Stop where so many images did not come back that it cannot be theirs: nothing of them is written.
 
         Raises:
-            ClusterError: more than 200, and more than the share `lost` of all.
+            ClusterError: more than 200, and more than the share `lost` of all; or, in the last round, simply all.
         """
         left = int(np.count_nonzero(self.todo.pending))
-        if left > max(_MOST_KILLERS, lost * (left + self.arrived)):
+        if left > max(_MOST_KILLERS, lost * (left + self.arrived)) or (last and left and not self.arrived):
             raise ClusterError(
                 f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
                 "look at Ray's worker logs, then run the same command again"
             )
 
     def give_up(self, listing: Folder, tries: int) -> None:
-        """Reject what never came: alone in its process, each of these images ended it that often."""
+        """Reject what never came: alone in its process, each of these ended it that often.
+
+        The next run tries again: decoders run in a child by then, so that it was the process around them that died. Of a tar
+        whatever was not read hangs on it.
+        """
+        for number, shard in self.todo.shards.items():
+            if shard.torn:  # and has its reject
+                self.todo.pending[number] = False
         left = np.flatnonzero(self.todo.pending)
         if len(left):
+            self.of_tars += int(np.isin(left, list(self.todo.shards)).sum())
             listed = Pages(listing).rows(left)
-            message = "the process that decoded it died, each time, with no other image in it"
-            given = {"stage": "decode", "reason": "crashed", "message": message, "passing": False, "attempts": tries}
+            message = "the process that worked on it died, each time, with nothing else in it"
+            given = {"stage": "decode", "reason": "crashed", "message": message, "passing": True, "attempts": tries}
             columns = {"index": pa.array(left), **{name: listed[name] for name in listed.column_names}}
             schema = with_carried(RESULTS, carried_fields(listed.schema))
             for field in schema:
@@ -208,19 +220,24 @@ class Committer:
                 self.room = None if self.room is None else self.room - len(admitted)
                 yield admitted
 
-    def _close(self, read: list[dict[str, Any]]) -> None:
+    def _close(self, read: list[dict[str, Any]], moved: set[int]) -> None:
+        """Close the tars whose readers came to their end and of which no row is missing."""
         for told in read:
-            shard = self.todo.shards[told["number"]]
-            if told["through"] == shard.through and self.todo.pending[told["number"]]:  # no row of it was lost
-                shard.closed = told["whole"]
-                self.todo.pending[told["number"]] = False
-                self._touched.add(told["number"])
-                self.passed_over += told["ignored"]
+            self.todo.shards[told["number"]].told = told
+        for number in sorted(moved | {told["number"] for told in read}):
+            shard = self.todo.shards[number]
+            end = shard.told
+            if end is not None and end["through"] == shard.through and self.todo.pending[number]:
+                shard.closed = end["whole"]
+                self.todo.pending[number] = False
+                self._touched.add(number)
+                self.passed_over += end["ignored"]
 
     def close_at_limit(self) -> bool:
         """Leave the tars as far as they are read, once the run's limit is reached; return whether nothing is left to do."""
         if self.room == 0:
-            for number in self.todo.shards:
+            for number, shard in self.todo.shards.items():
+                self.of_tars += bool(shard.refused and self.todo.pending[number])
                 self.todo.pending[number] = False
         return self.room == 0 and not self.todo.pending.any()
 

@@ -146,11 +146,14 @@ class Ledger:
         progress = self.shards.visit(uri, version)
         if progress.closed and not again:
             return progress
-        for name, number in self.shards.parts_of(uri):
+        for name, number, behind in self.shards.parts_of(uri, version):
             columns = [*_VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
             table, _ = self._log(name).part(number, columns)
             table = table.filter(members_of(table["uri"], uri))
-            self._add(number, table, _rejected(table) if name == REJECTS_LOG else 0)
+            state = _rejected(table) if name == REJECTS_LOG else np.zeros(len(table), np.uint8)
+            if behind:  # else `prune` would take out what no reader comes by again
+                state |= np.uint8(_SEEN)
+            self._add(number, table, state)
         return OpenShard.of(uri, version, progress)
 
     def kept(self) -> int:
@@ -222,17 +225,17 @@ class Ledger:
         self.absorbed = UriIndex()
         self.shards = Shards()
 
-    def prune(self) -> int:
-        """Take out the rows of all images that were not visited; return how many went."""
+    def prune(self, pulse: Callable[[], None] = lambda: None) -> int:
+        """Take out the rows of all images that were not visited; return how many went. `pulse` is called with each part."""
         gone = 0
         for tar, progress in self.shards.kept():
             for name in (LABELS_LOG, REJECTS_LOG):
                 keep = partial(_without_members, tar)
                 gone += self._rewrite(
-                    self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}
+                    self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}, pulse
                 )
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
-            gone += self._remove(log, self._rows_where(_SEEN | _REJECT, kind))
+            gone += self._remove(log, self._rows_where(_SEEN | _REJECT, kind), pulse)
         return gone
 
     def _rows(self, log: Log, columns: list[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
@@ -283,14 +286,18 @@ class Ledger:
                 chosen.setdefault(number, []).append(keys[matching][parts == number])
         return {number: np.concatenate(found) for number, found in chosen.items()}
 
-    def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> int:
+    def _remove(self, log: Log, keys_of: Mapping[int, Keys], pulse: Callable[[], None] = lambda: None) -> int:
         """Take the rows of these keys out of each part; return how many went."""
-        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()})
+        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()}, pulse)
 
-    def _rewrite(self, log: Log, keep: Mapping[int, Callable[[pa.Table], pa.Table]]) -> int:
+    def _rewrite(self, log: Log, keep: Mapping[int, Callable[[pa.Table], pa.Table]], pulse: Callable[[], None]) -> int:
         """Replace parts by the rows that are to be kept of each; return how many went."""
         log.announced.add(keep)  # all at once: `rewrite` would say them one by one
-        return sum(log.rewrite(number, rows) for number, rows in keep.items())
+        gone = 0
+        for number, rows in keep.items():
+            pulse()
+            gone += log.rewrite(number, rows)
+        return gone
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):

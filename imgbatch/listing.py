@@ -160,6 +160,7 @@ class Listing:
             if isinstance(found, Progress) or refused:
                 status[at] = DONE
             else:
+                found.refused = bool(status[at] == STALE)
                 self._shards[self._entries + at] = found
                 self.counts.tars += 1
         return images, done

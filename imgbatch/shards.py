@@ -25,6 +25,8 @@ NEW, DONE, STALE, DUPLICATE = range(4)
 
 LABELS_LOG, REJECTS_LOG = "labels", "rejects"
 
+_MOST_AHEAD = 16_384  # rows of a tar that wait for others before them; beyond that they are read again
+
 
 def version_of(etag: str | None, last_modified: datetime | None) -> str:
     """Return what tells versions of a tar apart."""
@@ -48,7 +50,8 @@ class Progress:
     """Rows of its members."""
     images: int | None = None
     """How many rows there are in all, once it is read to its end."""
-    parts: set[tuple[str, int]] = field(default_factory=set)
+    parts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Where its rows are: log and number of the part, and the offset up to which the log is written with it."""
 
     @property
     def closed(self) -> bool:
@@ -75,7 +78,7 @@ class Shards:
                     progress.group = entry["group"]
             if log == LABELS_LOG:  # the one that is written last
                 progress.images = entry.get("images", progress.images)
-            progress.parts.add((log, number))
+            progress.parts[log, number] = entry["through"]
             mine = np.asarray(members_of(table["uri"], tar))
             progress.rows += int(np.count_nonzero(mine))
             members |= mine
@@ -86,10 +89,17 @@ class Shards:
         self._visited[tar] = version
         return self._known.get(tar, {}).get(version) or Progress()
 
-    def parts_of(self, tar: str) -> list[tuple[str, int]]:
-        """Return the parts that hold rows of any version of a tar, whose rows are in the ledger's index from now on."""
+    def parts_of(self, tar: str, version: str) -> list[tuple[str, int, bool]]:
+        """Return the parts that hold rows of any version of a tar, whose rows are in the ledger's index from now on.
+
+        With each: whether its rows are behind a reader that goes on with this version, who will not come by them.
+        """
         self._loaded.add(tar)
-        return sorted({part for progress in self._known.get(tar, {}).values() for part in progress.parts})
+        versions = self._known.get(tar, {})
+        read = self.visit(tar, version)
+        behind = {part for part, through in read.parts.items() if through <= read.through[LABELS_LOG]}
+        parts = sorted({part for progress in versions.values() for part in progress.parts})
+        return [(log, number, (log, number) in behind) for log, number in parts]
 
     def kept(self) -> Iterator[tuple[str, Progress]]:
         """Yield the tars, or older versions of them, whose rows no listed tar stands for."""
@@ -112,8 +122,15 @@ class OpenShard:
     rows: int = 0
     """Rows in the tables, or about to be."""
     closed: bool = False
+    refused: bool = False
+    """A reject of the tar itself, of an earlier run, stands in the tables until this one has a row in its place."""
+    torn: bool = False
+    """A reject of the tar itself came in this run."""
     arrived: UriIndex = field(default_factory=UriIndex)
     """The members whose rows came in this run: a tar may hold two of one name."""
+    told: dict[str, Any] | None = None
+    """What its reader said at its end, which may come before the last rows do."""
+    _ahead: pa.Table | None = None
 
     @classmethod
     def of(cls, uri: str, version: str, progress: Progress) -> OpenShard:
@@ -124,14 +141,22 @@ class OpenShard:
     def admit(self, rows: pa.Table, most: int | None) -> pa.Table:
         """Return those of this tar's rows that go on where the last ones ended, up to `most`, and move on to their end.
 
-        Ray may deliver rows again, which are dropped; where rows are missing in between, all behind them are.
+        Ray may deliver rows again, which are dropped. Where rows are missing in between, which may have been overtaken, some
+        of those behind them wait.
         """
+        if self._ahead is not None:
+            rows = pa.concat_tables([self._ahead, rows], promote_options="default").sort_by("offset")
         offsets, previous = rows["offset"].to_numpy(), rows["previous"].to_numpy()
-        fresh = offsets > self.through
+        fresh = (offsets > self.through) & (np.diff(offsets, prepend=-1) > 0)
         rows, offsets, previous = rows.filter(pa.array(fresh)), offsets[fresh], previous[fresh]
         before = np.concatenate([[self.through], offsets[:-1]]) if len(offsets) else offsets
         gaps = np.flatnonzero(previous != before)
-        rows = rows.slice(0, int(gaps[0]) if len(gaps) else len(rows)).slice(0, most)
+        there = int(gaps[0]) if len(gaps) else len(rows)
+        waiting = rows.slice(
+            there, _MOST_AHEAD
+        )  # but not its own row, which says that this time its end was not reached
+        self._ahead = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
+        rows = rows.slice(0, there).slice(0, most)
         if len(rows):
             self.through, self.group = int(offsets[len(rows) - 1]), rows["group"][-1].as_py()
         return rows
@@ -161,6 +186,9 @@ def once(shard: OpenShard, rows: pa.Table, visit: Callable[[pa.RecordBatch], npt
     there = (known == DONE) | (known == DUPLICATE)
     # A kill between the two logs: these rejects are in, the labels beside them were not.
     again = there & (rows["offset"].to_numpy() <= shard.rejected_through)
+    if own.any():  # which comes again where the tar is read again behind it
+        again |= own & (shard.torn | (np.cumsum(own) > 1))
+        shard.torn, shard.refused = True, False
     rows = _doubles_rejected(rows, (double | there) & ~again).filter(pa.array(~again))
     shard.rows += int(np.count_nonzero(~again & ~own))
     return rows

@@ -136,8 +136,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
-        job.ledger.prune()
-        pulse()
+        job.ledger.prune(pulse)
     sealed_by = seal(job, record, success, pulse)
     job.ledger.forget()
     counts, totals = count(job, record, listed, pulse)
@@ -156,10 +155,13 @@ def label(
     from imgbatch.classify import Work
     from imgbatch.committer import Committer
 
-    without_secrets = replace(job.config, storage=config.StorageConfig())  # Ray shows what an operator is made with
+    # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
+    without_secrets = replace(job.config, storage=config.StorageConfig(), input=())
     room = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(sources.answer, job.sources)
     committer = Committer(job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room)
+    if not todo.pending.any():  # but for tars, and there are more images than the limit without them
+        return
     shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
@@ -205,7 +207,7 @@ def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes
             if there <= cluster.nodes() or not committer.moved_on():
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")
-        committer.blame_the_cluster(nodes, round.lost)
+        committer.blame_the_cluster(nodes, round.lost, last=round is units.ROUNDS[-1])
     while todo.shards and todo.pending.any() and committer.moved_on():
         receive(units.ROUNDS[-1])
 

@@ -7,6 +7,7 @@ travel along. Which members a tar has is known once it is read to its end: only 
 from __future__ import annotations
 
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -109,7 +110,7 @@ class Tar:
                 tar = tarfile.open(  # noqa: SIM115 - of the stream nothing has to be closed
                     fileobj=file, mode=mode, tarinfo=_Header, bufsize=_BUFFER, errors="backslashreplace"
                 )
-                while (info := tar.next()) is not None:
+                while (info := _next(tar)) is not None:
                     tar.members.clear()  # a tar of a million members would keep them all
                     yield from self._take(tar, info, base, candidate, through)
                 if not isinstance(getattr(tar, "ended_by", None), _EndMark):
@@ -153,6 +154,14 @@ class Tar:
             if offset > through:
                 yield Member(name, offset, self._group, content, self._sidecars)
         self._images = []
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """Return the next member; of headers that make no sense `tarfile` raises whatever it stumbles over."""
+    try:
+        return tar.next()
+    except (ValueError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
+        raise tarfile.ReadError(f"a header that makes no sense: {error}") from error
 
 
 def _torn(error: Exception | None) -> Refusal:

@@ -171,7 +171,7 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     found = {row["uri"]: row for row in table.to_pylist()}
     assert found.keys() == {"u0", "u1", "u2", "u3"} and found["u0"]["reason"] is None
     assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
-    assert found["u3"]["size"] == 3 and found["u3"]["passing"] is False
+    assert found["u3"]["size"] == 3 and found["u3"]["passing"] is True
     assert found["u3"].items() >= carried.items()
     assert (taken.labelled, taken.rejected) == (2, 2) and not taken.todo.pending.any()
     taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
@@ -180,8 +180,12 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
 def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
     few, many = committer(1200), committer(1200)
     few.take(block(*range(1000)))
-    few.blame_the_cluster(1, 0.1)  # 200 of them may be killers
+    few.blame_the_cluster(1, 0.1, last=True)  # 200 of them may be killers
     many.take(block(*range(900)))
-    many.blame_the_cluster(1, 0.5)  # a large unit went with one of its images
+    many.blame_the_cluster(1, 0.5, last=False)  # a large unit went with one of its images
     with pytest.raises(ClusterError, match="300 images never came back"):
-        many.blame_the_cluster(1, 0.1)
+        many.blame_the_cluster(1, 0.1, last=False)
+    none = committer(3)
+    none.blame_the_cluster(1, 0.1, last=False)  # all may have gone with one of them
+    with pytest.raises(ClusterError, match="3 images never came back"):
+        none.blame_the_cluster(1, 0.1, last=True)

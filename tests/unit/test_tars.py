@@ -141,6 +141,23 @@ def test_a_size_that_lies_is_a_tear(tmp_path: Path) -> None:
     assert end.tear is not None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"GNU.sparse.map": "abc"},
+        {"GNU.sparse.size": "abc"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+    ],
+    ids=repr,
+)
+def test_a_header_that_makes_no_sense_is_a_tear(tmp_path: Path, more: dict[str, str]) -> None:
+    info = tarfile.TarInfo("b.jpg")
+    info.pax_headers = more
+    data = packed(("a.jpg", b"a"))[:1024] + info.tobuf(tarfile.PAX_FORMAT) + b"x" * 2048
+    members, end = whole(read(tmp_path, data))
+    assert members[0].name == "a.jpg" and end.tear is not None and end.tear.reason in ("corrupt", "truncated")
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_a_torn_tar_gives_the_members_before_the_tear(tmp_path: Path, name: str) -> None:
     entries = [(f"{number}.jpg", bytes([number]) * 700) for number in range(4)]
@@ -203,6 +220,7 @@ class Run:
         rounds: int = 1,
         prune: bool = False,
         retry: str = "passing",
+        give_up: bool = False,
     ) -> books.Books:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
@@ -227,6 +245,8 @@ class Run:
                             taken.commit()
                         if taken.close_at_limit():
                             break
+            if give_up:
+                taken.give_up(pages, 3)
         if prune:
             ledger.prune()
         ledger.seal(f"run{self.number}")
@@ -448,6 +468,60 @@ def test_a_limit_takes_the_first_members(run: Run) -> None:
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 2)
     assert run().listed == 12
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6)
+
+
+def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 6)))
+    run.put("b.tar", packed(*pictures(6, 6)))
+    run(limit=8)
+    for limit in (7, 2):
+        assert run(limit=limit, give_up=True).labelled == 8
+    assert run().labelled == 12
+    assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6) and run.rows("rejects") == {}
+
+
+def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 6), ("bad.jpg", b"no image"), *pictures(6, 6)))
+    run.put("gone.tar", packed(*pictures(0, 1)))
+    run(limit=9)
+    (run.input / "gone.tar").unlink()
+    totals = run(prune=True)
+    assert (totals.listed, totals.kept) == (13, 0)
+    assert run.rows() == expected("a.tar", 0, 12) and run.rows("rejects") == {"a.tar#bad.jpg": "not_an_image"}
+    changed = [(f"{number:04d}.png", picture(number + 1)) for number in range(3, 15)]
+    run.put("a.tar", packed(*changed))
+    run(limit=5)
+    assert run(prune=True).kept == 0
+    assert run.rows() == {f"a.tar#{n:04d}.png": COLOURS[(n + 1) % 3] for n in range(3, 15)}
+    assert run.rows("rejects") == {}
+
+
+def test_a_tar_that_never_came_is_a_reject_and_read_by_the_next_run(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 9)))
+    run.put("b.tar", packed(*pictures(9, 9)))
+    totals = run(lambda stream: [], give_up=True)
+    assert (totals.listed, totals.rejected) == (2, 2)
+    assert run.rows("rejects") == {"a.tar": "crashed", "b.tar": "crashed"}
+    assert run().labelled == 18
+    assert run.rows() == expected("a.tar", 0, 9) | expected("b.tar", 9, 9) and run.rows("rejects") == {}
+
+
+@pytest.mark.parametrize("order", [lambda blocks: blocks[::-1], lambda blocks: blocks[1::2] + blocks[::2] + blocks[:3]])
+def test_blocks_that_overtake_each_other_are_taken_in_one_pass(run: Run, order: Callable[[Any], Any]) -> None:
+    run.put("a.tar", packed(*pictures(0, 30)))
+    run(lambda stream: order(list(stream)))
+    assert run.rows() == expected("a.tar", 0, 30) and run.decoded == 30
+    run()
+    assert run.decoded == 30
+
+
+def test_the_end_of_a_torn_tar_that_overtakes_is_read_again(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 30))[:20_000])
+    totals = run(lambda stream: list(stream)[::-1], rounds=2)
+    assert run.rows("rejects") == {"a.tar": "truncated"} and totals.labelled == len(run.rows()) > 10
+    decoded = run.decoded
+    run()
+    assert run.decoded == decoded
 
 
 def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:

@@ -1,0 +1,159 @@
+"""Histories of tars: they appear, are replaced, torn and deleted between runs that are limited, killed, or lose rows."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from imgbatch.storage.local import LocalStore
+from tests.unit.test_tars import COLOURS, Entry, Killed, Run, packed, picture
+
+_WRITES = ("create", "put", "replace", "delete")
+
+
+class History:
+    """Tars and what their members are; a run that ends well has to agree with it."""
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.run = Run(place)
+        self.members: dict[str, dict[str, int | None]] = {}
+        """By tar: the number of each member's picture, None for one that is no picture."""
+        self.torn: set[str] = set()
+        self.done: list[str] = []
+
+    def write(self) -> None:
+        """Write a tar, new or over an old one, of old members, changed ones and new ones."""
+        name = f"{self.draw.choice('abc')}.tar{self.draw.choice(('', '.gz'))}"
+        some = {name: value for name, value in self.members.get(name, {}).items() if self.draw.random() < 0.7}
+        for number in self.draw.sample(range(40), self.draw.randint(1, 12)):
+            some[f"{number:04d}.png"] = None if self.draw.random() < 0.15 else self.draw.randrange(3)
+        self.members[name] = some
+        self.torn.discard(name)
+        self._put(name)
+
+    def tear(self) -> None:
+        """Cut a tar off in its middle; it stays so until it is mended."""
+        if whole := sorted(name for name in self.members if not name.endswith("gz")):
+            name = self.draw.choice(whole)
+            data = (self.run.input / name).read_bytes()
+            self.run.put(name, data[: self.draw.randrange(1, len(data))])
+            self.torn.add(name)
+
+    def mend(self) -> None:
+        """Write what is torn anew."""
+        for name in sorted(self.torn):
+            self._put(name)
+        self.torn.clear()
+
+    def delete(self) -> None:
+        """Delete a tar."""
+        if self.members:
+            name = self.draw.choice(sorted(self.members))
+            (self.run.input / name).unlink()
+            del self.members[name]
+            self.torn.discard(name)
+
+    def whole_run(self, *, prune: bool | None = None) -> None:
+        """Run to the end, over blocks that come in whatever order, again, or at first not at all."""
+        if not self.members:
+            return
+        prune = self.draw.random() < 0.3 if prune is None else prune
+        self.run(self._unsound, rounds=4, prune=prune)
+        self.check(exactly=prune)
+
+    def limited_run(self) -> None:
+        """Run up to a limit, which may be less than what is there."""
+        if self.members:
+            self.run(limit=self.draw.randint(1, 30), give_up=True)
+
+    def killed_run(self) -> None:
+        """Kill a run before or after one of its writes."""
+        at, before, count = self.draw.randrange(12), self.draw.random() < 0.5, iter(range(10**6))
+
+        def dying(real: Any) -> Any:
+            def write(store: LocalStore, *given: Any) -> None:
+                last = next(count) == at
+                if last and before:
+                    raise Killed
+                real(store, *given)
+                if last:
+                    raise Killed
+
+            return write
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in _WRITES:
+                patch.setattr(LocalStore, name, dying(getattr(LocalStore, name)))
+            with suppress(Killed):
+                self.run(prune=self.draw.random() < 0.3)
+
+    def run_that_loses(self) -> None:
+        """Run where some blocks never come; what is left of their tars is given up until the next run."""
+        self.run(lambda blocks: [block for block in blocks if self.draw.random() < 0.8], give_up=True)
+
+    def check(self, *, exactly: bool) -> None:
+        """Hold both tables against what there is."""
+        labels, rejects = {}, {}
+        for tar, members in self.members.items():
+            if tar not in self.torn:
+                labels |= {f"{tar}#{name}": COLOURS[value] for name, value in members.items() if value is not None}
+                rejects |= {f"{tar}#{name}": "not_an_image" for name, value in members.items() if value is None}
+        found, refused = self.run.rows(), self.run.rows("rejects")
+        assert not found.keys() & refused.keys(), self.done
+        assert found.items() >= labels.items() and refused.items() >= rejects.items(), self.done
+        if exactly and not self.torn:
+            assert found == labels and refused == rejects, self.done
+
+    def _put(self, name: str) -> None:
+        entries: list[Entry] = [
+            (member, b"no image" if value is None else picture(value)) for member, value in self.members[name].items()
+        ]
+        data = packed(*entries)
+        self.run.put(name, gzip.compress(data) if name.endswith("gz") else data)
+
+    def _unsound(self, blocks: Iterator[pa.Table]) -> list[pa.Table]:
+        found = list(blocks)
+        kind = self.draw.randrange(4)
+        if kind == 1:
+            self.draw.shuffle(found)
+        if kind == 2:
+            found = [block for block in found if self.draw.random() < 0.9]
+        return found + found[:1] if kind == 3 else found
+
+
+def play(place: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgbatch.classify._AT_ONCE", 4)
+    history = History(place, seed)
+    steps = [history.write] * 3 + [history.killed_run] * 3 + [history.limited_run] * 2
+    steps += [history.whole_run, history.whole_run, history.run_that_loses, history.tear, history.mend, history.delete]
+    for _ in range(14):
+        step = history.draw.choice(steps)
+        history.done.append(step.__name__)
+        step()
+    history.mend()
+    history.write()
+    for prune in (False, True):
+        history.run(prune=prune)
+        history.check(exactly=prune)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_histories_of_tars(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(tmp_path, seed, monkeypatch)
+
+
+@pytest.mark.long
+def test_hundreds_of_histories_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(4, 304):
+        try:
+            play(tmp_path / str(seed), seed, monkeypatch)
+        except BaseException as error:
+            raise AssertionError(f"history {seed}") from error
