@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ray.data import DataContext
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 _REMIND_S = 20.0
 TRIES = 2
@@ -69,33 +73,76 @@ def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> 
     Raises:
         ClusterError: it does not, `cluster.wait_s` seconds long.
     """
+    found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, pulse)
+    log.info("%s", found)
+    return found
+
+
+def cpus_of_each(
+    workers: int, asked: int | None, *, gpus: bool, wait_s: float, pulse: Callable[[], None] = lambda: None
+) -> int:
+    """Return how many CPUs each of so many training workers may have, with a GPU each or none: as many as nodes allow.
+
+    Args:
+        asked: that many and no other number.
+
+    Raises:
+        ClusterError: they do not fit, `wait_s` seconds long.
+    """
+
+    def look() -> int | str:
+        alive = _alive()
+        most = max((int(node.get("CPU", 0)) for node in alive), default=0)
+        fitting = 0
+        for each in [asked] if asked else range(most, 0, -1):
+            places = (int(min(node.get("CPU", 0) // each, node.get("GPU", 0) if gpus else math.inf)) for node in alive)
+            fitting = sum(places)
+            if fitting >= workers:
+                return each
+        wants = f"{asked or 1} CPUs{' and a GPU' * gpus}"
+        return f"train.workers={workers} ask for {wants} each, the {len(alive)} nodes of the cluster hold {fitting} of them"
+
+    def ask() -> list[Any]:
+        return _demand(workers, {"num_cpus": asked or 1, "num_gpus": int(gpus)})
+
+    return _awaited(look, ask, wait_s, pulse)
+
+
+def _awaited(
+    look: Callable[[], Found | str], ask: Callable[[], list[Any]], wait_s: float, pulse: Callable[[], None]
+) -> Found:
+    """Return what `look` finds, once it is there; what it says meanwhile, it is asked for."""
     started = time.monotonic()
     said = started - _REMIND_S
     demand: list[Any] = []
     try:
         while True:
-            found = _look(config)
-            if isinstance(found, Plan):
-                log.info("%s", found)
+            found = look()
+            if not isinstance(found, str):
                 return found
             now = time.monotonic()
-            if now - started >= config.wait_s:
-                raise ClusterError(f"{found}; waited {config.wait_s:.0f} s (cluster.wait_s)")
+            if now - started >= wait_s:
+                raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
             if now - said >= _REMIND_S:
-                log.warning("%s; waiting up to %.0f s", found, config.wait_s)
+                log.warning("%s; waiting up to %.0f s", found, wait_s)
                 said = now
-            demand = demand or _ask(config)
+            demand = demand or ask()
             pulse()
-            time.sleep(min(1.0, config.wait_s))
+            time.sleep(min(1.0, wait_s))
     finally:
         _withdraw(demand)
 
 
-def _look(config: ClusterConfig) -> Plan | str:
-    """Return what fits now, or what is missing: the thing asked for and the thing found."""
+def _alive() -> list[dict[str, float]]:
+    """Return what each node has."""
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _look(config: ClusterConfig) -> Plan | str:
+    """Return what fits now, or what is missing: the thing asked for and the thing found."""
+    alive = _alive()
     cpus = sum(int(node.get("CPU", 0)) for node in alive)
     gpus = sum(node.get("GPU", 0.0) for node in alive)
     split = config.device == "cuda" or (config.device == "auto" and gpus > 0)
@@ -123,16 +170,21 @@ def nodes() -> set[str]:
 
 
 def _ask(config: ClusterConfig) -> list[Any]:
-    """Put up tasks that want what the run wants: a cluster that scales from zero grows for them, and only for them.
+    """Put up what the run wants."""
+    cuda = config.device == "cuda"
+    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if cuda else {"num_cpus": 1}
+    return _demand(int(cuda), {"num_cpus": 1}) + _demand(config.max_actors or config.min_actors, wants)
+
+
+def _demand(number: int, wants: dict[str, Any]) -> list[Any]:
+    """Put up tasks with these wants: a cluster that scales from zero grows for them, and only for them.
 
     Unlike a request to the autoscaler they end with this process, however that ends.
     """
     import ray
 
-    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if config.device == "cuda" else {"num_cpus": 1}
     task = ray.remote(**wants)(lambda: None)
-    more = [ray.remote(num_cpus=1)(lambda: None).remote()] if config.device == "cuda" else []
-    return more + [task.remote() for _ in range(config.max_actors or config.min_actors)]
+    return [task.remote() for _ in range(number)]
 
 
 def _withdraw(demand: list[Any]) -> None:

@@ -21,7 +21,7 @@ from imgbatch.taxonomy import Level
 from imgbatch.truths import Numbers, Truths
 
 TOP = 5
-_READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "size", "etag", "last_modified", "model"]
+READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "size", "etag", "last_modified", "model"]
 _SHOWN = 5
 
 PREDICTIONS = pa.schema([
@@ -71,7 +71,7 @@ class Scored:
         """
         log = Log(labels)
         log.scan()
-        for _, part, _ in log.read(_READ):
+        for _, part, _ in log.read(READ):
             numbers = self._truths.numbers(part["uri"].combine_chunks())
             rows = part.filter(pa.array(numbers >= 0)).combine_chunks()
             if len(rows):

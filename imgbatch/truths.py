@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError
+from imgbatch.errors import BooksError, InputError
 from imgbatch.models import Model
 from imgbatch.parts import Log
 from imgbatch.schema import LISTING
@@ -18,6 +18,8 @@ from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 
 _LISTED = pa.schema([*LISTING, (TRUTH, pa.string())])
+
+_SHOWN = 5
 
 Numbers = npt.NDArray[np.int32]
 
@@ -40,8 +42,19 @@ class Truths:
         return len(self._classes)
 
     def of(self, model: Model) -> Numbers:
-        """Return the true class of each image, as a model numbers its classes; -1 where it has no such class."""
-        return Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self._classes]
+        """Return the true class of each image, as a model numbers its classes.
+
+        Raises:
+            InputError: it has no such class.
+        """
+        numbers = Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self._classes]
+        if lacking := np.unique(self._classes[numbers < 0]).tolist():
+            names = ", ".join(repr(self._labels[number]) for number in lacking[:_SHOWN])
+            without = np.count_nonzero(numbers < 0)
+            raise InputError(
+                f"{without:,} images are of {len(lacking)} classes that {model.name} does not know: {names}"
+            )
+        return numbers
 
     def containers(self, numbers: Numbers) -> pa.Array:
         """Return the column `container` of a listing for some images."""

@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from imgbatch.interrupts import StopRequest
 from imgbatch.job import candidates, naming_the_output, prepare
 from imgbatch.listing import pages
 from imgbatch.models import Model
-from imgbatch.scored import PREDICTIONS, Scored, worst
+from imgbatch.schema import EMBEDDING, labels_with
+from imgbatch.scored import PREDICTIONS, READ, Scored, worst
 from imgbatch.sources.labelled import Classes, labelled
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="URI", help="where labels, figures and the page go")
     parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
     parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="score the images of this split alone")
     parser.add_argument("--labels", metavar="URI", help="an output of classify.py: score its labels, and run no model")
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: evaluate(flags))
@@ -72,13 +75,13 @@ def evaluate(flags: Any) -> int:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
         )
-    output, truths, first = from_tables(chosen, flags, stop) if flags.labels else from_model(chosen, stop)
+    output, truths, first = from_tables(chosen, flags, stop) if flags.labels else from_model(chosen, flags.split, stop)
     ours, mistakes = score(first, truths, output, stop)
     other = None
     if flags.against:
         place = replace(chosen.output, uri=output.at("against"))
         beside = replace(chosen, model=config.ModelConfig(name=flags.against), output=place)
-        folder, _, second = from_model(beside, stop)
+        folder, _, second = from_model(beside, flags.split, stop)
         other, _ = score(second, truths, folder, stop)
     finish(output, chosen, ours, other, mistakes)
     return 0
@@ -88,7 +91,7 @@ Labels = tuple[Model, Folder, float | None]
 """Who has labelled, the output of the main job, and the temperature that the model was calibrated with."""
 
 
-def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
+def from_model(chosen: config.Config, split: str | None, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
     """Have the main job label the images; return the output, the listed truths and the labels."""
     temperature = temperature_of(chosen.model.name, Stores(chosen.storage))
     chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
@@ -96,7 +99,7 @@ def from_model(chosen: config.Config, stop: StopRequest) -> tuple[Folder, Truths
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
     job = prepare(chosen, stop.check)
     classes = Classes(job.model.labels)
-    job = replace(job, sources=[labelled(source, classes) for source in job.sources])
+    job = replace(job, sources=[labelled(source, classes, split) for source in job.sources])
     with naming_the_output(job):
         job.output.folders()
         if job.config.run.check_owner:
@@ -116,25 +119,35 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
         raise UsageError("no --output: say where the figures go")
     output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
     output.delete("metrics.json")
-    name = flags.model or written_by(written)
+    record = last_run(written)
+    require_columns(written, record["config"].get("output", {}).get("columns", ()))
+    name = flags.model or str(record["model"]["name"])
     model = models.load(replace(chosen.model, name=name), stores, stop.check)
-    found = [
-        labelled(source, Classes(model.labels)) for source in sources.recognise(stores, chosen.input, chosen.source)
-    ]
+    given, classes = sources.recognise(stores, chosen.input, chosen.source), Classes(model.labels)
+    found = [labelled(source, classes, flags.split) for source in given]
     carried = waited(lambda: sources.carried_by(found), stop.check)
     with candidates(found, carried, stop.check, allow_empty=True) as batches:
         truths = Truths((each.batch for each in batches), model.labels)
     return output, truths, (model, written, temperature_of(name, stores))
 
 
-def written_by(output: Folder) -> str:
-    """Return the model that an output's last run names."""
+def last_run(output: Folder) -> dict[str, Any]:
+    """Return the record of an output's last run."""
     for run in sorted(output.folders("runs"), reverse=True):
-        try:
-            return str(json.loads(output.read(f"runs/{run}/run.json"))["model"]["name"])
-        except (NotFound, ValueError, KeyError, TypeError):
-            continue
+        with suppress(NotFound, ValueError):
+            record = json.loads(output.read(f"runs/{run}/run.json"))
+            if isinstance(record, dict) and {"model", "config"} <= record.keys():
+                return record
     raise InputError(f"--labels {output.uri} is no output of classify.py: it has no runs/ with a run.json")
+
+
+def require_columns(output: Folder, columns: Sequence[str]) -> None:
+    """Refuse tables that were asked to hold less than what is scored."""
+    if lacking := set(READ) - set(labels_with([name for name in columns if name != EMBEDDING]).names):
+        raise InputError(
+            f"{output.at('labels')} lacks the columns {', '.join(sorted(lacking))}: it was written with output.columns; label "
+            "without, or with these among them"
+        )
 
 
 def temperature_of(name: str, stores: Stores) -> float | None:

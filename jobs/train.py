@@ -26,6 +26,7 @@ from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages
 from imgbatch.models import Model
+from imgbatch.sources.labelled import SPLITS, TEST
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
@@ -72,7 +73,11 @@ def train(flags: Any) -> int:
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
-    return recorded(prepare(chosen, stop.check), stop)
+    job = prepare(chosen, stop.check)
+    if job is None:
+        print(f"trained already: {absolute(chosen.output)}")
+        return 0
+    return recorded(job, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,11 @@ class Job:
         return self.output.folder(publish.RUN)
 
 
-def prepare(chosen: Training, pulse: Callable[[], None]) -> Job:
-    """Check everything that can be checked before any work; `pulse` is called while that takes long."""
+def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
+    """Check everything that can be checked before any work; `pulse` is called while that takes long.
+
+    None: there is nothing to do but for what a killed run of this config had left to clear up behind its model.
+    """
     stores = Stores(chosen.storage)
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
@@ -101,6 +109,8 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job:
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse)
     tree = None
     try:
+        if publish.finished(output, chosen.public()):
+            return None
         publish.require_room(output)
         tree = stores.read(absolute(chosen.taxonomy))[0] if chosen.taxonomy else None
     except (NotFound, BadPath) as error:
@@ -141,7 +151,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         found = labelled.read(listed.table, roots_of(job))
         say_what_is_empty(job, listed.table["uri"])
         tree_of(job, found.labels)
-        wanted = (found.classes != labelled.NO_CLASS) & (found.splits != labelled.TEST)
+        wanted = (found.classes != labelled.NO_CLASS) & (found.splits != TEST)
     way, made, found, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
     truths = found.classes[trained.held]
@@ -160,40 +170,46 @@ def learn(
 ) -> tuple[str, Prepared, Labelled, Trained]:
     """Have the images made ready on the cluster, split them, and train; return the way, the images and what came of it."""
     from imgbatch import cluster, connection  # Ray and torch are not needed before all of the input is sound
-    from imgbatch.train import ways
+    from imgbatch.train import network, ways
 
+    network.of(job.base)
     with stop.beside_ray(), connection.connected(pulse):
         stop.check()
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way if job.config.train.way != "auto" else "finetune" if plan.split else "head"
-        task = ways.Task(
-            job.config,
-            job.stores,
-            job.base,
-            listed.pages,
-            listed.table,
-            listed.fingerprint,
-            listed.todo,
-            job.run,
-            plan,
-            pulse,
-        )
-        work, made = ways.ready_for(task, way, wanted)
-        found = labelled.read(made.images, roots_of(job))
-        if len(job.base.labels) != len(found.labels):
-            log.info(
-                "the head of %s for %d classes is replaced by one for %d",
-                job.base.name, len(job.base.labels), len(found.labels),
+        with models.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+            task = ways.Task(
+                job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
+                plan, pulse,
             )  # fmt: skip
-        judge(job, found, made.read)
-        fold = splits.assign(found, job.config.train.folds, job.config.train.seed, made.read)
-        say_what_is_alone(found, fold)
-        held = fold >= 0 if way == "head" else fold == 0
-        counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, held))
-        log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
-        learned = ways.by_head if way == "head" else ways.by_finetuning
-        return way, made, found, learned(task, work, made, found, fold)
+            work, made = ways.ready_for(task, way, wanted)
+            found, fold = split(job, made)
+            held = fold >= 0 if way == "head" else fold == 0
+            counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, held))
+            log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
+            learned = ways.by_head if way == "head" else ways.by_finetuning
+            return way, made, found, learned(task, work, made, found, fold)
+
+
+def split(job: Job, made: Prepared) -> tuple[Labelled, Any]:
+    """Return the classes of the images that are ready, and the fold of each; all that training needs has to be sound."""
+    rejected = len(made.rejects)
+    good = len(made.images) + len(made.torn) - rejected
+    rejects.judge(job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True)
+    found = labelled.read(made.images, roots_of(job))
+    require_readable(found, made.read)
+    tree_of(job, found.labels)  # of what is in tars it could not be known before
+    if list(job.base.labels) != list(found.labels):
+        log.info(
+            "the head of %s for %d classes is replaced by one for %d",
+            job.base.name,
+            len(job.base.labels),
+            len(found.labels),
+        )
+    fold = splits.assign(found, job.config.train.folds, job.config.train.seed, made.read)
+    say_what_is_alone(found, fold)
+    return found, fold
 
 
 def write(job: Job, record: runs.Record, made: Prepared, found: Labelled, trained: Trained, figures: Any) -> None:
@@ -271,7 +287,7 @@ def say_what_is_empty(job: Job, uris: pa.ChunkedArray) -> None:
     """Name the folders directly below an input, or its splits, that hold no image."""
     for root in roots_of(job):
         folders = Folder(job.stores, root).folders()
-        splits_of = [f"{root}/{name}" for name in folders if name.lower() in labelled.SPLITS]
+        splits_of = [f"{root}/{name}" for name in folders if name.lower() in SPLITS]
         for place in (root, *splits_of):
             for name in labelled.empty_folders(place, Folder(job.stores, place).folders(), uris):
                 log.warning("%s/%s holds no image: it is no class", place, name)
@@ -288,10 +304,8 @@ def say_what_is_alone(found: Labelled, fold: Any) -> None:
         )
 
 
-def judge(job: Job, found: Labelled, read: Any) -> None:
-    """Hold the images that could not be read against the budget, and refuse classes that have none left."""
-    good = int(np.count_nonzero(read))
-    rejects.judge(job.config.rejects, listed=len(read), labelled=good, rejected=len(read) - good, at_end=True)
+def require_readable(found: Labelled, read: Any) -> None:
+    """Refuse classes of which no image could be read."""
     labelled_ones = found.classes != labelled.NO_CLASS
     had, has = (
         np.bincount(found.classes[mask], minlength=len(found.labels)) for mask in (labelled_ones, labelled_ones & read)

@@ -10,24 +10,21 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
-from imgbatch.errors import NotFound
+from imgbatch.errors import NotFound, UsageError
 from imgbatch.metrics import as_well
-from imgbatch.models import Model
-from imgbatch.storage import Folder
 from imgbatch.train import network, prepared
 from imgbatch.train.calibration import cross_entropy, fit_temperature
+from imgbatch.train.fit import Fit, Place
 from imgbatch.train.losses import Cosine, Loss
-from imgbatch.train.settings import TrainConfig
 from imgbatch.train.views import Chosen, Views
 
 Ints = npt.NDArray[np.int64]
@@ -37,44 +34,6 @@ CHECKPOINT, RESULT, HELD_OUT = "checkpoint.pt", "trained.pt", "held-out.npz"
 LEARN, REFIT = "learn", "refit"
 
 _TELL_EACH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """One fine-tuning: everything that a worker has to know."""
-
-    base: Model
-    config: TrainConfig
-    """With every number set (`recipe.resolve`)."""
-    number_of_classes: int
-    run: Folder
-    """Where the checkpoint and the result go."""
-    pictures: Folder
-    """Shards of squashed pictures, of all images."""
-    inputs: Folder
-    """Shards of pictures as the network's preprocessing gives them, of the held-out images."""
-    keys: prepared.Keys
-    """Of all images, by which their shards are searched, and from which the randomness of their views comes."""
-    classes: Ints
-    aspects: Floats
-    """Width / height."""
-    held: npt.NDArray[np.bool_]
-    """Which of them are held out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which of the workers this is, and how they talk; the defaults are those of one that is alone."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[nn.Module], nn.Module] = lambda net: net
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-    """Returns what each worker gave, in the order of their ranks."""
-    loaders: int = 0
-    """Processes that draw views, beside this one."""
-    tell: Callable[[dict[str, Any]], None] = lambda fact: None
 
 
 def run(job: Fit, place: Place) -> None:
@@ -181,6 +140,7 @@ class _Trainer:
             self._rate.mark(len(classes) * self._place.world)
             self._tell(step, total / seen, right / seen)
         state.epoch += 1
+        self._require_finite(total)
         point = {"phase": state.phase, "epoch": state.epoch, "loss": total / seen, "accuracy": right / seen}
         point["images_per_second"] = self._rate()
         state.curve.append(point)
@@ -190,6 +150,19 @@ class _Trainer:
         if state.phase == LEARN and not self.goes_on():
             self._end_learning()
         self._write_checkpoint()
+
+    def _require_finite(self, loss: float) -> None:
+        """Refuse to go on with a network that gives no numbers any more; all workers together.
+
+        Raises:
+            UsageError: on one of them the loss is infinite, or no number.
+        """
+        if not all(map(math.isfinite, self._place.gather(loss))):
+            state = self._state
+            raise UsageError(
+                f"training diverged in epoch {state.epoch} ({state.phase}): the loss is no number any more; lower train.lr, "
+                f"which is {self._job.config.lr:g}"
+            )
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield this worker's share of each step: equally many on all workers, in an order that the seed gives."""
@@ -254,12 +227,19 @@ class _Trainer:
         if self._place.rank == 0 and self._rate.due():
             state = self._state
             done = state.epoch * self._steps + step + 1
-            left = (self._steps * self._epochs - done) * self._batch * self._place.world
+            left = (self._steps * self._epochs - done) * self._batch * self._place.world + self._images_of_the_refit()
             rate = self._rate()
             self._place.tell(
                 {"kind": "step", "phase": state.phase, "epoch": state.epoch + 1, "epochs": self._epochs, "loss": loss,
                  "accuracy": accuracy, "images_per_second": rate, "seconds_left": left / rate if rate else None}
             )  # fmt: skip
+
+    def _images_of_the_refit(self) -> int:
+        """Return how many images it will go through, all epochs together, while it is still to come."""
+        job, config = self._job, self._job.config
+        if self._state.phase == REFIT or not config.refit or not job.held.any():
+            return 0
+        return len(job.held) * (config.refit_epochs or self._epochs)
 
     def resume(self) -> None:
         """Go on where the last checkpoint was written; all workers from that which the first one reads."""

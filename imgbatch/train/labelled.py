@@ -1,7 +1,7 @@
 """Which class and which split each listed image has: from the manifest's columns, or from the folder that it lies in. Pure.
 
 A table's columns `label`, `split` and `group` say it, whatever the source; a tar's members bring a label along. Where
-nobody says anything, an image's class is the folder that holds it, and its split the first folder below the input, if that is
+nobody says anything, an object's class is the folder that holds it, and its split the first folder below the input, if that is
 called train, val or test.
 """
 
@@ -19,15 +19,13 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED
+from imgbatch.sources.labelled import SPLIT, SPLITS, TEST, TRUTH, split_codes
 
 log = logging.getLogger(__name__)
 
-LABEL, SPLIT, GROUP = CARRIED + "label", CARRIED + "split", CARRIED + "group"
-TRAIN, VAL, TEST = range(3)
+LABEL, GROUP = TRUTH, CARRIED + "group"
 NO_CLASS = -1
 
-SPLITS = {"train": TRAIN, "training": TRAIN, "": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL}
-SPLITS |= {"test": TEST, "testing": TEST}
 _NAMED = [name for name in SPLITS if name]
 _SHOWN = 5
 
@@ -41,7 +39,7 @@ class Labelled:
     labels: tuple[str, ...]
     """The names of the classes, sorted: the order of the head."""
     classes: Ints
-    """NO_CLASS where an image has no label."""
+    """NO_CLASS where an image has no label, or one that only images for testing have."""
     splits: Ints
     """TRAIN, VAL or TEST."""
     groups: Ints | None
@@ -52,23 +50,24 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
     """Read the classes off images.
 
     Args:
-        listed: the columns `uri` and, where there are any, LABEL, SPLIT and GROUP.
-        roots: the folders that were given as inputs. Below them, and everywhere if there is no LABEL, an image that LABEL
+        listed: the columns `uri` and, where there are any, `container`, LABEL, SPLIT and GROUP.
+        roots: the folders that were given as inputs. Below them, and everywhere if there is no LABEL, an object that LABEL
             says nothing of has the class of its folder.
 
     Raises:
-        InputError: there are fewer than two classes, or labels that a person would take for one.
+        InputError: there are fewer than two classes, labels that a person would take for one, or a group in two splits.
     """
     names, splits = _column(listed, LABEL), _column(listed, SPLIT)
-    silent = pc.is_null(names)
+    silent = pc.and_(pc.is_null(names), pc.is_null(_column(listed, "container")))
     if pc.any(silent).as_py():
-        from_folders = _from_folders(listed["uri"].filter(silent), roots, below_alone=not pc.all(silent).as_py())
-        names, splits = (
-            pc.replace_with_mask(column, silent, found)
-            for column, found in zip((names, splits), from_folders, strict=True)
-        )
-    names, splits = pc.fill_null(names, ""), pc.fill_null(splits, "")
-    known = pc.unique(names.filter(pc.not_equal(names, ""))).sort()
+        below_alone = not pc.all(pc.is_null(names)).as_py()
+        labels, first_folders = _from_folders(listed["uri"].filter(silent), roots, below_alone=below_alone)
+        names = pc.replace_with_mask(names, silent, labels)
+        said = pc.coalesce(splits.filter(silent), first_folders)  # the column goes before the folder
+        splits = pc.replace_with_mask(splits, silent, said)
+    names, codes = pc.fill_null(names, ""), split_codes(pc.fill_null(splits, ""))
+    named = pc.not_equal(names, "")
+    known = pc.unique(names.filter(pc.and_(named, pa.array(codes != TEST)))).sort()
     labels = tuple(known.to_pylist())
     classes = pc.fill_null(pc.index_in(names, known), NO_CLASS).to_numpy().astype(np.int64)
     _require_distinct(labels, classes)
@@ -78,9 +77,17 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
             f"the input holds {len(labels)} class{'es' * (len(labels) != 1)}{only}: at least two are needed. A class is a "
             "folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a tar"
         )
-    if unlabelled := int(np.count_nonzero(classes == NO_CLASS)):
+    if unlabelled := pc.sum(pc.invert(named)).as_py():
         log.warning("%s images have no label and are left out", f"{unlabelled:,}")
-    return Labelled(labels, classes, _split_codes(splits), _groups(_column(listed, GROUP)))
+    if for_testing := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
+        log.warning(
+            "%d classes have images for testing alone and are not learned: %s",
+            len(for_testing),
+            ", ".join(for_testing[:_SHOWN]),
+        )
+    groups = _groups(_column(listed, GROUP))
+    _require_whole_groups(_column(listed, GROUP), groups, codes)
+    return Labelled(labels, classes, codes, groups)
 
 
 def _column(listed: pa.Table, name: str) -> pa.Array:
@@ -101,9 +108,23 @@ def _groups(names: pa.Array) -> Ints | None:
     return groups
 
 
+def _require_whole_groups(names: pa.Array, groups: Ints | None, splits: Ints) -> None:
+    """Refuse a group of which the input puts some images into one split and some into another."""
+    if groups is None:
+        return
+    order = np.argsort(groups, kind="stable")
+    torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(splits[order]) != 0))
+    if len(torn):
+        kinds = [("train", "val", "test")[splits[at]] for at in order[torn[0] : torn[0] + 2]]
+        raise InputError(
+            f"group {names[int(order[torn[0]])].as_py()!r} has images in the splits {' and '.join(kinds)}: a group "
+            "stands in one of them; mend the columns 'group' and 'split'"
+        )
+
+
 def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: bool) -> tuple[pa.Array, pa.Array]:
-    """Return label and split of each image by its folders, empty where they say nothing."""
-    places = pc.replace_substring_regex(uris.combine_chunks(), pattern="[/#][^/#]*$", replacement="")
+    """Return label and split of each object by its folders, empty where they say nothing."""
+    places = pc.replace_substring_regex(uris.combine_chunks(), pattern="/[^/]*$", replacement="")
     places = places.chunk(0) if isinstance(places, pa.ChunkedArray) else places
     unique = pc.unique(places).to_pylist()
     first: dict[tuple[str, str], str] = {}
@@ -113,7 +134,7 @@ def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: b
         label, split = (
             ("", "") if below_alone and not below else _of_folder(place, max(below, key=len, default=""), roots)
         )
-        if label and "#" not in place and (other := first.setdefault((label, split), place)) != place:
+        if label and (other := first.setdefault((label, split), place)) != place:
             raise InputError(
                 f"the class {label!r} stands in two places, {other} and {place}: put its images together, or rename "
                 "one of the folders, or give a table with the columns uri and label"
@@ -125,9 +146,7 @@ def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: b
 
 
 def _of_folder(place: str, root: str, roots: Sequence[str]) -> tuple[str, str]:
-    """Return label and split of the images in a folder; those of a tar have the folder that they have in it."""
-    if place.endswith(".tar") or "#" in place:
-        return place.rpartition("#")[2].rpartition("/")[2] if "#" in place else "", ""
+    """Return label and split of the images in a folder."""
     path = place.removeprefix(root).strip("/").split("/")
     # One of several inputs may be the folder of a class itself.
     label = path[-1] or (root.rpartition("/")[2] if len(roots) > 1 else "")
@@ -136,16 +155,7 @@ def _of_folder(place: str, root: str, roots: Sequence[str]) -> tuple[str, str]:
             f"images lie in {place} itself: each class needs a folder of its own below it, or give a table with the "
             "columns uri and label"
         )
-    return label, path[0].lower() if len(path) > 1 and path[0].lower() in _NAMED else ""
-
-
-def _split_codes(splits: pa.Array) -> Ints:
-    names = pc.utf8_lower(pc.utf8_trim_whitespace(splits)).dictionary_encode()
-    known = names.dictionary.to_pylist()
-    if unknown := [name for name in known if name not in SPLITS]:
-        raise InputError(f"column 'split' holds {unknown[0]!r}: it may be train, val, test or empty")
-    codes: Ints = np.array([SPLITS[name] for name in known], np.int64)[names.indices.to_numpy()]
-    return codes
+    return label, path[0].lower() if root and len(path) > 1 and path[0].lower() in _NAMED else ""
 
 
 def _require_distinct(labels: Sequence[str], classes: Ints) -> None:

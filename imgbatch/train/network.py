@@ -24,19 +24,30 @@ Floats = npt.NDArray[np.float32]
 _BATCH = 16  # of the features: always filled up to it, so that an image's features do not depend on its company
 
 
-def build(base: Model, classes: int, *, pretrained: bool, seed: int) -> Any:
-    """Return the base with a head of so many classes, whose weights are all zero.
+def of(base: Model) -> Any:
+    """Return the network of a base.
 
     Raises:
-        ModelError: the base is no network of timm's, or has no head that could be replaced.
+        ModelError: it is none of timm's, or has no head that could be replaced.
     """
-    torch.manual_seed(seed)
     net: Any = base.network()
     architecture = getattr(net, "pretrained_cfg", {}).get("architecture")
     if architecture is None or not hasattr(net, "reset_classifier") or not hasattr(net, "forward_head"):
         raise ModelError(f"--base {base.name} is no network of timm's, which alone can be trained further")
+    head_of(net)
+    return net
+
+
+def build(base: Model, classes: int, *, pretrained: bool, seed: int) -> Any:
+    """Return the base with a head of so many classes, whose weights are all zero.
+
+    Raises:
+        ModelError: see `of`.
+    """
+    torch.manual_seed(seed)
+    net = of(base)
     if not pretrained:
-        net = timm.create_model(architecture, pretrained=False, **get_model_args(net))
+        net = timm.create_model(net.pretrained_cfg["architecture"], pretrained=False, **get_model_args(net))
     net.reset_classifier(classes)
     head = head_of(net)
     with torch.no_grad():
@@ -144,8 +155,7 @@ class Features:
 
     def __init__(self, base: Model, dtype: str) -> None:
         self._preprocess, self._dtype = base.preprocess, dtype
-        self._net: Any = base.network().eval().to(memory_format=torch.channels_last)
-        head_of(self._net)
+        self._net: Any = of(base).eval().to(memory_format=torch.channels_last)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Return the features of n images."""

@@ -17,7 +17,7 @@ import torch.distributed
 from imgbatch import errors
 from imgbatch.errors import ClusterError, ImgbatchError
 from imgbatch.train import epochs
-from imgbatch.train.epochs import Fit, Place
+from imgbatch.train.fit import Fit, Place
 
 _TICK_S = 0.25
 _BACKENDS = ("gloo", "NCCL", "nccl")

@@ -16,7 +16,8 @@ from imgbatch import cluster, progress
 from imgbatch.classify import received
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
-from imgbatch.rejects import Refusal
+from imgbatch.rejects import Refusal, is_passing
+from imgbatch.schema import TAR, whole
 from imgbatch.stream import ticking
 from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards
 from imgbatch.units import ROUNDS
@@ -31,7 +32,9 @@ class Prepared:
     """n images that are ready, or that could not be read, in the order of the listing; those of a tar in its own."""
 
     images: pa.Table
-    """`ROWS`."""
+    """`ROWS`, and the listing's `container`."""
+    torn: pa.Table
+    """The same of tars that are themselves what could not be read."""
 
     @property
     def read(self) -> Mask:
@@ -53,13 +56,16 @@ class Prepared:
     @property
     def rejects(self) -> pa.Table:
         """What could not be read, and why."""
-        return self.images.filter(pc.is_valid(self.images["reason"])).select(["uri", "stage", "reason", "message"])
+        refused = self.images.filter(pc.is_valid(self.images["reason"]))
+        return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
 
 
 def prepare(
     work: Preparation, listed: pa.Table, todo: Todo, plan: cluster.Plan, *, stall_s: float, pulse: Callable[[], None]
 ) -> Prepared:
     """Make all shards that are missing; return what the shards say of the images that are to be done.
+
+    What could not be read is tried again, as far as another time may be better.
 
     Args:
         listed: the listing's `uri` and carried columns.
@@ -95,13 +101,18 @@ def prepare(
 
 
 def _known(work: Preparation, todo: Todo) -> Mask:
-    known = np.zeros(len(todo.pending), bool)
+    known, again = np.zeros(len(todo.pending), bool), []
     for shard in shards(work.shards):
-        known[shard.rows["index"].to_numpy()] = True
+        numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
+        known[numbers[~refused]] = True
+        for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
+            if is_passing(row["stage"], row["reason"]):
+                again.append(row["index"])
+            else:
+                known[row["index"]] = True
     known[list(todo.shards)] = False
-    for name in work.shards.names():
-        if name.endswith(READ):
-            known[int(name.removesuffix(READ))] = True
+    whole_tars = [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
+    known[np.setdiff1d(whole_tars, again).astype(np.int64)] = True
     return known
 
 
@@ -116,6 +127,12 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     found = [crashed, *(shard.rows for shard in shards(work.shards))]
     images = pa.concat_tables([ROWS.empty_table(), *found], promote_options="permissive").select(ROWS.names).cast(ROWS)
     images = images.filter(pa.array(wanted[images["index"].to_numpy()]))
-    images = images.sort_by([("index", "ascending"), ("offset", "ascending")])
-    once = np.unique(keys_of(images["uri"].combine_chunks()), return_index=True)[1]  # tars may have been read twice
-    return Prepared(images.take(pa.array(np.sort(once))).combine_chunks())
+    # An image may be there twice: its tar was read twice, or it was tried again. What could be read goes first.
+    images = images.append_column("rejected", pc.is_valid(images["reason"]))
+    images = images.sort_by([("index", "ascending"), ("offset", "ascending"), ("rejected", "ascending")])
+    once = np.unique(keys_of(whole(images["uri"])), return_index=True)[1]
+    images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
+    entries = listed.take(images["index"])
+    images = images.append_column("container", entries["container"])
+    itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
+    return Prepared(images.filter(pc.invert(itself)), images.filter(itself))

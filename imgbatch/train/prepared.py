@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import RESULTS
-from imgbatch.sources.labelled import member_truths
+from imgbatch.schema import RESULTS, whole
+from imgbatch.sources.labelled import SPLIT, member_truths
 from imgbatch.storage import Folder
-from imgbatch.train.labelled import GROUP, LABEL, SPLIT
+from imgbatch.train.labelled import GROUP, LABEL
 from imgbatch.uris import hash_strings
 
 if TYPE_CHECKING:
@@ -97,11 +97,12 @@ class Prepare(Worker):
 
 
 def told_of(images: pa.Table) -> pa.Table:
-    """Return ROWS of images with carried columns: the class is what their table says, or what lies beside them in a tar."""
+    """Return ROWS of images with carried columns: the class is what their table says, or what their tar does."""
     columns = {name: images[name] for name in images.column_names if name in ROWS.names}
     for field in _TRUTHS:
         columns.setdefault(field.name, pa.chunked_array([pa.nulls(len(images), pa.string())]))
-    columns[LABEL] = pc.coalesce(columns[LABEL].cast(pa.string()).combine_chunks(), member_truths(images))
+    members = pc.if_else(pc.is_valid(whole(images["offset"])), member_truths(images), None)
+    columns[LABEL] = pc.coalesce(whole(columns[LABEL].cast(pa.string())), members)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 
@@ -112,7 +113,9 @@ def keys_of(uris: pa.Array) -> Keys:
 
 def write(shards: Folder, array: Array, rows: pa.Table) -> None:
     """Write a shard: row i of the array is the image of row i of the table."""
-    name = f"{rows['index'][0].as_py():09d}-{rows['offset'][0].as_py() or 0}-{len(rows)}"
+    # Images that are tried again may begin as the shard did that they were rejected in, and be others.
+    which = int(np.bitwise_xor.reduce(keys_of(whole(rows["uri"]))))
+    name = f"{rows['index'][0].as_py():09d}-{which:016x}"
     content, table = io.BytesIO(), io.BytesIO()
     np.save(content, array)
     shards.put(f"{name}.npy", content.getvalue())
@@ -148,7 +151,7 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         room: makes the array that is filled, from its shape and dtype: in memory, or mapped onto a file.
 
     Raises:
-        KeyError: one of the images is in no shard.
+        KeyError: one of the images is in no shard, or could not be read.
     """
     wanted = []
     order = np.argsort(keys)
@@ -157,7 +160,7 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         held = keys_of(shard.rows["uri"].combine_chunks())
         places = np.searchsorted(keys, held, sorter=order)
         places = order[np.minimum(places, len(keys) - 1)]
-        found = keys[places] == held
+        found = (keys[places] == held) & np.asarray(shard.rows["reason"].is_null())
         if found.any():
             wanted.append((shard.name, places[found], found))
             there[places[found]] = True

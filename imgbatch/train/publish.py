@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from imgbatch.errors import Exists, OutputError
 from imgbatch.storage import Folder, is_local
@@ -14,6 +16,9 @@ from imgbatch.storage import Folder, is_local
 CONFIG = "config.json"
 RUN = "_training"
 """The folder below the output that holds what a run goes on from; it goes when the model is there."""
+RECORD = "training.json"
+
+_NOT_ALWAYS = ("taxonomy.csv", "taxonomy.json", "rejects.parquet")
 
 
 def require_room(output: Folder) -> None:
@@ -40,14 +45,43 @@ def publish(output: Folder, files: Mapping[str, bytes]) -> None:
     Raises:
         OutputError: another run was first.
     """
-    for name, content in files.items():
+
+    def unless_there(name: str) -> Callable[[bytes | None], bytes]:
+        """Return what gives the content, as long as no other run has finished: one may have slept through all of it."""
+
+        def content(_: bytes | None) -> bytes:
+            if output.exists(CONFIG):
+                raise _second(output)
+            return files[name]
+
+        return content
+
+    for name in files:
         if name != CONFIG:
-            output.put(name, content)
+            output.change(name, unless_there(name))
+    for name in _NOT_ALWAYS:
+        if name not in files:  # of a run that was killed here, and had another --taxonomy perhaps
+            output.delete(name)
     try:
         output.create(CONFIG, files[CONFIG])
     except Exists as error:
-        raise OutputError(f"another run has written a model to {output.uri} in the meantime") from error
+        raise _second(output) from error
     remove(output.folder(RUN))
+
+
+def finished(output: Folder, config: Mapping[str, Any]) -> bool:
+    """Return whether a run of this config has written its model, and was killed while it cleared up; that is done now."""
+    if not output.exists(CONFIG) or not output.names(RUN):
+        return False
+    record = json.loads(output.read(RECORD)) if output.exists(RECORD) else {}
+    if record.get("config") != json.loads(json.dumps(config, default=str)):
+        return False
+    remove(output.folder(RUN))
+    return True
+
+
+def _second(output: Folder) -> OutputError:
+    return OutputError(f"another run has written a model to {output.uri} in the meantime")
 
 
 def remove(folder: Folder) -> None:

@@ -62,7 +62,7 @@ class TrainConfig:
     )
     dtype: str = knob("auto", "auto (bfloat16 where the processor has it), float32, bfloat16")
     workers: int = knob(1, "way=finetune: processes that train together")
-    cpus_per_worker: int | None = knob(None, "unset: an equal share of the CPUs")
+    cpus_per_worker: int | None = knob(None, "unset: as many as the nodes have room for")
     max_failures: int = knob(3, "how often workers may be lost before the run ends with exit code 3")
     cache: str = knob("", "where features and pixels are kept between runs; unset: below --output, until it is done")
 

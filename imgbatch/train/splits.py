@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imgbatch.errors import InputError
-from imgbatch.train.labelled import NO_CLASS, TEST, TRAIN, VAL, Labelled
+from imgbatch.sources.labelled import TEST, TRAIN, VAL
+from imgbatch.train.labelled import NO_CLASS, Labelled
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,13 +16,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from imgbatch import cluster
 from imgbatch.cluster import Plan
+from imgbatch.errors import Unreachable
 from imgbatch.listing import Todo
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.stream import waited
 from imgbatch.train import epochs, head, network, on_ray, prepared, recipe, splits
 from imgbatch.train.calibration import fit_temperature
+from imgbatch.train.fit import Fit
 from imgbatch.train.labelled import Labelled
 from imgbatch.train.prepare import Prepared, prepare
 from imgbatch.train.prepared import Preparation
@@ -33,6 +37,9 @@ log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+
+_NOT_THE_FIT = ("max_failures", "cpus_per_worker", "cache")
+"""Settings that may be other ones where training goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,14 @@ class Task:
         train = self.config.train
         load = network.LoadFeatures(self.base, train.dtype) if features else None
         kind = ["features", self.base.digest, train.dtype] if features else ["pixels"]
+        limits = [asdict(self.config.decode), self.config.fetch.max_bytes]  # under which other images are rejected
         cache = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
         return Preparation(
             self.stores,
             self.listing,
             self.config.shared(),
             replace(self.base, preprocess=preprocess),
-            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind)}"),
+            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits)}"),
             features=load,
         )
 
@@ -114,21 +122,17 @@ def ready_for(task: Task, way: str, wanted: Mask) -> tuple[Preparation, Prepared
 def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
     """Fit a head on the features that the base gives."""
     places = np.flatnonzero(fold != splits.NEVER)
-    features = prepared.load(work.shards, made.keys[places], np.empty)
+    # In a thread each, meanwhile the run shows that it lives, and can be ended.
+    features = waited(lambda: prepared.load(work.shards, made.keys[places], np.empty), task.pulse)
     classes, fold, config = found.classes[places], fold[places], task.config.train
     weights = _class_weights(classes, len(found.labels)) if config.balance != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
-
-    def tell(line: str) -> None:
-        task.pulse()
-        log.info("%s", line)
-
-    chosen = head.choose(features, classes, fold, l2=config.l2, tell=tell, **known)
+    chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known), task.pulse)
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
     learned = np.flatnonzero(fold == splits.ALWAYS) if not config.refit else np.arange(len(fold))
     if not len(learned):  # cross-validation alone: every image is held out once
         learned = np.arange(len(fold))
-    solved = head.fit(features[learned], classes[learned], l2=chosen.l2, **known)
+    solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known), task.pulse)
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
     network.divide_logits(net, temperature)
@@ -154,25 +158,20 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         task.config.train, len(places), min(size.height, size.width),
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
-    inputs, entries = task.images(size), np.zeros(len(task.listed), bool)
-    entries[made.images["index"].to_numpy()[places[held]]] = True
-    task.ready(inputs, entries)
-    run = task.run.folder(f"fit-{task.digest(fold.tobytes().hex(), task.base.digest, config)}")
-    job = epochs.Fit(
+    inputs = _inputs(task, made, places[held])
+    said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
+    run = task.run.folder(f"fit-{task.digest(fold.tobytes().hex(), task.base.digest, said)}")
+    job = Fit(
         base=task.base, config=config, number_of_classes=len(found.labels), run=run, pictures=work.shards,
-        inputs=inputs.shards, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],
+        inputs=inputs, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],
         held=held,
     )  # fmt: skip
     if not run.exists(epochs.RESULT):
-        each = config.cpus_per_worker or max(1, task.plan.cpus // config.workers)
-        on_ray.fit(
-            job,
-            gpus=task.gpus,
-            cpus_per_worker=each,
-            stall_s=task.config.cluster.stall_s,
-            tell=_Teller(),
-            pulse=task.pulse,
+        limits = task.config.cluster
+        each = cluster.cpus_of_each(
+            config.workers, config.cpus_per_worker, gpus=task.gpus, wait_s=limits.wait_s, pulse=task.pulse
         )
+        on_ray.fit(job, gpus=task.gpus, cpus_per_worker=each, stall_s=limits.stall_s, tell=_Teller(), pulse=task.pulse)
     result = torch.load(io.BytesIO(run.read(epochs.RESULT)), map_location="cpu", weights_only=True)
     arrays = np.load(io.BytesIO(run.read(epochs.HELD_OUT)), allow_pickle=False)
     net.load_state_dict(result["net"])
@@ -184,6 +183,24 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         "images": len(places),
     }
     return Trained(net, temperature, places[held], arrays["unseen"], final, result["curve"], facts)
+
+
+def _inputs(task: Task, made: Prepared, held: Ints) -> Folder:
+    """Have the held-out images made ready as the network will meet them; return their shards.
+
+    Raises:
+        Unreachable: one that could be read before cannot be read now.
+    """
+    work, entries = task.images(task.base.preprocess), np.zeros(len(task.listed), bool)
+    entries[made.images["index"].to_numpy()[held]] = True
+    again = task.ready(work, entries)
+    gone = held[~np.isin(made.keys[held], again.keys[again.read])]
+    if len(gone):
+        first = made.images["uri"][int(gone[0])].as_py()
+        raise Unreachable(
+            f"{len(gone):,} held-out images could be read once and not again, {first} for one: run the same command again"
+        )
+    return work.shards
 
 
 class _Teller:

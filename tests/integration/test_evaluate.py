@@ -115,3 +115,15 @@ def test_wrong_flags_are_answered(
 
     assert evaluate.main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> None:
+    from imgbatch.config import StorageConfig
+    from imgbatch.errors import InputError
+    from imgbatch.storage import Folder, Stores
+    from jobs.evaluate import require_columns
+
+    output = Folder(Stores(StorageConfig()), str(tmp_path))
+    require_columns(output, [])
+    with pytest.raises(InputError, match=r"labels lacks the columns .*model.*: it was written with output\.columns"):
+        require_columns(output, ["label", "score", "embedding"])

@@ -65,7 +65,7 @@ def test_every_exit_code_is_in_readme_and_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("classify", {"--limit", "--dry-run"}), ("evaluate", {"--against", "--labels"})]
+    ("name", "own"), [("classify", {"--limit", "--dry-run"}), ("evaluate", {"--against", "--labels", "--split"})]
 )
 def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str, own: set[str]) -> None:
     text = subprocess.run(

@@ -14,7 +14,7 @@ ALLOWED = {
     "ray": {"cluster", "connection", "train/on_ray"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
               "models/networks", "models/hubs", "preprocess", "train/network", "train/head", "train/views", "train/epochs",
-              "train/losses", "train/on_ray", "train/ways"},
+              "train/losses", "train/fit", "train/on_ray", "train/ways"},
     "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory", "train/network"},
     "torchvision": {"models/networks", "models/hubs", "train/views", "train/losses"},
     "openvino": {"models/on_openvino"},

@@ -23,7 +23,7 @@ from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources import carried_by, everything, recognise
-from imgbatch.sources.labelled import TRUTH, Classes, labelled
+from imgbatch.sources.labelled import TRUTH, Classes, labelled, member_truths
 from imgbatch.storage import Folder, Stores
 from imgbatch.truths import Truths
 
@@ -248,3 +248,39 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
     with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
         known.add_members(output)
+
+
+def test_a_member_without_a_label_beside_it_has_that_of_its_folder_in_the_tar() -> None:
+    uris = [
+        "s3://b/a.tar#Gala/1.jpg",
+        "s3://b/a.tar#x/Fuji/2.jpg",
+        "s3://b/a.tar#Gala/3.jpg",
+        "s3://b/a.tar#4.jpg",
+        "s3://b/a.tar",
+    ]
+    rows = pa.table({"uri": uris, "input_cls": [None, None, "Lime", None, None], "input_json": ["{}", *[None] * 4]})
+    assert member_truths(rows).to_pylist() == ["Gala", "Fuji", "Lime", None, None]
+
+
+def test_a_second_model_has_to_know_the_classes_too() -> None:
+    schema = with_carried(LISTING, pa.schema([(TRUTH, pa.string())]))
+    listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
+    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
+    assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
+    with pytest.raises(InputError, match="2 images are of 1 classes that s3://m/fruit does not know: 'Lime'"):
+        known.of(model(("Gala", "Fuji"), None))
+
+
+def test_a_split_is_scored_alone(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,train\n2.jpg,Lime,Test\n3.jpg,,\n4.jpg,Plum,val\n")
+    for name in ("test/Fuji/5.jpg", "train/Kiwi/6.jpg", "Lime/7.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    stores, classes = Stores(StorageConfig()), Classes(FRUIT)
+    given = recognise(stores, [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
+    found = [labelled(source, classes, "test") for source in given]
+    listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
+    assert sorted(listed[TRUTH].to_pylist()) == ["Fuji", "Lime"]
+    (tmp_path / "in" / "a.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="members of tars say no split"):
+        list(everything(found, carried_by(found)))

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.errors import InputError
+from imgbatch.sources.labelled import SPLIT, TEST, TRAIN, VAL
 from imgbatch.train import labelled, splits
-from imgbatch.train.labelled import GROUP, LABEL, NO_CLASS, SPLIT, TEST, TRAIN, VAL
+from imgbatch.train.labelled import GROUP, LABEL, NO_CLASS
 from imgbatch.train.splits import ALWAYS, NEVER
 
 
@@ -22,10 +23,39 @@ def test_a_column_says_the_class_and_an_empty_one_says_none() -> None:
     assert found.classes.tolist() == [1, 0, NO_CLASS, NO_CLASS]
 
 
-def test_where_a_table_says_nothing_the_folders_below_an_input_do_and_the_folders_of_a_tar() -> None:
-    paths = ["cat/1.jpg", "list/2.jpg", "shards/0.tar#dog/3.jpg", "shards/0.tar#4.jpg"]
-    found = labelled.read(table(*paths, **{LABEL: [None, "dog", None, None]}), ["/data/cat", "/data/shards"])
-    assert [found.labels[c] if c >= 0 else None for c in found.classes] == ["cat", "dog", "dog", None]
+def test_where_a_table_says_nothing_the_folders_below_an_input_do() -> None:
+    paths = ["cat/1.jpg", "list/2.jpg", "cat/no#3.jpg", "elsewhere/4.jpg"]
+    found = labelled.read(table(*paths, **{LABEL: [None, "dog", None, None]}), ["/data/cat", "/data/dogs"])
+    assert [found.labels[c] if c >= 0 else None for c in found.classes] == ["cat", "dog", "cat", None]
+
+
+def test_what_lies_in_a_tar_or_a_parquet_file_has_no_class_of_the_folder_around_it() -> None:
+    paths = ["cat/1.jpg", "dog/2.jpg", "shards/0.parquet#3", "shards/0.tgz#4.jpg", "shards/torn.tar"]
+    held = table(*paths, container=[None, None, "parquet", "tar", "tar"])
+    assert labelled.read(held, ["/data"]).classes.tolist() == [0, 1, NO_CLASS, NO_CLASS, NO_CLASS]
+    with pytest.raises(InputError, match="holds 0 classes"):
+        labelled.read(held.slice(2), ["/data"])
+
+
+def test_a_column_says_the_split_where_folders_say_the_class_and_without_it_a_folder_below_an_input_does() -> None:
+    paths = ["test/cat/1.jpg", "val/dog/2.jpg", "cat/3.jpg", "dog/4.jpg"]
+    found = labelled.read(table(*paths, **{SPLIT: ["train", None, "test", ""]}), ["/data"])
+    assert found.splits.tolist() == [TRAIN, VAL, TEST, TRAIN]
+    assert labelled.read(pa.table({"uri": ["/test/cat/1", "/test/dog/2"]}), []).splits.tolist() == [TRAIN, TRAIN]
+
+
+def test_a_class_that_is_for_testing_alone_is_not_learned(caplog: pytest.LogCaptureFixture) -> None:
+    labels = found([0, 1, 2, 2, -1], **{SPLIT: ["train", "val", "test", "test", "train"]})
+    assert labels.labels == ("c0", "c1") and labels.classes.tolist() == [0, 1, NO_CLASS, NO_CLASS, NO_CLASS]
+    assert "1 classes have images for testing alone and are not learned: c2" in caplog.text
+    assert "1 images have no label" in caplog.text
+
+
+def test_a_group_that_the_input_puts_into_two_splits_is_refused() -> None:
+    split, group = ["train", "val", "train", "test"], ["a", "b", "c", "c"]
+    with pytest.raises(InputError, match="group 'c' has images in the splits train and test"):
+        found([0, 0, 1, 1], **{SPLIT: split, GROUP: group})
+    assert found([0, 0, 1, 1], **{SPLIT: split, GROUP: ["a", "b", "", ""]}).splits.tolist() == [TRAIN, VAL, TRAIN, TEST]
 
 
 def test_folders_say_it_else_and_the_first_may_say_the_split() -> None:

@@ -13,9 +13,10 @@ import torch
 
 from imgbatch import models
 from imgbatch.config import ModelConfig, StorageConfig
+from imgbatch.errors import ModelError, UsageError
 from imgbatch.storage import Folder, Stores
-from imgbatch.train import epochs, prepared, recipe
-from imgbatch.train.epochs import Fit, Place
+from imgbatch.train import epochs, network, prepared, recipe
+from imgbatch.train.fit import Fit, Place
 from imgbatch.train.prepared import ROWS
 from imgbatch.train.settings import TrainConfig
 from tests.unit.pictures import scene
@@ -118,6 +119,31 @@ def test_a_run_that_was_killed_goes_on_and_comes_to_the_same(job: Fit, tmp_path:
     assert len([fact for fact in told if fact["kind"] == "epoch"]) == 4 - killed_behind
     assert np.array_equal(result(job)[1]["final"], result(again)[1]["final"])
     assert np.array_equal(result(job)[1]["unseen"], result(again)[1]["unseen"])
+
+
+def test_a_base_that_is_not_timms_is_refused(job: Fit) -> None:
+    from torchvision.models import shufflenet_v2_x0_5
+
+    with pytest.raises(ModelError, match="is no network of timm's"):
+        network.of(replace(job.base, network=shufflenet_v2_x0_5))
+
+
+def test_training_that_diverges_says_so(job: Fit) -> None:
+    with pytest.raises(UsageError, match=r"training diverged in epoch 1 \(learn\).*lower train.lr, which is 1e\+30"):
+        epochs.run(replace(job, config=replace(job.config, lr=1e30)), Place())
+    assert not job.run.names()
+
+
+def test_the_time_left_is_that_of_the_refit_too(job: Fit) -> None:
+    told: list[dict] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "_TELL_EACH_S", 0.0)
+        epochs.run(job, Place(tell=told.append))
+    steps = [fact for fact in told if fact["kind"] == "step"]
+    images = [
+        round(fact["seconds_left"] * fact["images_per_second"]) for fact in steps if fact["seconds_left"] is not None
+    ]
+    assert images[0] == 3 * 18 - 6 + 24 and images[-1] == 0 and images == sorted(images, reverse=True)
 
 
 def test_patience_ends_learning_and_the_best_epoch_is_what_stays(job: Fit) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +14,9 @@ import pytest
 
 from imgbatch.config import StorageConfig
 from imgbatch.errors import OutputError
+from imgbatch.listing import Todo
 from imgbatch.storage import Folder, Stores
-from imgbatch.train import prepared, publish
+from imgbatch.train import prepare, prepared, publish
 from imgbatch.train.page import page
 from imgbatch.train.prepared import ROWS
 
@@ -22,8 +26,10 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(Stores(StorageConfig()), str(tmp_path / "out"))
 
 
-def shard(folder: Folder, numbers: list[int], value: int) -> None:
-    rows = pa.Table.from_pylist([{"index": number, "uri": f"image {number}"} for number in numbers], schema=ROWS)
+def shard(folder: Folder, numbers: list[int], value: int, **columns: Any) -> None:
+    rows = pa.Table.from_pylist(
+        [{"index": number, "uri": f"image {number}", **columns} for number in numbers], schema=ROWS
+    )
     prepared.write(folder, np.full((len(numbers), 2, 2), value, np.uint8) + np.array(numbers)[:, None, None], rows)
 
 
@@ -41,21 +47,87 @@ def test_arrays_come_in_the_order_asked_for_from_whatever_shards_hold_them(folde
 def test_a_shard_whose_writer_was_killed_does_not_count(folder: Folder) -> None:
     shard(folder, [0, 1], 0)
     shard(folder, [2, 3], 0)
-    folder.delete("000000002-0-2.parquet")
+    (second,) = {name for name in folder.names() if name.startswith("000000002") and name.endswith(".parquet")}
+    folder.delete(second)
     assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
     with pytest.raises(KeyError, match="1 of 2 images are in no shard"):
         prepared.load(folder, keys(0, 2), np.empty)
+
+
+def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], prepare.Prepared]:
+    """Return which entries of a listing are known, and what there is of them."""
+    work, n = cast(Any, SimpleNamespace(shards=folder)), len(uris)
+    todo = Todo(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
+    listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
+    known = prepare._known(work, todo)
+    return known.tolist(), prepare._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
+
+
+def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(folder: Folder) -> None:
+    shard(folder, [0, 3], 10)
+    shard(folder, [1], 0, stage="fetch", reason="unreachable")
+    shard(folder, [2], 0, stage="decode", reason="corrupt")
+    known, made = ready(folder, [f"image {number}" for number in range(4)])
+    assert known == [True, False, True, True] and made.read.tolist() == [True, False, False, True]
+    shard(folder, [1], 20)
+    known, made = ready(folder, [f"image {number}" for number in range(4)])
+    assert known == [True, True, True, True] and made.rejects["uri"].to_pylist() == ["image 2"]
+    assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [10, 21]
+    with pytest.raises(KeyError, match="1 of 2 images"):
+        prepared.load(folder, keys(1, 2), np.empty)
+
+
+def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -> None:
+    rows = [
+        {"index": 0, "offset": 0, "uri": "a.tar#1.jpg"},
+        {"index": 0, "offset": 1, "uri": "a.tar", "reason": "truncated"},
+    ]
+    prepared.write(folder, np.zeros((2, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+    known, made = ready(folder, ["a.tar", "image 1"], tars=(0,))
+    assert known == [False, False]
+    assert made.images["uri"].to_pylist() == ["a.tar#1.jpg"] and made.rejects["uri"].to_pylist() == ["a.tar"]
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
+
+
+def test_a_model_that_another_run_wrote_meanwhile_stays_as_it_is(folder: Folder) -> None:
+    whole = {publish.CONFIG: b"{}", "model.safetensors": b"theirs"}
+    publish.publish(folder, whole)
+    with pytest.raises(OutputError, match="another run has written a model"):
+        publish.publish(folder, {publish.CONFIG: b"[]", "model.safetensors": b"ours", "metrics.json": b"{}"})
+    assert {name: folder.read(name) for name in folder.names()} == whole
+
+
+def test_what_a_run_left_that_was_killed_while_it_wrote_the_model_does_not_stay(folder: Folder) -> None:
+    for name in ("model.safetensors", "taxonomy.json", "rejects.parquet", f"{publish.RUN}/x"):
+        folder.put(name, b"old")
+    publish.require_room(folder)
+    publish.publish(folder, {publish.CONFIG: b"{}", "model.safetensors": b"new", "taxonomy.csv": b"tree"})
+    assert folder.names() == [publish.CONFIG, "model.safetensors", "taxonomy.csv"]
+    assert folder.read("model.safetensors") == b"new"
+
+
+def test_a_run_that_was_killed_behind_its_model_is_finished_by_the_same_command_alone(folder: Folder) -> None:
+    folder.put(f"{publish.RUN}/runs/x/run.json", b"{}")
+    assert not publish.finished(folder, {"lr": 1})
+    folder.put(publish.CONFIG, b"{}")
+    folder.put("training.json", b'{"config": {"lr": 1, "input": ["a"]}}')
+    assert not publish.finished(folder, {"lr": 2, "input": ("a",)})
+    assert publish.finished(folder, {"lr": 1, "input": ("a",)})
+    assert folder.names() == [publish.CONFIG, "training.json"] and not publish.finished(
+        folder, {"lr": 1, "input": ("a",)}
+    )
 
 
 def test_the_config_comes_last_and_the_run_goes(folder: Folder) -> None:
     folder.put(f"{publish.RUN}/runs/x/run.json", b"{}")
     publish.require_room(folder)  # what a killed training left is gone on from
     order = []
-    real = Folder.put
+    real = Folder.create
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Folder, "put", lambda self, name, data: (order.append(name), real(self, name, data)))
+        patch.setattr(Folder, "create", lambda self, name, data: (order.append(name), real(self, name, data)))
         publish.publish(folder, {publish.CONFIG: b"{}", "model.safetensors": b"w", "metrics.json": b"{}"})
-    assert order == ["model.safetensors", "metrics.json"]
+    assert order == ["model.safetensors", "metrics.json", publish.CONFIG]
     assert folder.names() == [publish.CONFIG, "metrics.json", "model.safetensors"]
 
 
