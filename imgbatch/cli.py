@@ -67,8 +67,8 @@ def run(body: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; after a signal at once, without a wait for requests that threads have under way."""
-    if code in (130, 143):
+    """End the process; where it failed at once, and with what it has started: threads and Ray may still be at work."""
+    if code:
         sys.stdout.flush()
         sys.stderr.flush()
         _end_children()
@@ -77,7 +77,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _end_children() -> None:
-    """End a Ray that was still starting: its agents would outlive this process by a minute."""
+    """End a Ray of this machine's own; the agents of one that was still starting would outlive this process by a minute."""
     for end in (psutil.Process.suspend, psutil.Process.kill):  # first at rest, or one starts another in between
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

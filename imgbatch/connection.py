@@ -17,14 +17,18 @@ import psutil
 
 import imgbatch
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
-from imgbatch.stream import ticking
+from imgbatch.stream import RESULTS, ticking
 
 _CONNECT_S = 10.0
+_END_S = 5.0
 
 
 @contextmanager
 def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
+
+    Where the block raises, Ray is left as it is and ends with the process (`cli.leave`): threads of Ray Data are at work then,
+    and one that calls Ray behind its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
 
     Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
     starts, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
@@ -59,12 +63,10 @@ def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
                 else f" (it keeps its files in {os.environ.get('RAY_TMPDIR', '/tmp')}; RAY_TMPDIR moves them)"
             )
             raise ClusterError(f"cannot use {where}: {error}{hint * isinstance(error, OSError)}") from error
-        try:
-            yield
-        finally:
-            hush_threads()
-            ray.shutdown()
-            ended.set()
+        yield
+        _end_datasets()
+        ray.shutdown()
+        ended.set()
 
 
 def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
@@ -92,18 +94,14 @@ def _init(address: str) -> None:
         _end_autoscaler()
 
 
-def hush_threads() -> None:
-    """Have Ray Data's thread end without a word when it finds Ray gone: a run that ends early leaves it at work."""
-    told = threading.excepthook
-
-    def hook(raised: threading.ExceptHookArgs) -> None:
-        theirs = raised.thread is not None and raised.thread.name.startswith("ray-data-")
-        if ray.is_initialized() or not theirs:
-            told(raised)
-
-    import ray
-
-    threading.excepthook = hook
+def _end_datasets() -> None:
+    """End the threads of datasets that were left early, at the limit of a run: they must not outlive Ray, see `connected`."""
+    for thread in threading.enumerate():
+        if type(thread).__name__ == "StreamingExecutor":
+            thread.shutdown(force=False)  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.name == RESULTS:  # what it waits for has come to its end
+            thread.join(_END_S)
 
 
 def _end_autoscaler() -> None:

@@ -165,18 +165,20 @@ def label(
     shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
-        for block in ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s):
-            stop.check()
-            if block is not None:
-                committer.take(block)
-            if committer.due:
-                committer.commit()
-                cli.release_freed()
-                judge_on_the_way(job, counts, committer)
-            shown.update(committer.arrived, committer.rejected)
-            record.beat(counts=counts_on_the_way(counts, committer))
-            if committer.close_at_limit():
-                break
+        blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
+        with closing(blocks):
+            for block in blocks:
+                stop.check()
+                if block is not None:
+                    committer.take(block)
+                if committer.due:
+                    committer.commit()
+                    cli.release_freed()
+                    judge_on_the_way(job, counts, committer)
+                shown.update(committer.arrived, committer.rejected)
+                record.beat(counts=counts_on_the_way(counts, committer))
+                if committer.close_at_limit():
+                    break
 
     try:
         with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):

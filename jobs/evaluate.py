@@ -120,9 +120,11 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
     output.delete("metrics.json")
     record = last_run(written)
-    require_columns(written, record["config"].get("output", {}).get("columns", ()))
+    if not (flags.model or record):
+        raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
     name = flags.model or str(record["model"]["name"])
     model = models.load(replace(chosen.model, name=name), stores, stop.check)
+    require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given, classes = sources.recognise(stores, chosen.input, chosen.source), Classes(model.labels)
     found = [labelled(source, classes, flags.split) for source in given]
     carried = waited(lambda: sources.carried_by(found), stop.check)
@@ -132,13 +134,13 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
 
 
 def last_run(output: Folder) -> dict[str, Any]:
-    """Return the record of an output's last run."""
+    """Return the record of an output's last run; of none, nothing."""
     for run in sorted(output.folders("runs"), reverse=True):
         with suppress(NotFound, ValueError):
             record = json.loads(output.read(f"runs/{run}/run.json"))
             if isinstance(record, dict) and {"model", "config"} <= record.keys():
                 return record
-    raise InputError(f"--labels {output.uri} is no output of classify.py: it has no runs/ with a run.json")
+    return {}
 
 
 def require_columns(output: Folder, columns: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def test_an_output_that_becomes_full_in_mid_run(job: Job, tiny_model: Path, tmp_
         (images / f"{number:04d}.jpg").write_bytes(encode(scene(seed=number % 24), "JPEG"))
     # The same folder again, outside the namespace, has what fitted: it is copied out at the end.
     output, kept = place / "out", tmp_path / "kept"
-    mounts = f'mkdir -p "{output}" && mount -t tmpfs -o size=120k none "{output}" && '
+    mounts = f'mkdir -p "{output}" && mount -t tmpfs -o size=68k none "{output}" && '
     after = f'; code=$?; cp -r "{output}" "{kept}"; exit $code'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mounts} "$@" {after}', str(place)]
     arguments = ["--input", str(images), "--output", str(output), "--model", str(tiny_model)]
