@@ -102,19 +102,23 @@ def cpus_of_each(
         wants = f"{asked or 1} CPUs{' and a GPU' * gpus}"
         return f"train.workers={workers} ask for {wants} each, the {len(alive)} nodes of the cluster hold {fitting} of them"
 
-    def ask() -> list[Any]:
-        return _demand(workers, {"num_cpus": asked or 1, "num_gpus": int(gpus)})
+    def ask() -> Callable[[], None]:
+        """Ask for room for all of them at once, which waits until it is there; tasks would run one after the other."""
+        from ray.util import placement_group, remove_placement_group
+
+        each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
+        return partial(remove_placement_group, placement_group([each] * workers))
 
     return _awaited(look, ask, wait_s, pulse)
 
 
 def _awaited(
-    look: Callable[[], Found | str], ask: Callable[[], list[Any]], wait_s: float, pulse: Callable[[], None]
+    look: Callable[[], Found | str], ask: Callable[[], Callable[[], None]], wait_s: float, pulse: Callable[[], None]
 ) -> Found:
-    """Return what `look` finds, once it is there; what it says meanwhile, it is asked for."""
+    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back."""
     started = time.monotonic()
     said = started - _REMIND_S
-    demand: list[Any] = []
+    withdraw: Callable[[], None] | None = None
     try:
         while True:
             found = look()
@@ -126,11 +130,12 @@ def _awaited(
             if now - said >= _REMIND_S:
                 log.warning("%s; waiting up to %.0f s", found, wait_s)
                 said = now
-            demand = demand or ask()
+            withdraw = withdraw or ask()
             pulse()
             time.sleep(min(1.0, wait_s))
     finally:
-        _withdraw(demand)
+        if withdraw is not None:
+            withdraw()
 
 
 def _alive() -> list[dict[str, float]]:
@@ -169,29 +174,23 @@ def nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _ask(config: ClusterConfig) -> list[Any]:
-    """Put up what the run wants."""
-    cuda = config.device == "cuda"
-    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if cuda else {"num_cpus": 1}
-    return _demand(int(cuda), {"num_cpus": 1}) + _demand(config.max_actors or config.min_actors, wants)
-
-
-def _demand(number: int, wants: dict[str, Any]) -> list[Any]:
-    """Put up tasks with these wants: a cluster that scales from zero grows for them, and only for them.
+def _ask(config: ClusterConfig) -> Callable[[], None]:
+    """Put up tasks that want what the run wants: a cluster that scales from zero grows for them, and only for them.
 
     Unlike a request to the autoscaler they end with this process, however that ends.
     """
     import ray
 
+    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if config.device == "cuda" else {"num_cpus": 1}
     task = ray.remote(**wants)(lambda: None)
-    return [task.remote() for _ in range(number)]
+    demand = [ray.remote(num_cpus=1)(lambda: None).remote()] if config.device == "cuda" else []
+    demand += [task.remote() for _ in range(config.max_actors or config.min_actors)]
 
+    def withdraw() -> None:
+        for each in demand:
+            ray.cancel(each)
 
-def _withdraw(demand: list[Any]) -> None:
-    import ray
-
-    for task in demand:
-        ray.cancel(task)
+    return withdraw
 
 
 def label_images(

@@ -33,7 +33,7 @@ STORE_IS_AWAY = 20
 
 _STORES_FAULT = ("unreachable", "timeout", "forbidden")
 
-_MOST_KILLERS = 200
+_MOST_KILLERS, _FEW_KILLERS = 200, 20
 _MOST_WAITING = 4_096
 
 Mask = npt.NDArray[np.bool_]
@@ -76,6 +76,8 @@ class Committer:
     clock: Callable[[], float] = time.monotonic
     room: int | None = None
     """How many members of tars may come yet; None: all."""
+    again: int = 0
+    """How many of the images are tried again, or have changed."""
     of_tars: int = 0
     """Rows of members of tars, which the listing did not know."""
     passed_over: int = 0
@@ -169,10 +171,13 @@ class Committer:
         """Stop where so many images did not come back that it cannot be theirs: nothing of them is written.
 
         Raises:
-            ClusterError: more than 200, and more than the share `lost` of all; or, in the last round, simply all.
+            ClusterError: more than 200, and more than the share `lost` of all; or, in the last round, more than 20 and all,
+                those apart that may have died before.
         """
         left = int(np.count_nonzero(self.todo.pending))
-        if left > max(_MOST_KILLERS, lost * (left + self.arrived)) or (last and left and not self.arrived):
+        if left > max(_MOST_KILLERS, lost * (left + self.arrived)) or (
+            last and not self.arrived and left > max(_FEW_KILLERS, self.again)
+        ):
             raise ClusterError(
                 f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
                 "look at Ray's worker logs, then run the same command again"

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -99,9 +100,10 @@ def _end_datasets() -> None:
     for thread in threading.enumerate():
         if type(thread).__name__ == "StreamingExecutor":
             thread.shutdown(force=False)  # type: ignore[attr-defined]
+    deadline = time.monotonic() + _END_S
     for thread in threading.enumerate():
         if thread.name == RESULTS:  # what it waits for has come to its end
-            thread.join(_END_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _end_autoscaler() -> None:

@@ -15,7 +15,7 @@ from imgbatch.errors import ClusterError
 Item = TypeVar("Item")
 
 RESULTS = "results"
-"""The name of the threads in which items are drawn."""
+"""The name of the threads in which items are drawn that end when their iterator is closed."""
 
 _TICK_S = 0.25
 _AHEAD = 2
@@ -52,7 +52,7 @@ def ticking(items: Iterator[Item], stall_s: float, *, closes: bool = False) -> G
         except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
             hand_over(None, error)
 
-    threading.Thread(target=draw, name=RESULTS, daemon=True).start()
+    threading.Thread(target=draw, name=RESULTS if closes else None, daemon=True).start()
     try:
         yield from _as_they_come(arrived, stall_s)
     finally:

@@ -159,9 +159,9 @@ def label(
     without_secrets = replace(job.config, storage=config.StorageConfig(), input=())
     room = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(sources.answer, job.sources)
-    committer = Committer(job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room)
-    if not todo.pending.any():  # but for tars, and there are more images than the limit without them
-        return
+    committer = Committer(
+        job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room, again=counts.stale
+    )
     shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
@@ -181,6 +181,8 @@ def label(
                     break
 
     try:
+        if not todo.pending.any():  # but for tars, and there are more images than the limit without them
+            return
         with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
             stop.check()
             plan = cluster.plan(job.config.cluster, pulse=pulse)

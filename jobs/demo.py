@@ -5,7 +5,6 @@ make demo
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from imgbatch import cli
 from jobs import classify
 
 OUTPUT = Path("demo-output")
@@ -61,4 +61,4 @@ def show(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

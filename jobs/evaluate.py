@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
 from imgbatch import cli, config, models, runs, sources
-from imgbatch.errors import InputError, NotFound, UsageError
+from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import candidates, naming_the_output, prepare
@@ -43,6 +43,7 @@ log = logging.getLogger("imgbatch")
 _SHOWN = 24  # images that the model is most sure and wrong about
 _ALL_CLASSES = 1_000
 _THUMBNAIL = 240  # pixels
+_REFUSED = OutputError.exit_code  # a run that ended so has written none of the rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +139,11 @@ def last_run(output: Folder) -> dict[str, Any]:
     for run in sorted(output.folders("runs"), reverse=True):
         with suppress(NotFound, ValueError):
             record = json.loads(output.read(f"runs/{run}/run.json"))
-            if isinstance(record, dict) and {"model", "config"} <= record.keys():
+            if (
+                isinstance(record, dict)
+                and {"model", "config"} <= record.keys()
+                and record.get("exit_code") != _REFUSED
+            ):
                 return record
     return {}
 

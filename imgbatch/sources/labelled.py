@@ -34,7 +34,7 @@ SPLITS |= {"test": TEST, "testing": TEST}
 _CLS, _JSON = CARRIED + "cls", CARRIED + "json"
 
 _FOLDER = r"(?P<folder>[^/#]*)[/#][^/]*$"
-_FOLDER_IN_TAR = r"#(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
+_FOLDER_IN_TAR = r"(?i)\.(?:tar|tar\.gz|tgz)#(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
 _SHOWN, _REMEMBERED = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
@@ -112,7 +112,7 @@ def _in_split(listed: pa.RecordBatch, source: Source, split: str) -> pa.Array:
     if pc.any(is_tar(listed)).as_py():
         raise InputError(f"{source.uri}: members of tars say no split; name the tars of one with --input instead")
     first = pc.replace_substring_regex(
-        listed["uri"], pattern=f"^{re.escape(source.uri)}/([^/]+)/.*$", replacement="\\1"
+        listed["uri"], pattern=f"^{re.escape(source.uri)}/([^/]+)/[^/]+/.*$", replacement="\\1"
     )
     first = pc.utf8_lower(pc.if_else(source.kind == "folder", first, ""))
     folders = pc.if_else(pc.is_in(first, pa.array(list(SPLITS))), first, "")

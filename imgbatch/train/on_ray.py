@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from imgbatch import errors
-from imgbatch.errors import ClusterError, ImgbatchError
+from imgbatch.errors import ClusterError, ImgbatchError, UsageError
 from imgbatch.train import epochs
 from imgbatch.train.fit import Fit, Place
 
@@ -88,7 +88,9 @@ def _follow(
             continue
         last = time.monotonic()
         if fact["kind"] == "failed":
-            failed = fact
+            failed, kind = fact, getattr(errors, fact["error"], None)
+            if kind is not None and issubclass(kind, UsageError):  # which trying again would not mend, as Ray does
+                raise kind(fact["message"])
         else:
             tell(fact)
     return failed

@@ -83,16 +83,18 @@ def prepare(
             before = int(missing.pending.sum())
             if not before:
                 break
-            for block in ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s):
-                pulse()
-                if block is not None:
-                    rows, _, tars = received(block)
-                    numbers = rows["index"].to_numpy()
-                    missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
-                    missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
-                    done += len(rows)
-                    rejected += len(rows) - rows["reason"].null_count
-                shown.update(done, rejected)
+            blocks = ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
+            with closing(blocks):
+                for block in blocks:
+                    pulse()
+                    if block is not None:
+                        rows, _, tars = received(block)
+                        numbers = rows["index"].to_numpy()
+                        missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
+                        missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
+                        done += len(rows)
+                        rejected += len(rows) - rows["reason"].null_count
+                    shown.update(done, rejected)
             if (lost := int(missing.pending.sum())) > max(20, round.lost * before):
                 raise ClusterError(
                     f"{lost:,} of {before:,} images did not come back: the workers die; look at Ray's logs"
@@ -101,19 +103,21 @@ def prepare(
 
 
 def _known(work: Preparation, todo: Todo) -> Mask:
-    known, again = np.zeros(len(todo.pending), bool), []
+    known = np.zeros(len(todo.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
         known[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
-            if is_passing(row["stage"], row["reason"]):
-                again.append(row["index"])
-            else:
+            if not is_passing(row["stage"], row["reason"]):
                 known[row["index"]] = True
     known[list(todo.shards)] = False
-    whole_tars = [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
-    known[np.setdiff1d(whole_tars, again).astype(np.int64)] = True
+    known[_whole_tars(work)] = True
     return known
+
+
+def _whole_tars(work: Preparation) -> list[int]:
+    """Return the numbers of the tars that were read to their end."""
+    return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
 def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) -> Prepared:
@@ -135,4 +139,7 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     entries = listed.take(images["index"])
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
-    return Prepared(images.filter(pc.invert(itself)), images.filter(itself))
+    torn = images.filter(itself)
+    passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
+    settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
+    return Prepared(images.filter(pc.invert(itself)), torn.filter(pa.array(~settled)))

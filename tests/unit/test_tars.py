@@ -9,7 +9,8 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +22,12 @@ from imgbatch.committer import Committer
 from imgbatch.config import Config, FetchConfig, SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, Conflict, StoreError, Unreachable
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Listing
+from imgbatch.listing import Counts, Listing, Todo
 from imgbatch.models import Model
 from imgbatch.parts import Log
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
+from imgbatch.shards import OpenShard
 from imgbatch.sources import carried_by, everything, recognise
 from imgbatch.sources.tars import End, Member, Tar
 from imgbatch.storage import Folder, Meta, Stores
@@ -478,6 +480,20 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
         assert run(limit=limit, give_up=True).labelled == 8
     assert run().labelled == 12
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6) and run.rows("rejects") == {}
+
+
+def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
+    from imgbatch.interrupts import StopRequest
+    from jobs import classify
+
+    shard = OpenShard("a.tar", "v", refused=True)
+    todo = Todo(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: shard})
+    job = SimpleNamespace(
+        config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
+    )
+    counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
+    classify.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None)
+    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 
 def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:

@@ -90,6 +90,19 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
     assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
 
 
+def test_a_tar_that_was_read_to_its_end_at_last_has_no_reject_of_its_own(folder: Folder) -> None:
+    away = {"index": 0, "offset": 1, "uri": "a.tar", "stage": "fetch", "reason": "unreachable"}
+    for rows in (
+        [{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}, away],
+        [{"index": 0, "offset": 512, "uri": "a.tar#2.jpg"}],
+    ):
+        prepared.write(folder, np.zeros((len(rows), 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+    assert ready(folder, ["a.tar"], tars=(0,))[1].rejects["uri"].to_pylist() == ["a.tar"]
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    known, made = ready(folder, ["a.tar"], tars=(0,))
+    assert known == [True] and not len(made.rejects) and len(made.images) == 2
+
+
 def test_a_model_that_another_run_wrote_meanwhile_stays_as_it_is(folder: Folder) -> None:
     whole = {publish.CONFIG: b"{}", "model.safetensors": b"theirs"}
     publish.publish(folder, whole)
