@@ -152,9 +152,8 @@ class OpenShard:
         before = np.concatenate([[self.through], offsets[:-1]]) if len(offsets) else offsets
         gaps = np.flatnonzero(previous != before)
         there = int(gaps[0]) if len(gaps) else len(rows)
-        waiting = rows.slice(
-            there, _MOST_AHEAD
-        )  # but not its own row, which says that this time its end was not reached
+        # Its own row does not wait: it says that this time the end was not reached.
+        waiting = rows.slice(there, _MOST_AHEAD)
         self._ahead = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
         rows = rows.slice(0, there).slice(0, most)
         if len(rows):

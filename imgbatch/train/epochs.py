@@ -151,16 +151,16 @@ class _Trainer:
             self._end_learning()
         self._write_checkpoint()
 
-    def _require_finite(self, loss: float) -> None:
+    def _require_finite(self, said: float) -> None:
         """Refuse to go on with a network that gives no numbers any more; all workers together.
 
         Raises:
-            UsageError: on one of them the loss is infinite, or no number.
+            UsageError: on one of them the loss, or a logit, is infinite or no number.
         """
-        if not all(map(math.isfinite, self._place.gather(loss))):
+        if not all(map(math.isfinite, self._place.gather(said))):
             state = self._state
             raise UsageError(
-                f"training diverged in epoch {state.epoch} ({state.phase}): the loss is no number any more; lower train.lr, "
+                f"training diverged in epoch {state.epoch} ({state.phase}): it gives no numbers any more; lower train.lr, "
                 f"which is {self._job.config.lr:g}"
             )
 
@@ -221,6 +221,7 @@ class _Trainer:
         found = np.zeros((int(job.held.sum()), job.number_of_classes), np.float32)
         for rank, part in enumerate(self._place.gather(mine)):
             found[rank :: self._place.world] = part
+        self._require_finite(float(found.sum()))  # the loss is that of before the last step
         return found
 
     def _tell(self, step: int, loss: float, accuracy: float) -> None:

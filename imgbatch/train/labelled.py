@@ -85,8 +85,10 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
             len(for_testing),
             ", ".join(for_testing[:_SHOWN]),
         )
-    groups = _groups(_column(listed, GROUP))
-    _require_whole_groups(_column(listed, GROUP), groups, codes)
+    together = _column(listed, GROUP)
+    groups = _groups(together)
+    if groups is not None:
+        _require_whole(groups, codes, together)
     return Labelled(labels, classes, codes, groups)
 
 
@@ -108,10 +110,8 @@ def _groups(names: pa.Array) -> Ints | None:
     return groups
 
 
-def _require_whole_groups(names: pa.Array, groups: Ints | None, splits: Ints) -> None:
+def _require_whole(groups: Ints, splits: Ints, names: pa.Array) -> None:
     """Refuse a group of which the input puts some images into one split and some into another."""
-    if groups is None:
-        return
     order = np.argsort(groups, kind="stable")
     torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(splits[order]) != 0))
     if len(torn):

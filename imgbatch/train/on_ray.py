@@ -88,9 +88,9 @@ def _follow(
             continue
         last = time.monotonic()
         if fact["kind"] == "failed":
-            failed, kind = fact, getattr(errors, fact["error"], None)
-            if kind is not None and issubclass(kind, UsageError):  # which trying again would not mend, as Ray does
-                raise kind(fact["message"])
+            failed = fact
+            if isinstance(error := _of_worker(fact), UsageError):  # which trying again would not mend, as Ray does
+                raise error
         else:
             tell(fact)
     return failed
@@ -98,15 +98,21 @@ def _follow(
 
 def _what(failed: dict[str, Any] | None, error: BaseException) -> BaseException:
     """Return the error of a worker as what it is, and that of Ray as one of the cluster's."""
-    kind = getattr(errors, failed["error"], None) if failed else None
-    if failed and kind is not None:
-        return kind(failed["message"])  # type: ignore[no-any-return]
     if failed:
-        return RuntimeError(f"in a worker:\n{failed['message']}")
+        return _of_worker(failed)
     return ClusterError(
         f"workers were lost more often than train.max_failures allows: {str(error).strip().splitlines()[0][:300]}; "
         "the same command goes on from the last checkpoint"
     )
+
+
+def _of_worker(failed: dict[str, Any]) -> Exception:
+    """Return the error that a worker told of."""
+    kind = getattr(errors, failed["error"], None)
+    if kind is None:
+        return RuntimeError(f"in a worker:\n{failed['message']}")
+    error: Exception = kind(failed["message"])
+    return error
 
 
 def _trainer(job: Fit, told: Any, folder: str, *, gpus: bool, cpus_per_worker: int) -> Any:
