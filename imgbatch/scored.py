@@ -80,7 +80,7 @@ class Scored:
 
     def _take(self, rows: pa.Table, at: Numbers) -> pa.Table:
         classes = Classes(self.model.labels)
-        self.label[at] = classes.numbers(rows["label"])
+        self.label[at] = self._known(classes.numbers(rows["label"]), rows["label"], "label")
         self.score[at] = rows["score"].to_numpy()
         candidates = rows["top_k"].combine_chunks()
         starts = candidates.offsets.to_numpy()
@@ -100,20 +100,38 @@ class Scored:
         table = rows.append_column("truth", true).append_column("right", pa.array(self.right[at]))
         table = table.append_column("right_in_top5", pa.array(self.in_top[at])).append_column("answer_right", answered)
         table = table.append_column("container", self._truths.containers(at))
+        # Of all classes, where they were asked for because of the temperature, a file would grow to kilobytes an image.
+        first = pc.list_slice(candidates, 0, TOP)
+        table = table.set_column(table.schema.get_field_index("top_k"), "top_k", first)
         return table.select([*PREDICTIONS.names, *LISTING.names[1:]])
 
     def _answers(self, rows: pa.Table, at: Numbers) -> pa.Array:
         """Read the levels; return whether each answer is right, null where there is none."""
         if rows["levels"].null_count or not self.levels:
             return pa.array(self.right[at])
-        named = rows["levels"].combine_chunks().flatten().field("label")
+        told, names = rows["levels"].combine_chunks().flatten(), [level.name for level in self.levels]
+        if len(told) != len(rows) * len(names) or told.field("level")[: len(names)].to_pylist() != names:
+            raise ModelError(
+                f"the labels have other levels than {self.model.name} has now, {', '.join(names)}: its taxonomy was another "
+                "one; label the images again"
+            )
         for depth, level in enumerate(self.levels):
-            self.nodes[at, depth] = Classes(level.nodes).numbers(named[depth :: len(self.levels)])
-        names = [level.name for level in self.levels]
+            nodes = told.field("label")[depth :: len(names)]
+            self.nodes[at, depth] = self._known(Classes(level.nodes).numbers(nodes), nodes, level.name)
         depths = Classes(names).numbers(rows["answer_level"])
         self.answer_level[at] = depths
         right = np.stack([self.right_at(depth)[at] for depth in range(len(names))], 1)[np.arange(len(at)), depths]
         return pa.array(right, mask=depths < 0)
+
+    def _known(self, numbers: Numbers, names: pa.Array | pa.ChunkedArray, what: str) -> Numbers:
+        """Return the numbers; ModelError if a name has none."""
+        if (numbers < 0).any():
+            name = names[int(np.argmax(numbers < 0))].as_py()
+            raise ModelError(
+                f"the labels say {what} {name!r}, which {self.model.name} does not have: they were written with other "
+                "model.labels, or another taxonomy"
+            )
+        return numbers
 
     def _require_ours(self, models: pa.ChunkedArray, labels: Folder) -> None:
         for reference in pc.unique(models).to_pylist():

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from imgbatch.errors import BooksError, InputError
 from imgbatch.models import Model
 from imgbatch.parts import Log
-from imgbatch.schema import LISTING
+from imgbatch.schema import LISTING, whole
 from imgbatch.sources.labelled import TRUTH, Classes, is_tar, member_truths
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
@@ -81,11 +81,26 @@ class Truths:
             for number in log.numbers:
                 rows, _ = log.part(number)
                 if len(rows):  # a seal has none of the carried columns either
-                    tars = pc.list_element(pc.split_pattern(rows["uri"], "#", max_splits=1), 0)
+                    tars = self._tars_of(rows["uri"])
                     unread.difference_update(pc.unique(tars).to_pylist())
                     self._add(self._members(rows.filter(pc.is_in(tars, pa.array(sorted(self._tars), pa.string())))))
         if unread:
             raise BooksError(f"{min(unread)} is listed, and no row of it is in {output.uri}: have it labelled first")
+
+    def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
+        """Return which listed tar each row is of, and something else where it is of none: `TAR#MEMBER`, or the tar."""
+        uris = whole(uris)
+        tars = pc.list_element(pc.split_pattern(uris, "#", max_splits=1), 0)
+        deeper = pc.and_(
+            pc.invert(pc.is_in(tars, pa.array(sorted(self._tars), pa.string()))), pc.match_substring(uris, "#")
+        )
+        if not pc.any(deeper).as_py():
+            return tars
+        found = []  # a folder of the tar's has a # in its name, perhaps
+        for uri in uris.filter(deeper).to_pylist():
+            places = [place for place, letter in enumerate(f"{uri}#") if letter == "#"]
+            found.append(next((uri[:place] for place in places if uri[:place] in self._tars), ""))
+        return pc.replace_with_mask(tars, deeper, pa.array(found, pa.string()))
 
     def _members(self, rows: pa.Table) -> list[pa.RecordBatch]:
         # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.

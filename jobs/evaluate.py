@@ -14,7 +14,8 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from imgbatch.listing import pages
 from imgbatch.models import Model
 from imgbatch.schema import EMBEDDING, labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, worst
-from imgbatch.sources.labelled import Classes, labelled
+from imgbatch.sources.labelled import labelled
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.truths import Truths
@@ -76,13 +77,18 @@ def evaluate(flags: Any) -> int:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
         )
-    output, truths, first = from_tables(chosen, flags, stop) if flags.labels else from_model(chosen, flags.split, stop)
+    beside = replace(chosen, model=config.ModelConfig(name=flags.against or ""))
+    # It is asked for its classes before the first one begins to work.
+    against = models.load(beside.model, Stores(chosen.storage), stop.check) if flags.against else None
+    if flags.labels:
+        output, truths, first = from_tables(chosen, flags, stop)
+    else:
+        output, truths, first = from_model(chosen, flags.split, stop, against)
     ours, mistakes = score(first, truths, output, stop)
     other = None
-    if flags.against:
+    if against is not None:
         place = replace(chosen.output, uri=output.at("against"))
-        beside = replace(chosen, model=config.ModelConfig(name=flags.against), output=place)
-        folder, _, second = from_model(beside, flags.split, stop)
+        folder, _, second = from_model(replace(beside, output=place), flags.split, stop)
         other, _ = score(second, truths, folder, stop)
     finish(output, chosen, ours, other, mistakes)
     return 0
@@ -92,20 +98,26 @@ Labels = tuple[Model, Folder, float | None]
 """Who has labelled, the output of the main job, and the temperature that the model was calibrated with."""
 
 
-def from_model(chosen: config.Config, split: str | None, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
-    """Have the main job label the images; return the output, the listed truths and the labels."""
+def from_model(
+    chosen: config.Config, split: str | None, stop: StopRequest, against: Model | None = None
+) -> tuple[Folder, Truths, Labels]:
+    """Have the main job label the images; return the output, the listed truths and the labels.
+
+    Args:
+        against: the second model, which is to know all classes as well.
+    """
     temperature = temperature_of(chosen.model.name, Stores(chosen.storage))
     chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
     if temperature is not None:  # what scores were before it follows from all of them alone
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
     job = prepare(chosen, stop.check)
-    classes = Classes(job.model.labels)
-    job = replace(job, sources=[labelled(source, classes, split) for source in job.sources])
+    who = [job.model] if against is None else [job.model, against]
+    job = replace(job, sources=labelled(job.sources, {model.name: model.labels for model in who}, split))
     with naming_the_output(job):
         job.output.folders()
         if job.config.run.check_owner:
             runs.require_free(job.output)
-    job.output.delete("metrics.json")  # of other images, perhaps, if this ends before there are new figures
+    withdraw(job.output)
     classify.recorded(job, stop)
     success = runs.read_success(job.output) or {}
     listing = pages(job.output.folder(f"runs/{success['run_id']}/listing"))
@@ -118,20 +130,38 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
-    output, written = Folder(stores, absolute(chosen.output.uri)), Folder(stores, absolute(flags.labels))
-    output.delete("metrics.json")
+    written = Folder(stores, absolute(flags.labels))
     record = last_run(written)
     if not (flags.model or record):
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
-    name = flags.model or str(record["model"]["name"])
-    model = models.load(replace(chosen.model, name=name), stores, stop.check)
+    chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
+    model = models.load(chosen.model, stores, stop.check)
+    chosen = config.with_output(chosen, model=model.slug, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    output = Folder(stores, absolute(chosen.output.uri))
+    withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
-    given, classes = sources.recognise(stores, chosen.input, chosen.source), Classes(model.labels)
-    found = [labelled(source, classes, flags.split) for source in given]
+    given = sources.recognise(stores, chosen.input, chosen.source)
+    found = labelled(given, {model.name: model.labels}, flags.split)
     carried = waited(lambda: sources.carried_by(found), stop.check)
     with candidates(found, carried, stop.check, allow_empty=True) as batches:
         truths = Truths((each.batch for each in batches), model.labels)
-    return output, truths, (model, written, temperature_of(name, stores))
+    return output, truths, (model, written, temperature_of(chosen.model.name, stores))
+
+
+def model_of(record: dict[str, Any], chosen: config.ModelConfig, named: str | None) -> config.ModelConfig:
+    """Return the model that wrote an output as its record has it, with what is asked for otherwise."""
+    if named:
+        return chosen
+    theirs = {**record["config"].get("model", {}), "name": str(record["model"]["name"])}
+    known = {field.name: field.default for field in fields(chosen)}
+    asked = {name: getattr(chosen, name) for name, default in known.items() if getattr(chosen, name) != default}
+    return config.ModelConfig(**{name: theirs[name] for name in known.keys() & theirs.keys()} | asked)
+
+
+def withdraw(output: Folder) -> None:
+    """Take figures away that are of other images, perhaps, if this run ends before there are new ones."""
+    for name in ("metrics.json", "evaluation.html"):
+        output.delete(name)
 
 
 def last_run(output: Folder) -> dict[str, Any]:

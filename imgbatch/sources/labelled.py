@@ -6,11 +6,14 @@ A tar is listed in place of its members; they bring their class themselves, in t
 from __future__ import annotations
 
 import json
+import logging
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,7 @@ from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, TAR, whole
 from imgbatch.sources import Source
 from imgbatch.taxonomy import did_you_mean
+from imgbatch.uris import UriIndex, hash_strings, uri_keys
 
 TRUTH = CARRIED + "label"
 """The column in which an image's true class travels, whatever the source."""
@@ -30,11 +34,15 @@ SPLIT = CARRIED + "split"
 TRAIN, VAL, TEST = range(3)
 SPLITS = {"train": TRAIN, "training": TRAIN, "": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL}
 SPLITS |= {"test": TEST, "testing": TEST}
+NAMED = [name for name in SPLITS if name]
+
+log = logging.getLogger(__name__)
 
 _CLS, _JSON = CARRIED + "cls", CARRIED + "json"
 
 _FOLDER = r"(?P<folder>[^/#]*)[/#][^/]*$"
 _FOLDER_IN_TAR = r"(?i)\.(?:tar|tar\.gz|tgz)#(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
+_SAID = (TRUTH, SPLIT)
 _SHOWN, _REMEMBERED = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
@@ -44,8 +52,8 @@ Ints = npt.NDArray[np.int64]
 class Classes:
     """The classes of a model, and what the truths of an input say that is none of them."""
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = pa.array(labels, pa.string())
+    def __init__(self, labels: Sequence[str], model: str = "the model") -> None:
+        self._labels, self._model = pa.array(labels, pa.string()), model
         self._unknown: Counter[str] = Counter()
         self._without, self._example = 0, ""
 
@@ -57,14 +65,15 @@ class Classes:
 
     def truths(self, listed: pa.RecordBatch) -> Numbers:
         """Return the true class of each listed image; what has none is remembered."""
-        numbers = self.numbers(listed[TRUTH])
-        wrong = listed.filter(pa.array(numbers < 0))
-        empty = pc.fill_null(pc.equal(wrong[TRUTH].cast(pa.string()), ""), True)
+        names = as_text(listed[TRUTH], TRUTH)
+        numbers = self.numbers(names)
+        wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
+        empty = pc.fill_null(pc.equal(names, ""), True)
         if pc.any(empty).as_py():
             self._without += pc.sum(empty).as_py()
             self._example = self._example or wrong.filter(empty)["uri"][0].as_py()
         if len(self._unknown) < _REMEMBERED:
-            self._unknown.update(wrong.filter(pc.invert(empty))[TRUTH].cast(pa.string()).to_pylist())
+            self._unknown.update(names.filter(pc.invert(empty)).to_pylist())
         return numbers
 
     def require_known(self) -> None:
@@ -82,42 +91,108 @@ class Classes:
             shown = [f"{name!r}{did_you_mean(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
             more = ", …" if len(self._unknown) > _SHOWN else ""
             raise InputError(
-                f"{sum(self._unknown.values()):,} images have labels that are unknown to the model: {'; '.join(shown)}{more}. "
-                f"It knows {len(known):,}, such as {', '.join(map(repr, known[:3]))}; the class is the column `label`, or "
-                "else the folder that holds the image"
+                f"{sum(self._unknown.values()):,} images have labels that are unknown to {self._model}: {'; '.join(shown)}"
+                f"{more}. It knows {len(known):,}, such as {', '.join(map(repr, known[:3]))}; the class is the column `label`, "
+                "or else the folder that holds the image"
             )
 
 
-def labelled(source: Source, classes: Classes, split: str | None = None) -> Source:
-    """Return a source whose images have their truth in TRUTH; its end refuses those that are no class of the model.
+class Agreement:
+    """What was said of each image so far: a second row of one is passed over, and so must not say another thing.
 
-    Args:
-        split: train, val or test: of this one alone; None: of all.
+    Sources are listed beside each other, in threads.
     """
 
-    def found() -> Iterator[Found]:
+    def __init__(self) -> None:
+        self._index = UriIndex(**dict.fromkeys(_SAID, np.uint64))
+        self._lock = threading.Lock()
+
+    def require(self, listed: pa.RecordBatch) -> None:
+        """Refuse what says another class, or another split, of an image than was said before.
+
+        Raises:
+            InputError: naming the image.
+        """
+        said = {name: _hashed(listed, name) for name in _SAID}
+        keys = uri_keys(listed["uri"])
+        with self._lock:
+            self._index.add(keys, **said)
+            for columns, rows, positions in self._index.lookup(keys):
+                for name, ours in said.items():
+                    theirs = columns[name][positions]
+                    other = rows[(theirs != ours[rows]) & (theirs != 0) & (ours[rows] != 0)]
+                    if len(other):
+                        raise InputError(
+                            f"{listed['uri'][int(other[0])].as_py()} is listed more than once, each time with another "
+                            f"{name.removeprefix(CARRIED)}: an image has one"
+                        )
+
+
+def _hashed(listed: pa.RecordBatch, name: str) -> npt.NDArray[np.uint64]:
+    """Return a number for each text of a column, 0 where it says nothing."""
+    if name not in listed.schema.names:
+        return np.zeros(len(listed), np.uint64)
+    column = as_text(listed[name], name)
+    return hash_strings(pc.if_else(pc.equal(column, ""), None, column))
+
+
+def labelled(given: Sequence[Source], models: Mapping[str, Sequence[str]], split: str | None = None) -> list[Source]:
+    """Return sources whose images have their truth in TRUTH; they end by refusing those that a model does not know.
+
+    Args:
+        models: the labels of each, by its name.
+        split: train, val or test: of this one alone; None: of all.
+    """
+    agreement, known = Agreement(), [Classes(labels, name) for name, labels in models.items()]
+
+    def found(source: Source) -> Iterator[Found]:
+        seen = kept = 0
         for each in source.found():
-            batch = each.batch if split is None else each.batch.filter(_in_split(each.batch, source, split))
+            batch = each.batch
             if TRUTH not in batch.schema.names:
                 batch = batch.append_column(TRUTH, pc.if_else(is_tar(batch), None, _folders(batch["uri"])))
-            classes.truths(batch.filter(pc.invert(is_tar(batch))))
+            agreement.require(batch)
+            seen += len(batch)
+            if split is not None:
+                batch = batch.filter(_in_split(batch, source, split))
+            kept += len(batch)
+            for classes in known:
+                classes.truths(batch.filter(pc.invert(is_tar(batch))))
             yield replace(each, batch=batch)
-        classes.require_known()
+        if seen and not kept:
+            log.warning("%s holds %s images or tars, and none of the split %s", source.uri, f"{seen:,}", split)
+        for classes in known:
+            classes.require_known()
 
-    return replace(source, found=found, carried=lambda: _with_truth(source.carried()))
+    def carried(source: Source) -> pa.Schema:
+        return _with_truth(source.carried())
+
+    return [replace(source, found=partial(found, source), carried=partial(carried, source)) for source in given]
 
 
 def _in_split(listed: pa.RecordBatch, source: Source, split: str) -> pa.Array:
     """Return a mask of what the column `split` says is of a split, or else the first folder below the input."""
-    if pc.any(is_tar(listed)).as_py():
-        raise InputError(f"{source.uri}: members of tars say no split; name the tars of one with --input instead")
-    first = pc.replace_substring_regex(
-        listed["uri"], pattern=f"^{re.escape(source.uri)}/([^/]+)/[^/]+/.*$", replacement="\\1"
-    )
-    first = pc.utf8_lower(pc.if_else(source.kind == "folder", first, ""))
-    folders = pc.if_else(pc.is_in(first, pa.array(list(SPLITS))), first, "")
-    said = listed[SPLIT].cast(pa.string()) if SPLIT in listed.schema.names else pa.nulls(len(listed), pa.string())
-    return pa.array(split_codes(pc.coalesce(said, folders)) == SPLITS[split])
+    said = as_text(listed[SPLIT], SPLIT) if SPLIT in listed.schema.names else pa.nulls(len(listed), pa.string())
+    if source.kind == "folder":
+        said = pc.coalesce(said, folder_splits(listed["uri"], pc.is_valid(listed["container"]), source.uri))
+    return pa.array(split_codes(pc.fill_null(said, "")) == SPLITS[split])
+
+
+def folder_splits(uris: pa.Array, contained: pa.Array, root: str) -> pa.Array:
+    """Return the first folder below an input where it is called as a split is, null elsewhere.
+
+    Args:
+        contained: which are, or lie in, a tar or a Parquet file: these need no second folder, for their class.
+
+    >>> uris = pa.array(["/in/test/cat/1.jpg", "/in/test/1.jpg", "/in/Val/0.tar#1.jpg", "/in/val.jpg"])
+    >>> folder_splits(uris, pa.array([False, False, True, False]), "/in").to_pylist()
+    ['test', None, 'val', None]
+    """
+    parts = pc.extract_regex(uris, rf"(?s)^{re.escape(root)}/(?P<first>[^/]+)/(?P<rest>.*)$")
+    first, rest = (pc.struct_field(parts, name) for name in ("first", "rest"))
+    first = pc.utf8_lower(first)
+    below = pc.or_(contained, pc.fill_null(pc.match_substring(rest, "/"), False))
+    return pc.if_else(pc.and_(below, pc.is_in(first, pa.array(NAMED))), first, None)
 
 
 def split_codes(splits: pa.Array) -> Ints:
@@ -132,6 +207,20 @@ def split_codes(splits: pa.Array) -> Ints:
         raise InputError(f"column 'split' holds {unknown[0]!r}: it may be train, val, test or empty")
     codes: Ints = np.array([SPLITS[name] for name in known], np.int64)[names.indices.to_numpy()]
     return codes
+
+
+def as_text(column: pa.Array, name: str) -> pa.Array:
+    """Return a column as text.
+
+    Raises:
+        InputError: it holds lists, or whatever else is no text.
+    """
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"the column {name.removeprefix(CARRIED)!r} holds {column.type}: one text, or number, an image is what it may hold"
+        ) from error
 
 
 def is_tar(listed: pa.RecordBatch) -> pa.Array:

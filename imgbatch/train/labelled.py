@@ -1,8 +1,8 @@
 """Which class and which split each listed image has: from the manifest's columns, or from the folder that it lies in. Pure.
 
 A table's columns `label`, `split` and `group` say it, whatever the source; a tar's members bring a label along. Where
-nobody says anything, an object's class is the folder that holds it, and its split the first folder below the input, if that is
-called train, val or test.
+nobody says anything, an object's class is the folder that holds it, and the split the first folder below the input, if that is
+called train, val or test; a tar or a Parquet file may lie in it as well.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED
-from imgbatch.sources.labelled import SPLIT, SPLITS, TEST, TRUTH, split_codes
+from imgbatch.schema import CARRIED, whole
+from imgbatch.sources.labelled import SPLIT, TEST, TRUTH, as_text, folder_splits, split_codes
 
 log = logging.getLogger(__name__)
 
 LABEL, GROUP = TRUTH, CARRIED + "group"
 NO_CLASS = -1
 
-_NAMED = [name for name in SPLITS if name]
 _SHOWN = 5
 
 Ints = npt.NDArray[np.int64]
@@ -57,15 +56,13 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
     Raises:
         InputError: there are fewer than two classes, labels that a person would take for one, or a group in two splits.
     """
-    names, splits = _column(listed, LABEL), _column(listed, SPLIT)
+    names = _column(listed, LABEL)
     silent = pc.and_(pc.is_null(names), pc.is_null(_column(listed, "container")))
     if pc.any(silent).as_py():
         below_alone = not pc.all(pc.is_null(names)).as_py()
-        labels, first_folders = _from_folders(listed["uri"].filter(silent), roots, below_alone=below_alone)
+        labels = _from_folders(listed["uri"].filter(silent), roots, below_alone=below_alone)
         names = pc.replace_with_mask(names, silent, labels)
-        said = pc.coalesce(splits.filter(silent), first_folders)  # the column goes before the folder
-        splits = pc.replace_with_mask(splits, silent, said)
-    names, codes = pc.fill_null(names, ""), split_codes(pc.fill_null(splits, ""))
+    names, codes = pc.fill_null(names, ""), splits_of(listed, roots)
     named = pc.not_equal(names, "")
     known = pc.unique(names.filter(pc.and_(named, pa.array(codes != TEST)))).sort()
     labels = tuple(known.to_pylist())
@@ -92,12 +89,23 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
     return Labelled(labels, classes, codes, groups)
 
 
+def splits_of(listed: pa.Table, roots: Sequence[str]) -> Ints:
+    """Return TRAIN, VAL or TEST for each image, or tar, as its column says or else the first folder below an input."""
+    said, contained = _column(listed, SPLIT), pc.is_valid(_column(listed, "container"))
+    for root in sorted(roots, key=len, reverse=True):
+        said = pc.coalesce(said, folder_splits(whole(listed["uri"]), contained, root))
+    return split_codes(pc.fill_null(said, ""))
+
+
 def _column(listed: pa.Table, name: str) -> pa.Array:
-    """Return a column as text, nulls where it says nothing."""
+    """Return a column as text, nulls where it says nothing.
+
+    Raises:
+        InputError: it holds lists, or what else is no text.
+    """
     if name not in listed.schema.names:
         return pa.nulls(len(listed), pa.string())
-    column = listed[name].cast(pa.string()).combine_chunks()
-    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return as_text(whole(listed[name]), name)
 
 
 def _groups(names: pa.Array) -> Ints | None:
@@ -122,31 +130,28 @@ def _require_whole(groups: Ints, splits: Ints, names: pa.Array) -> None:
         )
 
 
-def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: bool) -> tuple[pa.Array, pa.Array]:
-    """Return label and split of each object by its folders, empty where they say nothing."""
+def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: bool) -> pa.Array:
+    """Return the label of each object by its folders, empty where they say nothing."""
     places = pc.replace_substring_regex(uris.combine_chunks(), pattern="/[^/]*$", replacement="")
     places = places.chunk(0) if isinstance(places, pa.ChunkedArray) else places
     unique = pc.unique(places).to_pylist()
-    first: dict[tuple[str, str], str] = {}
+    splits = splits_of(pa.table({"uri": [f"{place}/" for place in unique]}), roots).tolist()
+    first: dict[tuple[str, int], str] = {}
     found = []
-    for place in unique:
+    for place, split in zip(unique, splits, strict=True):
         below = [root for root in roots if f"{place}/".startswith(f"{root}/")]
-        label, split = (
-            ("", "") if below_alone and not below else _of_folder(place, max(below, key=len, default=""), roots)
-        )
+        label = "" if below_alone and not below else _of_folder(place, max(below, key=len, default=""), roots)
         if label and (other := first.setdefault((label, split), place)) != place:
             raise InputError(
                 f"the class {label!r} stands in two places, {other} and {place}: put its images together, or rename "
                 "one of the folders, or give a table with the columns uri and label"
             )
-        found.append((label, split))
-    index = pc.index_in(places, pa.array(unique, pa.string()))
-    labels, splits = (pa.array(values, pa.string()).take(index) for values in zip(*found, strict=True))
-    return labels, splits
+        found.append(label)
+    return pa.array(found, pa.string()).take(pc.index_in(places, pa.array(unique, pa.string())))
 
 
-def _of_folder(place: str, root: str, roots: Sequence[str]) -> tuple[str, str]:
-    """Return label and split of the images in a folder."""
+def _of_folder(place: str, root: str, roots: Sequence[str]) -> str:
+    """Return the label of the images in a folder."""
     path = place.removeprefix(root).strip("/").split("/")
     # One of several inputs may be the folder of a class itself.
     label = path[-1] or (root.rpartition("/")[2] if len(roots) > 1 else "")
@@ -155,7 +160,7 @@ def _of_folder(place: str, root: str, roots: Sequence[str]) -> tuple[str, str]:
             f"images lie in {place} itself: each class needs a folder of its own below it, or give a table with the "
             "columns uri and label"
         )
-    return label, path[0].lower() if root and len(path) > 1 and path[0].lower() in _NAMED else ""
+    return label
 
 
 def _require_distinct(labels: Sequence[str], classes: Ints) -> None:

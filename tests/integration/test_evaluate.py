@@ -89,7 +89,7 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     unknown = warm(*command)
     assert (
         unknown.code == 2
-        and "1 images have labels that are unknown to the model: 'A ', did you mean 'a'?" in unknown.err
+        and f"1 images have labels that are unknown to {tiny_model}: 'A ', did you mean 'a'?" in unknown.err
     )
     assert not (tmp_path / "out" / "labels").exists(), "before anything was classified"
     (mixed / "A ").rename(mixed / "b2").joinpath("x.png").rename(next(mixed.glob("?")) / "x.png")
@@ -97,6 +97,23 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     assert rejected.code == 4 and "16 of 17 images were scored; 1 have no label" in rejected.err
     assert "x.png (empty)" in rejected.err and not (tmp_path / "out" / "metrics.json").exists()
     assert "Traceback" not in unknown.err + rejected.err
+
+
+def test_tables_with_labels_of_their_own_are_scored_by_their_record(
+    warm: Job, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(f"class {x}" for x in LABELS))
+    pictures, own = tmp_path / "in" / "class c", ("--set", f"model.labels={tmp_path / 'names.txt'}")
+    pictures.mkdir(parents=True)
+    (pictures / "1.png").write_bytes(encode(scene(160, 160, seed=1), "PNG"))
+    out, given = tmp_path / "out", ("--input", tmp_path / "in")
+    assert warm("classify", *given, "--model", tiny_model, "--output", out, *own).code == 0
+    scored = warm("evaluate", *given, "--labels", out, "--output", tmp_path / "{date}" / "{model}")
+    assert scored.code == 0 and "1 images scored" in scored.out, scored.err
+    assert len(list(tmp_path.glob("20*/*/metrics.json"))) == 1
+    other = warm("evaluate", *given, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
+    assert other.code == 2 and "1 images have labels that are unknown to" in other.err, "the second model's own names"
+    assert not (tmp_path / "b" / "labels").exists(), "before anything was classified"
 
 
 @pytest.mark.parametrize(

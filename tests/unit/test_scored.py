@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imgbatch import taxonomy
@@ -23,7 +26,7 @@ from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources import carried_by, everything, recognise
-from imgbatch.sources.labelled import TRUTH, Classes, labelled, member_truths
+from imgbatch.sources.labelled import TRUTH, labelled, member_truths
 from imgbatch.storage import Folder, Stores
 from imgbatch.truths import Truths
 
@@ -159,7 +162,7 @@ def test_labels_of_another_model_are_refused(output: Folder) -> None:
 
 def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
     """List a labelled input."""
-    source = [labelled(each, Classes(classes)) for each in recognise(stores, [str(place)], SourceConfig())]
+    source = labelled(recognise(stores, [str(place)], SourceConfig()), {"fruit": classes})
     carried = carried_by(source)
     batches = [each.batch for each in everything(source, carried)]
     return pa.Table.from_batches(batches, schema=with_carried(LISTING, carried))
@@ -250,6 +253,40 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
         known.add_members(output)
 
 
+def test_a_tar_may_lie_in_a_folder_with_a_hash_in_its_name(output: Folder) -> None:
+    who = model()
+    rows, scores = predicted(who)
+    rows = rows.set_column(0, LABELS.field("uri"), pa.array([f"/run#3/a.tar#{i}#{i}.jpg" for i in range(N)]))
+    said = [FRUIT[number] for number in scores.argmax(1)]
+    write(output, rows.append_column("input_cls", pa.array(said)).append_column("input_json", pa.nulls(N, pa.string())))
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    known = Truths([pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], who.labels)
+    known.add_members(output)
+    scored = Scored(known, who)
+    list(scored.take(output.folder("labels")))
+    scored.require_all(output)
+    assert len(known) == N and scored.right.all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "tree", "said"),
+    [
+        ((*FRUIT[:-1], "Sloe"), None, "the labels say label 'Kiwi', which s3://m/fruit does not have"),
+        (FRUIT, TREE.replace(b"kind", b"family"), "other levels than s3://m/fruit has now, family, label"),
+        (FRUIT, TREE.replace(b"Citrus", b"Agrumes"), "the labels say kind 'Citrus', which s3://m/fruit does not have"),
+        (FRUIT, b"label,kind,all\n" + b"".join(line + b",Fruit\n" for line in TREE.splitlines()[1:]), "other levels"),
+    ],
+)
+def test_tables_with_other_labels_or_levels_than_the_model_has_now_are_refused(
+    output: Folder, labels: tuple[str, ...], tree: bytes | None, said: str
+) -> None:
+    rows, _ = predicted(model())
+    write(output, rows)
+    now = model(labels, tree)
+    with pytest.raises(ModelError, match=re.escape(said)):
+        list(Scored(truths([labels[0]] * N, now), now).take(output.folder("labels")))
+
+
 def test_a_member_without_a_label_beside_it_has_that_of_its_folder_in_the_tar() -> None:
     uris = [
         "s3://b/a.tar#Gala/1.jpg",
@@ -276,11 +313,47 @@ def test_a_split_is_scored_alone(tmp_path: Path) -> None:
     for name in ("test/Fuji/5.jpg", "train/Kiwi/6.jpg", "Lime/7.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True)
         (tmp_path / "in" / name).write_bytes(b"")
-    stores, classes = Stores(StorageConfig()), Classes(FRUIT)
+    stores = Stores(StorageConfig())
     given = recognise(stores, [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
-    found = [labelled(source, classes, "test") for source in given]
+    found = labelled(given, {"fruit": FRUIT}, "test")
     listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
     assert sorted(listed[TRUTH].to_pylist()) == ["Fuji", "Lime"]
-    (tmp_path / "in" / "a.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="members of tars say no split"):
+    for name in ("0.tar", "test/1.tar", "train/2.tar"):  # whose split is that of the folder around them
+        (tmp_path / "in" / name).write_bytes(b"")
+    listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
+    assert [uri.rpartition("/in/")[2] for uri in listed["uri"].to_pylist() if uri.endswith(".tar")] == ["test/1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, each time with another label"),
+        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, each time with another split"),
+        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, each time with another label"),
+        ("1.jpg,Gala,\nin/Gala/5.jpg,Gala,\n", None),
+    ],
+)
+def test_an_image_that_is_said_to_be_of_two_classes_is_refused(tmp_path: Path, second: str, said: str | None) -> None:
+    (tmp_path / "in" / "Gala").mkdir(parents=True)
+    (tmp_path / "in" / "Gala" / "5.jpg").write_bytes(b"")
+    (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
+    given = recognise(Stores(StorageConfig()), [str(tmp_path / "in"), str(tmp_path / "list.csv")], SourceConfig())
+    found = labelled(given, {"fruit": FRUIT}, "train")
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        list(everything(found, carried_by(found)))
+
+
+def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,label\n1.jpg,Gala\n2.jpg,Lime\n")
+    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
+    found = labelled(given, {"new": FRUIT, "old": ("Gala", "Fuji")})
+    with pytest.raises(InputError, match="1 images have labels that are unknown to old: 'Lime'"):
+        list(everything(found, carried_by(found)))
+
+
+def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["1.jpg"], "label": [["Gala", "Fuji"]]}), tmp_path / "list.parquet")
+    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.parquet")], SourceConfig())
+    found = labelled(given, {"fruit": FRUIT})
+    with pytest.raises(InputError, match="the column 'label' holds"):
         list(everything(found, carried_by(found)))

@@ -37,6 +37,17 @@ def test_what_lies_in_a_tar_or_a_parquet_file_has_no_class_of_the_folder_around_
         labelled.read(held.slice(2), ["/data"])
 
 
+def test_tars_and_parquet_files_have_the_split_of_the_folder_around_them() -> None:
+    paths = ["test/0.tar", "0.tar", "Val/0.parquet#3", "train/test.tar#test/a.jpg", "test/x/0.tar#1.jpg", "test/1.jpg"]
+    kinds = ["tar", "tar", "parquet", "tar", "tar", None]
+    said = labelled.splits_of(table(*paths, container=kinds), ["/data"])
+    assert said.tolist() == [TEST, TRAIN, VAL, TRAIN, TEST, TRAIN]
+    nested = labelled.splits_of(
+        table("test/val/cat/1.jpg", "more (+)/test/cat/1.jpg"), ["/data", "/data/test", "/data/more (+)"]
+    )
+    assert nested.tolist() == [VAL, TEST], "of inputs within each other the inner one says it"
+
+
 def test_a_column_says_the_split_where_folders_say_the_class_and_without_it_a_folder_below_an_input_does() -> None:
     paths = ["test/cat/1.jpg", "val/dog/2.jpg", "cat/3.jpg", "dog/4.jpg"]
     found = labelled.read(table(*paths, **{SPLIT: ["train", None, "test", ""]}), ["/data"])
@@ -136,6 +147,20 @@ def test_a_group_never_crosses_a_fold_and_a_class_in_one_group_is_trained_on() -
     assert fold[200:].tolist() == [ALWAYS, ALWAYS]
     for c in range(4):
         assert np.bincount(fold[:200][np.array(classes) == c], minlength=5).tolist() == [10] * 5
+
+
+def test_groups_of_several_classes_never_hold_a_class_out_whole() -> None:
+    # The two groups of class 0 are small beside what else is in them: where class 1 alone ruled, both went to one fold.
+    groups = {"a": [0] * 30, "b": [0] + [1] * 20} | {f"c{i}": [1] * (100 if i == 0 else 80 - i // 5) for i in range(9)}
+    classes = [c for members in groups.values() for c in members]
+    names = [name for name, members in groups.items() for _ in members]
+    for seed in range(20):
+        fold = np.array(assigned(found(classes, **{GROUP: names}), folds=5, seed=seed))
+        assert (fold >= 0).any()
+        for number in range(5):
+            assert set(np.array(classes)[fold != number].tolist()) == {0, 1}, (
+                f"seed {seed}: fold {number} holds a class"
+            )
 
 
 def test_images_without_a_label_or_that_cannot_be_read_are_in_no_fold() -> None:
