@@ -52,6 +52,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
             "answer.min_score": chosen.answer.min_score,
             "output.embeddings": chosen.output.embeddings,
             "output.columns": sorted(chosen.output.columns),
+            **({"source.image_column": chosen.source.image_column} if chosen.source.image_column else {}),
         },
         retry=chosen.rejects.retry,
         label_columns=labels_with(chosen.output.columns, model.width() if chosen.output.embeddings else None),

@@ -135,7 +135,7 @@ def positive(key: str, value: float) -> None:
         raise ConfigError(f"{key}={value}: must be more than 0")
 
 
-def at_least(key: str, value: int, least: int) -> None:
+def at_least(key: str, value: float, least: int) -> None:
     """Refuse a number that is too small."""
     if value < least:
         raise ConfigError(f"{key}={value}: must be {least} or more")

@@ -42,11 +42,16 @@ class Refusal:
         return is_passing(self.stage, self.reason)
 
 
-def judge(config: RejectsConfig, *, listed: int, labelled: int, rejected: int, at_end: bool) -> None:
+def judge(
+    config: RejectsConfig, *, listed: int, labelled: int, rejected: int, at_end: bool, where: str = "rejects/"
+) -> None:
     """Hold the number of rejects against the budget.
 
     On the way it is judged after 1,000 images only; up to 20 rejects are always allowed. A run that labelled nothing has
     failed whatever the budget.
+
+    Args:
+        where: names the table of rejects in messages.
 
     Raises:
         BudgetError: naming both numbers and the keys to change.
@@ -54,7 +59,7 @@ def judge(config: RejectsConfig, *, listed: int, labelled: int, rejected: int, a
     seen = labelled + rejected
     if at_end and listed and not labelled:
         raise BudgetError(
-            f"none of {listed:,} images could be labelled: look at the reasons in rejects/ before anything else"
+            f"none of {listed:,} images could be labelled: look at the reasons in {where} before anything else"
         )
     if rejected <= _NEVER_BELOW or not (at_end or seen >= _JUDGED_FROM):
         return
@@ -63,5 +68,5 @@ def judge(config: RejectsConfig, *, listed: int, labelled: int, rejected: int, a
     if rejected > config.max_share * seen:
         raise BudgetError(
             f"{rejected:,} of {seen:,} images rejected ({rejected / seen:.1%}), rejects.max_share allows "
-            f"{config.max_share:.1%}: look at the reasons in rejects/, or raise it with --set rejects.max_share=…"
+            f"{config.max_share:.1%}: look at the reasons in {where}, or raise it with --set rejects.max_share=…"
         )

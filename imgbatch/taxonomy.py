@@ -168,6 +168,11 @@ def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
             f'{where} is no tree of labels ({error}); expected {{"Fruit": {{"Apple": ["Gala", "Fuji"]}}}}, or '
             '{"levels": ["department", "kind", "label"], "tree": …}'
         ) from error
+    if names and not (isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+                      and len(set(names)) == len(names)):  # fmt: skip
+        raise ModelError(
+            f"{where}: levels holds {json.dumps(names)[:60]}; expected their names, each once, coarse to fine"
+        )
     depth = len(names) if names else max(map(len, paths), default=0)
     if uneven := [path for path in paths if len(path) != depth]:
         raise ModelError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ from imgbatch.interrupts import StopRequest
 from imgbatch.job import candidates, no_image, sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Listing, Todo, pages
+from imgbatch.listing import Found, Listing, Todo, pages
 from imgbatch.models import Model
-from imgbatch.sources.labelled import SPLITS, TEST
+from imgbatch.sources.labelled import SPLITS, TEST, Agreement
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
@@ -146,12 +146,12 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         record.beat()
 
     listed = list_images(job, record.folder.folder("listing"), pulse)
-    wanted = listed.todo.pending
+    wanted = listed.todo.pending & (labelled.splits_of(listed.table, roots_of(job)) != TEST)
     if not listed.todo.shards:  # what can be known before anything is read is said now
         found = labelled.read(listed.table, roots_of(job))
         say_what_is_empty(job, listed.table["uri"])
         tree_of(job, found.labels)
-        wanted = (found.classes != labelled.NO_CLASS) & (found.splits != TEST)
+        wanted &= found.classes != labelled.NO_CLASS
     way, made, found, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
     truths = found.classes[trained.held]
@@ -177,7 +177,7 @@ def learn(
         stop.check()
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        way = job.config.train.way if job.config.train.way != "auto" else "finetune" if plan.split else "head"
+        way = job.config.train.way_on(gpus=plan.split)
         with models.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = ways.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
@@ -185,8 +185,9 @@ def learn(
             )  # fmt: skip
             work, made = ways.ready_for(task, way, wanted)
             found, fold = split(job, made)
-            held = fold >= 0 if way == "head" else fold == 0
-            counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, held))
+            if way == "finetune" or not job.config.train.refit:  # no cross-validation: most images are not held out
+                fold[fold > 0] = splits.ALWAYS
+            counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, fold >= 0))
             log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
             learned = ways.by_head if way == "head" else ways.by_finetuning
             return way, made, found, learned(task, work, made, found, fold)
@@ -196,9 +197,14 @@ def split(job: Job, made: Prepared) -> tuple[Labelled, Any]:
     """Return the classes of the images that are ready, and the fold of each; all that training needs has to be sound."""
     rejected = len(made.rejects)
     good = len(made.images) + len(made.torn) - rejected
-    rejects.judge(job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True)
+    if rejected:  # if it ends here, somebody wants to know why
+        job.run.put("rejects.parquet", outcome.parquet(made.rejects))
+    rejects.judge(
+        job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
+        where=job.run.at("rejects.parquet"),
+    )  # fmt: skip
     found = labelled.read(made.images, roots_of(job))
-    require_readable(found, made.read)
+    require_readable(found, made.read, job.run.at("rejects.parquet"))
     tree_of(job, found.labels)  # of what is in tars it could not be known before
     if list(job.base.labels) != list(found.labels):
         log.info(
@@ -260,11 +266,21 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     """
     carried = waited(lambda: sources.carried_by(job.sources), pulse)
     listing = Listing(Ledger(job.run, {}).open(), folder, carried)
+    agreement, counts = Agreement(), listing.counts
+
+    def agreeing(batches: Iterable[Found]) -> Iterator[Found]:
+        for each in batches:
+            agreement.require(each.batch)
+            yield each
+
     with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
-        listing.take(batches)
-    if not listing.counts.listed and not listing.counts.tars:
-        raise InputError(no_image(listing.counts, job.sources))
-    log.info("%s images listed, %s objects ignored", f"{listing.counts.listed:,}", f"{listing.counts.ignored:,}")
+        listing.take(agreeing(batches))
+    if not counts.listed and not counts.tars:
+        raise InputError(no_image(counts, job.sources))
+    log.info(
+        "%s images listed, %s objects ignored, %s duplicates",
+        *(f"{number:,}" for number in (counts.listed, counts.ignored, counts.duplicates)),
+    )
     digest, kept = hashlib.sha256(), []
     for page in pages(folder):
         pulse()
@@ -304,8 +320,8 @@ def say_what_is_alone(found: Labelled, fold: Any) -> None:
         )
 
 
-def require_readable(found: Labelled, read: Any) -> None:
-    """Refuse classes of which no image could be read."""
+def require_readable(found: Labelled, read: Any, where: str) -> None:
+    """Refuse classes of which no image could be read; `where` says why."""
     labelled_ones = found.classes != labelled.NO_CLASS
     had, has = (
         np.bincount(found.classes[mask], minlength=len(found.labels)) for mask in (labelled_ones, labelled_ones & read)
@@ -313,7 +329,8 @@ def require_readable(found: Labelled, read: Any) -> None:
     gone = [f"{found.labels[number]!r} ({had[number]})" for number in np.flatnonzero(has == 0).tolist()]
     if gone:
         raise InputError(
-            f"no image of {len(gone)} classes can be read: {', '.join(gone[:5])}: mend the files, or leave them away"
+            f"no image of {len(gone)} classes can be read: {', '.join(gone[:5])}; {where} says why: mend the files, or leave "
+            "them away"
         )
 
 

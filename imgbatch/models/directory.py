@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+AS_GIVEN = "label_names_as_given"
+"""Stands in `config.json` if `label_names` are to be shown as they are, WordNet ids too."""
 _TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
 _MOST_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
 _CHECK_S = 600.0
@@ -253,7 +255,8 @@ def _labels(folder: Folder, config: Mapping[str, Any]) -> tuple[str, ...]:
             f"{folder.at(_CONFIG)} has no 'label_names': add the {classes} names in the order of the head, or give a file "
             "with one a line as --set model.labels=URI"
         )
-    return zoo.unique(zoo.readable(labels), folder.at(_CONFIG))
+    # What somebody called classes while training stays; a hub's WordNet ids become words.
+    return zoo.unique(tuple(labels) if config.get(AS_GIVEN) else zoo.readable(labels), folder.at(_CONFIG))
 
 
 def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:

@@ -200,7 +200,7 @@ def files(net: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> dict
         "mean": preprocess.mean,
         "std": preprocess.std,
     }
-    return directory.saved(net.cpu(), {"label_names": list(labels)}, data)
+    return directory.saved(net.cpu(), {"label_names": list(labels), directory.AS_GIVEN: True}, data)
 
 
 def crop_pct(preprocess: Preprocess) -> float:

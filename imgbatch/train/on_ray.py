@@ -75,6 +75,7 @@ def _follow(
     pulse: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Pass on what workers tell until all have ended; return what one said that failed."""
+    from ray.exceptions import RayActorError
     from ray.util.queue import Empty
 
     last, failed = time.monotonic(), None
@@ -82,6 +83,10 @@ def _follow(
         pulse()
         try:
             fact = told.get(timeout=_TICK_S)
+        except RayActorError as gone:
+            raise ClusterError(
+                "the node is gone that passed on what workers tell: the same command goes on from the last checkpoint"
+            ) from gone
         except Empty:
             if time.monotonic() - last > stall_s:
                 raise ClusterError(f"training told nothing for {stall_s:.0f} s (cluster.stall_s)") from None

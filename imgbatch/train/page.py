@@ -34,9 +34,9 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], truths: Ints, unseen: 
         f"<p>{facts['images']:,} images of {len(labels):,} classes, {facts['data']['rejected']:,} more could not be read. "
         f"{_what_was_seen(facts)}</p>",
         _headline(facts),
-        "<h2>How it was learned</h2>",
-        figures.learning(facts["curve"]),
     ]
+    if facts["curve"]:
+        parts += ["<h2>How it was learned</h2>", figures.learning(facts["curve"])]
     if len(truths):
         scores, raw = softmax(unseen / temperature), softmax(unseen)
         right = scores.argmax(1) == truths

@@ -21,6 +21,7 @@ from imgbatch.schema import TAR, whole
 from imgbatch.stream import ticking
 from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards
 from imgbatch.units import ROUNDS
+from imgbatch.uris import first_of_each, uri_keys
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Prepared:
     @property
     def keys(self) -> Keys:
         """The names of their arrays in the shards."""
-        return keys_of(self.images["uri"].combine_chunks())
+        return keys_of(self.images)
 
     @property
     def rejects(self) -> pa.Table:
@@ -123,23 +124,39 @@ def _whole_tars(work: Preparation) -> list[int]:
 def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) -> Prepared:
     lost = np.flatnonzero(missing.pending)
     refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
-    columns = {name: listed[name] for name in listed.column_names if name in ROWS.names}
-    crashed = pa.table(columns).take(pa.array(lost))
-    crashed = crashed.append_column("index", pa.array(lost, pa.int64()))
+    entries = listed.take(pa.array(lost))
+    columns = {name: entries[name].cast(ROWS.field(name).type) for name in listed.column_names if name in ROWS.names}
+    columns["index"] = pa.array(lost, pa.int64())
     for name in ("stage", "reason", "message"):
-        crashed = crashed.append_column(name, pa.repeat(getattr(refusal, name), len(lost)))
-    found = [crashed, *(shard.rows for shard in shards(work.shards))]
+        columns[name] = pa.repeat(getattr(refusal, name), len(lost))
+    found = [pa.table(columns), *(shard.rows for shard in shards(work.shards))]
     images = pa.concat_tables([ROWS.empty_table(), *found], promote_options="permissive").select(ROWS.names).cast(ROWS)
     images = images.filter(pa.array(wanted[images["index"].to_numpy()]))
     # An image may be there twice: its tar was read twice, or it was tried again. What could be read goes first.
     images = images.append_column("rejected", pc.is_valid(images["reason"]))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending"), ("rejected", "ascending")])
-    once = np.unique(keys_of(whole(images["uri"])), return_index=True)[1]
+    once = np.unique(keys_of(images), return_index=True)[1]
     images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
     entries = listed.take(images["index"])
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
+    torn = torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"])))))
+    images = _with_seconds_rejected(images.filter(pc.invert(itself)))
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
-    return Prepared(images.filter(pc.invert(itself)), torn.filter(pa.array(~settled)))
+    return Prepared(images, torn.filter(pa.array(~settled)))
+
+
+def _with_seconds_rejected(images: pa.Table) -> pa.Table:
+    """Return the images with second members of a name as rejects, named by the place where they stand, as in the main job."""
+    second = pa.array(~first_of_each(uri_keys(whole(images["uri"]))))
+    place = pc.cast(images["offset"], pa.string())
+    said = {
+        "uri": pc.binary_join_element_wise(images["uri"], place, "@"),
+        "stage": "list", "reason": "duplicate", "message": "a second member of the name",
+    }  # fmt: skip
+    for name, value in said.items():
+        at = images.schema.get_field_index(name)
+        images = images.set_column(at, images.schema.field(at), pc.if_else(second, value, images[name]))
+    return images

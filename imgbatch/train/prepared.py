@@ -106,15 +106,21 @@ def told_of(images: pa.Table) -> pa.Table:
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 
-def keys_of(uris: pa.Array) -> Keys:
-    """Return a number for each URI by which its arrays are found again, in any run."""
-    return hash_strings(uris, _SEED)
+def keys_of(rows: pa.Table) -> Keys:
+    """Return a number for each image by which its array is found again, in any run.
+
+    Args:
+        rows: the columns `uri` and `offset`, since a tar may have two members of one name.
+    """
+    offsets = whole(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
+    keys: Keys = hash_strings(whole(rows["uri"]), _SEED) ^ (offsets * _SEED)
+    return keys
 
 
 def write(shards: Folder, array: Array, rows: pa.Table) -> None:
     """Write a shard: row i of the array is the image of row i of the table."""
     # Images that are tried again may begin as the shard did that they were rejected in, and be others.
-    which = int(np.bitwise_xor.reduce(keys_of(whole(rows["uri"]))))
+    which = int(np.bitwise_xor.reduce(keys_of(rows)))
     name = f"{rows['index'][0].as_py():09d}-{which:016x}"
     content, table = io.BytesIO(), io.BytesIO()
     np.save(content, array)
@@ -157,7 +163,7 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
     order = np.argsort(keys)
     there = np.zeros(len(keys), bool)
     for shard in shards(folder):
-        held = keys_of(shard.rows["uri"].combine_chunks())
+        held = keys_of(shard.rows)
         places = np.searchsorted(keys, held, sorter=order)
         places = order[np.minimum(places, len(keys) - 1)]
         found = (keys[places] == held) & np.asarray(shard.rows["reason"].is_null())

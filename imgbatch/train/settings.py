@@ -23,9 +23,10 @@ class TrainConfig:
 
     way: str = knob(
         "auto",
-        "auto (head on CPUs, finetune on GPUs), head: features once, then the head; finetune: the layers as well",
+        "auto (head on CPUs, finetune on GPUs and from scratch), head: features once, then the head; finetune: the layers "
+        "as well",
     )
-    pretrained: bool = knob(True, "start from the weights of --base; false: from scratch, with way=finetune")
+    pretrained: bool = knob(True, "start from the weights of --base; false: from scratch, by fine-tuning")
     seed: int = knob(0, "of the split, the order of images and their augmentation")
     refit: bool = knob(True, "when all is chosen, train on the held-out images as well")
     folds: int | None = knob(
@@ -66,6 +67,14 @@ class TrainConfig:
     max_failures: int = knob(3, "how often workers may be lost before the run ends with exit code 3")
     cache: str = knob("", "where features and pixels are kept between runs; unset: below --output, until it is done")
 
+    def way_on(self, *, gpus: bool) -> str:
+        """Return the way to go: features say nothing without the weights that make them, and are for CPUs.
+
+        >>> TrainConfig().way_on(gpus=False), TrainConfig(pretrained=False).way_on(gpus=False)
+        ('head', 'finetune')
+        """
+        return self.way if self.way != "auto" else "finetune" if gpus or not self.pretrained else "head"
+
     def __post_init__(self) -> None:
         one_of("train.way", self.way, ("auto", "head", "finetune"))
         one_of("train.balance", self.balance, ("none", "weights", "sampling"))
@@ -83,7 +92,7 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None:
                 at_least(f"train.{key}", value, 2 if key == "folds" else 1)
-        for key in ("max_failures", "frozen_stages"):
+        for key in ("max_failures", "frozen_stages", "seed", "l2", "weight_decay", "mixup", "cutmix"):
             at_least(f"train.{key}", getattr(self, key) or 0, 0)
         for key in ("lr", "head_lr_factor", "min_crop"):
             positive(f"train.{key}", getattr(self, key))

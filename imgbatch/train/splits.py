@@ -67,14 +67,14 @@ def _by_groups(fold: Ints, found: Labelled, folds: int, rng: np.random.Generator
     members = members[np.argsort(found.groups[members], kind="stable")]
     starts = np.flatnonzero(np.diff(found.groups[members], prepend=-1))
     parts = np.split(members, starts[1:])
-    groups_of = np.zeros(len(found.labels), np.int64)
-    for part in parts:
-        groups_of[np.unique(found.classes[part])] += 1
+    all_of = np.bincount(found.classes[members], minlength=len(found.labels))
     held = np.zeros((folds, len(found.labels)))
     for number in sorted(rng.permutation(len(parts)).tolist(), key=lambda part: -len(parts[part])):
         classes, counts = np.unique(found.classes[parts[number]], return_counts=True)
-        if groups_of[classes].min() > 1:  # else a class would be held out whole
-            best = int(np.argmin(held[:, classes].sum(1)))
+        after = held[:, classes] + counts
+        leaves_some = (after < all_of[classes]).all(1)  # a class that is held out whole is not learned meanwhile
+        if leaves_some.any():
+            best = int(np.argmin(np.where(leaves_some, held[:, classes].sum(1), np.inf)))
             held[best, classes] += counts
             fold[parts[number]] = best
 

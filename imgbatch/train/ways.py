@@ -18,7 +18,7 @@ import torch
 
 from imgbatch import cluster
 from imgbatch.cluster import Plan
-from imgbatch.errors import Unreachable
+from imgbatch.errors import Unreachable, UsageError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
@@ -68,7 +68,9 @@ class Task:
         train = self.config.train
         load = network.LoadFeatures(self.base, train.dtype) if features else None
         kind = ["features", self.base.digest, train.dtype] if features else ["pixels"]
-        limits = [asdict(self.config.decode), self.config.fetch.max_bytes]  # under which other images are rejected
+        source = self.config.source
+        # Under others other images are rejected, or other bytes are the image.
+        limits = [asdict(self.config.decode), self.config.fetch.max_bytes, source.image_column, source.suffixes]
         cache = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
         return Preparation(
             self.stores,
@@ -129,9 +131,7 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
     chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known), task.pulse)
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
-    learned = np.flatnonzero(fold == splits.ALWAYS) if not config.refit else np.arange(len(fold))
-    if not len(learned):  # cross-validation alone: every image is held out once
-        learned = np.arange(len(fold))
+    learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known), task.pulse)
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
@@ -158,6 +158,8 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         task.config.train, len(places), min(size.height, size.width),
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
+    if config.workers > (learned := int(np.count_nonzero(~held))):
+        raise UsageError(f"train.workers={config.workers} for {learned} images to learn from: each needs one at least")
     inputs = _inputs(task, made, places[held])
     said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
     run = task.run.folder(f"fit-{task.digest(fold.tobytes().hex(), task.base.digest, said)}")

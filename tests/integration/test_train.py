@@ -15,6 +15,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.storage import Folder
@@ -114,11 +116,56 @@ def test_what_could_not_be_read_is_tried_again_by_the_next_training(
     assert second.code == 0 and "0 rejected" in second.out, second.err
 
 
-def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: Job) -> None:
+def test_without_a_refit_the_model_has_not_seen_what_is_held_out(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
+    names = ["n01440764", "n02123159", "n02124075"]  # of WordNet: they stay what they are called in the input
+    data, model, tree = pictures(tmp_path / "data", names, each=10), tmp_path / "model", tmp_path / "tree.csv"
+    (data / "lone").mkdir()
+    (data / "lone" / "one.jpg").write_bytes(encode(scene(96, 64, seed=999), "JPEG"))
+    (data / "test").mkdir()
+    (data / "test" / "0.tar").write_bytes(b"nobody reads this")
+    tree.write_text("label,kind\nn01440764,fish\nn02123159,cat\nn02124075,cat\nlone,other\n")
+    same = settings(["train.dtype=float32", "train.refit=false"])
+    ended = warm("train", "--input", data, "--output", model, "--base", tiny_model, "--taxonomy", tree, *same)
+    assert ended.code == 0 and ", 0 rejected" in ended.out, ended.err
+    record = json.loads((model / "training.json").read_text())
+    assert record["metrics"]["n"] == 6 and record["images"] == 25 and record["folds"] == 1
+    held = rows(f"select label, unseen_label, score, unseen_score from '{model}/predictions.parquet'")
+    for label, unseen, score, unseen_score in held:
+        assert label == unseen and score == pytest.approx(unseen_score, abs=0.02)
+
+    labels = tmp_path / "labels"
+    assert (
+        warm("classify", "--input", *(data / name for name in names[:1]), "--output", labels, "--model", model).code
+        == 0
+    )
+    said = rows(f"select label, levels[1].label from '{labels}/labels/*.parquet'")
+    assert {label for label, _ in said} <= {*names, "lone"} and {kind for _, kind in said} <= {"fish", "cat", "other"}
+
+
+def test_another_column_of_images_is_other_images(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
+    paths = sorted(pictures(tmp_path / "data", each=4).rglob("*.jpg"))
+    table = {
+        "left": [path.read_bytes() for path in paths], "right": [b"no image"] * len(paths),
+        "label": pa.array([i // 4 for i in range(len(paths))]), "group": pa.array(range(len(paths)), pa.int32()),
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "images.parquet")
+    given = ["--input", tmp_path / "images.parquet", "--base", tiny_model, "--set", f"train.cache={tmp_path / 'cache'}"]
+    left = warm("train", *given, "--output", tmp_path / "left", "--set", "source.image_column=left")
+    assert left.code == 0, left.err
+    assert json.loads((tmp_path / "left" / "training.json").read_text())["data"]["classes"] == {"0": 4, "1": 4, "2": 4}
+    right = warm("train", *given, "--output", tmp_path / "right", "--set", "source.image_column=right")
+    told = tmp_path / "right" / "_training" / "rejects.parquet"
+    assert right.code == 4 and f"none of 12 images could be labelled: look at the reasons in {told}" in right.err
+    assert rows(f"select distinct reason from '{told}'") == [("not_an_image",)]
+
+
+def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: Job, warm: Job) -> None:
     data = pictures(tmp_path / "data", each=3)
-    many = settings([*FAST, "train.workers=64", "cluster.wait_s=1"])
-    ended = job("train", "--input", data, "--output", tmp_path / "a", "--base", tiny_model, *many)
-    assert ended.code == 3 and "train.workers=64 ask for 1 CPUs each" in ended.err, ended.err
+    given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.wait_s=1"]), "--set"]
+    ended = job(*given, "train.workers=8", "--output", tmp_path / "a")
+    assert ended.code == 3 and "train.workers=8 ask for 1 CPUs each" in ended.err, ended.err
+    ended = warm(*given, "train.workers=9", "--output", tmp_path / "b")
+    assert ended.code == 2 and "train.workers=9 for 8 images to learn from: each needs one" in ended.err, ended.err
 
 
 def _timm_agrees(model: Path, labels: Path, data: Path) -> None:

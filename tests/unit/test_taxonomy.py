@@ -93,6 +93,8 @@ def test_a_csv_that_is_no_tree_of_the_labels_is_refused_by_name(content: bytes, 
         ('{"Fruit": {}}', "Fruit holds {}"),
         ('{"Fruit": 3}', "Fruit holds 3"),
         ('["Gala"]', "no levels above the labels"),
+        ('{"levels": ["kind", "kind"], "tree": {"Fruit": ["Gala"]}}', "levels holds"),
+        ('{"levels": 2, "tree": {"Fruit": ["Gala"]}}', "levels holds 2"),
         ("{", "is no tree of labels"),
     ],
 )

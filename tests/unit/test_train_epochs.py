@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from imgbatch.train.settings import TrainConfig
 from tests.unit.pictures import scene
 
 CLASSES, EACH = 3, 8
+
+
+def keys(numbers: Iterable[int]) -> np.ndarray:
+    uris = [f"image {number}" for number in numbers]
+    return prepared.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
 
 
 def keep(folder: Folder, numbers: np.ndarray, pixels: np.ndarray) -> Folder:
@@ -62,7 +68,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Fit:
         base=base, config=config, number_of_classes=CLASSES, run=folder.folder("run"),
         pictures=keep(folder.folder("pictures"), numbers, pictures(80)),
         inputs=keep(folder.folder("inputs"), numbers[held], pictures(base.preprocess.height)[held]),
-        keys=prepared.keys_of(pa.array([f"image {number}" for number in numbers])),
+        keys=keys(numbers),
         classes=classes, aspects=np.ones(len(classes), np.float32), held=held,
     )  # fmt: skip
 

@@ -34,7 +34,8 @@ def shard(folder: Folder, numbers: list[int], value: int, **columns: Any) -> Non
 
 
 def keys(*numbers: int) -> np.ndarray:
-    return prepared.keys_of(pa.array([f"image {number}" for number in numbers]))
+    uris = [f"image {number}" for number in numbers]
+    return prepared.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
 
 
 def test_arrays_come_in_the_order_asked_for_from_whatever_shards_hold_them(folder: Folder) -> None:
@@ -88,6 +89,33 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
     assert made.images["uri"].to_pylist() == ["a.tar#1.jpg"] and made.rejects["uri"].to_pylist() == ["a.tar"]
     folder.put(f"{0:09d}{prepared.READ}", b"")
     assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
+
+
+def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixels(folder: Folder) -> None:
+    first, second = (
+        {"index": 0, "offset": offset, "uri": "a.tar#1.jpg", "input_label": name}
+        for offset, name in ((512, "cat"), (2048, "dog"))
+    )
+    prepared.write(folder, np.full((1, 2, 2), 9, np.uint8), pa.Table.from_pylist([second], schema=ROWS))
+    prepared.write(folder, np.full((2, 2, 2), 5, np.uint8), pa.Table.from_pylist([first, first], schema=ROWS))
+    _, made = ready(folder, ["a.tar"], tars=(0,))
+    assert made.images["uri"].to_pylist() == ["a.tar#1.jpg", "a.tar#1.jpg@2048"] and made.read.tolist() == [True, False]
+    assert made.images["input_label"].to_pylist() == ["cat", "dog"]
+    assert made.rejects.select(["uri", "stage", "reason"]).to_pylist() == [
+        {"uri": "a.tar#1.jpg@2048", "stage": "list", "reason": "duplicate"}
+    ]
+    assert prepared.load(folder, made.keys[made.read], np.empty)[:, 0, 0].tolist() == [5]
+
+
+def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
+    rows = [{"index": 0, "uri": "image 0", "input_label": "7", "input_group": "1"}]
+    prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+    work = cast(Any, SimpleNamespace(shards=folder))
+    listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
+                       "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
+    todo = Todo(np.array([False, True]), np.zeros((0, 2), np.int64), {})
+    made = prepare._result(work, listed, np.ones(2, bool), todo)
+    assert made.images["input_label"].to_pylist() == ["7", "8"] and made.rejects["reason"].to_pylist() == ["crashed"]
 
 
 def test_a_tar_that_was_read_to_its_end_at_last_has_no_reject_of_its_own(folder: Folder) -> None:

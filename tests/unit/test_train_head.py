@@ -53,6 +53,17 @@ def test_the_strength_is_that_of_the_least_held_out_loss_and_every_image_is_judg
     assert (seen.argmax(1) == truth[6:]).mean() > (chosen.logits.argmax(1) == truth[6:]).mean() + 0.1
 
 
+def test_where_nothing_is_held_out_nothing_is_chosen() -> None:
+    x, _ = clusters(n=4)
+    chosen = head.choose(x, np.arange(4), np.full(4, -1), 4, None)
+    assert (
+        len(chosen.numbers) == 0
+        and chosen.logits.shape == (0, 4)
+        and chosen.curve == []
+        and chosen.l2 in head.STRENGTHS
+    )
+
+
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
 def test_a_temperature_that_was_put_in_is_found(true_temperature: float) -> None:
     rng = np.random.default_rng(0)
