@@ -83,24 +83,20 @@ class Truths:
                 if len(rows):  # a seal has none of the carried columns either
                     tars = self._tars_of(rows["uri"])
                     unread.difference_update(pc.unique(tars).to_pylist())
-                    self._add(self._members(rows.filter(pc.is_in(tars, pa.array(sorted(self._tars), pa.string())))))
+                    self._add(self._members(rows.filter(pc.is_valid(tars))))
         if unread:
             raise BooksError(f"{min(unread)} is listed, and no row of it is in {output.uri}: have it labelled first")
 
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
-        """Return which listed tar each row is of, and something else where it is of none: `TAR#MEMBER`, or the tar."""
-        uris = whole(uris)
-        tars = pc.list_element(pc.split_pattern(uris, "#", max_splits=1), 0)
-        deeper = pc.and_(
-            pc.invert(pc.is_in(tars, pa.array(sorted(self._tars), pa.string()))), pc.match_substring(uris, "#")
-        )
-        if not pc.any(deeper).as_py():
-            return tars
-        found = []  # a folder of the tar's has a # in its name, perhaps
-        for uri in uris.filter(deeper).to_pylist():
-            places = [place for place, letter in enumerate(f"{uri}#") if letter == "#"]
-            found.append(next((uri[:place] for place in places if uri[:place] in self._tars), ""))
-        return pc.replace_with_mask(tars, deeper, pa.array(found, pa.string()))
+        """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
+        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._tars), pa.string())
+        tars = pa.nulls(len(parts), pa.string())
+        for most in range(
+            1, (pc.max(pc.list_value_length(parts)).as_py() or 0) + 1
+        ):  # both may have one in their names
+            place = pc.binary_join(pc.list_slice(parts, 0, most), "#")
+            tars = pc.coalesce(tars, pc.if_else(pc.is_in(place, known), place, None))
+        return tars
 
     def _members(self, rows: pa.Table) -> list[pa.RecordBatch]:
         # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.

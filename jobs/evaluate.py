@@ -112,7 +112,7 @@ def from_model(
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
     job = prepare(chosen, stop.check)
     who = [job.model] if against is None else [job.model, against]
-    job = replace(job, sources=labelled(job.sources, {model.name: model.labels for model in who}, split))
+    job = replace(job, sources=labelled(job.sources, [(model.name, model.labels) for model in who], split))
     with naming_the_output(job):
         job.output.folders()
         if job.config.run.check_owner:
@@ -141,7 +141,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
-    found = labelled(given, {model.name: model.labels}, flags.split)
+    found = labelled(given, [(model.name, model.labels)], flags.split)
     carried = waited(lambda: sources.carried_by(found), stop.check)
     with candidates(found, carried, stop.check, allow_empty=True) as batches:
         truths = Truths((each.batch for each in batches), model.labels)
@@ -152,7 +152,9 @@ def model_of(record: dict[str, Any], chosen: config.ModelConfig, named: str | No
     """Return the model that wrote an output as its record has it, with what is asked for otherwise."""
     if named:
         return chosen
-    theirs = {**record["config"].get("model", {}), "name": str(record["model"]["name"])}
+    theirs = record["config"].get("model", {})
+    if not theirs.get("weights"):  # which would be the name of the model
+        theirs = {**theirs, "name": str(record["model"]["name"])}
     known = {field.name: field.default for field in fields(chosen)}
     asked = {name: getattr(chosen, name) for name, default in known.items() if getattr(chosen, name) != default}
     return config.ModelConfig(**{name: theirs[name] for name in known.keys() & theirs.keys()} | asked)

@@ -26,7 +26,7 @@ from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing, Todo, pages
 from imgbatch.models import Model
-from imgbatch.sources.labelled import SPLITS, TEST, Agreement
+from imgbatch.sources.labelled import SPLITS, TEST, Agreement, splits_of
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
@@ -146,7 +146,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         record.beat()
 
     listed = list_images(job, record.folder.folder("listing"), pulse)
-    wanted = listed.todo.pending & (labelled.splits_of(listed.table, roots_of(job)) != TEST)
+    wanted = listed.todo.pending & (splits_of(listed.table, roots_of(job)) != TEST)
     if not listed.todo.shards:  # what can be known before anything is read is said now
         found = labelled.read(listed.table, roots_of(job))
         say_what_is_empty(job, listed.table["uri"])
@@ -186,7 +186,7 @@ def learn(
             work, made = ways.ready_for(task, way, wanted)
             found, fold = split(job, made)
             if way == "finetune" or not job.config.train.refit:  # no cross-validation: most images are not held out
-                fold[fold > 0] = splits.ALWAYS
+                fold = splits.one_alone(fold)
             counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, fold >= 0))
             log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
             learned = ways.by_head if way == "head" else ways.by_finetuning
@@ -266,7 +266,7 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     """
     carried = waited(lambda: sources.carried_by(job.sources), pulse)
     listing = Listing(Ledger(job.run, {}).open(), folder, carried)
-    agreement, counts = Agreement(), listing.counts
+    agreement, counts = Agreement(job.sources), listing.counts
 
     def agreeing(batches: Iterable[Found]) -> Iterator[Found]:
         for each in batches:

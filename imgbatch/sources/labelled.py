@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,6 @@ _CLS, _JSON = CARRIED + "cls", CARRIED + "json"
 
 _FOLDER = r"(?P<folder>[^/#]*)[/#][^/]*$"
 _FOLDER_IN_TAR = r"(?i)\.(?:tar|tar\.gz|tgz)#(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
-_SAID = (TRUTH, SPLIT)
 _SHOWN, _REMEMBERED = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
@@ -103,9 +102,10 @@ class Agreement:
     Sources are listed beside each other, in threads.
     """
 
-    def __init__(self) -> None:
-        self._index = UriIndex(**dict.fromkeys(_SAID, np.uint64))
-        self._lock = threading.Lock()
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.roots = [source.uri for source in sources if source.kind == "folder"]
+        """Below which folders say the class and the split."""
+        self._index, self._lock, self._left = UriIndex(said=np.uint32), threading.Lock(), len(sources)
 
     def require(self, listed: pa.RecordBatch) -> None:
         """Refuse what says another class, or another split, of an image than was said before.
@@ -113,40 +113,46 @@ class Agreement:
         Raises:
             InputError: naming the image.
         """
-        said = {name: _hashed(listed, name) for name in _SAID}
-        keys = uri_keys(listed["uri"])
+        names, below = text(listed, TRUTH), pa.array(np.zeros(len(listed), bool))
+        for root in self.roots:
+            below = pc.or_(below, pc.starts_with(listed["uri"], f"{root}/"))
+        folder = pc.if_else(pc.and_(below, pc.is_null(listed["container"])), _folders(listed["uri"]), None)
+        said = hash_strings(pc.coalesce(names, folder)) & ~np.uint64(3) | splits_of(listed, self.roots).astype(
+            np.uint64
+        )
+        said, keys = said.astype(np.uint32), uri_keys(listed["uri"])
+        known = said > max(SPLITS.values())  # of others nobody says what they are
+        said, keys, uris = said[known], keys[known], listed["uri"].filter(pa.array(known))
         with self._lock:
-            self._index.add(keys, **said)
+            self._index.add(keys, said=said)
             for columns, rows, positions in self._index.lookup(keys):
-                for name, ours in said.items():
-                    theirs = columns[name][positions]
-                    other = rows[(theirs != ours[rows]) & (theirs != 0) & (ours[rows] != 0)]
-                    if len(other):
-                        raise InputError(
-                            f"{listed['uri'][int(other[0])].as_py()} is listed more than once, each time with another "
-                            f"{name.removeprefix(CARRIED)}: an image has one"
-                        )
+                if len(other := rows[columns["said"][positions] != said[rows]]):
+                    raise InputError(
+                        f"{uris[int(other[0])].as_py()} is listed more than once, and with two labels or in two splits: an "
+                        "image has one of each"
+                    )
+
+    def end(self) -> None:
+        """Forget everything when the last source has ended."""
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._index = UriIndex(said=np.uint32)
 
 
-def _hashed(listed: pa.RecordBatch, name: str) -> npt.NDArray[np.uint64]:
-    """Return a number for each text of a column, 0 where it says nothing."""
-    if name not in listed.schema.names:
-        return np.zeros(len(listed), np.uint64)
-    column = as_text(listed[name], name)
-    return hash_strings(pc.if_else(pc.equal(column, ""), None, column))
-
-
-def labelled(given: Sequence[Source], models: Mapping[str, Sequence[str]], split: str | None = None) -> list[Source]:
+def labelled(
+    given: Sequence[Source], models: Sequence[tuple[str, Sequence[str]]], split: str | None = None
+) -> list[Source]:
     """Return sources whose images have their truth in TRUTH; they end by refusing those that a model does not know.
 
     Args:
-        models: the labels of each, by its name.
+        models: the name and the labels of each.
         split: train, val or test: of this one alone; None: of all.
     """
-    agreement, known = Agreement(), [Classes(labels, name) for name, labels in models.items()]
+    agreement = Agreement(given)
 
     def found(source: Source) -> Iterator[Found]:
-        seen = kept = 0
+        known, seen, kept = [Classes(labels, name) for name, labels in models], 0, 0
         for each in source.found():
             batch = each.batch
             if TRUTH not in batch.schema.names:
@@ -154,11 +160,12 @@ def labelled(given: Sequence[Source], models: Mapping[str, Sequence[str]], split
             agreement.require(batch)
             seen += len(batch)
             if split is not None:
-                batch = batch.filter(_in_split(batch, source, split))
+                batch = batch.filter(pa.array(splits_of(batch, agreement.roots) == SPLITS[split]))
             kept += len(batch)
             for classes in known:
                 classes.truths(batch.filter(pc.invert(is_tar(batch))))
             yield replace(each, batch=batch)
+        agreement.end()
         if seen and not kept:
             log.warning("%s holds %s images or tars, and none of the split %s", source.uri, f"{seen:,}", split)
         for classes in known:
@@ -170,12 +177,33 @@ def labelled(given: Sequence[Source], models: Mapping[str, Sequence[str]], split
     return [replace(source, found=partial(found, source), carried=partial(carried, source)) for source in given]
 
 
-def _in_split(listed: pa.RecordBatch, source: Source, split: str) -> pa.Array:
-    """Return a mask of what the column `split` says is of a split, or else the first folder below the input."""
-    said = as_text(listed[SPLIT], SPLIT) if SPLIT in listed.schema.names else pa.nulls(len(listed), pa.string())
-    if source.kind == "folder":
-        said = pc.coalesce(said, folder_splits(listed["uri"], pc.is_valid(listed["container"]), source.uri))
-    return pa.array(split_codes(pc.fill_null(said, "")) == SPLITS[split])
+def split_names(listed: pa.Table | pa.RecordBatch, roots: Sequence[str]) -> pa.Array:
+    """Return what the column `split` says of each image, or tar, or else the first folder below an input; null: nothing.
+
+    Args:
+        roots: the inputs that are folders; of those within each other the inner one says it.
+    """
+    said, contained = text(listed, SPLIT), pc.is_valid(text(listed, "container"))
+    said = pc.if_else(pc.equal(said, ""), None, said)
+    for root in sorted(roots, key=len, reverse=True):
+        said = pc.coalesce(said, folder_splits(whole(listed["uri"]), contained, root))
+    return said
+
+
+def splits_of(listed: pa.Table | pa.RecordBatch, roots: Sequence[str]) -> Ints:
+    """Return TRAIN, VAL or TEST for each image, or tar; see `split_names`."""
+    return split_codes(pc.fill_null(split_names(listed, roots), ""))
+
+
+def text(listed: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
+    """Return a column as text, nulls where there is none.
+
+    Raises:
+        InputError: it holds lists, or what else is no text.
+    """
+    if name not in listed.schema.names:
+        return pa.nulls(len(listed), pa.string())
+    return as_text(whole(listed[name]), name)
 
 
 def folder_splits(uris: pa.Array, contained: pa.Array, root: str) -> pa.Array:

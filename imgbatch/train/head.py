@@ -112,7 +112,7 @@ def choose(
         return Chosen(_UNJUDGED if l2 is None else l2, numbers, np.zeros((0, number_of_classes), np.float32), [])
     splits = [held_out(fold, number) for number in range(int(fold.max()) + 1)]
     heads: list[Head | None] = [None] * len(splits)
-    best, curve = math.inf, []
+    best, curve, chosen = math.inf, [], None
     for strength in strengths:
         found = np.zeros((len(numbers), number_of_classes), np.float32)
         for number, (trained, held) in enumerate(splits):
@@ -125,6 +125,7 @@ def choose(
         accuracy = float((found.argmax(1) == classes[numbers]).mean())
         curve.append({"l2": strength, "held_out_loss": loss, "held_out_accuracy": accuracy})
         tell(f"L2 of {strength:g}: {accuracy:.1%} of the held-out images right, loss {loss:.3f}; {len(splits)} folds")
-        if loss < best:
+        if loss < best or chosen is None:
             best, chosen = loss, Chosen(strength, numbers, found, curve)
+    assert chosen is not None
     return chosen

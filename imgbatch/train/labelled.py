@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED, whole
-from imgbatch.sources.labelled import SPLIT, TEST, TRUTH, as_text, folder_splits, split_codes
+from imgbatch.schema import CARRIED
+from imgbatch.sources.labelled import TEST, TRUTH, split_names, splits_of, text
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
     Raises:
         InputError: there are fewer than two classes, labels that a person would take for one, or a group in two splits.
     """
-    names = _column(listed, LABEL)
-    silent = pc.and_(pc.is_null(names), pc.is_null(_column(listed, "container")))
+    names = text(listed, LABEL)
+    silent = pc.and_(pc.is_null(names), pc.is_null(text(listed, "container")))
     if pc.any(silent).as_py():
         below_alone = not pc.all(pc.is_null(names)).as_py()
         labels = _from_folders(listed["uri"].filter(silent), roots, below_alone=below_alone)
@@ -82,30 +82,11 @@ def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
             len(for_testing),
             ", ".join(for_testing[:_SHOWN]),
         )
-    together = _column(listed, GROUP)
+    together = text(listed, GROUP)
     groups = _groups(together)
     if groups is not None:
         _require_whole(groups, codes, together)
     return Labelled(labels, classes, codes, groups)
-
-
-def splits_of(listed: pa.Table, roots: Sequence[str]) -> Ints:
-    """Return TRAIN, VAL or TEST for each image, or tar, as its column says or else the first folder below an input."""
-    said, contained = _column(listed, SPLIT), pc.is_valid(_column(listed, "container"))
-    for root in sorted(roots, key=len, reverse=True):
-        said = pc.coalesce(said, folder_splits(whole(listed["uri"]), contained, root))
-    return split_codes(pc.fill_null(said, ""))
-
-
-def _column(listed: pa.Table, name: str) -> pa.Array:
-    """Return a column as text, nulls where it says nothing.
-
-    Raises:
-        InputError: it holds lists, or what else is no text.
-    """
-    if name not in listed.schema.names:
-        return pa.nulls(len(listed), pa.string())
-    return as_text(whole(listed[name]), name)
 
 
 def _groups(names: pa.Array) -> Ints | None:
@@ -135,8 +116,8 @@ def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: b
     places = pc.replace_substring_regex(uris.combine_chunks(), pattern="/[^/]*$", replacement="")
     places = places.chunk(0) if isinstance(places, pa.ChunkedArray) else places
     unique = pc.unique(places).to_pylist()
-    splits = splits_of(pa.table({"uri": [f"{place}/" for place in unique]}), roots).tolist()
-    first: dict[tuple[str, int], str] = {}
+    splits = split_names(pa.table({"uri": [f"{place}/" for place in unique]}), roots).to_pylist()
+    first: dict[tuple[str, str | None], str] = {}
     found = []
     for place, split in zip(unique, splits, strict=True):
         below = [root for root in roots if f"{place}/".startswith(f"{root}/")]

@@ -141,11 +141,11 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
-    torn = torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"])))))
     images = _with_seconds_rejected(images.filter(pc.invert(itself)))
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
-    return Prepared(images, torn.filter(pa.array(~settled)))
+    torn = torn.filter(pa.array(~settled))
+    return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"]))))))
 
 
 def _with_seconds_rejected(images: pa.Table) -> pa.Table:

@@ -79,6 +79,16 @@ def _by_groups(fold: Ints, found: Labelled, folds: int, rng: np.random.Generator
             fold[parts[number]] = best
 
 
+def one_alone(fold: Ints) -> Ints:
+    """Return folds of which one is left, that with most images, as number 0.
+
+    >>> one_alone(np.array([ALWAYS, 1, 1, 0, 2, NEVER])).tolist()
+    [-1, 0, 0, -1, -1, -2]
+    """
+    most = np.bincount(fold[fold >= 0], minlength=1).argmax()
+    return np.where(fold == most, 0, np.minimum(fold, ALWAYS))
+
+
 def held_out(fold: Ints, number: int) -> tuple[Ints, Ints]:
     """Return the images to train on and those to choose on while one fold is held out."""
     return np.flatnonzero((fold >= ALWAYS) & (fold != number)), np.flatnonzero(fold == number)

@@ -162,7 +162,8 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         raise UsageError(f"train.workers={config.workers} for {learned} images to learn from: each needs one at least")
     inputs = _inputs(task, made, places[held])
     said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
-    run = task.run.folder(f"fit-{task.digest(fold.tobytes().hex(), task.base.digest, said)}")
+    of = work.shards.uri.rpartition("/")[2]  # which pictures
+    run = task.run.folder(f"fit-{task.digest(of, fold.tobytes().hex(), task.base.digest, said)}")
     job = Fit(
         base=task.base, config=config, number_of_classes=len(found.labels), run=run, pictures=work.shards,
         inputs=inputs, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],

@@ -26,7 +26,7 @@ from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
 from imgbatch.sources import carried_by, everything, recognise
-from imgbatch.sources.labelled import TRUTH, labelled, member_truths
+from imgbatch.sources.labelled import TRUTH, Agreement, labelled, member_truths
 from imgbatch.storage import Folder, Stores
 from imgbatch.truths import Truths
 
@@ -162,7 +162,7 @@ def test_labels_of_another_model_are_refused(output: Folder) -> None:
 
 def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
     """List a labelled input."""
-    source = labelled(recognise(stores, [str(place)], SourceConfig()), {"fruit": classes})
+    source = labelled(recognise(stores, [str(place)], SourceConfig()), [("fruit", classes)])
     carried = carried_by(source)
     batches = [each.batch for each in everything(source, carried)]
     return pa.Table.from_batches(batches, schema=with_carried(LISTING, carried))
@@ -315,7 +315,7 @@ def test_a_split_is_scored_alone(tmp_path: Path) -> None:
         (tmp_path / "in" / name).write_bytes(b"")
     stores = Stores(StorageConfig())
     given = recognise(stores, [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
-    found = labelled(given, {"fruit": FRUIT}, "test")
+    found = labelled(given, [("fruit", FRUIT)], "test")
     listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
     assert sorted(listed[TRUTH].to_pylist()) == ["Fuji", "Lime"]
     for name in ("0.tar", "test/1.tar", "train/2.tar"):  # whose split is that of the folder around them
@@ -327,26 +327,33 @@ def test_a_split_is_scored_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, each time with another label"),
-        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, each time with another split"),
-        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, each time with another label"),
-        ("1.jpg,Gala,\nin/Gala/5.jpg,Gala,\n", None),
+        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, and with two labels"),
+        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, and with two labels or in two splits"),
+        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, and with two labels"),
+        ("2.jpg,Plum,test\n", "2.jpg is listed more than once"),  # said of train without a word
+        ("in/Gala/5.jpg,Gala,val\n", "Gala/5.jpg is listed more than once"),
+        ("in/test/Lime/6.jpg,Lime,\n", None),  # as the folder says
+        ("1.jpg,Gala,Training\nin/Gala/5.jpg,Gala,\n", None),
     ],
 )
 def test_an_image_that_is_said_to_be_of_two_classes_is_refused(tmp_path: Path, second: str, said: str | None) -> None:
     (tmp_path / "in" / "Gala").mkdir(parents=True)
     (tmp_path / "in" / "Gala" / "5.jpg").write_bytes(b"")
+    (tmp_path / "in" / "test" / "Lime").mkdir(parents=True)
+    (tmp_path / "in" / "test" / "Lime" / "6.jpg").write_bytes(b"")
     (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "in"), str(tmp_path / "list.csv")], SourceConfig())
-    found = labelled(given, {"fruit": FRUIT}, "train")
-    with pytest.raises(InputError, match=said) if said else nullcontext():
-        list(everything(found, carried_by(found)))
+    for found in (labelled(given, [("fruit", FRUIT)], "train"), given):
+        agreement = Agreement(given)  # as training holds them against each other, which has no truths yet
+        with pytest.raises(InputError, match=said) if said else nullcontext():
+            for each in everything(found, carried_by(found)):
+                agreement.require(each.batch)
 
 
 def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,label\n1.jpg,Gala\n2.jpg,Lime\n")
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
-    found = labelled(given, {"new": FRUIT, "old": ("Gala", "Fuji")})
+    found = labelled(given, [("new", FRUIT), ("old", ("Gala", "Fuji"))])
     with pytest.raises(InputError, match="1 images have labels that are unknown to old: 'Lime'"):
         list(everything(found, carried_by(found)))
 
@@ -354,6 +361,6 @@ def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp
 def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": ["1.jpg"], "label": [["Gala", "Fuji"]]}), tmp_path / "list.parquet")
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.parquet")], SourceConfig())
-    found = labelled(given, {"fruit": FRUIT})
+    found = labelled(given, [("fruit", FRUIT)])
     with pytest.raises(InputError, match="the column 'label' holds"):
         list(everything(found, carried_by(found)))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.errors import InputError
-from imgbatch.sources.labelled import SPLIT, TEST, TRAIN, VAL
+from imgbatch.sources.labelled import SPLIT, TEST, TRAIN, VAL, splits_of
 from imgbatch.train import labelled, splits
 from imgbatch.train.labelled import GROUP, LABEL, NO_CLASS
 from imgbatch.train.splits import ALWAYS, NEVER
@@ -40,9 +40,9 @@ def test_what_lies_in_a_tar_or_a_parquet_file_has_no_class_of_the_folder_around_
 def test_tars_and_parquet_files_have_the_split_of_the_folder_around_them() -> None:
     paths = ["test/0.tar", "0.tar", "Val/0.parquet#3", "train/test.tar#test/a.jpg", "test/x/0.tar#1.jpg", "test/1.jpg"]
     kinds = ["tar", "tar", "parquet", "tar", "tar", None]
-    said = labelled.splits_of(table(*paths, container=kinds), ["/data"])
+    said = splits_of(table(*paths, container=kinds), ["/data"])
     assert said.tolist() == [TEST, TRAIN, VAL, TRAIN, TEST, TRAIN]
-    nested = labelled.splits_of(
+    nested = splits_of(
         table("test/val/cat/1.jpg", "more (+)/test/cat/1.jpg"), ["/data", "/data/test", "/data/more (+)"]
     )
     assert nested.tolist() == [VAL, TEST], "of inputs within each other the inner one says it"
