@@ -1,8 +1,8 @@
 """Fine-tuning: epochs over images that are ready, in one process or in several that share them. Pure torch; no Ray in here.
 
 First the model learns on the images that are not held out and is judged on those that are, epoch by epoch. Then, in the
-refit, it learns anew on all of them, for as many epochs. A checkpoint behind every epoch, in the store, is what a run goes
-on from, whoever was killed.
+refit, it learns anew on all of them, for as many epochs; the result is a mean of both networks' weights. A checkpoint
+behind every epoch, in the store, is what a run goes on from, whoever was killed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ CHECKPOINT, RESULT, HELD_OUT = "checkpoint.pt", "trained.pt", "held-out.npz"
 LEARN, REFIT = "learn", "refit"
 
 _TELL_EACH_S = 2.0
+_OF_THE_REFIT = 0.75
+"""Its part in the mean of both phases' weights: what it alone has seen is still there, and the mean is nearly as good as
+that of equal parts (docs/LOG.md)."""
 
 
 def run(job: Fit, place: Place) -> None:
@@ -44,7 +47,7 @@ def run(job: Fit, place: Place) -> None:
         if trainer.begin(phase):
             while trainer.goes_on():
                 trainer.epoch()
-    trainer.write_result()
+    trainer.write_result(averaged=trainer.average())
 
 
 @dataclass
@@ -214,6 +217,25 @@ class _Trainer:
             state.curve[-1]["held_out_mirrored_accuracy"] = float(mirrored.mean())
             state.mirrors = as_well(mirrored, state.best_logits.numpy().argmax(1) == classes)
 
+    def average(self) -> bool:
+        """Put a mean of both phases' weights in the place of the refit's; return whether that was well.
+
+        Both began at one pretrained network and lie in one valley, where the mean is better than either (Wortsman et al.
+        2022, Model soups). Where they do not, it falls behind on the held-out images what had not seen them, and is dropped.
+        """
+        if self._state.phase != REFIT or self._best is None:
+            return False
+        refitted = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
+        self._net.load_state_dict(
+            {name: torch.lerp(self._best[name], value, _OF_THE_REFIT) if value.is_floating_point() else value
+             for name, value in refitted.items()}
+        )  # fmt: skip
+        logits, classes = self._held_out_logits(), self._job.classes[self._job.held]
+        if cross_entropy(logits / fit_temperature(logits, classes), classes) <= self._state.best_loss:
+            return True
+        self._net.load_state_dict(refitted)
+        return False
+
     def _held_out_logits(self, *, flip: bool = False) -> Floats:
         job = self._job
         inputs = self._inputs[:, :, ::-1] if flip else self._inputs
@@ -276,7 +298,7 @@ class _Trainer:
         )
         self._job.run.put(CHECKPOINT, content.getvalue())
 
-    def write_result(self) -> None:
+    def write_result(self, *, averaged: bool) -> None:
         """Write the trained weights, and what the model said and says of the held-out images."""
         final = self._held_out_logits()
         if self._place.rank == 0:
@@ -287,6 +309,7 @@ class _Trainer:
                     "curve": state.curve,
                     "best_epoch": state.best_epoch,
                     "mirrored": self._views.flip,
+                    "averaged": averaged,
                 },
                 content,
             )

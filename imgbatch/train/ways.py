@@ -181,7 +181,7 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
     temperature = fit_temperature(arrays["unseen"], job.classes[held])
     network.divide_logits(net, temperature)
     final = arrays["final"] / np.float32(temperature)
-    facts = {name: result[name] for name in ("best_epoch", "mirrored")} | {
+    facts = {name: result[name] for name in ("best_epoch", "mirrored", "averaged")} | {
         "recipe": asdict(config),
         "images": len(places),
     }

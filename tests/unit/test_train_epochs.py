@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -180,6 +181,40 @@ def test_pictures_are_mirrored_in_the_refit_if_held_out_ones_are_told_mirrored(
     trained, _ = result(job)
     assert trained["mirrored"] is not sided
     assert trained["curve"][0]["held_out_accuracy"] == 1
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one valley", "two"])
+def test_the_result_is_the_mean_of_both_phases_unless_it_lies_on_a_hill(
+    job: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    phases = {}
+
+    def average(trainer: Any) -> bool:
+        if apart:
+            noise = torch.Generator().manual_seed(0)
+            trainer._best = {
+                name: value + 30 * torch.randn(value.shape, generator=noise) if value.dim() == 4 else value
+                for name, value in trainer._best.items()
+            }
+        trainer._state.best_loss += 0.5  # six images are few: a hill is higher than that
+        phases["learn"] = trainer._best
+        phases["refit"] = {name: value.clone() for name, value in trainer._net.state_dict().items()}
+        return honest(trainer)
+
+    honest = epochs._Trainer.average
+    monkeypatch.setattr(epochs._Trainer, "average", average)
+    epochs.run(job, Place())
+    trained, held = result(job)
+    assert trained["averaged"] is not apart
+    for name, value in trained["net"].items():
+        mean = 0.25 * phases["learn"][name] + 0.75 * phases["refit"][name]
+        expected = phases["refit"][name] if apart or not value.is_floating_point() else mean
+        assert torch.allclose(value, expected, atol=1e-6), name
+    net = network.build(job.base, CLASSES, pretrained=True, seed=0).to(memory_format=torch.channels_last)
+    net.load_state_dict(trained["net"])
+    inputs = prepared.load(job.inputs, job.keys[job.held], np.empty)
+    said = network.logits(net, inputs, job.base.preprocess, "float32", torch.device("cpu"))
+    assert np.allclose(said, held["final"], atol=1e-3), "the figures are of the network that is written"
 
 
 CHANGES = [
