@@ -270,18 +270,13 @@ def _name(number: int) -> str:
     return f"part-{number:08d}.parquet"
 
 
-_IF_BOTH_SAY = frozenset({"source.image_column"})
-"""Where it was not given there was but one column of images, or the output is of before it was part of this."""
-
-
 def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """Refuse rows that were made by another model or with other answers than ours.
 
     Raises:
         OutputError: naming the keys that differ, and the way out.
     """
-    keys = (theirs.keys() | ours.keys()) - (_IF_BOTH_SAY - (theirs.keys() & ours.keys()))
-    different = sorted(key for key in keys if theirs.get(key) != ours.get(key))
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if different:
         shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here" for key in different)
         raise OutputError(

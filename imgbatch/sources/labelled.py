@@ -102,42 +102,46 @@ class Agreement:
     Sources are listed beside each other, in threads.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], *, splits: bool = True) -> None:
         self.roots = [source.uri for source in sources if source.kind == "folder"]
-        """Below which folders say the class and the split."""
-        self._index, self._lock, self._left = UriIndex(said=np.uint32), threading.Lock(), len(sources)
+        """Below which folders say the split."""
+        self._splits, self._index = splits, self._fresh()
+        self._lock, self._left = threading.Lock(), len(sources)
+
+    def _fresh(self) -> UriIndex:
+        return UriIndex(label=np.uint32, split=np.uint8)
 
     def require(self, listed: pa.RecordBatch) -> None:
-        """Refuse what says another class, or another split, of an image than was said before.
+        """Refuse what says another class, or another split, of an image or a tar than was said before.
 
         Raises:
             InputError: naming the image.
         """
-        names, below = text(listed, TRUTH), pa.array(np.zeros(len(listed), bool))
-        for root in self.roots:
-            below = pc.or_(below, pc.starts_with(listed["uri"], f"{root}/"))
-        folder = pc.if_else(pc.and_(below, pc.is_null(listed["container"])), _folders(listed["uri"]), None)
-        said = hash_strings(pc.coalesce(names, folder)) & ~np.uint64(3) | splits_of(listed, self.roots).astype(
-            np.uint64
-        )
-        said, keys = said.astype(np.uint32), uri_keys(listed["uri"])
-        known = said > max(SPLITS.values())  # of others nobody says what they are
-        said, keys, uris = said[known], keys[known], listed["uri"].filter(pa.array(known))
+        names = text(listed, TRUTH)
+        labels = hash_strings(pc.if_else(pc.equal(names, ""), None, names)).astype(np.uint32)  # 0: says nothing
+        splits = (splits_of(listed, self.roots) if self._splits else np.zeros(len(listed))).astype(np.uint8)
+        keys = uri_keys(listed["uri"])
         with self._lock:
-            self._index.add(keys, said=said)
-            for columns, rows, positions in self._index.lookup(keys):
-                if len(other := rows[columns["said"][positions] != said[rows]]):
-                    raise InputError(
-                        f"{uris[int(other[0])].as_py()} is listed more than once, and with two labels or in two splits: an "
-                        "image has one of each"
-                    )
+            self._index.add(keys, label=labels, split=splits)
+            for columns, rows, at in self._index.lookup(keys):
+                before, now = columns["label"][at], labels[rows]
+                two_labels, two_splits = (
+                    (before != now) & (before != 0) & (now != 0),
+                    columns["split"][at] != splits[rows],
+                )
+                for other, what in ((two_labels, "with two labels"), (two_splits, "in two splits")):
+                    if other.any():
+                        uri = listed["uri"][int(rows[other.argmax()])].as_py()
+                        raise InputError(
+                            f"{uri} is listed more than once, {what}: say of each image one thing, or once"
+                        )
 
     def end(self) -> None:
         """Forget everything when the last source has ended."""
         with self._lock:
             self._left -= 1
             if not self._left:
-                self._index = UriIndex(said=np.uint32)
+                self._index = self._fresh()
 
 
 def labelled(
@@ -149,7 +153,7 @@ def labelled(
         models: the name and the labels of each.
         split: train, val or test: of this one alone; None: of all.
     """
-    agreement = Agreement(given)
+    agreement = Agreement(given, splits=split is not None)
 
     def found(source: Source) -> Iterator[Found]:
         known, seen, kept = [Classes(labels, name) for name, labels in models], 0, 0

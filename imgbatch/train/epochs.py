@@ -47,7 +47,7 @@ def run(job: Fit, place: Place) -> None:
         if trainer.begin(phase):
             while trainer.goes_on():
                 trainer.epoch()
-    trainer.write_result(averaged=trainer.average())
+    trainer.write_result(*trainer.average())
 
 
 @dataclass
@@ -196,6 +196,7 @@ class _Trainer:
         """Judge the network on the held-out images, all workers together."""
         job, state = self._job, self._state
         logits = self._held_out_logits()
+        self._require_finite(float(logits.sum()))  # the loss is that of before the last step
         classes = job.classes[job.held]
         # At the best temperature, since one is fitted anyway: else an epoch that is surer than another would look worse.
         point["held_out_loss"] = cross_entropy(logits / fit_temperature(logits, classes), classes)
@@ -217,24 +218,29 @@ class _Trainer:
             state.curve[-1]["held_out_mirrored_accuracy"] = float(mirrored.mean())
             state.mirrors = as_well(mirrored, state.best_logits.numpy().argmax(1) == classes)
 
-    def average(self) -> bool:
-        """Put a mean of both phases' weights in the place of the refit's; return whether that was well.
+    def average(self) -> tuple[Floats, bool]:
+        """Put a mean of both phases' weights in the place of the refit's, if that is well; return the logits of the result.
 
-        Both began at one pretrained network and lie in one valley, where the mean is better than either (Wortsman et al.
-        2022, Model soups). Where they do not, it falls behind on the held-out images what had not seen them, and is dropped.
+        Both began at one pretrained network and lie in one valley, where a mean is better than either (Wortsman et al.
+        2022, Model soups). If not, there is a hill between them: the loss on the held-out images lies above the chord.
         """
-        if self._state.phase != REFIT or self._best is None:
-            return False
-        refitted = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
+        refitted, classes = self._held_out_logits(), self._job.classes[self._job.held]
+        if self._state.phase != REFIT or self._best is None or not self._job.config.pretrained:
+            return refitted, False
+
+        def loss(logits: Floats) -> float:
+            return cross_entropy(logits / fit_temperature(logits, classes), classes)
+
+        before = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
         self._net.load_state_dict(
             {name: torch.lerp(self._best[name], value, _OF_THE_REFIT) if value.is_floating_point() else value
-             for name, value in refitted.items()}
+             for name, value in before.items()}
         )  # fmt: skip
-        logits, classes = self._held_out_logits(), self._job.classes[self._job.held]
-        if cross_entropy(logits / fit_temperature(logits, classes), classes) <= self._state.best_loss:
-            return True
-        self._net.load_state_dict(refitted)
-        return False
+        mean = self._held_out_logits()
+        if loss(mean) <= self._state.best_loss + _OF_THE_REFIT * (loss(refitted) - self._state.best_loss):
+            return mean, True
+        self._net.load_state_dict(before)
+        return refitted, False
 
     def _held_out_logits(self, *, flip: bool = False) -> Floats:
         job = self._job
@@ -243,7 +249,6 @@ class _Trainer:
         found = np.zeros((int(job.held.sum()), job.number_of_classes), np.float32)
         for rank, part in enumerate(self._place.gather(mine)):
             found[rank :: self._place.world] = part
-        self._require_finite(float(found.sum()))  # the loss is that of before the last step
         return found
 
     def _tell(self, step: int, loss: float, accuracy: float) -> None:
@@ -298,9 +303,9 @@ class _Trainer:
         )
         self._job.run.put(CHECKPOINT, content.getvalue())
 
-    def write_result(self, *, averaged: bool) -> None:
-        """Write the trained weights, and what the model said and says of the held-out images."""
-        final = self._held_out_logits()
+    def write_result(self, final: Floats, averaged: bool) -> None:
+        """Write the trained weights, and what the model said and says (`final`) of the held-out images."""
+        self._require_finite(float(final.sum()))
         if self._place.rank == 0:
             state, content, arrays = self._state, io.BytesIO(), io.BytesIO()
             torch.save(

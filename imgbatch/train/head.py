@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from imgbatch.errors import ModelError
 from imgbatch.train.calibration import cross_entropy, fit_temperature
 from imgbatch.train.splits import held_out
 
@@ -105,7 +106,15 @@ def choose(
     """Fit a head for each fold that is held out and each strength; return the strength whose held-out loss is least.
 
     The loss is that at the best temperature, since one is fitted anyway.
+
+    Raises:
+        ModelError: features are infinite or no numbers.
     """
+    if not (finite := np.isfinite(features).all(1)).all():
+        raise ModelError(
+            f"the base gives features that are infinite, or no numbers, for {np.count_nonzero(~finite):,} images: try "
+            "train.dtype=float32, or another base"
+        )
     strengths = STRENGTHS if l2 is None else (l2,)
     numbers = np.flatnonzero(fold >= 0)
     if not len(numbers):
@@ -124,8 +133,9 @@ def choose(
         loss = cross_entropy(found / fit_temperature(found, classes[numbers]), classes[numbers])
         accuracy = float((found.argmax(1) == classes[numbers]).mean())
         curve.append({"l2": strength, "held_out_loss": loss, "held_out_accuracy": accuracy})
-        tell(f"L2 of {strength:g}: {accuracy:.1%} of the held-out images right, loss {loss:.3f}; {len(splits)} folds")
-        if loss < best or chosen is None:
+        of = f"{len(splits)} folds held out in turn" if len(splits) > 1 else "the held-out images"
+        tell(f"L2 of {strength:g}: {accuracy:.1%} of {of} right, loss {loss:.3f}")
+        if loss < best:
             best, chosen = loss, Chosen(strength, numbers, found, curve)
     assert chosen is not None
     return chosen

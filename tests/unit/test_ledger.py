@@ -562,14 +562,6 @@ def test_numbers_go_on_behind_a_gap(place: Place) -> None:
 # What does not belong there
 
 
-def test_the_column_of_images_is_compared_where_both_say_one(place: Place) -> None:
-    left, right = ({"digest": "abc", "source.image_column": name} for name in ("left", "right"))
-    commit(Ledger(place(), left).open(), results("a"))
-    Ledger(place(), {"digest": "abc"}).open()  # as outputs are that were written before it was said
-    with pytest.raises(OutputError, match=r"source\.image_column: left there, right here"):
-        Ledger(place(), right).open()
-
-
 def test_another_fingerprint_is_refused_with_the_keys_that_differ_and_the_way_out(place: Place) -> None:
     commit(ledger(place()), results("a"))
     with pytest.raises(OutputError) as caught:

@@ -327,9 +327,9 @@ def test_a_split_is_scored_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, and with two labels"),
-        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, and with two labels or in two splits"),
-        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, and with two labels"),
+        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two labels"),
+        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, in two splits"),
+        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, with two labels"),
         ("2.jpg,Plum,test\n", "2.jpg is listed more than once"),  # said of train without a word
         ("in/Gala/5.jpg,Gala,val\n", "Gala/5.jpg is listed more than once"),
         ("in/test/Lime/6.jpg,Lime,\n", None),  # as the folder says
@@ -343,11 +343,38 @@ def test_an_image_that_is_said_to_be_of_two_classes_is_refused(tmp_path: Path, s
     (tmp_path / "in" / "test" / "Lime" / "6.jpg").write_bytes(b"")
     (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "in"), str(tmp_path / "list.csv")], SourceConfig())
-    for found in (labelled(given, [("fruit", FRUIT)], "train"), given):
-        agreement = Agreement(given)  # as training holds them against each other, which has no truths yet
-        with pytest.raises(InputError, match=said) if said else nullcontext():
-            for each in everything(found, carried_by(found)):
-                agreement.require(each.batch)
+    found = labelled(given, [("fruit", FRUIT)], "train")
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        list(everything(found, carried_by(found)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("1.jpg,Gala,\n2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two labels"),
+        ("1.jpg,,train\n1.jpg,,test\n", "1.jpg is listed more than once, in two splits"),  # its folder is its class
+        ("a.tar,,train\na.tar,,test\n", "a.tar is listed more than once, in two splits"),
+        ("1.jpg,,\n1.jpg,Gala,\nin/Gala/5.jpg,Lime,\n", None),  # the first row counts
+    ],
+)
+def test_training_refuses_what_is_said_in_two_ways_too(tmp_path: Path, rows: str, said: str | None) -> None:
+    (tmp_path / "in" / "Gala").mkdir(parents=True)
+    (tmp_path / "in" / "Gala" / "5.jpg").write_bytes(b"")
+    (tmp_path / "list.csv").write_text(f"uri,label,split\n{rows}")
+    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
+    agreement = Agreement(given)
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        for each in everything(given, carried_by(given)):
+            agreement.require(each.batch)
+
+
+def test_the_splits_of_others_are_no_business_where_none_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,fold 3\n2.jpg,Lime,holdout\n")
+    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
+    found = labelled(given, [("fruit", FRUIT)])
+    assert sum(len(each.batch) for each in everything(found, carried_by(found))) == 2
+    with pytest.raises(InputError, match="column 'split' holds 'fold 3'"):
+        list(everything(found := labelled(given, [("fruit", FRUIT)], "test"), carried_by(found)))
 
 
 def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from imgbatch import taxonomy
+from imgbatch.errors import ModelError
 from imgbatch.train import head, outcome
 from imgbatch.train.calibration import cross_entropy, fit_temperature, softmax
 
@@ -51,6 +52,13 @@ def test_the_strength_is_that_of_the_least_held_out_loss_and_every_image_is_judg
     assert chosen.numbers.tolist() == list(range(6, 90))
     seen = head.fit(x, truth, 4, chosen.l2).logits(x[chosen.numbers])
     assert (seen.argmax(1) == truth[6:]).mean() > (chosen.logits.argmax(1) == truth[6:]).mean() + 0.1
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    x, truth = clusters(n=40)
+    x[3, 0] = np.nan
+    with pytest.raises(ModelError, match="features that are infinite, or no numbers, for 1 images"):
+        head.choose(x, truth, np.arange(40) % 2, 4, None)
 
 
 def test_where_nothing_is_held_out_nothing_is_chosen() -> None:
