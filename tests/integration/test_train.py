@@ -162,10 +162,10 @@ def test_another_column_of_images_is_other_images(tmp_path: Path, tiny_model: Pa
 def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: Job, warm: Job) -> None:
     data = pictures(tmp_path / "data", each=3)
     given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.wait_s=1"]), "--set"]
-    ended = job(*given, "train.workers=8", "--output", tmp_path / "a")
-    assert ended.code == 3 and "train.workers=8 ask for 1 CPUs each" in ended.err, ended.err
-    ended = warm(*given, "train.workers=9", "--output", tmp_path / "b")
-    assert ended.code == 2 and "train.workers=9 for 8 images to learn from: each needs one" in ended.err, ended.err
+    ended = job(*given, "train.workers=6", "--output", tmp_path / "a")
+    assert ended.code == 3 and "train.workers=6 ask for 1 CPUs each" in ended.err, ended.err
+    ended = warm(*given, "train.workers=7", "--output", tmp_path / "b")
+    assert ended.code == 2 and "train.workers=7 for 6 images to learn from: each needs one" in ended.err, ended.err
 
 
 def _timm_agrees(model: Path, labels: Path, data: Path) -> None:
