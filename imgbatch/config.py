@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from imgbatch.errors import ConfigError
@@ -279,12 +280,13 @@ def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:
     yield from described(kind)
 
 
-def with_output(config: Config, *, model: str, date: str) -> Config:
-    """Fill `{model}` and `{date}` in the output.
+def with_output(config: Config, *, model: str, date: str = "") -> Config:
+    """Fill `{model}` and `{date}` in the output; without a date, with that of today (UTC).
 
     Raises:
         ConfigError: another name stands in braces.
     """
+    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
     try:
         return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -39,7 +38,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
     """Check everything that can be checked before any work; `pulse` is called while that takes long."""
     stores = Stores(chosen.storage)
     model = models.load(chosen.model, stores, pulse)
-    chosen = config.with_output(chosen, model=model.slug, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    chosen = config.with_output(chosen, model=model.slug)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(chosen.output.uri))

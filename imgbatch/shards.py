@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.schema import LISTING, PLACE_COLUMNS
+from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, whole
 from imgbatch.uris import UriIndex, uri_keys
 
 NEW, DONE, STALE, DUPLICATE = range(4)
@@ -25,6 +25,7 @@ NEW, DONE, STALE, DUPLICATE = range(4)
 
 LABELS_LOG, REJECTS_LOG = "labels", "rejects"
 
+_OF_THE_PLACE = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
 _MOST_AHEAD = 16_384  # rows of a tar that wait for others before them; beyond that they are read again
 
 
@@ -188,20 +189,32 @@ def once(shard: OpenShard, rows: pa.Table, visit: Callable[[pa.RecordBatch], npt
     if own.any():  # which comes again where the tar is read again behind it
         again |= own & (shard.torn | (np.cumsum(own) > 1))
         shard.torn, shard.refused = True, False
-    rows = _doubles_rejected(rows, (double | there) & ~again).filter(pa.array(~again))
+    rows = doubles_rejected(rows, (double | there) & ~again).filter(pa.array(~again))
     shard.rows += int(np.count_nonzero(~again & ~own))
     return rows
 
 
-def _doubles_rejected(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
-    """Return the rows with those of the mask made rejects `duplicate`, named by the place where they stand."""
+def doubles_rejected(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
+    """Return the rows with those of the mask, members of tars, made rejects `duplicate`, named by where they stand."""
     if not double.any():
         return rows
-    changed = []
-    for row in rows.filter(pa.array(double)).to_pylist():
-        given = {name: row[name] for name in ("index", "size", "etag", "last_modified", *PLACE_COLUMNS)}
-        message = f"a second member of the name {row['uri'].partition('#')[2]}"
-        refusal = {"stage": "list", "reason": "duplicate", "message": message, "passing": False, "attempts": 1}
-        changed.append({**given, **refusal, "uri": f"{row['uri']}@{row['offset']}"})
-    others = rows.filter(pa.array(~double))
-    return pa.concat_tables([others, pa.Table.from_pylist(changed, schema=rows.schema)])
+    given = rows.filter(pa.array(double))
+    uris, offsets = whole(given["uri"]), whole(given["offset"]).cast(pa.string())
+    said = {
+        "uri": pc.binary_join_element_wise(uris, offsets, "@"),
+        "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,
+        "message": pc.binary_join_element_wise("a second member of the name", uris, " "),
+    }  # fmt: skip
+    columns = []
+    for column in rows.schema:
+        if column.name in said:
+            value = said[column.name]
+            columns.append(
+                value if isinstance(value, pa.Array) else pa.repeat(pa.scalar(value, column.type), len(given))
+            )
+        elif column.name in _OF_THE_PLACE or column.name.startswith(CARRIED):
+            columns.append(given[column.name])
+        else:
+            columns.append(pa.nulls(len(given), column.type))
+    changed = pa.Table.from_arrays(columns, schema=rows.schema)
+    return pa.concat_tables([rows.filter(pa.array(~double)), changed])

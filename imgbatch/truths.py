@@ -90,10 +90,8 @@ class Truths:
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
         """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
         parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._tars), pa.string())
-        tars = pa.nulls(len(parts), pa.string())
-        for most in range(
-            1, (pc.max(pc.list_value_length(parts)).as_py() or 0) + 1
-        ):  # both may have one in their names
+        tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
+        for most in range(1, deepest + 1):  # a folder of the tar's, and a member, may have a # in their names
             place = pc.binary_join(pc.list_slice(parts, 0, most), "#")
             tars = pc.coalesce(tars, pc.if_else(pc.is_in(place, known), place, None))
         return tars

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
     chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
     model = models.load(chosen.model, stores, stop.check)
-    chosen = config.with_output(chosen, model=model.slug, date=datetime.now(UTC).strftime("%Y-%m-%d"))
+    chosen = config.with_output(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))

@@ -146,12 +146,13 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         record.beat()
 
     listed = list_images(job, record.folder.folder("listing"), pulse)
-    wanted = listed.todo.pending & (splits_of(listed.table, roots_of(job)) != TEST)
-    if not listed.todo.shards:  # what can be known before anything is read is said now
+    if listed.todo.shards:
+        wanted = listed.todo.pending & (splits_of(listed.table, roots_of(job)) != TEST)
+    else:  # what can be known before anything is read is said now
         found = labelled.read(listed.table, roots_of(job))
         say_what_is_empty(job, listed.table["uri"])
         tree_of(job, found.labels)
-        wanted &= found.classes != labelled.NO_CLASS
+        wanted = (found.classes != labelled.NO_CLASS) & (found.splits != TEST)
     way, made, found, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
     truths = found.classes[trained.held]

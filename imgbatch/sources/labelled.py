@@ -64,7 +64,7 @@ class Classes:
 
     def truths(self, listed: pa.RecordBatch) -> Numbers:
         """Return the true class of each listed image; what has none is remembered."""
-        names = as_text(listed[TRUTH], TRUTH)
+        names = text(listed, TRUTH)
         numbers = self.numbers(names)
         wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
         empty = pc.fill_null(pc.equal(names, ""), True)
@@ -125,16 +125,14 @@ class Agreement:
             self._index.add(keys, label=labels, split=splits)
             for columns, rows, at in self._index.lookup(keys):
                 before, now = columns["label"][at], labels[rows]
-                two_labels, two_splits = (
-                    (before != now) & (before != 0) & (now != 0),
-                    columns["split"][at] != splits[rows],
-                )
-                for other, what in ((two_labels, "with two labels"), (two_splits, "in two splits")):
+                unlike = {
+                    "with two labels": (before != now) & (before != 0) & (now != 0),
+                    "in two splits": columns["split"][at] != splits[rows],
+                }
+                for what, other in unlike.items():
                     if other.any():
                         uri = listed["uri"][int(rows[other.argmax()])].as_py()
-                        raise InputError(
-                            f"{uri} is listed more than once, {what}: say of each image one thing, or once"
-                        )
+                        raise InputError(f"{uri} is listed more than once, {what}: an image has one of each")
 
     def end(self) -> None:
         """Forget everything when the last source has ended."""
@@ -207,7 +205,12 @@ def text(listed: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     """
     if name not in listed.schema.names:
         return pa.nulls(len(listed), pa.string())
-    return as_text(whole(listed[name]), name)
+    try:
+        return whole(listed[name]).cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"the column {name.removeprefix(CARRIED)!r} holds {listed[name].type}: an image has one text, or number, there"
+        ) from error
 
 
 def folder_splits(uris: pa.Array, contained: pa.Array, root: str) -> pa.Array:
@@ -239,20 +242,6 @@ def split_codes(splits: pa.Array) -> Ints:
         raise InputError(f"column 'split' holds {unknown[0]!r}: it may be train, val, test or empty")
     codes: Ints = np.array([SPLITS[name] for name in known], np.int64)[names.indices.to_numpy()]
     return codes
-
-
-def as_text(column: pa.Array, name: str) -> pa.Array:
-    """Return a column as text.
-
-    Raises:
-        InputError: it holds lists, or whatever else is no text.
-    """
-    try:
-        return column.cast(pa.string())
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"the column {name.removeprefix(CARRIED)!r} holds {column.type}: one text, or number, an image is what it may hold"
-        ) from error
 
 
 def is_tar(listed: pa.RecordBatch) -> pa.Array:

@@ -204,7 +204,7 @@ class _Trainer:
         if job.config.patience is None or point["held_out_loss"] < state.best_loss:
             state.best_loss, state.best_epoch = point["held_out_loss"], state.epoch
             state.best_logits = torch.from_numpy(logits)
-            self._best = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
+            self._best = self._weights()
 
     def _end_learning(self) -> None:
         """Go back to the best epoch, which without a refit is the result, and see what it says of mirrored pictures."""
@@ -231,7 +231,7 @@ class _Trainer:
         def loss(logits: Floats) -> float:
             return cross_entropy(logits / fit_temperature(logits, classes), classes)
 
-        before = {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
+        before = self._weights()
         self._net.load_state_dict(
             {name: torch.lerp(self._best[name], value, _OF_THE_REFIT) if value.is_floating_point() else value
              for name, value in before.items()}
@@ -241,6 +241,9 @@ class _Trainer:
             return mean, True
         self._net.load_state_dict(before)
         return refitted, False
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self._net.state_dict().items()}
 
     def _held_out_logits(self, *, flip: bool = False) -> Floats:
         job = self._job

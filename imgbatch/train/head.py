@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 """Of L2, from strong to weak: a weaker one starts from the solution before."""
 
-_UNJUDGED = 3e-2  # where nothing can be held out: what was best of 2,640 groceries (docs/LOG.md)
+_UNJUDGED = 1e-2  # where nothing can be held out: what was best of 2,640 groceries (docs/LOG.md)
 _ITERATIONS = 100
 _HISTORY = 10  # pairs of the size of the weights: with torch's 100, gigabytes where there are many classes
 _TOLERANCE = 1e-5

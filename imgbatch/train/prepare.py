@@ -18,6 +18,7 @@ from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
+from imgbatch.shards import doubles_rejected
 from imgbatch.stream import ticking
 from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards
 from imgbatch.units import ROUNDS
@@ -141,22 +142,10 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
-    images = _with_seconds_rejected(images.filter(pc.invert(itself)))
+    images = images.filter(pc.invert(itself))
+    images = doubles_rejected(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
     torn = torn.filter(pa.array(~settled))
     return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"]))))))
-
-
-def _with_seconds_rejected(images: pa.Table) -> pa.Table:
-    """Return the images with second members of a name as rejects, named by the place where they stand, as in the main job."""
-    second = pa.array(~first_of_each(uri_keys(whole(images["uri"]))))
-    place = pc.cast(images["offset"], pa.string())
-    said = {
-        "uri": pc.binary_join_element_wise(images["uri"], place, "@"),
-        "stage": "list", "reason": "duplicate", "message": "a second member of the name",
-    }  # fmt: skip
-    for name, value in said.items():
-        at = images.schema.get_field_index(name)
-        images = images.set_column(at, images.schema.field(at), pc.if_else(second, value, images[name]))
-    return images
