@@ -179,19 +179,24 @@ def once(shard: OpenShard, rows: pa.Table, visit: Callable[[pa.RecordBatch], npt
     keys = uri_keys(pa.concat_arrays(rows["uri"].chunks))
     double = ~shard.arrived.add(keys) & ~own
     known = np.full(len(rows), NEW, np.uint8)
-    first = np.flatnonzero(~double & ~own)
-    if len(first):
-        (batch,) = rows.select(LISTING.names[:4]).take(first).combine_chunks().to_batches()
-        known[first] = visit(batch)
+
+    def ask(which: npt.NDArray[np.bool_], named: pa.Table) -> None:
+        if which.any():
+            (batch,) = named.select(LISTING.names[:4]).combine_chunks().to_batches()
+            known[which] = visit(batch)
+
+    ask(~double & ~own, rows.filter(pa.array(~double & ~own)))
     there = (known == DONE) | (known == DUPLICATE)
     # A kill between the two logs: these rejects are in, the labels beside them were not.
     again = there & (rows["offset"].to_numpy() <= shard.rejected_through)
+    double |= there
+    ask(double, doubles_rejected(rows.filter(pa.array(double)), np.ones(int(double.sum()), bool)))
+    again |= double & (known == DONE)
     if own.any():  # which comes again where the tar is read again behind it
         again |= own & (shard.torn | (np.cumsum(own) > 1))
         shard.torn, shard.refused = True, False
-    rows = doubles_rejected(rows, (double | there) & ~again).filter(pa.array(~again))
     shard.rows += int(np.count_nonzero(~again & ~own))
-    return rows
+    return doubles_rejected(rows.filter(pa.array(~again)), double[~again])
 
 
 def doubles_rejected(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:

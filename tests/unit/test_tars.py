@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -391,6 +392,37 @@ def test_a_second_member_of_one_name_is_a_reject_of_its_own(run: Run) -> None:
     rejects = run.rows("rejects")
     assert len(rejects) == 2 and set(rejects.values()) == {"duplicate"}
     assert all(name.startswith("a.tar#0001.png@") for name in rejects)
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("commit", range(1, 5))
+def test_second_members_survive_a_kill_between_the_two_logs(
+    run: Run, commit: int, prune: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = ("0.png", picture(0)), ("1.png", picture(1))
+    bad = [(f"bad{number}.jpg", b"no image") for number in range(5)]
+    run.put(
+        "a.tar",
+        packed(first, first, bad[0], other, bad[1], first, bad[2], ("2.png", picture(2)), other, bad[3], first, bad[4]),
+    )
+    append, seen = Log.append, []
+
+    def killed(log: Log, table: pa.Table, *rest: Any) -> int:
+        if log.folder.uri.endswith("labels"):
+            seen.append(1)
+            if len(seen) == commit:
+                raise Killed
+        return append(log, table, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "append", killed)
+        with suppress(Killed):
+            run()
+    totals = run(prune=prune)
+    assert (totals.listed, totals.labelled, totals.rejected) == (12, 3, 9)
+    assert run.rows() == {"a.tar#0.png": "red", "a.tar#1.png": "green", "a.tar#2.png": "blue"}
+    said = sorted(run.rows("rejects").values())
+    assert said == ["duplicate"] * 4 + ["not_an_image"] * 5
 
 
 def test_a_torn_tar_is_named_and_read_again_only_when_it_was_mended(run: Run) -> None:
