@@ -26,6 +26,8 @@ class History:
         self.run = Run(place)
         self.members: dict[str, dict[str, int | None]] = {}
         """By tar: the number of each member's picture, None for one that is no picture."""
+        self.entries: dict[str, list[Entry]] = {}
+        """By tar: its members in their order, with second ones of some names."""
         self.torn: set[str] = set()
         self.done: list[str] = []
 
@@ -35,7 +37,11 @@ class History:
         some = {name: value for name, value in self.members.get(name, {}).items() if self.draw.random() < 0.7}
         for number in self.draw.sample(range(40), self.draw.randint(1, 12)):
             some[f"{number:04d}.png"] = None if self.draw.random() < 0.15 else self.draw.randrange(3)
-        self.members[name] = some
+        entries = [(member, b"no image" if value is None else picture(value)) for member, value in some.items()]
+        for _ in range(self.draw.choice((0, 0, 1, 2, 4))):
+            at = self.draw.randrange(len(entries))
+            entries.insert(self.draw.randint(at + 1, len(entries)), (entries[at][0], picture(self.draw.randrange(3))))
+        self.members[name], self.entries[name] = some, entries
         self.torn.discard(name)
         self._put(name)
 
@@ -107,16 +113,20 @@ class History:
                 labels |= {f"{tar}#{name}": COLOURS[value] for name, value in members.items() if value is not None}
                 rejects |= {f"{tar}#{name}": "not_an_image" for name, value in members.items() if value is None}
         found, refused = self.run.rows(), self.run.rows("rejects")
+        seconds = {name: refused.pop(name) for name in list(refused) if refused[name] == "duplicate"}
+        for tar in self.members.keys() - self.torn:
+            many, mine = (
+                len(self.entries[tar]) - len(self.members[tar]),
+                [name for name in seconds if name.startswith(f"{tar}#")],
+            )
+            assert len(mine) == many if exactly else len(mine) >= many, self.done
         assert not found.keys() & refused.keys(), self.done
         assert found.items() >= labels.items() and refused.items() >= rejects.items(), self.done
         if exactly and not self.torn:
             assert found == labels and refused == rejects, self.done
 
     def _put(self, name: str) -> None:
-        entries: list[Entry] = [
-            (member, b"no image" if value is None else picture(value)) for member, value in self.members[name].items()
-        ]
-        data = packed(*entries)
+        data = packed(*self.entries[name])
         self.run.put(name, gzip.compress(data) if name.endswith("gz") else data)
 
     def _unsound(self, blocks: Iterator[pa.Table]) -> list[pa.Table]:
