@@ -81,8 +81,28 @@ class SourceConfig:
         "auto", "what a manifest may name: auto (s3, gs, az, https, and its own kind of place), or 's3,file'"
     )
     allow_empty: bool = knob(False, "an input without a single image is a success instead of exit code 2")
+    uri_column: str | None = knob(None, "the column of a manifest that names the images; unset: uri")
+    uri_template: str | None = knob(
+        None, "what a manifest's rows name, filled from their columns, such as 'train/{id}.jpg'; unset: the uri column"
+    )
+    labels: str = knob("auto", "train, evaluate: where labels come from: auto, column, sidecars (in tars), folders")
+    label_column: str | None = knob(None, "train, evaluate: the column of a table that holds the label; unset: label")
+    label_depth: int | None = knob(
+        None,
+        "train, evaluate: which folder below the input is the class, 1 is the first; unset: the one that holds the image",
+    )
+    splits: str = knob(
+        "auto", "train, evaluate: where the split comes from: auto, column, folders, names (of tables and tars), none"
+    )
+    split_column: str | None = knob(None, "train, evaluate: the column of a table that holds the split; unset: split")
 
     def __post_init__(self) -> None:
+        one_of("source.labels", self.labels, ("auto", "column", "sidecars", "folders"))
+        one_of("source.splits", self.splits, ("auto", "column", "folders", "names", "none"))
+        if self.label_depth is not None:
+            at_least("source.label_depth", self.label_depth, 1)
+        if self.uri_column is not None and self.uri_template is not None:
+            raise ConfigError("source.uri_column and source.uri_template both name the images: set one of them")
         one_of("source.format", self.format, ("auto", "objects", "manifest", "parquet", "tar", "inventory"))
         if not any(part.strip(" .") for part in self.suffixes.split(",")):
             raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
