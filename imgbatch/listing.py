@@ -40,6 +40,8 @@ class Found:
     """One of those passed over."""
     whole: bool = False
     """The batch is read as a whole, so that one worker should have it all."""
+    by_table: bool = False
+    """A table names these images: a manifest, or metadata beside them."""
 
 
 @dataclass

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, InputError
+from imgbatch.labelled_inputs import Resolver, TarMembers
 from imgbatch.models import Model
-from imgbatch.parts import Log
 from imgbatch.schema import LISTING, whole
-from imgbatch.sources.labelled import TRUTH, Classes, is_tar, member_truths
+from imgbatch.sources.labelled import TRUTH, Classes, is_tar
 from imgbatch.storage import Folder
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 
@@ -35,7 +35,6 @@ class Truths:
         self._labels, self._index = labels, UriIndex(number=np.int32)
         self._classes: Numbers = np.zeros(0, np.int32)
         self._containers = pa.chunked_array([], pa.dictionary(pa.int32(), pa.string()))
-        self._tars: set[str] = set()
         self._add(listed)
 
     def __len__(self) -> int:
@@ -67,49 +66,36 @@ class Truths:
             numbers[rows] = columns["number"][positions]
         return numbers
 
-    def add_members(self, output: Folder) -> None:
+    def add_members(self, output: Folder, resolver: Resolver, split: str | None = None) -> None:
         """Read from the tables of an output which members the listed tars have, and their classes.
+
+        Args:
+            resolver: decides again where labels and splits come from, with these members.
+            split: take the members of this split alone.
 
         Raises:
             BooksError: a tar has no row at all.
             InputError: a member has no class, or one that is none of the labels.
         """
-        unread = set(self._tars)
-        for name in ("labels", "rejects") if self._tars else ():
-            log = Log(output.folder(name))
-            log.scan()
-            for number in log.numbers:
-                rows, _ = log.part(number)
-                if len(rows):  # a seal has none of the carried columns either
-                    tars = self._tars_of(rows["uri"])
-                    unread.difference_update(pc.unique(tars).to_pylist())
-                    self._add(self._members(rows.filter(pc.is_valid(tars))))
-        if unread:
-            raise BooksError(f"{min(unread)} is listed, and no row of it is in {output.uri}: have it labelled first")
-
-    def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
-        """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
-        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._tars), pa.string())
-        tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
-        for most in range(1, deepest + 1):  # a folder of the tar's, and a member, may have a # in their names
-            place = pc.binary_join(pc.list_slice(parts, 0, most), "#")
-            tars = pc.coalesce(tars, pc.if_else(pc.is_in(place, known), place, None))
-        return tars
-
-    def _members(self, rows: pa.Table) -> list[pa.RecordBatch]:
-        # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
-        itself = pc.is_in(rows["uri"], pa.array(sorted(self._tars), pa.string()))
-        truths = pc.if_else(itself, self._labels[0], member_truths(rows))
-        known = {"uri": rows["uri"], TRUTH: truths}
-        columns = [known.get(field.name, pa.nulls(len(rows), field.type)) for field in _LISTED]
-        return list(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
+        if not resolver.tars:
+            return
+        members = TarMembers(output, resolver)
+        for table in members.labelled(split):
+            # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
+            itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
+            truths = pc.if_else(itself, self._labels[0], whole(table[TRUTH]))
+            known = {"uri": table["uri"], TRUTH: truths}
+            columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
+            self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
+        if members.unread:
+            raise BooksError(
+                f"{min(members.unread)} is listed, and no row of it is in {output.uri}: have it labelled first"
+            )
 
     def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
         classes, found, containers = Classes(self._labels), [self._classes], self._containers.chunks
         for batch in listed:
-            tar = is_tar(batch)
-            self._tars.update(batch["uri"].filter(tar).to_pylist())
-            images = batch.filter(pc.invert(tar))
+            images = batch.filter(pc.invert(is_tar(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
             new = first_of_each(keys) & ~self._index.contains(keys)
             self._index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))

@@ -15,10 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
@@ -27,14 +30,14 @@ from imgbatch import cli, config, models, runs, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import candidates, naming_the_output, prepare
-from imgbatch.listing import pages
+from imgbatch.job import naming_the_output, prepare
+from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
 from imgbatch.schema import EMBEDDING, labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, worst
-from imgbatch.sources.labelled import labelled
+from imgbatch.sources.labelled import Classes, is_tar
+from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage import Folder, Stores, absolute
-from imgbatch.stream import waited
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -111,16 +114,16 @@ def from_model(
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
     job = prepare(chosen, stop.check)
     who = [job.model] if against is None else [job.model, against]
-    job = replace(job, sources=labelled(job.sources, [(model.name, model.labels) for model in who], split))
     with naming_the_output(job):
         job.output.folders()
         if job.config.run.check_owner:
             runs.require_free(job.output)
     withdraw(job.output)
-    classify.recorded(job, stop)
-    success = runs.read_success(job.output) or {}
-    listing = pages(job.output.folder(f"runs/{success['run_id']}/listing"))
-    truths = Truths((batch for page in listing for batch in page.to_batches()), job.model.labels)
+    with relisted(job.stores, job.sources, chosen.source, stop.check, partial(of_split, split)) as listed:
+        require_classes(listed, who, split)
+        classify.recorded(replace(job, sources=[listed.source]), stop)
+        truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
+    truths.add_members(job.output, listed.resolver, split)
     return job.output, truths, (job.model, job.output, temperature)
 
 
@@ -140,11 +143,38 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
-    found = labelled(given, [(model.name, model.labels)], flags.split)
-    carried = waited(lambda: sources.carried_by(found), stop.check)
-    with candidates(found, carried, stop.check, allow_empty=True) as batches:
-        truths = Truths((each.batch for each in batches), model.labels)
+    with relisted(stores, given, chosen.source, stop.check, partial(of_split, flags.split)) as listed:
+        require_classes(listed, [model], flags.split)
+        truths = Truths((each.batch for each in listed.source.found()), model.labels)
+    truths.add_members(written, listed.resolver, flags.split)
     return output, truths, (model, written, temperature_of(chosen.model.name, stores))
+
+
+def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
+    """Return a mask of the images of a split, and of the tars, whose members are of whatever split."""
+    if split is None:
+        return pa.array(np.ones(len(rows), bool))
+    return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
+
+
+def require_classes(listed: Relisted, models: Sequence[Model], split: str | None) -> None:
+    """Show what is understood of the input, and refuse labels that one of the models does not know.
+
+    Raises:
+        InputError: naming the labels, or images that have none.
+    """
+    known, kept = [Classes(model.labels, model.name) for model in models], 0
+    for each in listed.source.found():
+        images = each.batch.filter(pc.invert(is_tar(each.batch)))
+        kept += len(each.batch)
+        for classes in known:
+            if len(images):
+                classes.truths(images)
+    log.info("what the inputs hold:\n%s", "\n".join(listed.resolver.lines()))
+    if not kept:
+        log.warning("%s holds no image of the split %s", listed.source.uri, split)
+    for classes in known:
+        classes.require_known()
 
 
 def model_of(record: dict[str, Any], chosen: config.ModelConfig, named: str | None) -> config.ModelConfig:
@@ -202,7 +232,6 @@ def temperature_of(name: str, stores: Stores) -> float | None:
 def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
     """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
     model, written, temperature = labels
-    truths.add_members(written)
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
     scored, mistakes = Scored(truths, model, temperature), None

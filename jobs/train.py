@@ -7,11 +7,11 @@ Run it again to go on where it was stopped. See --help, and the README for what 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,14 @@ import pyarrow as pa
 from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
-from imgbatch.job import candidates, no_image, sources_beside, warn_of_local_paths
+from imgbatch.job import sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing, Todo, pages
+from imgbatch.labelled_inputs import Resolver
 from imgbatch.models import Model
-from imgbatch.sources.labelled import SPLITS, TEST, Agreement, splits_of
 from imgbatch.storage import Folder, Stores, absolute
-from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
-from imgbatch.train import labelled, outcome, publish, splits
+from imgbatch.train import inputs, labelled, outcome, publish, splits
+from imgbatch.train.inputs import Inputs, Listed
 from imgbatch.train.labelled import Labelled
 from imgbatch.train.settings import Training
 
@@ -62,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--base", metavar="NAME_OR_URI", help="the model to start from: efficientnet_lite0, or a directory"
     )
     parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that goes with the model")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the classes and splits and where they come from, and write nothing"
+    )
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: train(flags))
 
@@ -77,7 +78,7 @@ def train(flags: Any) -> int:
     if job is None:
         print(f"trained already: {absolute(chosen.output)}")
         return 0
-    return recorded(job, stop)
+    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ class Job:
     def run(self) -> Folder:
         """What a run goes on from, below the output until the model is there."""
         return self.output.folder(publish.RUN)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The labelled images."""
+        return Inputs(self.stores, self.sources, self.config.source)
 
 
 def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
@@ -124,6 +130,17 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     return Job(chosen, stores, output, base, found, tree)
 
 
+def dry_run(job: Job, stop: StopRequest) -> int:
+    """Show what is understood of the inputs."""
+    with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
+        listed = inputs.list_images(job.inputs, Folder(job.stores, place), stop.check)
+        lines, labels = inputs.preview(listed, stop.check)
+    if labels is not None:
+        tree_of(job, labels)
+    print("\n".join([*lines, "nothing was written"]))
+    return 0
+
+
 def recorded(job: Job, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its record, which the model takes along as `training.json`."""
     record = runs.Record(
@@ -145,21 +162,20 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
-    listed = list_images(job, record.folder.folder("listing"), pulse)
-    if listed.todo.shards:
-        wanted = listed.todo.pending & (splits_of(listed.table, roots_of(job)) != TEST)
-    else:  # what can be known before anything is read is said now
-        found = labelled.read(listed.table, roots_of(job))
-        say_what_is_empty(job, listed.table["uri"])
-        tree_of(job, found.labels)
-        wanted = (found.classes != labelled.NO_CLASS) & (found.splits != TEST)
-    way, made, found, trained = learn(job, listed, wanted, stop, pulse)
+    listed = inputs.list_images(job.inputs, record.folder.folder("listing"), pulse)
+    wanted, known = inputs.wanted(listed)
+    if known is not None:  # without tars all is known before anything is read
+        inputs.say_what_is_empty(job.inputs, listed.table["uri"])
+        tree_of(job, known.labels)
+    way, made, found, resolver, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
     truths = found.classes[trained.held]
     figures = outcome.metrics(trained.unseen, trained.temperature, truths, tree)
     record.facts |= {
         "status": "succeeded", "exit_code": 0, "way": way, "seed": job.config.train.seed, "temperature": trained.temperature,
-        "data": {"fingerprint": listed.fingerprint, "rejected": len(refused), **labelled.summary(found)},
+        "data": {
+            "fingerprint": listed.fingerprint, "rejected": len(refused), **labelled.summary(found), **resolver.public(),
+        },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
     write(job, record, made, found, trained, figures)
@@ -168,7 +184,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
 
 def learn(
     job: Job, listed: Listed, wanted: Any, stop: StopRequest, pulse: Callable[[], None]
-) -> tuple[str, Prepared, Labelled, Trained]:
+) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Have the images made ready on the cluster, split them, and train; return the way, the images and what came of it."""
     from imgbatch import cluster, connection  # Ray and torch are not needed before all of the input is sound
     from imgbatch.train import network, ways
@@ -185,16 +201,16 @@ def learn(
                 plan, pulse,
             )  # fmt: skip
             work, made = ways.ready_for(task, way, wanted)
-            found, fold = split(job, made)
+            found, resolver, fold = split(job, listed, made)
             if way == "finetune" or not job.config.train.refit:  # no cross-validation: most images are not held out
                 fold = splits.one_alone(fold)
             counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, fold >= 0))
             log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
             learned = ways.by_head if way == "head" else ways.by_finetuning
-            return way, made, found, learned(task, work, made, found, fold)
+            return way, made, found, resolver, learned(task, work, made, found, fold)
 
 
-def split(job: Job, made: Prepared) -> tuple[Labelled, Any]:
+def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver, Any]:
     """Return the classes of the images that are ready, and the fold of each; all that training needs has to be sound."""
     rejected = len(made.rejects)
     good = len(made.images) + len(made.torn) - rejected
@@ -204,7 +220,9 @@ def split(job: Job, made: Prepared) -> tuple[Labelled, Any]:
         job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip
-    found = labelled.read(made.images, roots_of(job))
+    found, resolver = inputs.read(listed, made)
+    if listed.todo.shards:
+        inputs.say(resolver)
     require_readable(found, made.read, job.run.at("rejects.parquet"))
     tree_of(job, found.labels)  # of what is in tars it could not be known before
     if list(job.base.labels) != list(found.labels):
@@ -216,7 +234,7 @@ def split(job: Job, made: Prepared) -> tuple[Labelled, Any]:
         )
     fold = splits.assign(found, job.config.train.folds, job.config.train.seed, made.read)
     say_what_is_alone(found, fold)
-    return found, fold
+    return found, resolver, fold
 
 
 def write(job: Job, record: runs.Record, made: Prepared, found: Labelled, trained: Trained, figures: Any) -> None:
@@ -248,66 +266,9 @@ def summary(figures: dict[str, Any], way: str, rejected: int, seconds: float, ou
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """The images of all inputs: their URIs and carried columns, in an order that repeats."""
-
-    table: pa.Table
-    pages: Folder
-    todo: Todo
-    fingerprint: str
-    """Tells these images, their versions and their labels from others."""
-
-
-def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
-    """List the inputs onto numbered pages.
-
-    Raises:
-        InputError: there is not one image.
-    """
-    carried = waited(lambda: sources.carried_by(job.sources), pulse)
-    listing = Listing(Ledger(job.run, {}).open(), folder, carried)
-    agreement, counts = Agreement(job.sources), listing.counts
-
-    def agreeing(batches: Iterable[Found]) -> Iterator[Found]:
-        for each in batches:
-            agreement.require(each.batch)
-            yield each
-
-    with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
-        listing.take(agreeing(batches))
-    if not counts.listed and not counts.tars:
-        raise InputError(no_image(counts, job.sources))
-    log.info(
-        "%s images listed, %s objects ignored, %s duplicates",
-        *(f"{number:,}" for number in (counts.listed, counts.ignored, counts.duplicates)),
-    )
-    digest, kept = hashlib.sha256(), []
-    for page in pages(folder):
-        pulse()
-        digest.update(json.dumps(page.to_pydict(), default=str).encode())
-        kept.append(page.drop_columns(["size", "etag", "last_modified"]))
-    return Listed(pa.concat_tables(kept), folder, listing.todo(), digest.hexdigest())
-
-
-def roots_of(job: Job) -> list[str]:
-    """Return the inputs below which folders are classes."""
-    return [source.uri for source in job.sources if source.kind == "folder"]
-
-
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:
     """Return the taxonomy that was given, held against the labels."""
     return taxonomy.read(job.taxonomy, job.config.taxonomy, labels) if job.taxonomy else None
-
-
-def say_what_is_empty(job: Job, uris: pa.ChunkedArray) -> None:
-    """Name the folders directly below an input, or its splits, that hold no image."""
-    for root in roots_of(job):
-        folders = Folder(job.stores, root).folders()
-        splits_of = [f"{root}/{name}" for name in folders if name.lower() in SPLITS]
-        for place in (root, *splits_of):
-            for name in labelled.empty_folders(place, Folder(job.stores, place).folders(), uris):
-                log.warning("%s/%s holds no image: it is no class", place, name)
 
 
 def say_what_is_alone(found: Labelled, fold: Any) -> None:

@@ -1,18 +1,16 @@
-"""Sources whose images have a known class: a column `label`, or else the folder that holds the image.
+"""Sources whose images have a known class: what each row says itself of label, split and group, and which input named it.
 
-A tar is listed in place of its members; they bring their class themselves, in their rows (`member_truths`).
+`marked` prepares the batches of the sources for a listing; `declared.py` decides from all of them where labels and splits come
+from. A tar is listed in place of its members, whose labels are known once it is read.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -20,57 +18,160 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
-from imgbatch.schema import CARRIED, TAR, whole
+from imgbatch.schema import CARRIED, PARQUET, TAR, whole
 from imgbatch.sources import Source
+from imgbatch.sources.sidecars import ALSO_LABEL, ALSO_SPLIT
+from imgbatch.spelling import near_miss, normalised
 from imgbatch.taxonomy import did_you_mean
-from imgbatch.uris import UriIndex, hash_strings, uri_keys
 
 TRUTH = CARRIED + "label"
-"""The column in which an image's true class travels, whatever the source."""
+"""The column in which an image's true class travels, whatever the source calls it."""
 
-SPLIT = CARRIED + "split"
-TRAIN, VAL, TEST = range(3)
-SPLITS = {"train": TRAIN, "training": TRAIN, "": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL}
-SPLITS |= {"test": TEST, "testing": TEST}
-NAMED = [name for name in SPLITS if name]
+SPLIT, GROUP = CARRIED + "split", CARRIED + "group"
 
-log = logging.getLogger(__name__)
+OBJECT_OF, TABLE_OF = CARRIED + "@object", CARRIED + "@table"
+"""The number of the input that found an image as an object or in a container, and of the one whose table names it."""
 
-_CLS, _JSON = CARRIED + "cls", CARRIED + "json"
-
-_FOLDER = r"(?P<folder>[^/#]*)[/#][^/]*$"
-_FOLDER_IN_TAR = r"(?i)\.(?:tar|tar\.gz|tgz)#(?:.*/)?(?P<folder>[^/]+)/[^/]*$"
 _SHOWN, _REMEMBERED = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
-Ints = npt.NDArray[np.int64]
+
+
+@dataclass
+class Columns:
+    """Which columns the rows of one input brought, and an image that came without."""
+
+    names: set[str] = field(default_factory=set)
+    """Without the prefix."""
+    tables: bool = False
+    """Rows of tables are among them."""
+
+
+def marked(given: Sequence[Source], config: SourceConfig) -> tuple[list[Source], list[Columns]]:
+    """Return sources whose rows say label, split and group in TRUTH, SPLIT and GROUP, and by which input they were found.
+
+    Names are normalised, an empty one is null. The second value is filled while the sources are listed.
+
+    Raises:
+        InputError: at the end of a source: it is a table that lacks a needed column, or has one that is nearly named so.
+    """
+    seen, lock = [Columns() for _ in given], threading.Lock()
+
+    def listed(number: int, source: Source) -> Iterator[Found]:
+        for each in source.found():
+            batch = each.batch
+            in_table = each.by_table or pc.any(pc.equal(batch["container"], PARQUET)).as_py()
+            own = {name.removeprefix(CARRIED) for name in batch.schema.names if name.startswith(CARRIED)}
+            with lock:
+                seen[number].tables |= bool(in_table and len(batch))
+                seen[number].names |= own if in_table and len(batch) else set()
+            yield replace(each, batch=_marked(batch, number, config, by_table=each.by_table))
+        require_columns(source.uri, seen[number], config)
+
+    return [replace(source, found=partial(listed, number, source)) for number, source in enumerate(given)], seen
+
+
+def require_columns(uri: str, columns: Columns, config: SourceConfig) -> None:
+    """Refuse tables without a column that is needed, and columns that are nearly called so.
+
+    Raises:
+        InputError: naming the columns that there are, and the option that decides.
+    """
+    if not columns.tables:
+        return
+    names = sorted(columns.names)
+    label, split = config.label_column or "label", config.split_column or "split"
+    if label not in columns.names and config.labels != "folders":
+        near = near_miss(label, names, ALSO_LABEL)
+        hint = (
+            f"did you mean {near!r}? Then say source.label_column={near}"
+            if near
+            else "name one with source.label_column"
+        )
+        raise InputError(
+            f"{uri} has no column {label!r}; beside the images it has: {', '.join(names) or 'none'}. {hint}, or say "
+            "source.labels=folders if the folders of the images are their classes"
+        )
+    if split in columns.names or config.splits not in ("auto", "column"):
+        return
+    near = near_miss(split, names, ALSO_SPLIT)
+    if near or config.splits == "column" or config.split_column:
+        hint = f"did you mean {near!r}? Then say source.split_column={near}, or " if near else ""
+        raise InputError(
+            f"{uri} has no column {split!r}; beside the images it has: {', '.join(names)}. {hint}source.splits=none if the "
+            "table says no split"
+        )
+
+
+def _marked(batch: pa.RecordBatch, number: int, config: SourceConfig, *, by_table: bool) -> pa.RecordBatch:
+    named = {TRUTH: config.label_column or "label", SPLIT: config.split_column or "split", GROUP: "group"}
+    columns = {name: text(batch, CARRIED + column) for name, column in named.items()}
+    own = pa.repeat(pa.scalar(number, pa.int32()), len(batch))
+    none = pa.nulls(len(batch), pa.int32())
+    columns |= {OBJECT_OF: none, TABLE_OF: own} if by_table else {OBJECT_OF: own, TABLE_OF: none}
+    kept = {name: batch[name] for name in batch.schema.names if name not in columns}
+    return pa.RecordBatch.from_pydict({**kept, **columns})
+
+
+def text(listed: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
+    """Return a column as text, normalised; null where it is empty, and where there is none.
+
+    Raises:
+        InputError: it holds lists, what else is no text, or text that is a list.
+    """
+    if name not in listed.schema.names:
+        return pa.nulls(len(listed), pa.string())
+    shown = name.removeprefix(CARRIED)
+    try:
+        values = normalised(whole(listed[name]))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"the column {shown!r} holds {listed[name].type}: an image has one text, or number, there"
+        ) from error
+    for value in pc.unique(values.filter(pc.match_substring_regex(values, r"^[\[{]"))).to_pylist():
+        if _is_list(value):
+            uri = listed["uri"].filter(pc.equal(values, value))[0].as_py()
+            raise InputError(f"the column {shown!r} says {value[:80]} of {uri}: an image has one {shown} here")
+    return pc.if_else(pc.equal(values, ""), None, values)
+
+
+def _is_list(value: str) -> bool:
+    try:
+        return isinstance(json.loads(value.replace("'", '"')), list | dict)
+    except ValueError:
+        return False
+
+
+def is_tar(listed: pa.RecordBatch | pa.Table) -> pa.Array:
+    """Return a mask of the rows that stand for the members of a tar."""
+    return pc.fill_null(pc.equal(whole(listed["container"]), TAR), False)
 
 
 class Classes:
     """The classes of a model, and what the truths of an input say that is none of them."""
 
     def __init__(self, labels: Sequence[str], model: str = "the model") -> None:
-        self._labels, self._model = pa.array(labels, pa.string()), model
+        self._labels, self._model = normalised(pa.array(labels, pa.string())), model
         self._unknown: Counter[str] = Counter()
         self._without, self._example = 0, ""
 
     def numbers(self, names: pa.Array | pa.ChunkedArray) -> Numbers:
         """Return the class of each name, -1 where the model has none."""
-        names = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
-        found = pc.fill_null(pc.index_in(names.cast(pa.string()), value_set=self._labels), -1)
+        found = pc.fill_null(pc.index_in(whole(names).cast(pa.string()), value_set=self._labels), -1)
         return np.asarray(found, np.int32)
 
-    def truths(self, listed: pa.RecordBatch) -> Numbers:
-        """Return the true class of each listed image; what has none is remembered."""
-        names = text(listed, TRUTH)
+    def truths(self, listed: pa.RecordBatch | pa.Table) -> Numbers:
+        """Return the true class of each listed image, in TRUTH; what has none is remembered."""
+        names = whole(listed[TRUTH])
         numbers = self.numbers(names)
         wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
         empty = pc.fill_null(pc.equal(names, ""), True)
         if pc.any(empty).as_py():
             self._without += pc.sum(empty).as_py()
-            self._example = self._example or wrong.filter(empty)["uri"][0].as_py()
+            self._example = self._example or wrong["uri"].filter(empty)[0].as_py()
         if len(self._unknown) < _REMEMBERED:
             self._unknown.update(names.filter(pc.invert(empty)).to_pylist())
         return numbers
@@ -83,7 +184,7 @@ class Classes:
         """
         if self._without:
             raise InputError(
-                f"{self._without:,} images have no label, {self._example} for one: give each row a label, or leave it away"
+                f"{self._without:,} images have no label, {self._example} for one: give each image a label, or omit it"
             )
         if self._unknown:
             known = self._labels.to_pylist()
@@ -91,187 +192,6 @@ class Classes:
             more = ", …" if len(self._unknown) > _SHOWN else ""
             raise InputError(
                 f"{sum(self._unknown.values()):,} images have labels that are unknown to {self._model}: {'; '.join(shown)}"
-                f"{more}. It knows {len(known):,}, such as {', '.join(map(repr, known[:3]))}; the class is the column `label`, "
-                "or else the folder that holds the image"
+                f"{more}. It knows {len(known):,}, such as {', '.join(map(repr, known[:3]))}; docs/labels-and-splits.md says "
+                "where labels come from"
             )
-
-
-class Agreement:
-    """What was said of each image so far: a second row of one is passed over, and so must not say another thing.
-
-    Sources are listed beside each other, in threads.
-    """
-
-    def __init__(self, sources: Sequence[Source], *, splits: bool = True) -> None:
-        self.roots = [source.uri for source in sources if source.kind == "folder"]
-        """Below which folders say the split."""
-        self._splits, self._index = splits, self._fresh()
-        self._lock, self._left = threading.Lock(), len(sources)
-
-    def _fresh(self) -> UriIndex:
-        return UriIndex(label=np.uint32, split=np.uint8)
-
-    def require(self, listed: pa.RecordBatch) -> None:
-        """Refuse what says another class, or another split, of an image or a tar than was said before.
-
-        Raises:
-            InputError: naming the image.
-        """
-        names = text(listed, TRUTH)
-        labels = hash_strings(pc.if_else(pc.equal(names, ""), None, names)).astype(np.uint32)  # 0: says nothing
-        splits = (splits_of(listed, self.roots) if self._splits else np.zeros(len(listed))).astype(np.uint8)
-        keys = uri_keys(listed["uri"])
-        with self._lock:
-            self._index.add(keys, label=labels, split=splits)
-            for columns, rows, at in self._index.lookup(keys):
-                before, now = columns["label"][at], labels[rows]
-                unlike = {
-                    "with two labels": (before != now) & (before != 0) & (now != 0),
-                    "in two splits": columns["split"][at] != splits[rows],
-                }
-                for what, other in unlike.items():
-                    if other.any():
-                        uri = listed["uri"][int(rows[other.argmax()])].as_py()
-                        raise InputError(f"{uri} is listed more than once, {what}: an image has one of each")
-
-    def end(self) -> None:
-        """Forget everything when the last source has ended."""
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self._index = self._fresh()
-
-
-def labelled(
-    given: Sequence[Source], models: Sequence[tuple[str, Sequence[str]]], split: str | None = None
-) -> list[Source]:
-    """Return sources whose images have their truth in TRUTH; they end by refusing those that a model does not know.
-
-    Args:
-        models: the name and the labels of each.
-        split: train, val or test: of this one alone; None: of all.
-    """
-    agreement = Agreement(given, splits=split is not None)
-
-    def found(source: Source) -> Iterator[Found]:
-        known, seen, kept = [Classes(labels, name) for name, labels in models], 0, 0
-        for each in source.found():
-            batch = each.batch
-            if TRUTH not in batch.schema.names:
-                batch = batch.append_column(TRUTH, pc.if_else(is_tar(batch), None, _folders(batch["uri"])))
-            agreement.require(batch)
-            seen += len(batch)
-            if split is not None:
-                batch = batch.filter(pa.array(splits_of(batch, agreement.roots) == SPLITS[split]))
-            kept += len(batch)
-            for classes in known:
-                classes.truths(batch.filter(pc.invert(is_tar(batch))))
-            yield replace(each, batch=batch)
-        agreement.end()
-        if seen and not kept:
-            log.warning("%s holds %s images or tars, and none of the split %s", source.uri, f"{seen:,}", split)
-        for classes in known:
-            classes.require_known()
-
-    def carried(source: Source) -> pa.Schema:
-        return _with_truth(source.carried())
-
-    return [replace(source, found=partial(found, source), carried=partial(carried, source)) for source in given]
-
-
-def split_names(listed: pa.Table | pa.RecordBatch, roots: Sequence[str]) -> pa.Array:
-    """Return what the column `split` says of each image, or tar, or else the first folder below an input; null: nothing.
-
-    Args:
-        roots: the inputs that are folders; of those within each other the inner one says it.
-    """
-    said, contained = text(listed, SPLIT), pc.is_valid(text(listed, "container"))
-    said = pc.if_else(pc.equal(said, ""), None, said)
-    for root in sorted(roots, key=len, reverse=True):
-        said = pc.coalesce(said, folder_splits(whole(listed["uri"]), contained, root))
-    return said
-
-
-def splits_of(listed: pa.Table | pa.RecordBatch, roots: Sequence[str]) -> Ints:
-    """Return TRAIN, VAL or TEST for each image, or tar; see `split_names`."""
-    return split_codes(pc.fill_null(split_names(listed, roots), ""))
-
-
-def text(listed: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
-    """Return a column as text, nulls where there is none.
-
-    Raises:
-        InputError: it holds lists, or what else is no text.
-    """
-    if name not in listed.schema.names:
-        return pa.nulls(len(listed), pa.string())
-    try:
-        return whole(listed[name]).cast(pa.string())
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"the column {name.removeprefix(CARRIED)!r} holds {listed[name].type}: an image has one text, or number, there"
-        ) from error
-
-
-def folder_splits(uris: pa.Array, contained: pa.Array, root: str) -> pa.Array:
-    """Return the first folder below an input where it is called as a split is, null elsewhere.
-
-    Args:
-        contained: which are, or lie in, a tar or a Parquet file: these need no second folder, for their class.
-
-    >>> uris = pa.array(["/in/test/cat/1.jpg", "/in/test/1.jpg", "/in/Val/0.tar#1.jpg", "/in/val.jpg"])
-    >>> folder_splits(uris, pa.array([False, False, True, False]), "/in").to_pylist()
-    ['test', None, 'val', None]
-    """
-    parts = pc.extract_regex(uris, rf"(?s)^{re.escape(root)}/(?P<first>[^/]+)/(?P<rest>.*)$")
-    first, rest = (pc.struct_field(parts, name) for name in ("first", "rest"))
-    first = pc.utf8_lower(first)
-    below = pc.or_(contained, pc.fill_null(pc.match_substring(rest, "/"), False))
-    return pc.if_else(pc.and_(below, pc.is_in(first, pa.array(NAMED))), first, None)
-
-
-def split_codes(splits: pa.Array) -> Ints:
-    """Return TRAIN, VAL or TEST for each name of a split; an empty one is TRAIN.
-
-    Raises:
-        InputError: a name is none.
-    """
-    names = pc.utf8_lower(pc.utf8_trim_whitespace(splits)).dictionary_encode()
-    known = names.dictionary.to_pylist()
-    if unknown := [name for name in known if name not in SPLITS]:
-        raise InputError(f"column 'split' holds {unknown[0]!r}: it may be train, val, test or empty")
-    codes: Ints = np.array([SPLITS[name] for name in known], np.int64)[names.indices.to_numpy()]
-    return codes
-
-
-def is_tar(listed: pa.RecordBatch) -> pa.Array:
-    """Return a mask of the rows that stand for the members of a tar."""
-    return pc.fill_null(pc.equal(listed["container"], TAR), False)
-
-
-def member_truths(rows: pa.Table) -> pa.Array:
-    """Return the class that members of tars bring along: what `.cls` says, or `label` in `.json`, or the folder in the tar."""
-    texts, records = (
-        rows[name].to_pylist() if name in rows.column_names else [None] * len(rows) for name in (_CLS, _JSON)
-    )
-    found = []
-    for text, record in zip(texts, records, strict=True):
-        if text is None and record is not None:
-            with suppress(ValueError, AttributeError):
-                text = json.loads(record).get("label")
-        found.append(None if text is None else str(text).strip())
-    return pc.coalesce(pa.array(found, pa.string()), _folders_in_tars(whole(rows["uri"])))
-
-
-def _folders_in_tars(uris: pa.Array) -> pa.Array:
-    """Return the name of the folder in its tar that holds each member, null for one that lies in none."""
-    return pc.struct_field(pc.extract_regex(uris, _FOLDER_IN_TAR), "folder")
-
-
-def _with_truth(carried: pa.Schema) -> pa.Schema:
-    return carried if TRUTH in carried.names else carried.append(pa.field(TRUTH, pa.string()))
-
-
-def _folders(uris: pa.Array) -> pa.Array:
-    """Return the name of the folder that holds each image."""
-    return pc.struct_field(pc.extract_regex(uris, _FOLDER), "folder")

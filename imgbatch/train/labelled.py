@@ -1,8 +1,7 @@
-"""Which class and which split each listed image has: from the manifest's columns, or from the folder that it lies in. Pure.
+"""Values: the classes, splits and groups that training learns from.
 
-A table's columns `label`, `split` and `group` say it, whatever the source; a tar's members bring a label along. Where
-nobody says anything, an object's class is the folder that holds it, and the split the first folder below the input, if that is
-called train, val or test; a tar or a Parquet file may lie in it as well.
+Where the label and the split of an image come from is decided in `imgbatch/sources/declared.py`; this module numbers the
+classes and checks that training can use them.
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED
-from imgbatch.sources.labelled import TEST, TRUTH, split_names, splits_of, text
+from imgbatch.sources.split_words import SPLIT_NAMES, TEST, TRAIN
+from imgbatch.spelling import require_distinct
 
 log = logging.getLogger(__name__)
 
-LABEL, GROUP = TRUTH, CARRIED + "group"
 NO_CLASS = -1
 
 _SHOWN = 5
@@ -42,51 +40,59 @@ class Labelled:
     splits: Ints
     """TRAIN, VAL or TEST."""
     groups: Ints | None
-    """Images of one group never stand on both sides of a split."""
+    """Images of one group are all on one side of a split."""
 
 
-def read(listed: pa.Table, roots: Sequence[str]) -> Labelled:
-    """Read the classes off images.
+def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
+    """Number the classes of images.
 
     Args:
-        listed: the columns `uri` and, where there are any, `container`, LABEL, SPLIT and GROUP.
-        roots: the folders that were given as inputs. Below them, and everywhere if there is no LABEL, an object that LABEL
-            says nothing of has the class of its folder.
+        names: the label of each image, normalised; null where it has none.
+        splits: TRAIN, VAL or TEST.
+        groups: the name of each image's group; null where it has none.
 
     Raises:
-        InputError: there are fewer than two classes, labels that a person would take for one, or a group in two splits.
+        InputError: there are fewer than two classes, no image to train on, names that a person would take for one, or a group
+            in two splits.
     """
-    names = text(listed, LABEL)
-    silent = pc.and_(pc.is_null(names), pc.is_null(text(listed, "container")))
-    if pc.any(silent).as_py():
-        below_alone = not pc.all(pc.is_null(names)).as_py()
-        labels = _from_folders(listed["uri"].filter(silent), roots, below_alone=below_alone)
-        names = pc.replace_with_mask(names, silent, labels)
-    names, codes = pc.fill_null(names, ""), splits_of(listed, roots)
-    named = pc.not_equal(names, "")
-    known = pc.unique(names.filter(pc.and_(named, pa.array(codes != TEST)))).sort()
+    named = pc.is_valid(names)
+    known = pc.unique(names.filter(pc.and_(named, pa.array(splits != TEST)))).sort()
     labels = tuple(known.to_pylist())
     classes = pc.fill_null(pc.index_in(names, known), NO_CLASS).to_numpy().astype(np.int64)
-    _require_distinct(labels, classes)
-    if len(labels) < 2:
-        only = f" ({labels[0]})" if labels else ""
-        raise InputError(
-            f"the input holds {len(labels)} class{'es' * (len(labels) != 1)}{only}: at least two are needed. A class is a "
-            "folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a tar"
-        )
-    if unlabelled := pc.sum(pc.invert(named)).as_py():
-        log.warning("%s images have no label and are left out", f"{unlabelled:,}")
+    counts = np.bincount(classes[classes >= 0], minlength=len(labels)).tolist()
+    require_distinct(labels, "labels", dict(zip(labels, counts, strict=True)))
+    _require_two(labels, names, splits)
     if for_testing := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
         log.warning(
             "%d classes have images for testing alone and are not learned: %s",
             len(for_testing),
             ", ".join(for_testing[:_SHOWN]),
         )
-    together = text(listed, GROUP)
-    groups = _groups(together)
-    if groups is not None:
-        _require_whole(groups, codes, together)
-    return Labelled(labels, classes, codes, groups)
+    require_distinct(pc.unique(groups.drop_null()).to_pylist(), "groups")
+    numbered = _groups(groups)
+    if numbered is not None:
+        _require_whole(numbered, splits, groups)
+    return Labelled(labels, classes, splits, numbered)
+
+
+def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
+    """Refuse what nothing can be learned from."""
+    counted = np.asarray(pc.is_valid(names))
+    if counted.any() and not (counted & (splits == TRAIN)).any():
+        there = " and ".join(SPLIT_NAMES[code] for code in np.unique(splits[counted]).tolist())
+        raise InputError(
+            f"all labelled images are of the split {there}: there is none to train on. If that is not a split, say "
+            "source.splits=none"
+        )
+    if len(labels) < 2:
+        only = f" ({labels[0]})" if labels else ""
+        without = f"; {np.count_nonzero(~counted):,} images have no label" if not counted.all() else ""
+        raise InputError(
+            f"the input holds {len(labels)} class{'es' * (len(labels) != 1)}{only}{without}: at least two are needed. A class "
+            "is a folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a "
+            "tar. If a table names the labels, give it as --input (source.label_column, source.uri_template name its "
+            "columns); source.label_depth says which folder is the class. docs/labels-and-splits.md has an example of each"
+        )
 
 
 def _groups(names: pa.Array) -> Ints | None:
@@ -104,61 +110,10 @@ def _require_whole(groups: Ints, splits: Ints, names: pa.Array) -> None:
     order = np.argsort(groups, kind="stable")
     torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(splits[order]) != 0))
     if len(torn):
-        kinds = [("train", "val", "test")[splits[at]] for at in order[torn[0] : torn[0] + 2]]
+        kinds = [SPLIT_NAMES[splits[at]] for at in order[torn[0] : torn[0] + 2]]
         raise InputError(
-            f"group {names[int(order[torn[0]])].as_py()!r} has images in the splits {' and '.join(kinds)}: a group "
-            "stands in one of them; mend the columns 'group' and 'split'"
-        )
-
-
-def _from_folders(uris: pa.ChunkedArray, roots: Sequence[str], *, below_alone: bool) -> pa.Array:
-    """Return the label of each object by its folders, empty where they say nothing."""
-    places = pc.replace_substring_regex(uris.combine_chunks(), pattern="/[^/]*$", replacement="")
-    places = places.chunk(0) if isinstance(places, pa.ChunkedArray) else places
-    unique = pc.unique(places).to_pylist()
-    splits = split_names(pa.table({"uri": [f"{place}/" for place in unique]}), roots).to_pylist()
-    first: dict[tuple[str, str | None], str] = {}
-    found = []
-    for place, split in zip(unique, splits, strict=True):
-        below = [root for root in roots if f"{place}/".startswith(f"{root}/")]
-        label = "" if below_alone and not below else _of_folder(place, max(below, key=len, default=""), roots)
-        if label and (other := first.setdefault((label, split), place)) != place:
-            raise InputError(
-                f"the class {label!r} stands in two places, {other} and {place}: put its images together, or rename "
-                "one of the folders, or give a table with the columns uri and label"
-            )
-        found.append(label)
-    return pa.array(found, pa.string()).take(pc.index_in(places, pa.array(unique, pa.string())))
-
-
-def _of_folder(place: str, root: str, roots: Sequence[str]) -> str:
-    """Return the label of the images in a folder."""
-    path = place.removeprefix(root).strip("/").split("/")
-    # One of several inputs may be the folder of a class itself.
-    label = path[-1] or (root.rpartition("/")[2] if len(roots) > 1 else "")
-    if not label:
-        raise InputError(
-            f"images lie in {place} itself: each class needs a folder of its own below it, or give a table with the "
-            "columns uri and label"
-        )
-    return label
-
-
-def _require_distinct(labels: Sequence[str], classes: Ints) -> None:
-    """Refuse labels that differ in case or in spaces alone: one class would be taught as two."""
-    alike: dict[str, list[int]] = {}
-    for number, label in enumerate(labels):
-        alike.setdefault(" ".join(label.casefold().replace("_", " ").split()), []).append(number)
-    counts = np.bincount(classes[classes >= 0], minlength=len(labels))
-    pairs = [
-        " and ".join(f"{labels[number]!r} ({counts[number]:,} images)" for number in numbers)
-        for numbers in alike.values()
-        if len(numbers) > 1
-    ]
-    if pairs:
-        more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-        raise InputError(
-            f"labels that differ in case or spaces alone: {'; '.join(pairs[:_SHOWN])}{more}: give each class one spelling"
+            f"group {names[int(order[torn[0]])].as_py()!r} has images in the splits {' and '.join(kinds)}: all images of a "
+            "group belong to one split; correct the columns 'group' and 'split'"
         )
 
 

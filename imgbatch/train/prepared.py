@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import RESULTS, whole
-from imgbatch.sources.labelled import SPLIT, member_truths
+from imgbatch.config import SourceConfig
+from imgbatch.schema import CARRIED, RESULTS, whole
+from imgbatch.sources import sidecars
+from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
 from imgbatch.storage import Folder
-from imgbatch.train.labelled import GROUP, LABEL
 from imgbatch.uris import hash_strings
 
 if TYPE_CHECKING:
@@ -40,7 +41,13 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.uint64]
 
-_TRUTHS = [pa.field(name, pa.string()) for name in (LABEL, SPLIT, GROUP)]
+VERSION = 2
+"""Of what shards say; others are made again."""
+
+PROBLEM = "problem"
+"""The column that says what is wrong with the sidecars of a member of a tar; null: nothing."""
+
+_TRUTHS = [pa.field(name, pa.string()) for name in (TRUTH, SPLIT, GROUP, PROBLEM)]
 ROWS = pa.schema(
     [
         *(RESULTS.field(name) for name in ("index", "offset", "uri", "width", "height", "stage", "reason", "message")),
@@ -93,16 +100,19 @@ class Prepare(Worker):
         if self._load is not None:
             self._features = self._features or self._load()
             kept = self._features(kept)
-        write(self._shards, kept, told_of(images))
+        write(self._shards, kept, told_of(images, self._work.config.source))
 
 
-def told_of(images: pa.Table) -> pa.Table:
-    """Return ROWS of images with carried columns: the class is what their table says, or what their tar does."""
+def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
+    """Return ROWS of images with carried columns; of members of tars with what their sidecars say."""
     columns = {name: images[name] for name in images.column_names if name in ROWS.names}
-    for field in _TRUTHS:
-        columns.setdefault(field.name, pa.chunked_array([pa.nulls(len(images), pa.string())]))
-    members = pc.if_else(pc.is_valid(whole(images["offset"])), member_truths(images), None)
-    columns[LABEL] = pc.coalesce(whole(columns[LABEL].cast(pa.string())), members)
+    texts = [
+        images[CARRIED + kind].to_pylist() if CARRIED + kind in images.column_names else [None] * len(images)
+        for kind in ("cls", "json")
+    ]
+    said = sidecars.read(texts[0], texts[1], config)
+    for name, values in ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems)):
+        columns[name] = pc.if_else(pc.is_valid(whole(images["offset"])), values, None)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgbatch.errors import InputError
-from imgbatch.sources.labelled import TEST, TRAIN, VAL
+from imgbatch.sources.split_words import TEST, TRAIN, VAL
 from imgbatch.train.labelled import NO_CLASS, Labelled
 
 Ints = npt.NDArray[np.int64]

@@ -71,6 +71,7 @@ class Task:
         source = self.config.source
         # Under others other images are rejected, or other bytes are the image.
         limits = [asdict(self.config.decode), self.config.fetch.max_bytes, source.image_column, source.suffixes]
+        limits += [prepared.VERSION, source.label_column, source.split_column]  # of what shards say of members of tars
         cache = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
         return Preparation(
             self.stores,

@@ -1,0 +1,189 @@
+"""Values: where images lie below the inputs, in folders and in archives, counted place by place.
+
+A place is a folder of objects, a file of rows, or a folder in an archive. There are as many as there are folders, not images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.schema import PARQUET, TAR, whole
+from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH
+from imgbatch.sources.split_words import of_folder
+from imgbatch.spelling import normalise
+
+OBJECT, ROW, MEMBER, NAMED = "object", "row", "member", "named"
+"""What lies in a place: objects; rows of a Parquet file; a tar, or its members; images that a table alone names."""
+
+_SEPARATOR = "\0"
+_MAX_BARE = 100
+"""Images without a suffix whose names are kept for each place."""
+
+Folders = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The folder of one input below which folders may be classes and splits."""
+
+    uri: str
+    kind: str
+    """Of the input: folder, glob, object, manifest, parquet, inventory or tar."""
+    own: str = ""
+    """The name of the input's own file, where it is a table."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One place."""
+
+    number: int
+    """Of the input."""
+    kind: str
+    outer: Folders
+    """The folders below the input."""
+    file: str
+    """The table or archive that holds the images; empty for objects."""
+    inner: Folders
+    """The folders in the archive."""
+    images: int = 0
+    unlabelled: int = 0
+    """Of which no column and no sidecar says the label."""
+    bare: list[str] = field(default_factory=list)
+    """Images without a suffix, the first ones."""
+    bare_count: int = 0
+    example: str = ""
+
+    @property
+    def own(self) -> Folders:
+        """The folders of which the innermost one holds the images: in an archive those in it alone."""
+        return self.inner if self.kind == MEMBER else self.outer
+
+    @property
+    def split(self) -> SplitFolder | None:
+        """The first folder that is named after a split; only the first two below an input, or in an archive, count."""
+        for in_archive, folders in ((False, self.outer), (True, self.inner)):
+            for at, name in enumerate(folders[:2]):
+                if (code := of_folder(name)) is not None:
+                    return SplitFolder(in_archive, at, code)
+        return None
+
+    @property
+    def in_split_folder(self) -> bool:
+        """Whether the images lie in the split folder itself."""
+        found = self.split
+        return found is not None and found.in_archive == (self.kind == MEMBER) and found.at == len(self.own) - 1
+
+    def folders(self, *, without_split: bool, all_of_them: bool = False) -> Folders:
+        """Return `own`, or also those around its archive, without the folder that says the split if that is wanted."""
+        split = self.split if without_split else None
+        outer = [name for at, name in enumerate(self.outer) if split is None or split.in_archive or at != split.at]
+        inner = [name for at, name in enumerate(self.inner) if split is None or not split.in_archive or at != split.at]
+        if all_of_them:
+            return (*outer, *inner)
+        return tuple(inner if self.kind == MEMBER else outer)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFolder:
+    """Which folder of a place says the split."""
+
+    in_archive: bool
+    at: int
+    code: int
+
+
+class Places:
+    """All places of the inputs. Memory: some 300 bytes for each."""
+
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self.roots = roots
+        self.known: dict[str, Place] = {}
+
+    def keys(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
+        """Return the key of the place of each image.
+
+        Args:
+            listed: `uri`, `container`, OBJECT_OF, TABLE_OF and, where there are members of tars, `tar`: the URI of the tar.
+        """
+        uris, container = whole(listed["uri"]), whole(listed["container"])
+        by_object, by_table = whole(listed[OBJECT_OF]), whole(listed[TABLE_OF])
+        kinds = pc.if_else(pc.is_valid(by_object), OBJECT, NAMED)
+        kinds = pc.if_else(pc.fill_null(pc.equal(container, PARQUET), False), ROW, kinds)
+        kinds = pc.if_else(pc.fill_null(pc.equal(container, TAR), False), MEMBER, kinds)
+        held = pc.if_else(pc.equal(kinds, ROW), pc.replace_substring_regex(uris, r"#[0-9]+$", ""), uris)
+        inner = pa.array(np.full(len(uris), "", object), pa.string())
+        if "tar" in listed.schema.names:
+            held, inner = _in_tars(held, inner, whole(listed["tar"]))
+        numbers = pc.coalesce(by_object, by_table)
+        for number in pc.unique(numbers).to_pylist():
+            root = self.roots[number].uri.rstrip("/") + "/"
+            below = pc.and_(pc.equal(numbers, number), pc.starts_with(held, root))
+            held = pc.if_else(below, pc.utf8_slice_codeunits(held, len(root)), held)
+        outer, file = _folder_of(held), pc.replace_substring_regex(held, r"(?s)^.*/", "")
+        file = pc.if_else(pc.is_in(kinds, pa.array([ROW, MEMBER])), file, "")
+        return pc.binary_join_element_wise(numbers.cast(pa.string()), kinds, outer, file, _folder_of(inner), _SEPARATOR)
+
+    def add(self, listed: pa.Table | pa.RecordBatch) -> None:
+        """Count some images; TRUTH is what columns and sidecars say. A tar that is not read yet is a place without images."""
+        names = pc.replace_substring_regex(whole(listed["uri"]), r"(?s)^.*/", "")
+        image = pc.invert(self.is_unread(listed))
+        silent = pc.and_(image, pc.is_null(whole(listed[TRUTH])))
+        bare = pc.and_(image, pc.invert(pc.match_substring(names, ".")))
+        columns = {"key": self.keys(listed), "uri": listed["uri"], "image": image, "silent": silent, "bare": bare}
+        table = pa.table(columns)
+        sums = [("uri", "min"), *((name, "sum") for name in ("image", "silent", "bare"))]
+        for row in table.group_by("key").aggregate(sums).to_pylist():
+            place = self.known.get(row["key"]) or self._new(row["key"])
+            place.images += row["image_sum"]
+            place.unlabelled += row["silent_sum"]
+            place.bare_count += row["bare_sum"]
+            place.example = place.example or row["uri_min"]
+        bare_ones = table.filter(table["bare"])
+        for key, uri in zip(bare_ones["key"].to_pylist(), bare_ones["uri"].to_pylist(), strict=True):
+            if len(self.known[key].bare) < _MAX_BARE:
+                self.known[key].bare.append(uri)
+
+    @staticmethod
+    def is_unread(listed: pa.Table | pa.RecordBatch) -> pa.Array:
+        """Return a mask of the rows that stand for the members of a tar."""
+        tars = pc.fill_null(pc.equal(whole(listed["container"]), TAR), False)
+        return pc.and_(tars, pc.is_null(whole(listed["tar"]))) if "tar" in listed.schema.names else tars
+
+    def strip_common(self) -> None:
+        """Omit the folders that all images of a table or an inventory share: their own root is not known before."""
+        for number, root in enumerate(self.roots):
+            mine = [place for place in self.known.values() if place.number == number and place.kind in (NAMED, OBJECT)]
+            if root.kind in ("manifest", "inventory") and mine:
+                shared = os.path.commonprefix([place.outer for place in mine])  # noqa: RUF071 - of tuples, name by name
+                for place in mine:
+                    place.outer = place.outer[len(shared) :]
+
+    def _new(self, key: str) -> Place:
+        number, kind, outer, file, inner = key.split(_SEPARATOR)
+        place = Place(int(number), kind, _folders(outer), file, _folders(inner))
+        self.known[key] = place
+        return place
+
+
+def _in_tars(held: pa.Array, inner: pa.Array, tars: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return what holds each image, and the path in it: of members of tars the tar and the member's name."""
+    for tar in pc.unique(tars.drop_null()).to_pylist():
+        mine = pc.and_(pc.fill_null(pc.equal(tars, tar), False), pc.starts_with(held, f"{tar}#"))
+        inner = pc.if_else(mine, pc.utf8_slice_codeunits(held, len(tar) + 1), inner)
+        held = pc.if_else(mine, tar, held)
+    return held, inner
+
+
+def _folder_of(paths: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(paths, r"(?s)/?[^/]*$", "")
+
+
+def _folders(path: str) -> Folders:
+    return tuple(name for part in path.split("/") if (name := normalise(part)) not in ("", ".", ".."))
