@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.schema import LISTING, whole
-from imgbatch.sources.names import candidate_pattern
+from imgbatch.sources.names import Candidates
 from imgbatch.storage import Stores
 from imgbatch.storage.base import unquoted_all
 
@@ -67,12 +67,12 @@ class Inventory:
 
     def found(self) -> Iterator[Found]:
         """Yield the candidates among the latest versions."""
-        candidate = candidate_pattern(self._suffixes) or ""
+        candidates = Candidates(self._suffixes)
         for rows in self._rows():
             keep = pc.and_(
                 _is(rows, "is_latest", "true"), pc.invert(_is(rows, "is_delete_marker", "true", absent=False))
             )
-            keep = pc.and_(keep, pc.match_substring_regex(rows["key"], pattern=candidate))
+            keep = pc.and_(keep, candidates.among(rows["key"]))
             passed_over = rows.filter(pc.invert(keep))
             example = passed_over["key"][0].as_py() if len(passed_over) else ""
             yield Found(_listed(rows.filter(keep)), ignored=len(passed_over), example=example)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -15,15 +16,17 @@ from fsspec.utils import glob_translate
 
 from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
-from imgbatch.errors import InputError, StoreError
+from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
 from imgbatch.listing import Found
 from imgbatch.schema import LISTING, TAR
 from imgbatch.sources import tars
-from imgbatch.sources.names import NOTHING, candidate_pattern
+from imgbatch.sources.formats import TableFormats
+from imgbatch.sources.names import NOTHING, Candidates, junk
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
+_HEADS_AT_ONCE, _HEAD_BYTES = 16, 2_048
 
 _TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
 _TAR = r"(?i)(^|/)[^./][^/]*\.(tar|tar\.gz|tgz)$"
@@ -83,9 +86,34 @@ def single(uri: str, meta: Meta) -> Iterator[Found]:
     yield Found(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
+def are_images(stores: Stores, uris: Sequence[str]) -> list[bool]:
+    """Return which objects are images by their first bytes, in two requests each, several at a time; for a few of them.
+
+    One that is gone, or may not be read, counts as an image: reading it tells what is wrong with it.
+
+    Raises:
+        StoreError: the store is away.
+    """
+    with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+        return list(pool.map(partial(_is_image, stores), uris))
+
+
+def _is_image(stores: Stores, uri: str) -> bool:
+    from imgbatch.decode.kinds import sniff
+
+    try:
+        meta = stores.call("look at", uri, lambda store, path: store.head(path))
+        if meta.size == 0:  # of which no store gives a range
+            return False
+        end = _HEAD_BYTES if meta.size is None else min(meta.size, _HEAD_BYTES)
+        return sniff(stores.call("read", uri, lambda store, path: store.read_range(path, 0, end, None))) is not None
+    except (NotFound, Forbidden, BadPath, Conflict):
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The candidates among the objects that a folder or a glob means; names that begin with a dot are passed over."""
+    """The candidates among the objects that a folder or a glob means."""
 
     stores: Stores
     meant: Below | Glob
@@ -93,9 +121,12 @@ class Objects:
 
     def found(self) -> Iterator[Found]:
         """Yield them, the tars, and the rows of the Parquet files of images."""
-        for objects in self._meant():
+        for found in self._listed():
+            objects = found.batch
             is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
-            yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+            candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+            ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
+            yield replace(candidates, ignored=ignored, example=example)
             if len(shards := objects.filter(is_tar)):
                 yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
             rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
@@ -116,35 +147,56 @@ class Objects:
         return carried
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
-        """Yield LISTING batches."""
+        """Yield what is meant, as LISTING batches, without what is junk."""
+        return (found.batch for found in self._listed())
+
+    def _listed(self) -> Iterator[Found]:
+        """Yield what is meant; what is junk counts as passed over.
+
+        Raises:
+            InputError: Parquet files of a table format, such as Delta's, are among it.
+        """
         base = self.meant.base
         _, path = self.stores.resolve(base)
         # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
         prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
+        formats = TableFormats(self.stores, base)
         for found in Folder(self.stores, base).found():
+            names = pc.utf8_slice_codeunits(found["path"], len(path.rstrip("/")) + 1) if path else found["path"]
+            keep = pc.invert(junk(names))
             chosen = self.meant.match(found["path"])
+            read = keep if chosen is None else pc.and_(keep, chosen)
+            formats.require_none(names, names.filter(pc.and_(self._are_called(names, _TABLE, "parquet"), read)))
             if chosen is not None:
-                found = found.filter(chosen)
+                found, keep = found.filter(chosen), keep.filter(chosen)
             uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
             columns = [uris, found["size"], found["etag"], found["last_modified"], pa.nulls(len(found), pa.string())]
-            yield pa.record_batch(columns, schema=LISTING)
+            yield _passing_over(pa.record_batch(columns, schema=LISTING), keep)
 
     def _candidates(self, objects: pa.RecordBatch) -> Found:
-        only_containers = self.config.format in ("parquet", "tar")
-        pattern = NOTHING if only_containers else candidate_pattern(self.config.suffixes) or ""
-        chosen = pc.match_substring_regex(objects["uri"], pattern=pattern)
-        passed_over = objects["uri"].filter(pc.invert(chosen))
-        example = passed_over[0].as_py() if len(passed_over) else ""
-        return Found(objects.filter(chosen), ignored=len(passed_over), example=example)
+        if self.config.format in ("parquet", "tar"):
+            return _passing_over(objects, pa.array([False] * len(objects), pa.bool_()))
+        names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.meant.base.rstrip('/')}/"))
+        return _passing_over(objects, Candidates(self.config.suffixes).among(names))
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
+        return self._are_called(objects["uri"], pattern, kind)
+
+    def _are_called(self, names: pa.Array, pattern: str, kind: str) -> pa.Array:
         wanted = self.config.format in ("auto", kind)
-        return pc.match_substring_regex(objects["uri"], pattern=pattern if wanted else NOTHING)
+        return pc.match_substring_regex(names, pattern=pattern if wanted else NOTHING)
 
     def _tables(self, objects: pa.RecordBatch) -> Iterator[ImageTable]:
         for row in objects.to_pylist():
             meta = Meta(row["size"], row["etag"], row["last_modified"])
             yield ImageTable(self.stores, row["uri"], meta, self.config.image_column)
+
+
+def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> Found:
+    """Return the objects of a mask; the others are counted."""
+    passed_over = objects["uri"].filter(pc.invert(keep))
+    example = passed_over[0].as_py() if len(passed_over) else ""
+    return Found(objects.filter(keep), ignored=len(passed_over), example=example)
 
 
 def _rows_of(table: ImageTable) -> Iterator[Found]:
