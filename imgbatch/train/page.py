@@ -12,6 +12,7 @@ import numpy.typing as npt
 from imgbatch.metrics import Confusion, calibration
 from imgbatch.report import figures
 from imgbatch.report.evaluation import STYLE, table
+from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.train.calibration import softmax
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
@@ -45,11 +46,23 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], truths: Ints, unseen: 
         }
         parts += ["<h2>Are scores probabilities?</h2>", figures.reliability(curves)]
         parts += ["<h2>What is taken for what</h2>", _confusion(labels, truths, scores.argmax(1))]
-    parts += ["<h2>Classes</h2>", table(["class", "#images"], [*facts["data"]["classes"].items()])]
+    parts += ["<h2>Classes and splits</h2>", *_classes(facts["data"])]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Training</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
+
+
+def _classes(data: Mapping[str, Any]) -> list[str]:
+    """Return the images of each class and split, and where labels and splits come from."""
+    by_split = data["classes_by_split"]
+    used = [name for name in SPLIT_NAMES if any(name in counts for counts in by_split.values())]
+    rows = [(name, *(counts.get(split, 0) for split in used)) for name, counts in by_split.items()]
+    origins = [(each["uri"], each["labels"], each["splits"]) for each in data["sources"]]
+    parts = [table(["input", "labels from", "splits from"], origins), table(["class", *(f"#{n}" for n in used)], rows)]
+    if data["unlabelled"]:
+        parts.append(f"<p>{data['unlabelled']:,} images have no label, such as {escape(data['unlabelled_example'])}.</p>")
+    return parts
 
 
 def _what_was_seen(facts: Mapping[str, Any]) -> str:
