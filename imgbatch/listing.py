@@ -40,6 +40,8 @@ class Found:
     """One of those passed over."""
     whole: bool = False
     """The batch is read as a whole, so that one worker should have it all."""
+    unread: bool = False
+    """The batch is a Parquet file itself, whose rows could not be read."""
 
 
 @dataclass
@@ -56,6 +58,10 @@ class Counts:
     ignored_example: str = ""
     tars: int = 0
     """Tars that are to be read: their images are counted as they come."""
+    unread: list[str] = field(default_factory=list)
+    """Parquet files whose rows could not be read."""
+    unpaired: int = 0
+    """Sidecars in tars that do not lie beside an image of their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,8 @@ class Listing:
         for each in found:
             self.counts.ignored += each.ignored
             self.counts.ignored_example = self.counts.ignored_example or each.example
+            if each.unread:
+                self.counts.unread += each.batch["uri"].to_pylist()
             batch = each.batch
             first = self._entries
             while len(batch) and not self.full:
