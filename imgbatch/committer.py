@@ -82,6 +82,9 @@ class Committer:
     """Rows of members of tars, which the listing did not know."""
     passed_over: int = 0
     """Members of tars that are no images."""
+    unpaired: int = 0
+    """Sidecars in tars that do not lie beside an image of their name."""
+    unpaired_example: str = ""
     labelled: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -237,6 +240,19 @@ class Committer:
                 self.todo.pending[number] = False
                 self._touched.add(number)
                 self.passed_over += end["ignored"]
+                if end["unpaired"]:
+                    self.unpaired += end["unpaired"]
+                    self.unpaired_example = self.unpaired_example or end["unpaired_example"]
+
+    def warn_of_unpaired(self) -> None:
+        """Say that sidecars were not read."""
+        if self.unpaired:
+            log.warning(
+                "%s members .cls, .json and .txt of tars do not lie beside an image of their name, such as %s: they are in no "
+                "table. A tar is read in its order; write it in that of its names (tar --sort=name)",
+                f"{self.unpaired:,}",
+                self.unpaired_example,
+            )
 
     def close_at_limit(self) -> bool:
         """Leave the tars as far as they are read, once the run's limit is reached; return whether nothing is left to do."""

@@ -120,16 +120,17 @@ def members_of_tar(
     """Yield (row, image) for the images of a tar behind the one at `through`, while the next ones are read.
 
     A row holds `uri`, the place and the sidecars. At last comes a row `read`, whose refusal tells as JSON how it ended:
-    number, offset of the last row, whether nothing is left to read, and how many members were passed over.
+    number, offset of the last row, whether nothing is left to read, and how many members were passed over, or are sidecars
+    without an image beside them.
     """
     meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
     reader = Tar(stores, tar["uri"], meta, config.source.suffixes, config.fetch.max_bytes)
     place = {"offset": through, "previous": through, "group": group}
-    refusal, whole, ignored = None, True, 0
+    refusal, whole, end = None, True, End(0, 0)
     try:
         for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
             if isinstance(found, End):
-                refusal, ignored = found.tear, found.ignored
+                refusal, end = found.tear, found
                 break
             place = {"offset": found.offset, "previous": place["offset"], "group": found.group}
             size = None if isinstance(found.content, Refusal) else len(found.content)
@@ -143,7 +144,10 @@ def members_of_tar(
     if refusal is not None:
         place = {"offset": place["offset"] + 1, "previous": place["offset"], "group": place["group"]}
         yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
-    told = {"number": number, "through": place["offset"], "whole": whole, "ignored": ignored}
+    told = {
+        "number": number, "through": place["offset"], "whole": whole, "ignored": end.ignored,
+        "unpaired": end.unpaired, "unpaired_example": f"{tar['uri']}#{end.unpaired_example}",
+    }  # fmt: skip
     yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(told)), meta, meta)
 
 

@@ -288,18 +288,18 @@ class TarMembers:
             kind: rows[CARRIED + kind].to_pylist() if CARRIED + kind in rows.column_names else [None] * len(rows)
             for kind in ("cls", "json")
         }
-        uris = rows["uri"].to_pylist()
+        key = f'"{self._resolver.config.label_column or "label"}"'
         if self._resolver.config.labels != "folders":
-            for at, (uri, tar) in enumerate(zip(uris, tars.to_pylist(), strict=True)):
-                if columns["cls"][at] is None and columns["json"][at] is None and uri != tar:
+            for at, (uri, tar) in enumerate(zip(rows["uri"].to_pylist(), tars.to_pylist(), strict=True)):
+                if columns["cls"][at] is None and key not in (columns["json"][at] or "") and uri != tar:
                     found = self._elsewhere_in(tar).get(key_of(uri[len(tar) + 1 :]) or "", {})
                     for kind, values in columns.items():
-                        values[at] = found.get(CARRIED + kind)
+                        values[at] = found.get(CARRIED + kind, values[at])
         return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})
 
     def _elsewhere_in(self, tar: str) -> Mapping[str, Mapping[str, str]]:
         if tar not in self._elsewhere:
-            self._elsewhere[tar] = read_sidecars(self._resolver.stores, tar)
+            self._elsewhere[tar] = read_sidecars(self._resolver.stores, tar, self._resolver.config.suffixes)
         return self._elsewhere[tar]
 
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:

@@ -143,6 +143,7 @@ class Ledger:
 
     def visit_tar(self, uri: str, version: str, *, again: bool) -> OpenShard | Progress:
         """Return how far a listed tar is read; an OpenShard if there is more to read, or all of it `again`."""
+        version = self.shards.version(uri, version)
         progress = self.shards.visit(uri, version)
         if progress.closed and not again:
             return progress
@@ -225,8 +226,12 @@ class Ledger:
         self.absorbed = UriIndex()
         self.shards = Shards()
 
-    def prune(self, pulse: Callable[[], None] = lambda: None) -> int:
-        """Take out the rows of all images that were not visited; return how many went. `pulse` is called with each part."""
+    def prune(self, pulse: Callable[[], None] = lambda: None, unread: Sequence[str] = ()) -> int:
+        """Take out the rows of all images that were not visited; return how many went. `pulse` is called with each part.
+
+        Args:
+            unread: Parquet files that were listed and could not be read: nobody knows which of their rows are there still.
+        """
         gone = 0
         for tar, progress in self.shards.kept():
             for name in (LABELS_LOG, REJECTS_LOG):
@@ -235,7 +240,9 @@ class Ledger:
                     self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}, pulse
                 )
         for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
-            gone += self._remove(log, self._rows_where(_SEEN | _REJECT, kind), pulse)
+            gone_of = self._rows_where(_SEEN | _REJECT, kind)
+            rewrites = {number: partial(_without, keys, but=unread) for number, keys in gone_of.items()}
+            gone += self._rewrite(log, rewrites, pulse)
         return gone
 
     def _rows(self, log: Log, columns: list[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
@@ -286,9 +293,9 @@ class Ledger:
                 chosen.setdefault(number, []).append(keys[matching][parts == number])
         return {number: np.concatenate(found) for number, found in chosen.items()}
 
-    def _remove(self, log: Log, keys_of: Mapping[int, Keys], pulse: Callable[[], None] = lambda: None) -> int:
+    def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> int:
         """Take the rows of these keys out of each part; return how many went."""
-        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()}, pulse)
+        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()}, lambda: None)
 
     def _rewrite(self, log: Log, keep: Mapping[int, Callable[[pa.Table], pa.Table]], pulse: Callable[[], None]) -> int:
         """Replace parts by the rows that are to be kept of each; return how many went."""
@@ -314,10 +321,14 @@ def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
     return passing * np.uint8(_PASSING) | np.uint8(_REJECT)
 
 
-def _without(keys: Keys, table: pa.Table) -> pa.Table:
+def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
+    """Return the rows without those of these keys; rows of the files `but` stay."""
     gone = UriIndex()
     gone.add(keys)
-    return table.filter(pa.array(~gone.contains(uri_keys(whole(table["uri"])))))
+    keep = ~gone.contains(uri_keys(whole(table["uri"])))
+    for file in but:
+        keep |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
+    return table.filter(pa.array(keep))
 
 
 def _without_members(tar: str, table: pa.Table) -> pa.Table:

@@ -42,6 +42,8 @@ class Found:
     """The batch is read as a whole, so that one worker should have it all."""
     by_table: bool = False
     """A table names these images: a manifest, or metadata beside them."""
+    unread: bool = False
+    """The batch is a Parquet file itself, whose rows could not be read."""
 
 
 @dataclass
@@ -58,6 +60,10 @@ class Counts:
     ignored_example: str = ""
     tars: int = 0
     """Tars that are to be read: their images are counted as they come."""
+    unread: list[str] = field(default_factory=list)
+    """Parquet files whose rows could not be read."""
+    unpaired: int = 0
+    """Sidecars in tars that do not lie beside an image of their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,8 @@ class Listing:
         for each in found:
             self.counts.ignored += each.ignored
             self.counts.ignored_example = self.counts.ignored_example or each.example
+            if each.unread:
+                self.counts.unread += each.batch["uri"].to_pylist()
             batch = each.batch
             first = self._entries
             while len(batch) and not self.full:

@@ -85,8 +85,13 @@ class Shards:
             members |= mine
         return members
 
+    def version(self, tar: str, listed: str) -> str:
+        """Return which version a listing means; one that tells none, as of a link that leads nowhere, means the last known."""
+        return listed or next(reversed(self._known.get(tar, {})), "")
+
     def visit(self, tar: str, version: str) -> Progress:
         """Return how far a listed tar is read."""
+        version = self.version(tar, version)
         self._visited[tar] = version
         return self._known.get(tar, {}).get(version) or Progress()
 

@@ -136,7 +136,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
-        job.ledger.prune(pulse)
+        job.ledger.prune(pulse, listed.unread)
     sealed_by = seal(job, record, success, pulse)
     job.ledger.forget()
     counts, totals = count(job, record, listed, pulse)
@@ -197,6 +197,8 @@ def label(
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
         counts.listed += committer.of_tars
         counts.ignored += committer.passed_over
+        counts.unpaired += committer.unpaired
+        committer.warn_of_unpaired()
 
 
 def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes: int) -> None:
@@ -244,6 +246,7 @@ def count(
         "ignored": listed.ignored,
         "duplicates": listed.duplicates,
         "kept": totals.kept,
+        "unpaired_sidecars": listed.unpaired,
     }
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_balance()
@@ -275,6 +278,7 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "already_done": listed.already_done,
         "ignored": listed.ignored + committer.passed_over,
         "duplicates": listed.duplicates,
+        "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }
 
 

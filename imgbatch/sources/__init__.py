@@ -46,6 +46,8 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
         raise InputError("nothing to classify: give --input a prefix, folder, glob, object or manifest")
     if not all(uri.strip() for uri in inputs):
         raise InputError("--input is empty, which would be the working directory: write --input . if that is meant")
+    for uri in inputs:
+        require_utf8(uri, "--input")
     found = []
     for uri in inputs:
         for each in numbered(uri):
@@ -104,6 +106,22 @@ def would_find(source: Source, output: Folder) -> bool:
         pattern = re.compile(glob_translate(source.uri))
         return any(pattern.match(output.at(name)) for name in ("_SUCCESS", "labels/part-1.parquet", "runs/id/run.json"))
     return source.kind == "folder" and f"{output.uri}/".startswith(f"{source.uri}/")
+
+
+def require_utf8(uri: str, what: str) -> None:
+    """Refuse a path whose bytes are not UTF-8, which no table and no record could hold.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        name = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise InputError(
+            f"{what} {name} is not UTF-8, so that no table can hold it: rename it, for example with "
+            "convmv -f ENCODING -t utf8 --notest, or give the path through a link of another name"
+        ) from error
 
 
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:

@@ -68,7 +68,7 @@ def marked(given: Sequence[Source], config: SourceConfig) -> tuple[list[Source],
             with lock:
                 seen[number].tables |= bool(in_table and len(batch))
                 seen[number].names |= own if in_table and len(batch) else set()
-            yield replace(each, batch=_marked(batch, number, config, by_table=each.by_table))
+            yield replace(each, batch=_marked(batch, number, config, by_table=each.by_table or each.unread))
         require_columns(source.uri, seen[number], config)
 
     return [replace(source, found=partial(listed, number, source)) for number, source in enumerate(given)], seen

@@ -78,6 +78,11 @@ def is_junk(name: str) -> bool:
     return _junk.search(name) is not None
 
 
+def is_no_image(name: str) -> bool:
+    """Return whether a name is junk, or among NO_IMAGES."""
+    return _never.search(name) is not None
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Tells candidates from other names by `source.suffixes`, by what is junk, and by NO_IMAGES."""
@@ -95,7 +100,7 @@ class Candidates:
         return pc.and_not(named, pc.match_substring_regex(names, pattern=f"{_JUNK_PATTERN}|{_NO_IMAGE_PATTERN}"))
 
     def __contains__(self, name: str) -> bool:
-        return self._named.search(name) is not None and _never.search(name) is None
+        return self._named.search(name) is not None and not is_no_image(name)
 
     @cached_property
     def _named(self) -> re.Pattern[str]:

@@ -129,7 +129,10 @@ class Objects:
             yield replace(candidates, ignored=ignored, example=example)
             if len(shards := objects.filter(is_tar)):
                 yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
-            rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
+            tables = objects.filter(is_table)
+            if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
+                yield Found(gone, unread=True)
+            rows = [partial(_rows_of, table) for table in self._tables(tables)]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
     def carried(self) -> pa.Schema:
@@ -187,7 +190,7 @@ class Objects:
         return pc.match_substring_regex(names, pattern=pattern if wanted else NOTHING)
 
     def _tables(self, objects: pa.RecordBatch) -> Iterator[ImageTable]:
-        for row in objects.to_pylist():
+        for row in objects.filter(pc.is_valid(objects["size"])).to_pylist():
             meta = Meta(row["size"], row["etag"], row["last_modified"])
             yield ImageTable(self.stores, row["uri"], meta, self.config.image_column)
 
@@ -206,6 +209,6 @@ def _rows_of(table: ImageTable) -> Iterator[Found]:
             yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
             return
     except (StoreError, InputError):
-        yield from single(table.uri, table.meta)
+        yield from (replace(found, unread=True) for found in single(table.uri, table.meta))
         return
     yield from table.found()

@@ -1,26 +1,34 @@
 """Images that are members of tars (WebDataset shards): read as a stream, in the order in which they stand, never unpacked.
 
 A member's URI is `TAR#NAME`. Its name up to the first dot is its key; `.cls`, `.json` and `.txt` members of the same key
-travel along. Which members a tar has is known once it is read to its end: only the pass that labels them reads it.
+travel along. Which members a tar has is known once it is read to its end: only the pass that labels them reads it. An archive
+that follows the end mark of the one before it (`cat a.tar b.tar`) is read as well.
 """
 
 from __future__ import annotations
 
+import codecs
+import posixpath
 import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
+from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, TAR
-from imgbatch.sources.names import candidate_pattern
+from imgbatch.sources.names import Candidates, is_junk, is_no_image
 from imgbatch.storage import Meta, Stores
+from imgbatch.storage.forward import Forward, plain, unpacked
+
+Result = TypeVar("Result")
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SIDECARS = ("cls", "json", "txt")
@@ -33,7 +41,10 @@ _EndMark, _EmptyHeader, _TruncatedHeader = (
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MOST_SIDECAR_BYTES = 1 << 20
-_BUFFER = 1 << 16
+
+MOST_COLLECTED_BYTES = 256 << 20
+"""Of the keys and texts of a tar's sidecars, as Python keeps them, with `collect`: some 600,000 short ones."""
+_BYTES_OF_A_KEY, _BYTES_OF_A_TEXT = 350, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,64 @@ class End:
     ignored: int
     """Members that are neither images nor sidecars, nor folders."""
     tear: Refusal | None = None
+    unpaired: int = 0
+    """Sidecars that do not lie beside an image of their key."""
+    unpaired_example: str = ""
+    """The name of one of them."""
+    sidecars: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """With `collect`: their texts by key, in the columns that `Member.sidecars` has."""
+
+
+def key_of(name: str) -> str | None:
+    """Return what an image and its sidecars have in common: the path, and the name up to its first dot; None: it has none.
+
+    >>> key_of("./a/x.left.jpg"), key_of("a/x.cls"), key_of("a/nosuffix")
+    ('a/x', 'a/x', None)
+    """
+    found = _KEY.fullmatch(posixpath.normpath(name))
+    return found[1] if found else None
+
+
+def read_sidecars(stores: Stores, uri: str, suffixes: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the sidecars of a tar that do not lie beside their image, by key; see `Tar.collect`.
+
+    Raises:
+        StoreError: the tar cannot be read.
+        InputError: they are more than memory is given for.
+    """
+    _, end = _members_without_content(stores, uri, suffixes, None)
+    return end.sidecars if end is not None else {}
+
+
+def read_members(stores: Stores, uri: str, suffixes: str, *, most: int) -> pa.Table:
+    """Return the first images of a tar: `uri`, and the texts of their sidecars in `cls` and `json`.
+
+    Sidecars that do not lie beside their image are known if the tar has no more images than that.
+    """
+    found, end = _members_without_content(stores, uri, suffixes, most)
+    elsewhere = end.sidecars if end is not None else {}
+    rows = []
+    for member in found:
+        said = {**elsewhere.get(key_of(member.name) or "", {}), **member.sidecars}
+        rows.append({"uri": f"{uri}#{member.name}", **{kind: said.get(CARRIED + kind) for kind in ("cls", "json")}})
+    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in ("uri", "cls", "json")]))
+
+
+def _members_without_content(
+    stores: Stores, uri: str, suffixes: str, most: int | None
+) -> tuple[list[Member], End | None]:
+    """Return up to `most` images of a tar, and its end if it was reached; None: none of the images, but the end."""
+    meta = stores.call("look at", uri, lambda store, path: store.head(path))
+    reader, found = Tar(stores, uri, meta, suffixes, max_bytes=-1, collect=True), []
+    with closing(reader.members()) as members:
+        for member in members:
+            if isinstance(member, End):
+                return found, member
+            if most is not None:
+                found.append(member)
+                if len(found) == most:
+                    break
+    return found, None
 
 
 def listed(uri: str, meta: Meta) -> Iterator[Found]:
@@ -86,82 +155,166 @@ class Tar:
     meta: Meta
     suffixes: str
     max_bytes: int
+    collect: bool = False
+    """Remember the sidecars that do not lie beside an image of their key, for whoever has read all of them."""
     _key: str | None = None
     _group: int = 0
     _images: list[tuple[str, int, bytes | Refusal]] = field(default_factory=list)
     _sidecars: dict[str, str] = field(default_factory=dict)
+    _sidecar_names: list[str] = field(default_factory=list)
     _ignored: int = 0
+    _unpaired: int = 0
+    _unpaired_example: str = ""
+    _collected: dict[str, dict[str, str]] = field(default_factory=dict)
+    _collected_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._candidates = Candidates(self.suffixes)
 
     def members(self, group: int = 0, through: int = -1) -> Iterator[Member | End]:
         """Yield the images behind the one whose header begins at `through`, and the end; reading begins at `group`.
 
         Raises:
             StoreError: the store stayed away, or the tar is another than the one that was listed.
+            InputError: with `collect`: more sidecars are to be remembered than memory is given for.
         """
         packed = not self.uri.lower().endswith(".tar")  # no position within it can be asked for
-        base = 0 if packed else group
-        candidate = re.compile(candidate_pattern(self.suffixes) or "")
-        tar: Any = None
-        tear: Refusal | None = None
-        with self.stores.stream(self.uri, self.meta, base) as file:
+        start = 0 if packed else group
+        tar: tarfile.TarFile | None = None
+        with self.stores.stream(self.uri, self.meta, start) as stream:
+            chunks = plain(stream.read)
+            file = Forward(unpacked(chunks) if packed else chunks, start)
+            tear: Refusal | None = None
             try:
-                mode: Any = "r|gz" if packed else "r|"
-                # Names that are no UTF-8 stay distinct, and can stand in a table.
-                tar = tarfile.open(  # noqa: SIM115 - of the stream nothing has to be closed
-                    fileobj=file, mode=mode, tarinfo=_Header, bufsize=_BUFFER, errors="backslashreplace"
-                )
-                while (info := _next(tar)) is not None:
-                    tar.members.clear()  # a tar of a million members would keep them all
-                    yield from self._take(tar, info, base, candidate, through)
-                if not isinstance(getattr(tar, "ended_by", None), _EndMark):
-                    tear = _torn(getattr(tar, "ended_by", None))
+                follows, more = False, True
+                while more:
+                    began, tar, found = file.tell(), _archive(file), 0
+                    while (info := _next(tar)) is not None:
+                        cast(Any, tar).members.clear()  # a tar of a million members would keep them all
+                        found += 1
+                        yield from self._take(file, info, through)
+                    ended_by = getattr(tar, "ended_by", None)
+                    more = isinstance(ended_by, _EndMark) and file.skip_zeros()
+                    if not isinstance(ended_by, _EndMark):
+                        tear = self._no_tar(file, began, packed) if follows and not found else _torn(ended_by)
+                    follows = True
             except (tarfile.TarError, zlib.error, EOFError) as error:
                 tear = _torn(error)
         yield from self._flush(through)
-        yield End(base + (tar.offset if tar is not None else 0), self._ignored, tear)
+        offset = start if tar is None else tar.offset
+        yield End(offset, self._ignored, tear, self._unpaired, self._unpaired_example, self._collected)
 
-    def _take(
-        self, tar: tarfile.TarFile, info: tarfile.TarInfo, base: int, candidate: re.Pattern[str], through: int
-    ) -> Iterator[Member]:
-        found = _KEY.fullmatch(info.name)
+    def _take(self, file: Forward, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
+        if info.isdir():
+            return
+        if is_junk(info.name):  # such as ._x.jpg, which macOS writes between x.jpg and x.cls
+            self._ignored += 1
+            return
+        found = _KEY.fullmatch(posixpath.normpath(info.name))
         key = found[1] if found else None
         if key is None or key != self._key:
             yield from self._flush(through)
-            self._key, self._group, self._sidecars = key, base + info.offset, {}
-        if found and found[2].lower() in SIDECARS and info.isreg() and info.size <= _MOST_SIDECAR_BYTES:
-            text = cast(Any, tar.extractfile(info)).read().decode("utf-8", "replace")
-            self._sidecars[CARRIED + found[2].lower()] = text.strip()
-        elif candidate.search(info.name) and not info.isdir():
-            self._images.append((info.name, base + info.offset, self._content(tar, info)))
-        elif not info.isdir():
+            self._key, self._group = key, info.offset
+        plain_file = info.isreg() and not info.issparse()
+        if found and found[2].lower() in SIDECARS and plain_file and info.size <= _MOST_SIDECAR_BYTES:
+            self._sidecars[CARRIED + found[2].lower()] = _text(_content(file, info))
+            self._sidecar_names.append(info.name)
+        elif info.name in self._candidates:
+            self._images.append((info.name, info.offset, self._image(file, info)))
+        else:
             self._ignored += 1
 
-    def _content(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | Refusal:
+    def _image(self, file: Forward, info: tarfile.TarInfo) -> bytes | Refusal:
         if info.issym() or info.islnk():
             return Refusal("fetch", "unsupported", f"a link to {info.linkname[:200]}: links in tars are not followed")
         if not info.isreg() or info.issparse():
             return Refusal("fetch", "unsupported", "not a plain file")
         if info.size > self.max_bytes:
             return Refusal("fetch", "too_large", f"{info.size} bytes are more than fetch.max_bytes={self.max_bytes}")
-        data: bytes = cast(Any, tar.extractfile(info)).read()
-        if len(data) < info.size:
-            raise tarfile.ReadError(f"unexpected end of data in {info.name}")
-        return data
+        return _content(file, info)
 
     def _flush(self, through: int) -> Iterator[Member]:
-        """Yield the images of the key that has ended: now their sidecars are known."""
+        """Yield the images of the key that has ended: now the sidecars beside them are known."""
         for name, offset, content in self._images:
             if offset > through:
                 yield Member(name, offset, self._group, content, self._sidecars)
-        self._images = []
+        if self._sidecar_names and not self._images:
+            self._leave_unpaired(self._key or "")
+        self._images, self._sidecars, self._sidecar_names = [], {}, []
+
+    def _leave_unpaired(self, key: str) -> None:
+        """Count the sidecars of a key that has ended without an image."""
+        if is_no_image(key):  # README.txt
+            self._ignored += len(self._sidecar_names)
+            return
+        self._unpaired += len(self._sidecar_names)
+        self._unpaired_example = self._unpaired_example or self._sidecar_names[0]
+        if self.collect:
+            self._remember(key, self._sidecars)
+
+    def _remember(self, key: str, sidecars: Mapping[str, str]) -> None:
+        texts = self._collected.setdefault(key, {})
+        for column, text in sidecars.items():
+            if texts.setdefault(column, text) != text and column != CARRIED + "txt":
+                raise InputError(
+                    f"{self.uri} has two members {key}.{column.removeprefix(CARRIED)} that differ: {texts[column][:80]!r} and "
+                    f"{text[:80]!r}; take one of them out"
+                )
+        self._collected_bytes += (
+            _BYTES_OF_A_KEY + len(key) + sum(len(text) + _BYTES_OF_A_TEXT for text in sidecars.values())
+        )
+        if self._collected_bytes > MOST_COLLECTED_BYTES:
+            raise InputError(
+                f"{self.uri}: more than {len(self._collected) - 1:,} images do not lie beside their sidecars, such as "
+                f"{self._unpaired_example}, which takes more than {MOST_COLLECTED_BYTES >> 20} MB of memory: write the tar in "
+                "the order of its names (tar --sort=name), so that they do"
+            )
+
+    def _no_tar(self, file: Forward, began: int, packed: bool) -> Refusal:
+        """Say that something follows the end mark that is no tar."""
+        size = self.meta.size
+        if packed or size is None:
+            while file.read(1 << 20):
+                pass
+            size = file.tell()
+        message = (
+            f"the {size - began:,} bytes after the end mark of the tar are not a tar: its members before them were read"
+        )
+        return Refusal("list", "corrupt", message)
+
+
+def _archive(file: Forward) -> tarfile.TarFile:
+    """Return the archive that begins here."""
+    # Names that are no UTF-8 stay distinct, and can stand in a table.
+    return _sensible(lambda: tarfile.TarFile(fileobj=cast(Any, file), tarinfo=_Header, errors="backslashreplace"))
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """Return the next member; of headers that make no sense `tarfile` raises whatever it stumbles over."""
+    """Return the next member."""
+    return _sensible(tar.next)
+
+
+def _sensible(read: Callable[[], Result]) -> Result:
+    """Return what `tarfile` reads; of headers that make no sense it raises whatever it stumbles over."""
     try:
-        return tar.next()
+        return read()
     except (ValueError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
         raise tarfile.ReadError(f"a header that makes no sense: {error}") from error
+
+
+def _content(file: Forward, info: tarfile.TarInfo) -> bytes:
+    file.seek(info.offset_data)
+    data = file.read(info.size)
+    if len(data) < info.size:
+        raise tarfile.ReadError(f"unexpected end of data in {info.name}")
+    return data
+
+
+def _text(data: bytes) -> str:
+    """Return the text of a sidecar, without the byte order mark that Windows' editors and PowerShell begin it with."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace").strip()
+    return data.decode("utf-8-sig", "replace").strip()
 
 
 def _torn(error: Exception | None) -> Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import pyarrow as pa
@@ -15,6 +15,12 @@ from imgbatch.schema import LISTING
 
 FOUND = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.field(i) for i in (1, 2, 3)]])
 """What listing a store yields."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LATEST = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""Microseconds since 1970 that a `datetime` can hold; a broken clock writes others into files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,15 @@ def require_listed_size(uri: str, size: int, read: Meta, known: Meta) -> None:
             raise Unreachable(f"read {uri}: {size} bytes came of the {known.size} that were listed")
     elif not (read.last_modified and known.last_modified) or read.last_modified == known.last_modified:
         raise Conflict(f"read {uri}: {size} bytes, listed were {known.size}")
+
+
+def moment(microseconds: int) -> datetime | None:
+    """Return the time so long after 1970; None for one that no `datetime` can hold.
+
+    >>> moment(-11_644_473_600_000_001).isoformat(), moment(1 << 60)
+    ('1600-12-31T23:59:59.999999+00:00', None)
+    """
+    return _EPOCH + timedelta(microseconds=microseconds) if EARLIEST <= microseconds <= LATEST else None
 
 
 def unquoted(etag: str | None) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -18,13 +19,19 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BadPath, Conflict, NotFound, StoreError, TimedOut, TooLarge
-from imgbatch.storage.base import FOUND, Meta
+from imgbatch.errors import BadPath, Conflict, InputError, NotFound, StoreError, TimedOut, TooLarge
+from imgbatch.storage.base import EARLIEST, FOUND, LATEST, Meta, moment
 
 _BATCH = 10_000
 _LOCK_S = 30.0
 _STREAMED = 1 << 20
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What following a link says whose target is not there, or is the link itself."""
+_MOST_LINKS_INTO = 1_000
+"""So many links may lead into one folder below an input: folders that link to each other would be walked for ever."""
+_ENCODINGS = {"Shift-JIS": "cp932", "Windows-1252": "cp1252", "DOS": "cp437"}
+"""In which names may be that are not UTF-8: those of old Japanese and western systems, and of zip files."""
+_ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class LocalStore:
@@ -38,7 +45,8 @@ class LocalStore:
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         """Return the content; anything but a regular file is refused, since a FIFO would never end."""
-        data, status = _read(path, limit)
+        with _explained("read", path):
+            data, status = _read(path, limit)
         return data, _meta(status)
 
     def read_tagged(self, path: str) -> tuple[bytes, str | None]:
@@ -48,23 +56,27 @@ class LocalStore:
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
         """Return some bytes of the file; files have no ETags."""
-        with open(path, "rb", buffering=0) as file:
+        with _explained("read", path), open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), end - start, start)
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
         """Yield the bytes of the file from a position on."""
-        with open(path, "rb", buffering=0) as file:
+        with _explained("read", path):
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        with file:
             file.seek(start)
             while data := file.read(_STREAMED):
                 yield data
 
     def open(self, path: str) -> BinaryIO:
         """Return the file, to be read as a stream."""
-        return open(path, "rb")
+        with _explained("open", path):
+            return open(path, "rb")
 
     def head(self, path: str) -> Meta:
         """Return what is known of a file; a folder is not found."""
-        status = os.stat(path)
+        with _explained("look at", path):
+            status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"{path} is not a regular file")
         return _meta(status)
@@ -72,13 +84,19 @@ class LocalStore:
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the regular files below `path`, in the order of their names; a folder that cannot be read is an error.
 
-        Links are followed, but never into a folder that contains them.
+        Links are followed, but never into a folder that contains them. One whose target is not there is listed, with
+        neither size nor time: reading it tells that it leads nowhere.
+
+        Raises:
+            InputError: too many links lead into one folder.
         """
         if not os.path.lexists(path):  # as in an object store, a folder is there once something is in it
             return
         names: list[bytes] = []
-        statuses: list[os.stat_result] = []
-        for name, status in _walk(os.fsencode(path)):
+        statuses: list[os.stat_result | None] = []
+        with _explained("list", path):
+            walk = _walk(os.fsencode(path))
+        for name, status in walk:
             names.append(name)
             statuses.append(status)
             if len(names) == _BATCH:
@@ -90,7 +108,8 @@ class LocalStore:
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""
         with suppress(FileNotFoundError):
-            return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+            entries = [entry.name for entry in os.scandir(os.fsencode(path)) if entry.is_dir()]
+            return sorted(_readable(name) for name in entries)
         return []
 
     def create(self, path: str, data: bytes) -> None:
@@ -204,9 +223,14 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Yield the regular files below `top`, folders in their place among the names. A stack, since trees may be deep."""
-    stack = [_opened(top, frozenset())]
+def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
+    """Return the regular files below `top` and the links that lead nowhere, which have no status."""
+    return _walked([_opened(top, frozenset())])
+
+
+def _walked(stack: list[_Open]) -> Iterator[tuple[bytes, os.stat_result | None]]:
+    """Yield what is in the folder on the stack, folders in their place among the names; trees may be deep."""
+    links_into: Counter[tuple[int, int]] = Counter()
     while stack:
         folder, above, names = stack[-1]
         name = next(names, None)
@@ -217,20 +241,31 @@ def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         try:
             status = os.stat(path)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):  # gone since, or a link to nothing or to itself
-                continue
-            raise
+            if error.errno not in _GONE:
+                raise
+            if os.path.islink(path):  # and no file that has gone since its folder was read
+                yield path, None
+            continue
+        identity = (status.st_dev, status.st_ino)
         if stat.S_ISREG(status.st_mode):
             yield path, status
-        elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in above:
+        elif stat.S_ISDIR(status.st_mode) and identity not in above:
+            if os.path.islink(path):
+                links_into[identity] += 1
+                if links_into[identity] > _MOST_LINKS_INTO:
+                    raise InputError(
+                        f"more than {_MOST_LINKS_INTO:,} links lead into one folder, {_readable(path)} for one: folders that "
+                        "link to each other have no end; take the links out, or give the folders one by one"
+                    )
             with suppress(FileNotFoundError):
                 stack.append(_opened(path, above))
 
 
-def _opened(
-    path: bytes, above: frozenset[tuple[int, int]]
-) -> tuple[bytes, frozenset[tuple[int, int]], Iterator[bytes]]:
-    """Return a folder, the identities of those above it and its own, and its sorted names."""
+_Open = tuple[bytes, frozenset[tuple[int, int]], Iterator[bytes]]
+"""A folder, the identities of those above it and its own, and its sorted names."""
+
+
+def _opened(path: bytes, above: frozenset[tuple[int, int]]) -> _Open:
     status = os.stat(path)
     chunks: list[pa.Array] = []
     with os.scandir(path) as entries:  # millions of names in one folder: bytes in Arrow, not objects
@@ -248,19 +283,76 @@ def _ordered(names: pa.ChunkedArray) -> Iterator[bytes]:
 
 
 def _meta(status: os.stat_result) -> Meta:
-    modified = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    return Meta(size=status.st_size, etag=None, last_modified=modified)
+    return Meta(size=status.st_size, etag=None, last_modified=moment(status.st_mtime_ns // 1000))
 
 
-def _batch(names: list[bytes], statuses: list[os.stat_result]) -> pa.RecordBatch:
-    # A name that is not UTF-8 is kept readable; reading it fails, which makes it a reject instead of a loss.
-    readable = [name.decode("utf-8", "backslashreplace") for name in names]
+def _batch(names: list[bytes], statuses: list[os.stat_result | None]) -> pa.RecordBatch:
+    sizes = [None if status is None else status.st_size for status in statuses]
+    times = pa.array([None if status is None else status.st_mtime_ns // 1000 for status in statuses], pa.int64())
+    known = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
     return pa.record_batch(
         [
-            pa.array(readable, pa.string()),
-            pa.array([status.st_size for status in statuses], pa.int64()),
+            pa.array([_readable(name) for name in names], pa.string()),
+            pa.array(sizes, pa.int64()),
             pa.nulls(len(names), pa.string()),
-            pa.array([status.st_mtime_ns // 1000 for status in statuses], pa.int64()).cast(FOUND.field(3).type),
+            pc.if_else(known, times, None).cast(FOUND.field(3).type),
         ],
         schema=FOUND,
     )
+
+
+def _readable(name: bytes) -> str:
+    r"""Return a name as text. One that is not UTF-8 has escapes, as in `caf\xe9.jpg`: reading it fails, and says why.
+
+    >>> _readable("é.jpg".encode("latin-1"))
+    '\\xe9.jpg'
+    """
+    return name.decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def _explained(operation: str, path: str) -> Iterator[None]:
+    """Say of a name that is not there whether it is a link that leads nowhere, or no UTF-8.
+
+    Raises:
+        NotFound: it is such a link.
+        BadPath: it is such a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_GONE, errno.ENAMETOOLONG):  # escapes make a name longer
+            raise
+        if os.path.islink(path):
+            raise NotFound(f"{operation} {path}: a link to {_target(path)}, which is not there") from error
+        name = _ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)
+        if name != path and os.path.lexists(name):
+            raise BadPath(f"{operation} {path}: {_not_utf8(name)}") from error
+        raise
+
+
+def _target(path: str) -> str:
+    with suppress(OSError):
+        return _readable(os.readlink(os.fsencode(path)))
+    return "somewhere"
+
+
+def _not_utf8(path: str) -> str:
+    """Return what to say of a path that is in another encoding than UTF-8."""
+    parts = os.fsencode(path).split(b"/")
+    at = next(at for at, part in enumerate(parts) if _decoded(part, "utf-8") is None)
+    folder, name = b"/".join(parts[:at]) or b"/", parts[at]
+    decoded = {title: _decoded(name, code) for title, code in _ENCODINGS.items()}
+    guesses = {title: text for title, text in decoded.items() if text is not None and text.isprintable()}
+    shown = ", ".join(f"{text!r} in {title}" for title, text in guesses.items())
+    code = _ENCODINGS[next(iter(guesses))] if guesses else "ENCODING"
+    return (
+        f"the name {name!r}{f' ({shown})' if shown else ''} is not UTF-8, so that no table can hold it: rename it, for "
+        f"example with convmv -f {code} -t utf8 -r --notest {_readable(folder)}"
+    )
+
+
+def _decoded(name: bytes, encoding: str) -> str | None:
+    with suppress(UnicodeDecodeError):
+        return name.decode(encoding)
+    return None

@@ -109,11 +109,17 @@ def _meta(info: Mapping[str, Any]) -> Meta:
     moment = next(
         (info[name] for name in ("LastModified", "last_modified", "mtime", "updated") if info.get(name)), None
     )
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
-    elif isinstance(moment, int | float):
-        moment = datetime.fromtimestamp(moment, UTC)
-    return Meta(size=info.get("size"), etag=unquoted(etag), last_modified=moment)
+    return Meta(size=info.get("size"), etag=unquoted(etag), last_modified=_moment(moment))
+
+
+def _moment(told: object) -> datetime | None:
+    """Return a time as the file system tells it, None where that is none that a `datetime` can hold."""
+    with suppress(ValueError, OverflowError, OSError):
+        if isinstance(told, str):
+            return datetime.fromisoformat(told)
+        if isinstance(told, int | float):
+            return datetime.fromtimestamp(told, UTC)
+    return told if isinstance(told, datetime) else None
 
 
 def _batch(entries: list[dict[str, Any]]) -> pa.RecordBatch:

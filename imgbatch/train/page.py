@@ -61,7 +61,9 @@ def _classes(data: Mapping[str, Any]) -> list[str]:
     origins = [(each["uri"], each["labels"], each["splits"]) for each in data["sources"]]
     parts = [table(["input", "labels from", "splits from"], origins), table(["class", *(f"#{n}" for n in used)], rows)]
     if data["unlabelled"]:
-        parts.append(f"<p>{data['unlabelled']:,} images have no label, such as {escape(data['unlabelled_example'])}.</p>")
+        parts.append(
+            f"<p>{data['unlabelled']:,} images have no label, such as {escape(data['unlabelled_example'])}.</p>"
+        )
     return parts
 
 
