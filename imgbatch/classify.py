@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -216,11 +216,16 @@ class Worker:
             few = slice(start, start + rows)
             yield decoded(numbers[few], listed[few], islice(fetched, rows), self._work.model.preprocess, self._decode)
 
+    def keeps_sidecars(self, number: int) -> Callable[[Mapping[str, Mapping[str, str]]], None] | None:
+        """Return what keeps the sidecars of a tar that do not lie beside their image; None: nobody wants them."""
+        return None
+
     def _members(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a tar, and at last a row that says that it was read to its end."""
         (number,), (tar,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
         (group,), (through,) = block["group"].to_pylist(), block["through"].to_pylist()
-        found = members_of_tar(self._work.stores, number, tar, self._work.config, group, through)
+        keep = self.keeps_sidecars(number)
+        found = members_of_tar(self._work.stores, number, tar, self._work.config, group, through, keep)
         isolated = _ISOLATED_MEMBERS if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
         while few := list(islice(found, rows)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -115,22 +115,34 @@ class Fetcher:
 
 
 def members_of_tar(
-    stores: Stores, number: int, tar: dict[str, Any], config: Config, group: int, through: int
+    stores: Stores,
+    number: int,
+    tar: dict[str, Any],
+    config: Config,
+    group: int,
+    through: int,
+    keep: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Fetched]]:
     """Yield (row, image) for the images of a tar behind the one at `through`, while the next ones are read.
 
     A row holds `uri`, the place and the sidecars. At last comes a row `read`, whose refusal tells as JSON how it ended:
     number, offset of the last row, whether nothing is left to read, and how many members were passed over, or are sidecars
     without an image beside them.
-    """
+
+    Args:
+        keep: is given the sidecars that do not lie beside their image, by key, when the end is reached; None: they are counted.
+    """  # fmt: skip
     meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
-    reader = Tar(stores, tar["uri"], meta, config.source.suffixes, config.fetch.max_bytes)
+    limit = config.fetch.max_bytes
+    reader = Tar(stores, tar["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
     place = {"offset": through, "previous": through, "group": group}
     refusal, whole, end = None, True, End(0, 0)
     try:
         for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
             if isinstance(found, End):
                 refusal, end = found.tear, found
+                if keep is not None:
+                    keep(found.sidecars)
                 break
             place = {"offset": found.offset, "previous": place["offset"], "group": found.group}
             size = None if isinstance(found.content, Refusal) else len(found.content)

@@ -20,7 +20,7 @@ from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.shards import doubles_rejected
 from imgbatch.stream import ticking
-from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards
+from imgbatch.train.prepared import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards, with_late_sidecars
 from imgbatch.units import ROUNDS
 from imgbatch.uris import first_of_each, uri_keys
 
@@ -139,6 +139,8 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     once = np.unique(keys_of(images), return_index=True)[1]
     images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
     entries = listed.take(images["index"])
+    tars = pc.if_else(pc.fill_null(pc.equal(whole(entries["container"]), TAR), False), whole(entries["uri"]), None)
+    images = with_late_sidecars(images, tars, work.shards, work.config.source)
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)

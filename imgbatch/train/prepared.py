@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.config import SourceConfig
+from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
+from imgbatch.sources.tars import key_of
 from imgbatch.storage import Folder
 from imgbatch.uris import hash_strings
 
@@ -57,6 +59,9 @@ ROWS = pa.schema(
 """What a shard says of its images; `reason` is null where an image could be read. `offset`: of a member of a tar."""
 
 _SEED = np.uint64(0x9E3779B97F4A7C15)
+
+SIDECARS = ".sidecars"
+"""What the name of the object ends in that holds the sidecars of a tar that do not lie beside their image, by key."""
 
 READ = ".read"
 """What the name of the object ends in that says that a tar was read to its end."""
@@ -95,6 +100,15 @@ class Prepare(Worker):
                     self._shards.put(f"{tar['number']:09d}{READ}", b"")
             yield found.drop_columns([PIXELS])
 
+    def keeps_sidecars(self, number: int) -> Callable[[Mapping[str, Mapping[str, str]]], None]:
+        """Keep the sidecars of a tar that do not lie beside their image, before the tar counts as read."""
+
+        def keep(sidecars: Mapping[str, Mapping[str, str]]) -> None:
+            if sidecars:
+                self._shards.put(f"{number:09d}{SIDECARS}", json.dumps(sidecars).encode())
+
+        return keep
+
     def _keep(self, images: pa.Table) -> None:
         kept: Array = pixels_of(images, self._work.model.preprocess)
         if self._load is not None:
@@ -114,6 +128,40 @@ def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
     for name, values in ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems)):
         columns[name] = pc.if_else(pc.is_valid(whole(images["offset"])), values, None)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
+
+
+def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config: SourceConfig) -> pa.Table:
+    """Return ROWS with what sidecars say that do not lie beside their image.
+
+    Args:
+        tars: the URI of the tar that each image is a member of, null where it is of none.
+
+    Raises:
+        InputError: they say another label than those beside the image.
+    """
+    kept = [name for name in shards.names() if name.endswith(SIDECARS)]
+    if not kept:
+        return images
+    columns = {field.name: images[field.name].to_pylist() for field in _TRUTHS}
+    for name in kept:
+        late = json.loads(shards.read(name))
+        mine = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
+        uris, here = images["uri"].take(pa.array(mine)).to_pylist(), tars.take(pa.array(mine)).to_pylist()
+        texts = [late.get(key_of(uri[len(tar or "") + 1 :]) or "", {}) for uri, tar in zip(uris, here, strict=True)]
+        said = sidecars.read(*([text.get(CARRIED + kind) for text in texts] for kind in ("cls", "json")), config)
+        values = ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems))
+        for column, found in values:
+            for at, uri, value in zip(mine.tolist(), uris, found.to_pylist(), strict=True):
+                before = columns[column][at]
+                if column == TRUTH and value is not None and before not in (None, value):
+                    raise InputError(f"the sidecars of {uri} say {before!r} and {value!r}: an image has one label")
+                columns[column][at] = before if value is None else value
+        for at in mine.tolist():
+            if columns[TRUTH][at] is not None and not (columns[PROBLEM][at] or "").startswith(sidecars.REFUSED):
+                columns[PROBLEM][at] = None
+    for name, values in columns.items():
+        images = images.set_column(images.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return images
 
 
 def keys_of(rows: pa.Table) -> Keys:
