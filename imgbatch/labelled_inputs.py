@@ -284,7 +284,7 @@ class TarMembers:
 
     def _with_sidecars(self, rows: pa.Table, tars: pa.Array) -> pa.Table:
         """Return the URIs of members with the texts of their `.cls` and `.json`."""
-        columns = {
+        columns: dict[str, list[str | None]] = {
             kind: rows[CARRIED + kind].to_pylist() if CARRIED + kind in rows.column_names else [None] * len(rows)
             for kind in ("cls", "json")
         }

@@ -14,7 +14,6 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -116,15 +115,14 @@ def _members_without_content(
 ) -> tuple[list[Member], End | None]:
     """Return up to `most` images of a tar, and its end if it was reached; None: none of the images, but the end."""
     meta = stores.call("look at", uri, lambda store, path: store.head(path))
-    reader, found = Tar(stores, uri, meta, suffixes, max_bytes=-1, collect=True), []
-    with closing(reader.members()) as members:
-        for member in members:
-            if isinstance(member, End):
-                return found, member
-            if most is not None:
-                found.append(member)
-                if len(found) == most:
-                    break
+    found: list[Member] = []
+    for member in Tar(stores, uri, meta, suffixes, max_bytes=-1, collect=True).members():
+        if isinstance(member, End):
+            return found, member
+        if most is not None:
+            found.append(member)
+            if len(found) == most:
+                break
     return found, None
 
 

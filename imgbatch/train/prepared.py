@@ -148,7 +148,8 @@ def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config:
         mine = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
         uris, here = images["uri"].take(pa.array(mine)).to_pylist(), tars.take(pa.array(mine)).to_pylist()
         texts = [late.get(key_of(uri[len(tar or "") + 1 :]) or "", {}) for uri, tar in zip(uris, here, strict=True)]
-        said = sidecars.read(*([text.get(CARRIED + kind) for text in texts] for kind in ("cls", "json")), config)
+        cls, records = ([text.get(CARRIED + kind) for text in texts] for kind in ("cls", "json"))
+        said = sidecars.read(cls, records, config)
         values = ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems))
         for column, found in values:
             for at, uri, value in zip(mine.tolist(), uris, found.to_pylist(), strict=True):
