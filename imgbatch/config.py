@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ _SIGNATURE = re.compile(
     re.I,
 )
 
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
 
@@ -47,12 +50,30 @@ class ModelConfig:
     labels: str | None = knob(
         None, "URI of a text file with the names of the classes, one a line, in the order of the head"
     )
+    taxonomy: str | None = knob(None, "URI of a taxonomy (CSV or JSON) in place of the model's own; unset: its own")
     crop_pct: float | None = knob(
         None, "the share of a side that the centre crop keeps after resizing; unset: as the model was made"
     )
     image_size: int | None = knob(None, "pixels a side of the network's input; unset: as the model was made")
+    interpolation: str | None = knob(None, "bicubic, bilinear or nearest; unset: as the model was made")
+    mean: tuple[float, ...] = knob(
+        (), "of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model was made"
+    )
+    std: tuple[float, ...] = knob(
+        (), "of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model was made"
+    )
 
     def __post_init__(self) -> None:
+        if self.interpolation is not None:
+            one_of("model.interpolation", self.interpolation, INTERPOLATIONS)
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values and (len(values) != 3 or not all(map(math.isfinite, values))):
+                raise ConfigError(f"model.{key}={list(values)}: three numbers are needed, for R, G and B")
+            # On the scale of bytes, 0 to 255, nothing that a network sees would be right.
+            if any(abs(value) > 10 for value in values):
+                raise ConfigError(f"model.{key}={list(values)}: on the scale 0 to 1; divide values of 0 to 255 by 255")
+        if self.std and min(self.std) <= 0:
+            raise ConfigError(f"model.std={list(self.std)}: each must be more than 0")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ConfigError(f"model.crop_pct={self.crop_pct}: must be more than 0 and at most 1")
         if self.image_size is not None:

@@ -108,6 +108,8 @@ def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
         return _build(typing.cast(type, hint), value, f"{key}.", known)
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
+        if any(float in typing.get_args(kind) for kind in kinds):
+            return _numbers(key, value)
         value = (value,) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -119,6 +121,21 @@ def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
             return value
     wanted = " or ".join("nothing" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
     raise ConfigError(f"{key}={value!r}: expected {wanted}")
+
+
+def _numbers(key: str, value: Any) -> tuple[float, ...]:
+    """Return numbers, given as a list or as a text with commas.
+
+    >>> _numbers("model.mean", "0.5, 0.5, 0.5")
+    (0.5, 0.5, 0.5)
+    """
+    items = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        if not any(isinstance(item, bool) for item in items):
+            return tuple(float(item) for item in items)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{key}={value!r}: expected numbers, such as [0.5, 0.5, 0.5]")
 
 
 def one_of(key: str, value: str, allowed: Sequence[str]) -> None:

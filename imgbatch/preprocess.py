@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from imgbatch.config import INTERPOLATIONS
 from imgbatch.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
     from imgbatch.decode import Pixels
 
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _CROP_MODES = ("center", "squash")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # timm's defaults, too
 _CROP_PCT = 0.875
+
+ONE_CHANNEL = (
+    "A network of one channel is not read: pictures are RGB. Make it one of three channels: repeat the weight of its first "
+    "convolution three times along dimension 1, divided by 3 (weight.repeat(1, 3, 1, 1) / 3), set in_chans=3, and give mean "
+    "and std three times each"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +51,7 @@ class Preprocess:
     """Of R, G and B, on the scale 0 to 1; divided by in the network."""
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, _INTERPOLATIONS)
+        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("crop_mode", self.crop_mode, _CROP_MODES)
         sides = (2,) if self.crop_mode == "squash" else (1, 2)
         if len(self.resize) not in sides or min(self.height, self.width, *self.resize) < 1:
@@ -68,7 +74,10 @@ class Preprocess:
         """
         channels, height, width = pretrained_cfg.get("input_size") or (3, 224, 224)
         if channels != 3:
-            raise ModelError(f"input_size={pretrained_cfg['input_size']}: only models of 3 channels (RGB) can be used")
+            hint = f". {ONE_CHANNEL}" if channels == 1 else ""
+            raise ModelError(
+                f"input_size={pretrained_cfg['input_size']}: only models of 3 channels (RGB) can be used{hint}"
+            )
         crop_pct = pretrained_cfg.get("crop_pct") or _CROP_PCT
         crop_mode = pretrained_cfg.get("crop_mode") or "center"
         scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -112,6 +121,19 @@ class Preprocess:
             scaled = f"squashed to {sides}" if self.crop_mode == "squash" else f"the least that covers {sides}"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{scaled} ({self.interpolation}), centre {self.height}x{self.width}, mean {mean}, std {std}"
+
+    def summary(self) -> str:
+        """Return what a person checks before a run, in timm's words.
+
+        >>> Preprocess(height=224, width=224, resize=(256,), mean=(0.5,) * 3, std=(0.5,) * 3).summary()
+        '224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
+        """
+        sides = "×".join(map(str, self.resize))
+        crop = f"squash, crop {self.height / self.resize[0]:.4g}" if self.crop_mode == "squash" else (
+            f"crop {self.height / self.resize[0]:.4g}"
+        )  # fmt: skip
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.height}×{self.width} px from {sides} ({crop}), {self.interpolation}, mean {mean}, std {std}"
 
     def _scaled_size(self, height: int, width: int) -> list[int]:
         """Return the size before the crop, rounded as torchvision (one side) and timm (two sides) round it.
@@ -179,8 +201,9 @@ def _resize(picture: torch.Tensor, size: list[int], interpolation: str) -> torch
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use a model with one of {', '.join(allowed)}"
-        raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported; {hint}")
+        hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
+        settable = f" (model.{key} sets another)" if key == "interpolation" else ""
+        raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported; {hint}{settable}")
 
 
 def _three(values: Any) -> tuple[float, float, float]:

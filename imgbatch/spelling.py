@@ -57,6 +57,24 @@ def shown(name: str) -> str:
     return "'" + "".join(repr(char)[1:-1] if unicodedata.category(char)[0] == "C" else char for char in text) + "'"
 
 
+def alike(names: Iterable[str], counts: Mapping[str, int] | None = None) -> str:
+    """Return the names that a person would take for one, with how many images have each; an empty text if there are none.
+
+    >>> alike(["Gala", "gala", "Fuji"])
+    "'Gala' and 'gala'"
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(folded(name), []).append(name)
+    found = [
+        " and ".join(shown(name) + (f" ({counts[name]:,} images)" if counts else "") for name in same)
+        for same in groups.values()
+        if len(same) > 1
+    ]
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
 def require_distinct(names: Iterable[str], what: str, counts: Mapping[str, int] | None = None) -> None:
     """Refuse names that a person would take for one.
 
@@ -68,19 +86,9 @@ def require_distinct(names: Iterable[str], what: str, counts: Mapping[str, int] 
     Raises:
         InputError: naming pairs of them.
     """
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(folded(name), []).append(name)
-    pairs = [
-        " and ".join(shown(name) + (f" ({counts[name]:,} images)" if counts else "") for name in same)
-        for same in alike.values()
-        if len(same) > 1
-    ]
-    if pairs:
-        more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    if pairs := alike(names, counts):
         raise InputError(
-            f"{what} that differ only in case, spaces or invisible characters: {'; '.join(pairs[:_SHOWN])}{more}: "
-            "give each one spelling"
+            f"{what} that differ only in case, spaces or invisible characters: {pairs}: give each one spelling"
         )
 
 

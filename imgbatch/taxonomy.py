@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.errors import ModelError
+from imgbatch.errors import InputError, ModelError
+from imgbatch.spelling import folded, normalise, require_distinct
 
 _SHOWN = 5
 
@@ -115,6 +117,7 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
         raise ModelError(f"{where} is not UTF-8: {error}") from error
     names, paths = _from_json(text, where) if where.lower().endswith(".json") else _from_csv(text, where)
     _require_tree(names, paths, where)
+    _require_spellings(names, paths, labels, where)
     known = {path[-1]: path for _, path in paths}
     _require_labels(set(known), labels, where)
     levels = []
@@ -133,16 +136,17 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     paths = []
     try:
-        header = next(reader, [])
-        if len(header) < 2 or not all(name.strip() for name in header) or len(set(header)) < len(header):
+        header = [normalise(name) for name in next(reader, [])]
+        if len(header) < 2 or not all(header) or len(set(header)) < len(header):
             raise ModelError(
                 f"{where}: its first line is {','.join(header)!r}; expected the names of the levels, each once: the "
                 "labels' own first, then coarser and coarser ones, such as label,coarse"
             )
-        for row in reader:
-            if not row:
+        for cells in reader:
+            if not cells:
                 continue
-            if len(row) != len(header) or not all(cell.strip() for cell in row):
+            row = [normalise(cell) for cell in cells]
+            if len(row) != len(header) or not all(row):
                 raise ModelError(
                     f"{where}, line {reader.line_num}: {','.join(row)!r} is not as deep as the levels "
                     f"{', '.join(header)}: name a node at each, the same name again where there is no coarser one"
@@ -155,9 +159,10 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
 
 def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        if twice := [key for key, _ in found if [other for other, _ in found].count(key) > 1]:
+        counts = Counter(normalise(key) for key, _ in found)
+        if twice := [key for key, number in counts.items() if number > 1]:
             raise ModelError(f"{where}: {twice[0]!r} stands twice in one place: give its children in one place")
-        return dict(found)
+        return {normalise(key): value for key, value in found}
 
     try:
         tree = json.loads(text, object_pairs_hook=pairs)
@@ -168,7 +173,9 @@ def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
             f'{where} is no tree of labels ({error}); expected {{"Fruit": {{"Apple": ["Gala", "Fuji"]}}}}, or '
             '{"levels": ["department", "kind", "label"], "tree": …}'
         ) from error
-    if names and not (isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if isinstance(names, list):
+        names = [normalise(name) if isinstance(name, str) else name for name in names]
+    if names and not (isinstance(names, list) and all(isinstance(name, str) and name for name in names)
                       and len(set(names)) == len(names)):  # fmt: skip
         raise ModelError(
             f"{where}: levels holds {json.dumps(names)[:60]}; expected their names, each once, coarse to fine"
@@ -189,9 +196,9 @@ def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
 def _paths(tree: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield the path of each label. Raises ValueError where the tree is none."""
     if isinstance(tree, str):
-        yield (*above, tree)
+        yield (*above, normalise(tree))
     elif isinstance(tree, list) and tree and all(isinstance(label, str) for label in tree):
-        yield from ((*above, label) for label in tree)
+        yield from ((*above, normalise(label)) for label in tree)
     elif isinstance(tree, dict) and tree:
         for name, below in tree.items():
             yield from _paths(below, (*above, name))
@@ -220,6 +227,21 @@ def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
         labels[path[-1]] = place
     if cycle := _cycle(above):
         raise ModelError(f"{where}: a cycle, {' > '.join(map(repr, cycle))}: a node cannot lie above itself")
+
+
+def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str], where: str) -> None:
+    """Refuse levels, and nodes of one level, that differ only in case, spaces or invisible characters.
+
+    The model's own labels may: ImageNet has a Cardigan (a dog) and a cardigan.
+    """
+    try:
+        require_distinct(names, "levels")
+        for depth, name in enumerate(names):
+            nodes = dict.fromkeys(path[depth] for _, path in paths)
+            if depth < len(names) - 1 or not nodes.keys() <= set(labels):
+                require_distinct(nodes, f"nodes of {name!r}")
+    except InputError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def _cycle(above: Mapping[str, set[str]]) -> list[str]:
@@ -261,6 +283,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     >>> did_you_mean("granny  smith", ["Granny Smith", "Gala"]), did_you_mean("dog", ["Gala"])
     (", did you mean 'Granny Smith'?", '')
     """
-    folded = {"".join(other.split()).casefold(): other for other in known}
-    near = difflib.get_close_matches("".join(name.split()).casefold(), folded, n=1, cutoff=0.8)
-    return f", did you mean {folded[near[0]]!r}?" if near else ""
+    if name.isdecimal() and int(name) < len(known):
+        return f", the number of {known[int(name)]!r}?"
+    by_form = {folded(other).replace(" ", ""): other for other in known}
+    near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
+    return f", did you mean {by_form[near[0]]!r}?" if near else ""

@@ -85,6 +85,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
         f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
         f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
     )
+    print(f"model {job.model.summary()}")
     return 0
 
 
@@ -101,6 +102,7 @@ def recorded(job: Job, stop: StopRequest) -> int:
     with naming_the_output(job):
         record.start()
     started = time.monotonic()
+    log.info("model %s", job.model.summary())
     with record.telling():
         try:
             summary = work_through(job, record, stop)

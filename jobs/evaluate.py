@@ -138,6 +138,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
     chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
     model = models.load(chosen.model, stores, stop.check)
+    log.info("model %s", model.summary())
     chosen = config.with_output(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)

@@ -112,7 +112,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
-    base = models.load(config.ModelConfig(name=chosen.base), stores, pulse)
+    base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = None
     try:
         if publish.finished(output, chosen.public()):
@@ -147,6 +147,7 @@ def recorded(job: Job, stop: StopRequest) -> int:
         job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
     )
     record.start()
+    log.info("base %s", job.base.summary())
     with record.telling():
         summary = work_through(job, record, stop)
     print(summary)

@@ -14,15 +14,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.config import ModelConfig
-from imgbatch.errors import ModelError
+from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.taxonomy import Taxonomy
+from imgbatch.taxonomy import read as read_taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Model", "load", "shared"]
+
+_MOST_TAXONOMY = 16 << 20
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +73,15 @@ class Model:
             raise ModelError(f"output.embeddings: {self.name} has no single layer that makes its logits")
         return self.features
 
+    def summary(self) -> str:
+        """Return in one line what the model is shown and what it tells apart."""
+        more = ", …" if len(self.labels) > _SHOWN else ""
+        levels = f"; levels {', '.join(level.name for level in self.taxonomy.levels)}" if self.taxonomy else ""
+        return (
+            f"{self.reference}: {self.preprocess.summary()}; {len(self.labels):,} classes: "
+            f"{', '.join(self.labels[:_SHOWN])}{more}{levels}"
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what makes two models' labels comparable."""
         names = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
@@ -80,17 +93,31 @@ class Model:
         }
 
 
-def load(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda: None) -> Model:
+def load(
+    chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda: None, *, replaces_head: bool = False
+) -> Model:
     """Return the model of a name or URI, checked as far as that is possible without an image.
 
     Args:
         chosen: the section `model` of the config.
         stores: where URIs lead to.
         pulse: called while weights are fetched and the network is checked, once a machine and model; may raise to end it.
+        replaces_head: the model is the base of a training, whose head is not used: it may be one for sigmoids.
 
     Raises:
         ModelError: there is no such model, its weights cannot be had, or it contradicts itself.
     """
+    model = _found(chosen, stores, pulse, replaces_head=replaces_head)
+    if chosen.taxonomy is None:
+        return model
+    try:
+        content = stores.read(absolute(chosen.taxonomy), _MOST_TAXONOMY)[0]
+    except (NotFound, TooLarge) as error:
+        raise ModelError(f"model.taxonomy={chosen.taxonomy}: no taxonomy is there: {error}") from error
+    return replace(model, taxonomy=read_taxonomy(content, chosen.taxonomy, model.labels))
+
+
+def _found(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None], *, replaces_head: bool) -> Model:
     from imgbatch.models import directory, state_dict, zoo
 
     name = chosen.name
@@ -104,7 +131,7 @@ def load(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda
         _refuse(chosen, "weights")
         if chosen.architecture or name.lower().endswith(state_dict.SUFFIXES):
             return state_dict.read(chosen, stores, pulse)
-        return directory.read(name, stores, chosen, pulse)
+        return directory.read(name, stores, chosen, pulse, replaces_head=replaces_head)
     close = difflib.get_close_matches(name, zoo.MODELS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(zoo.MODELS)};"
     raise ModelError(

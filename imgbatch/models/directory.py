@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,62 +20,86 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import Model, child, node_cache, zoo
+from imgbatch.models import Model, child, description, node_cache, zoo
+from imgbatch.models.description import AS_GIVEN
+from imgbatch.models.label_file import hint_at_background
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.taxonomy import read as read_taxonomy
 
+__all__ = ["AS_GIVEN", "Network", "read", "saved", "write", "write_directory"]
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-AS_GIVEN = "label_names_as_given"
-"""Stands in `config.json` if `label_names` are to be shown as they are, WordNet ids too."""
+log = logging.getLogger(__name__)
+
+_CONFIG, _SAFE = "config.json", "model.safetensors"
+_WEIGHTS = (_SAFE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Under which names weights are looked for, in timm's order. Those of torch.save are read as tensors alone."""
 _TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
 _MOST_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
 _CHECK_S = 600.0
-_TRANSFORMERS = (
-    "it was written by transformers for a network of its own; only networks of timm and torchvision are read"
-)
 
 
 def read(
-    uri: str, stores: Stores, chosen: ModelConfig, pulse: Callable[[], None] = lambda: None, name: str | None = None
+    uri: str,
+    stores: Stores,
+    chosen: ModelConfig,
+    pulse: Callable[[], None] = lambda: None,
+    name: str | None = None,
+    *,
+    replaces_head: bool = False,
 ) -> Model:
     """Return the model of a directory, checked: labels, tensors and the answer to a blank image.
 
     Args:
         uri: where the directory is.
         stores: where URIs lead to.
-        chosen: labels, crop and size in place of the directory's own.
+        chosen: labels and preprocessing in place of the directory's own.
         pulse: called while the network is checked.
         name: what the model is called; None: by its URI.
+        replaces_head: the head is not used, so that it may be one for sigmoids.
 
     Raises:
         ModelError: a file is missing, is not what it should be, or labels, head and weights do not agree.
     """
     folder = Folder(stores, absolute(uri))
-    config = _config(folder)
-    weights, digest = _weights(folder)
-    labels = zoo.own_labels(chosen, stores) or _labels(folder, config)
-    classes = _classes(folder, config)
+    where = folder.at(_CONFIG)
+    config = description.parse(_required(folder, _CONFIG, _MOST_CONFIG), where)
+    stated = description.preprocessing(config, where)
+    classes = description.classes_of(config, where)
+    if not replaces_head:
+        description.require_softmax(config, where)
+    labels = zoo.own_labels(chosen, stores) or description.labels_of(config, where)
     if len(labels) != classes:
-        where = chosen.labels or folder.at(_CONFIG)
-        raise ModelError(f"{where}: {len(labels)} label_names for a head of {classes} classes")
-    network = Network(folder, config["architecture"], classes, config["model_args"], digest)
-    preprocess, taxonomy = _preprocess(folder, config, chosen), _taxonomy(folder, labels)
+        hint = hint_at_background(labels)
+        raise ModelError(f"{chosen.labels or where}: {len(labels)} label_names for a head of {classes} classes{hint}")
+    if classes == 1 and not replaces_head:
+        raise description.one_class(name or where)
+    if name is None:
+        description.warn_of_likeness(labels, chosen.labels or where)
+    taxonomy = None if chosen.taxonomy else _taxonomy(folder, labels)
+    file, weights, digest = _weights(folder)
+    said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
+    question = {"where": where, "description": said, "choice": zoo.choice(chosen), "classes": classes}
+    found = _checked(question, weights, digest, name or folder.uri, pulse)
+    description.say_what_is_assumed(config, stated, found, chosen, where)
+    for note in found["notes"]:
+        log.info("%s: %s", name or folder.uri, note)
     return Model(
         name=name or folder.uri,
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode() + digest.encode()).hexdigest(),
         labels=labels,
-        preprocess=preprocess,
+        preprocess=Preprocess.from_timm(found["data"]),
         taxonomy=taxonomy,
-        network=network,
-        features=_checked(network, weights, preprocess, name or folder.uri, pulse),
+        network=Network(folder, config["architecture"], classes, found["arguments"], digest, file),
+        features=found["features"],
     )
 
 
@@ -83,7 +108,7 @@ def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str
     from safetensors.torch import save
 
     apart = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    folder.put(_WEIGHTS, save(apart, metadata={"format": "pt"}))
+    folder.put(_SAFE, save(apart, metadata={"format": "pt"}))
     folder.put(_CONFIG, json.dumps(config, indent=2).encode())
 
 
@@ -122,7 +147,7 @@ def saved(
         timm.models.save_for_hf(
             net, made, model_config=dict(model_config), data_config=data_config, safe_serialization=True
         )
-        files = {name: Path(made, name).read_bytes() for name in (_WEIGHTS, _CONFIG)}
+        files = {name: Path(made, name).read_bytes() for name in (_SAFE, _CONFIG)}
     config = json.loads(files[_CONFIG])
     config["model_args"].pop("num_classes", None)  # it stands above them, and given twice transformers stumbles over it
     return files | {_CONFIG: json.dumps(config, indent=2).encode()}
@@ -138,6 +163,8 @@ class Network:
     arguments: Mapping[str, Any]
     digest: str
     """SHA-256 of the file of weights, in hex."""
+    file: str = "model.safetensors"
+    """The name of the weights in the folder."""
 
     def __call__(self) -> nn.Module:
         """Return the network with its weights.
@@ -145,11 +172,11 @@ class Network:
         Raises:
             ModelError: weights and network do not fit, or are not those of the start of the run.
         """
-        from imgbatch.models import networks
+        from imgbatch.models import networks, weights
 
         net = networks.make(self.architecture, self.classes, self.arguments)
-        where = self.folder.at(_WEIGHTS)
-        networks.fill(net, networks.read_state(self._local_weights(), where), where, self.architecture)
+        where = self.folder.at(self.file)
+        networks.fill(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
         return net
 
     @property
@@ -160,29 +187,31 @@ class Network:
     @contextmanager
     def shared(self, place: Folder) -> Iterator[Network]:
         """Have the same network with its weights copied to the place, for as long as the block lasts."""
-        place.put(_WEIGHTS, self._local_weights().read_bytes())
+        place.put(self.file, self._local_weights().read_bytes())
         try:
             yield replace(self, folder=place)
         finally:
             with suppress(StoreError):  # what went wrong before it is the error to tell
-                place.delete(_WEIGHTS)
+                place.delete(self.file)
 
     def _local_weights(self) -> Path:
         """Return the weights as a file of this node, fetched at most once, and never half written."""
-        path = Path(self.folder.uri, _WEIGHTS)
+        path = Path(self.folder.uri, self.file)
         if not is_local(self.folder.uri) or not path.is_file():
-            path = node_cache.once(_cached(self.digest), lambda path: _copy(self.folder, path))
+
+            def fetch(path: Path) -> None:
+                path.write_bytes(self.folder.read(self.file))
+
+            path = node_cache.once(_cached(self.digest), fetch)
         if _sha256(path) != self.digest:
-            raise ModelError(f"{self.folder.at(_WEIGHTS)} is not what it was when the run started: start the run again")
+            raise ModelError(
+                f"{self.folder.at(self.file)} is not what it was when the run started: start the run again"
+            )
         return path
 
 
 def _cached(digest: str) -> str:
-    return f"weights-{digest}.safetensors"
-
-
-def _copy(folder: Folder, path: Path) -> None:
-    path.write_bytes(folder.read(_WEIGHTS))
+    return f"weights-{digest}"
 
 
 def _sha256(path: Path) -> str:
@@ -190,17 +219,35 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights(folder: Folder) -> tuple[Path, str]:
-    """Return a file of this machine with the weights, and its digest; a store's are kept for the actors of this node."""
-    if is_local(folder.uri) and (path := Path(folder.uri, _WEIGHTS)).is_file():
-        return path, _sha256(path)
-    content = _required(folder, _WEIGHTS)
+def _weights(folder: Folder) -> tuple[str, Path, str]:
+    """Return the name of the weights, a file of this machine that holds them, and their digest.
+
+    Those of a store are kept for the actors of this node.
+    """
+    if is_local(folder.uri):
+        for name in _WEIGHTS:
+            if (path := Path(folder.uri, name)).is_file():
+                return name, path, _sha256(path)
+    name, content = _first(folder)
     digest = hashlib.sha256(content).hexdigest()
 
     def keep(path: Path) -> None:
         path.write_bytes(content)
 
-    return node_cache.once(_cached(digest), keep), digest
+    return name, node_cache.once(_cached(digest), keep), digest
+
+
+def _first(folder: Folder) -> tuple[str, bytes]:
+    """Return name and content of the weights of a directory; of several files the one that timm prefers."""
+    for name in _WEIGHTS:
+        with suppress(NotFound):
+            return name, folder.read(name)
+    for name in _WEIGHTS[:2]:
+        if folder.exists(f"{name}.index.json"):
+            raise ModelError(
+                f"{folder.uri}: its weights lie in several files, {name}.index.json says: save them as one"
+            )
+    return _SAFE, _required(folder, _SAFE)
 
 
 def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
@@ -215,50 +262,6 @@ def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
         raise ModelError(f"{folder.at(name)} is larger than {limit} bytes: that is no model's description") from error
 
 
-def _config(folder: Folder) -> dict[str, Any]:
-    try:
-        config = json.loads(_required(folder, _CONFIG, _MOST_CONFIG))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{folder.at(_CONFIG)} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        why = f": {_TRANSFORMERS}" if isinstance(config, dict) and "architectures" in config else ""
-        raise ModelError(f"{folder.at(_CONFIG)} names no 'architecture'{why}")
-    for section in ("pretrained_cfg", "model_args"):
-        config[section] = config.get(section) or {}
-        if not isinstance(config[section], dict):
-            raise ModelError(f"{folder.at(_CONFIG)}: {section!r} is not an object")
-    config["model_args"].pop("num_classes", None)  # which timm writes there as well
-    for said in (config, config["pretrained_cfg"]):
-        if "multi_label" in str(said.get("problem_type")):
-            raise ModelError(
-                f"{folder.uri} gives several labels to an image (problem_type): only one a picture is given"
-            )
-    return config
-
-
-def _classes(folder: Folder, config: Mapping[str, Any]) -> int:
-    number = config.get("num_classes", config["pretrained_cfg"].get("num_classes"))
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ModelError(
-            f"{folder.at(_CONFIG)}: num_classes is {number!r}; a classifier needs a head of at least one class"
-        )
-    return number
-
-
-def _labels(folder: Folder, config: Mapping[str, Any]) -> tuple[str, ...]:
-    labels = config.get("label_names") or config["pretrained_cfg"].get("label_names")
-    classes = _classes(folder, config)
-    if labels is None and classes == 1000:  # as timm itself takes it
-        return zoo.imagenet_labels()
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(
-            f"{folder.at(_CONFIG)} has no 'label_names': add the {classes} names in the order of the head, or give a file "
-            "with one a line as --set model.labels=URI"
-        )
-    # What somebody called classes while training stays; a hub's WordNet ids become words.
-    return zoo.unique(tuple(labels) if config.get(AS_GIVEN) else zoo.readable(labels), folder.at(_CONFIG))
-
-
 def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     for name in _TAXONOMIES:
         try:
@@ -269,31 +272,17 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     return zoo.imagenet_taxonomy() if labels == zoo.imagenet_labels() else None
 
 
-def _preprocess(folder: Folder, config: Mapping[str, Any], chosen: ModelConfig) -> Preprocess:
-    try:
-        return Preprocess.from_timm(zoo.with_choice(config["pretrained_cfg"], chosen))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{folder.at(_CONFIG)}: pretrained_cfg does not say how images are prepared: {error!r}"
-        ) from error
-
-
 def _checked(
-    network: Network, weights: Path, preprocess: Preprocess, name: str, pulse: Callable[[], None]
-) -> int | None:
-    """Have the network built and asked, once a machine and model; return how many features its head sees."""
-    question = {
-        "architecture": network.architecture,
-        "classes": network.classes,
-        "arguments": network.arguments,
-        "size": [preprocess.height, preprocess.width],
-    }
-    made_of = [question, network.digest, *(version(package) for package in ("timm", "torch", "torchvision"))]
+    question: Mapping[str, Any], weights: Path, digest: str, name: str, pulse: Callable[[], None]
+) -> dict[str, Any]:
+    """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does."""
+    made_of = [{**question, "where": ""}, digest, imgbatch.__version__]
+    made_of += [version(package) for package in ("timm", "torch", "torchvision")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
         asked = {"task": "check", "name": name, "weights": str(weights), **question}
         path.write_text(json.dumps(child.ask(asked, limit_s=_CHECK_S, pulse=pulse)))
 
-    found = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())["features"]
-    return None if found is None else int(found)
+    found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())
+    return found

@@ -6,7 +6,9 @@ Runs in a process of its own (see `child`).
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.models._hub import load_model_config_from_path
 
 from imgbatch.config import StorageConfig
 from imgbatch.errors import ModelError
 from imgbatch.models import directory, networks, zoo
+from imgbatch.models import weights as files
+from imgbatch.models.label_file import hint_at_background
 from imgbatch.models.networks import TORCHVISION, nearest
+from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores
 
 # Networks that torchvision makes otherwise for its weights than without them.
@@ -32,7 +38,7 @@ _REMEDY = (
 def make_directory(
     name: str, architecture: str, weights: str | None, labels: list[str] | None, path: str
 ) -> dict[str, Any]:
-    """Write the model directory of a zoo's network into the folder `path`; return {"name": its full name}.
+    """Write the model directory of a zoo's network into the folder `path`; return {"name": its full name, "notes": …}.
 
     Args:
         name: what messages call it.
@@ -44,29 +50,78 @@ def make_directory(
         ModelError: there is no such network, its weights cannot be had, or they do not fit.
     """
     make = _of_torchvision if architecture.startswith(TORCHVISION) else _of_timm
-    state = networks.read_state(Path(weights), name) if weights else None
+    state, notes = files.read(Path(weights), name) if weights else (None, [])
     folder = Folder(Stores(StorageConfig(), {}), path)
-    return {"name": make(folder, name, architecture.removeprefix("timm:"), state, labels)}
+    full, more = make(folder, name, architecture.removeprefix("timm:"), state, labels)
+    return {"name": full, "notes": notes + more}
 
 
 def check_directory(
-    name: str, architecture: str, classes: int, arguments: dict[str, Any], weights: str, size: list[int]
+    name: str,
+    where: str,
+    description: dict[str, Any],
+    choice: dict[str, Any],
+    classes: int,
+    weights: str,
 ) -> dict[str, Any]:
-    """Build the network of a directory and show it a blank image; return {"features": width of what its head sees}.
+    """Build the network of a directory and show it a blank image; return what `resolve` does, "features" and "notes".
+
+    "features" is the width of what its head sees, "notes" say what was done so that the weights fit.
+
+    Args:
+        where: names the description in messages.
+        description: `architecture`, `model_args`, and the keys of preprocessing as `pretrained_cfg`.
+        choice: what the config says of preprocessing.
+        weights: a file of this machine.
 
     Raises:
         ModelError: keys, shapes or labels do not fit, or the answer is not finite.
     """
-    net = networks.make(architecture, classes, arguments)
-    networks.fill(net, networks.read_state(Path(weights), name), name, architecture)
-    networks.check(net, name, classes, torch.zeros((1, 3, *size)))
+    architecture = description["architecture"]
+    networks.require_known(architecture)
+    found = resolve(description, choice, where)
+    size = Preprocess.from_timm(found["data"])
+    net = networks.make(architecture, classes, found["arguments"])
+    state, notes = files.read(Path(weights), name)
+    notes += networks.fill(net, state, name, architecture)
+    networks.check(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
     head = networks.head(net, classes)
-    return {"features": None if head is None else head.weight.shape[1]}
+    return {**found, "features": None if head is None else head.weight.shape[1], "notes": notes}
+
+
+def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return what timm makes of a description: "data", "arguments" of the network, and "registered".
+
+    "registered" is how images are prepared for timm's own weights of the network; None: it has none.
+
+    Raises:
+        ModelError: it does not say how images are prepared, or asks for what cannot be had here.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            Path(place, "config.json").write_text(json.dumps(description))
+            stated, name, arguments = load_model_config_from_path(place)
+        known = timm.models.resolve_pretrained_cfg(name, stated).to_dict()
+        data = timm.data.resolve_data_config(args=choice, pretrained_cfg=known)
+        Preprocess.from_timm(data)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except Exception as error:  # whatever timm makes of values that it does not expect
+        raise ModelError(f"{where} does not say how images are prepared: {error!r}") from error
+    if known.get("fixed_input_size") and "input_size" in description["pretrained_cfg"]:
+        arguments = {"img_size": list(known["input_size"][1:]), **arguments}  # as timm passes it
+    own = None if name.startswith(TORCHVISION) else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    return {
+        "data": data,
+        "arguments": arguments,
+        "registered": None if own is None else {key: getattr(own, key) for key in keys},
+    }
 
 
 def _of_timm(
-    folder: Folder, name: str, architecture: str, state: networks.State | None, labels: list[str] | None
-) -> str:
+    folder: Folder, name: str, architecture: str, state: files.State | None, labels: list[str] | None
+) -> tuple[str, list[str]]:
     plain, _, tag = architecture.partition(".")
     networks.require_known(plain)
     tags = [each.partition(".")[2] for each in timm.list_models(f"{plain}.*", pretrained=True)]
@@ -75,6 +130,7 @@ def _of_timm(
     known = timm.get_pretrained_cfg(architecture)
     if known is None or (state is None and not known.has_weights):
         raise ModelError(f"timm has no weights for {plain!r}: give yours with --set model.weights=URI")
+    notes: list[str] = []
     if state is None:
         if not known.num_classes:
             raise ModelError(f"{name} gives features, not classes: it has no head, and cannot label")
@@ -86,15 +142,15 @@ def _of_timm(
     else:
         names = labels or zoo.labels_of(known.num_classes or 0, None)
         net = timm.create_model(architecture, pretrained=False, num_classes=len(names))
-        networks.fill(net, state, name, architecture)
+        notes = _filled(net, state, name, architecture, labels)
     _require_as_many(name, net.num_classes, names)
     directory.write_directory(folder, net, names)
-    return f"timm:{plain}.{known.tag}" if known.tag else f"timm:{plain}"
+    return (f"timm:{plain}.{known.tag}" if known.tag else f"timm:{plain}"), notes
 
 
 def _of_torchvision(
-    folder: Folder, name: str, architecture: str, state: networks.State | None, labels: list[str] | None
-) -> str:
+    folder: Folder, name: str, architecture: str, state: files.State | None, labels: list[str] | None
+) -> tuple[str, list[str]]:
     plain, _, chosen = architecture.removeprefix(TORCHVISION).partition("@")
     networks.require_known(f"{TORCHVISION}{plain}")
     entries = torchvision.models.get_model_weights(plain)
@@ -109,14 +165,14 @@ def _of_torchvision(
             state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
         except Exception as error:  # of the network, or a torn file
             raise _not_there(name, entry.url, "TORCH_HOME", error) from error
-        state = networks.with_todays_names(state)
+        state = files.with_todays_names(state)
     names = labels or list(zoo.labels_of(1000, None))
     arguments: dict[str, Any] = {}
     if plain in _ADAPTED:
         auxiliary = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
         arguments = {"transform_input": True, "aux_logits": auxiliary, "init_weights": False}
     net = networks.make(f"{TORCHVISION}{plain}", len(names), arguments)
-    networks.fill(net, state, name, f"{TORCHVISION}{plain}")
+    notes = _filled(net, state, name, f"{TORCHVISION}{plain}", labels)
     config = {
         "architecture": f"{TORCHVISION}{plain}",
         "num_classes": len(names),
@@ -125,7 +181,18 @@ def _of_torchvision(
         "model_args": arguments,
     }
     directory.write(folder, net.state_dict(), config)
-    return f"{TORCHVISION}{plain}@{entry.name}"
+    return f"{TORCHVISION}{plain}@{entry.name}", notes
+
+
+def _filled(
+    net: torch.nn.Module, state: files.State, name: str, architecture: str, labels: list[str] | None
+) -> list[str]:
+    """Load a state dict into a network whose head is made for so many labels; return notes."""
+    try:
+        return networks.fill(net, state, name, architecture)
+    except ModelError as error:
+        made_for = f"; the head is made for the {len(labels)} names of model.labels" if labels else ""
+        raise ModelError(f"{error}{made_for}{hint_at_background(labels or [])}") from error
 
 
 def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:

@@ -1,11 +1,9 @@
-"""Networks of timm and torchvision by their names, and state dicts that fit them or are refused tensor by tensor."""
+"""Networks of timm and torchvision by their names, filled with state dicts that fit or are refused tensor by tensor."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,18 +11,16 @@ import torch
 from torch import nn
 
 from imgbatch.errors import ModelError
+from imgbatch.models import weights
+from imgbatch.models.weights import State
+from imgbatch.preprocess import ONE_CHANNEL
 
 TORCHVISION = "torchvision:"
 """Prefix of an architecture that is torchvision's; all others are timm's."""
 
-State = Mapping[str, torch.Tensor]
-
 # Arguments of timm.create_model that would fetch or load something; a model directory has no business with them.
 _NOT_OF_THE_NETWORK = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 _SHOWN = 5
-
-# torchvision's DenseNet weights of 2017 have a dot where today's names have none.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 
 def make(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
@@ -74,50 +70,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def read_state(path: Path, where: str) -> State:
-    """Return the tensors of a `.safetensors` or `.pth` file, under their plain names.
-
-    Raises:
-        ModelError: the file is torn, or a pickle that holds more than tensors.
-    """
-    try:
-        state: State = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors have each their own
-        raise ModelError(
-            f"{where} cannot be read as a state dict: it is torn, or a pickle that holds more than tensors, which is never "
-            f"loaded; save net.state_dict() with safetensors or torch.save ({str(error).splitlines()[0][:200]})"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{where} holds no state dict: names with tensors; save net.state_dict()")
-    return with_todays_names(state)
-
-
-def with_todays_names(state: State) -> State:
-    """Return the tensors under the names that the libraries use today."""
-    return {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in state.items()}
-
-
-def fill(net: nn.Module, state: State, where: str, architecture: str) -> None:
-    """Load the tensors into the network.
+def fill(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
+    """Load the tensors into the network; return notes of what was done so that their names fit.
 
     Raises:
         ModelError: naming those that are missing, left over, or of another shape.
     """
+    state, notes = weights.fitted(net, state)
     wanted = net.state_dict()
-    shapes = [
-        f"{name} is {_shape(state[name])} instead of {_shape(value)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
+    unlike = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
+    missing, surplus = weights.unlike(net, state)
     wrong = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "left over": sorted(state.keys() - wanted.keys()),
-        "of another shape": shapes,
+        "missing": missing,
+        "left over": surplus,
+        "of another shape": [f"{name} is {_shape(state[name])} instead of {_shape(wanted[name])}" for name in unlike],
     }
     found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
     if found:
-        raise ModelError(f"{where} does not fit {architecture!r}: {'; '.join(found)}")
-    net.load_state_dict(state)
+        grey = any(state[name].ndim == 4 == wanted[name].ndim and state[name].shape[1] == 1 for name in unlike[:1])
+        hint = f". {ONE_CHANNEL}" if grey and wanted[unlike[0]].shape[1] == 3 else ""
+        raise ModelError(f"{where} does not fit {architecture!r}: {'; '.join(found)}{hint}")
+    # Not strict: buffers that do not matter at inference keep the values that they were made with.
+    net.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    return notes
 
 
 def head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:

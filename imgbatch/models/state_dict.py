@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -12,11 +13,13 @@ from pathlib import Path
 import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound
-from imgbatch.models import Model, child, directory, node_cache, zoo
+from imgbatch.models import Model, child, description, directory, node_cache, zoo
 from imgbatch.storage import Stores, absolute
 
+log = logging.getLogger(__name__)
+
 ZOOS = ("timm:", "torchvision:")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 _FETCH_S = 3600.0
 _MADE = "made.json"
 
@@ -52,6 +55,10 @@ def of_zoo(
         ModelError: there is no such network, its weights cannot be had, or they do not fit.
     """
     labels = zoo.own_labels(chosen, stores)
+    if len(labels) == 1:
+        raise description.one_class(name)
+    if labels:
+        description.warn_of_likeness(labels, f"model.labels={chosen.labels}")
     content = None if weights is None else _content(weights, stores)
     made_of = [architecture, content and hashlib.sha256(content).hexdigest(), labels, imgbatch.__version__]
     made_of += [version(package) for package in ("timm", "torchvision")]
@@ -75,7 +82,10 @@ def of_zoo(
         (path / _MADE).write_text(json.dumps(found))
 
     path = node_cache.once(f"model-{key}", make)
-    full = json.loads((path / _MADE).read_text())["name"] if weights is None else absolute(weights)
+    made = json.loads((path / _MADE).read_text())
+    for note in made["notes"]:
+        log.info("%s: %s", name, note)
+    full = made["name"] if weights is None else absolute(weights)
     return directory.read(str(path), stores, replace(chosen, labels=None), pulse, name=full)
 
 

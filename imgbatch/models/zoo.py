@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
-from imgbatch.models import Model
+from imgbatch.models import Model, label_file
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Stores, absolute
 from imgbatch.taxonomy import Taxonomy
@@ -99,7 +99,12 @@ def _twice(names: Sequence[str]) -> set[str]:
 def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the labels; ModelError if one stands for more than one class."""
     for label in sorted(_twice(labels)):
-        raise ModelError(f"{where}: label {label!r} stands for more than one class")
+        places = [number for number, name in enumerate(labels) if name == label]
+        hint = "; a head of ImageNet's 1,000 classes needs no names" if len(labels) == 1000 else ""
+        raise ModelError(
+            f"{where}: label {label!r} stands for more than one class ({', '.join(map(str, places))}): give each a name of its "
+            f"own{hint}"
+        )
     return tuple(labels)
 
 
@@ -132,23 +137,30 @@ def own_labels(chosen: ModelConfig, stores: Stores) -> tuple[str, ...]:
     """
     if chosen.labels is None:
         return ()
+    where = f"model.labels={chosen.labels}"
     try:
-        text = stores.read(absolute(chosen.labels), _MOST_LABELS)[0].decode("utf-8-sig")
-    except (NotFound, TooLarge, UnicodeDecodeError) as error:
-        raise ModelError(f"model.labels={chosen.labels}: no text file with a name a line: {error}") from error
-    names = [line.strip() for line in text.splitlines()]
-    while names and not names[-1]:
-        names.pop()
-    if not names or not all(names):
-        raise ModelError(f"model.labels={chosen.labels}: line {names.index('') + 1} is empty" if names else
-                         f"model.labels={chosen.labels} is empty")  # fmt: skip
-    return unique(readable(names), chosen.labels)
+        content = stores.read(absolute(chosen.labels), _MOST_LABELS)[0]
+    except (NotFound, TooLarge) as error:
+        raise ModelError(f"{where}: no text file with a name a line: {error}") from error
+    return unique(readable(label_file.read(content, where)), where)
 
 
 def with_choice(pretrained_cfg: Mapping[str, Any], chosen: ModelConfig) -> Mapping[str, Any]:
-    """Return how images are prepared with `model.crop_pct` and `model.image_size` in place of the model's own."""
-    size = {} if chosen.image_size is None else {"input_size": (3, chosen.image_size, chosen.image_size)}
-    return {**pretrained_cfg, **size, **({} if chosen.crop_pct is None else {"crop_pct": chosen.crop_pct})}
+    """Return how images are prepared, with what the config chooses in place of the model's own."""
+    return {**pretrained_cfg, **choice(chosen)}
+
+
+def choice(chosen: ModelConfig) -> dict[str, Any]:
+    """Return what the config says of preprocessing, under timm's keys.
+
+    >>> choice(ModelConfig(image_size=192, interpolation="bilinear"))
+    {'input_size': (3, 192, 192), 'interpolation': 'bilinear'}
+    """
+    found: dict[str, Any] = {}
+    if chosen.image_size is not None:
+        found["input_size"] = (3, chosen.image_size, chosen.image_size)
+    keys = ("crop_pct", "interpolation", "mean", "std")
+    return found | {key: getattr(chosen, key) for key in keys if getattr(chosen, key)}
 
 
 @cache

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
     "ray": {"cluster", "connection", "train/on_ray"},
     "torch": {"models/on_torch", "models/on_openvino", "models/zoo", "models/directory", "models/__init__", "models/runtime",
-              "models/networks", "models/hubs", "preprocess", "train/network", "train/head", "train/views", "train/epochs",
+              "models/networks", "models/weights", "models/hubs", "preprocess",
+              "train/network", "train/head", "train/views", "train/epochs",
               "train/losses", "train/fit", "train/on_ray", "train/ways"},
     "timm": {"models/zoo", "models/networks", "models/hubs", "models/directory", "train/network"},
     "torchvision": {"models/networks", "models/hubs", "train/views", "train/losses"},

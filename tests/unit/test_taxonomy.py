@@ -61,7 +61,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
     [
         (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 of the model's labels are missing ('Carrot')"),
         (CSV + b"Plum,Stone,Fruit\n", "1 labels are surplus, since the model lacks them ('Plum')"),
-        (CSV.replace(b"Gala", b"gala "), "('Gala', did you mean 'gala '?)"),
+        (CSV.replace(b"Gala", b"gala "), "('Gala', did you mean 'gala'?)"),
         (CSV.replace(b"Gala,Apple", b"Gala,Pome").replace(b"Banana,Banana,Fruit", b"Banana,Pome,Vegetable"),
          "kind 'Pome' has two parents, 'Fruit' (line 3) and 'Vegetable' (line 4)"),
         (CSV + b"Gala,Pear,Fruit\n", "label 'Gala' has two parents, 'Apple' (line 3) and 'Pear' (line 6)"),

@@ -1,0 +1,194 @@
+"""Files of weights: what they are, the tensors in them without wrappers, and names that fit a network. No pickle is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imgbatch.errors import ModelError
+
+State = Mapping[str, torch.Tensor]
+
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "state_dict", "model"),  # in timm's order: averaged weights come first
+    *("model_state_dict", "model_state", "net", "network", "weights", "params"),
+)
+"""Under which keys of a checkpoint its state dict is looked for, in this order."""
+
+_AVERAGED = ("state_dict_ema", "model_ema")
+
+_NOT_NEEDED = (
+    *("num_batches_tracked", "n_averaged"),  # counters of training
+    # Tables of indices that a network computes from its sizes when it is made.
+    *("relative_position_index", "relative_coords_table", "attn_mask", "attention_bias_idxs"),
+)
+"""The last part of the names of buffers that do not matter at inference: they may be missing, or left over."""
+
+# What torch.compile, FSDP and activation checkpointing put into names, at any depth.
+_INSERTED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# torchvision's DenseNet weights of 2017 have a dot where today's names have none.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
+
+_MAGIC = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with git lfs pull",
+    b"\x89HDF": "HDF5, as Keras writes it: only weights of PyTorch are read",
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"%PDF": "a PDF",
+}
+_MARKUP = (b"<!doctype", b"<html", b"<?xml", b"<error", b"<head")
+_MAX_TEXT = 4096
+_SHOWN = 3
+
+
+def read(path: Path, where: str) -> tuple[State, list[str]]:
+    """Return the tensors of a file of safetensors or of torch.save, and what was done to find them, as notes.
+
+    Raises:
+        ModelError: it is another kind of file, torn, a pickle that holds more than tensors, or no state dict.
+    """
+    state, notes = _unwrapped(_loaded(path, where), where)
+    return with_todays_names(state), notes
+
+
+def with_todays_names(state: State) -> State:
+    """Return the tensors under the names that the libraries use today."""
+    return {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in state.items()}
+
+
+def fitted(net: nn.Module, state: State) -> tuple[State, list[str]]:
+    """Return the tensors under the network's own names, and notes: prefixes are removed if all names then fit.
+
+    Where no way fits, the tensors come back under the names that share most with the network's.
+    """
+    wanted = net.state_dict()
+    ways = list(_renamed(state))
+    for names, notes in ways:
+        if unlike(net, names) == ([], []):
+            return names, notes + _not_needed(wanted, names)
+    return max(ways, key=lambda way: len(way[0].keys() & wanted.keys()))[0], []
+
+
+def unlike(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
+    """Return the names that a network lacks and those that are left over, buffers without effect at inference apart."""
+    wanted, buffers = net.state_dict(), dict(net.named_buffers())
+    missing = [name for name in wanted if name not in state and not (name in buffers and _is_not_needed(name))]
+    surplus = [name for name in state if name not in wanted and not _is_not_needed(name)]
+    return sorted(missing), sorted(surplus)
+
+
+def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
+    """Yield the tensors under shorter and shorter names, with a note of what was removed."""
+    yield state, []
+    removed = sorted({part for name in state for part in _INSERTED.findall(name)})
+    if removed:
+        state = {_INSERTED.sub("", name): value for name, value in state.items()}
+        yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
+    while True:
+        firsts = {name.partition(".")[0] for name in state if not _is_not_needed(name)}
+        if len(firsts) != 1 or not all("." in name for name in state if not _is_not_needed(name)):
+            return
+        prefix = f"{firsts.pop()}."
+        removed.append(prefix)
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
+
+
+def _not_needed(wanted: State, state: State) -> list[str]:
+    """Return a note of the buffers that are missing or left over."""
+    names = sorted(wanted.keys() ^ state.keys())
+    if not names:
+        return []
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"buffers that do not matter at inference are missing or left over: {names[0]}{more}"]
+
+
+def _is_not_needed(name: str) -> bool:
+    return name.rpartition(".")[2] in _NOT_NEEDED
+
+
+def _unwrapped(content: Any, where: str) -> tuple[State, list[str]]:
+    notes: list[str] = []
+    while isinstance(content, Mapping):
+        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+            return {str(name): value for name, value in content.items()}, notes
+        inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inside:
+            break
+        others = f"; {', '.join(map(repr, inside[1:]))} is not" if inside[1:] else ""
+        averaged = " (averaged weights)" if inside[0] in _AVERAGED else ""
+        notes.append(f"{inside[0]!r}{averaged} of the checkpoint is used{others}")
+        content = content[inside[0]]
+    raise ModelError(f"{where} holds no state dict: {_of_what(content)}; save net.state_dict()")
+
+
+def _of_what(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"it is {type(content).__name__}, not names with tensors"
+    others = [f"{name!r} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)]
+    if not others:
+        return "it is empty"
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    beside = "among its tensors" if len(others) < len(content) else "and no tensors"
+    return f"it has {', '.join(others[:_SHOWN])}{more} {beside}"
+
+
+def _loaded(path: Path, where: str) -> Any:
+    """Return what a file holds, told by its content: names are often wrong."""
+    with path.open("rb") as file:
+        start = file.read(_MAX_TEXT)
+    _require_weights(start, path.stat().st_size, where)
+    try:
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints hold their arguments as one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors have each their own
+        raise _unreadable(path, where, error) from error
+
+
+def _require_weights(start: bytes, size: int, where: str) -> None:
+    """Refuse what is another kind of file, by its first bytes."""
+    if not size:
+        raise ModelError(f"{where} is empty")
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            raise ModelError(f"{where} is {kind}")
+    if start.lstrip().lower().startswith(_MARKUP):
+        raise ModelError(
+            f"{where} is a web page, not weights: the download may have asked for a login; fetch the file again"
+        )
+    if size < _MAX_TEXT and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        raise ModelError(f"{where} is a text file, not weights: {start[:60].decode()!r}")
+
+
+def _unreadable(path: Path, where: str, error: Exception) -> ModelError:
+    """Return what to say of a file that is not read, with the classes that a pickle would bring."""
+    unsafe: list[str] = []
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return ModelError(
+                    f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
+                )
+        try:
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except Exception:  # noqa: BLE001 - it only improves a message
+            unsafe = []
+    if unsafe:
+        more = f" and {len(unsafe) - _SHOWN} more" if len(unsafe) > _SHOWN else ""
+        what = f"is a pickle that holds more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
+    else:
+        what = (
+            "cannot be read as a state dict: it is torn, or a pickle that holds more than tensors, which is never loaded "
+            f"({(str(error).splitlines() or [repr(error)])[0][:200]})"
+        )
+    return ModelError(f"{where} {what}; save net.state_dict() with safetensors or torch.save")
