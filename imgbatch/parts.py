@@ -151,6 +151,7 @@ class Log:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.numbers: list[int] = []
+        self._empty_groups: list[int] = []
         output, _, table = folder.uri.rpartition("/")
         self.announced = Announced(Folder(folder.stores, f"{output}/runs"), f"rewriting-{table}.json")
 
@@ -187,7 +188,10 @@ class Log:
 
         with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
             for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
-                yield number, *decode(data, self.uri(number), columns)
+                table, footer = decode(data, self.uri(number), columns)
+                if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
+                    self._empty_groups.append(number)
+                yield number, table, footer
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
         """Return the columns, or all, and the footer of one part."""
@@ -257,6 +261,15 @@ class Log:
                 continue
             return len(table) - len(kept)
         raise OutputError(f"{self.uri(number)} keeps changing under another writer")
+
+    def drop_empty_groups(self) -> None:
+        """Write the parts again that `read` found to have a row group but no rows, as 0.1.0 wrote seals: see `encode`."""
+        for number in self._empty_groups:
+            data, tag = self.folder.read_tagged(_name(number))
+            table, footer = decode(data, self.uri(number))
+            with suppress(Conflict):  # then another run does the same
+                self.folder.replace(_name(number), encode(table, footer.metadata()), tag)
+        self._empty_groups = []
 
     def fence(self, fingerprint: Mapping[str, Any]) -> None:
         """Let what dead runs have sent to rewrite parts come too late: write these parts again, with the same rows.

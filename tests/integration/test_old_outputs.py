@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, Ended, Job, S3Server
@@ -59,6 +60,8 @@ def test_a_run_continues_an_old_output_without_any_inference(
     for table in ("labels", "rejects"):
         assert tables.rows(now, table) == tables.rows(OLD / "output", table)
     assert [record["exit_code"] for record in tables.runs(now)] == [0, 0]
+    written = [pq.read_metadata(path) for path in now.glob("*/part-*.parquet")]
+    assert len(written) == 5 and all((part.num_rows > 0) == (part.num_row_groups > 0) for part in written)
 
     ended = job("verify", f"s3://out/{output}", env=s3.environment)
     assert ended.code == 0, ended.err

@@ -699,6 +699,21 @@ def test_a_sealed_table_with_carried_columns_is_read_without_options(place: Plac
     assert duckdb.sql(query).fetchall() == [("a", "split a", 7), ("b", "split b", 7)]
 
 
+def test_a_table_that_begins_with_a_seal_has_the_carried_columns_in_every_part(place: Place) -> None:
+    """Polars and `datasets` take the columns of all parts from the first one."""
+    listed = pa.schema([("input_split", pa.string())])
+    book = ledger(place(), listed=listed)
+    commit(book, results("a").append_column("input_split", pa.array(["x"])))
+    finish(book, "one")
+    again = ledger(place(), listed=listed)
+    commit(again, rejects("b").append_column("input_split", pa.array(["x"])))
+    finish(again, "two")
+    for table in ("labels", "rejects"):
+        written = [place().read(f"{table}/{name}") for name in sorted(place().names(table))]
+        schemas = [pq.read_schema(pa.BufferReader(each)).remove_metadata() for each in written]
+        assert len(schemas) == 3 and schemas[0] == schemas[1] == schemas[2] and "input_split" in schemas[0].names
+
+
 def test_parts_say_their_version_run_and_fingerprint(place: Place) -> None:
     commit(ledger(place()), results("a"))
     metadata = pq.read_metadata(pa.BufferReader(place().read(f"labels/{part(1)}"))).metadata

@@ -54,14 +54,21 @@ def test_a_part_that_loses_its_last_row_has_no_row_group(log: Log) -> None:
     assert written.num_row_groups == 0 and written.schema_arrow.names == ["uri", "n"]
 
 
-def test_an_empty_part_with_a_row_group_is_read_as_before(log: Log) -> None:
+def test_an_empty_part_with_a_row_group_is_read_as_before_and_written_again_without(log: Log) -> None:
     """As 0.1.0 wrote seals."""
     sink = pa.BufferOutputStream()
     pq.write_table(table().replace_schema_metadata(OURS.metadata()), sink)
     assert pq.ParquetFile(sink.getvalue()).num_row_groups == 1
     log.folder.create("part-00000001.parquet", sink.getvalue().to_pybytes())
     log.scan()
-    assert [(rows["uri"].to_pylist(), footer) for _, rows, footer in log.read(["uri"])] == [([], OURS)]
+    log.append(table("a"), OURS, keep_all)
+    untouched = log.folder.read("part-00000002.parquet")
+    for _ in range(2):
+        assert [rows["uri"].to_pylist() for _, rows, _ in log.read(["uri"])] == [[], ["a"]]
+        log.drop_empty_groups()
+        written = pq.ParquetFile(pa.BufferReader(log.folder.read("part-00000001.parquet")))
+        assert written.num_row_groups == 0 and log.footer(1) == OURS
+    assert log.folder.read("part-00000002.parquet") == untouched
 
 
 def test_columns_of_every_kind_that_a_manifest_may_carry_are_kept() -> None:
@@ -265,9 +272,9 @@ def test_an_absent_key_is_named_as_the_default(theirs: dict[str, Any], ours: dic
 def test_what_an_absent_key_means_are_the_defaults_of_today() -> None:
     """If a default changes, `DEFAULTS` keeps the old value, `prepare` goes on writing the key, and this test lists it."""
     today = Config()
-    assert DEFAULTS == {
+    assert {
         "top_k": today.top_k,
         "answer.min_score": today.answer.min_score,
         "output.embeddings": today.output.embeddings,
         "output.columns": list(today.output.columns),
-    }
+    } == DEFAULTS

@@ -40,7 +40,7 @@ def picture(kind: str, seed: int) -> bytes:
 
 
 def make_images(place: Path) -> None:
-    """Write class folders to train on and to evaluate on, a damaged file, a tar with sidecars, and a manifest with a column of its own."""
+    """Write class folders to train and to evaluate on, a damaged file, a tar with sidecars, and a manifest."""
     for number, kind in enumerate(("red", "green", "blue")):
         for name, first, count in (("folders", 10 * number, 6), ("unseen", 50 + 10 * number, 4)):
             (place / name / kind).mkdir(parents=True)
