@@ -6,7 +6,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long fuzz check format bench clean
+CLIENTS := .venv-clients
+
+.PHONY: demo test test-long test-clients fuzz check format bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
@@ -26,6 +28,15 @@ test: $(VENV)/test.installed $(VENV)/demo.installed
 test-long: $(VENV)/test.installed $(VENV)/demo.installed
 	$(BIN)/python -m pytest -m long -rP
 
+# Programs that read our tables, in an environment of their own: none of the jobs needs them, and Spark alone takes 500 MB.
+$(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+test-clients: $(VENV)/test.installed $(CLIENTS)/installed
+	JOBS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default -rs tests/clients
+
 fuzz: $(VENV)/test.installed
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
@@ -44,4 +55,4 @@ format: $(VENV)/check.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -93,6 +93,7 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     job.ledger.open(pulse)
     carried = waited(lambda: sources.carried_by(job.sources), pulse)
     require_carried(job.config.output.columns, carried)
+    job.ledger.listed = carried
     listing = Listing(job.ledger, folder, carried, job.config.limit)
 
     with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:

@@ -82,6 +82,8 @@ class Ledger:
     """What stands in labels/, carried columns apart."""
     carried: Sequence[str] = ()
     """Which carried columns go into labels/; none named: all."""
+    listed: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """The carried columns of this run's listing: those of the first part of a log if that is a seal."""
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     done: UriIndex = field(init=False)
@@ -121,6 +123,9 @@ class Ledger:
             if double.any():
                 surplus[number] = uri_keys(whole(table["uri"]))[double]
         self._drop_rejects_of_labelled(surplus)
+        if not self.read_only:
+            for log in (self.labels, self.rejects):
+                log.drop_empty_groups()
         return self
 
     def visit(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
@@ -194,7 +199,8 @@ class Ledger:
         for log in (self.labels, self.rejects):
             log.announced.take_back()
             # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
-            log.append(self._columns(log, log.carried()).empty_table(), footer, self._absorb)
+            carried = log.carried() if log.numbers else self.listed
+            log.append(self._columns(log, carried).empty_table(), footer, self._absorb)
 
     def _without_tars(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
         """Return the rows of a part that are no members of tars; those are counted."""

@@ -32,6 +32,15 @@ _READS_AHEAD = 4
 _MOST_CONFLICTS = 1000
 _MOST_VANISHED, _VANISHED_WAIT_S = 20, 0.5
 
+DEFAULTS: Mapping[str, Any] = {
+    "top_k": 5,
+    "answer.min_score": 0.5,
+    "output.embeddings": False,
+    "output.columns": [],
+}
+"""What a fingerprint means that lacks one of these keys; of all other keys, null. It describes files that exist: a value
+stays as it is if the default of the option changes, and a new option needs an entry only if null does not mean "as before"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Footer:
@@ -64,13 +73,16 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     plain = [name for name in ("uri", "etag") if name in table.column_names]
     # 47,000 rows/s of 1,280 numbers, where zstd gives 27,000. BYTE_STREAM_SPLIT is smaller, but DuckDB cannot read it.
     quick = {name: "snappy" if name.startswith(f"{EMBEDDING}.") else "zstd" for name in _leaves(table.schema)}
-    pq.write_table(
-        table.replace_schema_metadata(dict(metadata)),
+    table = table.replace_schema_metadata(dict(metadata))
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression=quick,
         use_dictionary=[name for name in _leaves(table.schema) if name not in plain and quick[name] == "zstd"],
         write_statistics=["uri"],
-    )
+    ) as writer:
+        if len(table):  # a row group of 0 rows is valid Parquet, but Hugging Face's `datasets` fails on it
+            writer.write_table(table)
     return sink.getvalue()
 
 
@@ -139,6 +151,7 @@ class Log:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.numbers: list[int] = []
+        self._empty_groups: list[int] = []
         output, _, table = folder.uri.rpartition("/")
         self.announced = Announced(Folder(folder.stores, f"{output}/runs"), f"rewriting-{table}.json")
 
@@ -175,7 +188,10 @@ class Log:
 
         with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
             for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
-                yield number, *decode(data, self.uri(number), columns)
+                table, footer = decode(data, self.uri(number), columns)
+                if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
+                    self._empty_groups.append(number)
+                yield number, table, footer
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
         """Return the columns, or all, and the footer of one part."""
@@ -246,6 +262,15 @@ class Log:
             return len(table) - len(kept)
         raise OutputError(f"{self.uri(number)} keeps changing under another writer")
 
+    def drop_empty_groups(self) -> None:
+        """Write the parts again that `read` found to have a row group but no rows, as 0.1.0 wrote seals: see `encode`."""
+        for number in self._empty_groups:
+            data, tag = self.folder.read_tagged(_name(number))
+            table, footer = decode(data, self.uri(number))
+            with suppress(Conflict):  # then another run does the same
+                self.folder.replace(_name(number), encode(table, footer.metadata()), tag)
+        self._empty_groups = []
+
     def fence(self, fingerprint: Mapping[str, Any]) -> None:
         """Let what dead runs have sent to rewrite parts come too late: write these parts again, with the same rows.
 
@@ -273,18 +298,30 @@ def _name(number: int) -> str:
 def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """Refuse rows that were made by another model or with other answers than ours.
 
+    A key that is absent, null or has its value of `DEFAULTS` is the same in all three forms, so that an option that is
+    added later does not invalidate outputs that were written before it.
+
     Raises:
         OutputError: naming the keys that differ, and the way out.
     """
-    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    different = sorted(key for key in theirs.keys() | ours.keys() if _value(theirs, key) != _value(ours, key))
     if different:
-        shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here" for key in different)
+        shown = "; ".join(f"{key}: {_short(theirs, key)} there, {_short(ours, key)} here" for key in different)
         raise OutputError(
             f"{where} was written with another fingerprint ({shown}). Labels of two fingerprints do not belong in one "
             "table: give this run an --output of its own, e.g. with {model} in it"
         )
 
 
-def _short(value: Any) -> str:
+def _value(fingerprint: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key, the default if it is absent."""
+    value = fingerprint.get(key)
+    return DEFAULTS.get(key) if value is None else value
+
+
+def _short(fingerprint: Mapping[str, Any], key: str) -> str:
+    value = fingerprint.get(key)
+    if value is None:
+        return "default" if DEFAULTS.get(key) is None else f"default ({json.dumps(DEFAULTS[key])})"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

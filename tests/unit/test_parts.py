@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch import parts
-from imgbatch.config import StorageConfig
+from imgbatch.config import Config, StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputError
-from imgbatch.parts import Footer, Log, decode, encode, require_same
-from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS
+from imgbatch.parts import DEFAULTS, Footer, Log, decode, encode, require_same
+from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS, labels_with
 from imgbatch.storage import Folder, Stores
 
 OURS = Footer("run", {"digest": "abc", "n": 1}, nonce="0123", seal=False)
@@ -37,6 +37,38 @@ def test_a_part_is_read_as_it_was_written(schema: pa.Schema, footer: Footer) -> 
     rows, found = decode(encode(schema.empty_table(), footer.metadata()), "u")
     assert found == footer
     assert rows.schema.remove_metadata() == schema
+
+
+@pytest.mark.parametrize("schema", [LABELS, REJECTS, labels_with((), features=4)])
+def test_a_part_without_rows_has_no_row_group(schema: pa.Schema) -> None:
+    """Clients stumble over a row group of 0 rows; see tests/clients."""
+    written = pq.ParquetFile(pa.BufferReader(encode(schema.empty_table(), OURS.metadata())))
+    assert written.num_row_groups == 0 and written.schema_arrow.remove_metadata() == schema
+    assert pq.ParquetFile(pa.BufferReader(encode(table("a"), OURS.metadata()))).num_row_groups == 1
+
+
+def test_a_part_that_loses_its_last_row_has_no_row_group(log: Log) -> None:
+    log.append(table("a"), OURS, keep_all)
+    assert log.rewrite(1, lambda rows: rows.slice(0, 0)) == 1
+    written = pq.ParquetFile(pa.BufferReader(log.folder.read("part-00000001.parquet")))
+    assert written.num_row_groups == 0 and written.schema_arrow.names == ["uri", "n"]
+
+
+def test_an_empty_part_with_a_row_group_is_read_as_before_and_written_again_without(log: Log) -> None:
+    """As 0.1.0 wrote seals."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table().replace_schema_metadata(OURS.metadata()), sink)
+    assert pq.ParquetFile(sink.getvalue()).num_row_groups == 1
+    log.folder.create("part-00000001.parquet", sink.getvalue().to_pybytes())
+    log.scan()
+    log.append(table("a"), OURS, keep_all)
+    untouched = log.folder.read("part-00000002.parquet")
+    for _ in range(2):
+        assert [rows["uri"].to_pylist() for _, rows, _ in log.read(["uri"])] == [[], ["a"]]
+        log.drop_empty_groups()
+        written = pq.ParquetFile(pa.BufferReader(log.folder.read("part-00000001.parquet")))
+        assert written.num_row_groups == 0 and log.footer(1) == OURS
+    assert log.folder.read("part-00000002.parquet") == untouched
 
 
 def test_columns_of_every_kind_that_a_manifest_may_carry_are_kept() -> None:
@@ -192,8 +224,8 @@ def test_the_last_part_tells_what_is_carried(log: Log) -> None:
     "theirs, ours, named, unnamed",
     [
         ({"a": 1, "b": 2}, {"a": 1, "b": 3}, ["b: 2 there, 3 here"], ["a:"]),
-        ({"a": 1}, {}, ["a: 1 there, null here"], []),
-        ({}, {"a": [1]}, ["a: null there, [1] here"], []),
+        ({"a": 1}, {}, ["a: 1 there, default here"], []),
+        ({}, {"a": [1]}, ["a: default there, [1] here"], []),
         ({"a": "x" * 500}, {"a": "y"}, ["xxx...", "y here"], ["x" * 100]),
     ],
 )
@@ -206,3 +238,43 @@ def test_two_fingerprints_are_told_apart_by_their_keys(
     message = str(caught.value)
     assert all(text in message for text in ["s3://b/part", "--output", *named])
     assert not any(text in message for text in unnamed)
+
+
+MODEL = {"weights": "w", "labels": "l", "preprocess": "p", "taxonomy": None}
+ALL_KEYS = {**MODEL, "top_k": 5, "answer.min_score": 0.5, "output.embeddings": False, "output.columns": []}
+"""As 0.1.0 wrote it, with all options at their defaults."""
+
+
+@pytest.mark.parametrize("lacking", [["top_k"], ["answer.min_score", "taxonomy"], ["output.columns"], list(DEFAULTS)])
+def test_a_key_at_its_default_may_be_absent_on_either_side(lacking: list[str]) -> None:
+    fewer = {key: value for key, value in ALL_KEYS.items() if key not in lacking}
+    require_same(ALL_KEYS, fewer, "u")
+    require_same(fewer, ALL_KEYS, "u")
+    require_same(ALL_KEYS, {**fewer, "an.option.of.later": None}, "u")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ({**MODEL}, {**ALL_KEYS, "top_k": 3}, "(top_k: default (5) there, 3 here)"),
+        ({**ALL_KEYS, "top_k": 3}, {**MODEL}, "(top_k: 3 there, default (5) here)"),
+        ({**ALL_KEYS}, {**ALL_KEYS, "an.option": "x"}, "(an.option: default there, x here)"),
+        ({**MODEL, "output.embeddings": True}, {**ALL_KEYS}, "(output.embeddings: true there, false here)"),
+        ({**MODEL, "output.columns": ["label"]}, {**MODEL}, '(output.columns: ["label"] there, default ([]) here)'),
+    ],
+)
+def test_an_absent_key_is_named_as_the_default(theirs: dict[str, Any], ours: dict[str, Any], said: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        require_same(theirs, ours, "u")
+    assert said in str(caught.value)
+
+
+def test_what_an_absent_key_means_are_the_defaults_of_today() -> None:
+    """If a default changes, `DEFAULTS` keeps the old value, `prepare` goes on writing the key, and this test lists it."""
+    today = Config()
+    assert {
+        "top_k": today.top_k,
+        "answer.min_score": today.answer.min_score,
+        "output.embeddings": today.output.embeddings,
+        "output.columns": list(today.output.columns),
+    } == DEFAULTS
