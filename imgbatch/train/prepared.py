@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import RESULTS, whole
+from imgbatch.schema import CONTENT_HASH, RESULTS, whole
 from imgbatch.sources.labelled import SPLIT, member_truths
 from imgbatch.storage import Folder
 from imgbatch.train.labelled import GROUP, LABEL
@@ -44,6 +44,7 @@ _TRUTHS = [pa.field(name, pa.string()) for name in (LABEL, SPLIT, GROUP)]
 ROWS = pa.schema(
     [
         *(RESULTS.field(name) for name in ("index", "offset", "uri", "width", "height", "stage", "reason", "message")),
+        RESULTS.field(CONTENT_HASH),
         *_TRUTHS,
     ]
 )
