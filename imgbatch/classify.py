@@ -33,6 +33,7 @@ from imgbatch.models.runtime import Runtime, build
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
+    CONTENT_HASH,
     EMBEDDING,
     LISTING,
     PLACE_COLUMNS,
@@ -43,6 +44,7 @@ from imgbatch.schema import (
     whole,
     with_carried,
 )
+from imgbatch.seen import content_hash
 from imgbatch.storage import Folder, Stores
 from imgbatch.watchdog import Watchdog
 
@@ -78,10 +80,13 @@ def decoded(
     fetched: Iterable[Fetched],
     preprocess: Preprocess,
     decode: Callable[[bytes], Picture],
+    *,
+    hashed: bool = False,
 ) -> pa.Table:
     """Return a row for each listed image: its pixels at the network's input size, or why there are none.
 
-    The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright.
+    The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright. With `hashed`
+    each image whose bytes were read has a hash of them.
     """
     from imgbatch.decode import Rejected
 
@@ -92,6 +97,8 @@ def decoded(
         row: dict[str, Any] = {"size": image.size, "etag": image.etag, "last_modified": image.last_modified}
         refusal = image.content if isinstance(image.content, Refusal) else None
         if isinstance(image.content, bytes):
+            if hashed:
+                row[CONTENT_HASH] = content_hash(image.content)
             try:
                 picture = decode(image.content)
                 pixels[i] = preprocess(picture.pixels)
@@ -105,7 +112,7 @@ def decoded(
             row |= {"stage": refusal.stage, "reason": refusal.reason, "message": refusal.message}
             row |= {"passing": refusal.passing, "attempts": refusal.attempts}
         rows.append(row)
-    known = ["width", "height", *REFUSAL_COLUMNS, "size", "etag", "last_modified"]
+    known = ["width", "height", CONTENT_HASH, *REFUSAL_COLUMNS, "size", "etag", "last_modified"]
     columns = {name: pa.array([row.get(name) for row in rows], RESULTS.field(name).type) for name in known}
     flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(height * width * 3), len(rows), [None, pa.py_buffer(pixels)])
     carried = {name: listed[name] for name in carried_fields(listed.schema).names}
@@ -214,7 +221,7 @@ class Worker:
         fetched = self._fetcher(listed)
         for start in range(0, len(numbers), rows):
             few = slice(start, start + rows)
-            yield decoded(numbers[few], listed[few], islice(fetched, rows), self._work.model.preprocess, self._decode)
+            yield self._table(numbers[few], listed[few], islice(fetched, rows), self._decode)
 
     def keeps_sidecars(self, number: int) -> Callable[[Mapping[str, Mapping[str, str]]], None] | None:
         """Return what keeps the sidecars of a tar that do not lie beside their image; None: nobody wants them."""
@@ -232,8 +239,19 @@ class Worker:
             numbers = np.array([_READ if row.get("read") else number for row, _ in few], np.int64)
             table = pa.Table.from_pylist([row for row, _ in few], schema=schema)
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_here
-            yield decoded(numbers, table, [image for _, image in few], self._work.model.preprocess, decode)
+            yield self._table(numbers, table, [image for _, image in few], decode)
             isolated -= len(few)
+
+    def _table(
+        self,
+        numbers: npt.NDArray[np.int64],
+        listed: pa.Table,
+        fetched: Iterable[Fetched],
+        decode: Callable[[bytes], Picture],
+    ) -> pa.Table:
+        """Return what `decoded` does, as the model and the config ask for it."""
+        preprocess, hashed = self._work.model.preprocess, self._work.config.output.content_hash
+        return decoded(numbers, listed, fetched, preprocess, decode, hashed=hashed)
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:

@@ -86,6 +86,9 @@ class OutputConfig:
 
     uri: str = knob("", "where labels/ and rejects/ are written; {model} and {date} may stand in it (--output)")
     embeddings: bool = knob(False, "a column `embedding` in labels/: the features before the head, as float16")
+    content_hash: bool = knob(
+        False, "a column `content_hash` in labels/: 64 bits of a hash of the image's bytes; evaluate.py sets it"
+    )
     columns: tuple[str, ...] = knob(
         (), "columns of labels/, e.g. ['label', 'score']; uri, size, etag, last_modified always; unset: all"
     )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from imgbatch import metrics
-from imgbatch.metrics import Calibration, Confusion, Coverage, Estimate, PerClass
+from imgbatch.metrics import Calibration, Confusion, Coverage, Estimate, Intervals, PerClass
 from imgbatch.scored import TOP, Scored
+from imgbatch.seen import UNSEEN, Seen
 
 _MISTAKES = 1_000
 
@@ -31,6 +33,11 @@ class Evaluation:
     before: Calibration | None
     """As the scores were before temperature scaling; None where there was none, or rows do not hold all probabilities."""
     coverage: Coverage
+    seen: Seen | None
+    """How many of the images the model has seen in training; None: not known."""
+    unseen: Estimate | None
+    """Top-1 of the images that it has not seen, and `unseen_images` of them; None unless it has seen some and not others."""
+    unseen_images: int
 
     @classmethod
     def of(cls, scored: Scored) -> Evaluation:
@@ -52,6 +59,7 @@ class Evaluation:
             calibration=metrics.calibration(scored.score, right),
             before=metrics.calibration(before, right) if known and before is not None else None,
             coverage=metrics.coverage(scored.score, right),
+            **_seen(scored),
         )
 
     def answers(self) -> list[dict[str, Any]]:
@@ -62,9 +70,10 @@ class Evaluation:
         found = []
         for depth in (*range(len(scored.levels)), -1):
             of_it = scored.answer_level == depth
-            right = float(scored.right_at(depth)[of_it].mean()) if depth >= 0 and of_it.any() else None
+            right = metrics.share(scored.right_at(depth)[of_it]) if depth >= 0 and of_it.any() else None
             name = scored.levels[depth].name if depth >= 0 else None
-            found.append({"level": name, "share": np.count_nonzero(of_it) / n, "accuracy": right})
+            of_level = {"level": name, "share": np.count_nonzero(of_it) / n, "accuracy": right and right.value}
+            found.append(of_level | {"accuracy_interval_95": right and [right.low, right.high]})
         return found
 
     def public(self) -> dict[str, Any]:
@@ -86,15 +95,21 @@ class Evaluation:
             "interval_95": {**interval, "levels": {name: [each.low, each.high] for name, each in self.levels.items()}},
             "macro": {name: per_class.macro(figure) for name, figure in figures.items()},
             "model": {"name": model.name, "digest": model.digest},
+            "seen": self._seen_publicly(),
             "answers": self.answers(),
             "calibration": _bins(self.calibration),
             "calibration_before_temperature": self.before and _bins(self.before),
             "coverage": _records(
-                score=self.coverage.score, coverage=self.coverage.coverage, accuracy=self.coverage.accuracy
+                score=self.coverage.score,
+                coverage=self.coverage.coverage,
+                accuracy=self.coverage.accuracy,
+                accuracy_interval_95=_pairs(self.coverage.interval),
             ),
             "per_class": _records(
                 label=np.array(labels, object)[concerned],
                 **{name: figure[concerned] for name, figure in figures.items()},
+                precision_interval_95=_pairs(per_class.precision_interval[concerned]),
+                recall_interval_95=_pairs(per_class.recall_interval[concerned]),
                 support=per_class.support[concerned],
                 predicted=per_class.predicted[concerned],
             ),
@@ -104,6 +119,27 @@ class Evaluation:
                 images=mistakes.count[:_MISTAKES],
             ),
         }
+
+    def _seen_publicly(self) -> dict[str, Any] | None:
+        if self.seen is None:
+            return None
+        others = self.unseen and {
+            "n": self.unseen_images, "top1": self.unseen.value, "interval_95": [self.unseen.low, self.unseen.high],
+        }  # fmt: skip
+        return {**self.seen.public(), "unseen": others}
+
+
+def _seen(scored: Scored) -> dict[str, Any]:
+    """Return the fields of an Evaluation that say what the model has seen of the images."""
+    known = scored.training_images
+    seen = Seen.of(scored.seen, known) if known is not None else None
+    others = scored.seen == UNSEEN
+    both = seen is not None and others.any() and (scored.seen > UNSEEN).any()
+    return {
+        "seen": seen,
+        "unseen": metrics.share(scored.right[others]) if both else None,
+        "unseen_images": int(np.count_nonzero(others)) if both else 0,
+    }
 
 
 def compared(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
@@ -127,7 +163,17 @@ def compared(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
 
 
 def _bins(found: Calibration) -> list[dict[str, Any]]:
-    return _records(low=found.low, high=found.high, images=found.count, score=found.score, accuracy=found.accuracy)
+    return _records(
+        low=found.low, high=found.high, images=found.count, score=found.score, accuracy=found.accuracy,
+        accuracy_interval_95=_pairs(found.interval),
+    )  # fmt: skip
+
+
+def _pairs(intervals: Intervals) -> npt.NDArray[np.object_]:
+    """Return intervals as a column of pairs, None where there is none."""
+    found = np.empty(len(intervals), object)
+    found[:] = [None if np.isnan(pair).any() else pair.tolist() for pair in intervals]
+    return found
 
 
 def _records(**columns: Any) -> list[dict[str, Any]]:

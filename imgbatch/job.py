@@ -52,9 +52,14 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
             "output.embeddings": chosen.output.embeddings,
             "output.columns": sorted(chosen.output.columns),
             **({"source.image_column": chosen.source.image_column} if chosen.source.image_column else {}),
+            **({"output.content_hash": True} if chosen.output.content_hash else {}),
         },
         retry=chosen.rejects.retry,
-        label_columns=labels_with(chosen.output.columns, model.width() if chosen.output.embeddings else None),
+        label_columns=labels_with(
+            chosen.output.columns,
+            model.width() if chosen.output.embeddings else None,
+            hashed=chosen.output.content_hash,
+        ),
         carried=chosen.output.columns,
     )
     return Job(chosen, stores, output, model, found, ledger)

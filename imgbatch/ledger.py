@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError
 from imgbatch.parts import Footer, Log, require_same
-from imgbatch.schema import LABELS, REJECTS, carried_fields, whole, with_carried
+from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
 from imgbatch.shards import (
     DONE,
     DUPLICATE,
@@ -183,6 +183,9 @@ class Ledger:
         rows = self._without_absorbed(rows, keys)
         rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
         rows = rows.append_column("model", pa.repeat(model, len(rows)))
+        if EMBEDDING in self.label_columns.names and EMBEDDING not in rows.column_names:  # no image was labelled
+            column = self.label_columns.field(EMBEDDING)
+            rows = rows.append_column(column, pa.nulls(len(rows), column.type))
         footer = Footer(run_id, self.fingerprint, shards=shards or {})
         labelled = pc.is_null(rows["reason"])
         written = 0

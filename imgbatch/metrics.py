@@ -1,6 +1,8 @@
 """How good labels are: shares with their intervals, per class, confusion, calibration, coverage. Pure, on arrays of n images.
 
-Intervals are the 2.5 % and 97.5 % points of a bootstrap over images (Efron 1979). Resampling n images of a few kinds with
+The interval of a proportion is Wilson's score interval (`wilson`). A bootstrap would say of a small set without a mistake that
+its accuracy is 100 % for certain. Other figures, which are no proportions (the difference of two models, the calibration
+error), have the 2.5 % and 97.5 % points of a bootstrap over images (Efron 1979). Resampling n images of a few kinds with
 replacement is one draw of a multinomial distribution over the kinds' counts, so that an interval costs the same for a
 hundred images and for millions.
 """
@@ -17,9 +19,13 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
+Intervals = npt.NDArray[np.floating[Any]]
+"""Lower and upper ends, (n, 2)."""
 
 BINS = 15
 """Of the scores' calibration, as Guo et al. (2017) have it."""
+_Z = 1.959963984540054
+"""The 97.5 % point of the normal distribution."""
 _RESAMPLES = 2_000
 _SEED = 0
 
@@ -49,15 +55,40 @@ def bootstrap(counts: Ints, statistic: Callable[[Floats], Floats]) -> Estimate:
     return Estimate(float(statistic(counts[None].astype(float))[0]), float(low), float(high))
 
 
-def share(right: Mask) -> Estimate:
-    """Return the share of images that are right.
+def wilson(part: Ints, total: Ints) -> Intervals:
+    """Return the lower and upper ends of the 95 % intervals of proportions, (n, 2); NaN where the total is 0.
 
-    >>> found = share(np.array([True] * 90 + [False] * 10))
-    >>> round(found.value, 2), 0.8 < found.low < 0.86 < 0.94 < found.high < 0.98
-    (0.9, True)
+    It is the score interval of Wilson (1927), without continuity correction: the proportions p that a z-test at 5 % does not
+    refute,
+
+        (k + z²/2 ± z sqrt(k (n - k) / n + z²/4)) / (n + z²),   z = 1.96.
+
+    Brown, Cai and DasGupta (2001) recommend it for small n: it holds near 0 and 1, where the textbook's interval and the
+    bootstrap have no width. It takes images as independent; of several pictures of one thing it is too narrow.
+
+    >>> wilson(np.array([96, 0, 0]), np.array([96, 10, 0])).round(3).tolist()
+    [[0.962, 1.0], [0.0, 0.278], [nan, nan]]
     """
-    counts = np.array([np.count_nonzero(right), np.count_nonzero(~right)])
-    return bootstrap(counts, lambda drawn: drawn[:, 0] / drawn.sum(1))
+    k, n = np.asarray(part, float), np.where(np.asarray(total) > 0, total, np.nan).astype(float)
+    spread = _Z * np.sqrt(k * (n - k) / n + _Z**2 / 4)
+    ends = (k + _Z**2 / 2 + np.stack([-spread, spread])) / (n + _Z**2)
+    found: Intervals = np.clip(ends, 0, 1).T
+    return found
+
+
+def proportion(part: int, total: int) -> Estimate:
+    """Return a part of a total, with Wilson's interval."""
+    ((low, high),) = wilson(np.array([part]), np.array([total])).tolist()
+    return Estimate(part / total, low, high)
+
+
+def share(right: Mask) -> Estimate:
+    """Return the share of images that are right, with Wilson's interval.
+
+    >>> print(share(np.array([True] * 90 + [False] * 10)))
+    90.00% (82.56% to 94.48%)
+    """
+    return proportion(int(np.count_nonzero(right)), len(right))
 
 
 def difference(right: Mask, other: Mask) -> Estimate:
@@ -139,6 +170,16 @@ class PerClass:
         return _ratio(self.right, self.support)
 
     @property
+    def precision_interval(self) -> Intervals:
+        """Wilson's 95 % interval of each precision."""
+        return wilson(self.right, self.predicted)
+
+    @property
+    def recall_interval(self) -> Intervals:
+        """Wilson's 95 % interval of each recall."""
+        return wilson(self.right, self.support)
+
+    @property
     def f1(self) -> Floats:
         """Harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN) (van Rijsbergen 1979)."""
         return _ratio(2 * self.right, self.support + self.predicted)
@@ -167,6 +208,8 @@ class Calibration:
     score: Floats
     """Mean of the images' scores."""
     accuracy: Floats
+    interval: Intervals
+    """Wilson's, of the accuracy."""
     ece: Estimate
 
 
@@ -201,6 +244,7 @@ def calibration(score: Floats, right: Mask, bins: int = BINS) -> Calibration:
         all_of[used],
         sums[used] / all_of[used],
         count[1::2][used] / all_of[used],
+        wilson(count[1::2][used], all_of[used]),
         bootstrap(count, error),
     )
 
@@ -214,6 +258,8 @@ class Coverage:
     """Share of the images whose score reaches it."""
     accuracy: Floats
     """Of those; NaN where none does."""
+    interval: Intervals
+    """Wilson's, of the accuracy; NaN where no score reaches it."""
 
 
 def coverage(score: Floats, right: Mask, steps: int = 100) -> Coverage:
@@ -228,7 +274,8 @@ def coverage(score: Floats, right: Mask, steps: int = 100) -> Coverage:
     reached = np.searchsorted(asked.astype(np.float32), score.astype(np.float32), side="right")
     images = np.bincount(reached, minlength=steps + 2)[::-1].cumsum()[::-1][1:]
     good = np.bincount(reached, weights=right, minlength=steps + 2)[::-1].cumsum()[::-1][1:]
-    return Coverage(asked, images / len(score), _ratio(good.astype(np.int64), images))
+    good = good.astype(np.int64)
+    return Coverage(asked, images / len(score), _ratio(good, images), wilson(good, images))
 
 
 def before_temperature(probabilities: Floats, temperature: float) -> Floats:

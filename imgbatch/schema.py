@@ -55,6 +55,8 @@ _ANSWER = [
 ]
 EMBEDDING = "embedding"
 """The column of labels/ that is there with `output.embeddings=true`: a fixed-size list of float16."""
+CONTENT_HASH = "content_hash"
+"""The column of labels/ that is there with `output.content_hash=true`: see `seen.content_hash`."""
 
 _REFUSAL = [
     pa.field("stage", pa.string()),
@@ -70,8 +72,10 @@ REJECTS = pa.schema([URI, *_REFUSAL, *_OBJECT, *_RUN])
 _PLACE = [pa.field("offset", pa.int64()), pa.field("previous", pa.int64()), pa.field("group", pa.int64())]
 """Of a member of a tar: where it begins, where the one before it does, and where a reader that comes again may start."""
 
-RESULTS = pa.schema([INDEX, URI, *_ANSWER, *_REFUSAL, *_OBJECT, *_PLACE])
-"""What travels from the actors to the driver: a row an image, `reason` null where it has a label."""
+_HASH = pa.field(CONTENT_HASH, pa.uint64())
+RESULTS = pa.schema([INDEX, URI, *_ANSWER, _HASH, *_REFUSAL, *_OBJECT, *_PLACE])
+"""What travels from the actors to the driver: a row an image, `reason` null where it has a label; the hash is null unless it
+was asked for."""
 
 PLACE_COLUMNS = [field.name for field in _PLACE]
 
@@ -79,12 +83,13 @@ ANSWER_COLUMNS = [field.name for field in _ANSWER]
 REFUSAL_COLUMNS = [field.name for field in _REFUSAL]
 
 
-def labels_with(columns: Sequence[str] = (), features: int | None = None) -> pa.Schema:
+def labels_with(columns: Sequence[str] = (), features: int | None = None, *, hashed: bool = False) -> pa.Schema:
     """Return the schema of labels/ with these columns, in the table's own order; all columns where none are named.
 
     Args:
         columns: what is wanted beside the image and its version, which the ledger needs.
         features: how many numbers an embedding has; None: there is no such column.
+        hashed: there is a column CONTENT_HASH.
 
     Raises:
         ConfigError: there is no column of that name.
@@ -95,11 +100,13 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None) -> pa.
     fields = [*LABELS]
     if features is not None:
         fields.insert(LABELS.get_field_index("width"), pa.field(EMBEDDING, pa.list_(pa.float16(), features)))
+    if hashed:
+        fields.insert([field.name for field in fields].index("size"), _HASH)
     known = [field.name for field in fields]
     for name in columns:
         if name not in known and not name.startswith(CARRIED):
             raise ConfigError(f"output.columns: labels/ has no column {name!r}{_nearest(name, known)}")
-    wanted = {*columns, EMBEDDING} if columns else {*known}
+    wanted = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*known}
     return pa.schema([field for field in fields if field.name in wanted or field.name in LISTING.names])
 
 

@@ -14,7 +14,8 @@ from imgbatch.errors import BooksError, BudgetError, ModelError
 from imgbatch.metrics import before_temperature
 from imgbatch.models import Model
 from imgbatch.parts import Log
-from imgbatch.schema import LABELS, LISTING, REJECTS
+from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
+from imgbatch.seen import NOT_COMPARED, TrainingImages
 from imgbatch.sources.labelled import Classes
 from imgbatch.storage import Folder
 from imgbatch.taxonomy import Level
@@ -33,9 +34,15 @@ PREDICTIONS = pa.schema([
 
 
 class Scored:
-    """What a model said of the images, each at its number: 9 bytes an image and 4 a level."""
+    """What a model said of the images, each at its number: 10 bytes an image and 4 a level."""
 
-    def __init__(self, truths: Truths, model: Model, temperature: float | None = None) -> None:
+    def __init__(
+        self,
+        truths: Truths,
+        model: Model,
+        temperature: float | None = None,
+        training_images: TrainingImages | None = None,
+    ) -> None:
         n = len(truths)
         self.model, self.truth, self.temperature = model, truths.of(model), temperature
         self.levels: tuple[Level, ...] = model.taxonomy.levels if model.taxonomy else ()
@@ -49,6 +56,10 @@ class Scored:
         """The score before temperature scaling; NaN where the table does not hold all probabilities."""
         self.most = 0
         """The most classes that a row names."""
+        self.training_images = training_images
+        """What the model has seen in training; None: not known, or the table does not hold the hashes of its images."""
+        self.seen = np.full(n, NOT_COMPARED, np.int8)
+        """What `TrainingImages.codes` says of each image."""
         self._truths = truths
 
     @property
@@ -71,7 +82,13 @@ class Scored:
         """
         log = Log(labels)
         log.scan()
-        for _, part, _ in log.read(READ):
+        columns = [*READ]
+        if self.training_images is not None:
+            if has_hashes(log):
+                columns.append(CONTENT_HASH)
+            else:
+                self.training_images = None
+        for _, part, _ in log.read(columns):
             numbers = self._truths.numbers(part["uri"].combine_chunks())
             rows = part.filter(pa.array(numbers >= 0)).combine_chunks()
             if len(rows):
@@ -95,6 +112,8 @@ class Scored:
             self.before[at] = before_temperature(
                 named.field("score").to_numpy().reshape(len(rows), -1), self.temperature
             )
+        if self.training_images is not None:
+            self.seen[at] = self.training_images.codes(rows[CONTENT_HASH].to_numpy())
         answered = self._answers(rows, at)
         true = pa.array(self.model.labels, pa.string()).take(pa.array(self.truth[at]))
         table = rows.append_column("truth", true).append_column("right", pa.array(self.right[at]))
@@ -169,6 +188,15 @@ class Scored:
             f"{scored}; {total:,} have no label: {', '.join(told[:_SHOWN])}{more}. Figures over the rest would flatter: "
             f"mend these images or leave them out of the input; all are in {output.at('rejects')}"
         )
+
+
+def has_hashes(log: Log) -> bool:
+    """Return whether the parts of a log were written with `output.content_hash`: all of them were, or none.
+
+    Args:
+        log: `scan` has been called.
+    """
+    return bool(log.numbers) and bool(log.footer(log.numbers[-1]).fingerprint.get("output.content_hash"))
 
 
 def worst(so_far: pa.Table | None, rows: pa.Table, most: int) -> pa.Table:

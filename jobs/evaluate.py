@@ -26,15 +26,17 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import cli, config, models, runs, sources
+from imgbatch import cli, config, models, runs, seen, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
+from imgbatch.parts import Log
 from imgbatch.schema import EMBEDDING, labels_with
-from imgbatch.scored import PREDICTIONS, READ, Scored, worst
+from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
+from imgbatch.seen import TrainingImages
 from imgbatch.sources.labelled import Classes, is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage import Folder, Stores, absolute
@@ -96,8 +98,8 @@ def evaluate(flags: Any) -> int:
     return 0
 
 
-Labels = tuple[Model, Folder, float | None]
-"""Who has labelled, the output of the main job, and the temperature that the model was calibrated with."""
+Labels = tuple[Model, Folder, float | None, TrainingImages | None]
+"""Who has labelled, the output of the main job, the temperature that the model was calibrated with, and what it has seen."""
 
 
 def from_model(
@@ -108,11 +110,19 @@ def from_model(
     Args:
         against: the second model, which is to know all classes as well.
     """
-    temperature = temperature_of(chosen.model.name, Stores(chosen.storage))
-    chosen = replace(chosen, output=replace(chosen.output, columns=()))  # all of them are wanted here
+    stores = Stores(chosen.storage)
+    temperature = temperature_of(chosen.model.name, stores)
+    training_images = seen.of_model(chosen.model.name, stores)
+    # All columns are wanted here, and by the hashes the images that the model was trained on are found.
+    chosen = replace(chosen, output=replace(chosen.output, columns=(), content_hash=True))
     if temperature is not None:  # what scores were before it follows from all of them alone
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
     job = prepare(chosen, stop.check)
+    with naming_the_output(job):
+        unhashed = written_without_hashes(job.output)
+    if unhashed:  # an output of 0.1, or of classify.py, is continued as it is
+        chosen = replace(chosen, output=replace(chosen.output, content_hash=False))
+        job = prepare(chosen, stop.check)
     who = [job.model] if against is None else [job.model, against]
     with naming_the_output(job):
         job.output.folders()
@@ -124,7 +134,17 @@ def from_model(
         classify.recorded(replace(job, sources=[listed.source]), stop)
         truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
     truths.add_members(job.output, listed.resolver, split)
-    return job.output, truths, (job.model, job.output, temperature)
+    return job.output, truths, (job.model, job.output, temperature, training_images)
+
+
+def written_without_hashes(output: Folder) -> bool:
+    """Return whether an output holds rows that were written without `output.content_hash`."""
+    for name in ("labels", "rejects"):
+        log = Log(output.folder(name))
+        log.scan()
+        if log.numbers:
+            return not has_hashes(log)
+    return False
 
 
 def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
@@ -148,7 +168,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
         require_classes(listed, [model], flags.split)
         truths = Truths((each.batch for each in listed.source.found()), model.labels)
     truths.add_members(written, listed.resolver, flags.split)
-    return output, truths, (model, written, temperature_of(chosen.model.name, stores))
+    name = chosen.model.name
+    return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
 
 
 def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
@@ -232,10 +253,10 @@ def temperature_of(name: str, stores: Stores) -> float | None:
 
 def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
     """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
-    model, written, temperature = labels
+    model, written, temperature, training_images = labels
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
-    scored, mistakes = Scored(truths, model, temperature), None
+    scored, mistakes = Scored(truths, model, temperature, training_images), None
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
         for rows in scored.take(written.folder("labels")):
@@ -267,10 +288,10 @@ def finish(
     if other is not None and comparison is not None:
         low, high = comparison["top1"]["interval_95"]
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
-        against += other.scored.model.reference
+        against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
     print(
-        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}{against}: "
-        f"{output.at('evaluation.html')}"
+        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
+        f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import cli, config, models, rejects, runs, sources, taxonomy
+from imgbatch import cli, config, models, rejects, runs, seen, sources, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
@@ -91,6 +91,7 @@ class Job:
     base: Model
     sources: list[sources.Source]
     taxonomy: bytes | None
+    seen_by_base: seen.TrainingImages | None
 
     @property
     def run(self) -> Folder:
@@ -127,7 +128,8 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
             "train.way=head needs a pretrained base: leave train.pretrained=false away, or say train.way=finetune"
         )
     runs.require_free(output.folder(publish.RUN))
-    return Job(chosen, stores, output, base, found, tree)
+    seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
+    return Job(chosen, stores, output, base, found, tree, seen_by_base)
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -248,6 +250,7 @@ def write(job: Job, record: runs.Record, made: Prepared, found: Labelled, traine
     files["predictions.parquet"] = outcome.predictions(uris, found.labels, truths, unseen, trained.final)
     files["metrics.json"] = json.dumps(figures, indent=2).encode()
     files["training.json"] = json.dumps(record.facts, indent=2, default=str).encode()
+    files[seen.FILE] = outcome.training_images(made.images, trained.learned, trained.held, job.seen_by_base)
     files["training.html"] = page.page(record.facts, found.labels, truths, trained.unseen, trained.temperature).encode()
     if job.taxonomy:
         files["taxonomy.json" if job.config.taxonomy.lower().endswith(".json") else "taxonomy.csv"] = job.taxonomy

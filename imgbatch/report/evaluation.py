@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from imgbatch.evaluation import Evaluation
-from imgbatch.metrics import Confusion
+from imgbatch.metrics import Confusion, Floats, Intervals
 from imgbatch.report import figures
+from imgbatch.seen import NOT_KNOWN
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20
@@ -25,6 +26,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem }
 .pictures img { max-width: 100%; height: 9rem; object-fit: contain; background: #f4f4f4 }
+.warning { border-left: .3rem solid #c0392b; background: #fdf0ee; padding: .6rem .8rem }
 figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere } p.note { color: #666 } svg { max-width: 100%; height: auto }
 """
 
@@ -45,8 +47,11 @@ def page(
     parts = [
         f"<h1>Evaluation of {escape(name)}</h1>",
         f"<p>{len(ours.scored.label):,} images, {np.count_nonzero(ours.per_class.support):,} of "
-        f"{len(ours.scored.model.labels):,} classes. Figures in parentheses are 95 % intervals (bootstrap over images).</p>",
+        f"{len(ours.scored.model.labels):,} classes.</p>",
+        _seen(ours, other),
         _headline(ours),
+        '<p class="note">In parentheses: 95 % intervals. Those of proportions are Wilson\'s score intervals, those of the '
+        "calibration error and of differences between models come from a bootstrap over images.</p>",
         _comparison(ours, other, comparison) if other is not None and comparison is not None else "",
         "<h2>Are scores probabilities?</h2>",
         _calibration(ours),
@@ -88,6 +93,35 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _share(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.1%}"
+
+
+def _shares(values: Floats, intervals: Intervals) -> list[str]:
+    """Return proportions with their intervals."""
+    return [
+        f"{_share(value)} ({low:.1%} to {high:.1%})" if not np.isnan(low) else _share(value)
+        for value, (low, high) in zip(values.tolist(), intervals.tolist(), strict=True)
+    ]
+
+
+def _seen(ours: Evaluation, other: Evaluation | None) -> str:
+    """Return what is known of images that were trained on: a warning if there are any."""
+    notes = []
+    for each in [ours] if other is None else [ours, other]:
+        name = "" if other is None else f"{escape(each.scored.model.name)}: "
+        if each.seen is None:
+            notes.append(f'<p class="note">{name}{NOT_KNOWN.capitalize()}.</p>')
+        elif not each.seen.trained + each.seen.selected:
+            notes.append(f'<p class="note">{name}{str(each.seen).capitalize()}.</p>')
+        else:
+            rest = "All figures below include them"
+            if each.unseen is not None:
+                rest += f"; top-1 of {each.unseen_images:,} images that were not is <b>{each.unseen}</b>"
+            what = "remembers what it has learned" if each.seen.trained else "does on images that it was fitted to"
+            notes.append(
+                f'<p class="warning"><b>{name}{str(each.seen).capitalize()}.</b> Figures on such images say how well the model '
+                f"{what}, not how good it is on new images. {rest}.</p>"
+            )
+    return "".join(notes)
 
 
 def _headline(ours: Evaluation) -> str:
@@ -133,7 +167,10 @@ def _answers(ours: Evaluation) -> str:
         (
             each["level"] or "no answer",
             _share(each["share"]),
-            "" if each["accuracy"] is None else _share(each["accuracy"]),
+            *_shares(
+                np.array([np.nan if each["accuracy"] is None else each["accuracy"]]),
+                np.array([each["accuracy_interval_95"] or (np.nan, np.nan)]),
+            ),
         )
         for each in reversed(ours.answers())
     ]
@@ -182,8 +219,9 @@ def _classes(ours: Evaluation) -> str:
     found, labels = ours.per_class, ours.scored.model.labels
     used = np.flatnonzero(found.support)
     order = used[np.argsort(found.f1[used], kind="stable")]
+    precision = _shares(found.precision[order], found.precision_interval[order])
+    recall = _shares(found.recall[order], found.recall_interval[order])
     rows = [
-        (labels[i], _share(found.precision[i]), _share(found.recall[i]), _share(found.f1[i]), int(found.support[i]))
-        for i in order
+        (labels[i], precision[at], recall[at], _share(found.f1[i]), int(found.support[i])) for at, i in enumerate(order)
     ]
     return table(["class", "#precision", "#recall", "#F1", "#images"], rows)

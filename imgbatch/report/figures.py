@@ -32,10 +32,11 @@ def reliability(curves: Mapping[str, Calibration]) -> str:
 
 
 def coverage(curves: Mapping[str, Coverage]) -> str:
-    """Draw accuracy over the share of images that is answered, as the score asked for rises."""
+    """Draw accuracy, with its 95 % interval, over the share of images that is answered, as the score asked for rises."""
     figure, axes = _axes("share of images whose score suffices", "share of those that is right")
     for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
         axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.5, label=name)
+        axes.fill_between(curve.coverage, *curve.interval.T, color=colour, alpha=0.15, linewidth=0)
         half = int(np.searchsorted(curve.score, 0.5))
         axes.plot(curve.coverage[half], curve.accuracy[half], "o", color=colour)
         axes.annotate(

@@ -17,6 +17,7 @@ from imgbatch.train.calibration import softmax
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20
+_PROPORTIONS = (("top-1", "top1"), ("top-5", "top5"))
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -78,15 +79,21 @@ def _headline(facts: Mapping[str, Any]) -> str:
     found = facts["metrics"]
     if not found["n"]:
         return "<p>No image was held out.</p>"
-    low, high = found["top1_interval"]
-    rows = [("top-1", f"{found['top1']:.1%} ({low:.1%} to {high:.1%})"), ("top-5", f"{found['top5']:.1%}")]
-    rows += [(f"level {name}", f"{value:.1%}") for name, value in [*found["levels"].items()][:-1]]
+
+    def proportion(value: float, interval: Sequence[float]) -> str:
+        low, high = interval
+        return f"{value:.1%} ({low:.1%} to {high:.1%})"
+
+    rows = [(shown, proportion(found[name], found[f"{name}_interval"])) for shown, name in _PROPORTIONS]
+    levels = [*found["levels"].items()][:-1]
+    rows += [(f"level {name}", proportion(value, found["levels_interval"][name])) for name, value in levels]
     rows += [
         ("calibration error (ECE)", f"{found['ece']:.3f}"),
         ("the same before temperature", f"{found['ece_before_temperature']:.3f}"),
         ("temperature", f"{facts['temperature']:.3f}"),
     ]
-    return table(["figure", "value"], rows)
+    note = "In parentheses: 95 % intervals of proportions (Wilson's score intervals)."
+    return f'{table(["figure", "value"], rows)}<p class="note">{note}</p>'
 
 
 def _confusion(labels: Sequence[str], truths: Ints, said: Ints) -> str:

@@ -26,7 +26,7 @@ from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED, RESULTS, whole
+from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
 from imgbatch.sources.tars import key_of
@@ -53,6 +53,7 @@ _TRUTHS = [pa.field(name, pa.string()) for name in (TRUTH, SPLIT, GROUP, PROBLEM
 ROWS = pa.schema(
     [
         *(RESULTS.field(name) for name in ("index", "offset", "uri", "width", "height", "stage", "reason", "message")),
+        RESULTS.field(CONTENT_HASH),
         *_TRUTHS,
     ]
 )

@@ -10,6 +10,7 @@ from imgbatch.config import (
     Config,
     DecodeConfig,
     FetchConfig,
+    OutputConfig,
     RejectsConfig,
     SourceConfig,
     StorageConfig,
@@ -123,5 +124,6 @@ class Training:
     def shared(self) -> Config:
         """Return what the main job's operators want to know, without secrets."""
         return Config(
-            source=self.source, fetch=self.fetch, decode=self.decode, rejects=self.rejects, cluster=self.cluster
-        )
+            source=self.source, fetch=self.fetch, decode=self.decode, rejects=self.rejects, cluster=self.cluster,
+            output=OutputConfig(content_hash=True),  # the model directory says which images it has seen
+        )  # fmt: skip

@@ -68,6 +68,8 @@ class Task:
         train = self.config.train
         load = network.LoadFeatures(self.base, train.dtype) if features else None
         kind = ["features", self.base.digest, train.dtype] if features else ["pixels"]
+        # Shards that 0.1 wrote have no hashes of the images' bytes: such a cache is made again, under another name.
+        columns = prepared.ROWS.names
         source = self.config.source
         # Under others other images are rejected, or other bytes are the image.
         limits = [asdict(self.config.decode), self.config.fetch.max_bytes, source.image_column, source.suffixes]
@@ -78,7 +80,7 @@ class Task:
             self.listing,
             self.config.shared(),
             replace(self.base, preprocess=preprocess),
-            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits)}"),
+            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits, columns)}"),
             features=load,
         )
 
@@ -106,6 +108,8 @@ class Trained:
     """Their logits from networks that had not seen them, not calibrated."""
     final: Floats
     """Their logits from the network as it is written, calibrated; it has seen them where there was a refit."""
+    learned: Ints
+    """The images that the network as it is written was trained on, by their places, ascending: of a refit all of them."""
     curve: list[dict[str, Any]]
     facts: dict[str, Any]
 
@@ -140,8 +144,9 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     final = solved.logits(features[chosen.numbers]) / temperature
     facts = {"l2": chosen.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
     return Trained(
-        net, temperature, places[chosen.numbers], chosen.logits, final.astype(np.float32), chosen.curve, facts
-    )
+        net, temperature, places[chosen.numbers], chosen.logits, final.astype(np.float32), places[learned],
+        chosen.curve, facts,
+    )  # fmt: skip
 
 
 def _class_weights(classes: Ints, number: int) -> Floats:
@@ -186,7 +191,8 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         "recipe": asdict(config),
         "images": len(places),
     }
-    return Trained(net, temperature, places[held], arrays["unseen"], final, result["curve"], facts)
+    trained_on = places if config.refit else places[~held]
+    return Trained(net, temperature, places[held], arrays["unseen"], final, trained_on, result["curve"], facts)
 
 
 def _inputs(task: Task, made: Prepared, held: Ints) -> Folder:

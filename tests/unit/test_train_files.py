@@ -189,10 +189,12 @@ def test_the_page_stands_alone_and_escapes_what_labels_hold() -> None:
         "way": "head", "base": {"name": "tiny"}, "images": 4, "temperature": 1.5, "curve": [{"l2": 0.1, "held_out_loss": 1.0,
         "held_out_accuracy": 0.5}], "data": {"rejected": 0, "classes": dict.fromkeys(labels, 2)},
         "config": {"train": {"refit": True}},
-        "metrics": {"n": 4, "top1": 0.5, "top1_interval": [0.1, 0.9], "top5": 1.0, "ece": 0.1,
-                    "ece_before_temperature": 0.2, "levels": {}},
+        "metrics": {"n": 4, "top1": 0.5, "top1_interval": [0.1, 0.9], "top5": 1.0, "top5_interval": [0.5, 1.0], "ece": 0.1,
+                    "ece_before_temperature": 0.2, "levels": {"kind": 0.75, "label": 0.5},
+                    "levels_interval": {"kind": [0.3, 0.95], "label": [0.1, 0.9]}},
     }  # fmt: skip
     text = page(facts, labels, np.array([0, 1, 0, 1]), np.array([[1.0, 0], [1.0, 0], [2.0, 0], [0, 1.0]]), 1.5)
     assert "<b>Gala" not in text and "&lt;b&gt;Gala&lt;/b&gt;" in text
+    assert "100.0% (50.0% to 100.0%)" in text and "75.0% (30.0% to 95.0%)" in text and "Wilson" in text
     assert text.count("<svg") == 4 and "<script" not in text and "http://www.w3.org" in text
     assert json.dumps(labels[1])[1:-1] not in text and "Lime &amp; $x$" in text
