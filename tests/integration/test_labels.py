@@ -67,6 +67,15 @@ def tar(members: Mapping[str, bytes], name: str = "a.tar", mode: str = "w") -> C
     return make
 
 
+def with_json(record: str, folder: str = "day{n}") -> Callable[[Path], Path]:
+    """Return what makes a tar of two images with a `.json` each, in which N is the number of the image."""
+    members: dict[str, bytes] = {}
+    for n in range(2):
+        place = folder.format(n=n)
+        members |= {f"{place}/{n}.jpg": b"", f"{place}/{n}.json": record.replace("N", str(n)).encode()}
+    return tar(members)
+
+
 @pytest.fixture
 def dry_run(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run the dry run of a training; return its exit code, and what it shows or its last line on stderr."""
@@ -96,72 +105,73 @@ def counts(shown: str) -> dict[str, dict[str, int]]:
 
 
 HALVES = [f"p/{n}.jpg,{'cat' if n % 2 else 'cup'}" for n in range(8)]
-CAT, CUP = {"train": 4}, {"train": 4}
+BOTH = {"cat": {"train": 4}, "cup": {"train": 4}}
+TESTED = {"cat": {"train": 3, "test": 1}, "cup": {"train": 3, "test": 1}}
+PAIR = {"cat": {"train": 2}, "cup": {"train": 2}}
+SET = [f"set/{split}/{name}/{n}.jpg" for split in ("train", "val") for name in ("cat", "cup") for n in range(2)]
+FAR = {f"d/{n}.jpg": b"" for n in range(4)} | {f"d/{n}.cls": (b"cat", b"cup")[n % 2] for n in range(4)}
+DOT = {"./0.jpg": b"", "./0.cls": b"cat", "./1.jpg": b"", "./1.cls": b"cup", "./2.jpg": b""}
+TWO = {"c0": {"train": 1}, "c1": {"train": 1}}
 
 UNDERSTOOD = {
-    "class folders": (folders(cat=2, cup=3), {}, {"cat": {"train": 2}, "cup": {"train": 3}}),
-    "flat test beside class folders": (
-        folders(train__cat=2, train__cup=2, test=3), {}, {"cat": {"train": 2}, "cup": {"train": 2}, "without a label": {"test": 3}},
-    ),
-    "flat val beside class folders": (
-        folders(train__cat=2, train__cup=2, val=3), {}, {"cat": {"train": 2}, "cup": {"train": 2}, "without a label": {"val": 3}},
-    ),
+    "class folders": (folders(cat=2, cup=2), {}, PAIR),
+    "flat test": (folders(train__cat=2, train__cup=2, test=3), {}, PAIR | {"without a label": {"test": 3}}),
+    "flat val": (folders(train__cat=2, train__cup=2, val=3), {}, PAIR | {"without a label": {"val": 3}}),
     "one level deeper": (
-        folders(set__train__cat=2, set__train__cup=2, set__valid__cat=1), {}, {"cat": {"train": 2, "val": 1}, "cup": {"train": 2}},
+        folders(set__train__cat=2, set__train__cup=2, set__valid__cat=1), {}, PAIR | {"cat": {"train": 2, "val": 1}},
     ),
     "patients, by depth": (
-        folders(benign__P001=2, malignant__P002=3), {"label_depth": "1"}, {"benign": {"train": 2}, "malignant": {"train": 3}},
+        folders(benign__P001=2, malignant__P002=3), {"label_depth": "1"},
+        {"benign": {"train": 2}, "malignant": {"train": 3}},
     ),
     "kaggle": (
         table("id,breed", *[f"{n},{'cat' if n % 2 else 'cup'}" for n in range(8)]),
-        {"uri_template": "p/{id}.jpg", "label_column": "breed"}, {"cat": CAT, "cup": CUP},
+        {"uri_template": "p/{id}.jpg", "label_column": "breed"}, BOTH,
     ),
-    "spaces in the header": (table("uri, label", *[row.replace(",", ", ") for row in HALVES]), {}, {"cat": CAT, "cup": CUP}),
-    "a byte order mark": (table("\ufeffuri,label", *HALVES), {}, {"cat": CAT, "cup": CUP}),
-    "other columns": (table("uri,label,Label", *[f"{row},x" for row in HALVES]), {}, {"cat": CAT, "cup": CUP}),
+    "spaces in the header": (table("uri, label", *[row.replace(",", ", ") for row in HALVES]), {}, BOTH),
+    "a byte order mark": (table("\ufeffuri,label", *HALVES), {}, BOTH),
+    "other columns": (table("uri,label,Label", *[f"{row},x" for row in HALVES]), {}, BOTH),
     "a split column": (
-        table("uri,label,split", *[f"{row},{'test' if n > 5 else ''}" for n, row in enumerate(HALVES)]), {},
-        {"cat": {"train": 3, "test": 1}, "cup": {"train": 3, "test": 1}},
+        table("uri,label,split", *[f"{row},{'test' if n > 5 else ''}" for n, row in enumerate(HALVES)]), {}, TESTED,
     ),
     "is_test": (
-        table("uri,label,is_test", *[f"{row},{n // 6}" for n, row in enumerate(HALVES)]), {"split_column": "is_test"},
-        {"cat": {"train": 3, "test": 1}, "cup": {"train": 3, "test": 1}},
+        table("uri,label,is_test", *[f"{row},{n // 6}" for n, row in enumerate(HALVES)]),
+        {"split_column": "is_test"}, TESTED,
     ),
-    "tab-separated": (
-        table("uri\tlabel", *[row.replace(",", "\t") for row in HALVES], name="list.tsv"), {}, {"cat": CAT, "cup": CUP},
-    ),
+    "tab-separated": (table("uri\tlabel", *[row.replace(",", "\t") for row in HALVES], name="list.tsv"), {}, BOTH),
     "an archive as downloaded": (
-        tar({f"set/{s}/{c}/{n}.jpg": b"" for s in ("train", "val") for c in ("cat", "cup") for n in range(2)}, "set.tgz", "w:gz"), {},
+        tar(dict.fromkeys(SET, b""), "set.tgz", "w:gz"), {},
         {"cat": {"train": 2, "val": 2}, "cup": {"train": 2, "val": 2}},
     ),
-    "sidecars far from their images": (
-        tar({f"d/{n}.jpg": b"" for n in range(4)} | {f"d/{n}.cls": (b"cat", b"cup")[n % 2] for n in range(4)}), {},
-        {"cat": {"train": 2}, "cup": {"train": 2}},
+    "an archive named test": (
+        tar(dict.fromkeys(SET, b""), "test.tgz", "w:gz"), {},
+        {"cat": {"train": 2, "val": 2}, "cup": {"train": 2, "val": 2}},
     ),
-    "a tar of the working folder, some without sidecars": (
-        tar({"./0.jpg": b"", "./0.cls": b"cat", "./1.jpg": b"", "./1.cls": b"cup", "./2.jpg": b""}), {},
-        {"cat": {"train": 1}, "cup": {"train": 1}, "without a label": {"train": 1}},
+    "sidecars far from their images": (tar(FAR), {}, PAIR),
+    "a tar of the working folder": (
+        tar(DOT), {}, {"cat": {"train": 1}, "cup": {"train": 1}, "without a label": {"train": 1}},
     ),
-    "json with a byte order mark": (
-        tar({f"day1/{n}.{k}": b"" if k == "jpg" else f'\ufeff{{"label": "c{n}"}}'.encode() for n in range(2) for k in ("jpg", "json")}),
-        {}, {"c0": {"train": 1}, "c1": {"train": 1}},
-    ),
-    "json with another key": (
-        tar({f"day1/{n}.{k}": b"" if k == "jpg" else f'{{"class": "c{n}"}}'.encode() for n in range(2) for k in ("jpg", "json")}),
-        {"label_column": "class"}, {"c0": {"train": 1}, "c1": {"train": 1}},
-    ),
+    "json with a byte order mark": (with_json('\ufeff{"label": "cN"}'), {}, TWO),
+    "json with another key": (with_json('{"class": "cN"}'), {"label_column": "class"}, TWO),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNDERSTOOD)
 def test_ordinary_input_is_understood(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
     make, settings, right = UNDERSTOOD[case]
-    code, shown = dry_run(make(tmp_path / "data") if "tar" not in case else make(tmp_path / "data"), **settings)
+    code, shown = dry_run(make(tmp_path / "data"), **settings)
     assert code == 0, shown
     found = counts(shown)
     found.pop("all")
     assert found == right, shown
 
+
+def with_column(name: str, value: str) -> Callable[[Path], Path]:
+    return table(f"uri,label,{name}", *[f"{row},{value}" for row in HALVES])
+
+
+LIST = 'p/0.jpg,"[""cat"", ""cup""]"'
+CHOICES = "p/0.jpg,\"{'choices': ['cat', 'cup']}\""
 
 REFUSED = {
     "copies beside the classes": (folders(cat=2, cup=2, train__cat=1, val__cat=1), {}, "source.splits=none"),
@@ -171,31 +181,31 @@ REFUSED = {
     "yolo": (folders(images__train=3, images__val=2), {}, "holds 0 classes; 5 images have no label"),
     "parts of a set": (folders(ham_part_1=2, ham_part_2=2), {}, "look like numbered parts"),
     "one class in two places": (folders(a__cat=1, b__cat=1, b__dog=1), {}, "'cat' is in two places"),
-    "only a test split": (folders(train__cat=0, test__cat=2, test__dog=2), {}, "there is none to train on"),
+    "only a test split": (folders(train=0, test__cat=2, test__dog=2), {}, "there is none to train on"),
     "another case": (table("uri,Label", *HALVES), {}, "did you mean 'Label'? Then say source.label_column=Label"),
     "another name": (table("uri,class", *HALVES), {}, "source.label_column=class"),
-    "no label at all": (table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; beside the images it has: width"),
-    "one-hot": (table("uri,cat,cup", *[f"p/{n}.jpg,{n % 2},{1 - n % 2}" for n in range(8)]), {}, "has no column 'label'"),
-    "a split of another name": (table("uri,label,subset", *[f"{row},train" for row in HALVES]), {}, "source.split_column=subset"),
-    "a split in another case": (table("uri,label,Split", *[f"{row},train" for row in HALVES]), {}, "source.split_column=Split"),
-    "flags": (table("uri,label,is_test", *[f"{row},0" for row in HALVES]), {}, "source.split_column=is_test"),
-    "a word that is no split": (table("uri,label,split", *[f"{row},trian" for row in HALVES]), {}, "'trian'"),
-    "several classes an image": (table("uri,label", 'p/0.jpg,"[""cat"", ""cup""]"', *HALVES[1:]), {}, "an image has one label"),
-    "choices": (table("uri,label", """p/0.jpg,"{'choices': ['cat', 'cup']}" """.strip(), *HALVES[1:]), {}, "an image has one label"),
+    "no label at all": (
+        table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; beside the images it has: width",
+    ),
+    "one-hot": (table("uri,cat,cup", *[f"p/{n}.jpg,{n % 2},{1 - n % 2}" for n in range(8)]), {}, "no column 'label'"),
+    "a split of another name": (with_column("subset", "train"), {}, "source.split_column=subset"),
+    "a split in another case": (with_column("Split", "train"), {}, "source.split_column=Split"),
+    "flags": (with_column("is_test", "0"), {}, "source.split_column=is_test"),
+    "a word that is no split": (with_column("split", "trian"), {}, "'trian'"),
+    "several classes an image": (table("uri,label", LIST, *HALVES[1:]), {}, "an image has one label"),
+    "choices": (table("uri,label", CHOICES, *HALVES[1:]), {}, "an image has one label"),
     "two labels": (table("uri,label", *HALVES, "p/0.jpg,cat"), {}, "two values of 'label'"),
-    "invisible": (table("uri,label", *[f"{row}{chr(0x200B) * (n < 2)}" for n, row in enumerate(HALVES)]), {}, "'cat\\u200b'"),
+    "invisible": (
+        table("uri,label", *[f"{row}{chr(0x200B) * (n < 2)}" for n, row in enumerate(HALVES)]), {}, "'cat\\u200b'",
+    ),
     "joined tables": (table("uri,label", *HALVES[:4], "uri,label", *HALVES[4:]), {}, "list.csv"),
-    "an open quote": (table("uri,label,caption", *[f"{row},{chr(34) * (n in (1, 5))}text" for n, row in enumerate(HALVES)]), {}, "list.csv"),
-    "json as a list": (
-        tar({f"day{n}/{n}.{k}": b"" if k == "jpg" else b'[{"label": "a"}]' for n in range(2) for k in ("jpg", "json")}), {}, "holds a list",
+    "open quotes": (
+        table("uri,label,caption", *[f"{row},{chr(34) * (n in (1, 5))}text" for n, row in enumerate(HALVES)]), {}, "list.csv",
     ),
-    "json with another key": (
-        tar({f"day{n}/{n}.{k}": b"" if k == "jpg" else b'{"class": "a"}' for n in range(2) for k in ("jpg", "json")}), {},
-        "did you mean source.label_column=class?",
-    ),
-    "json that is none": (
-        tar({f"day{n}/{n}.{k}": b"" if k == "jpg" else b"label: a" for n in range(2) for k in ("jpg", "json")}), {}, "cannot be read",
-    ),
+    "json as a list": (with_json('[{"label": "a"}]'), {}, "holds a list"),
+    "json with another key": (with_json('{"class": "a"}'), {}, "did you mean source.label_column=class?"),
+    "json that is none": (with_json("label: a"), {}, "cannot be read"),
+    "json with a split of another name": (with_json('{"label": "cN", "subset": "test"}'), {}, "source.split_column=subset"),
     "cls and json differ": (
         tar({"a/0.jpg": b"", "a/0.cls": b"cat", "a/0.json": b'{"label": "cup"}'}), {}, "say 'cat' and 'cup'",
     ),
