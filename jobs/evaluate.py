@@ -34,7 +34,6 @@ from imgbatch.schema import EMBEDDING, labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, worst
 from imgbatch.sources.labelled import labelled
 from imgbatch.storage import Folder, Stores, absolute
-from imgbatch.stream import waited
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -141,8 +140,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
     found = labelled(given, [(model.name, model.labels)], flags.split)
-    carried = waited(lambda: sources.carried_by(found), stop.check)
-    with candidates(found, carried, stop.check, allow_empty=True) as batches:
+    with candidates(found, stop.check, allow_empty=True) as batches:
         truths = Truths((each.batch for each in batches), model.labels)
     return output, truths, (model, written, temperature_of(chosen.model.name, stores))
 

@@ -26,9 +26,9 @@ from imgbatch.knobs import load_as
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing, Todo, pages
 from imgbatch.models import Model
+from imgbatch.schema import CARRIED
 from imgbatch.sources.labelled import SPLITS, TEST, Agreement, splits_of
 from imgbatch.storage import Folder, Stores, absolute
-from imgbatch.stream import waited
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import labelled, outcome, publish, splits
 from imgbatch.train.labelled import Labelled
@@ -265,8 +265,9 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
     Raises:
         InputError: there is not one image.
     """
-    carried = waited(lambda: sources.carried_by(job.sources), pulse)
-    listing = Listing(Ledger(job.run, {}).open(), folder, carried)
+    chosen = job.config.source
+    agree = (CARRIED + (chosen.label_column or "label"), CARRIED + (chosen.split_column or "split"))
+    listing = Listing(Ledger(job.run, {}).open(), folder, agree=agree)
     agreement, counts = Agreement(job.sources), listing.counts
 
     def agreeing(batches: Iterable[Found]) -> Iterator[Found]:
@@ -274,8 +275,8 @@ def list_images(job: Job, folder: Folder, pulse: Callable[[], None]) -> Listed:
             agreement.require(each.batch)
             yield each
 
-    with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
-        listing.take(agreeing(batches))
+    with candidates(job.sources, pulse, allow_empty=job.config.source.allow_empty) as batches:
+        listing.take(agreeing(batches), pulse)
     if not counts.listed and not counts.tars:
         raise InputError(no_image(counts, job.sources))
     log.info(

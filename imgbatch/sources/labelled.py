@@ -173,10 +173,7 @@ def labelled(
         for classes in known:
             classes.require_known()
 
-    def carried(source: Source) -> pa.Schema:
-        return _with_truth(source.carried())
-
-    return [replace(source, found=partial(found, source), carried=partial(carried, source)) for source in given]
+    return [replace(source, found=partial(found, source)) for source in given]
 
 
 def split_names(listed: pa.Table | pa.RecordBatch, roots: Sequence[str]) -> pa.Array:
@@ -266,10 +263,6 @@ def member_truths(rows: pa.Table) -> pa.Array:
 def _folders_in_tars(uris: pa.Array) -> pa.Array:
     """Return the name of the folder in its tar that holds each member, null for one that lies in none."""
     return pc.struct_field(pc.extract_regex(uris, _FOLDER_IN_TAR), "folder")
-
-
-def _with_truth(carried: pa.Schema) -> pa.Schema:
-    return carried if TRUTH in carried.names else carried.append(pa.field(TRUTH, pa.string()))
 
 
 def _folders(uris: pa.Array) -> pa.Array:
