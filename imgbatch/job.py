@@ -8,16 +8,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from imgbatch import config, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Found, Listing
 from imgbatch.models import Model
-from imgbatch.schema import labels_with, require_carried
+from imgbatch.schema import CARRIED, labels_with, require_carried
 from imgbatch.storage import Folder, Stores, absolute, is_local
-from imgbatch.stream import ticking, waited
+from imgbatch.stream import ticking
 
 log = logging.getLogger("imgbatch")
 
@@ -96,13 +94,11 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         InputError: there is not one image.
     """
     job.ledger.open(pulse)
-    carried = waited(lambda: sources.carried_by(job.sources), pulse)
-    require_carried(job.config.output.columns, carried)
-    job.ledger.listed = carried
-    listing = Listing(job.ledger, folder, carried, job.config.limit)
+    label = CARRIED + (job.config.source.label_column or "label")
+    listing = Listing(job.ledger, folder, job.config.limit, agree=(label,))
 
-    with candidates(job.sources, carried, pulse, allow_empty=job.config.source.allow_empty) as batches:
-        listing.take(batches)
+    with candidates(job.sources, pulse, allow_empty=job.config.source.allow_empty) as batches:
+        listing.take(batches, pulse)
     counts = listing.counts
     log.info(
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
@@ -110,12 +106,15 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     )
     if not counts.listed and not counts.tars and not job.config.source.allow_empty:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
+    if counts.listed and not listing.full:  # else a column may be one of those that were not listed
+        require_carried(job.config.output.columns, listing.carried)
+    job.ledger.listed = listing.carried
     return listing
 
 
 @contextmanager
 def candidates(
-    found: list[sources.Source], carried: pa.Schema, pulse: Callable[[], None], *, allow_empty: bool
+    found: list[sources.Source], pulse: Callable[[], None], *, allow_empty: bool
 ) -> Iterator[Iterator[Found]]:
     """Give what the sources list, in batches; `pulse` is called however slow their stores are.
 
@@ -125,7 +124,7 @@ def candidates(
 
     def listed() -> Generator[Found, None, None]:
         try:
-            yield from sources.everything(found, carried, allow_empty=allow_empty)
+            yield from sources.everything(found, allow_empty=allow_empty)
         except (NotFound, BadPath) as error:
             raise InputError(f"--input: {error}") from error
 

@@ -138,13 +138,26 @@ class Ledger:
         for columns, rows, positions in self.done.lookup(versions.keys):
             state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
             tags = versions.tags[rows]
-            changed = _differ(size, versions.sizes[rows], -1) | (_differ(tag, tags, 0) & ((tag ^ tags) & 1 == 0))
+            changed = _changed(size, versions.sizes[rows], tag, tags)
             again = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
-            stale = changed | again
-            status[rows] = np.where(state & _SEEN > 0, DUPLICATE, np.where(stale, STALE, DONE))
+            seen = state & _SEEN > 0
+            stale = (changed | again) & ~seen  # what a second row of an image says is compared by `visit_again`
+            status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
             columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
         self.stale += int(np.count_nonzero(status == STALE))
         return status
+
+    def visit_again(self, batch: pa.Table, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Return which images, visited and found DONE, are STALE by what is now known of their size and version."""
+        versions = Versions.of(batch, keys)
+        changed = np.zeros(len(batch), bool)
+        for columns, rows, positions in self.done.lookup(keys):
+            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
+            stale = (state & _STALE == 0) & _changed(size, versions.sizes[rows], tag, versions.tags[rows])
+            columns["state"][positions] |= np.where(stale, _STALE, 0).astype(np.uint8)
+            changed[rows] = stale
+        self.stale += int(np.count_nonzero(changed))
+        return changed
 
     def visit_tar(self, uri: str, version: str, *, again: bool) -> OpenShard | Progress:
         """Return how far a listed tar is read; an OpenShard if there is more to read, or all of it `again`."""
@@ -342,6 +355,14 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
 
 def _without_members(tar: str, table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(members_of(table["uri"], tar)))
+
+
+def _changed(
+    size: npt.NDArray[Any], listed_size: npt.NDArray[Any], tag: npt.NDArray[Any], listed_tag: npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Return which images are not what they were when their rows were made, as far as both versions are known."""
+    alike_in_kind: npt.NDArray[np.bool_] = (tag ^ listed_tag) & 1 == 0
+    return _differ(size, listed_size, -1) | (_differ(tag, listed_tag, 0) & alike_in_kind)
 
 
 def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
-from imgbatch.listing import Found, conform
+from imgbatch.listing import Found
 from imgbatch.sources import inventory, objects, tars
 from imgbatch.sources.manifest import SUFFIXES, Manifest
 from imgbatch.sources.names import numbered
@@ -32,8 +31,8 @@ class Source:
     uri: str
     kind: str
     found: Callable[[], Iterator[Found]]
-    carried: Callable[[], pa.Schema] = lambda: pa.schema([])
-    """Asks for the columns that travel along; of a folder, its store."""
+    probe: Callable[[], Iterator[Found]] | None = None
+    """What is asked whether the store answers, where that is not `found`."""
 
 
 def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> list[Source]:
@@ -58,21 +57,7 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
     return found
 
 
-def carried_by(sources: Sequence[Source]) -> pa.Schema:
-    """Return the columns that travel along from any of the sources.
-
-    Raises:
-        InputError: two manifests give one column types that do not go together.
-    """
-    try:
-        return pa.unify_schemas([source.carried() for source in sources], promote_options="permissive")
-    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"the manifests' columns do not go together: {error}") from error
-    except (NotFound, BadPath) as error:
-        raise InputError(f"--input: {error}") from error
-
-
-def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bool = True) -> Iterator[Found]:
+def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator[Found]:
     """Yield what all sources find, in the order of the inputs; the next ones are listed already.
 
     Raises:
@@ -83,7 +68,7 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
         images = 0
         for found in source.found():
             images += len(found.batch)
-            yield replace(found, batch=conform(found.batch, carried))
+            yield replace(found, origin=found.origin or source.uri)
         if not images and not allow_empty and len(sources) > 1:
             raise InputError(
                 f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
@@ -95,7 +80,7 @@ def everything(sources: Sequence[Source], carried: pa.Schema, *, allow_empty: bo
 def answer(sources: Sequence[Source]) -> bool:
     """Return whether the stores of all sources let us in at all."""
     try:
-        return all(next(source.found(), None) is not None for source in sources)
+        return all(next((source.probe or source.found)(), None) is not None for source in sources)
     except StoreError:
         return False
 
@@ -135,7 +120,7 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
     meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
     found = objects.Objects(stores, meant, config)
-    return Source(uri, "glob" if is_glob else "folder", found.found, found.carried)
+    return Source(uri, "glob" if is_glob else "folder", found.found)
 
 
 def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig) -> Source:
@@ -146,15 +131,15 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
             if table.column is None:
                 named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
                 raise InputError(f"{uri} has no {named}; it has: {', '.join(table.schema.names)}")
-            return Source(uri, "parquet", table.found, lambda: table.carried)
+            return Source(uri, "parquet", table.found)
     if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
         report = inventory.Inventory(stores, uri, config.suffixes)
         return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri, config.schemes)
-        return Source(uri, "manifest", manifest.found, lambda: manifest.carried)
+        return Source(uri, "manifest", manifest.found)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
-        return Source(uri, "tar", lambda: tars.listed(uri, meta), lambda: tars.CARRIED_FIELDS)
+        return Source(uri, "tar", lambda: tars.listed(uri, meta))
     if lower.endswith(_UNREAD):
         raise InputError(
             f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"

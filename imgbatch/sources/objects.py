@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +16,7 @@ from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
 from imgbatch.listing import Found
-from imgbatch.schema import LISTING, TAR
+from imgbatch.schema import LISTING
 from imgbatch.sources import tars
 from imgbatch.sources.formats import TableFormats
 from imgbatch.sources.names import NOTHING, Candidates, junk
@@ -128,26 +126,12 @@ class Objects:
             ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
             yield replace(candidates, ignored=ignored, example=example)
             if len(shards := objects.filter(is_tar)):
-                yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
+                yield tars.in_place_of_members(shards)
             tables = objects.filter(is_table)
             if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
                 yield Found(gone, unread=True)
             rows = [partial(_rows_of, table) for table in self._tables(tables)]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
-
-    def carried(self) -> pa.Schema:
-        """Return the columns that travel along: those of the first Parquet file of images among the first objects, and
-        those of tars, if there is one among them."""
-        carried = pa.schema([])
-        for objects in islice(self._meant(), 1):
-            for table in self._tables(objects.filter(self._are(objects, _TABLE, "parquet"))):
-                with suppress(StoreError, InputError):
-                    if table.column is not None:
-                        carried = table.carried
-                        break
-            if pc.any(self._are(objects, _TAR, "tar")).as_py():
-                carried = pa.unify_schemas([carried, tars.CARRIED_FIELDS], promote_options="permissive")
-        return carried
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
         """Yield what is meant, as LISTING batches, without what is junk."""

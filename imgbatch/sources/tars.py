@@ -22,7 +22,7 @@ import pyarrow as pa
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.rejects import Refusal
-from imgbatch.schema import CARRIED, LISTING, TAR
+from imgbatch.schema import CARRIED, LISTING, TAR, with_carried
 from imgbatch.sources.names import Candidates, is_junk, is_no_image
 from imgbatch.storage import Meta, Stores
 from imgbatch.storage.forward import Forward, plain, unpacked
@@ -128,8 +128,16 @@ def _members_without_content(
 
 def listed(uri: str, meta: Meta) -> Iterator[Found]:
     """Yield a tar as one row, in place of its members."""
-    row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified, "container": TAR}
-    yield Found(pa.RecordBatch.from_pylist([row], schema=LISTING))
+    row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
+    yield in_place_of_members(pa.RecordBatch.from_pylist([row], schema=LISTING))
+
+
+def in_place_of_members(objects: pa.RecordBatch) -> Found:
+    """Return tars as rows in place of their members, with the columns that these are going to carry."""
+    columns = {name: objects[name] for name in objects.schema.names}
+    columns["container"] = pa.repeat(TAR, len(objects))
+    columns |= {entry.name: pa.nulls(len(objects), entry.type) for entry in CARRIED_FIELDS}
+    return Found(pa.record_batch(columns, schema=with_carried(LISTING, CARRIED_FIELDS)))
 
 
 class _Header(tarfile.TarInfo):

@@ -123,7 +123,7 @@ def relist(output: Folder, rows: int) -> dict[str, float]:
             spent += time.perf_counter() - started
             yield Found(batch)
 
-    listing = Listing(opened, output.folder("runs/bench/listing"), pa.schema([]))
+    listing = Listing(opened, output.folder("runs/bench/listing"))
     started = time.perf_counter()
     listing.take(found())
     spent = time.perf_counter() - started - spent

@@ -36,7 +36,7 @@ def write(output: Folder, *uris: str, reason: str | None = None) -> None:
 
 def list_images(output: Folder, *uris: str) -> Folder:
     folder = output.folder("listing")
-    Listing(Ledger(output.folder("none"), {}).open(), folder, pa.schema([])).take([Found(batch(*uris))])
+    Listing(Ledger(output.folder("none"), {}).open(), folder).take([Found(batch(*uris))])
     return folder
 
 

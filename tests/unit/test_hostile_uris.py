@@ -19,7 +19,7 @@ from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, TimedOut, 
 from imgbatch.fetch import Fetcher
 from imgbatch.rejects import Refusal
 from imgbatch.schema import LISTING
-from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.sources import everything, recognise
 from imgbatch.storage import Folder, Stores, web
 
 KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
@@ -205,7 +205,7 @@ def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> No
 def uris(folder: Folder, name: str, **config: Any) -> list[str]:
     """List a manifest as the job does."""
     sources = recognise(folder.stores, [folder.at(name)], SourceConfig(**config))
-    found = everything(sources, carried_by(sources))
+    found = everything(sources)
     return [uri for each in found for uri in each.batch["uri"].to_pylist()]
 
 

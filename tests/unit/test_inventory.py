@@ -66,7 +66,7 @@ def report(bucket: Folder, form: str, **more: Any) -> str:
 def test_the_latest_versions_of_candidates_are_listed(bucket: Folder, form: str) -> None:
     bucket.put(f"data/1.{form.lower()}", as_csv() if form == "CSV" else as_parquet())
     (source,) = recognise(bucket.stores, [report(bucket, form)], SourceConfig())
-    found = list(everything([source], pa.schema([])))
+    found = list(everything([source]))
     rows = [row for each in found for row in each.batch.to_pylist()]
     assert source.kind == "inventory" and sum(each.ignored for each in found) == 3
     known = {"etag": "abc", "last_modified": MOMENT, "container": None}
@@ -79,7 +79,7 @@ def test_a_report_without_versions_has_no_such_columns(bucket: Folder) -> None:
     text = "".join(f'"photos","{number}.jpg","5"\n' for number in range(3))
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     sources = recognise(bucket.stores, [report(bucket, "CSV", fileSchema="Bucket, Key, Size")], SourceConfig())
-    rows = [row for each in everything(sources, pa.schema([])) for row in each.batch.to_pylist()]
+    rows = [row for each in everything(sources) for row in each.batch.to_pylist()]
     assert [(row["uri"], row["size"], row["etag"]) for row in rows] == [
         (f"s3://photos/{n}.jpg", 5, None) for n in range(3)
     ]
@@ -99,7 +99,7 @@ def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
     bucket.put("data/1.csv", data)
     sources = recognise(bucket.stores, [report(bucket, "CSV")], SourceConfig())
     with pytest.raises(InputError, match=r"data/1\.csv cannot be read"):
-        list(everything(sources, pa.schema([])))
+        list(everything(sources))
 
 
 def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,11 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config import StorageConfig
+from imgbatch.errors import InputError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import PAGE_ROWS, Found, Listing, conform, page_name, pages, read_page
+from imgbatch.listing import PAGE_ROWS, Found, Listing, page_name, pages, read_page
 from imgbatch.schema import LISTING, RESULTS, with_carried
 from imgbatch.storage import Folder, Stores
-
-NONE = pa.schema([])
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def labelled(output: Folder, *uris: str, reason: str | None = None, passing: boo
     Ledger(output, {}).open().commit(pa.Table.from_pylist(rows, schema=schema), "r", "m")
 
 
-def listing(output: Folder, limit: int | None = None, carried: pa.Schema = NONE) -> Listing:
-    return Listing(Ledger(output, {}).open(), output.folder("listing"), carried, limit)
+def listing(output: Folder, limit: int | None = None, **options: Any) -> Listing:
+    return Listing(Ledger(output, {}).open(), output.folder("listing"), limit, **options)
 
 
 def uris(output: Folder) -> list[str]:
@@ -126,7 +127,7 @@ def test_an_empty_listing_has_no_page_and_nothing_pending(output: Folder) -> Non
 
 
 def test_a_dry_listing_writes_nothing(output: Folder) -> None:
-    taken = Listing(Ledger(output, {}).open(), None, NONE)
+    taken = Listing(Ledger(output, {}).open(), None)
     taken.take([Found(batch("a", "b"))])
     assert taken.counts.listed == 2
     assert output.names() == []
@@ -146,17 +147,255 @@ def test_a_page_that_is_missing_is_an_error_not_a_shorter_listing(output: Folder
         list(pages(output.folder("listing")))
 
 
-def test_batches_are_brought_to_the_columns_of_the_run() -> None:
-    carried = pa.schema([("input_a", pa.int64()), ("input_b", pa.string())])
-    found = batch("x").append_column("input_a", pa.array([3], pa.int16()))
-    out = conform(found, carried)
-    assert out.schema == with_carried(LISTING, carried)
-    assert out.to_pylist()[0]["input_a"] == 3
-    assert out.to_pylist()[0]["input_b"] is None
+# Carried columns: one schema for all batches
 
 
-def test_carried_columns_stand_in_the_pages(output: Folder) -> None:
-    carried = pa.schema([("input_a", pa.list_(pa.int8()))])
-    found = conform(batch("x", "y").append_column("input_a", pa.array([[1], None], pa.list_(pa.int8()))), carried)
-    listing(output, carried=carried).take([Found(found)])
-    assert read_page(output.folder("listing"), 0)["input_a"].to_pylist() == [[1], None]
+def rows(output: Folder) -> list[dict[str, Any]]:
+    return [row for page in pages(output.folder("listing")) for row in page.to_pylist()]
+
+
+def carrying(first: int, **columns: pa.Array) -> Found:
+    """Return images, of that number and the next ones, with carried columns of these names."""
+    found = batch(*names(len(next(iter(columns.values()))), first))
+    for name, values in columns.items():
+        found = found.append_column(f"input_{name}", values)
+    return Found(found, origin=f"file-{first}")
+
+
+TYPES = [
+    ("null then text", [pa.nulls(1), pa.array(["a"])], pa.string(), [None, "a"]),
+    ("text then null", [pa.array(["a"]), pa.nulls(1)], pa.string(), ["a", None]),
+    ("int then float", [pa.array([1]), pa.array([2.5])], pa.float64(), [1.0, 2.5]),
+    ("float then int", [pa.array([2.5]), pa.array([1])], pa.float64(), [2.5, 1.0]),
+    ("narrow then wide", [pa.array([1], pa.int8()), pa.array([300])], pa.int64(), [1, 300]),
+    ("int then text", [pa.array([1]), pa.array(["a"])], pa.string(), ["1", "a"]),
+    ("text then int then float", [pa.array(["a"]), pa.array([1]), pa.array([0.5])], pa.string(), ["a", "1", "0.5"]),
+    ("int then float then text", [pa.array([1]), pa.array([2.5]), pa.array(["a"])], pa.string(), ["1", "2.5", "a"]),
+    ("bool then int", [pa.array([True]), pa.array([3])], pa.string(), ["true", "3"]),
+    ("no value at all", [pa.nulls(1), pa.nulls(1)], pa.string(), [None, None]),
+    ("dictionary then text", [pa.array(["a"]).dictionary_encode(), pa.array(["b"])], pa.string(), ["a", "b"]),
+    ("lists", [pa.array([[1]]), pa.nulls(1)], pa.list_(pa.field("element", pa.int64())), [[1], None]),
+    # Doubles hold integers up to 2^53, int64 up to 2^63.
+    ("great int then float", [pa.array([2**53 + 1]), pa.array([0.5])], pa.string(), [str(2**53 + 1), "0.5"]),
+    ("float then great int", [pa.array([0.5]), pa.array([2**53 + 1])], pa.string(), ["0.5", str(2**53 + 1)]),
+    ("uint64 then int64", [pa.array([2**63], pa.uint64()), pa.array([-1])], pa.string(), [str(2**63), "-1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page_rows", [1, 2, 100])
+@pytest.mark.parametrize(("batches", "kind", "values"), [case[1:] for case in TYPES], ids=[case[0] for case in TYPES])
+def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
+    output: Folder, batches: list[pa.Array], kind: pa.DataType, values: list[Any], page_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
+    taken = listing(output)
+    taken.take(carrying(number, x=column) for number, column in enumerate(batches))
+    schemas = {page.schema for page in pages(output.folder("listing"))}
+    assert schemas == {with_carried(LISTING, pa.schema([("input_x", kind)]))}
+    assert taken.carried == pa.schema([("input_x", kind)])
+    assert [row["input_x"] for row in rows(output)] == values
+
+
+@pytest.mark.parametrize("page_rows", [1, 100])
+def test_a_column_that_the_first_batches_lack_is_not_lost(
+    output: Folder, page_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
+    taken = listing(output)
+    taken.take([Found(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
+    values = [(row["uri"], row["input_a"], row["input_b"]) for row in rows(output)]
+    assert values == [("plain", None, None), ("i000001", 1, None), ("i000002", None, "x")]
+    assert len({page.schema for page in pages(output.folder("listing"))}) == 1
+
+
+def test_only_pages_that_differ_are_written_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 1)
+    written, put = [], Folder.put
+    monkeypatch.setattr(Folder, "put", lambda self, name, data: (written.append(name), put(self, name, data)))
+    listing(output).take(carrying(at, x=pa.array([value])) for at, value in enumerate([1, 2, 0.5, 3]))
+    assert written == [page_name(number) for number in (0, 1, 2, 3, 0, 1)]
+
+
+def test_what_becomes_text_is_said_once_and_names_the_column_and_the_files(
+    output: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed = [pa.array([1]), pa.array(["a"]), pa.array([2]), pa.array([0.5])]
+    listing(output).take(carrying(number, price=column) for number, column in enumerate(mixed))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["column 'price' is int64 in file-0 and string in file-1: it is carried as text"]
+
+
+def test_rows_of_a_parquet_file_name_it(output: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for name, values in (("a", pa.array([1])), ("b", pa.array(["x"]))):
+        row = {
+            "uri": f"s3://b/{name}.parquet#0",
+            "size": None,
+            "etag": "e",
+            "last_modified": None,
+            "container": "parquet",
+        }
+        images = pa.RecordBatch.from_pylist([row], schema=LISTING)
+        found.append(Found(images.append_column("input_x", values), origin="s3://b"))
+    listing(output).take(found)
+    assert "int64 in s3://b/a.parquet and string in s3://b/b.parquet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [pa.array(["a"]), pa.array([["a"]]), pa.array([{"a": 1}]), pa.array([[[1]]])],
+    ids=lambda each: str(each.type),
+)
+def test_lists_and_structs_that_have_no_common_type_are_refused(output: Folder, other: pa.Array) -> None:
+    with pytest.raises(InputError, match=r"column 'tags' is list<item: int64> in file-0 and .* in file-1"):
+        listing(output).take([carrying(0, tags=pa.array([[1]])), carrying(1, tags=other)])
+
+
+def test_list_values_that_do_not_fit_are_refused(output: Folder) -> None:
+    with pytest.raises(InputError, match="column 'tags'"):
+        listing(output).take([carrying(0, tags=pa.array([[2**53 + 1]])), carrying(1, tags=pa.array([[0.5]]))])
+
+
+def test_bytes_that_are_no_text_are_refused_where_text_is_wanted(output: Folder) -> None:
+    with pytest.raises(InputError, match="column 'x'"):
+        listing(output).take([carrying(0, x=pa.array([b"\xff"])), carrying(1, x=pa.array([1]))])
+
+
+def test_a_dry_listing_has_the_columns_and_leaves_no_files(tmp_path: Path, output: Folder, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    taken = Listing(Ledger(output, {}).open(), None, agree=("input_label",))
+    taken.take([carrying(0, x=pa.array([1])), carrying(1, x=pa.array(["a"]))])
+    assert [row["input_x"] for page in pages(taken.pages) for row in page.to_pylist()] == ["1", "a"]
+    del taken
+    assert list(tmp_path.iterdir()) == []
+    taken = Listing(Ledger(output, {}).open(), None, agree=("input_label",))
+    with pytest.raises(InputError, match="two values of 'label'"):
+        taken.take([labels_of(i="cat"), labels_of(i="dog")])
+
+
+# Rows that name an image again
+
+
+def labels_of(size: int | None = None, etag: str | None = None, /, **labels: Any) -> Found:
+    """Return a row for each image, as a manifest with a column `label` has it."""
+    found = batch(*labels, size=size, etag=etag)
+    return Found(found.append_column("input_label", pa.array([*labels.values()])))
+
+
+def summary(output: Folder) -> list[tuple[Any, ...]]:
+    return [(row["uri"], row["size"], row["etag"], row.get("input_label")) for row in rows(output)]
+
+
+FOLDER, MANIFEST = Found(batch("a", "b", "c")), labels_of(b="cat", c=None)
+
+
+@pytest.mark.parametrize("page_rows", [1, 2, 100])
+@pytest.mark.parametrize("buffered", [0, 1 << 20])
+@pytest.mark.parametrize("order", [[FOLDER, MANIFEST], [MANIFEST, FOLDER], [MANIFEST, FOLDER, MANIFEST, FOLDER]])
+def test_a_row_with_a_value_takes_precedence_in_any_order(
+    output: Folder, order: list[Found], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", buffered)
+    taken = listing(output)
+    taken.take(order)
+    assert sorted(summary(output)) == [("a", 5, "e", None), ("b", 5, "e", "cat"), ("c", 5, "e", None)]
+    assert (taken.counts.listed, taken.counts.duplicates) == (3, 3 * len(order) - len(order) // 2 - 3)
+    assert taken.counts.bytes == 15
+
+
+@pytest.mark.parametrize("blank", [None, "", "  "])
+def test_each_column_is_filled_by_the_first_row_that_has_a_value(output: Folder, blank: str | None) -> None:
+    first = batch("a").append_column("input_x", pa.array([blank], pa.string()))
+    second = batch("a").append_column("input_y", pa.array([7]))
+    third = batch("a").append_column("input_x", pa.array(["third"])).append_column("input_y", pa.array([8]))
+    listing(output).take([Found(first), Found(second), Found(third), Found(third)])
+    assert [(row["input_x"], row["input_y"]) for row in rows(output)] == [("third", 7)]
+
+
+def test_rows_within_one_batch_fill_each_other(output: Folder) -> None:
+    found = batch("a", "b", "a", "b").append_column("input_x", pa.array([None, "b1", "a2", "b2"]))
+    listing(output).take([Found(found)])
+    assert [(row["uri"], row["input_x"]) for row in rows(output)] == [("a", "a2"), ("b", "b1")]
+
+
+def test_values_that_differ_are_counted_and_the_first_is_kept(output: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    listing(output).take([
+        carrying(0, price=pa.array(["1", "2", "3"])), carrying(0, price=pa.array([1, 5, 3])),
+        carrying(0, price=pa.array([None, 9, None])),
+    ])  # fmt: skip
+    assert [row["input_price"] for row in rows(output)] == ["1", "2", "3"]
+    (said,) = [record.getMessage() for record in caplog.records if "again" in record.getMessage()]
+    assert said == (
+        "2 rows name an image again with another value of 'price', such as i000001 has '2' and '5': the first is kept"
+    )
+
+
+@pytest.mark.parametrize("buffered", [0, 1 << 20])
+@pytest.mark.parametrize(("first", "second", "refused"), [
+    ("cat", "dog", True), ("cat", " cat ", False), ("Caf\u00e9", "Cafe\u0301", False), ("cat", "Cat", True), ("cat", "", False),
+    (None, "dog", False),
+])  # fmt: skip
+def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
+    output: Folder, first: str | None, second: str, refused: bool, buffered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", buffered)
+    said = "^a is listed more than once, with two values of 'label': 'cat' and '[Cd]"
+    taken = listing(output, agree=("input_label",))
+    with pytest.raises(InputError, match=said) if refused else nullcontext():
+        taken.take([Found(batch("a")), labels_of(a=first), labels_of(a=second)])
+
+
+@pytest.mark.parametrize("lacking", [(), ("etag",), ("size", "etag", "last_modified")])
+def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, lacking: tuple[str, ...]) -> None:
+    found = batch(*names(100))
+    for name in lacking:  # local files have no ETag
+        found = found.set_column(
+            LISTING.names.index(name), LISTING.field(name), pa.nulls(100, LISTING.field(name).type)
+        )
+    taken = listing(output)
+    taken.take([Found(found)])
+    taken._take(found, "")
+    assert (len(taken._repeats), taken.counts.duplicates) == (0, 100)
+
+
+def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
+    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", 4_000)
+    everything, count = names(500), 0
+    beats: list[int] = []
+
+    def found() -> Iterator[Found]:
+        yield Found(batch(*everything))
+        for at in range(0, 500, 50):
+            yield labels_of(**{name: f"label of {name}" for name in reversed(everything[at : at + 50])})
+
+    taken = listing(output)
+    taken.take(found(), lambda: beats.append(1))
+    assert [row["input_label"] for row in rows(output)] == [f"label of {name}" for name in everything]
+    count = len(beats)
+    assert 50 < count < 500  # several passes over 50 pages, not one a batch
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(output: Folder, order: int) -> None:
+    labelled(output, "same", "other size", "other etag", "unknown")
+    taken = listing(output)
+    manifest = labels_of(**dict.fromkeys(("same", "other size", "other etag", "unknown", "new"), "cat"))
+    folder = [Found(batch("same", "new")), Found(batch("other size", size=6)), Found(batch("other etag", etag="f"))]
+    taken.take([manifest, *folder][::order])
+    pending = dict(zip(uris(output), taken.todo().pending.tolist(), strict=True))
+    assert pending == {"same": False, "other size": True, "other etag": True, "unknown": False, "new": True}
+    counts = taken.counts
+    assert (counts.listed, counts.already_done, counts.stale, counts.bytes) == (5, 2, 2, 6 + 5 + 5)
+    assert taken.ledger.stale == 2
+
+
+def test_a_tars_version_is_never_filled(output: Folder) -> None:
+    """How far a tar is read is kept by version: another one than that which was looked up must not be listed."""
+    rows_of_tar = [
+        {"uri": "t.tar", "size": None, "etag": etag, "last_modified": None, "container": "tar"} for etag in (None, "e")
+    ]
+    listing(output).take(Found(pa.RecordBatch.from_pylist([row], schema=LISTING)) for row in rows_of_tar)
+    assert [row["etag"] for row in rows(output)] == [None]

@@ -18,7 +18,7 @@ from imgbatch.errors import InputError
 from imgbatch.fetch import Fetched, Fetcher
 from imgbatch.listing import Found, Todo
 from imgbatch.rejects import Refusal
-from imgbatch.sources import Source, carried_by, everything, parquet, recognise
+from imgbatch.sources import Source, everything, parquet, recognise
 from imgbatch.sources.parquet import image_column
 from imgbatch.storage import Folder
 from imgbatch.storage.local import LocalStore
@@ -45,8 +45,9 @@ def put(place: Folder, name: str, rows: pa.Table, group: int = 3) -> str:
 
 def listed(place: Folder, *inputs: str, **config: Any) -> tuple[pa.Table, list[Found], list[Source]]:
     sources = recognise(place.stores, inputs, SourceConfig(**config))
-    found = list(everything(sources, carried_by(sources)))
-    return pa.Table.from_batches([each.batch for each in found]), found, sources
+    found = list(everything(sources))
+    tables = [pa.Table.from_batches([each.batch]) for each in found]
+    return pa.concat_tables(tables, promote_options="permissive"), found, sources
 
 
 def fetched(place: Folder, rows: pa.Table, **config: Any) -> list[Fetched]:

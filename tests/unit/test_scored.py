@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from imgbatch.answers import answers
 from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation import Evaluation, compared
+from imgbatch.listing import Found
 from imgbatch.models import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.parts import Footer, encode
@@ -25,7 +27,7 @@ from imgbatch.preprocess import Preprocess
 from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
-from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.sources import everything, recognise
 from imgbatch.sources.labelled import TRUTH, Agreement, labelled, member_truths
 from imgbatch.storage import Folder, Stores
 from imgbatch.truths import Truths
@@ -163,9 +165,13 @@ def test_labels_of_another_model_are_refused(output: Folder) -> None:
 def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
     """List a labelled input."""
     source = labelled(recognise(stores, [str(place)], SourceConfig()), [("fruit", classes)])
-    carried = carried_by(source)
-    batches = [each.batch for each in everything(source, carried)]
-    return pa.Table.from_batches(batches, schema=with_carried(LISTING, carried))
+    return together(everything(source))
+
+
+def together(found: Iterable[Found]) -> pa.Table:
+    """Return what sources yielded as one table."""
+    tables = [pa.Table.from_batches([each.batch]) for each in found]
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def test_the_class_is_the_folder_or_a_column_of_the_manifest(tmp_path: Path) -> None:
@@ -316,11 +322,11 @@ def test_a_split_is_scored_alone(tmp_path: Path) -> None:
     stores = Stores(StorageConfig())
     given = recognise(stores, [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
     found = labelled(given, [("fruit", FRUIT)], "test")
-    listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
+    listed = together(everything(found))
     assert sorted(listed[TRUTH].to_pylist()) == ["Fuji", "Lime"]
     for name in ("0.tar", "test/1.tar", "train/2.tar"):  # whose split is that of the folder around them
         (tmp_path / "in" / name).write_bytes(b"")
-    listed = pa.Table.from_batches([each.batch for each in everything(found, carried_by(found))])
+    listed = together(everything(found))
     assert [uri.rpartition("/in/")[2] for uri in listed["uri"].to_pylist() if uri.endswith(".tar")] == ["test/1.tar"]
 
 
@@ -345,7 +351,7 @@ def test_an_image_that_is_said_to_be_of_two_classes_is_refused(tmp_path: Path, s
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "in"), str(tmp_path / "list.csv")], SourceConfig())
     found = labelled(given, [("fruit", FRUIT)], "train")
     with pytest.raises(InputError, match=said) if said else nullcontext():
-        list(everything(found, carried_by(found)))
+        list(everything(found))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +370,7 @@ def test_training_refuses_what_is_said_in_two_ways_too(tmp_path: Path, rows: str
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
     agreement = Agreement(given)
     with pytest.raises(InputError, match=said) if said else nullcontext():
-        for each in everything(given, carried_by(given)):
+        for each in everything(given):
             agreement.require(each.batch)
 
 
@@ -372,9 +378,9 @@ def test_the_splits_of_others_are_no_business_where_none_is_asked_for(tmp_path: 
     (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,fold 3\n2.jpg,Lime,holdout\n")
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
     found = labelled(given, [("fruit", FRUIT)])
-    assert sum(len(each.batch) for each in everything(found, carried_by(found))) == 2
+    assert sum(len(each.batch) for each in everything(found)) == 2
     with pytest.raises(InputError, match="column 'split' holds 'fold 3'"):
-        list(everything(found := labelled(given, [("fruit", FRUIT)], "test"), carried_by(found)))
+        list(everything(labelled(given, [("fruit", FRUIT)], "test")))
 
 
 def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -382,7 +388,7 @@ def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
     found = labelled(given, [("new", FRUIT), ("old", ("Gala", "Fuji"))])
     with pytest.raises(InputError, match="1 images have labels that are unknown to old: 'Lime'"):
-        list(everything(found, carried_by(found)))
+        list(everything(found))
 
 
 def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
@@ -390,4 +396,4 @@ def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
     given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.parquet")], SourceConfig())
     found = labelled(given, [("fruit", FRUIT)])
     with pytest.raises(InputError, match="the column 'label' holds"):
-        list(everything(found, carried_by(found)))
+        list(everything(found))

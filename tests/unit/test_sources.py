@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.carried import Columns
 from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
 from imgbatch.errors import Forbidden, ImgbatchError, InputError, NotFound
-from imgbatch.schema import LISTING, with_carried
-from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.job import candidates
+from imgbatch.schema import LISTING, carried_fields, with_carried
+from imgbatch.sources import everything, recognise
 from imgbatch.storage import Folder, Stores
 
 CANDIDATES = [
@@ -48,10 +50,13 @@ def disk(tmp_path: Path) -> Folder:
 def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
     """List the inputs as the job does."""
     sources = recognise(place.stores, inputs, SourceConfig(**config))
-    carried = carried_by(sources)
-    batches = [found.batch for found in everything(sources, carried)]
-    assert all(batch.schema == with_carried(LISTING, carried) for batch in batches)
-    return [row for batch in batches for row in batch.to_pylist()]
+    columns, batches = Columns(), []
+    with candidates(sources, lambda: None, allow_empty=True) as found:
+        for each in found:
+            assert each.batch.schema == with_carried(LISTING, carried_fields(each.batch.schema))
+            columns.take(each.batch.schema)
+            batches.append(each.batch)
+    return [row for batch in batches for row in columns.cast(batch).to_pylist()]
 
 
 def uris(place: Folder, *inputs: str, **config: Any) -> list[str]:
@@ -498,7 +503,7 @@ def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Fold
     })  # fmt: skip
     disk.put("m.parquet", as_parquet(table))
     (source,) = recognise(disk.stores, [disk.at("m.parquet")], SourceConfig())
-    assert source.carried() == pa.schema([
+    assert carried_fields(next(source.found()).batch.schema) == pa.schema([
         ("input_label", pa.string()), ("input_n", pa.int16()), ("input_tags", pa.list_(pa.string())),
         ("input_nothing", pa.null()),
     ])  # fmt: skip
@@ -516,7 +521,7 @@ def test_columns_of_several_inputs_go_together(disk: Folder) -> None:
 def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None:
     disk.put("m.csv", b"uri,x\na,1\n")
     disk.put("n.parquet", as_parquet([{"uri": "b", "x": [2]}]))
-    with pytest.raises(InputError, match="do not go together"):
+    with pytest.raises(InputError, match="column 'x' is string and list"):
         rows(disk, disk.at("m.csv"), disk.at("n.parquet"))
 
 
@@ -581,8 +586,8 @@ def test_one_empty_input_among_several_is_told(disk: Folder) -> None:
     disk.put("2024/1.jpg", b"")
     sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
     with pytest.raises(InputError, match="2052"):
-        list(everything(sources, pa.schema([]), allow_empty=False))
-    assert sum(len(found.batch) for found in everything(sources, pa.schema([]), allow_empty=True)) == 1
+        list(everything(sources, allow_empty=False))
+    assert sum(len(found.batch) for found in everything(sources, allow_empty=True)) == 1
 
 
 def test_numbered_names_stand_for_each_of_them(place: Folder) -> None:

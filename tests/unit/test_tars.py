@@ -29,7 +29,7 @@ from imgbatch.parts import Log
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.shards import OpenShard
-from imgbatch.sources import carried_by, everything, recognise
+from imgbatch.sources import everything, recognise
 from imgbatch.sources.tars import End, Member, Tar
 from imgbatch.storage import Folder, Meta, Stores
 from imgbatch.storage.local import LocalStore
@@ -230,8 +230,8 @@ class Run:
         ledger = Ledger(self.output, {}, retry=retry).open()
         found = recognise(self.stores, [str(self.input)], SourceConfig())
         pages = self.output.folder(f"runs/{self.number}/listing")
-        listing = Listing(ledger, pages, carried_by(found), limit)
-        listing.take(everything(found, carried_by(found)))
+        listing = Listing(ledger, pages, limit)
+        listing.take(everything(found))
         todo, self.counts = listing.todo(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
