@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +20,14 @@ from imgbatch.errors import InputError, StoreError
 from imgbatch.listing import Found
 from imgbatch.schema import LISTING, TAR
 from imgbatch.sources import tars
+from imgbatch.sources.manifest import METADATA, Manifest
 from imgbatch.sources.names import NOTHING, candidate_pattern
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
+
+log = logging.getLogger(__name__)
 
 _TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
 _TAR = r"(?i)(^|/)[^./][^/]*\.(tar|tar\.gz|tgz)$"
@@ -92,10 +96,15 @@ class Objects:
     config: SourceConfig
 
     def found(self) -> Iterator[Found]:
-        """Yield them, the tars, and the rows of the Parquet files of images."""
+        """Yield them, the rows of Hugging Face's metadata files, the tars, and the rows of the Parquet files of images."""
         for objects in self._meant():
+            lists = self._lists(objects)
+            if lists:
+                objects = objects.filter(pc.invert(pc.is_in(objects["uri"], pa.array([each.uri for each in lists]))))
             is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
             yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+            rows_of_lists = [partial(self._rows_in, each) for each in lists]
+            yield from chained(rows_of_lists, at_once=_FILES_AT_ONCE, most=1)
             if len(shards := objects.filter(is_tar)):
                 yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
             rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
@@ -106,10 +115,12 @@ class Objects:
         those of tars, if there is one among them."""
         carried = pa.schema([])
         for objects in islice(self._meant(), 1):
+            for each in self._lists(objects):
+                carried = pa.unify_schemas([carried, each.carried], promote_options="permissive")
             for table in self._tables(objects.filter(self._are(objects, _TABLE, "parquet"))):
                 with suppress(StoreError, InputError):
                     if table.column is not None:
-                        carried = table.carried
+                        carried = pa.unify_schemas([carried, table.carried], promote_options="permissive")
                         break
             if pc.any(self._are(objects, _TAR, "tar")).as_py():
                 carried = pa.unify_schemas([carried, tars.CARRIED_FIELDS], promote_options="permissive")
@@ -117,17 +128,21 @@ class Objects:
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
         """Yield LISTING batches."""
-        base = self.meant.base
-        _, path = self.stores.resolve(base)
-        # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
-        prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
-        for found in Folder(self.stores, base).found():
+        prefix = self._prefix
+        for found in Folder(self.stores, self.meant.base).found():
             chosen = self.meant.match(found["path"])
             if chosen is not None:
                 found = found.filter(chosen)
             uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
             columns = [uris, found["size"], found["etag"], found["last_modified"], pa.nulls(len(found), pa.string())]
             yield pa.record_batch(columns, schema=LISTING)
+
+    @property
+    def _prefix(self) -> str:
+        """What every URI begins with, before its store's path: so it is spelt as the user spelt it."""
+        base = self.meant.base
+        _, path = self.stores.resolve(base)
+        return base.removesuffix(path) if path else f"{base.rstrip('/')}/"
 
     def _candidates(self, objects: pa.RecordBatch) -> Found:
         only_containers = self.config.format in ("parquet", "tar")
@@ -136,6 +151,31 @@ class Objects:
         passed_over = objects["uri"].filter(pc.invert(chosen))
         example = passed_over[0].as_py() if len(passed_over) else ""
         return Found(objects.filter(chosen), ignored=len(passed_over), example=example)
+
+    def _lists(self, objects: pa.RecordBatch) -> list[Manifest]:
+        """Return the metadata files among some objects that name images; others of that name are objects like others."""
+        if self.config.format != "auto":
+            return []
+        found = []
+        for uri in objects["uri"].filter(pc.match_substring_regex(objects["uri"], pattern=METADATA)).to_pylist():
+            try:
+                found.append(Manifest(self.stores, uri, self.config, beside=True))
+            except InputError as error:
+                log.info("%s is not read as a list of the images beside it: %s", uri, error)
+        return found
+
+    def _rows_in(self, metadata: Manifest) -> Iterator[Found]:
+        """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
+        for found in metadata.found():
+            batch, ignored = found.batch, found.ignored
+            meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
+            if meant is not None:
+                batch = batch.filter(meant)
+                ignored += len(found.batch) - len(batch)
+            candidates = self._candidates(batch)
+            yield Found(
+                candidates.batch, ignored=ignored + candidates.ignored, example=found.example or candidates.example
+            )
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         wanted = self.config.format in ("auto", kind)
@@ -148,12 +188,17 @@ class Objects:
 
 
 def _rows_of(table: ImageTable) -> Iterator[Found]:
-    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot."""
+    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot.
+
+    Raises:
+        InputError: it can be read, but several of its columns could be images, or have one name.
+    """
     try:
-        if table.column is None:
-            yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
-            return
+        _ = table.columns
     except (StoreError, InputError):
         yield from single(table.uri, table.meta)
+        return
+    if table.column is None:
+        yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
         return
     yield from table.found()
