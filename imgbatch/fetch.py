@@ -82,7 +82,7 @@ class Fetcher:
                 groups.append(partial(_refused, of_file, error))
         yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
 
-    def _group(self, contents: Iterator[bytes | None], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
+    def _group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         left = list(reversed(rows))
         try:
             for content in contents:
@@ -93,10 +93,11 @@ class Fetcher:
         if left:
             yield from _refused(left[::-1], InputError("its row group has fewer rows than the file's footer says"))
 
-    def _of_row(self, content: bytes | None, row: dict[str, Any]) -> Fetched:
-        known = Meta(None if content is None else len(content), row["etag"], row["last_modified"])
-        if content is None:
-            return _fetched(Refusal("fetch", "empty", "the row holds no bytes"), known, known)
+    def _of_row(self, content: bytes | Refusal, row: dict[str, Any]) -> Fetched:
+        size = None if isinstance(content, Refusal) else len(content)
+        known = Meta(size, row["etag"], row["last_modified"])
+        if isinstance(content, Refusal):
+            return _fetched(content, known, known)
         if len(content) > self._config.max_bytes:
             message = f"{len(content)} bytes are more than fetch.max_bytes={self._config.max_bytes}"
             return _fetched(Refusal("fetch", "too_large", message), known, known)

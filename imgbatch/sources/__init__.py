@@ -14,14 +14,15 @@ from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.listing import Found
 from imgbatch.sources import inventory, objects, tars
-from imgbatch.sources.manifest import SUFFIXES, Manifest
+from imgbatch.sources.lists import NAMED, NOT_READ, SUFFIXES
+from imgbatch.sources.manifest import Manifest
 from imgbatch.sources.names import numbered
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores, absolute
 from imgbatch.storage.faults import guarded
 
 _INPUTS_AT_ONCE = 4
-_UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+_UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,24 +128,38 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
     lower = uri.lower()
     if config.format == "parquet" or (config.format == "auto" and lower.endswith(".parquet")):
         table = ImageTable(stores, uri, meta, config.image_column)
-        if config.format == "parquet" or ("uri" not in table.schema.names and table.column is not None):
+        if config.format == "parquet" or _holds_images(table, config):
             if table.column is None:
                 named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
-                raise InputError(f"{uri} has no {named}; it has: {', '.join(table.schema.names)}")
+                raise InputError(f"{uri} has no {named}; it has: {', '.join(table.columns.names)}")
             return Source(uri, "parquet", table.found)
     if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
         report = inventory.Inventory(stores, uri, config.suffixes)
         return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
-        manifest = Manifest(stores, uri, config.schemes)
+        manifest = Manifest(stores, uri, config)
         return Source(uri, "manifest", manifest.found)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
         return Source(uri, "tar", lambda: tars.listed(uri, meta))
+    if config.format == "auto" and lower.endswith((*NOT_READ, *(f"{suffix}.gz" for suffix in NOT_READ))):
+        raise InputError(
+            f"{uri} is no form of list that is read, and by its name no image. Lists are {NAMED}. source.format=manifest "
+            "reads it as CSV or JSON, by what is in it; source.format=objects takes it as one image"
+        )
     if lower.endswith(_UNREAD):
         raise InputError(
             f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"
         )
     return Source(uri, "object", lambda: objects.single(uri, meta))
+
+
+def _holds_images(table: ImageTable, config: SourceConfig) -> bool:
+    """Return whether a Parquet file is one of images, and not a manifest."""
+    names = table.columns.names
+    if config.image_column is not None and (table.column is not None or "uri" not in names):
+        return True
+    chosen = config.uri_column is not None or config.uri_template is not None
+    return not chosen and "uri" not in names and table.column is not None
 
 
 def _head(stores: Stores, uri: str) -> Meta | None:

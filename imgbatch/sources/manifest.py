@@ -1,95 +1,158 @@
-"""Images that a manifest names: a CSV, Parquet or JSON Lines file with a `uri` column, read as a stream.
+"""Images that a manifest names: a list with a column `uri`, or another one that `source.uri_column` names, read as a stream.
 
 Relative URIs resolve against the manifest's place. `size` and `etag` are used where they are there; every further column
-travels along as `input_NAME`: with its type from Parquet, as text from CSV and JSON Lines, which have no types.
+travels along as `input_NAME`: with its type from Parquet, as text from CSV and JSON, which have no types.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import re
+import zlib
 from collections.abc import Iterator
-from itertools import islice
-from typing import BinaryIO
+from functools import cached_property
+from gzip import BadGzipFile
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
+from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, LISTING
+from imgbatch.sources.csv_rows import Rows
+from imgbatch.sources.lists import form_of, rows_of
+from imgbatch.sources.naming import FILE_NAME, Naming
 from imgbatch.storage import Stores, join, scheme
 from imgbatch.storage.base import unquoted_all
 
-SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
-_OWN = ("uri", "size", "etag")
-_ROWS = 10_000
+METADATA = r"(^|/)metadata\.(csv|jsonl|parquet)$"
+"""Hugging Face's name of a list of the images that lie beside it, or below."""
+
 _ANYWHERE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https")
+
+log = logging.getLogger(__name__)
 
 
 class Manifest:
     """One manifest file.
 
+    Args:
+        beside: it was found in a folder of images, and names some of these. It may name no others, and what is known of
+            an object comes from the store: `size` and `etag` are columns like others.
+
     Raises:
-        InputError: it has no `uri` column, or is not what its name says.
+        InputError: no column names the images, or it is not what its name says.
     """
 
-    def __init__(self, stores: Stores, uri: str, schemes: str = "auto") -> None:
-        self._stores, self._uri = stores, uri
+    def __init__(self, stores: Stores, uri: str, config: SourceConfig, *, beside: bool = False) -> None:
+        self._stores, self.uri, self._beside = stores, uri, beside
         # Whoever wrote a manifest in a bucket has no business with the files of the machine that reads it.
-        chosen = (*_ANYWHERE, scheme(uri)) if schemes == "auto" else (part.strip() for part in schemes.split(","))
-        self._schemes = frozenset(chosen)
+        schemes = config.schemes
+        allowed = (*_ANYWHERE, scheme(uri)) if schemes == "auto" else (part.strip() for part in schemes.split(","))
+        self._schemes = frozenset(allowed)
         self._folder = uri.rpartition("/")[0]
-        first = next(self._rows(), None)
-        self.carried: pa.Schema = pa.schema([])
-        if first is None:
-            return
-        names = first.schema.names
-        if "uri" not in names:
-            raise InputError(f"{uri} has no column 'uri'; it has: {', '.join(names) or 'none'}")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{uri} has more than one column {', '.join(map(repr, twice))}")
-        self.carried = pa.schema(
-            [(CARRIED + entry.name, _plain(entry.type)) for entry in first.schema if _travels(entry)]
-        )
+        is_metadata = re.search(METADATA, uri.lower().removesuffix(".gz")) is not None
+        self._naming = Naming(FILE_NAME) if beside else Naming.of(config, metadata=is_metadata)
+        self._own = () if beside else ("size", "etag")
+        self._naming = self._require_naming()
 
     def found(self) -> Iterator[Found]:
-        """Yield the rows that name an image; those with an empty `uri` are counted as ignored."""
+        """Yield the rows that name an image, each batch with its own columns; others are counted as ignored."""
+        nameless, first = 0, ""
         for rows in self._rows():
-            try:
-                named = rows.filter(pc.fill_null(pc.not_equal(rows["uri"].cast(pa.string()), ""), False))
-                listed = [self._listed(batch) for batch in named.combine_chunks().to_batches()]
-            except pa.ArrowException as error:
-                raise InputError(f"{self._uri}: {error}") from error
-            yield from map(Found, listed)
-            if len(named) < len(rows):
-                yield Found(_nothing(), ignored=len(rows) - len(named))
+            names, partly = self._names(rows)
+            if pc.any(partly).as_py():
+                place = rows.place(pc.index(partly, True).as_py())
+                raise InputError(
+                    f"{self.uri}, {place}: a column that source.uri_template names has no value; its columns are "
+                    f"{', '.join(self._naming.fields)}"
+                )
+            named = pc.is_valid(names)
+            left = len(names) - pc.sum(named).as_py() if len(names) else 0
+            if left and not nameless:
+                first = rows.place(pc.index(named, False).as_py())
+            nameless += left
+            ignored = left + rows.ignored
+            yield Found(
+                self._listed(rows, names).filter(named),
+                ignored=ignored,
+                example=f"{first or 'a header'} of {self.uri}" if ignored else "",
+                by_table=True,
+            )
+        if nameless:
+            log.warning("%s: %s rows name no image, the first is %s", self.uri, f"{nameless:,}", first)
 
-    def _listed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        uris = [self._joined(name) for name in rows["uri"].cast(pa.string()).to_pylist()]
+    @cached_property
+    def carried(self) -> pa.Schema:
+        """The columns that travel along from any of the rows."""
+        found: dict[str, pa.DataType] = {}
+        for rows in self._rows():
+            found |= {entry.name: entry.type for entry in rows.batch.schema if self._travels(entry.name)}
+            if form_of(self.uri) in ("csv", "tsv", "parquet"):
+                break
+        return pa.schema([(CARRIED + name, kind) for name, kind in found.items()])
+
+    def _travels(self, name: str) -> bool:
+        # What a template is filled from is a key of the table, and is wanted beside the labels.
+        names_image = self._naming.template is None and name == self._naming.column
+        return bool(name) and name not in self._own and not names_image
+
+    def _require_naming(self) -> Naming:
+        """Return the naming that fits the columns.
+
+        Raises:
+            InputError: none does.
+        """
+        names: dict[str, None] = {}
+        for rows in self._rows():
+            names |= dict.fromkeys(rows.batch.schema.names)
+            naming = self._naming.resolve(list(names))
+            if {*naming.fields} <= names.keys():
+                return naming
+        if names:
+            self._naming.require(list(names), self.uri)
+        return self._naming
+
+    def _names(self, rows: Rows) -> tuple[pa.Array, pa.Array]:
+        try:
+            return self._naming.names_of(rows.batch, padded=rows.padded)
+        except (InputError, pa.ArrowException) as error:
+            raise InputError(f"{self.uri}: {error}") from error
+
+    def _listed(self, rows: Rows, names: pa.Array) -> pa.RecordBatch:
+        batch = rows.batch
+        uris = [self._joined(name, rows, at) for at, name in enumerate(names.to_pylist())]
         columns = {
             "uri": pa.array(uris, pa.string()),
-            "size": self._sizes(rows),
-            "etag": unquoted_all(_text(rows, "etag")),
-            "last_modified": pa.nulls(len(rows), LISTING.field("last_modified").type),
-            "container": pa.nulls(len(rows), pa.string()),
+            "size": self._sizes(batch),
+            "etag": unquoted_all(self._text(batch, "etag")),
+            "last_modified": pa.nulls(len(batch), LISTING.field("last_modified").type),
+            "container": pa.nulls(len(batch), pa.string()),
         }
-        for entry in self.carried:
-            columns[entry.name] = rows[entry.name.removeprefix(CARRIED)].cast(entry.type)
-        return pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried]))
+        carried = [(CARRIED + entry.name, entry.type) for entry in batch.schema if self._travels(entry.name)]
+        columns |= {name: batch[name.removeprefix(CARRIED)] for name, _ in carried}
+        return pa.record_batch(columns, schema=pa.schema([*LISTING, *carried]))
 
-    def _joined(self, name: str) -> str:
+    def _joined(self, name: str | None, rows: Rows, at: int) -> str:
+        if name is None:
+            return ""
         uri = join(self._folder, name)
-        if scheme(uri) not in self._schemes:
+        if self._beside and not uri.startswith(f"{self._folder}/"):
             raise InputError(
-                f"{self._uri} names {uri[:200]!r}; it may name {', '.join(sorted(self._schemes))}. If it is to be trusted, "
-                f"--set source.schemes={','.join(sorted({*self._schemes, scheme(uri)}))}"
+                f"{self.uri}, {rows.place(at)}, names {uri[:200]!r}: a list in a folder of images names images in that "
+                "folder. Given as an --input of its own it may name others"
+            )
+        if scheme(uri) not in self._schemes:
+            allowed, more = sorted(self._schemes), sorted({*self._schemes, scheme(uri)})
+            raise InputError(
+                f"{self.uri} names {uri[:200]!r}, in {rows.place(at)}; it may name {', '.join(allowed)}. If it is to be "
+                f"trusted, --set source.schemes={','.join(more)}"
             )
         return uri
 
     def _sizes(self, rows: pa.RecordBatch) -> pa.Array:
-        text = pc.utf8_trim_whitespace(_text(rows, "size"))
+        text = pc.utf8_trim_whitespace(self._text(rows, "size"))
         # Tables that know no integer without a value write 123.0 and nan.
         text = pc.replace_substring_regex(text, pattern=r"\.0+$", replacement="")
         unknown = pc.fill_null(pc.match_substring_regex(text, pattern=r"^(-.*|nan|NaN|)$"), True)
@@ -97,94 +160,30 @@ class Manifest:
             return pc.if_else(unknown, None, text).cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"{self._uri}: column 'size' holds something that is no number of bytes: {error}"
+                f"{self.uri}: column 'size' holds something that is no number of bytes: {error}. Rename it, if it is not the "
+                "size of the file"
             ) from error
 
-    def _rows(self) -> Iterator[pa.Table]:
-        suffix = self._uri.rpartition(".")[2].lower()
-        read = {"csv": _csv, "parquet": _parquet}.get(suffix, _json_lines)
-        with self._stores.open(self._uri) as file:
+    def _text(self, rows: pa.RecordBatch, name: str) -> pa.Array:
+        if name not in rows.schema.names or name not in self._own:
+            return pa.nulls(len(rows), pa.string())
+        try:
+            return rows[name].cast(pa.string())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{self.uri}: column {name!r} holds {rows[name].type}, which is no text: {error}"
+            ) from error
+
+    def _rows(self) -> Iterator[Rows]:
+        form = form_of(self.uri) or "a list"
+        with self._stores.open(self.uri) as file:
             try:
-                yield from read(file)
-            except (ValueError, RecursionError, pa.ArrowException) as error:  # JSON and Unicode errors are ValueErrors
-                raise InputError(f"{self._uri} cannot be read as {suffix}: {error}") from error
-
-
-def _nothing() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=LISTING)
-
-
-def _text(rows: pa.RecordBatch, name: str) -> pa.Array:
-    return rows[name].cast(pa.string()) if name in rows.schema.names else pa.nulls(len(rows), pa.string())
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _travels(entry: pa.Field) -> bool:
-    """Return whether a column is carried: pixels are not."""
-    kind = entry.type
-    holds_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
-    return entry.name not in _OWN and not holds_bytes
-
-
-def _csv(file: BinaryIO) -> Iterator[pa.Table]:
-    newlines = pa_csv.ParseOptions(newlines_in_values=True)
-    header = file.readline()
-    if not header.strip():
-        return
-    file.seek(0)
-    names = pa_csv.read_csv(pa.BufferReader(header), parse_options=newlines).schema.names
-    # Types guessed from the first rows would fail on a later one: everything stays text.
-    as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    counted = _CountedQuotes(file)
-    with pa_csv.open_csv(pa.PythonFile(counted, "r"), parse_options=newlines, convert_options=as_text) as batches:
-        for batch in batches:
-            yield pa.Table.from_batches([batch])
-    if counted.quotes % 2:  # all lines behind it would be one value of one row
-        raise ValueError("a quote is not closed, or stands in a value without quotes around it")
-
-
-class _CountedQuotes:
-    """A file that counts the quotes that are read from it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.quotes, self.closed = file, 0, False
-
-    def read(self, size: int = -1) -> bytes:
-        """Read as the file does."""
-        data = self._file.read(size)
-        self.quotes += data.count(b'"')
-        return data
-
-    def close(self) -> None:
-        """Leave closing to whoever opened the file."""
-        self.closed = True
-
-
-def _parquet(file: BinaryIO) -> Iterator[pa.Table]:
-    parquet = pq.ParquetFile(file)
-    columns = [entry.name for entry in parquet.schema_arrow if entry.name in _OWN or _travels(entry)]
-    if "uri" not in columns:
-        yield parquet.schema_arrow.empty_table()
-        return
-    for batch in parquet.iter_batches(_ROWS, columns=columns, use_threads=False):
-        yield pa.Table.from_batches([batch])
-
-
-def _json_lines(file: BinaryIO) -> Iterator[pa.Table]:
-    names: list[str] | None = None
-    while lines := list(islice(file, _ROWS)):
-        rows = [json.loads(line) for line in lines if line.strip()]
-        if any(not isinstance(row, dict) for row in rows):
-            raise ValueError("a line is not an object")
-        if not rows:
-            continue
-        # The columns are those of the first rows; a key that appears later alone cannot become one any more.
-        names = names or list(dict.fromkeys(name for row in rows for name in row))
-        yield pa.table({name: pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names})
-
-
-def _as_text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+                yield from rows_of(file, self.uri, self._naming)
+            # JSON and Unicode errors are ValueErrors. Arrow raises a bare OSError for damaged data; the errors of a store
+            # have a number.
+            except (ValueError, RecursionError, EOFError, zlib.error, pa.ArrowException) as error:
+                raise InputError(f"{self.uri} cannot be read as {form}: {error}") from error
+            except OSError as error:
+                if error.errno is not None or type(error) not in (OSError, BadGzipFile):
+                    raise
+                raise InputError(f"{self.uri} cannot be read as {form}: {error}") from error

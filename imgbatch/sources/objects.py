@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,15 @@ from imgbatch.listing import Found
 from imgbatch.schema import LISTING
 from imgbatch.sources import tars
 from imgbatch.sources.formats import TableFormats
+from imgbatch.sources.manifest import METADATA, Manifest
 from imgbatch.sources.names import NOTHING, Candidates, junk
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
 _HEADS_AT_ONCE, _HEAD_BYTES = 16, 2_048
+
+log = logging.getLogger(__name__)
 
 _TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
 _TAR = r"(?i)(^|/)[^./][^/]*\.(tar|tar\.gz|tgz)$"
@@ -118,13 +122,17 @@ class Objects:
     config: SourceConfig
 
     def found(self) -> Iterator[Found]:
-        """Yield them, the tars, and the rows of the Parquet files of images."""
+        """Yield them, the rows of Hugging Face's metadata files, the tars, and the rows of the Parquet files of images."""
         for found in self._listed():
-            objects = found.batch
+            objects, lists = found.batch, self._lists(found.batch)
+            if lists:
+                objects = objects.filter(pc.invert(pc.is_in(objects["uri"], pa.array([each.uri for each in lists]))))
             is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
             candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
             ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
             yield replace(candidates, ignored=ignored, example=example)
+            rows_of_lists = [partial(self._rows_in, each) for each in lists]
+            yield from chained(rows_of_lists, at_once=_FILES_AT_ONCE, most=1)
             if len(shards := objects.filter(is_tar)):
                 yield tars.in_place_of_members(shards)
             tables = objects.filter(is_table)
@@ -143,10 +151,8 @@ class Objects:
         Raises:
             InputError: Parquet files of a table format, such as Delta's, are among it.
         """
-        base = self.meant.base
+        base, prefix = self.meant.base, self._prefix
         _, path = self.stores.resolve(base)
-        # Every URI is its store's path behind a fixed beginning, which is thus spelt as the user spelt it.
-        prefix = base.removesuffix(path) if path else f"{base.rstrip('/')}/"
         formats = TableFormats(self.stores, base)
         for found in Folder(self.stores, base).found():
             names = pc.utf8_slice_codeunits(found["path"], len(path.rstrip("/")) + 1) if path else found["path"]
@@ -160,11 +166,42 @@ class Objects:
             columns = [uris, found["size"], found["etag"], found["last_modified"], pa.nulls(len(found), pa.string())]
             yield _passing_over(pa.record_batch(columns, schema=LISTING), keep)
 
+    @property
+    def _prefix(self) -> str:
+        """What every URI begins with, before its store's path: so it is spelt as the user spelt it."""
+        base = self.meant.base
+        _, path = self.stores.resolve(base)
+        return base.removesuffix(path) if path else f"{base.rstrip('/')}/"
+
     def _candidates(self, objects: pa.RecordBatch) -> Found:
         if self.config.format in ("parquet", "tar"):
             return _passing_over(objects, pa.array([False] * len(objects), pa.bool_()))
         names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.meant.base.rstrip('/')}/"))
         return _passing_over(objects, Candidates(self.config.suffixes).among(names))
+
+    def _lists(self, objects: pa.RecordBatch) -> list[Manifest]:
+        """Return the metadata files among some objects that name images; others of that name are objects like others."""
+        if self.config.format != "auto":
+            return []
+        found = []
+        for uri in objects["uri"].filter(pc.match_substring_regex(objects["uri"], pattern=METADATA)).to_pylist():
+            try:
+                found.append(Manifest(self.stores, uri, self.config, beside=True))
+            except InputError as error:
+                log.info("%s is not read as a list of the images beside it: %s", uri, error)
+        return found
+
+    def _rows_in(self, metadata: Manifest) -> Iterator[Found]:
+        """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
+        for found in metadata.found():
+            batch, ignored = found.batch, found.ignored
+            meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
+            if meant is not None:
+                batch = batch.filter(meant)
+                ignored += len(found.batch) - len(batch)
+            candidates = self._candidates(batch)
+            example = found.example or candidates.example
+            yield Found(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         return self._are_called(objects["uri"], pattern, kind)
@@ -187,12 +224,17 @@ def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> Found:
 
 
 def _rows_of(table: ImageTable) -> Iterator[Found]:
-    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot."""
+    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot.
+
+    Raises:
+        InputError: it can be read, but several of its columns could be images, or have one name.
+    """
     try:
-        if table.column is None:
-            yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
-            return
+        _ = table.columns
     except (StoreError, InputError):
         yield from (replace(found, unread=True) for found in single(table.uri, table.meta))
+        return
+    if table.column is None:
+        yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
         return
     yield from table.found()

@@ -6,11 +6,11 @@ driver reads footers and the columns that travel along, workers the image column
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 from imgbatch.errors import Conflict, InputError
 from imgbatch.listing import Found
+from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
+from imgbatch.sources.columns import LIST, ImageColumn, Steps, TableColumns, image_column, is_text
 from imgbatch.storage import Meta, Stores
 
 _PATH = CARRIED + "path"
@@ -29,29 +31,6 @@ _PATH = CARRIED + "path"
 _AT_ONCE_BYTES = 64 << 20  # a column chunk up to this is one GET; larger ones are read in pieces
 _PIECE_BYTES = 8 << 20
 _ROWS = 64
-
-
-def image_column(schema: pa.Schema, named: str | None) -> str | None:
-    """Return the column that holds images: the named one, else the one of `{bytes, …}`, else the only one of bytes.
-
-    >>> image_column(pa.schema([("id", pa.int64()), ("jpg", pa.binary())]), None)
-    'jpg'
-    """
-    if named is not None:
-        return named if named in schema.names and _holds_bytes(schema.field(named).type) else None
-    structs = [field.name for field in schema if pa.types.is_struct(field.type) and _holds_bytes(field.type)]
-    plain = [field.name for field in schema if not pa.types.is_struct(field.type) and _holds_bytes(field.type)]
-    found = structs or plain
-    if len(found) > 1:
-        raise InputError(f"the columns {', '.join(found)} could all be images: name one with source.image_column")
-    return found[0] if found else None
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        at = kind.get_field_index("bytes")
-        kind = kind.field(at).type if at >= 0 else pa.null()
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 @dataclass(frozen=True)
@@ -73,15 +52,17 @@ class ImageTable:
                 raise InputError(f"{self.uri} cannot be read as Parquet: {error}") from error
 
     @cached_property
-    def schema(self) -> pa.Schema:
-        """Its columns."""
-        return self._footer.schema.to_arrow_schema()
+    def columns(self) -> TableColumns:
+        """Its columns, under their trimmed names."""
+        return TableColumns(self._footer, self.uri)
 
     @cached_property
-    def column(self) -> str | None:
+    def column(self) -> ImageColumn | None:
         """The image column, None if there is none."""
+        names = self.columns.names
+        fields = [field.with_name(name) for field, name in zip(self.columns.schema, names, strict=True)]
         try:
-            return image_column(self.schema, self.named)
+            return image_column(pa.schema(fields), self.named)
         except InputError as error:
             raise InputError(f"{self.uri}: {error}") from error
 
@@ -93,17 +74,30 @@ class ImageTable:
 
     @cached_property
     def carried(self) -> pa.Schema:
-        """The columns that travel along: all but bytes and structs, and the path beside the bytes."""
-        fields = []
-        for field in self.schema:
-            if field.name == self.column and pa.types.is_struct(field.type):
-                if field.type.get_field_index("path") >= 0 and _PATH not in (
-                    CARRIED + name for name in self.schema.names
-                ):
-                    fields.append(pa.field(_PATH, pa.string()))
-            elif not (pa.types.is_struct(field.type) or _holds_bytes(field.type)):
-                fields.append(pa.field(CARRIED + field.name, self._carried_type(field)))
+        """The columns that travel along, and the path beside the bytes."""
+        fields = [(CARRIED + name, kind) for name, kind in self._carried.items()]
+        if self._path is not None and _PATH not in (CARRIED + name for name in self.columns.names):
+            fields.append((_PATH, pa.string()))
         return pa.schema(fields)
+
+    @cached_property
+    def _carried(self) -> dict[str, pa.DataType]:
+        return self.columns.carried(image=self.column.name if self.column else None)
+
+    @cached_property
+    def _path(self) -> str | None:
+        """The leaf with the file name beside the bytes, None where there is none, or a list around it."""
+        if self.column is None or self.column.steps[-1:] != ("bytes",) or LIST in self.column.steps:
+            return None
+        kind = self.columns.field(self.column.name).type
+        for step in self.column.steps[:-1]:
+            kind = kind.field(step).type
+        at = kind.get_field_index("path")
+        return self._leaf(*self.column.steps[:-1], "path") if at >= 0 and is_text(kind.field(at).type) else None
+
+    def _leaf(self, *steps: str) -> str:
+        assert self.column is not None
+        return ".".join([self.columns.raw[self.column.name], *steps])
 
     def found(self) -> Iterator[Found]:
         """Yield the rows, a batch a row group.
@@ -126,22 +120,55 @@ class ImageTable:
             }
             yield Found(pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried])), whole=True)
 
-    def images(self, group: int, rows: npt.NDArray[np.int64]) -> Iterator[bytes | None]:
-        """Yield the bytes of ascending rows of a row group, counted from its first one; None where a row has none."""
+    def images(self, group: int, rows: npt.NDArray[np.int64]) -> Iterator[bytes | Refusal]:
+        """Yield the bytes of ascending rows of a row group, counted from its first one, or why a row has none."""
         assert self.column is not None
-        is_struct = pa.types.is_struct(self.schema.field(self.column).type)
+        steps = self.column.steps
         size = self._footer.row_group(group).total_byte_size
         with self.stores.ranges(self.uri, self.meta) as file:
             buffer = _PIECE_BYTES if size > _AT_ONCE_BYTES else 0
             parquet = pq.ParquetFile(file, metadata=self._footer, buffer_size=buffer, pre_buffer=False)
-            leaf = f"{self.column}.bytes" if is_struct else self.column
+            leaf = self._leaf() if LIST in steps else self._leaf(*steps)
             first = 0
             for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
-                column = batch.column(0)
-                values = column.field(0) if is_struct else column
+                values = batch.column(batch.schema.get_field_index(self._leaf()))
                 here = rows[(rows >= first) & (rows < first + len(values))] - first
-                yield from (values[at].as_py() for at in here.tolist())
+                for at in here.tolist():
+                    content = _within(values[at].as_py(), steps)
+                    yield self._without_bytes(group, first + at) if content is None else content
                 first += len(values)
+
+    def _without_bytes(self, group: int, row: int) -> Refusal:
+        path = self._paths(group)[row].as_py() if self._path is not None else None
+        if path is None:
+            return Refusal("fetch", "empty", "the row holds no bytes")
+        return Refusal(
+            "fetch",
+            "empty",
+            f"the row holds no bytes, only the path {path[:200]!r}: write the file with the images in it, or give a manifest "
+            "whose rows name the files",
+        )
+
+    @cached_property
+    def _last_paths(self) -> dict[int, pa.Array]:
+        return {}
+
+    def _paths(self, group: int) -> pa.Array:
+        """Return the file names of a row group; those of the last one are kept."""
+        found = self._last_paths.get(group)  # threads read two row groups at a time
+        if found is None:
+            with self.stores.ranges(self.uri, self.meta) as file:
+                parquet = pq.ParquetFile(file, metadata=self._footer, pre_buffer=False)
+                table = parquet.read_row_group(group, columns=[self._path], use_threads=False)
+            found = self._path_values(table)
+            self._last_paths.clear()
+            self._last_paths[group] = found
+        return found
+
+    def _path_values(self, table: pa.Table) -> pa.Array:
+        assert self.column is not None
+        values = whole(table.column(table.schema.get_field_index(self._leaf())))
+        return pc.struct_field(values, [*self.column.steps[:-1], "path"]).cast(pa.string())
 
     def require_unchanged(self, etag: str | None, last_modified: datetime | None, row: int) -> None:
         """Raise if the file is another than the one that was listed, which had such a row.
@@ -154,41 +181,41 @@ class ImageTable:
         if other or self.column is None or row >= self.starts[-1]:
             raise Conflict(f"read {self.uri}: it was replaced while the run went on")
 
-    @cached_property
-    def _label_names(self) -> dict[str, list[str]]:
-        """The names of the classes, of columns of class numbers that Hugging Face describes in the footer."""
-        try:
-            described = json.loads((self._footer.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-            return {name: kind["names"] for name, kind in described.items() if kind.get("_type") == "ClassLabel"}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return {}
-
-    def _carried_type(self, field: pa.Field) -> pa.DataType:
-        if field.name in self._label_names:
-            return pa.string()
-        return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-
     def _carried_values(self, group: int) -> dict[str, pa.Array]:
         if not self.carried.names:
             return {}
-        leaves = {CARRIED + name: name for name in self.schema.names}
-        wanted = [leaves.get(name, f"{self.column}.path") for name in self.carried.names]
+        path = self._path if _PATH in self.carried.names and "path" not in self._carried else None
+        wanted = [self.columns.raw[name] for name in self._carried] + ([path] if path else [])
         with self.stores.ranges(self.uri, self.meta) as file:
-            parquet = pq.ParquetFile(file, metadata=self._footer, pre_buffer=False)
-            table = parquet.read_row_group(group, columns=wanted, use_threads=False)
+            try:
+                parquet = pq.ParquetFile(
+                    file, metadata=self._footer, pre_buffer=False, read_dictionary=self.columns.binary
+                )
+                table = parquet.read_row_group(group, columns=wanted, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.uri}: row group {group} cannot be read: {error}") from error
         if len(table) != (promised := self._footer.row_group(group).num_rows):
             raise InputError(
                 f"{self.uri}: row group {group} has {len(table)} rows, its footer says {promised}: mend the file"
             )
-        values = {}
-        for entry in self.carried:
-            if entry.name not in leaves:
-                values[entry.name] = whole(pc.struct_field(table[self.column], "path"))
-                continue
-            column = whole(table[leaves[entry.name]])
-            names = self._label_names.get(leaves[entry.name])
-            if names is not None:  # -1, or beyond the names: a test split whose classes are not told
-                known = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
-                column = pa.array(names, pa.string()).take(pc.if_else(known, column, None))
-            values[entry.name] = column.cast(entry.type)
-        return values
+        values = {CARRIED + name: self.columns.values(table, name, kind) for name, kind in self._carried.items()}
+        return {**values, **({_PATH: self._path_values(table)} if path else {})}
+
+
+def _within(value: Any, steps: Steps) -> bytes | Refusal | None:
+    """Return the bytes in a value of the image column, None if it holds none."""
+    for at, step in enumerate(steps):
+        if value is None:
+            return None
+        if step != LIST:
+            value = value[step]
+        elif len(value) > 1:
+            column = ".".join(name for name in steps[:at] if name != LIST)
+            return Refusal(
+                "fetch",
+                "unsupported",
+                f"the row holds {len(value)} images{f' in {column}' if column else ''}: give each a row of its own",
+            )
+        else:
+            value = value[0] if value else None
+    return value  # type: ignore[no-any-return]

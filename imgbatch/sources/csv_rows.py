@@ -1,0 +1,296 @@
+"""CSV and TSV files as a stream of rows.
+
+Blocks of lines without a quote are parsed by Arrow. A block with quotes is parsed by Python's csv module in its strict mode,
+which tells where a quote is not closed, or a value continues after its closing quote; Arrow accepts both, and rows vanish
+in a value. A value of several lines is still suspicious when its lines look like rows: two stray quotes are a well-formed
+value to every parser.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from imgbatch import spelling
+from imgbatch.config import IMAGE_SUFFIXES
+from imgbatch.errors import InputError
+from imgbatch.sources.columns import distinct_names
+from imgbatch.sources.naming import Naming
+
+MAX_LINE = 16 << 20
+"""Characters of a line, and of a value: a file without line ends, or with an open quote, must not fill the memory."""
+
+_BLOCK = 1 << 20
+_SEPARATORS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*$", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a list."""
+
+    batch: pa.RecordBatch
+    place: Callable[[int], str] = str
+    """Says where in the file a row is, such as `line 12`."""
+    padded: bool = False
+    """Spaces around the names of images are no part of them."""
+    ignored: int = 0
+    """Rows that were left out: headers that are repeated."""
+
+
+def csv_rows(text: io.TextIOBase, separator: str, uri: str, naming: Naming) -> Iterator[Rows]:
+    """Yield the rows, as text; the first batch is empty and has the columns. An empty file yields nothing.
+
+    Args:
+        separator: what the file's name tells. A first line `sep=;` goes before it, and so does another separator, if the
+            header has that one alone.
+    """
+    lines = _Lines(text, uri)
+    first = lines.next_line()
+    while first and not first.strip():
+        first = lines.next_line()
+    if named := _SEPARATOR_LINE.match(first):
+        separator, first = named[1], lines.next_line()
+    elif separator not in first:
+        others = [other for other in _SEPARATORS if other in first]
+        separator = others[0] if len(others) == 1 else separator
+    if not first.strip():
+        return
+    header = _Rows(lines, separator, first, first_line=lines.number).one()
+    names = distinct_names(header, uri)
+    naming = naming.resolve(names)
+    naming.require(names, uri)
+    table = _Table(uri, separator, names, naming)
+    yield Rows(table.batch([[] for _ in names]))
+    if "" in names and any(names[names.index("") :]):
+        log.info("%s: columns without a name are not carried along", uri)
+    while block := lines.next_block():
+        yield from table.rows(lines, block)
+
+
+class _Lines:
+    """A text file, in blocks of lines and in single lines, which are counted."""
+
+    def __init__(self, text: io.TextIOBase, uri: str) -> None:
+        self._text, self._uri = text, uri
+        self.number = 0
+        """How many lines were read."""
+
+    def next_line(self) -> str:
+        """Return the next line with its end, nothing at the end of the file."""
+        line = self._text.readline(MAX_LINE)
+        return self._checked(line) if line else ""
+
+    def next_block(self) -> str:
+        """Return the next lines, nothing at the end of the file."""
+        block = self._text.read(_BLOCK)
+        if block and not block.endswith("\n"):
+            block += self._text.readline(MAX_LINE)
+        return self._checked(block) if block else ""
+
+    def _checked(self, lines: str) -> str:
+        """Return lines that are text, and count them."""
+        if "\0" in lines:
+            self._refuse(lines, lines.index("\0"), "holds a NUL character: save the file as UTF-8 text")
+        try:
+            lines.encode()
+        except UnicodeEncodeError as error:
+            self._refuse(lines, error.start, "is not UTF-8: save the file as UTF-8 text ('CSV UTF-8' in Excel)")
+        if len(lines) >= MAX_LINE and not lines.endswith(("\n", "\r")):
+            self._refuse(lines, len(lines), f"is longer than {MAX_LINE >> 20} MB: is it text with an image a line?")
+        self.number += count_lines(lines)
+        return lines
+
+    def _refuse(self, lines: str, at: int, why: str) -> None:
+        line = self.number + 1 + _ends(lines[:at])
+        raise InputError(f"{self._uri} cannot be read as CSV: line {line:,} {why}")
+
+
+def _ends(lines: str) -> int:
+    return lines.count("\n") + (lines.count("\r") - lines.count("\r\n") if "\r" in lines else 0)
+
+
+def count_lines(lines: str) -> int:
+    """Return how many lines a text has; ends are those of Unix, of Windows, and of old Macs.
+
+    >>> count_lines("a\\r\\nb\\rc\\nd")
+    4
+    """
+    return _ends(lines) + (0 if lines.endswith(("\n", "\r")) else 1)
+
+
+class _Rows:
+    """The rows of some lines, by Python's strict parser; a value that is open at their end takes further lines."""
+
+    def __init__(self, lines: _Lines, separator: str, block: str, first_line: int) -> None:
+        self._lines, self._block = lines, io.StringIO(block, newline="")
+        self._end, self._before = len(block), first_line - 1
+        csv.field_size_limit(MAX_LINE)
+        self._reader = csv.reader(self._pulled(), delimiter=separator, strict=True)
+        self.uri = lines._uri
+
+    def _pulled(self) -> Iterator[str]:
+        yield from self._block
+        while more := self._lines.next_line():
+            yield more
+
+    def one(self) -> list[str]:
+        """Return the first row."""
+        return next(iter(self))[1]
+
+    def __iter__(self) -> Iterator[tuple[int, list[str], int]]:
+        """Yield (the line in which a row begins, its values, the line in which it ends)."""
+        while self._block.tell() < self._end:
+            start = self._before + self._reader.line_num + 1
+            try:
+                row = next(self._reader, None)
+            except csv.Error as error:
+                raise InputError(f"{self.uri} cannot be read as CSV: {self._why(start, str(error))}") from error
+            if row:  # a blank line has no values
+                yield start, row, self._before + self._reader.line_num
+
+    def _why(self, start: int, error: str) -> str:
+        end = self._before + self._reader.line_num
+        place = f"line {start:,}" if end <= start else f"lines {start:,} to {end:,}"
+        rule = "a value that begins with a quote ends with one, and quotes within it are written twice"
+        if "expected after" in error:
+            return f"{place}: a value continues after its closing quote; {rule}"
+        if "end of data" in error:
+            return f"line {start:,}: a quote is not closed; {rule}"
+        if "field limit" in error:
+            return f"line {start:,}: a value is longer than {MAX_LINE >> 20} MB: is its quote closed?"
+        return f"{place}: {error}"
+
+
+@dataclass(frozen=True)
+class _Table:
+    uri: str
+    separator: str
+    names: list[str]
+    naming: Naming
+
+    def rows(self, lines: _Lines, block: str) -> Iterator[Rows]:
+        """Yield the rows of a block of lines."""
+        first_line = lines.number - count_lines(block) + 1
+        batch = self._parsed(block) if '"' not in block else None
+        if batch is not None:
+            yield self._without_headers(batch, lambda at: _line_of(block, first_line, at))
+            return
+        starts, values = [], []
+        for start, row, end in _Rows(lines, self.separator, block, first_line):
+            values.append(self._checked(start, row, end))
+            starts.append(start)
+        columns = list(zip(*values, strict=True)) or [() for _ in self.names]
+        yield self._without_headers(self.batch(columns), starts.__getitem__)
+
+    def batch(self, columns: Sequence[Sequence[str] | pa.Array]) -> pa.RecordBatch:
+        """Return columns as a batch; those without a name are dropped."""
+        arrays = [pa.array(column, pa.string()) for name, column in zip(self.names, columns, strict=True) if name]
+        return pa.RecordBatch.from_arrays(arrays, names=[name for name in self.names if name])
+
+    def _parsed(self, block: str) -> pa.RecordBatch | None:
+        """Return the rows of a block without quotes, None if they differ in length."""
+        data = block.encode()
+        numbers = [str(at) for at in range(len(self.names))]
+        try:
+            table = pa_csv.read_csv(
+                pa.BufferReader(data),
+                pa_csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(data) + 1),
+                pa_csv.ParseOptions(delimiter=self.separator, quote_char=False),
+                # Types guessed from the first rows would fail on a later one: everything stays text.
+                pa_csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), strings_can_be_null=False),
+            )
+        except pa.ArrowInvalid:
+            return None
+        return self.batch([column.combine_chunks() for column in table.columns])
+
+    def _checked(self, start: int, row: list[str], end: int) -> list[str]:
+        count = len(self.names)
+        if len(row) > count and not any(value.strip() for value in row[count:]):
+            row = row[:count]  # a separator behind each row
+        if len(row) != count:
+            place = f"line {start:,}" if start == end else f"lines {start:,} to {end:,}"
+            raise InputError(
+                f"{self.uri} cannot be read as CSV: {place}: {len(row)} values, the header has {count}. A value with "
+                f"{self.separator!r} in it is written in quotes, without a space before them"
+            )
+        if end > start:
+            self._require_no_rows_in(row, start, end)
+        return row
+
+    def _require_no_rows_in(self, row: list[str], start: int, end: int) -> None:
+        """Refuse a value of several lines of which one looks like a row."""
+        at = self.names.index(self.naming.fields[0])
+        for value in row:
+            for line in re.split(r"\r\n?|\n", value)[1:]:
+                parts = line.split(self.separator)
+                if len(parts) == len(self.names) and _alike(row[at].strip(), parts[at].strip()):
+                    raise InputError(
+                        f"{self.uri} cannot be read as CSV: line {start:,} begins a value with a quote that is closed in line "
+                        f"{end:,}, and the lines between look like rows, such as {line[:100]!r}. Close the quote, or write it "
+                        "twice within a quoted value. If the value is right, write the list as JSON Lines or Parquet"
+                    )
+
+    def _without_headers(self, batch: pa.RecordBatch, line: Callable[[int], int]) -> Rows:
+        """Return the rows without headers among them, as files that were joined have them."""
+        key = self.naming.fields[0]
+        named = pc.is_in(pc.utf8_trim(batch[key], " \t\ufeff"), pa.array([name for name in self.names if name]))
+        headers = []
+        for at in pc.indices_nonzero(named).to_pylist():
+            values = [spelling.normalise(value.strip("\ufeff")) for value in batch.slice(at, 1).to_pylist()[0].values()]
+            names = batch.schema.names
+            if values == names:
+                headers.append(at)
+            elif sorted(values) == sorted(names) or values[names.index(key)] == key:
+                raise InputError(
+                    f"{self.uri} cannot be read as CSV: line {line(at):,} is another header, {', '.join(values)[:200]!r}: give "
+                    "each table as an --input of its own"
+                )
+        if not headers:
+            return Rows(batch, lambda at: f"line {line(at):,}", padded=True)
+        log.warning("%s: line %s is the header again and is not taken as a row", self.uri, f"{line(headers[0]):,}")
+        kept = [at for at in range(len(batch)) if at not in set(headers)]
+        return Rows(
+            batch.take(pa.array(kept, pa.int64())),
+            lambda at: f"line {line(kept[at]):,}",
+            padded=True,
+            ignored=len(headers),
+        )
+
+
+def _line_of(block: str, first: int, at: int) -> int:
+    """Return the line of a row in a block in which each line that is not blank is a row."""
+    for number, line in enumerate(io.StringIO(block, newline=""), first):
+        if line.strip("\r\n"):
+            at -= 1
+        if at < 0:
+            return number
+    return first
+
+
+def _alike(name: str, other: str) -> bool:
+    """Return whether `other` could be the name of an image in the list in which `name` is one.
+
+    >>> _alike("p/1.jpg", "p/2.jpg"), _alike("7f3a", "81bc"), _alike("p/1.jpg", "A dog"), _alike("7f3a", "Hello")
+    (True, True, False, False)
+    """
+    suffix, theirs = (text.rpartition(".")[2].lower() if "." in text else "" for text in (name, other))
+    if theirs:
+        return theirs in IMAGE_SUFFIXES or (theirs == suffix and theirs.isalnum())
+    if suffix or not other or re.search(r"\s", other) or not re.search(r"\d", other):
+        return False
+    return len(other) == len(name) or _shape(other) == _shape(name)
+
+
+def _shape(name: str) -> str:
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", name))

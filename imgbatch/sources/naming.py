@@ -1,0 +1,144 @@
+"""How the rows of a list name their images: by a column, or by a template that is filled from columns. Pure."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch import spelling
+from imgbatch.config import SourceConfig
+from imgbatch.errors import ConfigError, InputError
+from imgbatch.sources.columns import is_bytes, is_text, plain
+
+URI = "uri"
+FILE_NAME = "file_name"
+"""The column that names the images in Hugging Face's metadata files."""
+
+_ALSO = (
+    "url", "path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path",
+    "image_file", "image_filename", "image_name", "image_url", "image_uri", "image_id", "img_name", "img_file", "location",
+    "src", "object_key", "s3_uri", "gcs_uri", "id",
+)  # fmt: skip
+"""Columns that name images in other tools' lists."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What `source.uri_column` and `source.uri_template` say; without them the column is `uri`."""
+
+    column: str = URI
+    template: str | None = None
+    chosen: bool = False
+    """The column was chosen with `source.uri_column`."""
+    metadata: bool = False
+    """The list has the name of Hugging Face's metadata files: `file_name` may stand in for `uri`."""
+
+    @classmethod
+    def of(cls, config: SourceConfig, *, metadata: bool = False) -> Naming:
+        """Return what a config says of a list, which may have the name of Hugging Face's metadata files.
+
+        Raises:
+            ConfigError: the template cannot be read, or has no column in it.
+        """
+        if config.uri_template is not None:
+            naming = cls("", config.uri_template)
+            if not naming.fields:
+                raise ConfigError(
+                    f"source.uri_template={config.uri_template!r} names no column: write one as in 'train/{{id}}.jpg'"
+                )
+            return naming
+        if config.uri_column is not None:
+            return cls(spelling.normalise(config.uri_column), chosen=True)
+        return cls(metadata=metadata)
+
+    def resolve(self, names: Sequence[str]) -> Naming:
+        """Return the naming for a list with these columns."""
+        return Naming(FILE_NAME) if self.metadata and FILE_NAME in names and self.column not in names else self
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, str | None]]:
+        """The template as (text, column behind it)."""
+        try:
+            parts = list(string.Formatter().parse(self.template or ""))
+        except ValueError as error:
+            raise ConfigError(f"source.uri_template={self.template!r} cannot be read: {error}") from error
+        if any(
+            column is not None and (not column.strip() or form or conversion) for _, column, form, conversion in parts
+        ):
+            raise ConfigError(f"source.uri_template={self.template!r}: write columns as {{NAME}}, without : or !")
+        return [(text, None if column is None else spelling.normalise(column)) for text, column, _, _ in parts]
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that name an image."""
+        if self.template is None:
+            return (self.column,)
+        return tuple(dict.fromkeys(column for _, column in self._parts if column is not None))
+
+    def require(self, names: Sequence[str], where: str) -> None:
+        """Refuse a list that lacks a column which names its images.
+
+        Raises:
+            InputError: naming the column, what the list has, and the column that was probably meant.
+        """
+        for field in self.fields:
+            if field not in names:
+                self._refuse(field, [name for name in names if name], where)
+
+    def _refuse(self, field: str, names: Sequence[str], where: str) -> NoReturn:
+        has = f"{where} has no column {field!r}"
+        columns = f"; it has: {', '.join(names) or 'none'}"
+        if self.template is not None or self.chosen:
+            option = "source.uri_column" if self.chosen else "source.uri_template"
+            near = spelling.near_miss(field, names)
+            raise InputError(f"{has}, which {option} names{columns}{f'. Did you mean {near!r}?' if near else ''}")
+        near = spelling.near_miss(field, names) or spelling.near_miss(field, names, _ALSO)
+        if near is not None:
+            raise InputError(
+                f"{has}{columns}. Did you mean {near!r}? --set 'source.uri_column={near}' takes that column"
+            )
+        raise InputError(
+            f"{has}{columns}. source.uri_column says which column names the images; source.uri_template, such as "
+            "'train/{id}.jpg', builds the names from columns. The first line of a CSV is its header"
+        )
+
+    def names_of(self, rows: pa.RecordBatch, *, padded: bool) -> tuple[pa.Array, pa.Array]:
+        """Return the name that each row gives, null where it gives none; and a mask of rows that lack a part of it.
+
+        Args:
+            padded: spaces around a value are no part of it, as in a CSV.
+
+        Raises:
+            InputError: a column holds something else than text, or in a template, numbers.
+        """
+        values = {field: self._texts(rows, field, padded) for field in self.fields}
+        if self.template is None:
+            return values[self.column], pa.array([False] * len(rows), pa.bool_())
+        pieces: list[pa.Array | str] = []
+        for text, column in self._parts:
+            pieces += [text, *([] if column is None else [values[column]])]
+        absent = [pc.is_null(column) for column in values.values()]
+        some, every = absent[0], absent[0]
+        for mask in absent[1:]:
+            some, every = pc.or_(some, mask), pc.and_(every, mask)
+        return pc.binary_join_element_wise(*pieces, "", null_handling="emit_null"), pc.and_not(some, every)
+
+    def _texts(self, rows: pa.RecordBatch, field: str, padded: bool) -> pa.Array:
+        """Return a column as text, null where it is empty."""
+        if field not in rows.schema.names:
+            return pa.nulls(len(rows), pa.string())
+        column = rows[field]
+        kind = plain(column.type)
+        number = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+        if not (is_text(kind) or is_bytes(kind) or pa.types.is_null(kind) or (number and self.template is not None)):
+            raise InputError(f"the column {field!r} holds {column.type}, and the name of an image is text")
+        texts = column.cast(pa.string())
+        if padded:
+            texts = pc.utf8_trim(texts, " \t")
+        return pc.if_else(pc.equal(texts, ""), None, texts)
