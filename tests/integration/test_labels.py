@@ -138,6 +138,7 @@ UNDERSTOOD = {
         table("uri,label,is_test", *[f"{row},{n // 6}" for n, row in enumerate(HALVES)]),
         {"split_column": "is_test"}, TESTED,
     ),
+    "joined tables": (table("uri,label", *HALVES[:4], "uri,label", *HALVES[4:]), {}, BOTH),
     "tab-separated": (table("uri\tlabel", *[row.replace(",", "\t") for row in HALVES], name="list.tsv"), {}, BOTH),
     "an archive as downloaded": (
         tar(dict.fromkeys(SET, b""), "set.tgz", "w:gz"), {},
@@ -198,7 +199,6 @@ REFUSED = {
     "invisible": (
         table("uri,label", *[f"{row}{chr(0x200B) * (n < 2)}" for n, row in enumerate(HALVES)]), {}, "'cat\\u200b'",
     ),
-    "joined tables": (table("uri,label", *HALVES[:4], "uri,label", *HALVES[4:]), {}, "list.csv"),
     "open quotes": (
         table("uri,label,caption", *[f"{row},{chr(34) * (n in (1, 5))}text" for n, row in enumerate(HALVES)]), {}, "list.csv",
     ),
