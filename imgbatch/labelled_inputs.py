@@ -49,12 +49,12 @@ def _root(source: Source) -> Root:
     if source.kind == "folder":
         return Root(source.uri, source.kind)
     if source.kind == "glob":
-        return Root(source.uri[: MAGIC.search(source.uri).start()].rpartition("/")[0], source.kind)  # type: ignore[union-attr]
+        folder = source.uri[: MAGIC.search(source.uri).start()].rpartition("/")[0]  # type: ignore[union-attr]
     if source.kind == "object":
-        return Root(folder.rpartition("/")[0], source.kind)
-    return Root(
-        "" if source.kind == "inventory" else folder, source.kind, own=name if source.kind == "manifest" else ""
-    )
+        folder = folder.rpartition("/")[0]
+    if source.kind == "inventory":  # whose objects may lie anywhere
+        folder = ""
+    return Root(folder, source.kind, own=name if source.kind == "manifest" else "", given=source.uri)
 
 
 @dataclass

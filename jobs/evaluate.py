@@ -129,7 +129,7 @@ def from_model(
         if job.config.run.check_owner:
             runs.require_free(job.output)
     withdraw(job.output)
-    with relisted(job.stores, job.sources, chosen.source, stop.check, partial(of_split, split)) as listed:
+    with relisted(job.stores, job.sources, declared_by(chosen, split), stop.check, partial(of_split, split)) as listed:
         require_classes(listed, who, split)
         classify.recorded(replace(job, sources=[listed.source]), stop)
         truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
@@ -164,12 +164,21 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
-    with relisted(stores, given, chosen.source, stop.check, partial(of_split, flags.split)) as listed:
+    with relisted(
+        stores, given, declared_by(chosen, flags.split), stop.check, partial(of_split, flags.split)
+    ) as listed:
         require_classes(listed, [model], flags.split)
         truths = Truths((each.batch for each in listed.source.found()), model.labels)
     truths.add_members(written, listed.resolver, flags.split)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
+
+
+def declared_by(chosen: config.Config, split: str | None) -> config.SourceConfig:
+    """Return where labels and splits come from. What a column says of splits does not matter where none is asked for."""
+    if split is None and chosen.source.splits in ("auto", "column"):
+        return replace(chosen.source, splits="folders")
+    return chosen.source
 
 
 def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:

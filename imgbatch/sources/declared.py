@@ -112,7 +112,7 @@ def decide(
     for number, mine in by_input.items():
         splits = _decide_splits(found, number, mine, named_roots.get(number))
         labels = _decide_labels(found, number, mine)
-        found.origins.append(Origin(places.roots[number].uri, labels, splits))
+        found.origins.append(Origin(places.roots[number].given or places.roots[number].uri, labels, splits))
     return found
 
 

@@ -24,6 +24,7 @@ from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, PARQUET, TAR, whole
 from imgbatch.sources import Source
 from imgbatch.sources.sidecars import ALSO_LABEL, ALSO_SPLIT
+from imgbatch.sources.split_words import canonical
 from imgbatch.spelling import near_miss, normalised
 from imgbatch.taxonomy import did_you_mean
 
@@ -109,6 +110,7 @@ def require_columns(uri: str, columns: Columns, config: SourceConfig) -> None:
 def _marked(batch: pa.RecordBatch, number: int, config: SourceConfig, *, by_table: bool) -> pa.RecordBatch:
     named = {TRUTH: config.label_column or "label", SPLIT: config.split_column or "split", GROUP: "group"}
     columns = {name: text(batch, CARRIED + column) for name, column in named.items()}
+    columns[SPLIT] = canonical(columns[SPLIT], named[SPLIT])
     own = pa.repeat(pa.scalar(number, pa.int32()), len(batch))
     none = pa.nulls(len(batch), pa.int32())
     columns |= {OBJECT_OF: none, TABLE_OF: own} if by_table else {OBJECT_OF: own, TABLE_OF: none}

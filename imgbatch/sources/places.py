@@ -37,6 +37,8 @@ class Root:
     """Of the input: folder, glob, object, manifest, parquet, inventory or tar."""
     own: str = ""
     """The name of the input's own file, where it is a table."""
+    given: str = ""
+    """The input, where it is not the folder itself."""
 
 
 @dataclass(slots=True)

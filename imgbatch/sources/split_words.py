@@ -75,6 +75,23 @@ def codes(values: pa.Array, column: str = "split") -> Ints:
     return found
 
 
+def canonical(values: pa.Array, column: str = "split") -> pa.Array:
+    """Return the values of a column with every word for a split as train, val or test; others stay.
+
+    >>> canonical(pa.array(["Training", None, "fold 3"])).to_pylist()
+    ['train', None, 'fold 3']
+    """
+    encoded = values.cast(pa.string()).dictionary_encode()
+    names = []
+    for value in encoded.dictionary.to_pylist():
+        try:
+            code = _code(value, column)
+        except InputError:
+            code = -1
+        names.append(value if code < 0 else SPLIT_NAMES[code])
+    return pa.array(names, pa.string()).take(encoded.indices)
+
+
 def _code(value: str, column: str) -> int:
     word = folded(value)
     if not word:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from imgbatch import taxonomy
@@ -19,7 +16,7 @@ from imgbatch.answers import answers
 from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation import Evaluation, compared
-from imgbatch.listing import Found
+from imgbatch.labelled_inputs import Resolver
 from imgbatch.models import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.parts import Footer, encode
@@ -27,8 +24,8 @@ from imgbatch.preprocess import Preprocess
 from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
-from imgbatch.sources import everything, recognise
-from imgbatch.sources.labelled import TRUTH, Agreement, labelled, member_truths
+from imgbatch.sources import Source
+from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH, Columns
 from imgbatch.storage import Folder, Stores
 from imgbatch.truths import Truths
 
@@ -162,46 +159,6 @@ def test_labels_of_another_model_are_refused(output: Folder) -> None:
         list(Scored(truths([FRUIT[n] for n in scores.argmax(1)], who), who).take(output.folder("labels")))
 
 
-def found_in(stores: Stores, place: Path, classes: tuple[str, ...]) -> pa.Table:
-    """List a labelled input."""
-    source = labelled(recognise(stores, [str(place)], SourceConfig()), [("fruit", classes)])
-    return together(everything(source))
-
-
-def together(found: Iterable[Found]) -> pa.Table:
-    """Return what sources yielded as one table."""
-    tables = [pa.Table.from_batches([each.batch]) for each in found]
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
-def test_the_class_is_the_folder_or_a_column_of_the_manifest(tmp_path: Path) -> None:
-    stores = Stores(StorageConfig(), {})
-    for name in ("in/Gala/1.jpg", "in/more/Fuji/2.jpg", "in/Gala/deep.v2/3.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    listed = found_in(stores, tmp_path / "in", ("Gala", "Fuji", "deep.v2"))
-    assert {row["uri"].rpartition("/")[2]: row[TRUTH] for row in listed.to_pylist()} == {
-        "1.jpg": "Gala", "2.jpg": "Fuji", "3.jpg": "deep.v2",
-    }  # fmt: skip
-    (tmp_path / "t.csv").write_text("uri,label,split\nin/Gala/1.jpg,Fuji,val\n")
-    assert found_in(stores, tmp_path / "t.csv", FRUIT)[TRUTH].to_pylist() == ["Fuji"]
-
-
-@pytest.mark.parametrize(
-    ("manifest", "told"),
-    [
-        ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images have labels .* 'gala', did you mean 'Gala'\?"),
-        ("uri,label\n1.jpg,Durian\n", r"1 images .* 'Durian'\. It knows 6, such as 'Gala'"),
-        ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 images have no label, .*2\.jpg"),
-        ("uri\nx/1.jpg\n", r"'x'\. It knows"),
-    ],
-)
-def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifest: str, told: str) -> None:
-    (tmp_path / "t.csv").write_text(manifest)
-    with pytest.raises(InputError, match=told):
-        found_in(Stores(StorageConfig(), {}), tmp_path / "t.csv", FRUIT)
-
-
 def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
     who = model()
     rows, scores = predicted(who)
@@ -221,6 +178,15 @@ def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
     ), "the page is complete in itself"
 
 
+def resolver_of(output: Folder, *tars: str) -> Resolver:
+    """Return what knows of these tars that one input listed them."""
+    source = Source("s3://b", "folder", lambda: iter(()))
+    resolver = Resolver(output.stores, [source], [Columns()], SourceConfig())
+    schema = pa.schema([*LISTING, (TRUTH, pa.string()), (OBJECT_OF, pa.int32()), (TABLE_OF, pa.int32())])
+    resolver.add(pa.Table.from_pylist([{"uri": tar, "container": TAR, OBJECT_OF: 0} for tar in tars], schema=schema))
+    return resolver
+
+
 def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None:
     who = model()
     rows, scores = predicted(who)
@@ -238,15 +204,17 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     footer = Footer("r", {}).metadata()
     output.put("rejects/part-00000001.parquet", encode(pa.Table.from_pylist([row], schema=refused), footer))
 
+    names = ["s3://b/one.tar", "s3://b/two.tar"]
     known = Truths([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
-    known.add_members(output)
+    known.add_members(output, resolver_of(output, *names))
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
     scored.require_all(output)
     assert len(known) == N - 1 and np.count_nonzero(~scored.right) == 1
 
+    names.append("s3://b/three.tar")
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
-    known.add_members(output)
+    known.add_members(output, resolver_of(output, *names))
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
     with pytest.raises(
@@ -256,7 +224,7 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
     with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
-        known.add_members(output)
+        known.add_members(output, resolver_of(output, *names))
 
 
 def test_a_tar_may_lie_in_a_folder_with_a_hash_in_its_name(output: Folder) -> None:
@@ -267,7 +235,7 @@ def test_a_tar_may_lie_in_a_folder_with_a_hash_in_its_name(output: Folder) -> No
     write(output, rows.append_column("input_cls", pa.array(said)).append_column("input_json", pa.nulls(N, pa.string())))
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     known = Truths([pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], who.labels)
-    known.add_members(output)
+    known.add_members(output, resolver_of(output, "/run#3/a.tar"))
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
     scored.require_all(output)
@@ -293,18 +261,6 @@ def test_tables_with_other_labels_or_levels_than_the_model_has_now_are_refused(
         list(Scored(truths([labels[0]] * N, now), now).take(output.folder("labels")))
 
 
-def test_a_member_without_a_label_beside_it_has_that_of_its_folder_in_the_tar() -> None:
-    uris = [
-        "s3://b/a.tar#Gala/1.jpg",
-        "s3://b/a.tar#x/Fuji/2.jpg",
-        "s3://b/a.tar#Gala/3.jpg",
-        "s3://b/a.tar#4.jpg",
-        "s3://b/a.tar",
-    ]
-    rows = pa.table({"uri": uris, "input_cls": [None, None, "Lime", None, None], "input_json": ["{}", *[None] * 4]})
-    assert member_truths(rows).to_pylist() == ["Gala", "Fuji", "Lime", None, None]
-
-
 def test_a_second_model_has_to_know_the_classes_too() -> None:
     schema = with_carried(LISTING, pa.schema([(TRUTH, pa.string())]))
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
@@ -312,88 +268,3 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
     assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
     with pytest.raises(InputError, match="2 images are of 1 classes that s3://m/fruit does not know: 'Lime'"):
         known.of(model(("Gala", "Fuji"), None))
-
-
-def test_a_split_is_scored_alone(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,train\n2.jpg,Lime,Test\n3.jpg,,\n4.jpg,Plum,val\n")
-    for name in ("test/Fuji/5.jpg", "train/Kiwi/6.jpg", "Lime/7.jpg"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True)
-        (tmp_path / "in" / name).write_bytes(b"")
-    stores = Stores(StorageConfig())
-    given = recognise(stores, [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
-    found = labelled(given, [("fruit", FRUIT)], "test")
-    listed = together(everything(found))
-    assert sorted(listed[TRUTH].to_pylist()) == ["Fuji", "Lime"]
-    for name in ("0.tar", "test/1.tar", "train/2.tar"):  # whose split is that of the folder around them
-        (tmp_path / "in" / name).write_bytes(b"")
-    listed = together(everything(found))
-    assert [uri.rpartition("/in/")[2] for uri in listed["uri"].to_pylist() if uri.endswith(".tar")] == ["test/1.tar"]
-
-
-@pytest.mark.parametrize(
-    ("second", "said"),
-    [
-        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two labels"),
-        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, in two splits"),
-        ("in/Gala/5.jpg,Lime,\n", "Gala/5.jpg is listed more than once, with two labels"),
-        ("2.jpg,Plum,test\n", "2.jpg is listed more than once"),  # said of train without a word
-        ("in/Gala/5.jpg,Gala,val\n", "Gala/5.jpg is listed more than once"),
-        ("in/test/Lime/6.jpg,Lime,\n", None),  # as the folder says
-        ("1.jpg,Gala,Training\nin/Gala/5.jpg,Gala,\n", None),
-    ],
-)
-def test_an_image_that_is_said_to_be_of_two_classes_is_refused(tmp_path: Path, second: str, said: str | None) -> None:
-    (tmp_path / "in" / "Gala").mkdir(parents=True)
-    (tmp_path / "in" / "Gala" / "5.jpg").write_bytes(b"")
-    (tmp_path / "in" / "test" / "Lime").mkdir(parents=True)
-    (tmp_path / "in" / "test" / "Lime" / "6.jpg").write_bytes(b"")
-    (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
-    given = recognise(Stores(StorageConfig()), [str(tmp_path / "in"), str(tmp_path / "list.csv")], SourceConfig())
-    found = labelled(given, [("fruit", FRUIT)], "train")
-    with pytest.raises(InputError, match=said) if said else nullcontext():
-        list(everything(found))
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ("1.jpg,Gala,\n2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two labels"),
-        ("1.jpg,,train\n1.jpg,,test\n", "1.jpg is listed more than once, in two splits"),  # its folder is its class
-        ("a.tar,,train\na.tar,,test\n", "a.tar is listed more than once, in two splits"),
-        ("1.jpg,,\n1.jpg,Gala,\nin/Gala/5.jpg,Lime,\n", None),  # the first row counts
-    ],
-)
-def test_training_refuses_what_is_said_in_two_ways_too(tmp_path: Path, rows: str, said: str | None) -> None:
-    (tmp_path / "in" / "Gala").mkdir(parents=True)
-    (tmp_path / "in" / "Gala" / "5.jpg").write_bytes(b"")
-    (tmp_path / "list.csv").write_text(f"uri,label,split\n{rows}")
-    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv"), str(tmp_path / "in")], SourceConfig())
-    agreement = Agreement(given)
-    with pytest.raises(InputError, match=said) if said else nullcontext():
-        for each in everything(given):
-            agreement.require(each.batch)
-
-
-def test_the_splits_of_others_are_no_business_where_none_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,fold 3\n2.jpg,Lime,holdout\n")
-    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
-    found = labelled(given, [("fruit", FRUIT)])
-    assert sum(len(each.batch) for each in everything(found)) == 2
-    with pytest.raises(InputError, match="column 'split' holds 'fold 3'"):
-        list(everything(labelled(given, [("fruit", FRUIT)], "test")))
-
-
-def test_a_class_that_one_of_the_models_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri,label\n1.jpg,Gala\n2.jpg,Lime\n")
-    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.csv")], SourceConfig())
-    found = labelled(given, [("new", FRUIT), ("old", ("Gala", "Fuji"))])
-    with pytest.raises(InputError, match="1 images have labels that are unknown to old: 'Lime'"):
-        list(everything(found))
-
-
-def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"uri": ["1.jpg"], "label": [["Gala", "Fuji"]]}), tmp_path / "list.parquet")
-    given = recognise(Stores(StorageConfig()), [str(tmp_path / "list.parquet")], SourceConfig())
-    found = labelled(given, [("fruit", FRUIT)])
-    with pytest.raises(InputError, match="the column 'label' holds"):
-        list(everything(found))

@@ -1,0 +1,186 @@
+"""Labelled inputs as evaluation lists them: each image once, with the label and the split that the inputs declare."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imgbatch.config import SourceConfig, StorageConfig
+from imgbatch.errors import InputError
+from imgbatch.labelled_inputs import Resolver, TarMembers, relisted
+from imgbatch.parts import Footer, encode
+from imgbatch.schema import LABELS, REJECTS
+from imgbatch.sources import recognise
+from imgbatch.sources.labelled import TRUTH, Classes
+from imgbatch.sources.tars import read_members, read_sidecars
+from imgbatch.storage import Folder, Stores
+from jobs.evaluate import of_split
+from tests.unit.pictures import encode as encode_picture
+from tests.unit.pictures import scene
+
+FRUIT = ("Gala", "Fuji", "Lime", "Plum", "Kiwi")
+STORES = Stores(StorageConfig(), {})
+
+
+def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.Table, list[str]]:
+    """Return what is listed of a split, and the lines of the table that is shown."""
+    chosen = SourceConfig(**config)
+    given = recognise(STORES, [str(place) for place in places], chosen)
+    with relisted(STORES, given, chosen, lambda: None, partial(of_split, split)) as found:
+        tables = [pa.Table.from_batches([each.batch]) for each in found.source.found()]
+        return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
+
+
+def labels(*places: Path, **more: Any) -> dict[str, str | None]:
+    """Return the label of each image, by its name."""
+    table, _ = listed(*places, **more)
+    return {row["uri"].rpartition("/")[2]: row[TRUTH] for row in table.to_pylist()}
+
+
+def make(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def tar_of(place: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(place, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return place
+
+
+def test_the_label_is_the_folder_or_a_column(tmp_path: Path) -> None:
+    make(tmp_path / "in", "Gala/1.jpg", "more/Fuji/2.jpg")
+    assert labels(tmp_path / "in") == {"1.jpg": "Gala", "2.jpg": "Fuji"}
+    (tmp_path / "t.csv").write_text("uri,label,split\nin/Gala/1.jpg,Fuji,val\n")
+    assert labels(tmp_path / "t.csv") == {"1.jpg": "Fuji"}
+    table, _ = listed(tmp_path / "t.csv")
+    assert not [name for name in table.column_names if "@" in name]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images have labels .* 'gala', did you mean 'Gala'\?"),
+        ("uri,label\n1.jpg,Durian\n", r"1 images .* 'Durian'\. It knows 5, such as 'Gala'"),
+        ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 images have no label, .*2\.jpg"),
+        ("uri\nx/1.jpg\n", r"has no column 'label'"),
+    ],
+)
+def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifest: str, said: str) -> None:
+    (tmp_path / "t.csv").write_text(manifest)
+    classes = Classes(FRUIT, "fruit")
+    with pytest.raises(InputError, match=said):
+        for batch in listed(tmp_path / "t.csv")[0].to_batches():
+            classes.truths(batch)
+        classes.require_known()
+
+
+def test_a_split_is_listed_alone(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,train\n2.jpg,Lime,Test\n3.jpg,,\n4.jpg,Plum,val\n")
+    place = make(tmp_path / "in", "test/Fuji/5.jpg", "train/Kiwi/6.jpg")
+    assert labels(tmp_path / "list.csv", place, split="test") == {"2.jpg": "Lime", "5.jpg": "Fuji"}
+    make(place, "0.tar", "test/1.tar", "train/2.tar")  # which may hold images of any split
+    assert {"0.tar", "1.tar", "2.tar"} < labels(tmp_path / "list.csv", place, split="test").keys()
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two values of 'label'"),
+        ("1.jpg,Gala,test\n", "1.jpg is listed more than once, with two values of 'split'"),
+        ("2.jpg,Plum,test\n", None),  # a row with a value counts before one without
+        ("1.jpg,Gala,Training\n1.jpg, Gala ,\n", None),
+    ],
+)
+def test_two_labels_or_two_splits_of_an_image_are_refused(tmp_path: Path, second: str, said: str | None) -> None:
+    (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        listed(tmp_path / "list.csv", split="test")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_corrects_class_folders_whatever_the_order(tmp_path: Path, order: int) -> None:
+    place = make(tmp_path / "in", "Gala/1.jpg", "Gala/2.jpg", "Fuji/3.jpg")
+    (tmp_path / "fix.csv").write_text("uri,label\nin/Gala/2.jpg,Lime\nin/Fuji/3.jpg,\n")
+    inputs = [place, tmp_path / "fix.csv"][::order]
+    assert labels(*inputs) == {"1.jpg": "Gala", "2.jpg": "Lime", "3.jpg": "Fuji"}
+    _, lines = listed(*inputs)
+    assert "1 images have another label than the folder that holds them" in lines
+
+
+def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["1.jpg"], "label": [["Gala", "Fuji"]]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="the column 'label' holds"):
+        listed(tmp_path / "list.parquet")
+
+
+def test_row_groups_stay_whole_when_they_are_listed_again(tmp_path: Path) -> None:
+    rows = {"image": [b"x"] * 30, "label": ["Gala", "Fuji"] * 15}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=10)
+    given = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
+    with relisted(STORES, given, SourceConfig(), lambda: None, partial(of_split, None)) as found:
+        batches = [each for each in found.source.found() if len(each.batch)]
+    assert [(len(each.batch), each.whole) for each in batches] == [(10, True)] * 3
+
+
+def test_objects_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
+    place = make(tmp_path / "in", "Fuji/1.jpg", "NOTES")
+    (place / "Gala").mkdir()
+    (place / "Gala" / "a1b2c3").write_bytes(encode_picture(scene(8, 8), "PNG"))
+    assert labels(place) == {"1.jpg": "Fuji", "a1b2c3": "Gala"}
+    assert "1 objects without a suffix are no images, and are ignored" in listed(place)[1]
+
+
+FAR = {"day1/1.jpg": b"a", "day1/2.jpg": b"b", "day2/3.jpg": b"c"}
+SAYS = {"day1/1.cls": b"Gala\n", "day1/2.json": b'{"label": "Fuji"}', "day2/3.cls": b"Lime"}
+
+
+@pytest.mark.parametrize(
+    "members", [FAR | SAYS, SAYS | FAR, {f"./{name}": data for name, data in (FAR | SAYS).items()}]
+)
+def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members: dict[str, bytes]) -> None:
+    tar = str(tar_of(tmp_path / "a.tar", members))
+    prefix = "./" if "./day1/1.jpg" in members else ""
+    rows = read_members(STORES, tar, "images", most=10)
+    assert rows["cls"].to_pylist() == ["Gala", None, "Lime"] and rows["json"].to_pylist()[1] == '{"label": "Fuji"}'
+    assert sorted(read_sidecars(STORES, tar, "images")) == ["day1/1", "day1/2", "day2/3"]
+
+    output = Folder(STORES, str(tmp_path / "out"))
+    uris = [f"{tar}#{prefix}{name}" for name in FAR]
+    table = pa.Table.from_pylist([{"uri": uri, "run_id": "r", "model": "m"} for uri in uris], schema=LABELS)
+    output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
+    output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), Footer("r", {}).metadata()))
+    chosen = SourceConfig()
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+        resolver: Resolver = found.resolver
+    (labelled,) = TarMembers(output, resolver).labelled(None)
+    assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji", "Lime"]
+    assert resolver.lines()[-1] == f"{tar}: labels from sidecars, splits from none"
+    assert np.array(list(resolver.understood.counts.values())).sum() == 3
+
+
+def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Path) -> None:
+    tar = str(tar_of(tmp_path / "a.tar", {"Gala/1.jpg": b"a", "Gala/1.txt": b"sweet", "Fuji/2.jpg": b"b"}))
+    output = Folder(STORES, str(tmp_path / "out"))
+    table = pa.Table.from_pylist(
+        [{"uri": f"{tar}#{name}", "run_id": "r", "model": "m"} for name in ("Gala/1.jpg", "Fuji/2.jpg")], schema=LABELS
+    )
+    output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
+    chosen = SourceConfig()
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+        (labelled,) = TarMembers(output, found.resolver).labelled(None)
+    assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji"]
