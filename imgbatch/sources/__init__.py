@@ -134,7 +134,13 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
                 raise InputError(f"{uri} has no {named}; it has: {', '.join(table.columns.names)}")
             return Source(uri, "parquet", table.found)
     if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
-        report = inventory.Inventory(stores, uri, config.suffixes)
+        try:
+            report = inventory.Inventory(stores, uri, config.suffixes)
+        except InputError:
+            # A report is an object, so an array of that name is none.
+            if config.format == "auto" and (listed := _manifest(stores, uri, config)) is not None:
+                return listed
+            raise
         return Source(uri, "inventory", report.found)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri, config)
@@ -146,11 +152,20 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
             f"{uri} is no form of list that is read, and by its name no image. Lists are {NAMED}. source.format=manifest "
             "reads it as CSV or JSON, by what is in it; source.format=objects takes it as one image"
         )
-    if lower.endswith(_UNREAD):
+    if config.format != "objects" and lower.endswith(_UNREAD):
         raise InputError(
             f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"
         )
     return Source(uri, "object", lambda: objects.single(uri, meta))
+
+
+def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
+    """Return a manifest, None if the file is none."""
+    try:
+        manifest = Manifest(stores, uri, config)
+    except InputError:
+        return None
+    return Source(uri, "manifest", manifest.found, lambda: manifest.carried)
 
 
 def _holds_images(table: ImageTable, config: SourceConfig) -> bool:

@@ -29,6 +29,7 @@ MAX_LINE = 16 << 20
 """Characters of a line, and of a value: a file without line ends, or with an open quote, must not fill the memory."""
 
 _BLOCK = 1 << 20
+_LINE_END = re.compile(r"\r\n?|\n")
 _SEPARATORS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*$", re.IGNORECASE)
 
@@ -96,7 +97,20 @@ class _Lines:
         block = self._text.read(_BLOCK)
         if block and not block.endswith("\n"):
             block += self._text.readline(MAX_LINE)
+        if block.count('"') % 2:  # it ends within a value, most likely
+            block += self._up_to_a_quote()
         return self._checked(block) if block else ""
+
+    def _up_to_a_quote(self) -> str:
+        """Return lines up to one with an odd number of quotes, or some, if there is no such line near."""
+        lines: list[str] = []
+        chars = 0
+        while chars < _BLOCK and (line := self._text.readline(MAX_LINE)):
+            lines.append(line)
+            chars += len(line)
+            if line.count('"') % 2:
+                break
+        return "".join(lines)
 
     def _checked(self, lines: str) -> str:
         """Return lines that are text, and count them."""
@@ -186,12 +200,29 @@ class _Table:
         if batch is not None:
             yield self._without_headers(batch, lambda at: _line_of(block, first_line, at))
             return
-        starts, values = [], []
-        for start, row, end in _Rows(lines, self.separator, block, first_line):
-            values.append(self._checked(start, row, end))
+        parsed = self._at_once(block, first_line)
+        if parsed is None:
+            parsed = list(_Rows(lines, self.separator, block, first_line))
+        count, starts, values = len(self.names), [], []
+        for start, row, end in parsed:
+            values.append(row if len(row) == count and start == end else self._checked(start, row, end))
             starts.append(start)
         columns = list(zip(*values, strict=True)) or [() for _ in self.names]
         yield self._without_headers(self.batch(columns), starts.__getitem__)
+
+    def _at_once(self, block: str, first_line: int) -> list[tuple[int, list[str], int]] | None:
+        """Return what `_Rows` yields, None if the block is no whole number of sound rows."""
+        reader = csv.reader(io.StringIO(block, newline=""), delimiter=self.separator, strict=True)
+        found, start = [], first_line
+        try:
+            for row in reader:
+                after = first_line + reader.line_num
+                if row:
+                    found.append((start, row, after - 1))
+                start = after
+        except csv.Error:
+            return None
+        return found
 
     def batch(self, columns: Sequence[Sequence[str] | pa.Array]) -> pa.RecordBatch:
         """Return columns as a batch; those without a name are dropped."""
@@ -229,17 +260,24 @@ class _Table:
         return row
 
     def _require_no_rows_in(self, row: list[str], start: int, end: int) -> None:
-        """Refuse a value of several lines of which one looks like a row."""
-        at = self.names.index(self.naming.fields[0])
-        for value in row:
-            for line in re.split(r"\r\n?|\n", value)[1:]:
-                parts = line.split(self.separator)
-                if len(parts) == len(self.names) and _alike(row[at].strip(), parts[at].strip()):
-                    raise InputError(
-                        f"{self.uri} cannot be read as CSV: line {start:,} begins a value with a quote that is closed in line "
-                        f"{end:,}, and the lines between look like rows, such as {line[:100]!r}. Close the quote, or write it "
-                        "twice within a quoted value. If the value is right, write the list as JSON Lines or Parquet"
-                    )
+        """Refuse a row of several lines of which a later one looks like a row itself."""
+        at, separators = self.names.index(self.naming.fields[0]), len(self.names) - 1
+        first, *others = _LINE_END.split(self.separator.join(row))
+        name = row[at]
+        if _LINE_END.search(name):  # it may have a line end in it, unless its first line is a row
+            if first.count(self.separator) != separators:
+                return
+            name = first.split(self.separator)[at]
+        for line in others:
+            if line.count(self.separator) != separators:
+                continue
+            other = line.split(self.separator)[at].strip()
+            if _alike(name.strip(), other) and _alike(other, name.strip()):
+                raise InputError(
+                    f"{self.uri} cannot be read as CSV: line {start:,} begins a value with a quote that is closed in line "
+                    f"{end:,}, and the lines between look like rows, such as {line[:100]!r}. Close the quote, or write it "
+                    "twice within a quoted value. If the value is right, write the list as JSON Lines or Parquet"
+                )
 
     def _without_headers(self, batch: pa.RecordBatch, line: Callable[[int], int]) -> Rows:
         """Return the rows without headers among them, as files that were joined have them."""

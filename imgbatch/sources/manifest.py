@@ -29,6 +29,9 @@ from imgbatch.storage.base import unquoted_all
 METADATA = r"(^|/)metadata\.(csv|jsonl|parquet)$"
 """Hugging Face's name of a list of the images that lie beside it, or below."""
 
+_NOT_BELOW = r"^/|://|//|/$|(^|/)\.{1,2}(/|$)"
+"""Names that have to be resolved; others lie below the manifest's folder as they are. A million of these are joined at once."""
+
 _ANYWHERE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https")
 
 log = logging.getLogger(__name__)
@@ -110,7 +113,7 @@ class Manifest:
             naming = self._naming.resolve(list(names))
             if {*naming.fields} <= names.keys():
                 return naming
-        if names:
+        if names or self._beside:
             self._naming.require(list(names), self.uri)
         return self._naming
 
@@ -122,9 +125,8 @@ class Manifest:
 
     def _listed(self, rows: Rows, names: pa.Array) -> pa.RecordBatch:
         batch = rows.batch
-        uris = [self._joined(name, rows, at) for at, name in enumerate(names.to_pylist())]
         columns = {
-            "uri": pa.array(uris, pa.string()),
+            "uri": self._uris(names, rows),
             "size": self._sizes(batch),
             "etag": unquoted_all(self._text(batch, "etag")),
             "last_modified": pa.nulls(len(batch), LISTING.field("last_modified").type),
@@ -134,9 +136,22 @@ class Manifest:
         columns |= {name: batch[name.removeprefix(CARRIED)] for name, _ in carried}
         return pa.record_batch(columns, schema=pa.schema([*LISTING, *carried]))
 
-    def _joined(self, name: str | None, rows: Rows, at: int) -> str:
-        if name is None:
-            return ""
+    def _uris(self, names: pa.Array, rows: Rows) -> pa.Array:
+        """Return the URI of each name, null where there is none."""
+        if not len(names):
+            return names
+        below = join(self._folder, "x")[:-1]
+        uris = pc.binary_join_element_wise(below, names, "", null_handling="emit_null")
+        others = pc.fill_null(pc.match_substring_regex(names, pattern=_NOT_BELOW), False)
+        if scheme(below) not in self._schemes:
+            others = pc.is_valid(names)
+        at = pc.indices_nonzero(others).to_pylist()
+        if not at:
+            return uris
+        joined = [self._joined(name, rows, row) for name, row in zip(names.filter(others).to_pylist(), at, strict=True)]
+        return pc.replace_with_mask(uris, others, pa.array(joined, pa.string()))
+
+    def _joined(self, name: str, rows: Rows, at: int) -> str:
         uri = join(self._folder, name)
         if self._beside and not uri.startswith(f"{self._folder}/"):
             raise InputError(

@@ -19,7 +19,7 @@ from imgbatch.fetch import Fetched, Fetcher
 from imgbatch.listing import Found, Todo
 from imgbatch.rejects import Refusal
 from imgbatch.sources import Source, everything, parquet, recognise
-from imgbatch.sources.parquet import image_column
+from imgbatch.sources.columns import image_column
 from imgbatch.storage import Folder
 from imgbatch.storage.local import LocalStore
 from tests.unit.test_sources import disk, place
@@ -108,7 +108,8 @@ def test_of_several_columns_one_has_to_be_named(disk: Folder) -> None:
 
 
 def test_the_struct_of_bytes_goes_before_plain_bytes() -> None:
-    assert image_column(pa.schema([("hash", pa.binary()), ("image", BYTES_AND_PATH)]), None) == "image"
+    found = image_column(pa.schema([("hash", pa.binary()), ("image", BYTES_AND_PATH)]), None)
+    assert found is not None and found.path == "image"
     assert image_column(pa.schema([("id", pa.int64()), ("name", pa.string())]), None) is None
 
 
