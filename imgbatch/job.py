@@ -146,7 +146,8 @@ def no_image(counts: Counts, found: list[sources.Source]) -> str:
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
     return (
         f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
-        'image suffix or none (source.suffixes="*" takes all; of archives only tars are read)'
+        'image suffix or none (source.suffixes="*" takes all; of archives only tars are read), and hidden folders '
+        "below the input are left out"
     )
 
 

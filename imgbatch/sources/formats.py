@@ -28,7 +28,6 @@ _EXPORTS = {
     "Paimon": "Spark's read.format('paimon')",
 }
 _FOLDERS = {"Delta": "_delta_log", "Hudi": ".hoodie", "Iceberg": "metadata", "Paimon": "snapshot"}
-_OF_A_LOG = r"(^|/)_delta_log/"  # which has checkpoints in Parquet
 
 
 def _root(log: str) -> str:
@@ -58,12 +57,11 @@ class TableFormats:
 
         Args:
             names: of all objects of a batch, below the base.
-            files: of the Parquet files among them that are to be read.
+            files: of the Parquet files among them that are to be read; what is junk, such as the logs, is not.
 
         Raises:
             InputError: naming the table, its format, and how to export it.
         """
-        files = files.filter(pc.invert(pc.match_substring_regex(files, pattern=_OF_A_LOG)))
         folders = set(_parts(files, r"(?s)^(?P<root>|.*/)[^/]*\z")) - self._folders
         if folders and not self._folders:
             self._require_none_above()

@@ -23,7 +23,7 @@ JUNK = (
 
 JUNK_AS_WRITTEN = (
     "lost+found", "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot",  # Linux; Synology, QNAP
-    "_temporary",  # what Spark and Hadoop have not committed
+    "_temporary", "_delta_log",  # what Spark and Hadoop have not committed, and Delta's log
 )  # fmt: skip
 
 NO_IMAGES = (

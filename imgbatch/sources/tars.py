@@ -195,15 +195,15 @@ class Tar:
                 follows, more = False, True
                 while more:
                     began, tar, found = file.tell(), _archive(file), 0
-                    while (info := _next(tar)) is not None:
+                    while _ended_by(tar) is None and (info := _next(tar)) is not None:
                         cast(Any, tar).members.clear()  # a tar of a million members would keep them all
                         found += 1
                         yield from self._take(file, info, through)
-                    ended_by = getattr(tar, "ended_by", None)
-                    more = isinstance(ended_by, _EndMark) and file.skip_zeros()
+                    ended_by = _ended_by(tar)
                     if not isinstance(ended_by, _EndMark):
                         tear = self._no_tar(file, began, packed) if follows and not found else _torn(ended_by)
-                    follows = True
+                        break
+                    follows, more = True, file.skip_zeros()
             except (tarfile.TarError, zlib.error, EOFError) as error:
                 tear = _torn(error)
         yield from self._flush(through)
@@ -293,6 +293,11 @@ def _archive(file: Forward) -> tarfile.TarFile:
     """Return the archive that begins here."""
     # Names that are no UTF-8 stay distinct, and can stand in a table.
     return _sensible(lambda: tarfile.TarFile(fileobj=cast(Any, file), tarinfo=_Header, errors="backslashreplace"))
+
+
+def _ended_by(tar: tarfile.TarFile) -> Exception | None:
+    """Return what was found in place of another header; opening an archive reads its first one."""
+    return getattr(tar, "ended_by", None)
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -18,8 +18,8 @@ FOUND = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.fiel
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EARLIEST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-LATEST = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 """Microseconds since 1970 that a `datetime` can hold; a broken clock writes others into files."""
 
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from tarfile import StreamError
+from typing import Any, cast
 
 _CHUNK = 1 << 16
-_GZIP = zlib.MAX_WBITS | 16
 
 
 class Forward:
@@ -87,18 +88,12 @@ def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
         zlib.error: they are damaged, or something else follows.
         EOFError: they end early.
     """
-    member, begun, ended = zlib.decompressobj(_GZIP), False, False
-    for chunk in chunks:
-        while chunk := chunk if begun or not ended else chunk.lstrip(b"\0"):
-            try:
-                yield member.decompress(chunk)
-            except zlib.error as error:
-                if begun or not ended:
-                    raise
-                count = len(chunk) + sum(map(len, chunks))
-                raise zlib.error(f"the {count:,} bytes after the gzip data are neither gzip data nor zeros") from error
-            begun, chunk = not member.eof, member.unused_data
-            if member.eof:
-                member, ended = zlib.decompressobj(_GZIP), True
-    if begun or not ended:
-        raise EOFError("the gzip data end early")
+    file = Forward(chunks)
+    with gzip.GzipFile(fileobj=cast(Any, file)) as members:
+        try:
+            yield from plain(members.read1)  # `read` would lose what it has of a member that turns out to be damaged
+        except gzip.BadGzipFile as error:
+            begun = file.tell()
+            while file.read(_CHUNK):
+                pass
+            raise zlib.error(f"{error}, with {file.tell() - begun:,} bytes behind it") from error

@@ -18,19 +18,24 @@ import pytest
 
 from imgbatch.carried import Columns
 from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
-from imgbatch.errors import Forbidden, ImgbatchError, InputError, NotFound
+from imgbatch.errors import BadPath, Forbidden, ImgbatchError, InputError, NotFound
 from imgbatch.job import candidates
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources import everything, recognise
-from imgbatch.storage import Folder, Stores
+from imgbatch.sources.objects import are_images
+from imgbatch.storage import Folder, Meta, Stores
 
 CANDIDATES = [
     "a.jpg", "UP.JPG", "MiXed.JpEg", "_x.jpg", "nosuffix", "_under", "two.dots.png", "a b.jpg", "h#x.jpg", "p%20.jpg",
     "pl+us.jpg", "co::lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg", "ü日本.jpg", "🍎.webp", "deep/er/x.gif",
-    ".hidden folder/x.jpg", "dotted.folder/nosuffix", " lead.jpg", "quo'te\".jpg",
+    "dotted.folder/nosuffix", " lead.jpg", "quo'te\".jpg",
 ]  # fmt: skip
 CONTROL = ["tab\tx.jpg", "new\nline.jpg", "bell\x07"]
-IGNORED = [".hidden.jpg", ".DS_Store", "notes.txt", "a.jpg.bak", "list.json", "sub/.x", "x.jpg~", "trail.jpg "]
+IGNORED = [
+    ".hidden.jpg", ".DS_Store", "notes.txt", "a.jpg.bak", "list.json", "sub/.x", "x.jpg~", "trail.jpg ", ".hidden/x.jpg",
+    "cat/.ipynb_checkpoints/x-checkpoint.jpg", "cat/@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg", ".Trash-1000/files/x.jpg",
+    "__MACOSX/cat/._x.jpg", "LICENSE", "cat/_SUCCESS", "cat_$folder$",
+]  # fmt: skip
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -111,7 +116,7 @@ def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str
 @pytest.mark.parametrize(
     "suffixes, found",
     [
-        ("*", [".hidden.jpg", "a.JPG", "b.png", "c.txt", "none"]),
+        ("*", ["a.JPG", "b.png", "c.txt", "none"]),
         ("jpg", ["a.JPG"]),
         ("JPG", ["a.JPG"]),
         (" .jpg , txt,,", ["a.JPG", "c.txt"]),
@@ -138,9 +143,10 @@ def test_links_are_followed_and_loops_and_pipes_are_not(disk: Folder) -> None:
     (root / "folder").symlink_to("real")
     (root / "real/up").symlink_to("..")
     (root / "self.jpg").symlink_to("self.jpg")
-    (root / "dangling.jpg").symlink_to("nothing.jpg")
     os.mkfifo(root / "pipe.jpg")
-    assert below(disk, disk.uri) == ["folder/a.jpg", "link.jpg", "real/a.jpg"]
+    assert below(disk, disk.uri) == ["folder/a.jpg", "link.jpg", "real/a.jpg", "self.jpg"]
+    with pytest.raises(NotFound, match=r"self\.jpg: a link to self\.jpg, which is not there"):
+        disk.stores.read(disk.at("self.jpg"))
 
 
 def test_a_folder_without_rights_is_told_not_passed_over(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +168,128 @@ def test_a_name_that_is_not_utf8_is_listed_so_that_it_becomes_a_reject(disk: Fol
         pass
     (uri,) = uris(disk, disk.uri)
     assert uri == f"{disk.uri}/\\xe4.jpg"
-    with pytest.raises(NotFound):
+    with pytest.raises(BadPath, match=r"'ä\.jpg' in Windows-1252.* is not UTF-8.*convmv -f cp1252"):
         disk.stores.read(uri)
+
+
+@pytest.mark.parametrize("form", ["folder", "glob"])
+def test_an_input_below_a_hidden_folder_is_fine(place: Folder, form: str) -> None:
+    for name in ("a.jpg", "cat/b.jpg", ".thumbs/c.jpg", "lost+found/d.jpg"):
+        place.put(f".cache/@eaDir/{name}", b"1")
+    inner = place.folder(".cache/@eaDir")
+    assert below(inner, inner.uri if form == "folder" else f"{inner.uri}/**") == ["a.jpg", "cat/b.jpg"]
+    assert uris(place, place.uri) == []
+
+
+def test_junk_hides_tars_and_tables_too(disk: Folder) -> None:
+    for folder in (".trash/", "$Recycle.Bin/", "#recycle/", ""):
+        disk.put(f"{folder}a.tar", b"1")
+        Path(disk.at(f"{folder}b.parquet")).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"jpg": [b"1"]}), disk.at(f"{folder}b.parquet"))
+    for suffixes in ("images", "*"):
+        assert below(disk, disk.uri, suffixes=suffixes) == ["a.tar", "b.parquet#0"]
+        assert ignored(disk, disk.uri, suffixes=suffixes) == 6
+
+
+def test_what_is_named_one_by_one_may_be_hidden(disk: Folder) -> None:
+    for name in (".a.jpg", "LICENSE", ".git/b.jpg"):
+        disk.put(name, b"1")
+        assert below(disk, disk.at(name)) == [name]
+    disk.put("list.csv", b"uri\n.a.jpg\nLICENSE\n.git/b.jpg\n")
+    assert below(disk, disk.at("list.csv")) == [".a.jpg", ".git/b.jpg", "LICENSE"]
+
+
+# Which bare objects are images
+
+
+def test_objects_without_a_suffix_are_told_by_their_first_bytes(place: Folder) -> None:
+    contents = {"png": b"\x89PNG\r\n\x1a\n" + bytes(5000), "jpeg": b"\xff\xd8\xff\xe0", "text": b"Permission is granted " * 500,
+                "empty": b"", "dicom": bytes(128) + b"DICM" + bytes(9)}  # fmt: skip
+    for name, data in contents.items():
+        place.put(name, data)
+    names = [*contents, "gone"]
+    assert dict(zip(names, are_images(place.stores, [place.at(name) for name in names]), strict=True)) == {
+        "png": True, "jpeg": True, "text": False, "empty": False, "dicom": True, "gone": True,
+    }  # fmt: skip
+    assert are_images(place.stores, []) == []
+
+
+# Links
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_says_so_when_read(disk: Folder) -> None:
+    root = Path(disk.uri)
+    disk.put("cat/a.jpg", b"1")
+    (root / "cat/b.jpg").symlink_to("../.store/gone")
+    (root / "cat/c.jpg").symlink_to("a.jpg/below-a-file")
+    (root / "dogs").symlink_to("/mnt/dogs-of-another-machine")
+    (root / "notes.txt").symlink_to("gone")
+    assert below(disk, disk.uri) == ["cat/a.jpg", "cat/b.jpg", "cat/c.jpg", "dogs"] and ignored(disk, disk.uri) == 1
+    unknown = {"size": None, "etag": None, "last_modified": None, "container": None}
+    for row in rows(disk, disk.uri)[1:]:
+        target = os.readlink(row["uri"])
+        assert row == {"uri": row["uri"], **unknown}
+        with pytest.raises(NotFound, match=f"{row['uri']}: a link to {target}, which is not there"):
+            disk.stores.read(row["uri"])
+
+
+@pytest.mark.parametrize("name", ["a.tar", "b.parquet"])
+def test_a_tar_or_a_table_that_is_such_a_link_is_listed_itself(disk: Folder, name: str) -> None:
+    (Path(disk.uri) / name).symlink_to("gone")
+    assert below(disk, disk.uri) == [name]
+    with pytest.raises(NotFound, match="a link to gone"), disk.stores.stream(disk.at(name), Meta()) as file:
+        file.read()
+
+
+def test_an_input_that_is_such_a_link_is_refused_with_its_target(disk: Folder) -> None:
+    (Path(disk.uri) / "set").symlink_to("/mnt/gone")
+    with pytest.raises(InputError, match="set: a link to /mnt/gone, which is not there"):
+        uris(disk, disk.at("set"))
+
+
+def test_folders_that_link_to_each_other_are_not_walked_for_ever(disk: Folder) -> None:
+    root = Path(disk.uri)
+    for one in range(9):
+        disk.put(f"{one}/x.jpg", b"1")
+        for other in range(9):
+            (root / f"{one}/to{other}").symlink_to(f"../{other}")
+    with pytest.raises(InputError, match="more than 1,000 links lead into one folder"):
+        uris(disk, disk.uri)
+
+
+# Names in other encodings
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("猫.jpg", "cp932", "'猫.jpg' in Shift-JIS"), ("写真/猫.jpg", "cp932", "'写真' in Shift-JIS"),
+     ("ä" * 200 + ".jpg", "latin-1", "in Windows-1252"), ("\x81.jpg", "latin-1", "'ü.jpg' in DOS")],
+    ids=["file", "folder", "long", "dos"],
+)  # fmt: skip
+def test_a_name_in_another_encoding_is_told_with_what_it_may_be(disk: Folder, name: str, code: str, said: str) -> None:
+    path = Path(os.fsdecode(os.fsencode(disk.uri) + b"/" + name.encode(code)))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"1")
+    disk.put("good.jpg", b"1")
+    _, uri = sorted(uris(disk, disk.uri), key=lambda uri: uri.endswith("good.jpg"), reverse=True)
+    with pytest.raises(BadPath) as caught:
+        disk.stores.read(uri)
+    assert said in str(caught.value) and "is not UTF-8" in str(caught.value) and "convmv" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["back\\slash.jpg", "\\xe4.jpg", "new\nline.jpg", "bell\x07.jpg"])
+def test_odd_names_that_are_utf8_are_read(disk: Folder, name: str) -> None:
+    disk.put(name, b"odd")
+    (uri,) = uris(disk, disk.uri)
+    assert disk.stores.read(uri)[0] == b"odd"
+
+
+@pytest.mark.parametrize("end", ["", "/*.jpg"])
+def test_an_input_whose_path_is_not_utf8_is_refused(disk: Folder, end: str) -> None:
+    folder = os.fsdecode(os.fsencode(disk.uri) + b"/caf\xe9")
+    os.mkdir(folder)
+    with pytest.raises(InputError, match=r"caf\\xe9.* is not UTF-8"):
+        recognise(disk.stores, [folder + end], SourceConfig())
 
 
 def test_what_is_not_there_is_an_empty_folder(place: Folder) -> None:

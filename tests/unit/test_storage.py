@@ -10,6 +10,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -38,8 +39,9 @@ from imgbatch.errors import (
     TooLarge,
     Unreachable,
 )
-from imgbatch.storage import Folder, Meta, Stores, absolute, is_local, join
+from imgbatch.storage import Folder, Meta, Stores, absolute, is_local, join, other
 from imgbatch.storage.base import FOUND, unquoted, unquoted_all
+from imgbatch.storage.local import LocalStore
 
 STRANGE = [
     "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
@@ -378,7 +380,57 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
     (tmp_path / "b/two").symlink_to("one")
     (tmp_path / "nothing").symlink_to("gone")
     (tmp_path / "file").symlink_to("a/x")
-    assert list(listed(Folder(local(), str(tmp_path)))) == ["a/to-b/y", "a/x", "b/to-a/x", "b/y", "file"]
+    found = listed(Folder(local(), str(tmp_path)))
+    files, nowhere = ["a/to-b/y", "a/x", "b/to-a/x", "b/y", "file"], ["one", "self", "two"]
+    assert [name for name, row in found.items() if row["size"] is not None] == files
+    assert [name for name, row in found.items() if row["size"] is None] == [
+        *(f"a/to-b/{name}" for name in nowhere), *(f"b/{name}" for name in nowhere), "nothing"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "folder/y.jpg"])
+def test_a_target_that_may_not_be_looked_at_is_an_error(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link.jpg").symlink_to(f"/closed/{name}")
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:  # root may look everywhere, so it is not done with chmod
+        if os.fsencode(path).endswith(b"/link.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(Forbidden, match=r"link\.jpg"):
+        list(Folder(local(), str(tmp_path)).found())
+
+
+FAR = 253_402_300_800  # the first second of the year 10000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "year"), [(-11_644_473_601, 1600), (0, 1970), (1 << 33, 2242), (FAR - 1, 9999), (FAR, None), (1 << 41, None)]
+)  # fmt: skip
+def test_any_time_of_a_file_is_told_or_left_out(seconds: int, year: int | None) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # a file system whose times have 64 bits
+        path = Path(place) / "x.jpg"
+        path.write_bytes(b"1")
+        os.utime(path, ns=(0, seconds * 10**9 + 123_456_789))
+        assert path.stat().st_mtime_ns == seconds * 10**9 + 123_456_789
+        (row,) = listed(Folder(local(), place)).values()
+        _, read = local().read(str(path))
+        assert row["last_modified"] == read.last_modified == LocalStore().head(str(path)).last_modified
+        moment = read.last_modified
+        assert (moment and (moment.year, moment.microsecond)) == (year and (year, 123_456))
+
+
+@pytest.mark.parametrize(
+    ("told", "year"),
+    [(float(FAR), None), (1e300, None), ("no time", None), (0.5, 1970), ("2026-11-28T01:02:03+00:00", 2026)],
+)
+def test_times_that_no_datetime_holds_are_left_out_for_other_stores_too(told: object, year: int | None) -> None:
+    moment = other._meta({"size": 1, "mtime": told}).last_modified
+    assert (moment and moment.year) == year
 
 
 def test_pipes_sockets_and_devices_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:
@@ -420,7 +472,7 @@ def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_pa
     with open(os.fsencode(tmp_path) + b"/a\xff.jpg", "wb") as file:
         file.write(b"1")
     assert list(listed(Folder(local(), str(tmp_path)))) == ["a\\xff.jpg"]
-    with pytest.raises(NotFound):
+    with pytest.raises(BadPath, match="not UTF-8"):
         local().read(f"{tmp_path}/a\\xff.jpg")
 
 

@@ -15,13 +15,14 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imgbatch import books, units
 from imgbatch.classify import LabelImages, Work
 from imgbatch.committer import Committer
 from imgbatch.config import Config, FetchConfig, SourceConfig, StorageConfig
-from imgbatch.errors import BooksError, Conflict, StoreError, Unreachable
+from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Listing, Todo
 from imgbatch.models import Model
@@ -30,7 +31,7 @@ from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.shards import OpenShard
 from imgbatch.sources import everything, recognise
-from imgbatch.sources.tars import End, Member, Tar
+from imgbatch.sources.tars import End, Member, Tar, key_of
 from imgbatch.storage import Folder, Meta, Stores
 from imgbatch.storage.local import LocalStore
 from tests.unit.pictures import encode
@@ -198,6 +199,149 @@ def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
     assert pa.array([member.name for member in members]).to_pylist() == [member.name for member in members]
 
 
+def test_members_of_another_encoding_keep_their_images(tmp_path: Path) -> None:
+    for encoding, name in (("latin-1", "caf\xe9/x.jpg"), ("cp932", "猫/x.jpg"), ("utf-8", "new\nline/\x07\\x.jpg")):
+        data = packed((name, b"1"), (name[:-3] + "cls", b"cat"), encoding=encoding, format=tarfile.GNU_FORMAT)
+        ((member,), end) = whole(read(tmp_path, data))
+        assert (member.content, dict(member.sidecars), end.unpaired) == (b"1", {"input_cls": "cat"}, 0)
+        assert member.name == name.encode(encoding).decode("utf-8", "backslashreplace")
+
+
+def test_junk_in_a_tar_is_ignored_and_parts_no_pair(tmp_path: Path) -> None:
+    """macOS writes ._x.jpg before each x.jpg, and a folder may stand anywhere."""
+    folder = tarfile.TarInfo("./")
+    folder.type = tarfile.DIRTYPE
+    data = packed(
+        folder, ("./._x.jpg", b"\0"), ("./x.jpg", b"1"), ("./._x.cls", b"\0"), ("./x.cls", b"cat"), ("__MACOSX/._x.jpg", b"\0"),
+        ("@eaDir/x.jpg", b"\0"), (".git/x.jpg", b"\0"), ("a/LICENSE", b"\0"), ("_SUCCESS", b""), ("./y", b"2"),
+        ("_z.jpg", b"3"), ("a/.hidden.cls", b"dog"),
+    )  # fmt: skip
+    members, end = whole(read(tmp_path, data))
+    assert [(member.name, dict(member.sidecars)) for member in members] == [
+        ("./x.jpg", {"input_cls": "cat"}), ("./y", {}), ("_z.jpg", {})
+    ]  # fmt: skip
+    assert (end.ignored, end.unpaired) == (8, 0)
+
+
+# Tars behind each other
+
+
+def joined(name: str, *tars: bytes) -> bytes:
+    return b"".join(map(gzip.compress, tars) if name.endswith("gz") else tars)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 511, 512, 70_000])
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, zeros: int) -> None:
+    first, second, third = packed(*SHARD[:5]), packed(*SHARD[5:8]), packed(("z.jpg", b"z"))
+    data = joined(name, first + bytes(zeros), second, third) + bytes(zeros)
+    members, end = whole(read(tmp_path, data, name=name))
+    assert [member.content for member in members] == [b"zero", b"left", b"right", b"two", b"z"] and end.tear is None
+    for at, member in enumerate(members):
+        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
+
+
+def test_a_tar_whose_gzip_data_come_in_many_members_is_read_to_its_end(tmp_path: Path) -> None:
+    """So write bgzip, pigz -i and the tools of container images."""
+    data = packed(*SHARD)
+    members, end = whole(read(tmp_path, data))
+    cut = joined("gz", *(data[start : start + 700] for start in range(0, len(data), 700)))
+    again, again_end = whole(read(tmp_path, cut, name="a.tar.gz"))
+    assert (again, again_end) == (members, end) and len(members) == 6
+
+
+@pytest.mark.parametrize(
+    "tail", [b"x", b"not a tar " * 1000, np.random.default_rng(1).bytes(3000), b"\x1f\x8b no gzip"]
+)
+@pytest.mark.parametrize("zeros", [0, 77])
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_what_follows_a_tar_and_is_none_is_one_reject(tmp_path: Path, name: str, zeros: int, tail: bytes) -> None:
+    data = joined(name, packed(("a.jpg", b"a"))) + bytes(zeros) + tail
+    members, end = whole(read(tmp_path, data, name=name))
+    assert [member.name for member in members] == ["a.jpg"]
+    assert end.tear is not None and end.tear.reason == "corrupt"
+    assert (f"{len(tail):,} bytes after" if name == "a.tar" else "bytes behind") in end.tear.message
+
+
+def test_what_follows_a_tar_within_its_gzip_data_is_counted_too(tmp_path: Path) -> None:
+    members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")) + b"no tar " * 100_000), name="a.tgz"))
+    assert len(members) == 1 and end.tear is not None and "700,000 bytes after" in end.tear.message
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_a_tear_in_the_second_tar_leaves_what_is_before_it(tmp_path: Path, name: str) -> None:
+    first, second = packed(("a.jpg", b"a")), packed(*((f"{number}.jpg", bytes(900)) for number in range(3)))
+    data = joined(name, first, second[: 512 + 1024 + 100] if name == "a.tar" else second)
+    data = data if name == "a.tar" else data[:-60]
+    members, end = whole(read(tmp_path, data, name=name))
+    assert members[0].name == "a.jpg" and end.tear is not None and end.tear.reason == "truncated"
+
+
+def test_gzip_data_that_fail_their_checksum_are_a_tear(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(packed(("a.jpg", b"a"))))
+    data[-8] ^= 1
+    members, end = whole(read(tmp_path, bytes(data), name="a.tgz"))
+    assert len(members) == 1 and end.tear is not None and end.tear.reason == "corrupt"
+
+
+def test_gzip_data_that_lack_their_last_bytes_are_a_tear(tmp_path: Path) -> None:
+    members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")))[:-3], name="a.tgz"))
+    assert len(members) == 1 and end.tear is not None and end.tear.reason == "truncated"
+
+
+# Sidecars
+
+UNSORTED: list[Entry] = [
+    ("b/1.jpg", b"1"), ("b/1.cls", b"cat"), ("b/2.jpg", b"2"), ("b/3.jpg", b"3"), ("./b/3.json", b'\xef\xbb\xbf{"a": 1}'),
+    ("b/2.cls", b"dog"), ("./b/2.txt", b"a dog"), ("b/3.cls", b"cup"), ("README.txt", b"read me"), ("b/4.jpg", b"4"),
+]  # fmt: skip
+
+
+def test_sidecars_that_are_not_beside_their_image_are_counted(tmp_path: Path) -> None:
+    members, end = whole(read(tmp_path, packed(*UNSORTED)))
+    assert [dict(member.sidecars) for member in members] == [
+        {"input_cls": "cat"}, {}, {"input_json": '{"a": 1}'}, {}
+    ]  # fmt: skip
+    assert (end.unpaired, end.unpaired_example, end.sidecars, end.ignored) == (3, "b/2.cls", {}, 1)
+
+
+def collected(place: Path, data: bytes) -> list[Any]:
+    (place / "a.tar").write_bytes(data)
+    stores = Stores(StorageConfig(retries=0), {})
+    return list(Tar(stores, str(place / "a.tar"), Meta(len(data)), "images", 1 << 20, collect=True).members())
+
+
+def test_sidecars_are_collected_over_the_whole_tar_for_whoever_asks(tmp_path: Path) -> None:
+    members, end = whole(collected(tmp_path, packed(*UNSORTED)))
+    assert end.sidecars == {"b/2": {"input_cls": "dog", "input_txt": "a dog"}, "b/3": {"input_cls": "cup"}}
+    assert [{**end.sidecars.get(key_of(member.name) or "", {}), **member.sidecars} for member in members] == [
+        {"input_cls": "cat"}, {"input_cls": "dog", "input_txt": "a dog"}, {"input_cls": "cup", "input_json": '{"a": 1}'}, {}
+    ]  # fmt: skip
+
+
+def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
+    twice = [("1.cls", b"cat"), ("x.jpg", b"x"), ("./1.cls", b"cat")]
+    assert whole(collected(tmp_path, packed(*twice)))[1].sidecars == {"1": {"input_cls": "cat"}}
+    with pytest.raises(InputError, match=r"a\.tar has two members 1\.cls that differ: 'cat' and 'dog'"):
+        collected(tmp_path, packed(*twice, ("y.jpg", b"y"), ("1.cls", b"dog")))
+
+
+def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgbatch.sources.tars.MOST_COLLECTED_BYTES", 1 << 20)
+    entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
+    with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
+        collected(tmp_path, packed(*entries))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xef\xbb\xbfcat\r\n", b"cat", " cat\n".encode("utf-16"), b"\xfe\xff" + "cat".encode("utf-16-be")]
+)
+def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path: Path, data: bytes) -> None:
+    ((member,), _) = whole(read(tmp_path, packed(("1.jpg", b"1"), ("1.CLS", data))))
+    assert dict(member.sidecars) == {"input_cls": "cat"}
+
+
 # Through listing, worker, committer and ledger
 
 
@@ -211,6 +355,7 @@ class Run:
         self.number = 0
         self.decoded = 0
         self.counts = Counts()
+        self.unpaired = 0, ""
 
     def put(self, name: str, data: bytes) -> None:
         (self.input / name).write_bytes(data)
@@ -250,8 +395,10 @@ class Run:
                             break
             if give_up:
                 taken.give_up(pages, 3)
+        taken.warn_of_unpaired()
+        self.unpaired = taken.unpaired, taken.unpaired_example
         if prune:
-            ledger.prune()
+            ledger.prune(unread=self.counts.unread)
         ledger.seal(f"run{self.number}")
         self.counts.listed += taken.of_tars
         totals = books.audit(self.output, pages, limited=limit is not None)
@@ -311,6 +458,68 @@ def test_sidecars_travel_into_the_tables(run: Run) -> None:
         {"input_cls": "cat", "input_json": None, "input_txt": None},
         {"input_cls": None, "input_json": "{}", "input_txt": None},
     ]
+
+
+def test_sidecars_without_their_image_are_counted_over_all_tars(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    loose: list[Entry] = [("1.cls", b"cat"), ("2.png", picture(1)), ("1.png", picture(0)), ("2.json", b"{}")]
+    run.put("a.tar", packed(*loose))
+    run.put("b.tar", packed(("3.png", picture(0)), ("3.cls", b"cat")))
+    run.put("c.tgz", gzip.compress(packed(*loose)))
+    run()
+    assert run.unpaired == (4, f"{run.input}/a.tar#1.cls")
+    (message,) = [record.message for record in caplog.records if "--sort=name" in record.message]
+    assert message.startswith(
+        f"4 members .cls, .json and .txt of tars do not lie beside an image of their name, such as {run.input}/a.tar#1.cls"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+@pytest.mark.parametrize("blocks", range(6))
+def test_tars_behind_each_other_are_gone_on_with_where_the_run_was_killed(run: Run, blocks: int, name: str) -> None:
+    run.put(name, joined(name, packed(*pictures(0, 7)), packed(*pictures(7, 7)), packed(*pictures(14, 7))))
+
+    def killed(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for number, block in enumerate(stream):
+            if number == blocks:
+                raise Killed
+            yield block
+
+    with pytest.raises(Killed):
+        run(killed)
+    run.decoded = 0
+    run()
+    assert run.decoded == 21 - 4 * blocks and run.rows() == expected(name, 0, 21)
+
+
+def test_what_follows_a_tar_is_a_reject_of_its_name_once(run: Run) -> None:
+    run.put("a.tar", packed(*pictures(0, 5)) + b"no tar")
+    for _ in range(2):
+        totals = run()
+        assert run.rows() == expected("a.tar", 0, 5) and run.rows("rejects") == {"a.tar": "corrupt"}
+        assert (totals.listed, totals.labelled, totals.rejected) == (6, 5, 1)
+    assert run.decoded == 6  # with the tar's own row
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_finished_rows_behind_a_link_that_leads_nowhere_stay(run: Run, tmp_path: Path, prune: bool) -> None:
+    tars = {"a.tar": packed(*pictures(0, 5)), "b.tgz": gzip.compress(packed(*pictures(5, 2)))}
+    (tmp_path / "store").mkdir()
+    for name, data in {**tars, "c.png": picture(1), "d.png": picture(2)}.items():
+        (tmp_path / "store" / name).write_bytes(data)
+        (run.input / name).symlink_to(tmp_path / "store" / name)
+    pq.write_table(pa.table({"image": [picture(0), picture(1)]}), tmp_path / "store/e.parquet")
+    (run.input / "e.parquet").symlink_to(tmp_path / "store/e.parquet")
+    run()
+    labels = run.rows()
+    assert len(labels) == 11
+    for path in (tmp_path / "store").iterdir():
+        path.unlink()
+    (run.input / "new.png").symlink_to("gone")
+    (run.input / "new.tar").symlink_to("gone")
+    run.decoded = 0
+    run(prune=prune, rounds=2)
+    assert run.rows() == labels
+    assert run.rows("rejects") == dict.fromkeys(("new.png", "new.tar", "e.parquet"), "vanished")
 
 
 class Killed(BaseException):
