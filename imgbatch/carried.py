@@ -1,13 +1,10 @@
-"""Columns that travel along from the input: one schema for all batches, and values from rows that name an image again.
-
-No store is used here: `listing` reads and writes the pages.
-"""
+"""Columns that travel along from the input: one schema for all batches, and values that are compared whatever their type."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +14,9 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED, LISTING, carried_fields, whole, with_carried
-from imgbatch.spelling import normalised
-from imgbatch.uris import Keys, UriIndex, first_of_each, uri_keys
+from imgbatch.uris import Keys, UriIndex, hash_strings, uri_keys
 
-MAX_BUFFERED_BYTES = 64 << 20
-"""Of rows that name an image again. Each time that they are more, all pages of the listing are read once."""
-
-_VERSION = ("size", "etag", "last_modified")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: so no bit of a hash is lost
 _CANNOT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 Mask = npt.NDArray[np.bool_]
@@ -78,13 +71,34 @@ class Columns:
         """
         names = [*LISTING.names, *self._types]
         present = set(rows.schema.names)
-        columns = [self._cast(name, rows[name]) if name in present else None for name in names]
+        columns = [
+            whole(rows[name]) if name in LISTING.names else self.fit(name, rows[name]) if name in present else None
+            for name in names
+        ]
         schema = self.schema  # now that it is known which columns are text
         filled = [
             pa.nulls(rows.num_rows, entry.type) if column is None else column
             for entry, column in zip(schema, columns, strict=True)
         ]
         return pa.Table.from_arrays(filled, schema=schema)
+
+    def fit(self, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """Return values of a carried column in its type, which becomes text if they do not fit.
+
+        Raises:
+            InputError: a value cannot be text either.
+        """
+        column = whole(column)
+        try:
+            return column.cast(self._types[name])
+        except _CANNOT as error:
+            self._make_text(name, column.type, self._types[name], str(error))
+            try:
+                return column.cast(pa.string())
+            except _CANNOT as second:
+                raise InputError(
+                    f"column {shown_column(name)}: {second}: give it one type in all inputs, or leave it out"
+                ) from second
 
     def settle(self) -> None:
         """Make columns without a single value text: not every reader of Parquet knows the type null."""
@@ -101,21 +115,6 @@ class Columns:
             and not (pa.types.is_null(entry.type) or pa.types.is_string(kind))
         ]
 
-    def _cast(self, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Array:
-        column = whole(column)
-        if name in LISTING.names:
-            return column
-        try:
-            return column.cast(self._types[name])
-        except _CANNOT as error:
-            self._make_text(name, column.type, self._types[name], str(error))
-            try:
-                return column.cast(pa.string())
-            except _CANNOT as second:
-                raise InputError(
-                    f"column {_shown(name)}: {second}: give it one type in all inputs, or leave it out"
-                ) from second
-
     def _common(self, name: str, known: pa.DataType, kind: pa.DataType, origin: str) -> pa.DataType:
         schemas = [pa.schema([(name, each)]) for each in (known, kind)]
         try:
@@ -125,7 +124,7 @@ class Columns:
             both = f"{known}{f' in {first}' if first else ''} and {kind}{f' in {origin}' if origin else ''}"
             if pa.types.is_nested(known) or pa.types.is_nested(kind):
                 raise InputError(
-                    f"column {_shown(name)} is {both}: these go into no one column; give it one type in all inputs, or "
+                    f"column {shown_column(name)} is {both}: these go into no one column; give it one type in all inputs, or "
                     "another name in one of them"
                 ) from error
             self._warn(name, f"is {both}")
@@ -134,8 +133,8 @@ class Columns:
     def _make_text(self, name: str, kind: pa.DataType, wanted: pa.DataType, why: str) -> None:
         if pa.types.is_nested(kind) or pa.types.is_nested(wanted):
             raise InputError(
-                f"column {_shown(name)} is {kind} here and {wanted} there, and the one does not fit the other ({why}): give "
-                "it one type in all inputs"
+                f"column {shown_column(name)} is {kind} here and {wanted} there, and the one does not fit the other ({why}): "
+                "give it one type in all inputs"
             )
         self._warn(name, f"is {kind} here and {wanted} there, and not every value fits ({why})")
         self._types[name] = pa.string()
@@ -143,153 +142,65 @@ class Columns:
     def _warn(self, name: str, what: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            log.warning("column %s %s: it is carried as text", _shown(name), what)
+            log.warning("column %s %s: it is carried as text", shown_column(name), what)
 
 
-class Repeats:
-    """Rows that name an image again. Each of their values fills that of the image's first row, if that has none.
+@dataclass(frozen=True, slots=True)
+class NewValues:
+    """Values of carried columns for images whose rows are in one part."""
 
-    A null, and text that is empty or blank, is no value. Where both rows have one, the first row's is kept.
-    """
-
-    def __init__(self, agree: Sequence[str] = ()) -> None:
-        """Take the carried columns in which two values of an image are refused."""
-        self._agree = frozenset(agree)
-        self._rows: list[pa.RecordBatch] = []
-        self._keys: list[Keys] = []
-        self._bytes = 0
-        self._lacking: set[str] = set()
-        self._differing: dict[str, tuple[int, str]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._keys))
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time to fill the pages so far."""
-        return self._bytes > MAX_BUFFERED_BYTES
-
-    def note(self, listed: pa.RecordBatch) -> None:
-        """Note what is not known of the first rows of images."""
-        self._lacking.update(name for name in _VERSION if listed[name].null_count)
-
-    def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
-        """Keep the rows that may have a value to give, or to hold against the first row's."""
-        names = [*(name for name in _VERSION if name in self._lacking), *carried_fields(rows.schema).names]
-        some = np.zeros(len(rows), bool)
-        for name in names:
-            some |= _valued(rows[name])
-        if some.any():
-            self._rows.append(rows.select([*_VERSION, *carried_fields(rows.schema).names]).filter(pa.array(some)))
-            self._keys.append(keys[some])
-            self._bytes += self._rows[-1].nbytes + self._keys[-1].nbytes
-
-    def drain(self, columns: Columns) -> Fill:
-        """Return what was kept, as rows with these columns, and keep nothing any more."""
-        tables = [columns.cast(_with_listing(rows)) for rows in self._rows]
-        keys = np.concatenate(self._keys) if self._keys else np.zeros((0, 2), np.uint64)
-        self._rows, self._keys, self._bytes = [], [], 0
-        # A column may have become text with a later table.
-        return Fill(
-            pa.concat_tables(columns.cast(table) for table in [*tables, columns.schema.empty_table()]), keys, self
-        )
-
-    def differ(self, name: str, uris: pa.Array, kept: pa.Array, others: pa.Array) -> None:
-        """Note values of one column that differ: those that are kept, and the others.
-
-        Raises:
-            InputError: in this column they may not.
-        """
-        text, other = as_text(kept), as_text(others)
-        if name in self._agree:
-            text, other = normalised(text), normalised(other)
-        wrong = pc.not_equal(text, other)
-        if not pc.any(wrong).as_py():
-            return
-        at = pc.index(wrong, True).as_py()
-        uri, first, second = uris[at].as_py(), text[at].as_py(), other[at].as_py()
-        if name in self._agree:
-            raise InputError(
-                f"{uri} is listed more than once, with two values of {_shown(name)}: {first!r} and {second!r}: give it one"
-            )
-        count, example = self._differing.get(name, (0, f"{uri} has {first!r} and {second!r}"))
-        self._differing[name] = count + pc.sum(wrong).as_py(), example
-
-    def warn(self) -> None:
-        """Say which columns had other values where an image was named again."""
-        for name, (count, example) in self._differing.items():
-            log.warning(
-                "%s rows name an image again with another value of %s, such as %s: the first is kept",
-                f"{count:,}", _shown(name), example,
-            )  # fmt: skip
-
-
-@dataclass
-class Fill:
-    """What rows that name an image again have to give."""
-
-    rows: pa.Table
     keys: Keys
-    repeats: Repeats
+    values: pa.Table
 
-    def __post_init__(self) -> None:
-        order = np.lexsort((self.keys[:, 1], self.keys[:, 0]))  # stable: of one image, in the order in which they came
-        self.rows, self.keys = self.rows.take(pa.array(order)).combine_chunks(), self.keys[order]
-        first = np.flatnonzero(first_of_each(self.keys))
-        self._starts = np.append(first, len(self.keys))
-        self._index = UriIndex(group=np.int64)
-        self._index.add(self.keys[first], group=np.arange(len(first)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def of(self, page: pa.Table) -> tuple[pa.Table, Mask]:
-        """Return a page with the values that it lacked, and a mask of the rows that got a size, ETag or time.
+    def into(self, part: pa.Table) -> pa.Table:
+        """Return the part with these values in those of the columns that it has.
 
         Raises:
-            InputError: the rows of an image differ in a column in which they may not.
+            InputError: a column's new type has nothing in common with that of the part.
         """
-        given, at = self._rows_of(page)
-        versions = np.zeros(len(page), bool)
-        if not len(given):
-            return page, versions
-        plain = np.asarray(page["container"].is_null())[at]
-        for name in page.column_names:
-            if name in _VERSION or name.startswith(CARRIED):
-                values = whole(given[name])
-                has = _valued(values) & (plain | (name not in _VERSION))
-                page, filled = self._fill(page, name, values.filter(pa.array(has)), at[has])
-                versions[filled if name in _VERSION else []] = True
-        return page, versions
+        index = UriIndex(row=np.int64)
+        index.add(self.keys, row=np.arange(len(self.keys)))
+        source = np.arange(len(part))
+        for columns, rows, positions in index.lookup(uri_keys(whole(part["uri"]))):
+            source[rows] = len(part) + columns["row"][positions]
+        for at, entry in enumerate(part.schema):
+            if entry.name in self.values.column_names:
+                values = _in_one_type(entry.name, whole(part[entry.name]), whole(self.values[entry.name]))
+                part = part.set_column(at, entry.with_type(values.type), values.take(pa.array(source)))
+        return part
 
-    def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
-        """Return the rows that name images of a page, and which row of the page each names."""
-        keys = uri_keys(whole(page["uri"]))
-        found = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
-        groups, rows = (np.concatenate([pair[side] for pair in found] or [np.zeros(0, np.int64)]) for side in (0, 1))
-        starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
-        # Of each group all its rows, which lie beside each other: starts[0], starts[0] + 1, …, starts[1], …
-        takes = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        return self.rows.take(pa.array(takes)), np.repeat(rows, counts)
 
-    def _fill(self, page: pa.Table, name: str, values: pa.Array, at: Rows) -> tuple[pa.Table, Rows]:
-        """Fill one column of a page with the values for some rows; return the page, and which rows were filled."""
-        if not len(values):
-            return page, at
-        own = whole(page[name])
-        values = values.cast(own.type)  # which may have become text meanwhile
-        places, first = np.unique(at, return_index=True)
-        lacking = ~_valued(own)[places]
-        filled = places[lacking]
-        if len(filled):
-            source = np.arange(len(own))
-            source[filled] = len(own) + first[lacking]
-            own = pa.concat_arrays([own, values]).take(pa.array(source))
-            page = page.set_column(page.schema.get_field_index(name), page.schema.field(name), own)
-        if name != "last_modified" and not name.startswith(f"{CARRIED}@"):  # which say by which input it was found
-            rows = pa.array(at)
-            self.repeats.differ(name, whole(page["uri"]).take(rows), own.take(rows), values)
-        return page, filled
+def _in_one_type(name: str, own: pa.Array, others: pa.Array) -> pa.Array:
+    """Return the values of both arrays as one."""
+    columns = Columns()
+    for values, origin in ((own, "the output"), (others, "the input")):
+        columns.take(pa.schema([(name, values.type)]), origin)
+    for _ in range(2):  # the second time as text, if values do not fit
+        arrays = [columns.fit(name, values) for values in (own, others)]
+    return pa.concat_arrays(arrays)
+
+
+def row_hashes(rows: pa.Table, columns: pa.Schema) -> npt.NDArray[np.uint32]:
+    """Return a 32-bit hash of each row over these columns; equal values have equal ones in whatever type they are.
+
+    Two rows that differ share one with a probability of 2e-10.
+    """
+    hashes = np.zeros(len(rows), np.uint64)
+    for entry in columns:
+        hashes = hashes * _FACTOR + hash_strings(as_text(_like(whole(rows[entry.name]), entry.type)))
+    return (hashes >> np.uint64(32)).astype(np.uint32)
+
+
+def _like(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return numbers or times in another such type, if they fit: as a double 0.1 is written otherwise than as a float."""
+    if any(of(values.type) and of(kind) for of in (_is_number, pa.types.is_temporal)):
+        with suppress(*_CANNOT):
+            return values.cast(kind)
+    return values
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def as_text(values: pa.Array) -> pa.Array:
@@ -305,21 +216,12 @@ def as_text(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
-def _valued(values: pa.Array) -> Mask:
+def has_value(values: pa.Array) -> Mask:
     """Return a mask of the values that are neither null nor blank text."""
     there = values.is_valid()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         there = pc.and_(there, pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), False))
     return np.asarray(there)
-
-
-def _with_listing(rows: pa.RecordBatch) -> pa.Table:
-    """Return rows with nulls in the columns of LISTING that they lack."""
-    table = pa.Table.from_batches([rows])
-    for entry in LISTING:
-        if entry.name not in table.column_names:
-            table = table.append_column(entry.with_nullable(True), pa.nulls(len(table), entry.type))
-    return table
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -330,5 +232,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return views.get(kind, kind)
 
 
-def _shown(name: str) -> str:
+def shown_column(name: str) -> str:
+    """Return a carried column as the input calls it."""
     return repr(name.removeprefix(CARRIED))

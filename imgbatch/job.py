@@ -104,6 +104,12 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         "%s images listed, %s already done, %s objects ignored, %s duplicates",
         *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
     )
+    if counts.unversioned:
+        log.warning(
+            "%s of the images already done have neither size nor ETag in the input: if they have changed, that cannot be seen. "
+            "Give the manifest the columns size or etag, or name the folder of the images as a second --input",
+            f"{counts.unversioned:,}",
+        )
     if not counts.listed and not counts.tars and not job.config.source.allow_empty:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
     if counts.listed and not listing.full:  # else a column may be one of those that were not listed

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.carried import NewValues
 from imgbatch.errors import BooksError
 from imgbatch.parts import Footer, Log, require_same
 from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
@@ -37,36 +38,14 @@ from imgbatch.shards import (
     members_of,
 )
 from imgbatch.storage import Folder
-from imgbatch.uris import Keys, UriIndex, hash_strings, uri_keys
+from imgbatch.uris import Keys, UriIndex, uri_keys
+from imgbatch.versions import VERSION_COLUMNS, Versions, changed_since
 
-_REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
-
-_VERSION_COLUMNS = ["uri", "size", "etag", "last_modified"]
+REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
 
 Status = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """Keys, sizes and tags of images: what is compared to tell a changed image."""
-
-    keys: Keys
-    sizes: npt.NDArray[np.int64]
-    """-1: not known."""
-    tags: npt.NDArray[np.uint64]
-    """What tells versions of an image apart, 0: not known. Odd: a hash of the ETag. Even: the time, where there is no
-    ETag. The one says nothing about the other: a manifest may give ETags of files, which have none."""
-
-    @classmethod
-    def of(cls, table: pa.Table | pa.RecordBatch, keys: Keys | None = None) -> Versions:
-        """Read the versions off a table with the columns of a listing; `keys` are those of its URIs, if they are known."""
-        uri, size, etag, moment = (whole(table[name]) for name in _VERSION_COLUMNS)
-        tags = hash_strings(etag) | np.uint64(1)
-        if etag.null_count:
-            times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
-            times = np.where(np.asarray(moment.is_null()), np.uint64(0), times << np.uint64(2) | np.uint64(2))
-            tags = np.where(np.asarray(etag.is_null()), times, tags)
-        return cls(uri_keys(uri) if keys is None else keys, size.fill_null(-1).to_numpy(zero_copy_only=False), tags)
+Corrections = Mapping[str, Mapping[int, NewValues]]
+"""New carried values, by log and number of the part."""
 
 
 @dataclass
@@ -87,6 +66,7 @@ class Ledger:
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     done: UriIndex = field(init=False)
+    """Each row's image, version, part and state; `carried` is set by `corrections` where the input carries columns."""
     stale: int = field(init=False, default=0)
     absorbed: UriIndex = field(init=False)
     """Images that another writer labelled or rejected while this run went on."""
@@ -109,14 +89,14 @@ class Ledger:
             log.scan()
             if not self.read_only:
                 log.fence(self.fingerprint)
-        for number, table, footer in self._rows(self.labels, _VERSION_COLUMNS):
+        for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
             pulse()
             table = self._without_tars(LABELS_LOG, number, table, footer)
             double = ~self._add(number, table, 0)
             if double.any():
                 raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
         surplus: dict[int, Keys] = {}
-        for number, table, footer in self._rows(self.rejects, [*_VERSION_COLUMNS, "passing"]):
+        for number, table, footer in self._rows(self.rejects, [*VERSION_COLUMNS, "passing"]):
             pulse()
             table = self._without_tars(REJECTS_LOG, number, table, footer)
             double = ~self._add(number, table, _rejected(table))
@@ -138,8 +118,8 @@ class Ledger:
         for columns, rows, positions in self.done.lookup(versions.keys):
             state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
             tags = versions.tags[rows]
-            changed = _changed(size, versions.sizes[rows], tag, tags)
-            again = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
+            changed = changed_since(size, versions.sizes[rows], tag, tags)
+            again = (state & REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
             seen = state & _SEEN > 0
             stale = (changed | again) & ~seen  # what a second row of an image says is compared by `visit_again`
             status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
@@ -153,7 +133,7 @@ class Ledger:
         changed = np.zeros(len(batch), bool)
         for columns, rows, positions in self.done.lookup(keys):
             state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            stale = (state & _STALE == 0) & _changed(size, versions.sizes[rows], tag, versions.tags[rows])
+            stale = (state & _STALE == 0) & changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
             columns["state"][positions] |= np.where(stale, _STALE, 0).astype(np.uint8)
             changed[rows] = stale
         self.stale += int(np.count_nonzero(changed))
@@ -166,7 +146,7 @@ class Ledger:
         if progress.closed and not again:
             return progress
         for name, number, behind in self.shards.parts_of(uri, version):
-            columns = [*_VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
+            columns = [*VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
             table, _ = self._log(name).part(number, columns)
             table = table.filter(members_of(table["uri"], uri))
             state = _rejected(table) if name == REJECTS_LOG else np.zeros(len(table), np.uint8)
@@ -209,6 +189,14 @@ class Ledger:
                 written += log.append(table.select(columns.names).cast(columns), footer, self._absorb)
         return written
 
+    def correct(self, corrections: Corrections, pulse: Callable[[], None] = lambda: None) -> None:
+        """Write new carried values into the parts that hold the rows; `pulse` is called with each part.
+
+        A kill in between leaves parts with old values, which the next run finds and corrects.
+        """
+        for log, name in ((self.labels, LABELS_LOG), (self.rejects, REJECTS_LOG)):
+            self._rewrite(log, {number: new.into for number, new in sorted(corrections[name].items())}, pulse)
+
     def seal(self, run_id: str) -> None:
         """Take the next number of each log with an empty part."""
         footer = Footer(run_id, self.fingerprint, seal=True)
@@ -244,7 +232,7 @@ class Ledger:
 
     def forget(self) -> None:
         """Let go of what is known of the rows; the books are read from the store, and want the memory."""
-        self.done = UriIndex(size=np.int64, tag=np.uint64, part=np.int32, state=np.uint8)
+        self.done = UriIndex(size=np.uint32, tag=np.uint64, part=np.int32, state=np.uint8, carried=np.uint32)
         self.absorbed = UriIndex()
         self.shards = Shards()
 
@@ -261,8 +249,8 @@ class Ledger:
                 gone += self._rewrite(
                     self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}, pulse
                 )
-        for log, kind in ((self.labels, 0), (self.rejects, _REJECT)):
-            gone_of = self._rows_where(_SEEN | _REJECT, kind)
+        for log, kind in ((self.labels, 0), (self.rejects, REJECT)):
+            gone_of = self._rows_where(_SEEN | REJECT, kind)
             rewrites = {number: partial(_without, keys, but=unread) for number, keys in gone_of.items()}
             gone += self._rewrite(log, rewrites, pulse)
         return gone
@@ -276,14 +264,17 @@ class Ledger:
         versions = Versions.of(table)
         states = np.broadcast_to(np.asarray(state, np.uint8), len(table))
         parts = np.full(len(table), number, np.int32)
-        return self.done.add(versions.keys, size=versions.sizes, tag=versions.tags, part=parts, state=states)
+        unknown = np.zeros(len(table), np.uint32)
+        return self.done.add(
+            versions.keys, size=versions.sizes, tag=versions.tags, part=parts, state=states, carried=unknown
+        )
 
     def _drop_rejects_of_labelled(self, surplus: dict[int, Keys]) -> None:
         """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
         for number, keys in surplus.items():
             labelled = np.zeros(len(keys), bool)
             for columns, rows, positions in self.done.lookup(keys):
-                labelled[rows] = columns["state"][positions] & _REJECT == 0
+                labelled[rows] = columns["state"][positions] & REJECT == 0
             if not labelled.all():
                 raise BooksError(f"an image has two rows in rejects/: the second in {self.rejects.uri(number)}")
         if not self.read_only:
@@ -295,13 +286,13 @@ class Ledger:
         for columns, rows, positions in self.done.lookup(keys):
             stale = columns["state"][positions] & _STALE > 0
             rows, positions = rows[stale], positions[stale]
-            parts, kinds = columns["part"][positions], columns["state"][positions] & _REJECT
+            parts, kinds = columns["part"][positions], columns["state"][positions] & REJECT
             for number, kind in {*zip(parts.tolist(), kinds.tolist(), strict=True)}:
                 chosen = (parts == number) & (kinds == kind)
                 old.setdefault((number, kind), []).append(keys[rows[chosen]])
             columns["state"][positions] &= np.uint8(255 - _STALE)
             self.stale -= len(rows)
-        for log, rejected in ((self.labels, 0), (self.rejects, _REJECT)):
+        for log, rejected in ((self.labels, 0), (self.rejects, REJECT)):
             self._remove(
                 log, {number: np.concatenate(found) for (number, kind), found in old.items() if kind == rejected}
             )
@@ -319,13 +310,15 @@ class Ledger:
         """Take the rows of these keys out of each part; return how many went."""
         return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()}, lambda: None)
 
-    def _rewrite(self, log: Log, keep: Mapping[int, Callable[[pa.Table], pa.Table]], pulse: Callable[[], None]) -> int:
-        """Replace parts by the rows that are to be kept of each; return how many went."""
-        log.announced.add(keep)  # all at once: `rewrite` would say them one by one
+    def _rewrite(
+        self, log: Log, change: Mapping[int, Callable[[pa.Table], pa.Table]], pulse: Callable[[], None]
+    ) -> int:
+        """Replace parts by what is made of each; return how many rows went."""
+        log.announced.add(change)  # all at once: `rewrite` would say them one by one
         gone = 0
-        for number, rows in keep.items():
+        for number, changed in change.items():
             pulse()
-            gone += log.rewrite(number, rows)
+            gone += log.rewrite(number, changed)
         return gone
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
@@ -340,7 +333,7 @@ class Ledger:
 def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
     """Return the states of rejects."""
     passing = np.asarray(whole(table["passing"]).fill_null(False)).astype(np.uint8)
-    return passing * np.uint8(_PASSING) | np.uint8(_REJECT)
+    return passing * np.uint8(_PASSING) | np.uint8(REJECT)
 
 
 def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
@@ -355,19 +348,6 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
 
 def _without_members(tar: str, table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(members_of(table["uri"], tar)))
-
-
-def _changed(
-    size: npt.NDArray[Any], listed_size: npt.NDArray[Any], tag: npt.NDArray[Any], listed_tag: npt.NDArray[Any]
-) -> npt.NDArray[np.bool_]:
-    """Return which images are not what they were when their rows were made, as far as both versions are known."""
-    alike_in_kind: npt.NDArray[np.bool_] = (tag ^ listed_tag) & 1 == 0
-    return _differ(size, listed_size, -1) | (_differ(tag, listed_tag, 0) & alike_in_kind)
-
-
-def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:
-    different: npt.NDArray[np.bool_] = (left != right) & (left != unknown) & (right != unknown)
-    return different
 
 
 def _first(table: pa.Table, mask: npt.NDArray[np.bool_]) -> str:

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
-from imgbatch.carried import Columns, Fill, Repeats
+from imgbatch.carried import Columns
 from imgbatch.config import StorageConfig
 from imgbatch.ledger import Ledger, Status
+from imgbatch.repeats import Fill, Repeats
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
 from imgbatch.shards import DONE, DUPLICATE, NEW, STALE, OpenShard, Progress, version_of
 from imgbatch.storage import Folder, Stores
@@ -71,6 +72,10 @@ class Counts:
     bytes: int = 0
     """Of the images that are to be done, as far as their sizes are known."""
     ignored_example: str = ""
+    unversioned: int = 0
+    """Images that are done, and of which the input tells neither size, ETag nor time: a change of these cannot be seen."""
+    updated: int = 0
+    """Rows of images that are done, and that got other carried values."""
     tars: int = 0
     """Tars that are to be read: their images are counted as they come."""
     unread: list[str] = field(default_factory=list)
@@ -204,6 +209,7 @@ class Listing:
         self.counts.already_done += int(done.sum())
         self.counts.stale += int(np.count_nonzero(status == STALE))
         self.counts.bytes += pc.sum(batch["size"].filter(pa.array(pending))).as_py() or 0
+        self.counts.unversioned += int(np.count_nonzero(_unversioned(batch) & ~pending))
         self._rows.append(batch)
         self._buffered += len(batch)
         while self._buffered >= PAGE_ROWS:
@@ -289,11 +295,19 @@ class Listing:
         chosen = page.take(pa.array(rows)).combine_chunks()
         was, sizes = (np.asarray(whole(each["size"]).fill_null(0)) for each in (before.take(pa.array(rows)), chosen))
         todo = pending[first + rows]
+        self.counts.unversioned -= int(np.count_nonzero(_unversioned(before.take(pa.array(rows))) & ~todo))
         stale = self.ledger.visit_again(chosen, uri_keys(whole(chosen["uri"]))) & ~todo
         pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())
         self.counts.bytes += int((sizes - was)[todo].sum() + sizes[stale].sum())
+
+
+def _unversioned(rows: pa.RecordBatch | pa.Table) -> Mask:
+    """Return a mask of the rows that say nothing by which a change of the image could be told."""
+    size, etag, moment = (np.asarray(whole(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
+    unknown: Mask = size & etag & moment
+    return unknown
 
 
 def _file_of(batch: pa.RecordBatch, origin: str) -> str:

@@ -86,8 +86,10 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     return sink.getvalue()
 
 
-def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
-    """Return the rows of a part, all columns or some, and its footer.
+def decode(
+    data: bytes, uri: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> tuple[pa.Table, Footer]:
+    """Return the rows of a part, all columns or some, with those of the optional ones that it has, and its footer.
 
     Raises:
         OutputError: the bytes are no part of ours, are torn, or come from a newer version.
@@ -97,6 +99,8 @@ def decode(data: bytes, uri: str, columns: Sequence[str] | None = None) -> tuple
         footer = _footer(file.metadata.metadata or {}, uri)
         if missing := set(columns or ()) - set(file.schema_arrow.names):
             raise OutputError(f"{uri} lacks the columns {', '.join(sorted(missing))}: move it away, then run again")
+        if columns is not None:
+            columns = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
         return file.read(columns=columns, use_threads=False), footer
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
@@ -180,15 +184,15 @@ class Log:
                 )
         self.numbers = sorted(numbers)
 
-    def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
-        """Yield (number, the columns, footer) of every part, a few read ahead."""
+    def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table, Footer]]:
+        """Yield (number, the columns and those of the optional ones that it has, footer) of every part, a few read ahead."""
 
         def load(number: int) -> bytes:
             return self.folder.read(_name(number))
 
         with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
             for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
-                table, footer = decode(data, self.uri(number), columns)
+                table, footer = decode(data, self.uri(number), columns, optional)
                 if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
                     self._empty_groups.append(number)
                 yield number, table, footer
@@ -241,17 +245,18 @@ class Log:
                 return 0
         raise OutputError(f"{self.folder.uri}: {_MOST_CONFLICTS} numbers in a row were taken by another writer")
 
-    def rewrite(self, number: int, keep: Callable[[pa.Table], pa.Table]) -> int:
-        """Replace a part by the rows that `keep` returns of it; return how many went.
+    def rewrite(self, number: int, change: Callable[[pa.Table], pa.Table]) -> int:
+        """Replace a part by what `change` makes of its rows, if that is anything else; return how many rows went.
 
         The replacement is conditional on the part being the one that was read, so that a late one of a dead run cannot
-        bring rows back; and it is announced, so that the next run can see to it that it takes none away either.
+        bring rows, or old values, back; and it is announced, so that the next run can see to it that it takes none away
+        either.
         """
         for _ in range(_MOST_CONFLICTS):
             data, tag = self.folder.read_tagged(_name(number))
             table, footer = decode(data, self.uri(number))
-            kept = keep(table)
-            if len(kept) == len(table):
+            kept = change(table)
+            if len(kept) == len(table) and kept.equals(table):
                 return 0
             self.announced.add([number])
             try:

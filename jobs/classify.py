@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch.corrections import corrections, count_rows
 from imgbatch.errors import BooksError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
@@ -77,12 +78,15 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     job.ledger.read_only = True
     listing = list_images(job, None, stop.check)
     counts, work = listing.counts, listing.todo()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
+    counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(
         f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
+        f"{f'{counts.updated:,} of these to get other carried values, ' if counts.updated else ''}"
         f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
     )
     print(f"model {job.model.summary()}")
@@ -127,9 +131,17 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
 
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, todo = listing.counts, listing.todo()
+    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
     del listing  # and with it 16 bytes an image
     cli.release_memory()
     success = runs.read_success(job.output)
+    for some in changed:
+        job.output.delete("_SUCCESS")
+        success = None
+        job.ledger.correct(some, pulse)
+        listed.updated += count_rows(some)
+    if listed.updated:
+        log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         job.output.delete("_SUCCESS")
         success = None
@@ -145,7 +157,8 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
-        f"({listed.already_done:,} already done, {totals.kept:,} kept, {listed.ignored:,} objects ignored)"
+        f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
+        f"{totals.kept:,} kept, {listed.ignored:,} objects ignored)"
     )
 
 
@@ -245,6 +258,7 @@ def count(
         "labelled": totals.labelled,
         "rejected": totals.rejected,
         "already_done": listed.already_done,
+        "updated": listed.updated,
         "ignored": listed.ignored,
         "duplicates": listed.duplicates,
         "kept": totals.kept,
@@ -278,6 +292,7 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "labelled": committer.labelled,
         "rejected": committer.rejected,
         "already_done": listed.already_done,
+        "updated": listed.updated,
         "ignored": listed.ignored + committer.passed_over,
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,

@@ -135,7 +135,7 @@ def _check_values(output: Path, album: Path) -> None:
 def _check_records(output: Path, code: int) -> None:
     (record,) = tables.runs(output)
     counts = {
-        "listed": 6, "labelled": 5, "rejected": 1, "already_done": 0, "ignored": 2, "duplicates": 0, "kept": 0,
+        "listed": 6, "labelled": 5, "rejected": 1, "already_done": 0, "updated": 0, "ignored": 2, "duplicates": 0, "kept": 0,
         "unpaired_sidecars": 0,
     }  # fmt: skip
     assert record["counts"] == counts

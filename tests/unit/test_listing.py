@@ -297,7 +297,7 @@ def test_a_row_with_a_value_takes_precedence_in_any_order(
     output: Folder, order: list[Found], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
-    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", buffered)
+    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", buffered)
     taken = listing(output)
     taken.take(order)
     assert sorted(summary(output)) == [("a", 5, "e", None), ("b", 5, "e", "cat"), ("c", 5, "e", None)]
@@ -340,7 +340,7 @@ def test_values_that_differ_are_counted_and_the_first_is_kept(output: Folder, ca
 def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
     output: Folder, first: str | None, second: str, refused: bool, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", buffered)
+    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", buffered)
     said = "^a is listed more than once, with two values of 'label': 'cat' and '[Cd]"
     taken = listing(output, agree=("input_label",))
     with pytest.raises(InputError, match=said) if refused else nullcontext():
@@ -362,7 +362,7 @@ def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, la
 
 def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
     monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 10)
-    monkeypatch.setattr("imgbatch.carried.MAX_BUFFERED_BYTES", 4_000)
+    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", 4_000)
     everything, count = names(500), 0
     beats: list[int] = []
 
