@@ -79,13 +79,13 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     counts, work = listing.counts, listing.todo()
     todo = int(work.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
+    print(f"model {job.model.summary()}")
     print(
         f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
         f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
     )
-    print(f"model {job.model.summary()}")
     return 0
 
 
