@@ -149,8 +149,9 @@ def _loaded(path: Path, where: str) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints hold their arguments as one
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: of a path, torch would believe the suffix. timm's checkpoints hold their arguments as a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors have each their own
         raise _unreadable(path, where, error) from error
 
