@@ -129,9 +129,7 @@ class Preprocess:
         '224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
         """
         sides = "×".join(map(str, self.resize))
-        crop = f"squash, crop {self.height / self.resize[0]:.4g}" if self.crop_mode == "squash" else (
-            f"crop {self.height / self.resize[0]:.4g}"
-        )  # fmt: skip
+        crop = f"{'squash, ' if self.crop_mode == 'squash' else ''}crop {self.height / self.resize[0]:.3g}"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{self.height}×{self.width} px from {sides} ({crop}), {self.interpolation}, mean {mean}, std {std}"
 

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from imgbatch.errors import InputError, ModelError
 from imgbatch.spelling import folded, normalise, require_distinct
 
 _SHOWN = 5
+_SYNSET = re.compile(r"n\d{8}")
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -278,13 +280,20 @@ def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return a hint at the known name that is nearest, first of all one that differs in case or spaces alone.
+    """Return a hint at the known name that is meant: one that is near, or has this number or WordNet id.
 
     >>> did_you_mean("granny  smith", ["Granny Smith", "Gala"]), did_you_mean("dog", ["Gala"])
     (", did you mean 'Granny Smith'?", '')
+    >>> did_you_mean("n02123159", ["tabby", "tiger cat"]), did_you_mean("1", ["tabby", "tiger cat"])
+    (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
     """
-    if name.isdecimal() and int(name) < len(known):
+    if name.isdecimal() and len(name) < 9 and int(name) < len(known):
         return f", the number of {known[int(name)]!r}?"
+    if _SYNSET.fullmatch(name):
+        from imgbatch.models import zoo
+
+        if (word := zoo.readable([name])[0]) != name and word in known:
+            return f", the WordNet id of {word!r}?"
     by_form = {folded(other).replace(" ", ""): other for other in known}
     near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
     return f", did you mean {by_form[near[0]]!r}?" if near else ""

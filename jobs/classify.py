@@ -82,6 +82,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
+    print(f"model {job.model.summary()}")
     print(
         f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
@@ -89,7 +90,6 @@ def dry_run(job: Job, stop: StopRequest) -> int:
         f"{f'{counts.updated:,} of these to get other carried values, ' if counts.updated else ''}"
         f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
     )
-    print(f"model {job.model.summary()}")
     return 0
 
 

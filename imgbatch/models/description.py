@@ -66,6 +66,8 @@ _OF_THE_HEAD = (
 )
 _FLAGS_OF_THE_HEAD = ("multi_label", "multilabel", "is_multilabel", "is_multi_label")
 
+_LARGEST = 10  # mean or std, on the scale 0 to 1
+
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _TRANSFORMERS = (
     "it was written by transformers for a network of its own; only networks of timm and torchvision are read"
@@ -229,6 +231,8 @@ def say_what_is_assumed(
             "model.crop_pct or model.image_size if the model was made otherwise",
             where, ", ".join(missing), used.summary(), other,
         )  # fmt: skip
+    if max(map(abs, (*used.mean, *used.std))) > _LARGEST:
+        log.warning("%s: mean and std belong to values of 0 to 1; %s looks like 0 to 255", where, used.summary())
     if stated and not config["pretrained_cfg"]:
         before = Preprocess.from_timm(zoo.with_choice({}, chosen))
         if before != used:

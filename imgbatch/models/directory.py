@@ -87,8 +87,10 @@ def read(
     taxonomy = None if chosen.taxonomy else _taxonomy(folder, labels)
     file, weights, digest = _weights(folder)
     said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
-    question = {"where": where, "description": said, "choice": zoo.choice(chosen), "classes": classes}
-    found = _checked(question, weights, digest, name or folder.uri, pulse)
+    question = {"description": said, "choice": zoo.choice(chosen), "classes": classes}
+    asked = {**question, "name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file)}
+    asked |= {"task": "check", "where": where}
+    found = _checked(question, asked, digest, pulse)
     description.say_what_is_assumed(config, stated, found, chosen, where)
     for note in found["notes"]:
         log.info("%s: %s", name or folder.uri, note)
@@ -273,15 +275,20 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
 
 
 def _checked(
-    question: Mapping[str, Any], weights: Path, digest: str, name: str, pulse: Callable[[], None]
+    question: Mapping[str, Any], asked: dict[str, Any], digest: str, pulse: Callable[[], None]
 ) -> dict[str, Any]:
-    """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does."""
-    made_of = [{**question, "where": ""}, digest, imgbatch.__version__]
+    """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does.
+
+    Args:
+        question: what the answer depends on, besides the weights.
+        asked: the same, and how messages call things.
+        digest: of the weights.
+    """
+    made_of = [question, digest, imgbatch.__version__]
     made_of += [version(package) for package in ("timm", "torch", "torchvision")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
-        asked = {"task": "check", "name": name, "weights": str(weights), **question}
         path.write_text(json.dumps(child.ask(asked, limit_s=_CHECK_S, pulse=pulse)))
 
     found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())

@@ -63,6 +63,7 @@ def check_directory(
     choice: dict[str, Any],
     classes: int,
     weights: str,
+    called: str,
 ) -> dict[str, Any]:
     """Build the network of a directory and show it a blank image; return what `resolve` does, "features" and "notes".
 
@@ -73,6 +74,7 @@ def check_directory(
         description: `architecture`, `model_args`, and the keys of preprocessing as `pretrained_cfg`.
         choice: what the config says of preprocessing.
         weights: a file of this machine.
+        called: names it in messages.
 
     Raises:
         ModelError: keys, shapes or labels do not fit, or the answer is not finite.
@@ -82,8 +84,8 @@ def check_directory(
     found = resolve(description, choice, where)
     size = Preprocess.from_timm(found["data"])
     net = networks.make(architecture, classes, found["arguments"])
-    state, notes = files.read(Path(weights), name)
-    notes += networks.fill(net, state, name, architecture)
+    state, notes = files.read(Path(weights), called)
+    notes += networks.fill(net, state, called, architecture)
     networks.check(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
     head = networks.head(net, classes)
     return {**found, "features": None if head is None else head.weight.shape[1], "notes": notes}
@@ -191,8 +193,11 @@ def _filled(
     try:
         return networks.fill(net, state, name, architecture)
     except ModelError as error:
-        made_for = f"; the head is made for the {len(labels)} names of model.labels" if labels else ""
-        raise ModelError(f"{error}{made_for}{hint_at_background(labels or [])}") from error
+        if not labels or "of another shape" not in str(error):
+            raise
+        raise ModelError(
+            f"{error}; the head is made for the {len(labels)} names of model.labels{hint_at_background(labels)}"
+        ) from error
 
 
 def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:

@@ -60,7 +60,12 @@ def of_zoo(
     if labels:
         description.warn_of_likeness(labels, f"model.labels={chosen.labels}")
     content = None if weights is None else _content(weights, stores)
-    made_of = [architecture, content and hashlib.sha256(content).hexdigest(), labels, imgbatch.__version__]
+    made_of = [
+        architecture,
+        None if content is None else hashlib.sha256(content).hexdigest(),
+        labels,
+        imgbatch.__version__,
+    ]
     made_of += [version(package) for package in ("timm", "torchvision")]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 

@@ -143,21 +143,22 @@ def _loaded(path: Path, where: str) -> Any:
     """Return what a file holds, told by its content: names are often wrong."""
     with path.open("rb") as file:
         start = file.read(_MAX_TEXT)
-    _require_weights(start, path.stat().st_size, where)
+    _require_weights(path, start, where)
     try:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints hold their arguments as one
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: of a path, torch would believe the suffix. timm's checkpoints hold their arguments as a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors have each their own
         raise _unreadable(path, where, error) from error
 
 
-def _require_weights(start: bytes, size: int, where: str) -> None:
-    """Refuse what is another kind of file, by its first bytes."""
-    if not size:
+def _require_weights(path: Path, start: bytes, where: str) -> None:
+    """Refuse what is another kind of file."""
+    if not start:
         raise ModelError(f"{where} is empty")
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
@@ -166,19 +167,20 @@ def _require_weights(start: bytes, size: int, where: str) -> None:
         raise ModelError(
             f"{where} is a web page, not weights: the download may have asked for a login; fetch the file again"
         )
-    if size < _MAX_TEXT and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+    if len(start) < _MAX_TEXT and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
         raise ModelError(f"{where} is a text file, not weights: {start[:60].decode()!r}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ModelError(
+                    f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
+                )
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> ModelError:
     """Return what to say of a file that is not read, with the classes that a pickle would bring."""
     unsafe: list[str] = []
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return ModelError(
-                    f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
-                )
         try:
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception:  # noqa: BLE001 - it only improves a message

@@ -99,10 +99,10 @@ def _twice(names: Sequence[str]) -> set[str]:
 def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the labels; ModelError if one stands for more than one class."""
     for label in sorted(_twice(labels)):
-        places = [number for number, name in enumerate(labels) if name == label]
+        places = ", ".join(str(number) for number, name in enumerate(labels) if name == label)
         hint = "; a head of ImageNet's 1,000 classes needs no names" if len(labels) == 1000 else ""
         raise ModelError(
-            f"{where}: label {label!r} stands for more than one class ({', '.join(map(str, places))}): give each a name of its "
+            f"{where}: label {label!r} stands for more than one class (numbers {places}): give each a name of its "
             f"own{hint}"
         )
     return tuple(labels)

@@ -51,6 +51,12 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("model.crop_pct=0", "more than 0 and at most 1"),
         ("model.crop_pct=87.5", "more than 0 and at most 1"),
         ("model.image_size=0", "must be 1 or more"),
+        ("model.mean=[0.5, 0.5]", "three numbers are needed"),
+        ("model.mean=0.5", "three numbers are needed"),
+        ("model.mean=grey", r"expected numbers, such as \[0.5, 0.5, 0.5\]"),
+        ("model.std=[0.5, 0, 0.5]", "each must be more than 0"),
+        ("model.std=[true, true, true]", "expected numbers"),
+        ("model.interpolation=bicubik", "did you mean 'bicubic'"),
         ("model.weight=x", "did you mean 'model.weights'"),
         ("output.embedding=true", "did you mean 'output.embeddings'"),
         ("cluster=3", "cluster is a section"),
@@ -107,6 +113,13 @@ def test_pruning_what_lies_behind_a_limit_is_refused() -> None:
         load(None, ["run.prune=true"], limit=3)
     assert load(None, ["run.prune=true"]).run.prune
     assert load(None, limit=3).limit == 3
+
+
+def test_numbers_are_given_as_a_list_or_with_commas(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[model]\nmean = [0, 0.5, 1]\n")
+    assert load(str(tmp_path / "run.toml")).model.mean == (0.0, 0.5, 1.0)
+    for text in ("[0.1,0.2,0.3]", "0.1,0.2,0.3", "0.1, 0.2, 0.3"):
+        assert load(None, [f"model.std={text}"]).model.std == (0.1, 0.2, 0.3)
 
 
 def test_values_are_read_as_toml_and_else_as_text() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,60 +20,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from imgbatch import models
-from imgbatch.config import ClassifyConfig, ModelConfig, StorageConfig
+from imgbatch.config import ClassifyConfig, ModelConfig
 from imgbatch.errors import Interrupted, ModelError
 from imgbatch.models import Model, child, directory, hubs, networks, zoo
 from imgbatch.models.runtime import Prediction, build
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage import Folder
 from tests.conftest import S3Server
+from tests.unit.networks import LABELS, STORES, Load, require_same_network, tiny, write
 from tests.unit.pictures import scene
 
-LABELS = ("a", "b", "c")
-STORES = Stores(StorageConfig(), {})
-BLANK = torch.rand((2, 3, 160, 160), generator=torch.Generator().manual_seed(0))
 PIXELS = np.stack([scene(160, 160, seed=number) for number in range(5)])
-
-Load = Callable[..., Model]
-
-
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Load a model with caches of its own and no internet; a child's work is done here, where torch is there already."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(child, "ask", lambda question, **_: json.loads(json.dumps(child.answer(dict(question)))))
-    return lambda name, stores=STORES, **keys: models.load(ModelConfig(name=str(name), **keys), stores)
-
-
-@pytest.fixture
-def labels(tmp_path: Path) -> str:
-    """A file with three names."""
-    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-    return str(tmp_path / "labels.txt")
-
-
-def tiny(classes: int = 3, name: str = "test_resnet") -> nn.Module:
-    """Return a small network of timm with random weights."""
-    torch.manual_seed(classes)
-    net: nn.Module = timm.create_model(name, num_classes=classes).eval()
-    return net
-
-
-def logits(net: nn.Module) -> torch.Tensor:
-    """Return what a network answers."""
-    with torch.inference_mode():
-        answer: torch.Tensor = net(BLANK)
-    return answer
-
-
-def require_same_network(left: nn.Module, right: nn.Module) -> None:
-    """Require that two networks give the same numbers, and that these are no zeros."""
-    assert torch.equal(logits(left.eval()), logits(right.eval()))
-    assert logits(left).std() > 0
 
 
 def put_into_hub_cache(cache: Path, repository: str, net: nn.Module) -> None:
@@ -226,12 +182,6 @@ def test_a_file_of_labels_that_cannot_be(load: Load, tmp_path: Path, content: by
             load(name, labels=str(tmp_path / "bad.txt"), **keys)
 
 
-def write(path: Path, net: nn.Module, labels: Sequence[str] = LABELS) -> Path:
-    """Write a model directory on the disk."""
-    directory.write_directory(Folder(STORES, str(path)), net, labels)
-    return path
-
-
 def test_timm_reads_what_we_write_and_we_read_what_timm_writes(load: Load, tmp_path: Path) -> None:
     net = timm.create_model("test_efficientnet", num_classes=3, global_pool="max", act_layer="relu").eval()
     ours = write(tmp_path / "ours", net)
@@ -313,9 +263,10 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("num_classes", 0, "num_classes is 0"),
         ("label_names", ["a", "b", "a"], "'a' stands for more than one class"),
         ("label_names", ["a", "b"], "2 label_names for a head of 3"),
-        ("label_names", {"a": 1}, "no 'label_names'"),
+        ("label_names", {"a": 1}, "numbers its names from 1 to 1"),
+        ("label_names", "a, b, c", "no 'label_names'"),
         ("problem_type", "multi_label_classification", "several labels to an image"),
-        ("pretrained_cfg", {"input_size": [1, 28, 28]}, "3 channels"),
+        ("model_args", {"in_chans": 1}, r"3 channels.*repeat the weight"),
         ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
     ],
 )

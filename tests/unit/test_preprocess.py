@@ -156,6 +156,18 @@ def test_describe_names_what_matters(name: str) -> None:
     assert all(str(side) in sentence for side in preprocess.resize)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lite0", "224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
+        ("squash and crop", "224×224 px from 248×248 (squash, crop 0.903), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
+        ("tall", "256×128 px from 269×134 (crop 0.952), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
+    ],
+)
+def test_the_summary_has_the_numbers_that_a_person_compares(name: str, told: str) -> None:
+    assert Preprocess.from_timm(CONFIGS[name]).summary() == told
+
+
 def test_the_value_is_had_without_torch() -> None:
     code = "import sys; from imgbatch.preprocess import Preprocess as P; P.from_timm({}).describe(); "
     code += "sys.exit('torch' in sys.modules)"

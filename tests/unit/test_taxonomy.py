@@ -104,6 +104,47 @@ def test_a_json_that_is_no_tree_is_refused_by_name(content: str, told: str) -> N
     assert told in str(refused.value)
 
 
+SPELLINGS = {
+    "a node": b"label,kind\nFuji,Apple\nGala,apple\nBanana,Banana\nCarrot,Root\n",
+    "a node with a space": b"label,kind\nFuji,Stone fruit\nGala,Stone_Fruit\nBanana,Banana\nCarrot,Root\n",
+    "an invisible character": "label,kind\nFuji,Apple\nGala,Apple\u200b\nBanana,Banana\nCarrot,Root\n".encode(),
+    "a level": b"label,kind,Kind\nFuji,A,B\nGala,A,B\nBanana,C,B\nCarrot,D,E\n",
+    "labels beside the model's": b"label,kind\nFuji,A\nfuji,A\nGala,A\nBanana,B\nCarrot,C\n",
+}
+
+
+@pytest.mark.parametrize("what", SPELLINGS)
+def test_one_name_in_two_spellings_is_refused(what: str) -> None:
+    with pytest.raises(ModelError, match="t.csv: .* that differ only in case, spaces or invisible characters: .* and "):
+        taxonomy.read(SPELLINGS[what], "t.csv", FRUIT)
+
+
+def test_in_json_as_well() -> None:
+    for tree in (
+        {"Apple": ["Fuji"], "apple": ["Gala"], "B": ["Banana", "Carrot"]},
+        {"levels": ["kind", "Kind ", "label"], "tree": {"A": {"B": FRUIT}}},
+    ):
+        with pytest.raises(ModelError, match="differ only in case"):
+            taxonomy.read(json.dumps(tree).encode(), "t.json", FRUIT)
+    with pytest.raises(ModelError, match="'Apple' stands twice"):
+        taxonomy.read(b'{"Apple": ["Fuji"], "Apple ": ["Gala"]}', "t.json", FRUIT)
+
+
+def test_names_are_composed_and_trimmed_where_they_are_read() -> None:
+    known = taxonomy.read(b"label,kind\nCaf\xc3\xa9,Drink\nTea,Drink\n", "t.csv", ["Caf\u00e9", "Tea"])
+    odd = " label, kind \nCafe\u0301 , Drink\nTea,Drink \n"
+    assert taxonomy.read(odd.encode(), "t.csv", ["Caf\u00e9", "Tea"]) == known
+    tree = {"levels": [" kind", "label"], "tree": {"Drink ": ["Cafe\u0301", " Tea"]}}
+    assert taxonomy.read(json.dumps(tree).encode(), "t.json", ["Caf\u00e9", "Tea"]) == known
+    with pytest.raises(ModelError, match="'Caf\u00e9' stands in two places"):
+        taxonomy.read("label,kind\nCafe\u0301,A\nCaf\u00e9,A\n".encode(), "t.csv", ["Caf\u00e9"])
+
+
+def test_a_models_own_labels_may_differ_in_case_alone() -> None:
+    found = taxonomy.read(b"label,kind\nCardigan,dog\ncardigan,cloth\n", "t.csv", ["Cardigan", "cardigan"])
+    assert found.path(0) == ["dog", "Cardigan"]
+
+
 def test_a_parent_is_never_less_likely_than_its_child_to_the_last_bit() -> None:
     tree, generator = zoo.imagenet_taxonomy(), np.random.default_rng(0)
     for sharpness in (0.003, 0.03, 1):

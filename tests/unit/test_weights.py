@@ -1,0 +1,200 @@
+"""Files of weights as people have them: wrapped, prefixed, without counters; and files that are none."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save, save_file
+
+from imgbatch.errors import ModelError
+from imgbatch.models import networks, weights
+from tests.unit.networks import Load, require_same_network, tiny, write
+
+State = dict[str, torch.Tensor]
+
+
+def prefixed(state: State, prefix: str) -> State:
+    """Return tensors under longer names."""
+    return {prefix + name: value for name, value in state.items()}
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "plain": lambda state: state,
+    "no counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
+    "PyTorch's tutorial": lambda state: {
+        "epoch": 3,
+        "model_state_dict": state,
+        "optimizer_state_dict": {},
+        "loss": 0.5,
+    },
+    "model": lambda state: {"model": state, "args": None},
+    "net": lambda state: {"net": state, "acc": 93.5, "epoch": 3},
+    "twice": lambda state: {"model": {"state_dict": state}, "step": 1},
+    "averaged": lambda state: {"state_dict": prefixed(tiny(4).state_dict(), "x."), "state_dict_ema": state},
+    "DDP": lambda state: prefixed(state, "module."),
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "DDP of compiled": lambda state: prefixed(state, "module._orig_mod."),
+    "compiled layers": lambda state: {
+        name.replace("layer1.", "layer1._orig_mod.").replace("fc.", "fc._orig_mod."): value
+        for name, value in state.items()
+    },
+    "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 1e-3}, "loops": {}},
+    "deep": lambda state: prefixed(state, "module.net.backbone."),
+    "SWA": lambda state: {"n_averaged": torch.tensor(3), **prefixed(state, "module.")},
+    "no counters, DDP": lambda state: prefixed(FORMS["no counters"](state), "module."),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, labels: str, form: str) -> None:
+    net = tiny()
+    torch.save(FORMS[form](net.state_dict()), tmp_path / "own.pth")
+    model = load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
+    require_same_network(model.network(), net)
+    torch.save(net.state_dict(), tmp_path / "plain.pth")
+    plain = load(tmp_path / "plain.pth", architecture="test_resnet", labels=labels)
+    assert model.digest == plain.digest, "the same weights, however they are wrapped"
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("PyTorch's tutorial", "'model_state_dict' of the checkpoint is used"),
+        ("averaged", "'state_dict_ema' (averaged weights) of the checkpoint is used; 'state_dict' is not"),
+        ("Lightning", "'model.' was removed from the names of the tensors"),
+        ("deep", "'module.', 'net.', 'backbone.' was removed"),
+        (
+            "no counters",
+            "buffers that do not matter at inference are missing or left over: bn1.num_batches_tracked and",
+        ),
+    ],
+)
+def test_the_log_says_what_was_done(
+    load: Load, tmp_path: Path, labels: str, form: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    torch.save(FORMS[form](tiny().state_dict()), tmp_path / "own.pth")
+    for _ in range(2):  # also when the model directory is in the node's cache
+        caplog.clear()
+        load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
+        assert told in caplog.text
+
+
+def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, labels: str) -> None:
+    import argparse
+
+    net = tiny()
+    torch.save({"state_dict": net.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "own.pth.tar")
+    require_same_network(load(tmp_path / "own.pth.tar", architecture="test_resnet", labels=labels).network(), net)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: {**state, "extra.weight": torch.zeros(2)}, "1 left over: extra.weight"),
+        (lambda state: {name: value for name, value in state.items() if name != "bn1.running_mean"},
+         "1 missing: bn1.running_mean"),
+        (lambda state: {name: value for name, value in state.items() if name != "fc.bias"}, "1 missing: fc.bias"),
+        (lambda state: {**prefixed(state, "model."), "loss.weight": torch.zeros(3)}, "left over: loss.weight, model."),
+        (lambda state: {**state, "epoch": 3}, r"no state dict: it has 'epoch' \(int\) among its tensors"),
+        (lambda state: {"state_dict": {**state, "name": "x"}}, r"it has 'name' \(str\) among its tensors"),
+        (lambda state: {"epoch": 3, "lr": 0.1, "best": 1, "x": None}, r"it has 'epoch' \(int\), 'lr' \(float\), .* and 1 more "
+         "and no tensors"),
+        (lambda state: [*state.values()], "it is list, not names with tensors"),
+        (lambda state: {}, "it is empty"),
+        (lambda state: {**state, "conv1.0.weight": state["conv1.0.weight"][:, :1]}, "repeat the weight"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(
+    load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], told: str
+) -> None:
+    torch.save(change(tiny().state_dict()), tmp_path / "own.pth")
+    with pytest.raises(ModelError, match=told):
+        load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
+
+
+def scripted(path: Path) -> None:
+    """Write a TorchScript archive."""
+    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 4, 4)), str(path))  # type: ignore[no-untyped-call]
+
+
+NO_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\nsize 4\n"), "pointer.*git lfs pull"),
+    "web page": (lambda path: path.write_text("\n<!DOCTYPE html><html>Sign in"), "is a web page, not weights"),
+    "store's error": (lambda path: path.write_text("<?xml version='1.0'?><Error>"), "is a web page"),
+    "text": (lambda path: path.write_text('{"error": "Repository not found"}'), "is a text file, not weights: .*not found"),
+    "empty": (lambda path: path.write_bytes(b""), "own.pth is empty"),
+    "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(5000)), "HDF5, as Keras writes it"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(bytes(5000))), "compressed with gzip"),
+    "pickled network": (lambda path: torch.save(tiny(), path), r"more than tensors \(.*and \d+ more\), which is never loaded"),
+    "torn": (lambda path: path.write_bytes(save(tiny().state_dict())[:-1000]), "torn"),
+    "TorchScript": (scripted, "is TorchScript, which is a program"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_what_is_no_file_of_weights_is_called_what_it_is(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
+    make, told = NO_WEIGHTS[kind]
+    make(tmp_path / "own.pth")
+    with pytest.raises(ModelError, match=rf"own\.pth.*{told}|{told}"):
+        load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
+    place = write(tmp_path / "dir", tiny())
+    make(place / "model.safetensors")
+    with pytest.raises(ModelError, match=told.replace("own.pth", "model.safetensors")) as refused:
+        load(place)
+    assert str(place / "model.safetensors") in str(refused.value)
+
+
+def test_the_content_tells_what_a_file_is_not_its_name(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    save_file(state, tmp_path / "safe.pth")
+    torch.save(state, tmp_path / "torch.safetensors")
+    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for name in ("safe.pth", "torch.safetensors", "old.bin"):
+        read, notes = weights.read(tmp_path / name, name)
+        assert read.keys() == state.keys() and notes == []
+
+
+@pytest.mark.parametrize("architecture", ["swin_tiny_patch4_window7_224", "levit_128s"])
+def test_tables_of_indices_may_be_there_or_not(architecture: str) -> None:
+    """timm has written such buffers in some versions and not in others: the network computes them when it is made."""
+    net = timm.create_model(architecture, num_classes=3)
+    state = dict(net.state_dict())
+    tables = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in weights._NOT_NEEDED]
+    assert any("ind" in name or "idx" in name for name in tables)
+    buffers = dict(net.named_buffers())
+    networks.fill(net, {**state, **{name: buffers[name] for name in tables}}, "x", architecture)
+    networks.fill(net, {name: value for name, value in state.items() if name not in tables}, "x", architecture)
+
+
+def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) -> None:
+    net = tiny()
+    place = write(tmp_path / "dir", net)
+    safe = load(place)
+    (place / "model.safetensors").unlink()
+    torch.save(net.state_dict(), place / "pytorch_model.bin")
+    model = load(place)
+    require_same_network(model.network(), net)
+    assert model.labels == safe.labels and model.preprocess == safe.preprocess
+    torch.save(tiny(), place / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle that holds more than tensors"):
+        load(place)
+
+
+def test_weights_in_several_files_and_none_at_all_are_told_apart(load: Load, tmp_path: Path) -> None:
+    place = write(tmp_path / "dir", tiny())
+    (place / "model.safetensors").rename(place / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        load(place)
+    (place / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match="its weights lie in several files"):
+        load(place)
