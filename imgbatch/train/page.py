@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from imgbatch.metrics import Confusion, calibration
 from imgbatch.report import figures
-from imgbatch.report.evaluation import STYLE, table
+from imgbatch.report.evaluation import STYLE, VIEWPORT, table
 from imgbatch.train.calibration import softmax
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
@@ -48,7 +48,7 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], truths: Ints, unseen: 
         parts += ["<h2>What is taken for what</h2>", _confusion(labels, truths, scores.argmax(1))]
     parts += ["<h2>Classes</h2>", table(["class", "#images"], [*facts["data"]["classes"].items()])]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Training</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{VIEWPORT}<title>Training</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
 
