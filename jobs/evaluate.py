@@ -34,7 +34,7 @@ from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
 from imgbatch.parts import Log
-from imgbatch.schema import EMBEDDING, labels_with
+from imgbatch.schema import labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
 from imgbatch.seen import TrainingImages
 from imgbatch.sources.labelled import Classes, is_tar
@@ -242,7 +242,7 @@ def last_run(output: Folder) -> dict[str, Any]:
 
 def require_columns(output: Folder, columns: Sequence[str]) -> None:
     """Refuse tables that were asked to hold less than what is scored."""
-    if lacking := set(READ) - set(labels_with([name for name in columns if name != EMBEDDING]).names):
+    if lacking := set(READ) - set(labels_with(columns, 1, hashed=True).names):
         raise InputError(
             f"{output.at('labels')} lacks the columns {', '.join(sorted(lacking))}: it was written with output.columns; label "
             "without, or with these among them"

@@ -17,6 +17,7 @@ from imgbatch.seen import NOT_KNOWN
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20
 
+VIEWPORT = '<meta name="viewport" content="width=device-width">'
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
@@ -26,7 +27,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem }
 .pictures img { max-width: 100%; height: 9rem; object-fit: contain; background: #f4f4f4 }
-.warning { border-left: .3rem solid #c0392b; background: #fdf0ee; padding: .6rem .8rem }
+.warning { border-left: .3rem solid #c0392b; background: #fdf0ee; padding: .6rem .8rem; overflow-wrap: anywhere }
 figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere } p.note { color: #666 } svg { max-width: 100%; height: auto }
 """
 
@@ -56,7 +57,8 @@ def page(
         "<h2>Are scores probabilities?</h2>",
         _calibration(ours),
         "<h2>What if only sure labels are taken?</h2>",
-        f'<div class="side">{figures.coverage(_named(ours, other, "coverage"))}{_answers(ours)}</div>',
+        f'<div class="side">{figures.coverage(_named(ours, other, "coverage"))}{_answers(ours)}</div>'
+        '<p class="note">Shaded: 95 % intervals.</p>',
         "<h2>What is taken for what</h2>",
         _confusion(ours),
         "<h2>Most sure, and wrong</h2>",
@@ -65,7 +67,7 @@ def page(
         _classes(ours),
     ]
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation of {escape(name)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{VIEWPORT}<title>Evaluation of {escape(name)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
 

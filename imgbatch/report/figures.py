@@ -44,7 +44,8 @@ def coverage(curves: Mapping[str, Coverage]) -> str:
             (curve.coverage[half], curve.accuracy[half]),
             xytext=(-4, -14), textcoords="offset points", ha="right", fontsize=8, color=colour,
         )  # fmt: skip
-    lowest = min(float(np.nanmin(curve.accuracy)) for curve in curves.values())
+    # The intervals of few images, at the left, may go below the figure.
+    lowest = min(float(np.nanmin([*curve.accuracy, curve.interval[0, 0]])) for curve in curves.values())
     axes.set_ylim(max(0.0, lowest - 0.05), 1.005)
     axes.legend(loc="lower left", frameon=False)
     return _svg(figure)

@@ -143,4 +143,4 @@ def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> Non
     output = Folder(Stores(StorageConfig()), str(tmp_path))
     require_columns(output, [])
     with pytest.raises(InputError, match=r"labels lacks the columns .*model.*: it was written with output\.columns"):
-        require_columns(output, ["label", "score", "embedding"])
+        require_columns(output, ["label", "score", "embedding", "content_hash"])

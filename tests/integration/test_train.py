@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.seen import TrainingImages
 from imgbatch.storage import Folder
 from jobs import train
 from tests.conftest import Job, S3Server
@@ -69,7 +70,8 @@ def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
     assert "1 rejected" in ended.out
 
     wanted = {"config.json", "model.safetensors", "taxonomy.csv", "metrics.json", "training.json", "training.html"}
-    assert {path.name for path in model.iterdir()} == wanted | {"predictions.parquet", "rejects.parquet"}
+    wanted |= {"predictions.parquet", "rejects.parquet", "training_images.parquet"}
+    assert {path.name for path in model.iterdir()} == wanted
     assert (model / "taxonomy.csv").read_bytes() == tree.read_bytes()
     assert rows(f"select reason, uri from '{model}/rejects.parquet'") == [("truncated", f"{data}/red/broken.jpg")]
     figures, record = (json.loads((model / name).read_text()) for name in ("metrics.json", "training.json"))
@@ -204,6 +206,8 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
     place = Folder(s3.stores(), output)
     assert "config.json" in place.names() and not [name for name in place.names() if name.startswith("_training")]
     assert json.loads(place.read("training.json"))["data"]["classes"] == dict.fromkeys(COLOURS, 5)
+    known = TrainingImages.read(place.read("training_images.parquet"))
+    assert len(known.hashes) == 15 and known.trained.all(), "those that were held out before the refit as well"
 
     trained, labels, same = tmp_path / "trained", tmp_path / "labels", settings(["classify.dtype=float32"])
     trained.mkdir()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from imgbatch.classify import Classify, LabelImages, Work, decode_block, received
-from imgbatch.config import Config, StorageConfig
+from imgbatch.config import Config, OutputConfig, StorageConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.listing import page_name
 from imgbatch.models import Model
@@ -24,6 +24,7 @@ from imgbatch.models.on_torch import TorchRuntime
 from imgbatch.models.runtime import Pixels, Prediction, in_batches
 from imgbatch.preprocess import Preprocess
 from imgbatch.schema import LISTING, RESULTS
+from imgbatch.seen import content_hash
 from imgbatch.storage import Folder, Stores
 from tests.unit.pictures import encode, scene
 
@@ -125,6 +126,21 @@ def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) 
     for size in (1, 3, 8):
         blocks = [received(block)[0] for start in range(0, 8, size) for block in classify(pixels.slice(start, size))]
         assert pa.concat_tables(blocks) == together
+
+
+def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[list[bytes]], Work]) -> None:
+    files = [*pictures(3), b"", b"no image", pictures(1)[0]]
+    job = work(files)
+    assert through(job, list(range(6)), MeanColour())["content_hash"].null_count == 6
+    asked = replace(job, config=replace(job.config, output=OutputConfig(content_hash=True)))
+    found = through(asked, list(range(6)), MeanColour())
+    assert found["content_hash"].to_pylist() == [content_hash(content) for content in files]
+    assert found.schema == RESULTS and found.drop_columns("content_hash") == through(
+        job, list(range(6)), MeanColour()
+    ).drop_columns("content_hash")
+    (pixels,) = decode_block(pa.table({"index": np.arange(6)}), asked)
+    (labelled,) = Classify(asked, lambda _: MeanColour())(pixels)
+    assert received(labelled)[0] == found, "on two operators too"
 
 
 def test_numbers_need_not_be_in_a_row(work: Callable[[list[bytes]], Work]) -> None:

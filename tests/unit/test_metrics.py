@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as theirs
 
 from imgbatch import metrics
@@ -58,6 +59,43 @@ def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.nd
         low, high = np.quantile(by_hand, [0.025, 0.975])
         assert found.low == pytest.approx(low, abs=0.008) and found.high == pytest.approx(high, abs=0.008)
         assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize(
+    ("part", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_of_proportions_are_those_of_newcombe_s_table(part: int, total: int, low: float, high: float) -> None:
+    # Newcombe: Two-sided confidence intervals for the single proportion (1998), table I, method 3.
+    found = metrics.proportion(part, total)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high) and found.value == part / total
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 96, 5_000, 10**7])
+def test_intervals_of_proportions_are_scipy_s_wilson_intervals(total: int) -> None:
+    parts = np.unique([0, 1, total // 3, total - 1, total])
+    found = metrics.wilson(parts, np.full(len(parts), total))
+    for part, interval in zip(parts.tolist(), found, strict=True):
+        assert interval == pytest.approx(tuple(binomtest(part, total).proportion_ci(method="wilson")), abs=1e-9)
+    assert found.min() >= 0 and found.max() <= 1
+
+
+def test_a_small_set_without_a_mistake_is_not_certain() -> None:
+    perfect, none = metrics.share(np.ones(96, bool)), metrics.share(np.zeros(96, bool))
+    assert str(perfect) == "100.00% (96.15% to 100.00%)" and str(none) == "0.00% (0.00% to 3.85%)"
+
+
+def test_figures_of_classes_and_of_coverage_have_intervals_and_none_where_there_is_nothing() -> None:
+    truth, predicted = np.array([0] * 10 + [1] * 10), np.array([0] * 9 + [1] + [1] * 10)
+    found = metrics.PerClass.of(metrics.Confusion.of(truth, predicted, 3))
+    assert found.recall_interval.round(3).tolist()[:2] == [[0.596, 0.982], [0.722, 1.0]]  # 9 and 10 of 10
+    assert found.precision_interval.round(3).tolist()[:2] == [[0.701, 1.0], [0.623, 0.984]]  # 9 of 9, 10 of 11
+    assert np.isnan(found.recall_interval[2]).all() and np.isnan(found.precision_interval[2]).all()
+    covered = metrics.coverage(np.array([0.2, 0.9]), np.array([False, True]), steps=2)
+    assert covered.interval[:2].round(3).tolist() == [[0.095, 0.905], [0.207, 1.0]]  # 1 of 2, 1 of 1
+    assert np.isnan(covered.interval[2]).all()
+    (first, second) = metrics.calibration(np.array([0.01, 0.99, 0.99]), np.array([False, True, True])).interval.round(3)
+    assert first.tolist() == [0, 0.793] and second.tolist() == [0.342, 1]
 
 
 def test_ece_is_near_zero_for_probabilities_and_large_for_boasts() -> None:

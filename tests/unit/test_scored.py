@@ -24,6 +24,7 @@ from imgbatch.preprocess import Preprocess
 from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.scored import PREDICTIONS, Scored, worst
+from imgbatch.seen import TrainingImages
 from imgbatch.sources import Source
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH, Columns
 from imgbatch.storage import Folder, Stores
@@ -58,9 +59,15 @@ def predicted(who: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
     return pa.Table.from_arrays(rows, schema=LABELS), scores
 
 
-def write(folder: Folder, rows: pa.Table, *, rejected: list[dict[str, Any]] = []) -> None:  # noqa: B006
+def write(
+    folder: Folder,
+    rows: pa.Table,
+    *,
+    rejected: list[dict[str, Any]] = [],  # noqa: B006
+    fingerprint: dict[str, Any] = {},  # noqa: B006
+) -> None:
     """Write an output as the main job leaves it."""
-    footer = Footer("r", {}).metadata()
+    footer = Footer("r", fingerprint).metadata()
     for number, part in enumerate((rows.slice(0, 25), rows.slice(25)), 1):
         folder.put(f"labels/part-{number:08d}.parquet", encode(part, footer))
     blank = {"stage": "decode", "run_id": "r", "model": "m"}
@@ -112,6 +119,68 @@ def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
     )
     assert sum(each["share"] for each in figures["answers"]) == pytest.approx(1)
     json.dumps(figures, allow_nan=False)
+
+
+HASHES = np.random.default_rng(9).integers(0, 2**64, N, dtype=np.uint64)
+
+
+def evaluated(output: Folder, known: TrainingImages | None, *, hashed: bool = True) -> Evaluation:
+    """Return the figures of an output in which the first 20 images have a right label, and image i has HASHES[i]."""
+    who = model()
+    rows, scores = predicted(who)
+    if hashed:
+        rows = rows.append_column("content_hash", pa.array(HASHES))
+    write(output, rows, fingerprint={"output.content_hash": True} if hashed else {})
+    best = scores.argmax(1)
+    scored = Scored(truths([FRUIT[(number + (i >= 20)) % 6] for i, number in enumerate(best)], who), who, None, known)
+    list(scored.take(output.folder("labels")))
+    return Evaluation.of(scored)
+
+
+def test_images_that_the_model_has_seen_are_counted_and_the_others_scored_apart(output: Folder) -> None:
+    found = evaluated(output, TrainingImages.of(HASHES[:15], HASHES[30:32]))
+    said = found.public()["seen"]
+    assert said.pop("unseen") == {
+        "n": 23,
+        "top1": pytest.approx(5 / 23),
+        "interval_95": pytest.approx([0.097, 0.419], abs=1e-3),
+    }
+    assert said == {"trained": 15, "selected": 2, "compared": N, "share_of_hashes": 1.0}
+    assert str(found.seen) == "15 of 40 images were trained on, 2 of 40 images were used to select the model"
+    text = page(found, None, None, [])
+    warning = text[text.index('class="warning"') : text.index("<table>")]
+    assert "15 of 40 images were trained on" in warning and "top-1 of 23 images" in warning and "21.74%" in warning
+
+
+def test_where_all_or_none_were_seen_there_is_no_second_figure(output: Folder) -> None:
+    every = evaluated(output.folder("a"), TrainingImages.of(HASHES, HASHES[:0]))
+    none = evaluated(output.folder("b"), TrainingImages.of(HASHES[:0], ~HASHES))
+    for found, trained in ((every, N), (none, 0)):
+        said = found.public()["seen"]
+        assert (said["trained"], said["selected"], said["unseen"]) == (trained, 0, None)
+    assert 'class="warning"' in page(every, None, None, []) and 'class="warning"' not in page(none, None, None, [])
+    assert "None of 40 images was trained on." in page(none, None, None, [])
+    against = page(none, every, compared(none, every), [])
+    assert "s3://m/fruit: None of 40" in against and "s3://m/fruit: 40 of 40 images were trained on" in against
+
+
+@pytest.mark.parametrize(("known", "hashed"), [(None, True), (TrainingImages.of(HASHES, HASHES), False)])
+def test_without_hashes_of_the_model_or_of_the_images_it_is_not_known(
+    output: Folder, known: TrainingImages | None, hashed: bool
+) -> None:
+    found = evaluated(output, known, hashed=hashed)
+    assert found.seen is None and found.public()["seen"] is None
+    assert "Whether the model was trained on them is not known" in page(found, None, None, [])
+
+
+def test_a_sample_of_hashes_scores_the_images_that_it_can_look_up(output: Folder) -> None:
+    known = TrainingImages.of(HASHES[:20], HASHES[:0], limit=10)
+    found = evaluated(output, known)
+    inside = np.less_equal(HASHES, known.hashes[-1])
+    others = int(np.count_nonzero(inside[20:]))
+    said = found.public()["seen"]
+    assert said["compared"] == 10 + others and said["trained"] == round(10 * N / (10 + others))
+    assert said["unseen"]["n"] == others and said["unseen"]["top1"] == 0, "the images 20 to 39 have a wrong label"
 
 
 def test_two_models_with_their_classes_in_another_order_are_compared_image_by_image(output: Folder) -> None:

@@ -15,10 +15,13 @@ import pytest
 from imgbatch.config import StorageConfig
 from imgbatch.errors import OutputError
 from imgbatch.listing import Todo
+from imgbatch.models import Model
+from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores
-from imgbatch.train import prepare, prepared, publish
+from imgbatch.train import prepare, prepared, publish, ways
 from imgbatch.train.page import page
 from imgbatch.train.prepared import ROWS
+from imgbatch.train.settings import Training
 
 
 @pytest.fixture
@@ -105,6 +108,21 @@ def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixel
         {"uri": "a.tar#1.jpg@2048", "stage": "list", "reason": "duplicate"}
     ]
     assert prepared.load(folder, made.keys[made.read], np.empty)[:, 0, 0].tolist() == [5]
+
+
+def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess = Preprocess(height=8, width=8, resize=(8,))
+    base, nothing = Model(name="m", digest="0", labels=("a",), preprocess=preprocess, network=list), cast(Any, None)
+    task = ways.Task(
+        Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing, lambda: None
+    )
+    now = task.images(preprocess).shards.uri
+    assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.output.content_hash
+    at = prepared.ROWS.get_field_index("content_hash")
+    monkeypatch.setattr(prepared, "ROWS", prepared.ROWS.remove(at))  # as 0.1 wrote them
+    assert task.images(preprocess).shards.uri != now
 
 
 def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
