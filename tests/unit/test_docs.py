@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgbatch import cli, config, errors, rejects, schema
+from imgbatch.sources import split_words
 from imgbatch.train.settings import Training
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +110,13 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
     for found, function in named:
         file = file if found == "…" else found
         assert file in tests and f"def {function}" in tests[file], f"{file}::{function}"
+
+
+def test_the_page_about_labels_and_splits_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "labels-and-splits.md").read_text()
+    keys = {key for key, _, _ in describe()}
+    assert set(re.findall(r"`(source\.[a-z_]+)", page)) <= keys
+    ours = {"labels", "label_column", "label_depth", "splits", "split_column", "uri_template"}
+    assert {f"source.{name}" for name in ours} <= set(re.findall(r"source\.[a-z_]+", page))
+    words = re.search(r"Split words are (.*?)\.", page, re.S)
+    assert words is not None and set(re.findall(r"[a-z]+", words[1])) - {"and"} == set(split_words.WORDS)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import StorageConfig
+from imgbatch.config import Config, StorageConfig
 from imgbatch.errors import OutputError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
@@ -60,7 +60,7 @@ def test_a_shard_whose_writer_was_killed_does_not_count(folder: Folder) -> None:
 
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], prepare.Prepared]:
     """Return which entries of a listing are known, and what there is of them."""
-    work, n = cast(Any, SimpleNamespace(shards=folder)), len(uris)
+    work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
     todo = Todo(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
     known = prepare._known(work, todo)
@@ -128,7 +128,7 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
 def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
     rows = [{"index": 0, "uri": "image 0", "input_label": "7", "input_group": "1"}]
     prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
-    work = cast(Any, SimpleNamespace(shards=folder))
+    work = cast(Any, SimpleNamespace(shards=folder, config=Config()))
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
     todo = Todo(np.array([False, True]), np.zeros((0, 2), np.int64), {})
@@ -205,7 +205,9 @@ def test_the_page_stands_alone_and_escapes_what_labels_hold() -> None:
     labels = ["<b>Gala</b>", "Lime & $x$"]
     facts = {
         "way": "head", "base": {"name": "tiny"}, "images": 4, "temperature": 1.5, "curve": [{"l2": 0.1, "held_out_loss": 1.0,
-        "held_out_accuracy": 0.5}], "data": {"rejected": 0, "classes": dict.fromkeys(labels, 2)},
+        "held_out_accuracy": 0.5}],
+        "data": {"rejected": 0, "classes_by_split": {name: {"train": 2} for name in labels}, "unlabelled": 1,
+                 "unlabelled_example": "<x>.jpg", "sources": [{"uri": "<in>", "labels": "folders", "splits": "none"}]},
         "config": {"train": {"refit": True}},
         "metrics": {"n": 4, "top1": 0.5, "top1_interval": [0.1, 0.9], "top5": 1.0, "top5_interval": [0.5, 1.0], "ece": 0.1,
                     "ece_before_temperature": 0.2, "levels": {"kind": 0.75, "label": 0.5},
