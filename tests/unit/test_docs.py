@@ -114,7 +114,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 
 def test_the_page_about_labels_and_splits_names_what_there_is() -> None:
     page = (ROOT / "docs" / "labels-and-splits.md").read_text()
-    keys = {key for key, _, _ in describe()}
+    keys = {key for key, _, _ in config.describe()}
     assert set(re.findall(r"`(source\.[a-z_]+)", page)) <= keys
     ours = {"labels", "label_column", "label_depth", "splits", "split_column", "uri_template"}
     assert {f"source.{name}" for name in ours} <= set(re.findall(r"source\.[a-z_]+", page))
