@@ -96,27 +96,30 @@ class Objects:
     config: SourceConfig
 
     def found(self) -> Iterator[Found]:
-        """Yield them, the rows of Hugging Face's metadata files, the tars, and the rows of the Parquet files of images."""
+        """Yield them, the tars, the rows of the Parquet files of images, and those of Hugging Face's metadata files."""
         for objects in self._meant():
-            lists = self._lists(objects)
-            if lists:
-                objects = objects.filter(pc.invert(pc.is_in(objects["uri"], pa.array([each.uri for each in lists]))))
-            is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
-            yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
-            rows_of_lists = [partial(self._rows_in, each) for each in lists]
-            yield from chained(rows_of_lists, at_once=_FILES_AT_ONCE, most=1)
-            if len(shards := objects.filter(is_tar)):
-                yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
-            rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
+            is_list = self._are(objects, METADATA, "auto")
+            yield from self._found(objects.filter(pc.invert(is_list)))
+            lists = objects.filter(is_list)
+            rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+
+    def _found(self, objects: pa.RecordBatch) -> Iterator[Found]:
+        is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
+        yield self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+        if len(shards := objects.filter(is_tar)):
+            yield Found(shards.set_column(4, LISTING.field("container"), pa.repeat(TAR, len(shards))))
+        rows = [partial(_rows_of, table) for table in self._tables(objects.filter(is_table))]
+        yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
     def carried(self) -> pa.Schema:
         """Return the columns that travel along: those of the first Parquet file of images among the first objects, and
         those of tars, if there is one among them."""
         carried = pa.schema([])
         for objects in islice(self._meant(), 1):
-            for each in self._lists(objects):
-                carried = pa.unify_schemas([carried, each.carried], promote_options="permissive")
+            for uri in objects["uri"].filter(self._are(objects, METADATA, "auto")).to_pylist():
+                if (metadata := self._metadata(uri)) is not None:
+                    carried = pa.unify_schemas([carried, metadata.carried], promote_options="permissive")
             for table in self._tables(objects.filter(self._are(objects, _TABLE, "parquet"))):
                 with suppress(StoreError, InputError):
                     if table.column is not None:
@@ -152,20 +155,12 @@ class Objects:
         example = passed_over[0].as_py() if len(passed_over) else ""
         return Found(objects.filter(chosen), ignored=len(passed_over), example=example)
 
-    def _lists(self, objects: pa.RecordBatch) -> list[Manifest]:
-        """Return the metadata files among some objects that name images; others of that name are objects like others."""
-        if self.config.format != "auto":
-            return []
-        found = []
-        for uri in objects["uri"].filter(pc.match_substring_regex(objects["uri"], pattern=METADATA)).to_pylist():
-            try:
-                found.append(Manifest(self.stores, uri, self.config, beside=True))
-            except InputError as error:
-                log.info("%s is not read as a list of the images beside it: %s", uri, error)
-        return found
-
-    def _rows_in(self, metadata: Manifest) -> Iterator[Found]:
+    def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[Found]:
         """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
+        metadata = self._metadata(listed["uri"][0].as_py())
+        if metadata is None:
+            yield from self._found(listed)
+            return
         for found in metadata.found():
             batch, ignored = found.batch, found.ignored
             meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
@@ -173,9 +168,15 @@ class Objects:
                 batch = batch.filter(meant)
                 ignored += len(found.batch) - len(batch)
             candidates = self._candidates(batch)
-            yield Found(
-                candidates.batch, ignored=ignored + candidates.ignored, example=found.example or candidates.example
-            )
+            yield Found(candidates.batch, ignored + candidates.ignored, found.example or candidates.example)
+
+    def _metadata(self, uri: str) -> Manifest | None:
+        """Return the metadata file of that name, None if it names no images: then it is an object like others."""
+        try:
+            return Manifest(self.stores, uri, self.config, beside=True)
+        except InputError as error:
+            log.info("%s is not read as a list of the images beside it: %s", uri, error)
+            return None
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         wanted = self.config.format in ("auto", kind)
