@@ -35,6 +35,8 @@ from imgbatch.storage import Folder, Stores
 
 Ints = npt.NDArray[np.int64]
 
+_NONE = pa.schema([*LISTING, (TRUTH, pa.string())])
+
 AGREE = (TRUTH, SPLIT, GROUP)
 """Columns in which two rows of one image may not differ."""
 
@@ -191,7 +193,7 @@ def relisted(
 
         def found() -> Iterator[Found]:
             resolver.understood = Understood()
-            yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), counts.ignored, counts.ignored_example)
+            yield Found(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 
         def probe() -> Iterator[Found]:

@@ -201,9 +201,12 @@ class TableColumns:
         if not pc.any(long).as_py():
             return column
         _say_left_out(self.where.rpartition("/")[0], (name,))
-        if pt.is_dictionary(column.type):
-            return pa.DictionaryArray.from_arrays(column.indices, pc.if_else(long, None, values))
-        return pc.if_else(long, None, values)
+        if not pt.is_dictionary(column.type):
+            return pc.if_else(long, None, values)
+        short = pc.invert(long)
+        numbers = pc.subtract(pc.cumulative_sum(short.cast(pa.int32())), 1)
+        indices = pc.if_else(short, numbers, None).take(column.indices)
+        return pa.DictionaryArray.from_arrays(indices, values.filter(short))
 
     @cached_property
     def _class_names(self) -> dict[str, list[str]]:

@@ -122,24 +122,27 @@ class Objects:
     config: SourceConfig
 
     def found(self) -> Iterator[Found]:
-        """Yield them, the rows of Hugging Face's metadata files, the tars, and the rows of the Parquet files of images."""
+        """Yield them, the tars, the rows of the Parquet files of images, and those of Hugging Face's metadata files."""
         for found in self._listed():
-            objects, lists = found.batch, self._lists(found.batch)
-            if lists:
-                objects = objects.filter(pc.invert(pc.is_in(objects["uri"], pa.array([each.uri for each in lists]))))
-            is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
-            candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
-            ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
-            yield replace(candidates, ignored=ignored, example=example)
-            rows_of_lists = [partial(self._rows_in, each) for each in lists]
-            yield from chained(rows_of_lists, at_once=_FILES_AT_ONCE, most=1)
-            if len(shards := objects.filter(is_tar)):
-                yield tars.in_place_of_members(shards)
-            tables = objects.filter(is_table)
-            if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
-                yield Found(gone, unread=True)
-            rows = [partial(_rows_of, table) for table in self._tables(tables)]
+            is_list = self._are(found.batch, METADATA, "auto")
+            yield from self._found(replace(found, batch=found.batch.filter(pc.invert(is_list))))
+            lists = found.batch.filter(is_list)
+            rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+
+    def _found(self, found: Found) -> Iterator[Found]:
+        objects = found.batch
+        is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
+        candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
+        ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
+        yield replace(candidates, ignored=ignored, example=example)
+        if len(shards := objects.filter(is_tar)):
+            yield tars.in_place_of_members(shards)
+        tables = objects.filter(is_table)
+        if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
+            yield Found(gone, unread=True)
+        rows = [partial(_rows_of, table) for table in self._tables(tables)]
+        yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
         """Yield what is meant, as LISTING batches, without what is junk."""
@@ -179,20 +182,12 @@ class Objects:
         names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.meant.base.rstrip('/')}/"))
         return _passing_over(objects, Candidates(self.config.suffixes).among(names))
 
-    def _lists(self, objects: pa.RecordBatch) -> list[Manifest]:
-        """Return the metadata files among some objects that name images; others of that name are objects like others."""
-        if self.config.format != "auto":
-            return []
-        found = []
-        for uri in objects["uri"].filter(pc.match_substring_regex(objects["uri"], pattern=METADATA)).to_pylist():
-            try:
-                found.append(Manifest(self.stores, uri, self.config, beside=True))
-            except InputError as error:
-                log.info("%s is not read as a list of the images beside it: %s", uri, error)
-        return found
-
-    def _rows_in(self, metadata: Manifest) -> Iterator[Found]:
+    def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[Found]:
         """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
+        metadata = self._metadata(listed["uri"][0].as_py())
+        if metadata is None:
+            yield from self._found(listed)
+            return
         for found in metadata.found():
             batch, ignored = found.batch, found.ignored
             meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
@@ -202,6 +197,14 @@ class Objects:
             candidates = self._candidates(batch)
             example = found.example or candidates.example
             yield Found(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
+
+    def _metadata(self, uri: str) -> Manifest | None:
+        """Return the metadata file of that name, None if it names no images: then it is an object like others."""
+        try:
+            return Manifest(self.stores, uri, self.config, beside=True)
+        except InputError as error:
+            log.info("%s is not read as a list of the images beside it: %s", uri, error)
+            return None
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         return self._are_called(objects["uri"], pattern, kind)

@@ -97,6 +97,45 @@ def test_a_prefix_of_tars_tables_and_objects(
     assert warm("verify", "s3://out/mixed", env=s3.environment).code == 0
 
 
+def test_a_table_of_ids_and_images_in_other_types(
+    warm: Job, s3: S3Server, kinds: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    images = {path.name: path.read_bytes() for path in sorted(kinds.iterdir())[:6]}
+    names, bucket = list(images), s3.bucket("images")
+    for name, content in images.items():
+        bucket.put(f"contest/train/{name}", content)
+    rows = "".join(f'{name.partition(".")[0]},"{number}",pixels\n' for number, name in enumerate(names))
+    bucket.put("contest/train.csv", f"sep=,\r\nid_code, diagnosis ,\r\n{rows}".encode())
+    column = pa.array([[images[name]] for name in names], pa.large_list(pa.large_binary()))
+    boxes = [{"w": number, "tags": ["a", "b"]} for number in range(6)]
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"pages": column, "box ": boxes, "md5": pa.array([b"\x00\xff"] * 6)}), sink)
+    bucket.put("contest/pages.parquet", sink.getvalue())
+    command = ("classify", "--model", tiny_model, "--set", "source.uri_template=train/{id_code}.jpg")
+
+    ended = warm(*command, "--input", "s3://images/contest/train.csv", "--output", "s3://out/ids", env=s3.environment)
+    assert ended.code == 0, ended.err
+    found = tables.rows(tables.download(s3.bucket("out"), "ids", tmp_path / "ids"))
+    assert [row["uri"] for row in found] == [f"s3://images/contest/train/{name}" for name in names]
+    assert [row["input_diagnosis"] for row in found] == list("012345")
+    assert [row["input_id_code"] for row in found] == [name.partition(".")[0] for name in names]
+
+    pages = ("--input", "s3://images/contest/pages.parquet", "--set", "source.image_column=pages")
+    ended = warm(*command[:3], *pages, "--output", "s3://out/pages", env=s3.environment)
+    assert ended.code == 0, ended.err
+    rows_of_pages = tables.rows(tables.download(s3.bucket("out"), "pages", tmp_path / "pages"))
+    assert [(row["label"], row["input_box"], row["input_md5"]) for row in rows_of_pages] == [
+        (row["label"], box, b"\x00\xff") for row, box in zip(found, boxes, strict=True)
+    ]
+    assert "input_pages" not in rows_of_pages[0]
+
+    wrong = warm(
+        *command[:3], "--input", "s3://images/contest/train.csv", "--output", "s3://out/no", env=s3.environment
+    )
+    assert wrong.code == 2 and "has no column 'uri'; it has: id_code, diagnosis" in wrong.err, wrong.err
+    assert "source.uri_template" in wrong.err
+
+
 @pytest.mark.long
 def test_killed_in_the_middle_of_tars_and_tables(
     job: Job, started: Callable[..., subprocess.Popen[str]], s3: S3Server, kinds: Path, tiny_model: Path, tmp_path: Path
