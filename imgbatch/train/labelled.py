@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED
 from imgbatch.sources.labelled import TEST, TRUTH, split_names, splits_of, text
+from imgbatch.sources.names import is_junk
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +166,13 @@ def _require_distinct(labels: Sequence[str], classes: Ints) -> None:
 def empty_folders(place: str, folders: Sequence[str], uris: pa.ChunkedArray) -> list[str]:
     """Return which folders directly below a place hold no image.
 
-    >>> empty_folders("/data", ["cat", "dog", ".git"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
+    >>> empty_folders("/data", ["cat", "dog", "@eaDir"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
     ['dog']
     """
     below = uris.filter(pc.starts_with(uris, f"{place}/"))
     parts = pc.split_pattern(pc.utf8_slice_codeunits(below, len(place) + 1), "/", max_splits=1)
     full = set(pc.unique(pc.list_element(parts, 0)).to_pylist())
-    return [name for name in folders if name not in full and not name.startswith(".")]
+    return [name for name in folders if name not in full and not is_junk(name)]
 
 
 def summary(found: Labelled) -> dict[str, Any]:
