@@ -35,6 +35,9 @@ class Job:
 def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> Job:
     """Check everything that can be checked before any work; `pulse` is called while that takes long."""
     stores = Stores(chosen.storage)
+    for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
+        for uri in uris:
+            sources.require_utf8(uri, what)
     model = models.load(chosen.model, stores, pulse)
     chosen = config.with_output(chosen, model=model.slug)
     if not chosen.output.uri:

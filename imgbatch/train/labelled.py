@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
+from imgbatch.sources.names import is_junk
 from imgbatch.sources.split_words import SPLIT_NAMES, TEST, TRAIN
 from imgbatch.spelling import require_distinct
 
@@ -120,13 +121,13 @@ def _require_whole(groups: Ints, splits: Ints, names: pa.Array) -> None:
 def empty_folders(place: str, folders: Sequence[str], uris: pa.ChunkedArray) -> list[str]:
     """Return which folders directly below a place hold no image.
 
-    >>> empty_folders("/data", ["cat", "dog", ".git"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
+    >>> empty_folders("/data", ["cat", "dog", "@eaDir"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
     ['dog']
     """
     below = uris.filter(pc.starts_with(uris, f"{place}/"))
     parts = pc.split_pattern(pc.utf8_slice_codeunits(below, len(place) + 1), "/", max_splits=1)
     full = set(pc.unique(pc.list_element(parts, 0)).to_pylist())
-    return [name for name in folders if name not in full and not name.startswith(".")]
+    return [name for name in folders if name not in full and not is_junk(name)]
 
 
 def summary(found: Labelled) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     unknown = warm(*command)
     assert (
         unknown.code == 2
-        and f"1 images have labels that are unknown to {tiny_model}: 'A ', did you mean 'a'?" in unknown.err
+        and f"1 images have labels that are unknown to {tiny_model}: 'A', did you mean 'a'?" in unknown.err
     )
     assert not (tmp_path / "out" / "labels").exists(), "before anything was classified"
     (mixed / "A ").rename(mixed / "b2").joinpath("x.png").rename(next(mixed.glob("?")) / "x.png")

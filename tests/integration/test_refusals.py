@@ -6,6 +6,7 @@ None of these runs may reach Ray: an import of it is made to fail.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -44,6 +45,22 @@ def require_refusal(ended: Ended, code: int) -> str:
     assert len(ended.err) < 2000, "more than a screen"
     assert ended.out == ""
     return ended.err
+
+
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_a_path_that_is_not_utf8(refused: Callable[..., str], tmp_path: Path, flag: str) -> None:
+    places = {"--input": str(tmp_path / "in"), "--output": str(tmp_path / "out")}
+    places[flag] += os.fsdecode(b"/caf\xe9")
+    said = refused(2, *(word for pair in places.items() for word in pair))
+    assert f"{flag} " in said and r"caf\xe9 is not UTF-8" in said and "convmv" in said
+
+
+def test_a_table_with_a_log(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "in/_delta_log").mkdir(parents=True)
+    (tmp_path / "in/_delta_log/00000000000000000000.json").write_text("{}")
+    pq.write_table(pa.table({"jpg": [b"1"]}), tmp_path / "in/part-0.parquet")
+    said = refused(2, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert f"{tmp_path}/in is a table in Delta's format" in said and "deltalake" in said
 
 
 def test_a_prefix_without_images(refused: Callable[..., str], tmp_path: Path) -> None:

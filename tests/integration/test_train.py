@@ -220,8 +220,8 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
 @pytest.mark.parametrize(
     ("make", "more", "code", "said"),
     [
-        (lambda data: pictures(data, ["Red", "red"], 2), [], 2, "differ in case or spaces alone: 'Red' (2 images) and 'red'"),
-        (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "stands in two places"),
+        (lambda data: pictures(data, ["Red", "red"], 2), [], 2, "'Red' (2 images) and 'red'"),
+        (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "is in two places"),
         (lambda data: pictures(data, ["red"], 2), [], 2, "holds 1 class (red): at least two are needed"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "TREE"], 2, "green"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv"),

@@ -85,6 +85,17 @@ def test_a_report_without_versions_has_no_such_columns(bucket: Folder) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffixes", ["images", "*"])
+def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str) -> None:
+    keys = ["a/x.jpg", "a/.thumbs/x.jpg", "a/@eaDir/x.jpg", "a/_SUCCESS", "a_$folder$", "a/", "LICENSE", "a/_y"]
+    text = "".join(f'"photos","{quote_plus(key)}","5"\n' for key in keys)
+    bucket.put("data/1.csv", gzip.compress(text.encode()))
+    uri = report(bucket, "CSV", fileSchema="Bucket, Key, Size")
+    found = list(everything(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes)), pa.schema([])))
+    uris = [uri for each in found for uri in each.batch["uri"].to_pylist()]
+    assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in found) == 6
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "no manifest of an S3 Inventory")],
