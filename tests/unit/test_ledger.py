@@ -284,8 +284,12 @@ def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Plac
     assert states(ledger(place()), images("a", "b", "c")) == [[DONE, DONE, DONE]]
 
 
-@pytest.mark.parametrize("wanted", [labels_with((), 3), labels_with(hashed=True), labels_with(["label"], 3, hashed=True)])
-def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_for(place: Place, wanted: pa.Schema) -> None:
+@pytest.mark.parametrize(
+    "wanted", [labels_with((), 3), labels_with(hashed=True), labels_with(["label"], 3, hashed=True)]
+)
+def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_for(
+    place: Place, wanted: pa.Schema
+) -> None:
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
     table, footer = parts.decode(place().read(f"labels/{part(1)}"), "labels")
