@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 AS_GIVEN = "label_names_as_given"
 """Stands in `config.json` if `label_names` are to be shown as they are, WordNet ids too."""
+
+PROCESSOR = "preprocessor_config.json"
+"""transformers' file of preprocessing; it is read where `config.json` says nothing of it."""
 
 STATED = ("input_size", "crop_pct", "interpolation", "mean", "std")
 """The keys that say how images are prepared. timm has a default for each, which is a guess where a key is missing."""
@@ -58,6 +62,21 @@ _NOT_UNDERSTOOD: Mapping[str, tuple[Any, ...]] = {
     "padding": (0,),
 }
 """Keys that would change the pixels, each with the values at which it changes nothing; other values are refused."""
+
+_OF_PROCESSORS: Mapping[str, tuple[Any, ...]] = {
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "rescale_factor": (1 / 255, 0.00392156862745098),
+    "do_pad": (False,),
+    "do_flip_channel_order": (False,),
+    "do_reduce_labels": (False,),
+    "crop_pct": (),
+    "size_divisor": (),
+    "offset": (),
+}
+"""The same for transformers' image processors."""
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 _SIGMOID = re.compile(r"bce|binary_?cross_?entropy|sigmoid|multi_?label|regression")
 _OF_THE_HEAD = (
@@ -120,6 +139,52 @@ def preprocessing(config: Mapping[str, Any], where: str) -> dict[str, Any]:
                 "in pretrained_cfg"
             )
     return {key: stated[key] for key in _OF_PIXELS if stated.get(key) is not None}
+
+
+def of_processor(content: bytes, where: str) -> dict[str, Any]:
+    """Return what transformers' `preprocessor_config.json` says of preprocessing, under timm's keys.
+
+    Raises:
+        ModelError: it asks for something that cannot be had here.
+    """
+    try:
+        said = json.loads(content)
+        if isinstance(said.get("pretrained_cfg"), dict):  # of transformers' wrapper around timm
+            return preprocessing({"pretrained_cfg": said["pretrained_cfg"]}, where)
+        for key, harmless in _OF_PROCESSORS.items():
+            if said.get(key) is not None and said[key] not in harmless:
+                raise ModelError(
+                    f"{where}: {key}={said[key]!r} is not supported: set model.mean, model.std, … and remove the file"
+                )
+        found: dict[str, Any] = _sides(said) if "size" in said or "crop_size" in said else {}
+        if "resample" in said:
+            found["interpolation"] = _RESAMPLE[said["resample"]]
+        plain = {"mean": [0.0] * 3, "std": [1.0] * 3} if said.get("do_normalize") is False else {}
+        return found | {key: said[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in said} | plain
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{where} does not say how images are prepared in a way that is supported ({error!r}): say it in config.json"
+        ) from error
+
+
+def _sides(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `input_size`, `crop_pct` and `crop_mode` of a processor that resizes, and perhaps crops."""
+    size: Any = said.get("size")
+    crop: Any = said.get("crop_size")
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    squash = "shortest_edge" not in size
+    if not said.get("do_center_crop"):
+        if not squash:
+            raise ValueError("size has a shortest_edge, and nothing is cropped")
+        return {"input_size": [3, size["height"], size["width"]], "crop_pct": 1.0, "crop_mode": "squash"}
+    side, height = size["height" if squash else "shortest_edge"], crop["height"]
+    if (squash and size["width"] != side) or crop["width"] != height:
+        raise ValueError("size and crop_size are not square")
+    ratio = height / side
+    if math.floor(height / ratio) != side:  # timm rounds down, and 1 / (1 / x) may be a little less than x
+        ratio = height / (side + 0.5)
+    return {"input_size": [3, height, height], "crop_pct": ratio, "crop_mode": "squash" if squash else "center"}
 
 
 def require_softmax(config: Mapping[str, Any], where: str) -> None:
@@ -237,7 +302,7 @@ def say_what_is_assumed(
         before = Preprocess.from_timm(zoo.with_choice({}, chosen))
         if before != used:
             log.warning(
-                "%s: since 0.2.0 the preprocessing at its top is used, %s; 0.1 ignored it and used %s: labels differ from "
-                "those of 0.1",
-                where, used.summary(), before.summary(),
+                "%s: since 0.2.0 the preprocessing at its top, or in %s beside it, is used: %s; 0.1 ignored it and used %s: "
+                "labels differ from those of 0.1",
+                where, PROCESSOR, used.summary(), before.summary(),
             )  # fmt: skip

@@ -73,6 +73,9 @@ def read(
     where = folder.at(_CONFIG)
     config = description.parse(_required(folder, _CONFIG, _MOST_CONFIG), where)
     stated = description.preprocessing(config, where)
+    if not stated:
+        with suppress(NotFound):
+            stated = description.of_processor(folder.read(description.PROCESSOR), folder.at(description.PROCESSOR))
     classes = description.classes_of(config, where)
     if not replaces_head:
         description.require_softmax(config, where)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Ended, Job, S3Server
+from tests.conftest import Ended, Job, S3Server, write_model
 from tests.integration import tables
 
 
@@ -74,6 +74,17 @@ def test_a_prefix_without_images(refused: Callable[..., str], tmp_path: Path) ->
     assert "3 other objects ignored" in refused(2, "--input", tmp_path / "pdfs", "--output", output)
     assert not (output / "_SUCCESS").exists() and not (output / "labels").exists()
     assert {(run["status"], run["exit_code"]) for run in tables.runs(output)} == {("failed", 2)}
+
+
+def test_a_model_whose_head_is_not_a_softmax(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+    one = write_model(tmp_path / "one", seed=0, labels=("defect",))
+    command = ("--input", folder, "--output", tmp_path / "out", "--model")
+    assert "Make it a head of two" in refused(2, *command, one)
+    several = write_model(tmp_path / "several", seed=0)
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    assert "one best class of a softmax" in refused(2, *command, several)
+    assert not (tmp_path / "out").exists()
 
 
 def test_flags_that_are_missing_or_wrong(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:

@@ -86,13 +86,66 @@ def test_a_flat_description_says_which_version_changed_its_labels(
     load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(flat(tmp_path / "flat", OWN))
-    assert "since 0.2.0 the preprocessing at its top is used, 128×128 px from 160" in caplog.text
+    assert (
+        "since 0.2.0 the preprocessing at its top, or in preprocessor_config.json beside it, is used: 128×128 px from"
+        in caplog.text
+    )
     assert "0.1 ignored it and used 224×224 px from 256 (crop 0.875), bicubic, mean 0.485" in caplog.text
     caplog.clear()
     load(flat(tmp_path / "same", {"mean": [0.485, 0.456, 0.406]}))
     load(described(tmp_path / "nested", {"pretrained_cfg": OWN}))
     load(write(tmp_path / "ours", tiny()))
     assert "0.2.0" not in caplog.text, "what 0.1 read as well is no news"
+
+
+PROCESSOR = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "resample": 2,
+             "image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.1]}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["ViTImageProcessor", "CLIPImageProcessor"])
+def test_a_processor_of_transformers_is_read_where_nothing_else_says_it(load: Load, tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    place = described(tmp_path / "dir", {"pretrained_cfg": None})
+    sides = (
+        {"size": {"height": 160, "width": 160}}
+        if kind[0] == "V"
+        else {"size": {"shortest_edge": 182}, "crop_size": 160}
+    )
+    processor = getattr(transformers, kind)(**PROCESSOR, **sides)
+    processor.save_pretrained(place)
+    preprocess = load(place).preprocess
+    picture = scene(300, 400)
+    theirs = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    ours = (preprocess(picture) / 255 - preprocess.mean) / preprocess.std
+    assert np.abs(theirs - ours).mean() < 0.02
+    stated = described(tmp_path / "stated", {"pretrained_cfg": OWN})
+    processor.save_pretrained(stated)
+    assert load(stated).preprocess == Preprocess.from_timm(OWN), "config.json comes first"
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not supported"),
+        ({"do_rescale": False}, "do_rescale=False is not supported"),
+        ({"crop_pct": 0.875, "size": {"shortest_edge": 224}}, "crop_pct=0.875 is not supported"),
+        ({"resample": 1}, "in a way that is supported"),
+        ({"size": {"shortest_edge": 224}}, "nothing is cropped"),
+        (
+            {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 200}},
+            "not square",
+        ),
+        ({"size": [1]}, "in a way that is supported"),
+    ],
+)
+def test_a_processor_that_does_something_else_is_refused(
+    load: Load, tmp_path: Path, keys: dict[str, Any], told: str
+) -> None:
+    place = described(tmp_path / "dir", {"pretrained_cfg": None})
+    (place / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **keys}))
+    with pytest.raises(ModelError, match=f"preprocessor_config.json.*{told}"):
+        load(place)
 
 
 def test_what_is_not_said_is_named_with_the_values_that_are_used(
