@@ -5,6 +5,7 @@ Guarantees, given the assumption of `parts`:
 - A row is in the store once `commit` returns, and never twice, whoever else writes and whenever a process is killed.
 - The row of a changed image is taken out of its part before its new row is committed. A kill in between leaves the image
   without a row, and the next run labels it.
+- Carried values are corrected row by row, by conditional replacement of the part. Doing it twice changes nothing more.
 - `seal` takes the next number of both logs, so that no PUT of a dead run can land behind the books; `open` makes parts
   that a dead run was rewriting into other ones, so that what it sent for them cannot either.
 """

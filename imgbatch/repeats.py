@@ -20,7 +20,7 @@ from imgbatch.schema import CARRIED, LISTING, carried_fields, whole
 from imgbatch.spelling import normalised
 from imgbatch.uris import Keys, UriIndex, first_of_each, uri_keys
 
-MAX_BUFFERED_BYTES = 64 << 20
+MAX_BUFFERED_BYTES = 32 << 20
 """Of rows that name an image again. Each time that they are more, all pages of the listing are read once."""
 
 _VERSION = ("size", "etag", "last_modified")

@@ -34,6 +34,7 @@ _at = st.tuples(st.sampled_from(_texts), st.sampled_from([1, 1, 2, 3]))
 _faults = st.dictionaries(_at, st.sampled_from(FAULTS), min_size=1, max_size=3)
 _kind = st.sampled_from(KINDS)
 _images = st.dictionaries(_name, st.tuples(_kind, st.sampled_from([None, None, *MOODS])), min_size=1, max_size=6)
+_notes = st.dictionaries(_name, st.sampled_from([None, "good", "bad", "blurred"]), min_size=1, max_size=6)
 _moods = st.dictionaries(_name, st.sampled_from(list(MOODS)), max_size=4)
 _settings = st.lists(
     st.sampled_from(["rejects.retry=all", "run.prune=true", "run.commit_s=1000"]), unique=True, max_size=2
@@ -98,6 +99,11 @@ class Histories(RuleBasedStateMachine):
     def remove(self, data: Any) -> None:
         """An image is deleted."""
         del self.world.images[data.draw(st.sampled_from(sorted(self.world.images)))]
+
+    @rule(notes=_notes)
+    def correct(self, notes: dict[str, str | None]) -> None:
+        """The manifest is corrected; None: it names an image no more."""
+        self.world.notes = {name: note for name, note in {**self.world.notes, **notes}.items() if note is not None}
 
     @precondition(lambda self: self.world.late)
     @rule()
@@ -226,6 +232,7 @@ class Histories(RuleBasedStateMachine):
             assert (found["etag"], _outcome_of(found)) in {(image.etag, image.kind), (image.etag, image.mood)}
         if first == 0:
             assert self.world.verify() == 0
+            self._require_notes({"labels": labels, "rejects": rejects})
         totals["kills"] += self.world.killed
         totals["writes failed"] += self.world.failed
         totals["runs"] += self.world.started
@@ -275,6 +282,8 @@ class Histories(RuleBasedStateMachine):
         hard = [fault for fault in driver.happened if fault in (*_DEADLY, "away")]
         if code == 0:
             self._require_whole(world, after, moving, pruned)
+            if not moving and (limit is None or len(world) < limit):  # else the manifest was not read
+                self._require_notes(after)
             assert self.world.verify() == 0 or moving
             self.disturbed = self.disturbed and moving
         elif code == 4:
@@ -309,7 +318,21 @@ class Histories(RuleBasedStateMachine):
                 again = table == "rejects" and image is not None and (row["passing"] or retry_all)
                 doubled = table == "rejects" and name in labels  # two writers' work, which the next run settles
                 if fresh and not (again or doubled):
-                    assert after[table].get(name) == row, f"{name}: a row that holds was touched"
+                    now, notes = dict(after[table].get(name, {})), {self.world.noted().get(name)}
+                    if "input_note" in row:
+                        notes.add(row["input_note"])
+                        assert now.pop("input_note", "gone") in notes, f"{name}: a note that nobody wrote"
+                    old = {column: value for column, value in row.items() if column != "input_note"}
+                    assert now == old, f"{name}: a row that holds was touched"
+
+    def _require_notes(self, after: dict[str, Rows]) -> None:
+        """Require that rows have the notes of the manifest, if their parts have the column and the manifest has rows."""
+        if noted := self.world.noted():
+            for row in (row for table in after.values() for row in table.items()):
+                name, columns = row
+                if name in self.world.images and "input_note" in columns:
+                    assert columns["input_note"] == noted.get(name), f"{name}: not the note of the manifest"
+                    totals["notes held against the manifest"] += 1
 
     def _require_whole(self, world: dict[str, Image], after: dict[str, Rows], loose: bool, pruned: bool) -> None:
         """Require one row for each listed image, and of the version that was listed unless others were at work."""

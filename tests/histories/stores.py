@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -90,19 +93,32 @@ class Memory:
 
 
 class Input:
-    """The images as a store, a few to a batch."""
+    """The images as a store, a few to a batch, and beside them a manifest with a note on some of them."""
+
+    manifest = "notes/list.csv"
 
     def __init__(self, images: dict[str, Image]) -> None:
         self._images = images
+        self.listed: dict[str, Image] = {}
+        """The images as they were when the run began: sources are listed in threads, and a history is to repeat itself."""
+        self.notes: dict[str, str] = {}
+        """What the manifest says of them."""
 
     def path(self, uri: str) -> str:
         return uri.partition("://")[2]
 
     def head(self, path: str) -> Meta:
-        raise FileNotFoundError(path)
+        if path != self.manifest:
+            raise FileNotFoundError(path)
+        return Meta(None, None)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        rows = [f"in://in/{name},{note}" for name, note in sorted(self.notes.items())]
+        yield io.BytesIO("\n".join(["uri,note", *rows, ""]).encode())
 
     def found(self, path: str) -> Iterator[pa.RecordBatch]:
-        listed = dict(self._images)  # as it was when the listing began
+        listed = self.listed
         names = sorted(listed)
         for start in range(0, len(names), _FEW):
             few = names[start : start + _FEW]

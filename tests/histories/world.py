@@ -95,6 +95,12 @@ class _Stores(Stores):
 
     world: World
 
+    @contextlib.contextmanager
+    def open(self, uri: str) -> Iterator[Any]:
+        store, path = self.resolve(uri)
+        with store.open(path) as file:
+            yield file
+
     def resolve(self, uri: str, *, plain: bool = False) -> Any:
         if uri.startswith("in://"):
             return self.world.input, uri.partition("://")[2]
@@ -124,6 +130,8 @@ class World:
     output: str = "memory://out"
     environment: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    """What a manifest beside the images says of some of them."""
     memory: Memory = field(default_factory=Memory)
     late: list[Callable[[], object]] = field(default_factory=list)
     """Writes of dead or impatient drivers that have not arrived yet."""
@@ -195,8 +203,14 @@ class World:
         self.started += 1
         driver = Driver(self.started, faults or {})
         given = ["run.commit_s=1e-9", "storage.retries=3", "fetch.ahead=2", *settings]
+        inputs = ["in://in"]
+        if self.noted():  # one without a row would be refused
+            last = limit is not None or self.chance.random() < 0.5  # a limit is to take the first images by name
+            inputs.insert(1 if last else 0, f"in://{self.input.manifest}")
+        before = self.input.listed, self.input.notes
+        self.input.listed, self.input.notes = dict(self.images), self.noted()
         flags = Namespace(
-            config=None, settings=given, input=["in://in"], output=self.output, model="shades", limit=limit, dry_run=False
+            config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
         )  # fmt: skip
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         self.alive.add(driver.number)
@@ -209,10 +223,15 @@ class World:
         except Killed:
             return None
         finally:
+            self.input.listed, self.input.notes = before
             self.ended = self.drivers.pop()
             self.alive.discard(driver.number)
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+
+    def noted(self) -> dict[str, str]:
+        """Return the notes on images that are there."""
+        return {name: note for name, note in self.notes.items() if name in self.images}
 
     def verify(self) -> int:
         """Recount the books; return the exit code."""

@@ -392,6 +392,18 @@ def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(o
     assert taken.ledger.stale == 2
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_images_whose_change_cannot_be_seen_are_counted(output: Folder, order: int) -> None:
+    labelled(output, "a", "b", "c")
+    manifest = [labels_of(**dict.fromkeys(("a", "b", "new"), "cat")), labels_of(5, c="cat")]
+    taken = listing(output)
+    taken.take(manifest)
+    assert taken.counts.unversioned == 2
+    taken = listing(output)
+    taken.take([*manifest, Found(batch("a"))][::order])
+    assert taken.counts.unversioned == 1
+
+
 def test_a_tars_version_is_never_filled(output: Folder) -> None:
     """How far a tar is read is kept by version: another one than that which was looked up must not be listed."""
     rows_of_tar = [
