@@ -199,7 +199,7 @@ def test_a_proxy_for_the_web_is_not_asked_for_the_cluster(
 ) -> None:
     """gRPC would go through these, also to an address of this machine."""
     (port,) = free_ports(1)
-    environment = {name: f"http://127.0.0.1:{port}" for name in PROXIES}
+    environment = dict.fromkeys(PROXIES, f"http://127.0.0.1:{port}")
     environment |= {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": cluster.token["RAY_AUTH_TOKEN"]}
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
     ended = job("classify", *command, env=environment)
@@ -211,7 +211,7 @@ def test_a_proxy_for_the_web_is_not_asked_for_the_cluster(
     assert "no Ray cluster answers" in said
 
 
-@pytest.mark.parametrize("home", ["/proc/self/fdinfo", "/nonexistent", ""])
+@pytest.mark.parametrize("home", ["/proc/self/fdinfo", "/dev/null", ""])
 def test_a_home_that_cannot_be_written(home: str) -> None:
     """Ray keeps a token there, which a Ray of this machine's own does not need."""
     script = "from imgbatch import connection\nwith connection.connected(): import ray; assert ray.get(ray.put(7)) == 7"

@@ -13,7 +13,12 @@ from tests.conftest import ROOT, Ended, clean_environment
 from tests.integration import tables
 from tests.integration.test_refusals import require_refusal
 
-SHOW_FILES = "import resource; from imgbatch import limits; limits.require_room(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+SHOW_FILES = """
+import resource
+from imgbatch import limits
+limits.require_room()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
 
 
 def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
@@ -78,5 +83,5 @@ def test_a_process_that_has_no_room_for_a_network_names_the_limit(
 def test_the_number_of_open_files_is_raised_as_far_as_it_may_be() -> None:
     ended = limited("-S -n 100", "-c", SHOW_FILES)
     assert ended.code == 0, ended.err
-    soft, hard = eval(ended.out)
+    soft, hard = map(int, ended.out.split())
     assert soft == min(hard, 1 << 16) > 100

@@ -131,7 +131,7 @@ def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
     )
     terminal, inside = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", draw, str(terminal)], cwd=ROOT, stderr=inside, stdout=subprocess.PIPE,
+        [sys.executable, "-c", draw, str(terminal)], cwd=ROOT, stderr=inside, stdout=subprocess.DEVNULL,
         pass_fds=[terminal], env={**clean_environment(), "PYTHONPATH": str(ROOT), "TERM": "xterm"},
     )  # fmt: skip
     os.close(terminal)
