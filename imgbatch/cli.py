@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import pyarrow as pa
@@ -31,7 +33,8 @@ exit codes:
 
 
 def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """Return a parser with what every job has."""
+    """Return a parser with what every job has; from here on, stdout and stderr never raise."""
+    make_streams_safe()
     made = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -40,6 +43,60 @@ def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
         "--set", dest="settings", action="append", default=[], metavar="section.key=value", help="set one config key"
     )
     return made
+
+
+class _SafeFile(io.FileIO):
+    """A file descriptor whose writes do not fail: where the reader is gone or the disk is full, the bytes are dropped."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes; return how many were taken."""
+        try:
+            while (written := super().write(data)) is None:  # a process that shares it has made it non-blocking
+                select.select([], [self], [])
+        except OSError:
+            return memoryview(data).nbytes
+        return written
+
+
+def make_streams_safe() -> None:
+    """Replace stdout and stderr by streams that never raise, so that the exit code is always that of the run.
+
+    A closed stream leads to /dev/null: its number would be given to the next file, into which C libraries would then write
+    their messages. Characters that the encoding lacks are escaped. Streams that a caller has put in place are kept.
+    """
+    free = [descriptor for descriptor in range(3) if _is_closed(descriptor)]
+    for descriptor in free:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor)  # for children as well
+        if null != descriptor:
+            os.close(null)
+        else:
+            os.set_inheritable(null, True)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None or stream is getattr(sys, f"__{name}__"):
+            if stream is None and descriptor not in free:  # another file has taken the number
+                descriptor = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, _safe_stream(descriptor, stream))
+
+
+def _is_closed(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return True
+    return False
+
+
+def _safe_stream(descriptor: int, stream: Any) -> io.TextIOWrapper:
+    raw = _SafeFile(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        getattr(stream, "encoding", "utf-8"),
+        "backslashreplace",
+        line_buffering=descriptor != 1 or raw.isatty(),
+        write_through=getattr(stream, "write_through", False),
+    )
 
 
 def config_keys(kind: type = Config) -> str:
@@ -96,5 +153,9 @@ def release_freed() -> None:
 
 
 def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags; argparse itself exits with 2 on wrong ones, as jobs do."""
+    """Parse the flags, those of the process for None; argparse itself exits with 2 on wrong ones, as jobs do."""
+    if argv is None and sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        # Names in stores and tables are UTF-8, whatever the locale is: start this process again in Python's UTF-8 mode.
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})
     return made.parse_args(argv)

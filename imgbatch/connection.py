@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import sys
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 
 import imgbatch
+from imgbatch import limits
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.stream import RESULTS, ticking
 
@@ -37,13 +39,17 @@ def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
     Raises:
         ClusterError: the cluster does not answer, or runs other versions.
         ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
+        UsageError: a limit of the operating system is too low for Ray.
     """
+    limits.require_room()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
         _knock(address)
+    else:
+        _use_own_token()
     import ray  # behind the variables, which it reads when it is imported
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -58,16 +64,20 @@ def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
             raise
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            hint = (
-                ""
-                if address
-                else f" (it keeps its files in {os.environ.get('RAY_TMPDIR', '/tmp')}; RAY_TMPDIR moves them)"
-            )
-            raise ClusterError(f"cannot use {where}: {error}{hint * isinstance(error, OSError)}") from error
+            raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
         yield
         _end_datasets()
         ray.shutdown()
         ended.set()
+
+
+def _use_own_token() -> None:
+    """Guard a Ray of this machine's own with a token of this process; Ray would write one to the home directory.
+
+    That may be missing, or read-only.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
@@ -114,6 +124,14 @@ def _end_autoscaler() -> None:
                 child.kill()
 
 
+def _hint(error: Exception) -> str:
+    """Return what to do about an error of a Ray of this machine's own."""
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if isinstance(error, OSError) and str(error.filename or place).startswith(place):
+        return f" (it keeps its files in {place}; RAY_TMPDIR moves them)"
+    return ""
+
+
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Keep what C++ writes to stderr while Ray starts, and show it only if that fails."""
@@ -126,7 +144,8 @@ def _hushed() -> Iterator[None]:
         except Exception as error:
             if not isinstance(error, ImgbatchError):
                 kept.seek(0)
-                os.write(stderr, kept.read())
+                with suppress(OSError):  # nobody may be there to read it
+                    os.write(stderr, kept.read())
             raise
         finally:
             os.dup2(stderr, 2)
@@ -148,7 +167,9 @@ def _knock(address: str) -> None:
         )
     if address in ("auto", "local"):
         return
-    with grpc.insecure_channel(address) as channel:
+    # The nodes of a cluster are not behind an HTTP proxy. Ray itself ignores http_proxy, unless this variable is set.
+    by_proxy = os.environ.get("RAY_grpc_enable_http_proxy", "0").lower() in ("1", "true")  # noqa: SIM112
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", int(by_proxy))]) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
                 b"", timeout=_CONNECT_S, wait_for_ready=False

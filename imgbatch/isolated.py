@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imgbatch import limits
 from imgbatch.decode import Picture, Rejected, decode
 
 _SHARE_OF_MEMORY = 0.5  # of the node's, that all the images may have that are decoded in this way at a time: one a core
@@ -56,14 +57,6 @@ def _answer(done: subprocess.CompletedProcess[bytes]) -> Picture:
     return Picture(np.load(io.BytesIO(pixels), allow_pickle=False), found["width"], found["height"])
 
 
-def memory_of_node() -> int:
-    """Return the bytes of memory that this machine, or the container that we are in, has."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    said = limit.read_text().strip() if limit.exists() else "max"
-    return min(memory, int(said)) if said.isdigit() else memory
-
-
 def memory_limit(memory: int, cores: int) -> int:
     """Return the bytes of data that one image may have.
 
@@ -84,8 +77,7 @@ def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes
     """Decode what is read; write a line of JSON, and behind it the pixels as NumPy writes an H×W×3 array."""
     signal.alarm(math.ceil(float(arguments[2])) + 1)  # a worker that is killed takes no child with it
     _die_first()
-    memory = memory_limit(memory_of_node(), os.cpu_count() or 1)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    limits.limit_data(memory_limit(limits.memory_of_node(), os.cpu_count() or 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     max_pixels, short_side = map(int, arguments[:2])
     try:

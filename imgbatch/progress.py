@@ -112,6 +112,7 @@ class TerminalProgress:
         self._bar.stop()
 
 
-def progress(total: int | None, stream: TextIO = sys.stderr) -> Progress:
-    """Return what fits the stream."""
+def progress(total: int | None, stream: TextIO | None = None) -> Progress:
+    """Return what fits the stream, stderr if none is given."""
+    stream = stream or sys.stderr  # as it is now: it may have been replaced since the import
     return TerminalProgress(total, stream) if stream.isatty() else LogProgress(total)

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from imgbatch import limits
 from imgbatch.errors import ModelError
-from imgbatch.isolated import memory_of_node
 
 _SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
 _POLL_S = 0.2
@@ -57,7 +56,8 @@ def ask(question: dict[str, Any], *, limit_s: float, pulse: Callable[[], None] =
             process.kill()
     if process.returncode:
         said = err.decode(errors="replace").strip().rpartition("\n")[2][:300]
-        raise ModelError(f"{about}: the process that looked at its network ended with {process.returncode}: {said}")
+        ended = f"the process that looked at its network ended with {process.returncode}{limits.hint()}"
+        raise ModelError(f"{about}: {ended}: {said}")
     found: Answer = json.loads(out)
     if "error" in found:
         raise ModelError(found["error"])
@@ -76,8 +76,7 @@ def answer(question: dict[str, Any]) -> Answer:
 
 def main(read: Callable[[], bytes], answers: BinaryIO) -> None:
     """Answer the question that is read, as JSON; an error of ours is an answer, too."""
-    memory = int(_SHARE_OF_MEMORY * memory_of_node())
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    limits.limit_data(int(_SHARE_OF_MEMORY * limits.memory_of_node()))
     try:
         found = answer(json.loads(read()))
     except ModelError as error:

@@ -191,6 +191,35 @@ def test_a_cluster_that_is_too_small(
     assert [run["status"] for run in tables.runs(tmp_path / "out")] == ["failed"] * 3
 
 
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+def test_a_proxy_for_the_web_is_not_asked_for_the_cluster(
+    job: Job, cluster: Running, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """gRPC would go through these, also to an address of this machine."""
+    (port,) = free_ports(1)
+    environment = dict.fromkeys(PROXIES, f"http://127.0.0.1:{port}")
+    environment |= {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": cluster.token["RAY_AUTH_TOKEN"]}
+    command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
+    ended = job("classify", *command, env=environment)
+    assert ended.code == 0, ended.err
+    assert len(tables.labels(tmp_path / "out")) == 12
+
+    on_purpose = {**environment, "RAY_grpc_enable_http_proxy": "1"}  # then Ray goes by them, and so do we
+    said = require_refusal(job("classify", *command[:2], "--output", tmp_path / "two", *command[4:], env=on_purpose), 3)
+    assert "no Ray cluster answers" in said
+
+
+@pytest.mark.parametrize("home", ["/proc/self/fdinfo", "/dev/null", ""])
+def test_a_home_that_cannot_be_written(home: str) -> None:
+    """Ray keeps a token there, which a Ray of this machine's own does not need."""
+    script = "from imgbatch import connection\nwith connection.connected(): import ray; assert ray.get(ray.put(7)) == 7"
+    environment = {**clean_environment(), "HOME": home, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+
+
 def submit(cluster: Running, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Submit the job as a user does, from the root of the checkout."""
     command = [str(RAY), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--",
