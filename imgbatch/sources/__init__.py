@@ -165,7 +165,7 @@ def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
         manifest = Manifest(stores, uri, config)
     except InputError:
         return None
-    return Source(uri, "manifest", manifest.found, lambda: manifest.carried)
+    return Source(uri, "manifest", manifest.found)
 
 
 def _holds_images(table: ImageTable, config: SourceConfig) -> bool:

@@ -10,7 +10,6 @@ import logging
 import re
 import zlib
 from collections.abc import Iterator
-from functools import cached_property
 from gzip import BadGzipFile
 
 import pyarrow as pa
@@ -85,16 +84,6 @@ class Manifest:
             )
         if nameless:
             log.warning("%s: %s rows name no image, the first is %s", self.uri, f"{nameless:,}", first)
-
-    @cached_property
-    def carried(self) -> pa.Schema:
-        """The columns that travel along from any of the rows."""
-        found: dict[str, pa.DataType] = {}
-        for rows in self._rows():
-            found |= {entry.name: entry.type for entry in rows.batch.schema if self._travels(entry.name)}
-            if form_of(self.uri) in ("csv", "tsv", "parquet"):
-                break
-        return pa.schema([(CARRIED + name, kind) for name, kind in found.items()])
 
     def _travels(self, name: str) -> bool:
         # What a template is filled from is a key of the table, and is wanted beside the labels.
