@@ -10,4 +10,4 @@ import os
 # goes up in steps of 4 MB for as long as rows come (docs/LOG.md).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -116,7 +116,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = None
     try:
-        if publish.finished(output, chosen.public()):
+        if publish.finished(output, chosen.public(), Training().public()):
             return None
         publish.require_room(output)
         tree = stores.read(absolute(chosen.taxonomy))[0] if chosen.taxonomy else None

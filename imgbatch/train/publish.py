@@ -69,15 +69,31 @@ def publish(output: Folder, files: Mapping[str, bytes]) -> None:
     remove(output.folder(RUN))
 
 
-def finished(output: Folder, config: Mapping[str, Any]) -> bool:
-    """Return whether a run of this config has written its model, and was killed while it cleared up; that is done now."""
+def finished(output: Folder, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Return whether a run of this config has written its model, and was killed while it cleared up; that is done now.
+
+    Args:
+        defaults: what keys mean that an older version did not record.
+    """
     if not output.exists(CONFIG) or not output.names(RUN):
         return False
     record = json.loads(output.read(RECORD)) if output.exists(RECORD) else {}
-    if record.get("config") != json.loads(json.dumps(config, default=str)):
+    ours, unset = (json.loads(json.dumps(each, default=str)) for each in (config, defaults))
+    if not record or _completed(record.get("config", {}), unset) != ours:
         return False
     remove(output.folder(RUN))
     return True
+
+
+def _completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the default of each key that it lacks.
+
+    >>> _completed({"train": {"seed": 1}}, {"train": {"seed": 0, "l2": None}, "output": ""})
+    {'train': {'seed': 1, 'l2': None}, 'output': ''}
+    """
+    found = {**defaults, **config}
+    nested = [key for key, value in defaults.items() if isinstance(value, dict) and isinstance(found[key], dict)]
+    return found | {key: _completed(found[key], defaults[key]) for key in nested}
 
 
 def _second(output: Folder) -> OutputError:

@@ -43,6 +43,15 @@ def test_a_temporary_folder_that_is_read_only(folder: Path, tiny_model: Path, tm
     assert [record["status"] for record in tables.runs(tmp_path / "out")] == ["failed"]
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_does_not_take_files(
+    job: Job, folder: Path, tiny_model: Path, tmp_path: Path, variable: str
+) -> None:
+    command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
+    said = require_refusal(job("classify", *command, env={variable: "/proc/self/fdinfo"}), 3)
+    assert "keeps its files in /proc/self/fdinfo" in said and "RAY_TMPDIR moves them" in said
+
+
 @pytest.mark.long
 def test_a_temporary_folder_that_is_full(job: Job, folder: Path, tiny_model: Path, tmp_path: Path, place: Path) -> None:
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)

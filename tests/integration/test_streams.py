@@ -68,6 +68,14 @@ def test_a_run_ends_with_its_own_exit_code(output: Path, broken: str) -> None:
         assert done.stdout.startswith("4 images listed") and done.stdout.count("\n") == 1, "no log among the results"
 
 
+def test_a_run_that_starts_ray_needs_no_streams(output: Path, tmp_path: Path) -> None:
+    command = classify_again(output)
+    command[command.index(output)] = tmp_path / "out"
+    done = shell(BROKEN["all closed"], *command)
+    assert done.returncode == 0, tables.runs(tmp_path / "out")
+    assert tables.success(tmp_path / "out")["counts"]["labelled"] == 4
+
+
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", ["classify", "evaluate", "train", "verify"])
 def test_a_refusal_ends_with_its_own_exit_code(tmp_path: Path, name: str, broken: str) -> None:

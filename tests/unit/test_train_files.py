@@ -168,13 +168,14 @@ def test_what_a_run_left_that_was_killed_while_it_wrote_the_model_does_not_stay(
 
 def test_a_run_that_was_killed_behind_its_model_is_finished_by_the_same_command_alone(folder: Folder) -> None:
     folder.put(f"{publish.RUN}/runs/x/run.json", b"{}")
-    assert not publish.finished(folder, {"lr": 1})
+    assert not publish.finished(folder, {"lr": 1}, {})
     folder.put(publish.CONFIG, b"{}")
     folder.put("training.json", b'{"config": {"lr": 1, "input": ["a"]}}')
-    assert not publish.finished(folder, {"lr": 2, "input": ("a",)})
-    assert publish.finished(folder, {"lr": 1, "input": ("a",)})
+    assert not publish.finished(folder, {"lr": 2, "input": ("a",)}, {})
+    assert not publish.finished(folder, {"lr": 1, "input": ("a",), "new": 2}, {"new": 1})
+    assert publish.finished(folder, {"lr": 1, "input": ("a",), "new": 1}, {"new": 1}), "an option that 0.1 did not have"
     assert folder.names() == [publish.CONFIG, "training.json"] and not publish.finished(
-        folder, {"lr": 1, "input": ("a",)}
+        folder, {"lr": 1, "input": ("a",)}, {}
     )
 
 
