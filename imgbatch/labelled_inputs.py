@@ -120,7 +120,7 @@ class Resolver:
         found = decide(self._places, self.columns, self.config, lambda uris: are_images(self.stores, uris))
         for number, (uri, problem) in self._problems.items():
             if found.origins[number].labels == "folders" and self.config.labels == "auto":
-                raise InputError(f"{uri}: {problem} source.labels=folders takes the folders in the tar as classes")
+                raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
         self.declaration, self.understood = found, Understood()
         return found
 

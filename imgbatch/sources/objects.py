@@ -186,7 +186,7 @@ class Objects:
         """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
         metadata = self._metadata(listed["uri"][0].as_py())
         if metadata is None:
-            yield from self._found(listed)
+            yield from self._found(Found(listed))
             return
         for found in metadata.found():
             batch, ignored = found.batch, found.ignored
