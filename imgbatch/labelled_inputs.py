@@ -6,7 +6,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -27,9 +27,9 @@ from imgbatch.sources.declared import Declaration, decide
 from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, marked
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
-from imgbatch.sources.sidecars import REFUSED
+from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.sources.tars import key_of, read_sidecars
+from imgbatch.sources.tars import key_of, loose_label, read_sidecars
 from imgbatch.sources.understood import Understood
 from imgbatch.storage import Folder, Stores
 
@@ -43,7 +43,7 @@ AGREE = (TRUTH, SPLIT, GROUP)
 
 def roots_of(sources: Sequence[Source]) -> list[Root]:
     """Return the folder of each input below which folders may be classes and splits."""
-    return [_root(source) for source in sources]
+    return [replace(_root(source), group=source.group) for source in sources]
 
 
 def _root(source: Source) -> Root:
@@ -67,6 +67,8 @@ class Resolver:
     sources: Sequence[Source]
     columns: Sequence[Columns]
     config: SourceConfig
+    splits: bool = True
+    """Whether columns, and keys of sidecars, are asked for the split."""
     understood: Understood = field(default_factory=Understood)
     declaration: Declaration | None = None
     tars: dict[str, int] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Resolver:
     _problems: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._places = Places(roots_of(self.sources))
+        self._places = Places(roots_of(self.sources), folders_of_tables=self.config.labels == "folders")
 
     def add(self, listed: pa.Table | pa.RecordBatch) -> None:
         """Learn of some images, or tars; see `Places.add`."""
@@ -86,17 +88,19 @@ class Resolver:
         """Return members of tars as rows of a listing, with what their sidecars say.
 
         Args:
-            rows: `uri`, and the texts of sidecars in `cls` and `json`.
+            rows: `uri`, the texts of sidecars in `cls` and `json`, and perhaps in `loose` what is wrong with others.
             tars: the URI of each one's tar.
             numbers: of the input that listed it.
         """
         said = sidecars.read(rows["cls"].to_pylist(), rows["json"].to_pylist(), self.config)
         columns = {
             "uri": whole(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
-            TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: said.labels, SPLIT: said.splits, GROUP: said.groups,
+            TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: said.labels, GROUP: said.groups,
+            SPLIT: said.splits if self.splits else pa.nulls(len(rows), pa.string()),
         }  # fmt: skip
         table = pa.table(columns)
-        self.add_problems(table, said.problems)
+        loose = whole(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
+        self.add_problems(table, pc.coalesce(said.problems, loose))
         return table
 
     def add_problems(self, members: pa.Table, problems: pa.Array) -> None:
@@ -107,9 +111,16 @@ class Resolver:
         """
         wrong = members.select(["uri", OBJECT_OF]).append_column("problem", problems).filter(pc.is_valid(problems))
         for row in wrong.to_pylist():
-            if row["problem"].startswith(REFUSED):
-                raise InputError(f"{row['uri']}: {row['problem'].removeprefix(REFUSED)}")
-            self._problems.setdefault(row[OBJECT_OF], (row["uri"], row["problem"]))
+            problem = row["problem"]
+            if problem.startswith(NO_SPLIT) and not (self.splits and self.config.splits in ("auto", "column")):
+                continue
+            if problem.startswith((REFUSED, NO_SPLIT)):
+                raise InputError(f"{row['uri']}: {problem.removeprefix(REFUSED).removeprefix(NO_SPLIT)}")
+            self.add_problem(row[OBJECT_OF], row["uri"], problem)
+
+    def add_problem(self, number: int, uri: str, problem: str) -> None:
+        """Learn why sidecars of an input may hold labels that are not read; this matters if folders are the labels then."""
+        self._problems.setdefault(self.sources[number].group, (uri, problem))
 
     def decide(self) -> Declaration:
         """Decide where labels and splits come from, from all that is known.
@@ -118,8 +129,9 @@ class Resolver:
             InputError: see `declared.decide`; or sidecars may hold labels in a form that is not read.
         """
         found = decide(self._places, self.columns, self.config, lambda uris: are_images(self.stores, uris))
-        for number, (uri, problem) in self._problems.items():
-            if found.origins[number].labels == "folders" and self.config.labels == "auto":
+        labels = dict(zip(dict.fromkeys(source.group for source in self.sources), found.origins, strict=True))
+        for group, (uri, problem) in self._problems.items():
+            if labels[group].labels == "folders" and self.config.labels == "auto":
                 raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
         self.declaration, self.understood = found, Understood()
         return found
@@ -169,22 +181,25 @@ def relisted(
     config: SourceConfig,
     pulse: Callable[[], None],
     wanted: Callable[[pa.Table, Ints], pa.Array],
+    *,
+    splits: bool = True,
 ) -> Iterator[Relisted]:
     """List all inputs once, into files of this process, decide, and give a source that lists what is wanted of them.
 
     Args:
         wanted: says from the rows and their splits which are to be listed.
+        splits: whether columns are asked for the split.
 
     Raises:
         InputError: what the inputs say can be meant in two ways.
-    """  # fmt: skip
+    """
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
         folder = Folder(stores, place)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-        sources, columns = marked(given, config)
+        sources, columns = marked(given, config, splits=splits)
         with candidates(sources, pulse, allow_empty=config.allow_empty) as batches:
             listing.take(batches, pulse)
-        resolver = Resolver(stores, given, columns, config)
+        resolver = Resolver(stores, given, columns, config, splits)
         for page in pages(folder):
             pulse()
             resolver.add(page)
@@ -199,7 +214,7 @@ def relisted(
         def probe() -> Iterator[Found]:
             return chain.from_iterable(source.found() for source in given)
 
-        yield Relisted(resolver, Source(", ".join(source.uri for source in given), "inputs", found, probe))
+        yield Relisted(resolver, Source(", ".join(source.uri for source in given), "inputs", found, probe=probe))
 
 
 def _listed_again(
@@ -248,9 +263,11 @@ class TarMembers:
     for sidecars that are elsewhere in it.
     """
 
-    def __init__(self, output: Folder, resolver: Resolver) -> None:
-        self._output, self._resolver = output, resolver
+    def __init__(self, output: Folder, resolver: Resolver, pulse: Callable[[], None] = lambda: None) -> None:
+        self._output, self._resolver, self._pulse = output, resolver, pulse
         self._elsewhere: dict[str, Mapping[str, Mapping[str, str]]] = {}
+        self._matched: set[str] = set()
+        """The tars in which sidecars elsewhere have an image."""
         self.unread = set(resolver.tars)
         """The tars of which no row was found."""
 
@@ -262,6 +279,9 @@ class TarMembers:
         """
         for table in self._members():
             self._resolver.add(table)
+        for tar, late in self._elsewhere.items():
+            if tar not in self._matched and (loose := loose_label(tar, late, ())):
+                self._resolver.add_problem(self._resolver.tars[tar], tar, loose)
         self._resolver.decide()
         for table in self._members():
             labels, splits = self._resolver.apply(table)
@@ -276,6 +296,7 @@ class TarMembers:
             log = Log(self._output.folder(name))
             log.scan()
             for number in log.numbers:
+                self._pulse()
                 rows, _ = log.part(number)
                 tars = self._tars_of(rows["uri"]) if len(rows) else pa.nulls(0, pa.string())
                 rows, tars = rows.filter(pc.is_valid(tars)), tars.drop_null()
@@ -290,11 +311,13 @@ class TarMembers:
             kind: rows[CARRIED + kind].to_pylist() if CARRIED + kind in rows.column_names else [None] * len(rows)
             for kind in ("cls", "json")
         }
-        key = f'"{self._resolver.config.label_column or "label"}"'
         if self._resolver.config.labels != "folders":
-            for at, (uri, tar) in enumerate(zip(rows["uri"].to_pylist(), tars.to_pylist(), strict=True)):
-                if columns["cls"][at] is None and key not in (columns["json"][at] or "") and uri != tar:
+            beside = sidecars.read(columns["cls"], columns["json"], self._resolver.config).labels
+            for at in np.flatnonzero(np.asarray(beside.is_null())).tolist():
+                uri, tar = rows["uri"][at].as_py(), tars[at].as_py()
+                if uri != tar:
                     found = self._elsewhere_in(tar).get(key_of(uri[len(tar) + 1 :]) or "", {})
+                    self._matched.update([tar] if found else [])
                     for kind, values in columns.items():
                         values[at] = found.get(CARRIED + kind, values[at])
         return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})

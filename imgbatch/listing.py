@@ -52,6 +52,8 @@ class Found:
     """One of those passed over."""
     whole: bool = False
     """The batch is read as a whole, so that one worker should have it all."""
+    sidecar: str = ""
+    """One of the objects passed over that may say the label of an image beside it."""
     by_table: bool = False
     """A table names these images: a manifest, or metadata beside them."""
     unread: bool = False

@@ -129,11 +129,12 @@ def from_model(
         if job.config.run.check_owner:
             runs.require_free(job.output)
     withdraw(job.output)
-    with relisted(job.stores, job.sources, declared_by(chosen, split), stop.check, partial(of_split, split)) as listed:
+    listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
+    with relisted(*listing, splits=split is not None) as listed:
         require_classes(listed, who, split)
         classify.recorded(replace(job, sources=[listed.source]), stop)
         truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
-    truths.add_members(job.output, listed.resolver, split)
+    add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
 
@@ -164,21 +165,25 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
-    with relisted(
-        stores, given, declared_by(chosen, flags.split), stop.check, partial(of_split, flags.split)
-    ) as listed:
+    listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
+    with relisted(*listing, splits=flags.split is not None) as listed:
         require_classes(listed, [model], flags.split)
         truths = Truths((each.batch for each in listed.source.found()), model.labels)
-    truths.add_members(written, listed.resolver, flags.split)
+    add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
 
 
-def declared_by(chosen: config.Config, split: str | None) -> config.SourceConfig:
-    """Return where labels and splits come from. What a column says of splits does not matter where none is asked for."""
-    if split is None and chosen.source.splits in ("auto", "column"):
-        return replace(chosen.source, splits="folders")
-    return chosen.source
+def add_members(truths: Truths, output: Folder, listed: Relisted, split: str | None, stop: StopRequest) -> None:
+    """Add the members of tars, which are known from the tables, and show what is understood then."""
+    if listed.resolver.tars:
+        truths.add_members(output, listed.resolver, split, stop.check)
+        show(listed)
+
+
+def show(listed: Relisted) -> None:
+    """Log what is understood of the inputs."""
+    log.info("what the inputs hold:\n%s", "\n".join(listed.resolver.lines()))
 
 
 def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
@@ -201,7 +206,8 @@ def require_classes(listed: Relisted, models: Sequence[Model], split: str | None
         for classes in known:
             if len(images):
                 classes.truths(images)
-    log.info("what the inputs hold:\n%s", "\n".join(listed.resolver.lines()))
+    if not listed.resolver.tars:
+        show(listed)
     if not kept:
         log.warning("%s holds no image of the split %s", listed.source.uri, split)
     for classes in known:

@@ -32,6 +32,8 @@ class Source:
     uri: str
     kind: str
     found: Callable[[], Iterator[Found]]
+    group: int = 0
+    """The number of the input as it was given: `{000..099}` gives several sources."""
     probe: Callable[[], Iterator[Found]] | None = None
     """What is asked whether the store answers, where that is not `found`."""
 
@@ -49,9 +51,9 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
     for uri in inputs:
         require_utf8(uri, "--input")
     found = []
-    for uri in inputs:
+    for number, uri in enumerate(inputs):
         for each in numbered(uri):
-            source = _recognise(stores, absolute(each), config)
+            source = replace(_recognise(stores, absolute(each), config), group=number)
             if each != uri and source.kind == "folder" and not objects.is_folder(stores, source.uri):
                 raise InputError(f"{source.uri}, one of {uri}, is not there")
             found.append(source)

@@ -55,7 +55,8 @@ class Manifest:
         self._schemes = frozenset(allowed)
         self._folder = uri.rpartition("/")[0]
         is_metadata = re.search(METADATA, uri.lower().removesuffix(".gz")) is not None
-        self._naming = Naming(FILE_NAME) if beside else Naming.of(config, metadata=is_metadata)
+        by_name = beside and config.uri_column is None
+        self._naming = Naming(FILE_NAME) if by_name else Naming.of(config, metadata=is_metadata)
         self._own = () if beside else ("size", "etag")
         self._naming = self._require_naming()
 

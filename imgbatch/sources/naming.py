@@ -17,6 +17,9 @@ from imgbatch.errors import ConfigError, InputError
 from imgbatch.sources.columns import is_bytes, is_text, plain
 
 URI = "uri"
+DID_YOU_MEAN = "Did you mean"
+"""In the message of a list that may name its images in a column of another name."""
+
 FILE_NAME = "file_name"
 """The column that names the images in Hugging Face's metadata files."""
 
@@ -97,11 +100,11 @@ class Naming:
         if self.template is not None or self.chosen:
             option = "source.uri_column" if self.chosen else "source.uri_template"
             near = spelling.near_miss(field, names)
-            raise InputError(f"{has}, which {option} names{columns}{f'. Did you mean {near!r}?' if near else ''}")
+            raise InputError(f"{has}, which {option} names{columns}{f'. {DID_YOU_MEAN} {near!r}?' if near else ''}")
         near = spelling.near_miss(field, names) or spelling.near_miss(field, names, _ALSO)
         if near is not None:
             raise InputError(
-                f"{has}{columns}. Did you mean {near!r}? --set 'source.uri_column={near}' takes that column"
+                f"{has}{columns}. {DID_YOU_MEAN} {near!r}? --set 'source.uri_column={near}' takes that column"
             )
         raise InputError(
             f"{has}{columns}. source.uri_column says which column names the images; source.uri_template, such as "

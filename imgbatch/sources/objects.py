@@ -22,6 +22,7 @@ from imgbatch.sources import tars
 from imgbatch.sources.formats import TableFormats
 from imgbatch.sources.manifest import METADATA, Manifest
 from imgbatch.sources.names import NOTHING, Candidates, junk
+from imgbatch.sources.naming import DID_YOU_MEAN
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.storage import Folder, Meta, Stores
 
@@ -31,6 +32,7 @@ _HEADS_AT_ONCE, _HEAD_BYTES = 16, 2_048
 log = logging.getLogger(__name__)
 
 _TABLE = r"(?i)(^|/)[^./][^/]*\.parquet$"
+_SIDECAR = r"(?i)[^/]\.cls$"
 _TAR = r"(?i)(^|/)[^./][^/]*\.(tar|tar\.gz|tgz)$"
 
 MAGIC = re.compile(r"[*?\[]")
@@ -135,7 +137,8 @@ class Objects:
         is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
         candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
         ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
-        yield replace(candidates, ignored=ignored, example=example)
+        sidecar = candidates.sidecar or found.sidecar
+        yield replace(candidates, ignored=ignored, example=example, sidecar=sidecar)
         if len(shards := objects.filter(is_tar)):
             yield tars.in_place_of_members(shards)
         tables = objects.filter(is_table)
@@ -184,9 +187,12 @@ class Objects:
 
     def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[Found]:
         """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
-        metadata = self._metadata(listed["uri"][0].as_py())
-        if metadata is None:
-            yield from self._found(Found(listed))
+        uri = listed["uri"][0].as_py()
+        try:
+            metadata = Manifest(self.stores, uri, self.config, beside=True)
+        except InputError as error:
+            log.info("%s is not read as a list of the images beside it: %s", uri, error)
+            yield from self._found(Found(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
             return
         for found in metadata.found():
             batch, ignored = found.batch, found.ignored
@@ -197,14 +203,6 @@ class Objects:
             candidates = self._candidates(batch)
             example = found.example or candidates.example
             yield Found(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
-
-    def _metadata(self, uri: str) -> Manifest | None:
-        """Return the metadata file of that name, None if it names no images: then it is an object like others."""
-        try:
-            return Manifest(self.stores, uri, self.config, beside=True)
-        except InputError as error:
-            log.info("%s is not read as a list of the images beside it: %s", uri, error)
-            return None
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         return self._are_called(objects["uri"], pattern, kind)
@@ -223,7 +221,9 @@ def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> Found:
     """Return the objects of a mask; the others are counted."""
     passed_over = objects["uri"].filter(pc.invert(keep))
     example = passed_over[0].as_py() if len(passed_over) else ""
-    return Found(objects.filter(keep), ignored=len(passed_over), example=example)
+    sidecars = passed_over.filter(pc.match_substring_regex(passed_over, _SIDECAR))
+    sidecar = sidecars[0].as_py() if len(sidecars) else ""
+    return Found(objects.filter(keep), ignored=len(passed_over), example=example, sidecar=sidecar)
 
 
 def _rows_of(table: ImageTable) -> Iterator[Found]:

@@ -9,13 +9,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.schema import PARQUET, TAR, whole
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH
-from imgbatch.sources.split_words import of_folder
+from imgbatch.sources.split_words import split_folder_in
 from imgbatch.spelling import normalise
 
 OBJECT, ROW, MEMBER, NAMED = "object", "row", "member", "named"
@@ -39,6 +38,17 @@ class Root:
     """The name of the input's own file, where it is a table."""
     given: str = ""
     """The input, where it is not the folder itself."""
+    group: int = 0
+    """The number of the input as the user gave it: `{000..099}` stands for many."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFolder:
+    """Which folder of a place says the split."""
+
+    in_archive: bool
+    at: int
+    code: int
 
 
 @dataclass(slots=True)
@@ -61,6 +71,8 @@ class Place:
     """Images without a suffix, the first ones."""
     bare_count: int = 0
     example: str = ""
+    split: SplitFolder | None = None
+    """The folder that says the split, once that is decided."""
 
     @property
     def own(self) -> Folders:
@@ -68,23 +80,14 @@ class Place:
         return self.inner if self.kind == MEMBER else self.outer
 
     @property
-    def split(self) -> SplitFolder | None:
-        """The first folder that is named after a split; only the first two below an input, or in an archive, count."""
-        for in_archive, folders in ((False, self.outer), (True, self.inner)):
-            for at, name in enumerate(folders[:2]):
-                if (code := of_folder(name)) is not None:
-                    return SplitFolder(in_archive, at, code)
-        return None
-
-    @property
     def in_split_folder(self) -> bool:
         """Whether the images lie in the split folder itself."""
-        found = self.split
-        return found is not None and found.in_archive == (self.kind == MEMBER) and found.at == len(self.own) - 1
+        split = self.split
+        return split is not None and split.in_archive == (self.kind == MEMBER) and split.at == len(self.own) - 1
 
-    def folders(self, *, without_split: bool, all_of_them: bool = False) -> Folders:
-        """Return `own`, or also those around its archive, without the folder that says the split if that is wanted."""
-        split = self.split if without_split else None
+    def folders(self, *, all_of_them: bool = False) -> Folders:
+        """Return `own`, or also those around its archive, without the folder that says the split."""
+        split = self.split
         outer = [name for at, name in enumerate(self.outer) if split is None or split.in_archive or at != split.at]
         inner = [name for at, name in enumerate(self.inner) if split is None or not split.in_archive or at != split.at]
         if all_of_them:
@@ -92,20 +95,15 @@ class Place:
         return tuple(inner if self.kind == MEMBER else outer)
 
 
-@dataclass(frozen=True, slots=True)
-class SplitFolder:
-    """Which folder of a place says the split."""
-
-    in_archive: bool
-    at: int
-    code: int
-
-
 class Places:
-    """All places of the inputs. Memory: some 300 bytes for each."""
+    """All places of the inputs. Memory: some 1.5 kB for each.
 
-    def __init__(self, roots: Sequence[Root]) -> None:
-        self.roots = roots
+    Of images that a table alone names, a place is the folder that says the split: there may be as many folders as images.
+    """
+
+    def __init__(self, roots: Sequence[Root], *, folders_of_tables: bool = False) -> None:
+        """Take the inputs, and whether the folders of images that tables name are their classes."""
+        self.roots, self._folders_of_tables = roots, folders_of_tables
         self.known: dict[str, Place] = {}
 
     def keys(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
@@ -120,17 +118,28 @@ class Places:
         kinds = pc.if_else(pc.fill_null(pc.equal(container, PARQUET), False), ROW, kinds)
         kinds = pc.if_else(pc.fill_null(pc.equal(container, TAR), False), MEMBER, kinds)
         held = pc.if_else(pc.equal(kinds, ROW), pc.replace_substring_regex(uris, r"#[0-9]+$", ""), uris)
-        inner = pa.array(np.full(len(uris), "", object), pa.string())
+        inner = pa.repeat("", len(uris))
         if "tar" in listed.schema.names:
-            held, inner = _in_tars(held, inner, whole(listed["tar"]))
+            held, inner = _in_tars(held, whole(listed["tar"]))
         numbers = pc.coalesce(by_object, by_table)
-        for number in pc.unique(numbers).to_pylist():
-            root = self.roots[number].uri.rstrip("/") + "/"
-            below = pc.and_(pc.equal(numbers, number), pc.starts_with(held, root))
-            held = pc.if_else(below, pc.utf8_slice_codeunits(held, len(root)), held)
+        held = self._below_roots(held, numbers)
         outer, file = _folder_of(held), pc.replace_substring_regex(held, r"(?s)^.*/", "")
+        if not self._folders_of_tables:
+            outer = pc.if_else(pc.equal(kinds, NAMED), split_folder_in(outer), outer)
         file = pc.if_else(pc.is_in(kinds, pa.array([ROW, MEMBER])), file, "")
         return pc.binary_join_element_wise(numbers.cast(pa.string()), kinds, outer, file, _folder_of(inner), _SEPARATOR)
+
+    def _below_roots(self, paths: pa.Array, numbers: pa.Array) -> pa.Array:
+        """Return what follows the root of its input in each path that lies below it."""
+        inputs = pc.unique(numbers)
+        uris = [self.roots[number].uri.rstrip("/") + "/" for number in inputs.to_pylist()]
+        for uri in set(uris):
+            mine = pa.array(
+                [number for number, own in zip(inputs.to_pylist(), uris, strict=True) if own == uri], pa.int32()
+            )
+            below = pc.and_(pc.is_in(numbers, mine), pc.starts_with(paths, uri))
+            paths = pc.if_else(below, pc.utf8_slice_codeunits(paths, len(uri)), paths)
+        return paths
 
     def add(self, listed: pa.Table | pa.RecordBatch) -> None:
         """Count some images; TRUTH is what columns and sidecars say. A tar that is not read yet is a place without images."""
@@ -159,10 +168,12 @@ class Places:
         return pc.and_(tars, pc.is_null(whole(listed["tar"]))) if "tar" in listed.schema.names else tars
 
     def strip_common(self) -> None:
-        """Omit the folders that all images of a table or an inventory share: their own root is not known before."""
+        """Omit the folders that all objects of an inventory share: its root is not known before."""
         for number, root in enumerate(self.roots):
-            mine = [place for place in self.known.values() if place.number == number and place.kind in (NAMED, OBJECT)]
-            if root.kind in ("manifest", "inventory") and mine:
+            if root.kind != "inventory":
+                continue
+            mine = [place for place in self.known.values() if place.number == number and place.kind == OBJECT]
+            if mine:
                 shared = os.path.commonprefix([place.outer for place in mine])  # noqa: RUF071 - of tuples, name by name
                 for place in mine:
                     place.outer = place.outer[len(shared) :]
@@ -174,13 +185,11 @@ class Places:
         return place
 
 
-def _in_tars(held: pa.Array, inner: pa.Array, tars: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _in_tars(uris: pa.Array, tars: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Return what holds each image, and the path in it: of members of tars the tar and the member's name."""
-    for tar in pc.unique(tars.drop_null()).to_pylist():
-        mine = pc.and_(pc.fill_null(pc.equal(tars, tar), False), pc.starts_with(held, f"{tar}#"))
-        inner = pc.if_else(mine, pc.utf8_slice_codeunits(held, len(tar) + 1), inner)
-        held = pc.if_else(mine, tar, held)
-    return held, inner
+    pairs = zip(uris.to_pylist(), tars.to_pylist(), strict=True)
+    inner = [uri[len(tar) + 1 :] if tar is not None else "" for uri, tar in pairs]
+    return pc.coalesce(tars, uris), pa.array(inner, pa.string())
 
 
 def _folder_of(paths: pa.Array) -> pa.Array:

@@ -36,6 +36,8 @@ class Said:
 
 
 REFUSED = "refused: "
+NO_SPLIT = "split: "
+"""What a problem begins with that matters only if columns and keys are asked for the split."""
 
 
 def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig) -> Said:
@@ -64,16 +66,17 @@ def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[s
     if len(named) > 1:
         problem = f"{REFUSED}.cls and .json say {' and '.join(map(shown, named))}: an image has one label"
         return None, None, None, problem
-    if not named and problem is None and said and (near := near_miss(key, list(said), ALSO_LABEL)):
+    label = next(iter(named), None)
+    if label:
+        problem = None
+    elif problem is None and key not in said and (near := near_miss(key, list(said), ALSO_LABEL)):
         problem = f"the .json has no key {key!r} but {near!r}: did you mean source.label_column={near}?"
-    if config.splits in ("auto", "column") and not split and said and (near := _near_split(said, config)):
+    if near := _near_split(said, config):
         problem = (
-            f"{REFUSED}the .json has no key {config.split_column or 'split'!r} but {near!r}: did you mean "
+            f"{NO_SPLIT}the .json has no key {config.split_column or 'split'!r} but {near!r}: did you mean "
             f"source.split_column={near}? source.splits=none if it says no split"
         )
-        return None, None, None, problem
-    label = next(iter(named), None)
-    return label, split or None, group or None, None if label else problem
+    return label, split or None, group or None, problem
 
 
 def _near_split(said: dict[str, Any], config: SourceConfig) -> str | None:
@@ -85,7 +88,8 @@ def _object(text: str) -> tuple[dict[str, Any], str | None]:
     """Return the keys and values of a `.json`: plain values as text, lists and objects as they are."""
     try:
         found = json.loads(text.lstrip("\ufeff"))
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         return {}, f"the .json cannot be read: {error}"
     if not isinstance(found, dict):
         return {}, f"the .json holds a {type(found).__name__}, not an object with the key 'label'"

@@ -58,6 +58,22 @@ def of_folder(name: str) -> int | None:
     return found.pop() if len(found) == 1 and alone else None
 
 
+_ONE = r"[-_.=\s0-9]"
+_EXTRA = rf"(?:{'|'.join(sorted(_BESIDE_A_WORD, key=len, reverse=True))})"
+_WORD = rf"(?:{'|'.join(sorted(WORDS, key=len, reverse=True))})"
+_FOLDER = rf"(?i)(?:^|/)(?P<folder>(?:{_ONE}*{_EXTRA}{_ONE}+|{_ONE}+)*{_WORD}(?:{_ONE}+{_EXTRA})*{_ONE}*)/"
+
+
+def split_folder_in(paths: pa.Array) -> pa.Array:
+    """Return the first folder of each path that `of_folder` may take for a split folder, empty where there is none.
+
+    >>> split_folder_in(pa.array(["a/b/train2017/x", "crash_test/Val", "latest", ""])).to_pylist()
+    ['train2017', 'Val', '', '']
+    """
+    found = pc.struct_field(pc.extract_regex(pc.binary_join_element_wise(paths, "", "/"), _FOLDER), "folder")
+    return pc.fill_null(found, "")
+
+
 def codes(values: pa.Array, column: str = "split") -> Ints:
     """Return TRAIN, VAL or TEST for each value of a column; -1 where it is null or empty.
 

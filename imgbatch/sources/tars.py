@@ -13,7 +13,7 @@ import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -96,18 +96,33 @@ def read_sidecars(stores: Stores, uri: str, suffixes: str) -> Mapping[str, Mappi
     return end.sidecars if end is not None else {}
 
 
-def read_members(stores: Stores, uri: str, suffixes: str, *, most: int) -> pa.Table:
-    """Return the first images of a tar: `uri`, and the texts of their sidecars in `cls` and `json`.
+def loose_label(uri: str, sidecars: Mapping[str, Mapping[str, str]], keys: Collection[str | None]) -> str | None:
+    """Return what to say of a tar's `.cls` members that have no image of their key; None: there are none.
 
-    Sidecars that do not lie beside their image are known if the tar has no more images than that.
+    Args:
+        sidecars: those that do not lie beside their image, by key.
+        keys: of all images.
+    """
+    loose = next((key for key, texts in sidecars.items() if CARRIED + "cls" in texts and key not in keys), None)
+    return None if loose is None else f"{uri}#{loose}.cls may say a label, and there is no image of its key"
+
+
+def read_members(stores: Stores, uri: str, suffixes: str, *, most: int) -> tuple[pa.Table, bool]:
+    """Return the first images of a tar, and whether these are all.
+
+    The table has `uri`, the texts of their sidecars in `cls` and `json`, and in `loose` what is wrong with others. Sidecars
+    that do not lie beside their image are known if the images are all.
     """
     found, end = _members_without_content(stores, uri, suffixes, most)
     elsewhere = end.sidecars if end is not None else {}
-    rows = []
+    rows: list[dict[str, str | None]] = []
     for member in found:
         said = {**elsewhere.get(key_of(member.name) or "", {}), **member.sidecars}
         rows.append({"uri": f"{uri}#{member.name}", **{kind: said.get(CARRIED + kind) for kind in ("cls", "json")}})
-    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in ("uri", "cls", "json")]))
+    if rows:
+        rows[0]["loose"] = loose_label(uri, elsewhere, {key_of(member.name) for member in found})
+    schema = pa.schema([(name, pa.string()) for name in ("uri", "cls", "json", "loose")])
+    return pa.Table.from_pylist(rows, schema=schema), end is not None
 
 
 def _members_without_content(
@@ -225,6 +240,8 @@ class Tar:
         if found and found[2].lower() in SIDECARS and plain_file and info.size <= _MOST_SIDECAR_BYTES:
             self._sidecars[CARRIED + found[2].lower()] = _text(_content(file, info))
             self._sidecar_names.append(info.name)
+        elif plain_file and info.name.lower().endswith(".cls") and info.size <= _MOST_SIDECAR_BYTES:
+            self._leave_loose_label(info.name, _text(_content(file, info)))
         elif info.name in self._candidates:
             self._images.append((info.name, info.offset, self._image(file, info)))
         else:
@@ -257,6 +274,13 @@ class Tar:
         self._unpaired_example = self._unpaired_example or self._sidecar_names[0]
         if self.collect:
             self._remember(key, self._sidecars)
+
+    def _leave_loose_label(self, name: str, text: str) -> None:
+        """Count a `.cls` that no image can have as its own, since its name has other dots: `x.001.cls`."""
+        self._unpaired += 1
+        self._unpaired_example = self._unpaired_example or name
+        if self.collect:
+            self._remember(posixpath.normpath(name)[: -len(".cls")], {CARRIED + "cls": text})
 
     def _remember(self, key: str, sidecars: Mapping[str, str]) -> None:
         texts = self._collected.setdefault(key, {})

@@ -149,25 +149,36 @@ def preview(listed: Listed, pulse: Callable[[], None]) -> tuple[list[str], Seque
     Raises:
         InputError: see `read`.
     """
-    resolver, tables = listed.resolver(), [listed.table]
+    resolver, tables, every = listed.resolver(), [listed.table], True
     opened = list(listed.todo.shards.items())[:_PREVIEWED_TARS]
     for number, tar in opened:
         pulse()
-        rows = tars.read_members(listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS)
-        source = listed.table[OBJECT_OF][number]
+        rows, whole_tar = tars.read_members(
+            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS
+        )
+        source, every = listed.table[OBJECT_OF][number], every and whole_tar
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))
+    every = every and len(opened) == len(listed.todo.shards)
     for table in tables:
         resolver.add(table)
-    resolver.decide()
-    found = [resolver.apply(table) for table in tables]
-    if opened:
-        return [
-            *resolver.lines(),
-            f"{len(opened):,} of {len(listed.todo.shards):,} tars were opened, and up to {_PREVIEWED_MEMBERS:,} members of "
-            "each looked at",
-        ], None
-    labels, splits = found[0]
-    return resolver.lines(), labelled.read(labels, splits, whole(listed.table[GROUP])).labels
+    looked_at = (
+        f"{len(opened):,} of {len(listed.todo.shards):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
+    )
+    try:
+        resolver.decide()
+        found = [resolver.apply(table) for table in tables]
+    except InputError as error:
+        if every:
+            raise
+        return [looked_at, f"from these images alone: {error}"], None
+    if not every:
+        return [*resolver.lines(), looked_at], None
+    masks = [pc.invert(is_tar(listed.table)), *(pa.array(np.ones(len(table), bool)) for table in tables[1:])]
+    names = pa.concat_arrays([labels.filter(mask) for (labels, _), mask in zip(found, masks, strict=True)])
+    splits = np.concatenate([codes[np.asarray(mask)] for (_, codes), mask in zip(found, masks, strict=True)])
+    groups = pa.concat_arrays([whole(table[GROUP]).filter(mask) for table, mask in zip(tables, masks, strict=True)])
+    learned = labelled.read(names, splits, groups)
+    return [*resolver.lines(), *([looked_at] if opened else [])], learned.labels
 
 
 def say_what_is_empty(inputs: Inputs, uris: pa.ChunkedArray) -> None:

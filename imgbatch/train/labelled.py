@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.sources.names import is_junk
-from imgbatch.sources.split_words import SPLIT_NAMES, TEST, TRAIN
+from imgbatch.sources.split_words import SPLIT_NAMES, TEST, TRAIN, VAL
 from imgbatch.spelling import require_distinct
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,10 @@ def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
     known = pc.unique(names.filter(pc.and_(named, pa.array(splits != TEST)))).sort()
     labels = tuple(known.to_pylist())
     classes = pc.fill_null(pc.index_in(names, known), NO_CLASS).to_numpy().astype(np.int64)
-    counts = np.bincount(classes[classes >= 0], minlength=len(labels)).tolist()
-    require_distinct(labels, "labels", dict(zip(labels, counts, strict=True)))
+    counts = {each["values"]: each["counts"] for each in names.drop_null().value_counts().to_pylist()}
+    require_distinct(sorted(counts), "labels", counts)
     _require_two(labels, names, splits)
+    _require_trained(labels, classes, splits)
     if for_testing := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
         log.warning(
             "%d classes have images for testing alone and are not learned: %s",
@@ -94,6 +95,14 @@ def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
             "tar. If a table names the labels, give it as --input (source.label_column, source.uri_template name its "
             "columns); source.label_depth says which folder is the class. docs/labels-and-splits.md has an example of each"
         )
+
+
+def _require_trained(labels: Sequence[str], classes: Ints, splits: Ints) -> None:
+    """Refuse classes that images are chosen on, and none is trained on."""
+    lacking = np.setdiff1d(classes[(splits == VAL) & (classes != NO_CLASS)], classes[splits == TRAIN])
+    if len(lacking):
+        names = ", ".join(labels[number] for number in lacking[:_SHOWN].tolist())
+        raise InputError(f"{len(lacking)} classes have images in the val split and none to train on: {names}")
 
 
 def _groups(names: pa.Array) -> Ints | None:

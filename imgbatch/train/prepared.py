@@ -29,7 +29,7 @@ from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
-from imgbatch.sources.tars import key_of
+from imgbatch.sources.tars import key_of, loose_label
 from imgbatch.storage import Folder
 from imgbatch.uris import hash_strings
 
@@ -63,6 +63,9 @@ _SEED = np.uint64(0x9E3779B97F4A7C15)
 
 SIDECARS = ".sidecars"
 """What the name of the object ends in that holds the sidecars of a tar that do not lie beside their image, by key."""
+
+_KEPT_PROBLEMS = (sidecars.REFUSED, sidecars.NO_SPLIT)
+"""Of members that have a label all the same."""
 
 READ = ".read"
 """What the name of the object ends in that says that a tar was read to its end."""
@@ -159,8 +162,11 @@ def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config:
                     raise InputError(f"the sidecars of {uri} say {before!r} and {value!r}: an image has one label")
                 columns[column][at] = before if value is None else value
         for at in mine.tolist():
-            if columns[TRUTH][at] is not None and not (columns[PROBLEM][at] or "").startswith(sidecars.REFUSED):
+            if columns[TRUTH][at] is not None and not (columns[PROBLEM][at] or "").startswith(_KEPT_PROBLEMS):
                 columns[PROBLEM][at] = None
+        keys = {key_of(uri[len(tar or "") + 1 :]) for uri, tar in zip(uris, here, strict=True)}
+        if len(mine) and (loose := loose_label(here[0] or "", late, keys)):
+            columns[PROBLEM][int(mine[0])] = columns[PROBLEM][int(mine[0])] or loose
     for name, values in columns.items():
         images = images.set_column(images.schema.get_field_index(name), name, pa.array(values, pa.string()))
     return images

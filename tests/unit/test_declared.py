@@ -171,7 +171,7 @@ def test_a_hash_in_a_folder_is_part_of_its_name() -> None:
 
 def test_several_inputs_may_be_class_folders_or_split_folders_themselves() -> None:
     def two(first: str, second: str) -> tuple[Root, Root]:
-        return Root(f"/in/{first}", "folder"), Root(f"/in/{second}", "folder")
+        return Root(f"/in/{first}", "folder"), Root(f"/in/{second}", "folder", group=1)
 
     classes = said(rows("cat/1.jpg"), rows("dog/2.jpg", number=1), roots=two("cat", "dog"))
     assert classes == [("cat", "train"), ("dog", "train")]
@@ -216,7 +216,7 @@ def test_a_folder_and_a_file_that_name_two_splits_are_refused() -> None:
 
 
 def test_a_table_named_after_a_split_says_it_and_so_do_the_folders_of_its_images() -> None:
-    roots = (Root("/in", "manifest", "train.csv"), Root("/in", "manifest", "test.csv"))
+    roots = (Root("/in", "manifest", "train.csv"), Root("/in", "manifest", "test.csv", group=1))
     columns = (Columns({"label"}, tables=True), Columns({"label"}, tables=True))
     tables = rows("p/1.jpg", label="a", table=True), rows("p/2.jpg", label="a", table=True, number=1)
     assert [split for _, split in said(*tables, roots=roots, columns=columns)] == ["train", "test"]
@@ -251,7 +251,7 @@ def test_in_a_tar_sidecars_or_folders_but_not_both() -> None:
 
 
 def test_a_label_of_another_input_goes_before_the_folder_and_is_counted() -> None:
-    roots = (*FOLDER, Root("/in", "manifest", "labels.csv"))
+    roots = (*FOLDER, Root("/in", "manifest", "labels.csv", group=1))
     columns = (Columns(), Columns({"label"}, tables=True))
     listed = rows("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", label=["dog", None, "dog"])
     declared = decided(listed, roots=roots, columns=columns)
@@ -307,3 +307,93 @@ def test_what_was_understood_is_a_table() -> None:
     assert lines[25] == "1 images have no label, such as /in/test/3.jpg"
     assert understood.public(declared.origins)["classes_by_split"]["c00"] == {"train": 1, "val": 1}
     assert VAL in splits
+
+
+FLAT = (Root("/in/photos", "folder"), Root("/in", "manifest", "labels.csv", group=1))
+
+
+def test_a_folder_whose_images_a_table_labels_is_no_class_itself() -> None:
+    columns = (Columns(), Columns({"label"}, tables=True))
+    listed = rows("photos/1.jpg", "photos/2.jpg", "photos/3.jpg", label=["cat", "dog", None])
+    declared = decided(listed, roots=FLAT, columns=columns)
+    assert declared.apply(listed)[0].to_pylist() == ["cat", "dog", None] and declared.overridden == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        ("train", "test", "glob"),
+        ("a/train", "a/test", "tar"),
+        ("default/train", "default/test", "parquet"),
+        ("train/images", "test/images", "folder"),
+        ("test", "", "folder"),
+    ],
+)
+def test_what_the_paths_of_inputs_say_differently_is_their_split(first: str, second: str, kind: str) -> None:
+    roots = (Root(f"/in/{first}", kind), Root(f"/in/{second}".rstrip("/"), kind, group=1))
+    member = {"tar": ".tar#1.jpg", "parquet": ".parquet#1"}.get(kind, "/cat/1.jpg")
+    tables = rows(f"{first}/0{member}", label="a"), rows(f"{second}/1{member}".lstrip("/"), label="a", number=1)
+    expected = ["test", "train"] if first == "test" else ["train", "test"]
+    assert [split for _, split in said(*tables, roots=roots)] == expected
+    assert [split for _, split in said(*tables, roots=roots, splits="none")] == ["train", "train"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("ILSVRC_img_train/cat/1.jpg", "ILSVRC_img_train/dog/2.jpg", "ILSVRC_img_val/3.jpg"),
+        ("dogs-train/1.jpg", "dogs-test/2.jpg"),
+        ("a.tar#my-train/cat/1.jpg", "a.tar#my-test/dog/2.jpg"),
+    ],
+)
+def test_folders_that_may_be_splits_are_asked_about(paths: tuple[str, ...]) -> None:
+    message = refused(rows(*paths))
+    assert "source.splits=folders if they are, or source.splits=none" in message
+    assert {split for _, split in said(rows(*paths), splits="folders")} == {
+        "train",
+        "val" if "val/3" in paths[-1] else "test",
+    }
+    assert {split for _, split in said(rows(*paths), splits="none")} == {"train"}
+
+
+def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
+    assert [label for label, _ in said(rows("test_tube/1.jpg", "beaker/2.jpg"))] == ["test_tube", "beaker"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("a/b/train/cat/1.jpg", "a/b/test/cat/2.jpg"),
+        ("x.tar#ILSVRC/Data/CLS/train/n01/1.jpg", "x.tar#ILSVRC/Data/CLS/val/n01/2.jpg"),
+        ("a/b/train/0.parquet#1", "a/b/test/0.parquet#1"),
+    ],
+)
+def test_split_folders_that_lie_deep_are_asked_about(paths: tuple[str, ...]) -> None:
+    assert "source.splits=folders, which takes them at any depth" in refused(rows(*paths))
+    assert len({split for _, split in said(rows(*paths), splits="folders")}) == 2
+
+
+def test_images_of_a_table_have_the_split_of_any_folder_above_them() -> None:
+    roots, columns = (Root("/in", "manifest", "list.csv"),), (Columns({"label"}, tables=True),)
+    listed = rows("ds/images/train/x/1.jpg", "ds/images/test/x/2.jpg", "stray.jpg", label="a", table=True)
+    assert [split for _, split in said(listed, roots=roots, columns=columns)] == ["train", "test", "train"]
+    alone = rows("test/1.jpg", "test/2.jpg", label="a", table=True)
+    assert [split for _, split in said(alone, roots=roots, columns=columns)] == ["train", "train"]
+
+
+def test_one_class_in_two_places_of_an_archive_is_refused() -> None:
+    assert "'cat' is in two places" in refused(rows("s.tar#images/cat/1.jpg", "s.tar#masks/cat/1.png"))
+    assert [label for label, _ in said(rows("a.tar#a/cat/1.jpg", "b.tar#b/cat/2.jpg"))] == ["cat", "cat"]
+
+
+def test_numbered_names_are_one_input() -> None:
+    roots = (Root("/in", "tar"), Root("/in", "tar"))
+    tables = rows("x-0.tar#imgs/1.jpg", label="cat"), rows("x-1.tar#imgs/2.jpg", number=1)
+    assert [label for label, _ in said(*tables, roots=roots)] == ["cat", None]
+
+
+def test_files_beside_images_that_may_say_labels_are_asked_about() -> None:
+    columns = (Columns(sidecar="/in/s0/0.cls"),)
+    message = refused(rows("s0/0.jpg", "s1/1.jpg"), columns=columns)
+    assert "/in/s0/0.cls may say the labels" in message
+    assert [label for label, _ in said(rows("s0/0.jpg", "s1/1.jpg"), columns=columns, labels="folders")] == ["s0", "s1"]

@@ -35,7 +35,7 @@ def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.T
     """Return what is listed of a split, and the lines of the table that is shown."""
     chosen = SourceConfig(**config)
     given = recognise(STORES, [str(place) for place in places], chosen)
-    with relisted(STORES, given, chosen, lambda: None, partial(of_split, split)) as found:
+    with relisted(STORES, given, chosen, lambda: None, partial(of_split, split), splits=split is not None) as found:
         tables = [pa.Table.from_batches([each.batch]) for each in found.source.found()]
         return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
 
@@ -155,7 +155,8 @@ SAYS = {"day1/1.cls": b"Gala\n", "day1/2.json": b'{"label": "Fuji"}', "day2/3.cl
 def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members: dict[str, bytes]) -> None:
     tar = str(tar_of(tmp_path / "a.tar", members))
     prefix = "./" if "./day1/1.jpg" in members else ""
-    rows = read_members(STORES, tar, "images", most=10)
+    rows, complete = read_members(STORES, tar, "images", most=10)
+    assert complete and not read_members(STORES, tar, "images", most=2)[1]
     assert rows["cls"].to_pylist() == ["Gala", None, "Lime"] and rows["json"].to_pylist()[1] == '{"label": "Fuji"}'
     assert sorted(read_sidecars(STORES, tar, "images")) == ["day1/1", "day1/2", "day2/3"]
 
@@ -184,3 +185,82 @@ def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Pa
     with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
         (labelled,) = TarMembers(output, found.resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji"]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"a/0.jpg": b"a", "labels/0.cls": b"Gala", "b/1.jpg": b"b"},
+        {"a/img.001.jpg": b"a", "a/img.001.cls": b"Gala", "b/img.002.jpg": b"b", "b/img.002.cls": b"Fuji"},
+    ],
+)
+def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, members: dict[str, bytes]) -> None:
+    tar = str(tar_of(tmp_path / "a.tar", members))
+    images = [name for name in members if name.endswith("jpg")]
+    output = Folder(STORES, str(tmp_path / "out"))
+    table = pa.Table.from_pylist(
+        [{"uri": f"{tar}#{name}", "run_id": "r", "model": "m"} for name in images], schema=LABELS
+    )
+    output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
+    for chosen in (SourceConfig(), SourceConfig(labels="folders")):
+        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+            members_of = TarMembers(output, found.resolver).labelled(None)
+        if chosen.labels == "folders":
+            assert [row for each in members_of for row in each[TRUTH].to_pylist()] == ["a", "b"]
+        else:
+            with pytest.raises(InputError, match=r"\.cls may say a label, and there is no image of its key"):
+                list(members_of)
+
+
+def test_files_beside_images_that_may_say_labels_are_asked_about(tmp_path: Path) -> None:
+    place = make(tmp_path / "in", "s0/0.jpg", "s0/0.cls", "s1/1.jpg")
+    with pytest.raises(InputError, match=r"s0/0\.cls may say the labels of images"):
+        listed(place)
+    assert labels(place, labels="folders") == {"0.jpg": "s0", "1.jpg": "s1"}
+    other = make(tmp_path / "other", "b1/0.jpg", "b2/1.jpg")
+    (other / "metadata.csv").write_text("filename,label\nb1/0.jpg,Gala\nb2/1.jpg,Fuji\n")
+    with pytest.raises(InputError, match=r"metadata\.csv may say the labels of images"):
+        listed(other)
+    assert labels(other, uri_column="filename") == {"0.jpg": "Gala", "1.jpg": "Fuji"}
+
+
+def test_a_table_named_after_a_split_says_it_of_images_that_a_folder_holds(tmp_path: Path) -> None:
+    place = make(tmp_path / "photos", "1.jpg", "2.jpg")
+    (tmp_path / "train.csv").write_text("uri,label\nphotos/1.jpg,Gala\n")
+    (tmp_path / "test.csv").write_text("uri,label\nphotos/2.jpg,Fuji\n")
+    inputs = (place, tmp_path / "train.csv", tmp_path / "test.csv")
+    assert labels(*inputs, split="test") == {"2.jpg": "Fuji"}
+    (tmp_path / "test.csv").write_text("uri,label\nphotos/2.jpg,Fuji\nphotos/1.jpg,Gala\n")
+    with pytest.raises(InputError, match="two values of 'split'"):
+        listed(*inputs, split="test")
+
+
+@pytest.mark.parametrize("column", ["Usage", "data_split", "phase"])
+def test_a_column_whose_values_are_splits_is_asked_about(tmp_path: Path, column: str) -> None:
+    (tmp_path / "t.csv").write_text(f"uri,label,{column}\n1.jpg,Gala,train\n2.jpg,Fuji,test\n")
+    with pytest.raises(InputError, match=f"source.split_column={column}"):
+        listed(tmp_path / "t.csv", split="test")
+    assert len(listed(tmp_path / "t.csv")[0]) == 2, "where no split is asked for it does not matter"
+
+
+@pytest.mark.parametrize("value", ["['Gala' 'Fuji']", "[None]", "{'a': None}", '["Gala"]', "[" * 2_000 + "]"])
+def test_labels_that_are_lists_are_refused_however_they_are_written(tmp_path: Path, value: str) -> None:
+    pq.write_table(pa.table({"uri": ["1.jpg"], "label": [value]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="an image has one label here"):
+        listed(tmp_path / "list.parquet")
+
+
+def test_brackets_alone_make_no_list_and_nan_is_no_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["1.jpg", "2.jpg"], "label": ["[unknown]", "Gala"]}), tmp_path / "a.parquet")
+    assert labels(tmp_path / "a.parquet") == {"1.jpg": "[unknown]", "2.jpg": "Gala"}
+    pq.write_table(pa.table({"uri": ["1.jpg", "2.jpg"], "label": [float("nan"), 1.5]}), tmp_path / "b.parquet")
+    assert labels(tmp_path / "b.parquet") == {"1.jpg": None, "2.jpg": "1.5"}
+
+
+def test_numbered_names_are_one_input(tmp_path: Path) -> None:
+    for number in range(2):
+        tar_of(
+            tmp_path / f"x-{number}.tar", {f"imgs/{number}.jpg": b"a"} | ({"imgs/0.cls": b"Gala"} if not number else {})
+        )
+    given = recognise(STORES, [str(tmp_path / "x-{0..1}.tar")], SourceConfig())
+    assert [source.group for source in given] == [0, 0]

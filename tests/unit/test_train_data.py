@@ -27,7 +27,7 @@ def test_classes_are_numbered_in_the_order_of_their_names() -> None:
 
 
 def test_a_class_that_is_for_testing_alone_is_not_learned(caplog: pytest.LogCaptureFixture) -> None:
-    labels = found([0, 1, 2, 2, -1], split=["train", "val", "test", "test", "train"])
+    labels = found([0, 1, 2, 2, -1], split=["train", "train", "test", "test", "train"])
     assert labels.labels == ("c0", "c1") and labels.classes.tolist() == [0, 1, NO_CLASS, NO_CLASS, NO_CLASS]
     assert "1 classes have images for testing alone and are not learned: c2" in caplog.text
 
@@ -81,9 +81,16 @@ def test_a_named_val_split_is_the_one_fold_and_a_test_split_is_not_touched() -> 
 
 
 def test_a_class_that_can_only_be_chosen_on_is_refused() -> None:
-    labels = found([0, 0, 1, 1], split=["train", "val", "val", "val"])
-    with pytest.raises(InputError, match="1 classes have images in the val split and none to train on: c1"):
-        assigned(labels)
+    refused = "1 classes have images in the val split and none to train on: c1"
+    with pytest.raises(InputError, match=refused):
+        found([0, 0, 1, 1], split=["train", "val", "val", "val"])
+    with pytest.raises(InputError, match=refused):
+        assigned(found([0, 0, 1, 1], split=["train", "val", "train", "val"]), unreadable=(2,))
+
+
+def test_names_that_differ_in_case_between_training_and_testing_are_refused() -> None:
+    with pytest.raises(InputError, match=r"'Cat' .* and 'cat'"):
+        read(["cat", "dog", "Cat"], split=["train", "train", "test"])
 
 
 def test_each_fold_has_its_share_of_each_class_as_runs_of_neighbours() -> None:

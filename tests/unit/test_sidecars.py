@@ -1,0 +1,46 @@
+"""What `.cls` and `.json` members of a tar say."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgbatch.config import SourceConfig
+from imgbatch.sources.sidecars import NO_SPLIT, REFUSED, read
+
+
+@pytest.mark.parametrize(
+    ("record", "label", "problem"),
+    [
+        ('{"label": "cat"}', "cat", None),
+        ('\ufeff{"label": " cat "}', "cat", None),
+        ('{"label": 7}', "7", None),
+        ('{"label": null}', None, None),
+        ('{"label": ""}', None, None),
+        ('{"width": 3}', None, None),
+        ('{"Label": "cat"}', None, "source.label_column=Label"),
+        ('{"label": ["a", "b"]}', None, REFUSED),
+        ("[1]", None, "holds a list"),
+        ("{", None, "cannot be read"),
+        ("[" * 100_000, None, "cannot be read"),
+        ('{"label": "cat\\ud83d"}', None, "cannot be read"),
+        ('{"label": "cat", "subset": "test"}', "cat", NO_SPLIT),
+    ],
+)
+def test_a_json_says_a_label_or_what_is_wrong_with_it(record: str, label: str | None, problem: str | None) -> None:
+    said = read([None], [record], SourceConfig())
+    assert said.labels.to_pylist() == [label]
+    (found,) = said.problems.to_pylist()
+    assert found is None if problem is None else problem in found
+
+
+def test_a_cls_and_a_json_that_differ_are_refused() -> None:
+    said = read(["cat", "cat"], ['{"label": "dog"}', '{"label": "cat"}'], SourceConfig())
+    assert said.labels.to_pylist() == [None, "cat"]
+    assert said.problems[0].as_py().startswith(REFUSED) and said.problems[1].as_py() is None
+
+
+def test_split_and_group_are_keys_too() -> None:
+    said = read([None], ['{"label": "a", "split": "val", "group": 3}'], SourceConfig())
+    assert (said.splits.to_pylist(), said.groups.to_pylist()) == (["val"], ["3"])
+    other = read([None], ['{"kind": "a", "fold": "val"}'], SourceConfig(label_column="kind", split_column="fold"))
+    assert (other.labels.to_pylist(), other.splits.to_pylist()) == (["a"], ["val"])
