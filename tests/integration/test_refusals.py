@@ -161,7 +161,7 @@ def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], fol
     (tmp_path / "list.parquet").write_bytes(b"PAR1 and then nothing")
     assert "cannot be read as Parquet" in refused(2, "--input", tmp_path / "list.parquet", *output)
     (tmp_path / "list.jsonl").write_text('{"uri": "a.jpg"}\n{"uri": ')
-    assert "cannot be read as jsonl" in refused(2, "--input", tmp_path / "list.jsonl", *output)
+    assert "cannot be read as JSON Lines" in refused(2, "--input", tmp_path / "list.jsonl", *output)
     missing = refused(2, "--input", tmp_path / "no.csv", "--set", "source.format=manifest", *output)
     assert "no.csv" in missing
     assert "foo" in refused(2, "--input", "foo://bucket/x", *output)

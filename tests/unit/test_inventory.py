@@ -91,7 +91,7 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
     text = "".join(f'"photos","{quote_plus(key)}","5"\n' for key in keys)
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     uri = report(bucket, "CSV", fileSchema="Bucket, Key, Size")
-    found = list(everything(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes)), pa.schema([])))
+    found = list(everything(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
     uris = [uri for each in found for uri in each.batch["uri"].to_pylist()]
     assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in found) == 6
 
