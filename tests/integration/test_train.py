@@ -144,6 +144,33 @@ def test_without_a_refit_the_model_has_not_seen_what_is_held_out(tmp_path: Path,
     assert {label for label, _ in said} <= {*names, "lone"} and {kind for _, kind in said} <= {"fish", "cat", "other"}
 
 
+def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
+    tmp_path: Path, tiny_model: Path, warm: Job
+) -> None:
+    images = sorted(pictures(tmp_path / "in", each=4).rglob("*.jpg"))
+    names = {path: f"day{number % 2}/{number:02d}" for number, path in enumerate(images)}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path, name in names.items():
+            archive.add(path, f"{name}.jpg")
+        for path, name in reversed(names.items()):
+            label = tarfile.TarInfo(f"{name}.cls")
+            label.size = len(path.parent.name)
+            archive.addfile(label, io.BytesIO(path.parent.name.encode()))
+    command = ("--input", tmp_path / "a.tar", "--output")
+    ended = warm("train", *command, tmp_path / "model", "--base", tiny_model)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "model" / "training.json").read_text())["data"]
+    assert found["classes"] == dict.fromkeys(COLOURS, 4) and found["unlabelled"] == 0
+    assert found["sources"] == [{"uri": str(tmp_path / "a.tar"), "labels": "sidecars", "splits": "none"}]
+    scored = warm("evaluate", *command, tmp_path / "out", "--model", tmp_path / "model")
+    assert scored.code == 0 and scored.out.splitlines()[-1].startswith("12 images scored"), scored.err
+    truths = rows(f"select uri, truth from '{tmp_path}/out/predictions.parquet'")
+    assert {uri.partition("#")[2].removesuffix(".jpg"): truth for uri, truth in truths} == {
+        name: path.parent.name for path, name in names.items()
+    }
+    assert "labels from sidecars" in scored.err, "the table is shown once the tars are read"
+
+
 def test_another_column_of_images_is_other_images(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
     paths = sorted(pictures(tmp_path / "data", each=4).rglob("*.jpg"))
     table = {
