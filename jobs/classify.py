@@ -210,10 +210,15 @@ def label(
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
-        counts.listed += committer.of_tars
-        counts.ignored += committer.passed_over
-        counts.unpaired += committer.unpaired
-        committer.warn_of_unpaired()
+        add_members(counts, committer)
+
+
+def add_members(counts: Counts, committer: Committer) -> None:
+    """Add to the counts of a listing what was found in tars."""
+    counts.listed += committer.of_tars
+    counts.ignored += committer.passed_over
+    counts.unpaired += committer.unpaired
+    committer.warn_of_unpaired()
 
 
 def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes: int) -> None:

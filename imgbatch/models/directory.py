@@ -80,9 +80,7 @@ def read(
     if not replaces_head:
         description.require_softmax(config, where)
     labels = zoo.own_labels(chosen, stores) or description.labels_of(config, where)
-    if len(labels) != classes:
-        hint = hint_at_background(labels)
-        raise ModelError(f"{chosen.labels or where}: {len(labels)} label_names for a head of {classes} classes{hint}")
+    _require_as_many(labels, classes, chosen.labels or where)
     if classes == 1 and not replaces_head:
         raise description.one_class(name or where)
     if name is None:
@@ -91,9 +89,8 @@ def read(
     file, weights, digest = _weights(folder)
     said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
     question = {"description": said, "choice": zoo.choice(chosen), "classes": classes}
-    asked = {**question, "name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file)}
-    asked |= {"task": "check", "where": where}
-    found = _checked(question, asked, digest, pulse)
+    about = {"name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file), "where": where}
+    found = _checked(question, {**question, **about, "task": "check"}, digest, pulse)
     description.say_what_is_assumed(config, stated, found, chosen, where)
     for note in found["notes"]:
         log.info("%s: %s", name or folder.uri, note)
@@ -106,6 +103,12 @@ def read(
         network=Network(folder, config["architecture"], classes, found["arguments"], digest, file),
         features=found["features"],
     )
+
+
+def _require_as_many(labels: Sequence[str], classes: int, where: str) -> None:
+    if len(labels) != classes:
+        hint = hint_at_background(labels)
+        raise ModelError(f"{where}: {len(labels)} label_names for a head of {classes} classes{hint}")
 
 
 def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
