@@ -250,7 +250,8 @@ class Log:
 
         The replacement is conditional on the part being the one that was read, so that a late one of a dead run cannot
         bring rows, or old values, back; and it is announced, so that the next run can see to it that it takes none away
-        either.
+        either. Each replacement has a nonce of its own: values that are corrected and then corrected back would otherwise
+        give a part its old ETag again, and a late replacement would be accepted.
         """
         for _ in range(_MOST_CONFLICTS):
             data, tag = self.folder.read_tagged(_name(number))
@@ -259,8 +260,9 @@ class Log:
             if len(kept) == len(table) and kept.equals(table):
                 return 0
             self.announced.add([number])
+            signed = replace(footer, nonce=uuid.uuid4().hex)
             try:
-                self.folder.replace(_name(number), encode(kept, footer.metadata()), tag)
+                self.folder.replace(_name(number), encode(kept, signed.metadata()), tag)
             except Conflict:
                 self.announced.doubt(number)
                 continue

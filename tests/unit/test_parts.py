@@ -195,6 +195,20 @@ def test_rewriting_takes_rows_out_and_says_how_many(log: Log) -> None:
     assert log.numbers == [1]
 
 
+def test_a_part_that_gets_its_old_values_back_is_another_one(log: Log) -> None:
+    """Else what a dead run has sent to replace it would be accepted: an ETag is a hash of the bytes."""
+    log.append(table("a"), Footer("run", {}), keep_all)
+    name = "part-00000001.parquet"
+    before = log.folder.read(name)
+
+    original = log.part(1)[0]
+    corrected = original.append_column("input_x", pa.array(["new"]))
+    for rows in (corrected, original):
+        log.rewrite(1, lambda _, rows=rows: rows)
+        assert log.part(1)[0].equals(rows)
+    assert log.folder.read(name) != before
+
+
 def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append(table("a"), OURS, keep_all)
     monkeypatch.setattr(parts, "_MOST_CONFLICTS", 3)
