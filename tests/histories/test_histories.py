@@ -80,7 +80,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "a part is created conditionally": (Folder, "create", Folder.put),
     "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name: None),
     "passing rejects are tried again": (ledger, "_PASSING", 0),
-    "run.prune takes rows out": (Ledger, "prune", lambda self, pulse: 0),
+    "run.prune takes rows out": (Ledger, "prune", lambda self, pulse, unread: 0),
     "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections, pulse: None),
     "a changed ETag is a change": (versions, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),
 }
