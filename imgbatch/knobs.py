@@ -1,58 +1,112 @@
-"""Knobs: frozen dataclasses whose fields have help texts, filled from a TOML file, from `--set section.key=value` and flags."""
+"""Values: options as fields of frozen dataclasses, read from a TOML file, `--set section.key=value` and flags.
+
+A field's type is its whole check. `Literal` lists the choices, `Annotated` adds bounds from `annotated_types`, and help, errors
+and documentation are derived from them:
+
+    retries: Annotated[int, Ge(0)] = option(10, "attempts after a transient failure")
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import tomllib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from annotated_types import Ge, Gt, Interval
+
 from imgbatch.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _SHORT = {"model": "model.name", "output": "output.uri"}
 Kind = typing.TypeVar("Kind")
 
+Positive = Gt(0)
+Fraction = Interval(ge=0, le=1)
 
-def knob(default: Any, help: str) -> Any:
-    """Return a dataclass field whose help text stands beside it; what is made by a factory may be secret."""
+
+def option(default: Any, help: str, *, formerly: str = "", former_values: Mapping[str, Any] | None = None) -> Any:
+    """Return a dataclass field with its help text. The value of a field with a factory is not shown, since it may be secret.
+
+    Args:
+        default: the default value, or a function that returns it.
+        formerly: the name that the key had in an earlier version; it is still read, with a warning.
+        former_values: values of an earlier version and what they are called now, read in the same way.
+    """
+    metadata = {"help": help, "formerly": formerly, "former_values": former_values or {}}
     if callable(default):
-        return field(default_factory=default, metadata={"help": help}, repr=False)
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=default, metadata=metadata, repr=False)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A group of options. Its fields are checked when it is made, then `validate` checks them against each other."""
+
+    def __post_init__(self) -> None:
+        prefix = type(self).__name__.removesuffix("Config").lower()
+        kind: Any = type(self)
+        for name, hint in _hints(kind).items():
+            _require(f"{prefix}.{name}" if prefix else name, hint, getattr(self, name))
+        self.validate()
+
+    def validate(self) -> None:
+        """Check what no single field can say.
+
+        Raises:
+            ConfigError: options contradict each other.
+        """
 
 
 def load_as(kind: type[Kind], path: str | None, settings: Sequence[str] = (), **flags: Any) -> Kind:
     """Build a config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong.
+        ConfigError: the file cannot be read, a key or value is wrong, or a key is set by its old and its new name.
     """
-    sections = {name for name, hint in typing.get_type_hints(kind).items() if is_dataclass(hint)}
+    sections = {name for name, hint in _hints(typing.cast(Any, kind)).items() if is_dataclass(hint)}
+    former = dict(_former_keys(kind))
     tree: dict[str, Any] = {}
-    for key, value in (_read_toml(path) if path else {}).items():
+    given: list[tuple[str, Any]] = list((_read_toml(path) if path else {}).items())
+    given += [_parsed(setting) for setting in settings]
+    given += [(key, value) for key, value in flags.items() if value is not None]
+    for key, value in given:
         _assign(tree, key, value, sections)
-    for setting in settings:
-        _assign(tree, *_parsed(setting), sections)
-    for key, value in flags.items():
-        if value is not None:
-            _assign(tree, key, value, sections)
+    _rename(tree, former)
     return typing.cast(Kind, _build(kind, tree, "", [name for name, _, _ in described(kind)]))
 
 
 def described(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default, help) of every knob, sections in the order of a run."""
-    hints = typing.get_type_hints(kind)
-    for entry in fields(kind):
-        if is_dataclass(hints[entry.name]):
-            yield from described(typing.cast(type, hints[entry.name]), f"{prefix}{entry.name}.")
+    """Yield (key, default, help) of every option, sections in the order of a run."""
+    for entry in _fields(kind):
+        hint = _hints(kind)[entry.name]
+        if is_dataclass(hint):
+            yield from described(typing.cast(type, hint), f"{prefix}{entry.name}.")
         else:
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            shown = (
-                "" if default in (None, (), "") else str(default).lower() if default in (True, False) else str(default)
-            )
-            yield f"{prefix}{entry.name}", shown, entry.metadata["help"]
+            yield f"{prefix}{entry.name}", _shown(entry), entry.metadata["help"]
+
+
+def _shown(entry: Field[Any]) -> str:
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    if default in (None, (), ""):
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _fields(kind: type) -> tuple[Field[Any], ...]:
+    return fields(typing.cast(Any, kind))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the type of each field, bounds included."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -77,27 +131,68 @@ def _parsed(setting: str) -> tuple[str, Any]:
     return key.strip(), value
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any, known: Collection[str]) -> None:
+def _assign(tree: dict[str, Any], key: str, value: Any, sections: Collection[str]) -> None:
     """Set a key in a tree of sections; a plain value for `model` or `output` is its name or URI."""
-    if key in _SHORT and key in known and not isinstance(value, dict):
+    if key in _SHORT and key in sections and not isinstance(value, dict):
         key = _SHORT[key]
-    *sections, name = key.split(".")
-    for section in sections:
+    *path, name = key.split(".")
+    for section in path:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{key}={value!r}: {section!r} is a value, not a section")
     tree[name] = value
 
 
+def _former_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (old key, new key) of every option that was renamed."""
+    for entry in _fields(kind):
+        hint = _hints(kind)[entry.name]
+        if is_dataclass(hint):
+            yield from _former_keys(typing.cast(type, hint), f"{prefix}{entry.name}.")
+        elif old := entry.metadata["formerly"]:
+            yield f"{prefix}{old}", f"{prefix}{entry.name}"
+
+
+def _rename(tree: dict[str, Any], former: Mapping[str, str]) -> None:
+    """Move values from the old names of keys to the new ones, with one warning for each."""
+    for old, new in former.items():
+        section, _, old_name = old.rpartition(".")
+        values = tree.get(section)
+        if not isinstance(values, dict) or old_name not in values:
+            continue
+        value, new_name = values.pop(old_name), new.rpartition(".")[2]
+        if new_name in values and values[new_name] != value:
+            raise ConfigError(
+                f"{old}={value!r} and {new}={values[new_name]!r}: {old} is the old name of {new}; set one"
+            )
+        log.warning("the config key %s is now called %s", old, new)
+        values[new_name] = value
+
+
 def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints, entries = _hints(kind), {entry.name: entry for entry in _fields(kind)}
     for key in tree:
         if key not in hints:
             close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
             raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
-    values = {key: _convert(prefix + key, hints[key], value, known) for key, value in tree.items()}
+    values = {}
+    for key, value in tree.items():
+        former = entries[key].metadata.get("former_values", {})
+        if isinstance(value, str) and value in former:
+            log.warning("%s=%s is now written %s=%s", prefix + key, value, prefix + key, former[value])
+            value = former[value]
+        values[key] = _convert(prefix + key, hints[key], value, known)
     return kind(**values)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the plain types that a hint allows, without bounds."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _kinds(hint.__origin__)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return tuple(kind for part in typing.get_args(hint) for kind in _kinds(part))
+    return (str,) if typing.get_origin(hint) is typing.Literal else (hint,)
 
 
 def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
@@ -106,7 +201,7 @@ def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
         return _build(typing.cast(type, hint), value, f"{key}.", known)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = _kinds(hint)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         if any(float in typing.get_args(kind) for kind in kinds):
             return _numbers(key, value)
@@ -138,27 +233,35 @@ def _numbers(key: str, value: Any) -> tuple[float, ...]:
     raise ConfigError(f"{key}={value!r}: expected numbers, such as [0.5, 0.5, 0.5]")
 
 
-def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value that is none of those allowed."""
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{key}={value!r}: one of {', '.join(allowed)}{hint}")
+def _require(key: str, hint: Any, value: Any) -> None:
+    """Refuse a value that is not one of the choices of its field, or is out of bounds."""
+    if value is None:
+        return
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        for part in typing.get_args(hint):
+            _require(key, part, value)
+    elif typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{key}={value!r}: one of {', '.join(choices)}{hint}")
+    elif typing.get_origin(hint) is typing.Annotated:
+        for bound in hint.__metadata__:
+            _require_bound(key, bound, value)
+        _require(key, hint.__origin__, value)
 
 
-def positive(key: str, value: float) -> None:
-    """Refuse a number that is not above zero."""
-    if not value > 0:
-        raise ConfigError(f"{key}={value}: must be more than 0")
-
-
-def at_least(key: str, value: float, least: int) -> None:
-    """Refuse a number that is too small."""
-    if value < least:
-        raise ConfigError(f"{key}={value}: must be {least} or more")
-
-
-def share(key: str, value: float) -> None:
-    """Refuse a number that is not between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{key}={value}: must lie between 0 and 1")
+def _require_bound(key: str, bound: Any, value: float) -> None:
+    """Refuse a number out of bounds. Written so that NaN is refused as well."""
+    match bound:
+        case Ge(ge=least) if not value >= least:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be {least} or more")
+        case Gt(gt=least) if not value > least:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be more than {least}")
+        case Interval(gt=None, ge=least, le=most) if not least <= value <= most:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must lie between {least} and {most}")
+        case Interval(gt=least, ge=None, le=most) if not least < value <= most:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be more than {least} and at most {most}")
+        case _:
+            pass

@@ -6,11 +6,15 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge
 
+from imgbatch import config
 from imgbatch.config import Config, ConfigError, SourceConfig, describe, load, masked, with_output
+from imgbatch.knobs import Section, load_as, option
+from imgbatch.train.settings import TrainConfig
 
 
 def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
@@ -203,3 +207,45 @@ def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         SourceConfig("auto")  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(chosen)) == chosen
+
+
+def test_an_option_is_refused_wherever_its_section_is_made() -> None:
+    """Also where code makes it, not only where a file is read; NaN is no number of seconds."""
+    for make in (
+        lambda: config.FetchConfig(ahead=0),
+        lambda: config.StorageConfig(timeout_s=float("nan")),
+        lambda: config.SourceConfig(labels="folder"),  # type: ignore[arg-type]
+        lambda: config.AnswerConfig(min_score=1.5),
+        lambda: TrainConfig(folds=1),
+    ):
+        with pytest.raises(ConfigError):
+            make()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RenamedConfig(Section):
+    speed: Annotated[int, Ge(1)] = option(3, "how fast", formerly="pace")
+    retry: Literal["transient", "all"] = option(
+        "transient", "what is tried again", former_values={"passing": "transient"}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Whole(Section):
+    renamed: RenamedConfig = dataclasses.field(default_factory=RenamedConfig)
+
+
+def test_an_old_name_of_a_key_works_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_as(Whole, None, ["renamed.pace=4", "renamed.pace=5"]).renamed.speed == 5
+    assert [record.message for record in caplog.records] == ["the config key renamed.pace is now called renamed.speed"]
+    caplog.clear()
+    assert load_as(Whole, None, ["renamed.retry=passing"]).renamed.retry == "transient"
+    assert "renamed.retry=passing is now written renamed.retry=transient" in caplog.text
+
+
+def test_an_old_and_a_new_name_with_different_values_are_refused() -> None:
+    assert load_as(Whole, None, ["renamed.pace=4", "renamed.speed=4"]).renamed.speed == 4
+    with pytest.raises(ConfigError, match=r"renamed\.pace is the old name of renamed\.speed"):
+        load_as(Whole, None, ["renamed.pace=4", "renamed.speed=5"])
+    with pytest.raises(ConfigError, match=r"renamed\.pace=0|renamed\.speed=0"):
+        load_as(Whole, None, ["renamed.pace=0"])
