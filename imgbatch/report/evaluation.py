@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -12,24 +12,11 @@ import numpy as np
 from imgbatch.evaluation import Evaluation
 from imgbatch.metrics import Confusion, Floats, Intervals
 from imgbatch.report import figures
+from imgbatch.report.html import document, table
 from imgbatch.seen import NOT_KNOWN
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20
-
-VIEWPORT = '<meta name="viewport" content="width=device-width">'
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-th { border-bottom: 1px solid #999; font-weight: 600 } td { border-bottom: 1px solid #eee }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-.side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem }
-.pictures img { max-width: 100%; height: 9rem; object-fit: contain; background: #f4f4f4 }
-.warning { border-left: .3rem solid #c0392b; background: #fdf0ee; padding: .6rem .8rem; overflow-wrap: anywhere }
-figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere } p.note { color: #666 } svg { max-width: 100%; height: auto }
-"""
 
 
 def page(
@@ -66,10 +53,7 @@ def page(
         "<h2>Classes, the worst first</h2>",
         _classes(ours),
     ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{VIEWPORT}<title>Evaluation of {escape(name)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
+    return document(f"Evaluation of {name}", parts)
 
 
 def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[str, Any]:
@@ -78,19 +62,6 @@ def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[s
     if len(set(names)) < len(names):
         names = [each.scored.model.reference for each in both]
     return {name: getattr(each, attribute) for name, each in zip(names, both, strict=True)}
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table. Everything is escaped; a column whose head begins with # holds numbers, and is aligned so."""
-
-    def line(values: Sequence[Any], tag: str) -> str:
-        cells = []
-        for name, value in zip(head, values, strict=True):
-            text = escape(f"{value:,}" if isinstance(value, int) else value)
-            cells.append(f"<{tag}{' class=n' if name.startswith('#') else ''}>{text}</{tag}>")
-        return f"<tr>{''.join(cells)}</tr>"
-
-    return f"<table>{line([name.lstrip('#') for name in head], 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
 def _share(value: float) -> str:

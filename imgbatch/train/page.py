@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from imgbatch.metrics import Confusion, calibration
 from imgbatch.report import figures
-from imgbatch.report.evaluation import STYLE, VIEWPORT, table
+from imgbatch.report.html import document, table
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.train.calibration import softmax
 
@@ -48,10 +48,7 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], truths: Ints, unseen: 
         parts += ["<h2>Are scores probabilities?</h2>", figures.reliability(curves)]
         parts += ["<h2>What is taken for what</h2>", _confusion(labels, truths, scores.argmax(1))]
     parts += ["<h2>Classes and splits</h2>", *_classes(facts["data"])]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{VIEWPORT}<title>Training</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
+    return document("Training", parts)
 
 
 def _classes(data: Mapping[str, Any]) -> list[str]:
