@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from imgbatch import config, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Found, Listing
+from imgbatch.listing import Counts, Listing
 from imgbatch.models import Model
 from imgbatch.schema import CARRIED, labels_with, require_carried
+from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
 
@@ -28,7 +29,7 @@ class Job:
     stores: Stores
     output: Folder
     model: Model
-    sources: list[sources.Source]
+    sources: list[Source]
     ledger: Ledger
 
 
@@ -66,7 +67,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
     return Job(chosen, stores, output, model, found, ledger)
 
 
-def sources_beside(output: Folder, uris: Sequence[str], chosen: config.SourceConfig) -> list[sources.Source]:
+def sources_beside(output: Folder, uris: Sequence[str], chosen: config.SourceConfig) -> list[Source]:
     """Return the sources of a run.
 
     Raises:
@@ -123,21 +124,21 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
 
 @contextmanager
 def candidates(
-    found: list[sources.Source], pulse: Callable[[], None], *, allow_empty: bool
-) -> Iterator[Iterator[Found]]:
+    found: list[Source], pulse: Callable[[], None], *, allow_empty: bool
+) -> Iterator[Iterator[ListingBatch]]:
     """Give what the sources list, in batches; `pulse` is called however slow their stores are.
 
     Raises:
         InputError: a source is not there, or one of several holds no image and may not be empty.
     """
 
-    def listed() -> Generator[Found, None, None]:
+    def listed() -> Generator[ListingBatch, None, None]:
         try:
             yield from sources.everything(found, allow_empty=allow_empty)
         except (NotFound, BadPath) as error:
             raise InputError(f"--input: {error}") from error
 
-    def pulsing() -> Generator[Found, None, None]:
+    def pulsing() -> Generator[ListingBatch, None, None]:
         # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
         with closing(ticking(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
@@ -149,7 +150,7 @@ def candidates(
         yield batches
 
 
-def no_image(counts: Counts, found: list[sources.Source]) -> str:
+def no_image(counts: Counts, found: list[Source]) -> str:
     """Return what to say of sources in which there is not one image."""
     named = ", ".join(source.uri for source in found)
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
@@ -160,7 +161,7 @@ def no_image(counts: Counts, found: list[sources.Source]) -> str:
     )
 
 
-def warn_of_local_paths(output: Folder, found: list[sources.Source], nodes: int) -> None:
+def warn_of_local_paths(output: Folder, found: list[Source], nodes: int) -> None:
     """Say that a path of this machine is read and written by all nodes."""
     local = [uri for uri in (output.uri, *(source.uri for source in found)) if is_local(uri)]
     if nodes > 1 and local:

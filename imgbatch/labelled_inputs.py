@@ -19,10 +19,11 @@ from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.job import candidates
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing, pages
+from imgbatch.listing import Listing, pages
 from imgbatch.parts import Log
 from imgbatch.schema import CARRIED, LISTING, TAR, whole
-from imgbatch.sources import Source, sidecars
+from imgbatch.sources import sidecars
+from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
 from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, marked
 from imgbatch.sources.objects import MAGIC, are_images
@@ -206,20 +207,20 @@ def relisted(
         resolver.decide()
         counts = listing.counts
 
-        def found() -> Iterator[Found]:
+        def found() -> Iterator[ListingBatch]:
             resolver.understood = Understood()
-            yield Found(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
+            yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 
-        def probe() -> Iterator[Found]:
-            return chain.from_iterable(source.found() for source in given)
+        def probe() -> Iterator[ListingBatch]:
+            return chain.from_iterable(source.list_images() for source in given)
 
         yield Relisted(resolver, Source(", ".join(source.uri for source in given), "inputs", found, probe=probe))
 
 
 def _listed_again(
     folder: Folder, listing: Listing, resolver: Resolver, wanted: Callable[[pa.Table, Ints], pa.Array]
-) -> Iterator[Found]:
+) -> Iterator[ListingBatch]:
     """Yield the rows of a listing with their labels, what is read as a whole in one batch."""
     for rows, is_whole in _segments(pages(folder), listing.todo().wholes):
         labels, splits = resolver.apply(rows)
@@ -227,7 +228,7 @@ def _listed_again(
         kept = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))
         rows = rows.filter(kept).drop_columns([OBJECT_OF, TABLE_OF])
         for batch in rows.combine_chunks().to_batches():
-            yield Found(batch, whole=is_whole)
+            yield ListingBatch(batch, whole=is_whole)
 
 
 def _segments(tables: Iterator[pa.Table], wholes: Ints) -> Iterator[tuple[pa.Table, bool]]:

@@ -31,6 +31,7 @@ from imgbatch.ledger import Ledger, Status
 from imgbatch.repeats import Fill, Repeats
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
 from imgbatch.shards import DONE, DUPLICATE, NEW, STALE, OpenShard, Progress, version_of
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage import Folder, Stores
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 
@@ -40,26 +41,6 @@ _PAGES_AHEAD = 4
 Mask = npt.NDArray[np.bool_]
 Wholes = npt.NDArray[np.int64]
 Counted = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A batch of candidates from a source, as LISTING with carried columns, and how many objects were passed over."""
-
-    batch: pa.RecordBatch
-    ignored: int = 0
-    example: str = ""
-    """One of those passed over."""
-    whole: bool = False
-    """The batch is read as a whole, so that one worker should have it all."""
-    sidecar: str = ""
-    """One of the objects passed over that may say the label of an image beside it."""
-    by_table: bool = False
-    """A table names these images: a manifest, or metadata beside them."""
-    unread: bool = False
-    """The batch is a Parquet file itself, whose rows could not be read."""
-    origin: str = ""
-    """The file or input that it came from, for messages."""
 
 
 @dataclass
@@ -124,7 +105,7 @@ class Listing:
     def __post_init__(self) -> None:
         self._repeats = Repeats(self.agree)
 
-    def take(self, found: Iterable[Found], pulse: Callable[[], None] = lambda: None) -> None:
+    def take(self, found: Iterable[ListingBatch], pulse: Callable[[], None] = lambda: None) -> None:
         """List everything, or up to the limit, and write the pages; `pulse` is called with each page that is read again.
 
         Beyond the limit nothing is drawn, so that values of later rows of an image are not known.

@@ -133,7 +133,7 @@ def from_model(
     with relisted(*listing, splits=split is not None) as listed:
         require_classes(listed, who, split)
         classify.recorded(replace(job, sources=[listed.source]), stop)
-        truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
+        truths = Truths((each.batch for each in listed.source.list_images()), job.model.labels)
     add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
@@ -168,7 +168,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
     with relisted(*listing, splits=flags.split is not None) as listed:
         require_classes(listed, [model], flags.split)
-        truths = Truths((each.batch for each in listed.source.found()), model.labels)
+        truths = Truths((each.batch for each in listed.source.list_images()), model.labels)
     add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
@@ -200,7 +200,7 @@ def require_classes(listed: Relisted, models: Sequence[Model], split: str | None
         InputError: naming the labels, or images that have none.
     """
     known, kept = [Classes(model.labels, model.name) for model in models], 0
-    for each in listed.source.found():
+    for each in listed.source.list_images():
         images = each.batch.filter(pc.invert(is_tar(each.batch)))
         kept += len(each.batch)
         for classes in known:

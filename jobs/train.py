@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import cli, config, models, rejects, runs, seen, sources, taxonomy
+from imgbatch import cli, config, models, rejects, runs, seen, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.labelled_inputs import Resolver
 from imgbatch.models import Model
+from imgbatch.sources.base import Source
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import inputs, labelled, outcome, publish, splits
@@ -89,7 +90,7 @@ class Job:
     stores: Stores
     output: Folder
     base: Model
-    sources: list[sources.Source]
+    sources: list[Source]
     taxonomy: bytes | None
     seen_by_base: seen.TrainingImages | None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from fsspec.utils import glob_translate
@@ -12,8 +12,8 @@ from fsspec.utils import glob_translate
 from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
-from imgbatch.listing import Found
 from imgbatch.sources import inventory, objects, tars
+from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.lists import NAMED, NOT_READ, SUFFIXES
 from imgbatch.sources.manifest import Manifest
 from imgbatch.sources.names import numbered
@@ -23,19 +23,6 @@ from imgbatch.storage.faults import guarded
 
 _INPUTS_AT_ONCE = 4
 _UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One input: what it is, and how to list it."""
-
-    uri: str
-    kind: str
-    found: Callable[[], Iterator[Found]]
-    group: int = 0
-    """The number of the input as it was given: `{000..099}` gives several sources."""
-    probe: Callable[[], Iterator[Found]] | None = None
-    """What is asked whether the store answers, where that is not `found`."""
 
 
 def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> list[Source]:
@@ -60,16 +47,16 @@ def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> li
     return found
 
 
-def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator[Found]:
+def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator[ListingBatch]:
     """Yield what all sources find, in the order of the inputs; the next ones are listed already.
 
     Raises:
         InputError: one of several inputs holds not one image, and that is not allowed.
     """
 
-    def found_in(source: Source) -> Iterator[Found]:
+    def found_in(source: Source) -> Iterator[ListingBatch]:
         images = 0
-        for found in source.found():
+        for found in source.list_images():
             images += len(found.batch)
             yield replace(found, origin=found.origin or source.uri)
         if not images and not allow_empty and len(sources) > 1:
@@ -83,7 +70,7 @@ def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterat
 def answer(sources: Sequence[Source]) -> bool:
     """Return whether the stores of all sources let us in at all."""
     try:
-        return all(next((source.probe or source.found)(), None) is not None for source in sources)
+        return all(next((source.probe or source.list_images)(), None) is not None for source in sources)
     except StoreError:
         return False
 
@@ -123,7 +110,7 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
     meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
     found = objects.Objects(stores, meant, config)
-    return Source(uri, "glob" if is_glob else "folder", found.found)
+    return Source(uri, "glob" if is_glob else "folder", found.list_images)
 
 
 def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig) -> Source:
@@ -134,7 +121,7 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
             if table.column is None:
                 named = "image column" if config.image_column is None else f"column {config.image_column!r} of bytes"
                 raise InputError(f"{uri} has no {named}; it has: {', '.join(table.columns.names)}")
-            return Source(uri, "parquet", table.found)
+            return Source(uri, "parquet", table.list_images)
     if config.format == "inventory" or (config.format == "auto" and lower.endswith(f"/{inventory.NAME}")):
         try:
             report = inventory.Inventory(stores, uri, config.suffixes)
@@ -143,10 +130,10 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
             if config.format == "auto" and (listed := _manifest(stores, uri, config)) is not None:
                 return listed
             raise
-        return Source(uri, "inventory", report.found)
+        return Source(uri, "inventory", report.list_images)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri, config)
-        return Source(uri, "manifest", manifest.found)
+        return Source(uri, "manifest", manifest.list_images)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
         return Source(uri, "tar", lambda: tars.listed(uri, meta))
     if config.format == "auto" and lower.endswith((*NOT_READ, *(f"{suffix}.gz" for suffix in NOT_READ))):
@@ -167,7 +154,7 @@ def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
         manifest = Manifest(stores, uri, config)
     except InputError:
         return None
-    return Source(uri, "manifest", manifest.found)
+    return Source(uri, "manifest", manifest.list_images)
 
 
 def _holds_images(table: ImageTable, config: SourceConfig) -> bool:

@@ -88,7 +88,7 @@ class TableFormats:
             for format in ("Delta", "Hudi", *(("Iceberg",) if name == "data" else ())):
                 with suppress(StoreError):  # no right to look there, say
                     folder = Folder(self.stores, f"{above}/{_FOLDERS[format]}")
-                    first = next((found for found in folder.found() if len(found)), None)
+                    first = next((found for found in folder.list_objects() if len(found)), None)
                     if first is not None and _is_log(first["path"], format):
                         raise InputError(_message(above, format))
             inner = above

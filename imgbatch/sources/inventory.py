@@ -21,8 +21,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from imgbatch.errors import InputError
-from imgbatch.listing import Found
 from imgbatch.schema import LISTING, whole
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.names import Candidates
 from imgbatch.storage import Stores
 from imgbatch.storage.base import unquoted_all
@@ -65,7 +65,7 @@ class Inventory:
             raise InputError(f"{uri}: inventories in {self._format} are not read; have S3 write CSV or Parquet")
         self._names = [_COLUMNS.get(name, name) for name in names]
 
-    def found(self) -> Iterator[Found]:
+    def list_images(self) -> Iterator[ListingBatch]:
         """Yield the candidates among the latest versions."""
         candidates = Candidates(self._suffixes)
         for rows in self._rows():
@@ -75,7 +75,7 @@ class Inventory:
             keep = pc.and_(keep, candidates.among(rows["key"]))
             passed_over = rows.filter(pc.invert(keep))
             example = passed_over["key"][0].as_py() if len(passed_over) else ""
-            yield Found(_listed(rows.filter(keep)), ignored=len(passed_over), example=example)
+            yield ListingBatch(_listed(rows.filter(keep)), ignored=len(passed_over), example=example)
 
     def _rows(self) -> Iterator[pa.Table]:
         for key in self._files:

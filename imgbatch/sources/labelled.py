@@ -22,9 +22,8 @@ import pyarrow.compute as pc
 
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, PARQUET, TAR, whole
-from imgbatch.sources import Source
+from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import ALSO_LABEL, ALSO_SPLIT
 from imgbatch.sources.split_words import SPLIT_NAMES, WORDS, canonical, of_file
 from imgbatch.spelling import folded, near_miss, normalised
@@ -98,9 +97,9 @@ def marked(given: Sequence[Source], config: SourceConfig, *, splits: bool = True
     """
     seen, lock = [Columns() for _ in given], threading.Lock()
 
-    def listed(number: int, source: Source) -> Iterator[Found]:
+    def listed(number: int, source: Source) -> Iterator[ListingBatch]:
         columns, name = seen[number], source.uri.rpartition("/")[2] if source.kind == "manifest" else ""
-        for each in source.found():
+        for each in source.list_images():
             with lock:
                 columns.sidecar = columns.sidecar or each.sidecar
                 if len(each.batch) and (each.by_table or pc.any(pc.equal(each.batch["container"], PARQUET)).as_py()):
@@ -112,7 +111,7 @@ def marked(given: Sequence[Source], config: SourceConfig, *, splits: bool = True
             columns.names.discard(config.split_column or "split")
         require_columns(source.uri, columns, config, splits=splits)
 
-    return [replace(source, found=partial(listed, number, source)) for number, source in enumerate(given)], seen
+    return [replace(source, list_images=partial(listed, number, source)) for number, source in enumerate(given)], seen
 
 
 def require_columns(uri: str, columns: Columns, config: SourceConfig, *, splits: bool = True) -> None:

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.listing import Found
 from imgbatch.schema import CARRIED, LISTING
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.csv_rows import Rows
 from imgbatch.sources.lists import form_of, rows_of
 from imgbatch.sources.naming import FILE_NAME, Naming
@@ -60,7 +60,7 @@ class Manifest:
         self._own = () if beside else ("size", "etag")
         self._naming = self._require_naming()
 
-    def found(self) -> Iterator[Found]:
+    def list_images(self) -> Iterator[ListingBatch]:
         """Yield the rows that name an image, each batch with its own columns; others are counted as ignored."""
         nameless, first = 0, ""
         for rows in self._rows():
@@ -77,7 +77,7 @@ class Manifest:
                 first = rows.place(pc.index(named, False).as_py())
             nameless += left
             ignored = left + rows.ignored
-            yield Found(
+            yield ListingBatch(
                 self._listed(rows, names).filter(named),
                 ignored=ignored,
                 example=f"{first or 'a header'} of {self.uri}" if ignored else "",

@@ -16,9 +16,9 @@ from fsspec.utils import glob_translate
 from imgbatch.ahead import chained
 from imgbatch.config import SourceConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
-from imgbatch.listing import Found
 from imgbatch.schema import LISTING
 from imgbatch.sources import tars
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.formats import TableFormats
 from imgbatch.sources.manifest import METADATA, Manifest
 from imgbatch.sources.names import NOTHING, Candidates, junk
@@ -81,13 +81,13 @@ class Glob:
 
 def is_folder(stores: Stores, uri: str) -> bool:
     """Return whether something lies below a name."""
-    return any(len(found) for found in Folder(stores, uri).found())
+    return any(len(found) for found in Folder(stores, uri).list_objects())
 
 
-def single(uri: str, meta: Meta) -> Iterator[Found]:
+def single(uri: str, meta: Meta) -> Iterator[ListingBatch]:
     """Yield one object, whatever its name: it was asked for."""
     row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
-    yield Found(pa.RecordBatch.from_pylist([row], schema=LISTING))
+    yield ListingBatch(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
 def are_images(stores: Stores, uris: Sequence[str]) -> list[bool]:
@@ -123,7 +123,7 @@ class Objects:
     meant: Below | Glob
     config: SourceConfig
 
-    def found(self) -> Iterator[Found]:
+    def list_images(self) -> Iterator[ListingBatch]:
         """Yield them, the tars, the rows of the Parquet files of images, and those of Hugging Face's metadata files."""
         for found in self._listed():
             is_list = self._are(found.batch, METADATA, "auto")
@@ -132,7 +132,7 @@ class Objects:
             rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
-    def _found(self, found: Found) -> Iterator[Found]:
+    def _found(self, found: ListingBatch) -> Iterator[ListingBatch]:
         objects = found.batch
         is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
         candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
@@ -143,7 +143,7 @@ class Objects:
             yield tars.in_place_of_members(shards)
         tables = objects.filter(is_table)
         if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
-            yield Found(gone, unread=True)
+            yield ListingBatch(gone, unread=True)
         rows = [partial(_rows_of, table) for table in self._tables(tables)]
         yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
@@ -151,7 +151,7 @@ class Objects:
         """Yield what is meant, as LISTING batches, without what is junk."""
         return (found.batch for found in self._listed())
 
-    def _listed(self) -> Iterator[Found]:
+    def _listed(self) -> Iterator[ListingBatch]:
         """Yield what is meant; what is junk counts as passed over.
 
         Raises:
@@ -160,7 +160,7 @@ class Objects:
         base, prefix = self.meant.base, self._prefix
         _, path = self.stores.resolve(base)
         formats = TableFormats(self.stores, base)
-        for found in Folder(self.stores, base).found():
+        for found in Folder(self.stores, base).list_objects():
             names = pc.utf8_slice_codeunits(found["path"], len(path.rstrip("/")) + 1) if path else found["path"]
             keep = pc.invert(junk(names))
             chosen = self.meant.match(found["path"])
@@ -179,22 +179,22 @@ class Objects:
         _, path = self.stores.resolve(base)
         return base.removesuffix(path) if path else f"{base.rstrip('/')}/"
 
-    def _candidates(self, objects: pa.RecordBatch) -> Found:
+    def _candidates(self, objects: pa.RecordBatch) -> ListingBatch:
         if self.config.format in ("parquet", "tar"):
             return _passing_over(objects, pa.array([False] * len(objects), pa.bool_()))
         names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.meant.base.rstrip('/')}/"))
         return _passing_over(objects, Candidates(self.config.suffixes).among(names))
 
-    def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[Found]:
+    def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[ListingBatch]:
         """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
         uri = listed["uri"][0].as_py()
         try:
             metadata = Manifest(self.stores, uri, self.config, beside=True)
         except InputError as error:
             log.info("%s is not read as a list of the images beside it: %s", uri, error)
-            yield from self._found(Found(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
+            yield from self._found(ListingBatch(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
             return
-        for found in metadata.found():
+        for found in metadata.list_images():
             batch, ignored = found.batch, found.ignored
             meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
             if meant is not None:
@@ -202,7 +202,7 @@ class Objects:
                 ignored += len(found.batch) - len(batch)
             candidates = self._candidates(batch)
             example = found.example or candidates.example
-            yield Found(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
+            yield ListingBatch(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
 
     def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
         return self._are_called(objects["uri"], pattern, kind)
@@ -217,16 +217,16 @@ class Objects:
             yield ImageTable(self.stores, row["uri"], meta, self.config.image_column)
 
 
-def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> Found:
+def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> ListingBatch:
     """Return the objects of a mask; the others are counted."""
     passed_over = objects["uri"].filter(pc.invert(keep))
     example = passed_over[0].as_py() if len(passed_over) else ""
     sidecars = passed_over.filter(pc.match_substring_regex(passed_over, _SIDECAR))
     sidecar = sidecars[0].as_py() if len(sidecars) else ""
-    return Found(objects.filter(keep), ignored=len(passed_over), example=example, sidecar=sidecar)
+    return ListingBatch(objects.filter(keep), ignored=len(passed_over), example=example, sidecar=sidecar)
 
 
-def _rows_of(table: ImageTable) -> Iterator[Found]:
+def _rows_of(table: ImageTable) -> Iterator[ListingBatch]:
     """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot.
 
     Raises:
@@ -238,6 +238,6 @@ def _rows_of(table: ImageTable) -> Iterator[Found]:
         yield from (replace(found, unread=True) for found in single(table.uri, table.meta))
         return
     if table.column is None:
-        yield Found(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
+        yield ListingBatch(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)
         return
-    yield from table.found()
+    yield from table.list_images()

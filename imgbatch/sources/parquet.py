@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.errors import Conflict, InputError
-from imgbatch.listing import Found
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.columns import LIST, ImageColumn, Steps, TableColumns, image_column, is_text
 from imgbatch.storage import Meta, Stores
 
@@ -99,7 +99,7 @@ class ImageTable:
         assert self.column is not None
         return ".".join([self.columns.raw[self.column.name], *steps])
 
-    def found(self) -> Iterator[Found]:
+    def list_images(self) -> Iterator[ListingBatch]:
         """Yield the rows, a batch a row group.
 
         Raises:
@@ -118,7 +118,7 @@ class ImageTable:
                 "container": pa.repeat(PARQUET, count),
                 **self._carried_values(group),
             }
-            yield Found(pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried])), whole=True)
+            yield ListingBatch(pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried])), whole=True)
 
     def images(self, group: int, rows: npt.NDArray[np.int64]) -> Iterator[bytes | Refusal]:
         """Yield the bytes of ascending rows of a row group, counted from its first one, or why a row has none."""

@@ -20,9 +20,9 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 
 from imgbatch.errors import InputError
-from imgbatch.listing import Found
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, TAR, with_carried
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.names import Candidates, is_junk, is_no_image
 from imgbatch.storage import Meta, Stores
 from imgbatch.storage.forward import Forward, plain, unpacked
@@ -141,18 +141,18 @@ def _members_without_content(
     return found, None
 
 
-def listed(uri: str, meta: Meta) -> Iterator[Found]:
+def listed(uri: str, meta: Meta) -> Iterator[ListingBatch]:
     """Yield a tar as one row, in place of its members."""
     row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
     yield in_place_of_members(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
-def in_place_of_members(objects: pa.RecordBatch) -> Found:
+def in_place_of_members(objects: pa.RecordBatch) -> ListingBatch:
     """Return tars as rows in place of their members, with the columns that these are going to carry."""
     columns = {name: objects[name] for name in objects.schema.names}
     columns["container"] = pa.repeat(TAR, len(objects))
     columns |= {entry.name: pa.nulls(len(objects), entry.type) for entry in CARRIED_FIELDS}
-    return Found(pa.record_batch(columns, schema=with_carried(LISTING, CARRIED_FIELDS)))
+    return ListingBatch(pa.record_batch(columns, schema=with_carried(LISTING, CARRIED_FIELDS)))
 
 
 class _Header(tarfile.TarInfo):

@@ -305,12 +305,14 @@ class Folder:
 
         def collect(store: Store, path: str) -> list[str]:
             prefix = path.rstrip("/") + "/" if path else ""
-            return [found.removeprefix(prefix) for batch in store.found(path) for found in batch["path"].to_pylist()]
+            return [
+                found.removeprefix(prefix) for batch in store.list_objects(path) for found in batch["path"].to_pylist()
+            ]
 
         return sorted(self.stores.call("list", uri, collect))
 
-    def found(self) -> Iterator[pa.RecordBatch]:
+    def list_objects(self) -> Iterator[pa.RecordBatch]:
         """Yield everything below this folder as `FOUND` batches; a failure in mid-listing is not retried here."""
         with guarded("list", self.uri):
             store, path = self.stores.resolve(self.uri)
-            yield from store.found(path)
+            yield from store.list_objects(path)

@@ -54,7 +54,7 @@ class Store(Protocol):
     def head(self, path: str) -> Meta:
         """Return what is known of an object without reading it."""
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder `path`, recursively, in an order that repeats, as `FOUND`."""
 
     def folders(self, path: str) -> list[str]:

@@ -81,7 +81,7 @@ class LocalStore:
             raise NotFound(f"{path} is not a regular file")
         return _meta(status)
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the regular files below `path`, in the order of their names; a folder that cannot be read is an error.
 
         Links are followed, but never into a folder that contains them. One whose target is not there is listed, with

@@ -62,7 +62,7 @@ class Other:
             raise NotFound(f"{path} is not an object")
         return _meta(info)
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, a batch a folder."""
         todo = [path]
         while todo:

@@ -173,9 +173,9 @@ class S3:
         """Return what is known of an object."""
         return _meta(obstore.head(self._store, _exact(path)))
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, a thousand keys to a request."""
-        return self._listing.found(path)
+        return self._listing.list_objects(path)
 
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""

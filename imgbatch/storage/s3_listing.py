@@ -47,7 +47,7 @@ class Listing:
     def __init__(self, store: S3Store, bucket: str, for_s3fs: Mapping[str, Any], retries: int) -> None:
         self._store, self._bucket, self._for_s3fs, self._retries = store, bucket, for_s3fs, retries
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, in an order that repeats.
 
         Where some requests do not end it, the folders below are looked for, and listed several at a time. Each is asked

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch import sources
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.job import candidates, no_image
@@ -23,6 +22,7 @@ from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages
 from imgbatch.schema import whole
 from imgbatch.sources import tars
+from imgbatch.sources.base import Source
 from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, marked
 from imgbatch.sources.split_words import TEST, of_folder
 from imgbatch.storage import Folder, Stores
@@ -46,7 +46,7 @@ class Inputs:
     """What training is given: the sources, and where they are listed."""
 
     stores: Stores
-    sources: Sequence[sources.Source]
+    sources: Sequence[Source]
     config: SourceConfig
 
 

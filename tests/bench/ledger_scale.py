@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from imgbatch.config import StorageConfig
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing
+from imgbatch.listing import Listing
 from imgbatch.schema import CANDIDATE, EMBEDDING, LISTING, RESULTS, labels_with
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage import Folder, Stores
 from tests.weed import serving
 
@@ -115,13 +116,13 @@ def relist(output: Folder, rows: int) -> dict[str, float]:
     """Open the ledger, and list every image again as done; only the listing is timed."""
     opened, spent = ledger(output).open(), 0.0
 
-    def found() -> Iterator[Found]:
+    def found() -> Iterator[ListingBatch]:
         nonlocal spent
         for first in range(0, rows, 10_000):
             started = time.perf_counter()
             batch = pa.record_batch(list(versions(first, min(10_000, rows - first)).values()), schema=LISTING)
             spent += time.perf_counter() - started
-            yield Found(batch)
+            yield ListingBatch(batch)
 
     listing = Listing(opened, output.folder("runs/bench/listing"))
     started = time.perf_counter()

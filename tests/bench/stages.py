@@ -52,7 +52,7 @@ def _stages(uri: str, server: int, together: Any, found: Any) -> None:
     chosen = config.Config()
     stores = Stores(chosen.storage)
     (source,) = recognise(stores, [uri], chosen.source)
-    listed = pa.Table.from_batches([found.batch for found in source.found()]).slice(0, _IMAGES)
+    listed = pa.Table.from_batches([found.batch for found in source.list_images()]).slice(0, _IMAGES)
     model = models.load(chosen.model, stores)
     runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
     fetcher, preprocess = Fetcher(stores, chosen.fetch, chosen.source), model.preprocess

@@ -66,7 +66,7 @@ class Memory:
     def head(self, path: str) -> Meta:
         return self.read(path)[1]
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         names = sorted(name for name in self.objects if name.startswith(f"{path}/"))
         yield pa.record_batch({"path": pa.array(names, pa.string())})
 
@@ -117,7 +117,7 @@ class Input:
         rows = [f"in://in/{name},{note}" for name, note in sorted(self.notes.items())]
         yield io.BytesIO("\n".join(["uri,note", *rows, ""]).encode())
 
-    def found(self, path: str) -> Iterator[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         listed = self.listed
         names = sorted(listed)
         for start in range(0, len(names), _FEW):

@@ -11,8 +11,9 @@ from imgbatch.books import audit
 from imgbatch.config import StorageConfig
 from imgbatch.errors import BooksError, OutputError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing
+from imgbatch.listing import Listing
 from imgbatch.schema import LISTING, RESULTS
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage import Folder, Stores
 
 
@@ -36,7 +37,7 @@ def write(output: Folder, *uris: str, reason: str | None = None) -> None:
 
 def list_images(output: Folder, *uris: str) -> Folder:
     folder = output.folder("listing")
-    Listing(Ledger(output.folder("none"), {}).open(), folder).take([Found(batch(*uris))])
+    Listing(Ledger(output.folder("none"), {}).open(), folder).take([ListingBatch(batch(*uris))])
     return folder
 
 

@@ -14,8 +14,9 @@ from imgbatch.config import StorageConfig
 from imgbatch.corrections import corrections, count_rows
 from imgbatch.errors import Conflict, InputError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing
+from imgbatch.listing import Listing
 from imgbatch.schema import LISTING, RESULTS, carried_fields
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage import Folder, Stores
 
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def run(
     listing = Listing(ledger, output.folder("listing"), limit)
     for name in output.folder("listing").names():
         output.folder("listing").delete(name)
-    listing.take(map(Found, batches))
+    listing.take(map(ListingBatch, batches))
     pending = listing.todo().pending
     corrected = 0
     for some in corrections(ledger, listing.pages, listing.carried, pending, limited=listing.full):

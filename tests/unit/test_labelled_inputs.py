@@ -36,7 +36,7 @@ def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.T
     chosen = SourceConfig(**config)
     given = recognise(STORES, [str(place) for place in places], chosen)
     with relisted(STORES, given, chosen, lambda: None, partial(of_split, split), splits=split is not None) as found:
-        tables = [pa.Table.from_batches([each.batch]) for each in found.source.found()]
+        tables = [pa.Table.from_batches([each.batch]) for each in found.source.list_images()]
         return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
 
 
@@ -133,7 +133,7 @@ def test_row_groups_stay_whole_when_they_are_listed_again(tmp_path: Path) -> Non
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=10)
     given = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
     with relisted(STORES, given, SourceConfig(), lambda: None, partial(of_split, None)) as found:
-        batches = [each for each in found.source.found() if len(each.batch)]
+        batches = [each for each in found.source.list_images() if len(each.batch)]
     assert [(len(each.batch), each.whole) for each in batches] == [(10, True)] * 3
 
 

@@ -856,7 +856,7 @@ class Memory:
         data, meta = self.read(path)
         return data, meta.etag
 
-    def found(self, path: str) -> Iterable[pa.RecordBatch]:
+    def list_objects(self, path: str) -> Iterable[pa.RecordBatch]:
         names = sorted(name for name in self.objects if name.startswith(f"{path}/"))
         return [pa.record_batch({"path": pa.array(names, pa.string())})]
 

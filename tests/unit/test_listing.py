@@ -14,8 +14,9 @@ import pytest
 from imgbatch.config import StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import PAGE_ROWS, Found, Listing, page_name, pages, read_page
+from imgbatch.listing import PAGE_ROWS, Listing, page_name, pages, read_page
 from imgbatch.schema import LISTING, RESULTS, with_carried
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage import Folder, Stores
 
 
@@ -51,7 +52,7 @@ def names(count: int, start: int = 0) -> list[str]:
 def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
     taken = listing(output)
     everything = names(2 * PAGE_ROWS + 7)
-    taken.take(Found(batch(*everything[at : at + 9_999])) for at in range(0, len(everything), 9_999))
+    taken.take(ListingBatch(batch(*everything[at : at + 9_999])) for at in range(0, len(everything), 9_999))
     folder = output.folder("listing")
     assert [len(read_page(folder, number)) for number in range(3)] == [PAGE_ROWS, PAGE_ROWS, 7]
     assert folder.names() == [page_name(number) for number in range(3)]
@@ -61,7 +62,7 @@ def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
 
 
 def test_pages_that_are_exactly_full_leave_no_empty_one(output: Folder) -> None:
-    listing(output).take([Found(batch(*names(PAGE_ROWS)))])
+    listing(output).take([ListingBatch(batch(*names(PAGE_ROWS)))])
     assert len(output.names("listing")) == 1
 
 
@@ -70,7 +71,11 @@ def test_what_is_listed_twice_is_listed_once_and_counted(output: Folder) -> None
     labelled(output, "again", reason="timeout", passing=True)
     taken = listing(output)
     taken.take(
-        [Found(batch("a", "a", "done", "again")), Found(batch("b", "a", "done", "done", "again")), Found(batch("b"))]
+        [
+            ListingBatch(batch("a", "a", "done", "again")),
+            ListingBatch(batch("b", "a", "done", "done", "again")),
+            ListingBatch(batch("b")),
+        ]
     )
     assert uris(output) == ["a", "done", "again", "b"]
     assert taken.todo().pending.tolist() == [True, False, True, True]
@@ -83,7 +88,7 @@ def test_only_what_has_no_row_or_changed_or_may_pass_is_pending(output: Folder) 
     labelled(output, "permanent", reason="corrupt")
     labelled(output, "passing", reason="timeout", passing=True)
     taken = listing(output)
-    taken.take([Found(batch("done", "permanent", "passing", "new")), Found(batch("changed", size=6))])
+    taken.take([ListingBatch(batch("done", "permanent", "passing", "new")), ListingBatch(batch("changed", size=6))])
     assert dict(zip(uris(output), taken.todo().pending.tolist(), strict=True)) == {
         "done": False, "permanent": False, "passing": True, "new": True, "changed": True,
     }  # fmt: skip
@@ -95,7 +100,7 @@ def test_only_what_has_no_row_or_changed_or_may_pass_is_pending(output: Folder) 
 def test_a_limit_takes_the_first_ones_done_ones_included(output: Folder, limit: int) -> None:
     labelled(output, "b")
     taken = listing(output, limit)
-    taken.take([Found(batch("a", "a", "b", "a")), Found(batch("b", "c", "d")), Found(batch("e"))])
+    taken.take([ListingBatch(batch("a", "a", "b", "a")), ListingBatch(batch("b", "c", "d")), ListingBatch(batch("e"))])
     assert uris(output) == ["a", "b", "c", "d", "e"][:limit]
     assert taken.full == (limit <= 5)
     assert taken.counts.already_done == (limit > 1)
@@ -104,10 +109,10 @@ def test_a_limit_takes_the_first_ones_done_ones_included(output: Folder, limit: 
 def test_nothing_is_drawn_from_a_source_beyond_the_limit(output: Folder) -> None:
     drawn = []
 
-    def found() -> Iterator[Found]:
+    def found() -> Iterator[ListingBatch]:
         for number in range(100):
             drawn.append(number)
-            yield Found(batch(f"i{number}"))
+            yield ListingBatch(batch(f"i{number}"))
 
     listing(output, 3).take(found())
     assert len(drawn) == 3
@@ -115,7 +120,7 @@ def test_nothing_is_drawn_from_a_source_beyond_the_limit(output: Folder) -> None
 
 def test_what_is_ignored_is_counted(output: Folder) -> None:
     taken = listing(output)
-    taken.take([Found(batch("a"), ignored=3), Found(batch(), ignored=4)])
+    taken.take([ListingBatch(batch("a"), ignored=3), ListingBatch(batch(), ignored=4)])
     assert (taken.counts.listed, taken.counts.ignored) == (1, 7)
 
 
@@ -128,20 +133,20 @@ def test_an_empty_listing_has_no_page_and_nothing_pending(output: Folder) -> Non
 
 def test_a_dry_listing_writes_nothing(output: Folder) -> None:
     taken = Listing(Ledger(output, {}).open(), None)
-    taken.take([Found(batch("a", "b"))])
+    taken.take([ListingBatch(batch("a", "b"))])
     assert taken.counts.listed == 2
     assert output.names() == []
 
 
 def test_sizes_that_are_not_known_count_as_nothing(output: Folder) -> None:
     taken = listing(output)
-    taken.take([Found(batch("a", size=None)), Found(batch("b", size=7))])
+    taken.take([ListingBatch(batch("a", size=None)), ListingBatch(batch("b", size=7))])
     assert taken.counts.bytes == 7
     assert [row["size"] for page in pages(output.folder("listing")) for row in page.to_pylist()] == [None, 7]
 
 
 def test_a_page_that_is_missing_is_an_error_not_a_shorter_listing(output: Folder) -> None:
-    listing(output).take([Found(batch(*names(PAGE_ROWS + 1)))])
+    listing(output).take([ListingBatch(batch(*names(PAGE_ROWS + 1)))])
     output.delete(f"listing/{page_name(0)}")
     with pytest.raises(Exception, match="page-000000"):
         list(pages(output.folder("listing")))
@@ -154,12 +159,12 @@ def rows(output: Folder) -> list[dict[str, Any]]:
     return [row for page in pages(output.folder("listing")) for row in page.to_pylist()]
 
 
-def carrying(first: int, **columns: pa.Array) -> Found:
+def carrying(first: int, **columns: pa.Array) -> ListingBatch:
     """Return images, of that number and the next ones, with carried columns of these names."""
     found = batch(*names(len(next(iter(columns.values()))), first))
     for name, values in columns.items():
         found = found.append_column(f"input_{name}", values)
-    return Found(found, origin=f"file-{first}")
+    return ListingBatch(found, origin=f"file-{first}")
 
 
 TYPES = [
@@ -203,7 +208,7 @@ def test_a_column_that_the_first_batches_lack_is_not_lost(
 ) -> None:
     monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
     taken = listing(output)
-    taken.take([Found(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
+    taken.take([ListingBatch(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
     values = [(row["uri"], row["input_a"], row["input_b"]) for row in rows(output)]
     assert values == [("plain", None, None), ("i000001", 1, None), ("i000002", None, "x")]
     assert len({page.schema for page in pages(output.folder("listing"))}) == 1
@@ -237,7 +242,7 @@ def test_rows_of_a_parquet_file_name_it(output: Folder, caplog: pytest.LogCaptur
             "container": "parquet",
         }
         images = pa.RecordBatch.from_pylist([row], schema=LISTING)
-        found.append(Found(images.append_column("input_x", values), origin="s3://b"))
+        found.append(ListingBatch(images.append_column("input_x", values), origin="s3://b"))
     listing(output).take(found)
     assert "int64 in s3://b/a.parquet and string in s3://b/b.parquet" in caplog.text
 
@@ -277,24 +282,24 @@ def test_a_dry_listing_has_the_columns_and_leaves_no_files(tmp_path: Path, outpu
 # Rows that name an image again
 
 
-def labels_of(size: int | None = None, etag: str | None = None, /, **labels: Any) -> Found:
+def labels_of(size: int | None = None, etag: str | None = None, /, **labels: Any) -> ListingBatch:
     """Return a row for each image, as a manifest with a column `label` has it."""
     found = batch(*labels, size=size, etag=etag)
-    return Found(found.append_column("input_label", pa.array([*labels.values()])))
+    return ListingBatch(found.append_column("input_label", pa.array([*labels.values()])))
 
 
 def summary(output: Folder) -> list[tuple[Any, ...]]:
     return [(row["uri"], row["size"], row["etag"], row.get("input_label")) for row in rows(output)]
 
 
-FOLDER, MANIFEST = Found(batch("a", "b", "c")), labels_of(b="cat", c=None)
+FOLDER, MANIFEST = ListingBatch(batch("a", "b", "c")), labels_of(b="cat", c=None)
 
 
 @pytest.mark.parametrize("page_rows", [1, 2, 100])
 @pytest.mark.parametrize("buffered", [0, 1 << 20])
 @pytest.mark.parametrize("order", [[FOLDER, MANIFEST], [MANIFEST, FOLDER], [MANIFEST, FOLDER, MANIFEST, FOLDER]])
 def test_a_row_with_a_value_takes_precedence_in_any_order(
-    output: Folder, order: list[Found], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
+    output: Folder, order: list[ListingBatch], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
     monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", buffered)
@@ -310,13 +315,13 @@ def test_each_column_is_filled_by_the_first_row_that_has_a_value(output: Folder,
     first = batch("a").append_column("input_x", pa.array([blank], pa.string()))
     second = batch("a").append_column("input_y", pa.array([7]))
     third = batch("a").append_column("input_x", pa.array(["third"])).append_column("input_y", pa.array([8]))
-    listing(output).take([Found(first), Found(second), Found(third), Found(third)])
+    listing(output).take([ListingBatch(first), ListingBatch(second), ListingBatch(third), ListingBatch(third)])
     assert [(row["input_x"], row["input_y"]) for row in rows(output)] == [("third", 7)]
 
 
 def test_rows_within_one_batch_fill_each_other(output: Folder) -> None:
     found = batch("a", "b", "a", "b").append_column("input_x", pa.array([None, "b1", "a2", "b2"]))
-    listing(output).take([Found(found)])
+    listing(output).take([ListingBatch(found)])
     assert [(row["uri"], row["input_x"]) for row in rows(output)] == [("a", "a2"), ("b", "b1")]
 
 
@@ -344,7 +349,7 @@ def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
     said = "^a is listed more than once, with two values of 'label': 'cat' and '[Cd]"
     taken = listing(output, agree=("input_label",))
     with pytest.raises(InputError, match=said) if refused else nullcontext():
-        taken.take([Found(batch("a")), labels_of(a=first), labels_of(a=second)])
+        taken.take([ListingBatch(batch("a")), labels_of(a=first), labels_of(a=second)])
 
 
 @pytest.mark.parametrize("lacking", [(), ("etag",), ("size", "etag", "last_modified")])
@@ -355,7 +360,7 @@ def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, la
             LISTING.names.index(name), LISTING.field(name), pa.nulls(100, LISTING.field(name).type)
         )
     taken = listing(output)
-    taken.take([Found(found)])
+    taken.take([ListingBatch(found)])
     taken._take(found, "")
     assert (len(taken._repeats), taken.counts.duplicates) == (0, 100)
 
@@ -366,8 +371,8 @@ def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: 
     everything, count = names(500), 0
     beats: list[int] = []
 
-    def found() -> Iterator[Found]:
-        yield Found(batch(*everything))
+    def found() -> Iterator[ListingBatch]:
+        yield ListingBatch(batch(*everything))
         for at in range(0, 500, 50):
             yield labels_of(**{name: f"label of {name}" for name in reversed(everything[at : at + 50])})
 
@@ -383,7 +388,11 @@ def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(o
     labelled(output, "same", "other size", "other etag", "unknown")
     taken = listing(output)
     manifest = labels_of(**dict.fromkeys(("same", "other size", "other etag", "unknown", "new"), "cat"))
-    folder = [Found(batch("same", "new")), Found(batch("other size", size=6)), Found(batch("other etag", etag="f"))]
+    folder = [
+        ListingBatch(batch("same", "new")),
+        ListingBatch(batch("other size", size=6)),
+        ListingBatch(batch("other etag", etag="f")),
+    ]
     taken.take([manifest, *folder][::order])
     pending = dict(zip(uris(output), taken.todo().pending.tolist(), strict=True))
     assert pending == {"same": False, "other size": True, "other etag": True, "unknown": False, "new": True}
@@ -400,7 +409,7 @@ def test_images_whose_change_cannot_be_seen_are_counted(output: Folder, order: i
     taken.take(manifest)
     assert taken.counts.unversioned == 2
     taken = listing(output)
-    taken.take([*manifest, Found(batch("a"))][::order])
+    taken.take([*manifest, ListingBatch(batch("a"))][::order])
     assert taken.counts.unversioned == 1
 
 
@@ -409,5 +418,5 @@ def test_a_tars_version_is_never_filled(output: Folder) -> None:
     rows_of_tar = [
         {"uri": "t.tar", "size": None, "etag": etag, "last_modified": None, "container": "tar"} for etag in (None, "e")
     ]
-    listing(output).take(Found(pa.RecordBatch.from_pylist([row], schema=LISTING)) for row in rows_of_tar)
+    listing(output).take(ListingBatch(pa.RecordBatch.from_pylist([row], schema=LISTING)) for row in rows_of_tar)
     assert [row["etag"] for row in rows(output)] == [None]

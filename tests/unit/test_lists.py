@@ -439,7 +439,7 @@ def test_a_key_that_appears_late_is_a_column(disk: Folder, name: str) -> None:
 def test_each_batch_has_the_columns_that_were_seen(disk: Folder) -> None:
     table = [{"uri": "a.jpg"}] + [{"uri": "b.jpg", "label": "x"}] * 10_000 + [{"uri": "c.jpg", "z": "1"}]
     manifest = Manifest(disk.stores, put(disk, "m.jsonl", as_jsonl(table)), SourceConfig())
-    assert [each.batch.schema.names[5:] for each in manifest.found()] == [
+    assert [each.batch.schema.names[5:] for each in manifest.list_images()] == [
         [],
         ["input_label"],
         ["input_label", "input_z"],

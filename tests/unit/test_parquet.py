@@ -16,9 +16,10 @@ from imgbatch import units
 from imgbatch.config import FetchConfig, SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.fetch import Fetched, Fetcher
-from imgbatch.listing import Found, Todo
+from imgbatch.listing import Todo
 from imgbatch.rejects import Refusal
 from imgbatch.sources import Source, everything, parquet, recognise
+from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.columns import image_column
 from imgbatch.storage import Folder
 from imgbatch.storage.local import LocalStore
@@ -43,7 +44,7 @@ def put(place: Folder, name: str, rows: pa.Table, group: int = 3) -> str:
     return place.at(name)
 
 
-def listed(place: Folder, *inputs: str, **config: Any) -> tuple[pa.Table, list[Found], list[Source]]:
+def listed(place: Folder, *inputs: str, **config: Any) -> tuple[pa.Table, list[ListingBatch], list[Source]]:
     sources = recognise(place.stores, inputs, SourceConfig(**config))
     found = list(everything(sources))
     tables = [pa.Table.from_batches([each.batch]) for each in found]

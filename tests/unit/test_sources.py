@@ -77,7 +77,7 @@ def below(place: Folder, *inputs: str, **config: Any) -> list[str]:
 
 def ignored(place: Folder, uri: str, **config: Any) -> int:
     (source,) = recognise(place.stores, [uri], SourceConfig(**config))
-    return sum(found.ignored for found in source.found())
+    return sum(found.ignored for found in source.list_images())
 
 
 def kind(place: Folder, uri: str, **config: Any) -> str:
@@ -629,7 +629,7 @@ def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Fold
     })  # fmt: skip
     disk.put("m.parquet", as_parquet(table))
     (source,) = recognise(disk.stores, [disk.at("m.parquet")], SourceConfig())
-    assert carried_fields(next(source.found()).batch.schema) == pa.schema([
+    assert carried_fields(next(source.list_images()).batch.schema) == pa.schema([
         ("input_label", pa.string()), ("input_n", pa.int16()), ("input_tags", pa.list_(pa.string())),
         ("input_raw", pa.binary()), ("input_nothing", pa.null()),
     ])  # fmt: skip

@@ -65,7 +65,7 @@ def local(**options: Any) -> Stores:
 
 def listed(folder: Folder) -> dict[str, dict[str, Any]]:
     prefix = folder.stores.resolve(folder.uri)[1] + "/"
-    return {row["path"].removeprefix(prefix): row for batch in folder.found() for row in batch.to_pylist()}
+    return {row["path"].removeprefix(prefix): row for batch in folder.list_objects() for row in batch.to_pylist()}
 
 
 # URIs
@@ -175,7 +175,7 @@ def test_what_is_written_is_read_and_listed(place: Folder) -> None:
     assert (meta.etag is None) == is_local(place.uri)
     assert place.names() == ["a/x.jpg", "y.jpg"]
     assert place.folders() == ["a"]
-    assert all(batch.schema == FOUND for batch in place.found())
+    assert all(batch.schema == FOUND for batch in place.list_objects())
 
 
 def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
@@ -252,7 +252,7 @@ def test_what_is_not_there(place: Folder) -> None:
     with pytest.raises(NotFound, match=r"read .*/x"):
         place.read("x")
     assert not place.exists("x")
-    assert place.names() == place.folders() == list(place.found()) == []
+    assert place.names() == place.folders() == list(place.list_objects()) == []
     place.delete("x")
     place.put("x", b"")
     assert place.exists("x")
@@ -291,7 +291,7 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: place.put(f"{number:04d}", b"x"), range(1203)))
     assert list(listed(place)) == [f"{number:04d}" for number in range(1203)]
-    assert sum(len(batch) for batch in place.found()) == 1203
+    assert sum(len(batch) for batch in place.list_objects()) == 1203
 
 
 @pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
@@ -310,12 +310,14 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
 
     streams = store._listing._apart(path)
     assert len(streams) > folders
-    found = [row for batch in store.found(path) for row in batch.to_pylist()]
+    found = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
 
     assert sorted(row["path"] for row in found) == sorted(f"{root}/{name}" for name in names)
     in_turn = [row for batch in store._listing._in_turn(path) for row in batch.to_pylist()]
     assert {row["path"]: row for row in found} == {row["path"]: row for row in in_turn}
-    assert [row["path"] for batch in store.found(path) for row in batch.to_pylist()] == [row["path"] for row in found]
+    assert [row["path"] for batch in store.list_objects(path) for row in batch.to_pylist()] == [
+        row["path"] for row in found
+    ]
 
 
 def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +325,7 @@ def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pyt
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: obstore.put(bucket, f"{root}/{n % 20:02d}/{n}", b"x"), range(1100)))
-    listing = Folder(s3.stores(), f"s3://images/{root}").found()
+    listing = Folder(s3.stores(), f"s3://images/{root}").list_objects()
     next(listing)
     listing.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
@@ -402,7 +404,7 @@ def test_a_target_that_may_not_be_looked_at_is_an_error(
 
     monkeypatch.setattr(os, "stat", stat)
     with pytest.raises(Forbidden, match=r"link\.jpg"):
-        list(Folder(local(), str(tmp_path)).found())
+        list(Folder(local(), str(tmp_path)).list_objects())
 
 
 FAR = 253_402_300_800  # the first second of the year 10000
@@ -465,7 +467,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(Forbidden, match="closed"):
-        list(Folder(local(), str(tmp_path)).found())
+        list(Folder(local(), str(tmp_path)).list_objects())
 
 
 def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_path: Path) -> None:
@@ -572,7 +574,7 @@ def test_a_wrong_secret_is_forbidden_everywhere(s3: Any) -> None:
     for verb in (
         lambda: wrong.read("x"),
         lambda: wrong.names(),
-        lambda: list(wrong.found()),
+        lambda: list(wrong.list_objects()),
         lambda: wrong.folders(),
         lambda: wrong.create("x", b""),
         lambda: wrong.put("x", b""),
@@ -587,7 +589,7 @@ def test_a_wrong_secret_is_forbidden_everywhere(s3: Any) -> None:
 
 def test_a_missing_bucket_is_not_found(s3: Any) -> None:
     missing = Folder(s3.stores(), f"s3://missing-{uuid.uuid4().hex[:8]}/x")
-    for verb in (lambda: missing.read("a"), missing.names, missing.folders, lambda: list(missing.found())):
+    for verb in (lambda: missing.read("a"), missing.names, missing.folders, lambda: list(missing.list_objects())):
         with pytest.raises(NotFound, match="missing-"):
             verb()
     assert not missing.exists("a")
@@ -915,4 +917,4 @@ def test_slashes_at_the_ends_of_a_key_are_never_dropped(s3: Any, monkeypatch: py
     monkeypatch.setattr(store._listing, "_has_keys_from_a_slash", lambda: True)
     monkeypatch.setattr(store._listing, "_level", lambda path: None)
     monkeypatch.setattr(store._listing, "_pages", None)  # the client that drops them is not asked
-    assert next(batch.schema.names[0] for batch in store.found("")) == "path"
+    assert next(batch.schema.names[0] for batch in store.list_objects("")) == "path"
