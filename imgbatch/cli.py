@@ -28,7 +28,7 @@ exit codes:
   4  more rejects than the budget allows
   5  this output belongs to another fingerprint, holds foreign parts, or another run is writing it
   6  the books do not balance
-  130, 143  stopped by SIGINT or SIGTERM; the same command goes on where it ended
+  130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); the same command goes on where it ended
 """
 
 
@@ -128,9 +128,14 @@ def leave(code: int) -> NoReturn:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        _end_children()
-        os._exit(code)
+        leave_at_once(code)
     sys.exit(code)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process and what it has started, whatever its threads wait for."""
+    _end_children()
+    os._exit(code)
 
 
 def _end_children() -> None:

@@ -18,6 +18,7 @@ from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
 from imgbatch.scaling import Costs, images_per_second
+from imgbatch.stream import bounded
 from imgbatch.units import Round, units
 
 if TYPE_CHECKING:
@@ -71,15 +72,15 @@ def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> 
     """Wait until the cluster has what the run asks for, and say what fits it; `pulse` is called each second.
 
     Raises:
-        ClusterError: it does not, `cluster.wait_s` seconds long.
+        ClusterError: it does not, `cluster.wait_s` seconds long, or does not answer.
     """
-    found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, pulse)
+    found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, config.call_s, pulse)
     log.info("%s", found)
     return found
 
 
 def cpus_of_each(
-    workers: int, asked: int | None, *, gpus: bool, wait_s: float, pulse: Callable[[], None] = lambda: None
+    workers: int, asked: int | None, *, gpus: bool, config: ClusterConfig, pulse: Callable[[], None] = lambda: None
 ) -> int:
     """Return how many CPUs each of so many training workers may have, with a GPU each or none: as many as nodes allow.
 
@@ -87,7 +88,7 @@ def cpus_of_each(
         asked: that many and no other number.
 
     Raises:
-        ClusterError: they do not fit, `wait_s` seconds long.
+        ClusterError: they do not fit, `cluster.wait_s` seconds long, or the cluster does not answer.
     """
 
     def look() -> int | str:
@@ -109,33 +110,38 @@ def cpus_of_each(
         each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
         return partial(remove_placement_group, placement_group([each] * workers))
 
-    return _awaited(look, ask, wait_s, pulse)
+    return _awaited(look, ask, config.wait_s, config.call_s, pulse)
 
 
 def _awaited(
-    look: Callable[[], Found | str], ask: Callable[[], Callable[[], None]], wait_s: float, pulse: Callable[[], None]
+    look: Callable[[], Found | str],
+    ask: Callable[[], Callable[[], None]],
+    wait_s: float,
+    call_s: float,
+    pulse: Callable[[], None],
 ) -> Found:
-    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back."""
+    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back.
+
+    Where a call does not return, or `pulse` raises, nothing is taken back: it ends with this process.
+    """
     started = time.monotonic()
     said = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    try:
-        while True:
-            found = look()
-            if not isinstance(found, str):
-                return found
-            now = time.monotonic()
-            if now - started >= wait_s:
-                raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
-            if now - said >= _REMIND_S:
-                log.warning("%s; waiting up to %.0f s", found, wait_s)
-                said = now
-            withdraw = withdraw or ask()
-            pulse()
-            time.sleep(min(1.0, wait_s))
-    finally:
-        if withdraw is not None:
-            withdraw()
+    while isinstance(found := bounded(look, call_s, "ray.nodes", pulse), str):
+        now = time.monotonic()
+        if now - started >= wait_s:
+            break
+        if now - said >= _REMIND_S:
+            log.warning("%s; waiting up to %.0f s", found, wait_s)
+            said = now
+        withdraw = withdraw or bounded(ask, call_s, "a request for resources to Ray", pulse)
+        pulse()
+        time.sleep(min(1.0, wait_s))
+    if withdraw is not None:
+        bounded(withdraw, call_s, "the end of a request for resources to Ray", pulse)
+    if isinstance(found, str):
+        raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
+    return found
 
 
 def _alive() -> list[dict[str, float]]:
@@ -167,11 +173,15 @@ def _look(config: ClusterConfig) -> Plan | str:
     return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
 
 
-def nodes() -> set[str]:
-    """Return the names of the nodes that are alive; one that is replaced has another name."""
+def nodes(config: ClusterConfig, pulse: Callable[[], None] = lambda: None) -> set[str]:
+    """Return the names of the nodes that are alive; one that is replaced has another name.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
     import ray
 
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes", pulse) if node["Alive"]}
 
 
 def _ask(config: ClusterConfig) -> Callable[[], None]:

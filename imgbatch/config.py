@@ -31,6 +31,8 @@ _SIGNATURE = re.compile(
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
+_CALL_S = 300.0
+
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
 
@@ -234,7 +236,16 @@ class ClusterConfig:
     max_actors: int | None = knob(
         None, "most classify actors; unset: all that fit when the run starts; a cluster that scales grows up to it"
     )
-    stall_s: float = knob(900.0, "seconds without a single new row before the run ends with exit code 3")
+    stall_s: float = knob(
+        900.0,
+        "seconds without a single new row before the run ends with exit code 3; one call into Ray may take 300 s, or "
+        "this if it is less",
+    )
+
+    @property
+    def call_s(self) -> float:
+        """Seconds that one call into Ray may take."""
+        return min(_CALL_S, self.stall_s)
 
     def __post_init__(self) -> None:
         one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
@@ -249,7 +260,19 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
+class StopConfig:
+    """How a run of any job ends."""
+
+    stop_timeout_s: float = knob(
+        25.0, "seconds that a run may take to end in order after SIGTERM or SIGINT before it is given up"
+    )
+
+    def __post_init__(self) -> None:
+        positive("run.stop_timeout_s", self.stop_timeout_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(StopConfig):
     """How the run commits and ends."""
 
     commit_s: float = knob(10.0, "seconds between two commits")
@@ -257,6 +280,7 @@ class RunConfig:
     prune: bool = knob(False, "take the rows of images that the listing no longer holds out of the tables")
 
     def __post_init__(self) -> None:
+        StopConfig.__post_init__(self)  # dataclasses with slots are made twice, so that super() finds the wrong one
         positive("run.commit_s", self.commit_s)
 
 

@@ -19,7 +19,7 @@
     ├── BudgetError       4   more rejects than the budget allows
     ├── OutputError       5   the output belongs to another fingerprint, holds foreign parts, or is being written
     ├── BooksError        6   the books do not balance
-    └── Interrupted     130   SIGINT (143: SIGTERM); what had reached the driver is committed
+    └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); what had reached the driver is committed
 
 Whatever else leaves a job is a bug (exit code 1) and keeps its traceback.
 """
@@ -137,10 +137,11 @@ class BooksError(ImgbatchError):
 
 
 class Interrupted(ImgbatchError):
-    """A signal asked the run to stop; it did so in order."""
+    """A signal asked the run to stop; it did so in order, or was given up after `timeout_s` seconds."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}; the same command goes on where this run ended")
+    def __init__(self, signum: int, timeout_s: float | None = None) -> None:
+        late = "" if timeout_s is None else f", and could not end in order within {timeout_s:g} s (run.stop_timeout_s)"
+        super().__init__(f"stopped by signal {signum}{late}; the same command goes on where this run ended")
         self.signum = signum
 
     @property

@@ -106,6 +106,18 @@ class Record:
                 log.error("run.json could not be written: %s", second)
             raise
 
+    def give_up(self, signum: int) -> None:
+        """Say that a signal ended the run, whose own thread cannot: it did not come to its end in time."""
+        if self.facts.get("status") != "running":  # no record is wanted, or its last version is written
+            return
+        stopped = Interrupted(signum)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        last = {"status": "interrupted", "exit_code": stopped.exit_code, "finished": finished, "error": str(stopped)}
+        try:
+            self.folder.put("run.json", json.dumps(self.facts | last, indent=2, default=str).encode())
+        except StoreError as error:
+            log.error("run.json could not be written: %s", error)
+
     def _write(self) -> None:
         self._beats += 1
         self.facts["heartbeat"] = self._beats

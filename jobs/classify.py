@@ -63,6 +63,7 @@ def classify(flags: Any) -> int:
     chosen = config.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
+    stop.timeout_s = chosen.run.stop_timeout_s
     job = prepare(chosen, stop.check)
     with naming_the_output(job):
         job.output.folders()  # is it there, and are we let in?
@@ -105,6 +106,7 @@ def recorded(job: Job, stop: StopRequest) -> int:
     )
     with naming_the_output(job):
         record.start()
+    stop.on_timeout = record.give_up
     started = time.monotonic()
     log.info("model %s", job.model.summary())
     with record.telling():
@@ -198,15 +200,16 @@ def label(
     try:
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
-        with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
-            stop.check()
-            plan = cluster.plan(job.config.cluster, pulse=pulse)
+        limits = job.config.cluster
+        with stop.beside_ray(), connection.connected(pulse, limits.call_s), committer, closing(shown):
+            stop.install().check()  # in C, too, where Ray has taken SIGTERM
+            plan = cluster.plan(limits, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
-                hand_out(committer, partial(receive, work, plan), plan.nodes)
+                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(cluster.nodes, limits, pulse))
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
@@ -221,16 +224,18 @@ def add_members(counts: Counts, committer: Committer) -> None:
     committer.warn_of_unpaired()
 
 
-def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes: int) -> None:
+def hand_out(
+    committer: Committer, receive: Callable[[units.Round], None], nodes: int, alive: Callable[[], set[str]]
+) -> None:
     """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
-    from imgbatch import cluster, units
+    from imgbatch import units
 
     todo = committer.todo
     for round in units.ROUNDS:
         while todo.pending.any():
-            there = cluster.nodes()
+            there = alive()
             receive(round)
-            if there <= cluster.nodes() or not committer.moved_on():
+            if there <= alive() or not committer.moved_on():
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")
         committer.blame_the_cluster(nodes, round.lost, last=round is units.ROUNDS[-1])

@@ -77,6 +77,7 @@ def evaluate(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
     chosen = config.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    stop.timeout_s = chosen.run.stop_timeout_s
     if flags.labels and flags.against:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"

@@ -74,6 +74,7 @@ def train(flags: Any) -> int:
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
+    stop.timeout_s = chosen.run.stop_timeout_s
     job = prepare(chosen, stop.check)
     if job is None:
         print(f"trained already: {absolute(chosen.output)}")
@@ -149,6 +150,7 @@ def recorded(job: Job, stop: StopRequest) -> int:
         job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
     )
     record.start()
+    stop.on_timeout = record.give_up
     log.info("base %s", job.base.summary())
     with record.telling():
         summary = work_through(job, record, stop)
@@ -193,8 +195,8 @@ def learn(
     from imgbatch.train import network, ways
 
     network.of(job.base)
-    with stop.beside_ray(), connection.connected(pulse):
-        stop.check()
+    with stop.beside_ray(), connection.connected(pulse, job.config.cluster.call_s):
+        stop.install().check()  # in C, too, where Ray has taken SIGTERM
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way_on(gpus=plan.split)

@@ -13,6 +13,7 @@ from imgbatch.config import (
     OutputConfig,
     RejectsConfig,
     SourceConfig,
+    StopConfig,
     StorageConfig,
 )
 from imgbatch.knobs import at_least, knob, one_of, positive, share
@@ -116,6 +117,7 @@ class Training:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: StopConfig = field(default_factory=StopConfig)
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked."""

@@ -178,9 +178,9 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
     if not run.exists(epochs.RESULT):
         limits = task.config.cluster
         each = cluster.cpus_of_each(
-            config.workers, config.cpus_per_worker, gpus=task.gpus, wait_s=limits.wait_s, pulse=task.pulse
+            config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits, pulse=task.pulse
         )
-        on_ray.fit(job, gpus=task.gpus, cpus_per_worker=each, stall_s=limits.stall_s, tell=_Teller(), pulse=task.pulse)
+        on_ray.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_Teller(), pulse=task.pulse)
     result = torch.load(io.BytesIO(run.read(epochs.RESULT)), map_location="cpu", weights_only=True)
     arrays = np.load(io.BytesIO(run.read(epochs.HELD_OUT)), allow_pickle=False)
     net.load_state_dict(result["net"])

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch import classify as workers
-from imgbatch import cli, cluster, connection, job, listing, models, parts, runs, storage
+from imgbatch import cli, cluster, connection, interrupts, job, listing, models, parts, runs, storage
 from imgbatch.config import StorageConfig
 from imgbatch.decode import decode
 from imgbatch.errors import ImgbatchError, Unreachable
@@ -212,7 +212,7 @@ class World:
         flags = Namespace(
             config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
         )  # fmt: skip
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
         self.alive.add(driver.number)
         self.drivers.append(driver)
         try:
@@ -251,8 +251,8 @@ class World:
                 (models, "load", lambda *arguments: _MODEL),
                 (job, "ticking", lambda items, stall_s, **options: items),
                 (classify, "ticking", lambda items, stall_s, **options: items),
-                (connection, "connected", contextlib.nullcontext),
-                (cluster, "nodes", set),
+                (connection, "connected", lambda *arguments: contextlib.nullcontext()),
+                (cluster, "nodes", lambda *arguments: set()),
                 (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (cluster, "label_images", self._label_images),
                 (cli, "release_memory", lambda: None),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from imgbatch import cluster
+from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
 
 TWO = [{"CPU": 8.0, "memory": 1e9}, {"CPU": 8.0}]
@@ -15,7 +16,8 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 2.0}]
 
 def placed(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int, **more: Any) -> int:
     monkeypatch.setattr(cluster, "_alive", lambda: nodes)
-    return cluster.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "wait_s": 0.0, **more})
+    config = ClusterConfig(wait_s=1e-9)
+    return cluster.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "config": config, **more})
 
 
 @pytest.mark.parametrize(
