@@ -24,6 +24,7 @@ from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.stream import RESULTS, awaited, bounded
 
 _CONNECT_S = 10.0
+_START_S = 300.0  # a Ray of a machine's own was seen to take a minute where others kept the cores busy
 _END_S = 5.0
 
 
@@ -38,7 +39,7 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
     starts or ends, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
 
     Args:
-        call_s: seconds in which Ray has to start, and to end.
+        call_s: seconds that the end may take; the start may take 300 s.
 
     Raises:
         ClusterError: the cluster does not answer, or not in time, or runs other versions.
@@ -63,7 +64,7 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
         ended = threading.Event()
         try:
             with _hushed():
-                _start(address, pulse, ended, call_s)
+                _start(address, pulse, ended)
         except ImgbatchError:  # of the pulse
             raise
         except Exception as error:
@@ -83,7 +84,7 @@ def _use_own_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(address: str, pulse: Callable[[], None], ended: threading.Event, call_s: float) -> None:
+def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
     """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
     started: Future[bool] = Future()
 
@@ -97,7 +98,7 @@ def _start(address: str, pulse: Callable[[], None], ended: threading.Event, call
         ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
 
     threading.Thread(target=start, name="ray", daemon=True).start()
-    awaited(started, call_s, "ray.init", pulse)
+    awaited(started, _START_S, "ray.init", pulse)
 
 
 def _init(address: str) -> None:

@@ -116,7 +116,7 @@ def awaited(answer: Future[Item], limit_s: float, what: str, pulse: Callable[[],
         pulse()
         if time.monotonic() - started >= limit_s:
             raise ClusterError(
-                f"{what} did not return within {limit_s:g} s (the lesser of 300 s and cluster.stall_s): Ray's control plane "
-                "(GCS) hangs or cannot be reached; look at the head node, then run the same command again"
+                f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; look at "
+                "the head node, then run the same command again"
             )
     return answer.result()
