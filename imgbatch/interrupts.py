@@ -36,8 +36,7 @@ class StopRequest:
         self.signum: int | None = None
         self.timeout_s: float = math.inf
         """Set to `run.stop_timeout_s` when the config has been read."""
-        self.on_timeout: Callable[[int], object] = lambda signum: None
-        """Says in the record that the signal has ended the run; called in another thread."""
+        self._on_timeout: Callable[[int], object] | None = None
         self._taken: tuple[signal.Signals, ...] = ()
         self._asked: float | None = None
 
@@ -56,6 +55,15 @@ class StopRequest:
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
+
+    @contextmanager
+    def on_timeout(self, call: Callable[[int], object]) -> Iterator[None]:
+        """Have `call` made, with the number of the signal and in another thread, if the orderly end takes too long."""
+        self._on_timeout = call
+        try:
+            yield
+        finally:
+            self._on_timeout = None
 
     @contextmanager
     def beside_ray(self) -> Iterator[None]:
@@ -92,9 +100,8 @@ class StopRequest:
         while time.monotonic() - self._asked < self.timeout_s:
             time.sleep(_TICK_S)
         # In threads of their own: the store may not answer, and nobody may read stderr.
-        last = [
-            threading.Thread(target=step, args=(self.signum,), daemon=True) for step in (self._say, self.on_timeout)
-        ]
+        steps = [step for step in (self._say, self._on_timeout) if step is not None]
+        last = [threading.Thread(target=step, args=(self.signum,), daemon=True) for step in steps]
         deadline = time.monotonic() + _RECORD_S
         for thread in last:
             thread.start()

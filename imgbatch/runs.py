@@ -59,6 +59,8 @@ class Record:
     """Given when it starts, so that it sorts behind the runs that are there."""
     _beaten: float = 0.0
     _beats: int = 0
+    _over: bool = False
+    """Whether its last version is written, or on its way."""
 
     @property
     def folder(self) -> Folder:
@@ -88,6 +90,7 @@ class Record:
 
     def finish(self, status: str, exit_code: int, **facts: Any) -> None:
         """Write the record for the last time."""
+        self._over = True
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         self.facts |= {"status": status, "exit_code": exit_code, "finished": finished, **facts}
         self._write()
@@ -107,8 +110,8 @@ class Record:
             raise
 
     def give_up(self, signum: int) -> None:
-        """Say that a signal ended the run, whose own thread cannot: it did not come to its end in time."""
-        if self.facts.get("status") != "running":  # no record is wanted, or its last version is written
+        """Say that a signal ended the run. Called in another thread, since that of the run does not come to its end."""
+        if self._over:
             return
         stopped = Interrupted(signum)
         finished = datetime.now(UTC).isoformat(timespec="seconds")

@@ -106,10 +106,9 @@ def recorded(job: Job, stop: StopRequest) -> int:
     )
     with naming_the_output(job):
         record.start()
-    stop.on_timeout = record.give_up
     started = time.monotonic()
     log.info("model %s", job.model.summary())
-    with record.telling():
+    with stop.on_timeout(record.give_up), record.telling():
         try:
             summary = work_through(job, record, stop)
         except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now

@@ -150,9 +150,8 @@ def recorded(job: Job, stop: StopRequest) -> int:
         job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
     )
     record.start()
-    stop.on_timeout = record.give_up
     log.info("base %s", job.base.summary())
-    with record.telling():
+    with stop.on_timeout(record.give_up), record.telling():
         summary = work_through(job, record, stop)
     print(summary)
     return 0

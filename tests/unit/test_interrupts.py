@@ -108,9 +108,8 @@ def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
 def test_an_end_that_takes_too_long_is_given_up() -> None:
     ended = run(
         "stop.timeout_s = 1.0\n"
-        "stop.on_timeout = lambda signum: print('noted', signum, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "blocked()"
+        "with stop.on_timeout(lambda signum: print('noted', signum, flush=True)): blocked()"
     )
     assert ended.returncode == 143 and ended.stdout == f"noted {signal.SIGTERM:d}\n"
     assert "stopped by signal 15, and could not end in order within 1 s (run.stop_timeout_s)" in ended.stderr
@@ -118,8 +117,8 @@ def test_an_end_that_takes_too_long_is_given_up() -> None:
 
 def test_a_record_that_cannot_be_written_does_not_keep_the_process() -> None:
     ended = run(
-        "stop.timeout_s = 0.5; stop.on_timeout = lambda signum: time.sleep(60)\n"
-        "os.kill(os.getpid(), signal.SIGTERM); blocked()"
+        "stop.timeout_s = 0.5; os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with stop.on_timeout(lambda signum: time.sleep(60)): blocked()"
     )
     assert ended.returncode == 143
 

@@ -55,6 +55,18 @@ def test_a_record_from_start_to_end(output: Folder) -> None:
     assert (read(record)["status"], read(record)["exit_code"], read(record)["error"]) == ("failed", 3, "away")
 
 
+def test_a_record_of_a_run_that_is_given_up(output: Folder) -> None:
+    record = runs.Record(output, {})
+    record.start()
+    record.facts["counts"] = {"listed": 1}
+    record.give_up(15)
+    said = read(record)
+    assert (said["status"], said["exit_code"], said["counts"]) == ("interrupted", 143, {"listed": 1})
+    record.finish("failed", 3)
+    record.give_up(15)
+    assert read(record)["status"] == "failed", "its last word was said"
+
+
 def test_an_output_is_free_when_nobody_runs(output: Folder) -> None:
     runs.require_free(output, sleep=pytest.fail)
     record = runs.Record(output, {})
