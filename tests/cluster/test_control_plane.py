@@ -139,7 +139,9 @@ def require_end(process: subprocess.Popen[str], output: Path, code: int, said: s
     return dict(record)
 
 
-@pytest.mark.parametrize("point", ["plan", "request", "dataset"])
+@pytest.mark.parametrize(
+    "point", ["plan", *(pytest.param(point, marks=pytest.mark.long) for point in ("request", "dataset"))]
+)
 def test_a_gcs_that_stands_still_before_there_are_rows(run: Run, point: str) -> None:
     """A Ray of this machine's own: its GCS is a child of the driver."""
     process, output = run(point, "cluster.stall_s=8", *(["cluster.min_actors=99"] if point == "request" else []))
@@ -159,26 +161,28 @@ def test_a_signal_while_a_call_into_ray_does_not_return(run: Run) -> None:
     require_end(process, output, 143, "stopped by signal 15; the same command")
 
 
-@pytest.mark.parametrize("signum", [None, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(None, marks=pytest.mark.long)])
 def test_a_gcs_that_stands_still_while_rows_come(run: Run, signum: signal.Signals | None) -> None:
-    process, output = run("rows", "cluster.stall_s=20", "run.commit_s=0.3")
+    process, output = run("rows", "cluster.stall_s=40", "run.commit_s=0.3")
     if signum is not None:
         process.send_signal(signum)
-    said = "did not return within 20 s" if signum is None else "stopped by signal 15; the same command"
-    record = require_end(process, output, 3 if signum is None else 143, said)
+    code, said = (143, "stopped by signal 15; the same command") if signum else (3, " 40 s")
+    record = require_end(process, output, code, said)
     assert record["counts"]["labelled"] == len(tables.labels(output)) > 0  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_a_gcs_that_stands_still_at_the_end(run: Run) -> None:
-    process, output = run("end", "cluster.stall_s=20")
-    record = require_end(process, output, 3, "ray.shutdown did not return within 20 s")
+    process, output = run("end", "cluster.stall_s=40")
+    record = require_end(process, output, 3, "ray.shutdown did not return within 40 s")
     assert record["counts"]["labelled"] == len(tables.labels(output)) == COUNT  # type: ignore[index]
 
 
-@pytest.mark.parametrize("point", ["plan", "rows", "end"])
+@pytest.mark.parametrize("point", ["plan", *(pytest.param(point, marks=pytest.mark.long) for point in ("rows", "end"))])
 def test_the_gcs_of_a_cluster_stands_still(run: Run, head: Head, point: str) -> None:
-    process, output = run(point, "cluster.stall_s=20", "run.commit_s=0.3", more=head.environment)
-    record = require_end(process, output, 3, "did not return within 20 s")
+    stall_s = 8 if point == "plan" else 40
+    process, output = run(point, f"cluster.stall_s={stall_s}", "run.commit_s=0.3", more=head.environment)
+    record = require_end(process, output, 3, f" {stall_s} s")
     assert head.gcs.status() == psutil.STATUS_STOPPED
     if point != "plan":
         assert record["counts"]["labelled"] == len(tables.labels(output)) > 0  # type: ignore[index]
