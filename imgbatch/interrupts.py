@@ -19,6 +19,7 @@ from imgbatch.errors import Interrupted
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 _TICK_S = 0.1
+_SAME_S = 0.3  # a terminal and a wrapper of the command may both pass on one Ctrl-C
 _RECORD_S = 3.0  # of writing the record when the limit has expired; with the default limit 28 s: Kubernetes gives 30
 
 
@@ -90,7 +91,9 @@ class StopRequest:
             return
         signal.alarm(0)  # if Ray's handler was first, it has set an alarm: the process would be aborted in 3 s
         if self._asked is not None:
-            leave_at_once(128 + signum)
+            if time.monotonic() - self._asked >= _SAME_S:
+                leave_at_once(128 + signum)
+            return
         self.signum, self._asked = self.signum or signum, time.monotonic()
         threading.Thread(target=self._limit, name="limit of the orderly end", daemon=True).start()
 

@@ -92,6 +92,11 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert ended.stdout == "once\n" and ended.returncode == 128 + signal.SIGTERM
 
 
+def test_one_ctrl_c_that_comes_twice_is_one_request() -> None:
+    ended = run("for _ in range(3): signal.raise_signal(signal.SIGINT)\ntime.sleep(0.5); print(stop.signum)")
+    assert ended.stdout == f"{signal.SIGINT:d}\n" and ended.returncode == 0
+
+
 def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
     """The main thread is in a call into C, where no handler of Python's is run."""
     ended = run(
