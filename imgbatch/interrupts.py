@@ -124,8 +124,9 @@ def _listen() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def listen() -> None:
-        while heard := os.read(reader, 1):
-            if StopRequest._current is not None:
-                StopRequest._current.heard(heard[0])
+        while heard := os.read(reader, 64):
+            for signum in heard:
+                if StopRequest._current is not None:
+                    StopRequest._current.heard(signum)
 
     threading.Thread(target=listen, name="signals", daemon=True).start()

@@ -87,7 +87,8 @@ def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
 def test_a_second_signal_ends_the_process_at_once() -> None:
     ended = run(
         "signal.raise_signal(signal.SIGINT); print('once', flush=True); time.sleep(0.5)\n"
-        "signal.raise_signal(signal.SIGTERM); time.sleep(60); print('twice')"
+        "for _ in range(60): signal.raise_signal(signal.SIGTERM); time.sleep(1)\n"
+        "print('twice')"
     )
     assert ended.stdout == "once\n" and ended.returncode == 128 + signal.SIGTERM
 
@@ -101,8 +102,8 @@ def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
     """The main thread is in a call into C, where no handler of Python's is run."""
     ended = run(
         "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True)\n"
-        "other = 'import os, signal, sys, time; time.sleep(1); '\n"
-        "other += 'os.kill(os.getppid(), signal.SIGTERM); time.sleep(1); os.kill(os.getppid(), signal.SIGINT)'\n"
+        "other = 'import os, signal, sys, time; time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)\\n'\n"
+        "other += 'for _ in range(60): time.sleep(1); os.kill(os.getppid(), signal.SIGINT)'\n"
         "subprocess.Popen([sys.executable, '-c', other]); blocked()"
     )
     assert ended.returncode == 128 + signal.SIGINT
