@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,14 +47,13 @@ def fit(
         ClusterError: workers were lost too often, told nothing for `cluster.stall_s` seconds, or Ray does not answer.
         ImgbatchError: what a worker raised.
     """
-    from ray.util.queue import Queue
-
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    told = bounded(lambda: Queue(actor_options={"num_cpus": 0}), limits.call_s, "the start of an actor", pulse)
+    told = bounded(_queue, limits.call_s, "the start of an actor", pulse)
     ended: list[BaseException | None] = []
     with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
+        made = partial(_trainer, job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
+        trainer = bounded(made, limits.call_s, "TorchTrainer", pulse)  # it tells the cluster that it is used
 
         def run() -> None:
             try:
@@ -67,6 +67,13 @@ def fit(
         bounded(lambda: told.shutdown(force=True), limits.call_s, "ray.kill", pulse)
     if ended[0] is not None:
         raise _what(failed, ended[0])
+
+
+def _queue() -> Any:
+    """Return what workers tell through."""
+    from ray.util.queue import Queue
+
+    return Queue(actor_options={"num_cpus": 0})
 
 
 def _follow(
