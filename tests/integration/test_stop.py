@@ -91,7 +91,9 @@ def test_sigterm_where_each_put_takes_five_seconds(
     wait_for_end_of(process.pid)
 
 
-@pytest.mark.parametrize(("only", "status"), [("/part-", "interrupted"), ("", "running")])
+@pytest.mark.parametrize(
+    ("only", "status"), [("/part-", "interrupted"), pytest.param("", "running", marks=pytest.mark.long)]
+)
 def test_sigterm_where_puts_are_never_answered(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, only: str, status: str
 ) -> None:
