@@ -15,9 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch import books, claims, cli, config, intact, models, progress, rejects, runs, sources
+from imgbatch import listing as listing_pages
 from imgbatch.corrections import corrections, count_rows
-from imgbatch.errors import BooksError, StoreError
+from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
@@ -68,9 +69,11 @@ def classify(flags: Any) -> int:
         job.output.folders()  # is it there, and are we let in?
         if not job.output.conditional:
             log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
-        if job.config.run.check_owner and not flags.dry_run:
-            runs.require_free(job.output)
-    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
+        if flags.dry_run:
+            return dry_run(job, stop)
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        return recorded(job, claim, stop)
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -93,7 +96,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     return 0
 
 
-def recorded(job: Job, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its run.json."""
     record = runs.Record(
         job.output,
@@ -102,26 +105,49 @@ def recorded(job: Job, stop: StopRequest) -> int:
             "fingerprint": job.ledger.fingerprint,
             "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
         },
+        claim.run_id,
+        claim,
     )
+    success = runs.Success(job.output)
     with naming_the_output(job):
         record.start()
     started = time.monotonic()
     log.info("model %s", job.model.summary())
     with record.telling():
         try:
-            summary = work_through(job, record, stop)
-        except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
-            try:
-                job.output.delete("_SUCCESS")
-            except StoreError as second:  # the first error is the one to tell
-                log.error("_SUCCESS could not be removed: %s", second)
+            summary = work_through(job, claim, record, success, stop)
+        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+            if isinstance(error, BooksError):
+                withdraw_after(error, success)
+            require_intact(job, record)
             raise
     record.finish("succeeded", 0)
     print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
     return 0
 
 
-def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+def withdraw_after(error: BooksError, success: runs.Success) -> None:
+    """Remove `_SUCCESS` where the counts do not reconcile; whoever is to blame, what it says is wrong now."""
+    try:
+        if success.said is None:  # it was not reached yet
+            success.look()
+        success.withdraw()
+    except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
+        log.error("_SUCCESS could not be removed: %s", second)
+
+
+def require_intact(job: Job, record: runs.Record) -> None:
+    """Say what was deleted from the output during the run, if that is why it failed."""
+    tables = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
+    try:
+        intact.require_intact(
+            job.output, {**tables, f"runs/{record.id}/listing": listing_pages.page_names(record.listed_rows)}
+        )
+    except StoreError as second:
+        log.warning("the output could not be looked at: %s", second)
+
+
+def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
     def pulse() -> None:
@@ -132,29 +158,30 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, todo = listing.counts, listing.todo()
     changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
+    record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
     cli.release_memory()
-    success = runs.read_success(job.output)
+    success.look()
     for some in changed:
-        job.output.delete("_SUCCESS")
-        success = None
+        success.withdraw()
         job.ledger.correct(some, pulse)
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
-        job.output.delete("_SUCCESS")
-        success = None
+        success.withdraw()
     if todo.pending.any():
         label(job, record, listed, todo, stop, pulse)
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(pulse, listed.unread)
-    sealed_by = seal(job, record, success, pulse)
+    sealed_by = seal(job, record, success.said, pulse)
     job.ledger.forget()
+    success.look()  # a newer one, of a run that ends during the audit, is not replaced
     counts, totals = count(job, record, listed, pulse)
-    runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
+    claim.require_ours()
+    success.write(record.id, counts, job.config.limit, sealed_by)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
         f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
@@ -257,7 +284,10 @@ def count(
         BooksError: an image is missing or double.
         BudgetError: too many have no label.
     """
-    totals = books.audit(job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None)
+    known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
+    totals = books.audit(
+        job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
+    )
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,
