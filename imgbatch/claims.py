@@ -72,20 +72,36 @@ class Claim:
             )
         self._tag = tag
 
-    def release(self) -> None:
-        """Mark the claim as ended, unless another run has taken it over."""
+    def release(self) -> bool:
+        """Mark the claim as ended; return False, and leave it, if another run has taken it over or it is gone."""
         if not self.held:
-            return
+            return True
         try:
             if self._tag is None:
                 known, self._tag = _read(self.output)
                 if known is None or known.get("run_id") != self.run_id:
-                    return
+                    return False
             self.output.replace(NAME, self.content("ended"), self._tag)
-        except (Conflict, NotFound):  # it belongs to another run, or was deleted
-            pass
+        except (Conflict, NotFound):
+            known, self._tag = _read(
+                self.output
+            )  # after a lost answer the request is repeated, and finds the ended claim
+            if known is None or known.get("run_id") != self.run_id:
+                return False
         except StoreError as error:  # the next run finds the owner dead, or its record at an end
             log.warning("the claim of the output could not be released: %s", error)
+        self.held = False
+        return True
+
+    def require_released(self) -> None:
+        """Release the claim as the last step of a run.
+
+        Raises:
+            OutputChangedError: another run has taken it over, even if it was after `require_ours`.
+        """
+        if not self.release() and self.checked:
+            self._tag = None
+            self.require_ours()
 
 
 def take(

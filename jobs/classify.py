@@ -117,23 +117,28 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
         try:
             summary = work_through(job, claim, record, success, stop)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
-            if isinstance(error, BooksError):
-                withdraw_after(error, success)
-            require_intact(job, record)
+            blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
     print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
     return 0
 
 
-def withdraw_after(error: BooksError, success: runs.Success) -> None:
-    """Remove `_SUCCESS` where the counts do not reconcile; whoever is to blame, what it says is wrong now."""
+def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success) -> None:
+    """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now."""
     try:
-        if success.said is None:  # it was not reached yet
-            success.look()
-        success.withdraw()
-    except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
-        log.error("_SUCCESS could not be removed: %s", second)
+        claim.require_ours()
+    except OutputChangedError:  # `_SUCCESS` is another run's
+        require_intact(job, record)
+        raise
+    if isinstance(error, BooksError):  # of an earlier run's making, perhaps
+        try:
+            if success.said is None:  # it was not reached yet
+                success.look()
+            success.withdraw()
+        except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
+            log.error("_SUCCESS could not be removed: %s", second)
+    require_intact(job, record)
 
 
 def require_intact(job: Job, record: runs.Record) -> None:
@@ -182,11 +187,23 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
     counts, totals = count(job, record, listed, pulse)
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
+    release(claim, success)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
         f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
         f"{totals.kept:,} kept, {listed.ignored:,} objects ignored)"
     )
+
+
+def release(claim: claims.Claim, success: runs.Success) -> None:
+    """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
+    try:
+        claim.require_released()
+    except OutputChangedError:
+        success.look()
+        if (success.said or {}).get("run_id") == claim.run_id:
+            success.withdraw()
+        raise
 
 
 def label(
