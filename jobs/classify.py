@@ -125,31 +125,36 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
 
 
 def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success) -> None:
-    """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now."""
+    """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
+
+    Raises:
+        OutputChangedError: another run has taken over, or something was deleted.
+    """
+    gone = what_is_gone(job, record)
     try:
         claim.require_ours()
-    except OutputChangedError:  # `_SUCCESS` is another run's
-        require_intact(job, record)
-        raise
-    if isinstance(error, BooksError):  # of an earlier run's making, perhaps
+    except OutputChangedError as lost:  # `_SUCCESS` is another run's
+        raise OutputChangedError(gone or str(lost)) from error
+    if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
         try:
             if success.said is None:  # it was not reached yet
                 success.look()
             success.withdraw()
         except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
             log.error("_SUCCESS could not be removed: %s", second)
-    require_intact(job, record)
+    if gone:
+        raise OutputChangedError(gone) from error
 
 
-def require_intact(job: Job, record: runs.Record) -> None:
-    """Say what was deleted from the output during the run, if that is why it failed."""
-    tables = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
+def what_is_gone(job: Job, record: runs.Record) -> str:
+    """Return what was deleted of the tables and the listing since the run has seen them."""
+    seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
+    seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
     try:
-        intact.require_intact(
-            job.output, {**tables, f"runs/{record.id}/listing": listing_pages.page_names(record.listed_rows)}
-        )
+        return intact.deleted(job.output, seen)
     except StoreError as second:
         log.warning("the output could not be looked at: %s", second)
+        return ""
 
 
 def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest) -> str:
@@ -160,21 +165,21 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
         stop.check()
         record.beat()
 
+    success.look()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, todo = listing.counts, listing.todo()
     changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
     record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
     cli.release_memory()
-    success.look()
     for some in changed:
-        success.withdraw()
+        withdraw(claim, success)
         job.ledger.correct(some, pulse)
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
-        success.withdraw()
+        withdraw(claim, success)
     if todo.pending.any():
         label(job, record, listed, todo, stop, pulse)
     cli.release_memory()
@@ -193,6 +198,16 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
         f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
         f"{totals.kept:,} kept, {listed.ignored:,} objects ignored)"
     )
+
+
+def withdraw(claim: claims.Claim, success: runs.Success) -> None:
+    """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
+    try:
+        success.withdraw()
+    except OutputChangedError:
+        claim.require_ours()
+        success.look()
+        success.withdraw()
 
 
 def release(claim: claims.Claim, success: runs.Success) -> None:

@@ -226,9 +226,9 @@ class S3:
             with urllib.request.urlopen(request, timeout=self._timeout_s):
                 return True
         except urllib.error.HTTPError as error:
-            if error.code not in (412, *_NOT_SUPPORTED):
+            if error.code not in (404, 412, *_NOT_SUPPORTED):
                 raise
-            supported = error.code == 412
+            supported = error.code not in _NOT_SUPPORTED
         except urllib.error.URLError as error:
             if not isinstance(error.reason, ssl.SSLError):  # Python finds no certificates, but obstore has its own
                 raise error.reason if isinstance(error.reason, OSError) else error from None

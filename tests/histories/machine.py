@@ -199,13 +199,16 @@ class Histories(RuleBasedStateMachine):
     def a_second_driver_is_refused(self, at: Point) -> None:
         """A second driver while the first one lives, and the refusal is on."""
         codes: list[int | None] = []
-        own = at[0] == "claim.json" or at == ("run.json", 2)  # the first one has not claimed the output yet, or has ended
+        own = at[0] == "claim.json" or at == (
+            "run.json",
+            2,
+        )  # the first one has not claimed the output yet, or has ended
         self._run([], {at: lambda: codes.append(self.world.run())}, None, alone=not own, moving=own)
         assert set(codes) <= {7} or own, codes
         totals["second drivers refused"] += len(codes)
 
-    @rule(at=_at, images=_images)
-    def a_driver_stands_still_and_is_taken_over(self, at: Point, images: Images) -> None:
+    @rule(at=_at, kinds=st.dictionaries(_name, _kind, min_size=1, max_size=4))
+    def a_driver_stands_still_and_is_taken_over(self, at: Point, kinds: dict[str, str]) -> None:
         """A driver is paused at a write, taken for dead, and wakes up when another one has ended."""
         codes: list[int | None] = []
         success: list[bytes | None] = []
@@ -213,7 +216,7 @@ class Histories(RuleBasedStateMachine):
         def other() -> None:
             paused = self.world.drivers[-1].number
             self.world.alive.discard(paused)
-            self.put(images)
+            self.put({name: (kind, None) for name, kind in kinds.items()})
             codes.append(self.world.run())
             success.append(self._success())
             self.world.alive.add(paused)

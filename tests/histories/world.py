@@ -140,6 +140,8 @@ class World:
     """Those that are running: the last one runs within a write of the one before it."""
     ended: Driver = field(default_factory=lambda: Driver(0, {}))
     """The one that ended last."""
+    error: str = ""
+    """What the last run or `verify` said that failed."""
     started: int = 0
     killed: int = 0
     failed: int = 0
@@ -219,6 +221,7 @@ class World:
             with self._patched(), contextlib.redirect_stdout(io.StringIO()):
                 return classify.classify(flags)
         except ImgbatchError as error:
+            self.error = str(error)
             return error.exit_code
         except Killed:
             return None
