@@ -148,6 +148,7 @@ class S3:
         except (obstore.exceptions.BaseError, TypeError) as error:
             raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
         self._timeout_s = timeout_s
+        self._signs = not options.get("anon")
         self._listing = Listing(self._store, bucket, for_s3fs(options), retries)
 
     def path(self, uri: str) -> str:
@@ -208,14 +209,27 @@ class S3:
 
     def delete(self, path: str, tag: str | None = None) -> None:
         """Remove an object; one that is not there is no error. With its ETag only that version of it (If-Match)."""
-        if tag is None or not self._delete_if_match(path, tag):
-            obstore.delete(self._store, path)
+        if tag is not None:
+            status = self._delete_if_match(path, tag)
+            if status < 300:
+                return
+            try:
+                there = self.head(path).etag
+            except FileNotFoundError:  # removed already: the answer to an earlier try was lost
+                return
+            if there != unquoted(tag):
+                raise Conflict(f"delete {path}: another writer has replaced it")
+            if status not in _NOT_SUPPORTED:
+                raise Unreachable(f"delete {path}: refused, although it is the version that was read")
+        obstore.delete(self._store, path)
 
-    def _delete_if_match(self, path: str, tag: str) -> bool:
-        """Remove a version of an object with a signed URL, since obstore has no conditional deletion (0.12).
+    def _delete_if_match(self, path: str, tag: str) -> int:
+        """Remove a version of an object by a signed URL, since obstore has no conditional deletion (0.12); return the status.
 
-        Return False where the server does not support it and the object is this version still.
+        It is one of `_NOT_SUPPORTED` where that cannot be had.
         """
+        if not self._signs:
+            return 405
         import ssl  # needed once in a run, if at all
         import urllib.error
         import urllib.request
@@ -223,25 +237,17 @@ class S3:
         url = obstore.sign(self._store, "DELETE", _exact(path), _SIGNED_FOR)
         request = urllib.request.Request(url, method="DELETE", headers={"If-Match": tag})
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s):
-                return True
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
+                return int(answer.status)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code not in (404, 412, *_NOT_SUPPORTED):
                 raise
-            supported = error.code not in _NOT_SUPPORTED
+            return error.code
         except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # Python finds no certificates, but obstore has its own
-                raise error.reason if isinstance(error.reason, OSError) else error from None
-            supported = False
-        try:
-            there = self.head(path).etag
-        except FileNotFoundError:  # removed already: the answer to an earlier try was lost
-            return True
-        if there != unquoted(tag):
-            raise Conflict(f"delete {path}: another writer has replaced it")
-        if supported:
-            raise Unreachable(f"delete {path}: refused, although it is the version that was read")
-        return False
+            if isinstance(error.reason, ssl.SSLError):  # Python finds no certificates, but obstore has its own
+                return 405
+            raise error.reason if isinstance(error.reason, OSError) else error from None
 
 
 def _spelt(value: Any) -> Any:
