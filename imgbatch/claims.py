@@ -4,7 +4,8 @@ It is created conditionally (If-None-Match) and taken over by conditional replac
 start at the same time exactly one goes on. It saves work that would be done twice: rows are kept single by the numbered
 logs, whoever writes. The heartbeat of the owner is in its run's record, `runs/RUN_ID/run.json`.
 
-Requests of a run: one GET and one PUT at the start, one GET before `_SUCCESS`, one PUT at the end.
+Requests of a run: one GET and one PUT at the start, one GET before `_SUCCESS` is written, one PUT at the end; one GET
+more where there was a `_SUCCESS` that is removed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Claim:
     """False where the store has no conditional writes: there is no claim then."""
     checked: bool = True
     """Whether the run ends if another one takes over; False with `run.check_owner=false`."""
+    taken: float = field(default_factory=time.monotonic)
     _started: str = field(default_factory=lambda: _now())
     _tag: str | None = None
 

@@ -74,7 +74,13 @@ class Record:
         return self.output.folder(f"runs/{self.id}")
 
     def start(self) -> None:
-        """Write the record for the first time."""
+        """Write the record for the first time.
+
+        Raises:
+            OutputChangedError: as for `beat`.
+        """
+        if self.claim is not None and time.monotonic() - self.claim.taken >= OWNER_IS_DEAD_S:
+            self.claim.require_ours()
         self.id = self.id or new_run_id(next(iter(newest(self.output)[-1:]), None))
         self.facts = {
             "run_id": self.id,
@@ -124,8 +130,10 @@ class Record:
     def _write(self) -> None:
         self._beats += 1
         self.facts["heartbeat"] = self._beats
+        self._beaten = (
+            time.monotonic()
+        )  # not behind the request, which may take so long that others think this run dead
         self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
-        self._beaten = time.monotonic()
 
 
 def read_success(output: Folder) -> dict[str, Any] | None:

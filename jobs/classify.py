@@ -202,6 +202,9 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
 
 def withdraw(claim: claims.Claim, success: runs.Success) -> None:
     """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
+    if success.said is None:
+        return
+    claim.require_ours()
     try:
         success.withdraw()
     except OutputChangedError:

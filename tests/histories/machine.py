@@ -110,7 +110,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def arrive(self) -> None:
         """What a dead run sent arrives now; behind a run that ended well it changes nothing."""
-        before = self._parts()
+        before, success = self._parts(), self._success()
         for write in self.world.late:
             self.disturbed = self.disturbed or "_SUCCESS" in str(write.args)  # type: ignore[attr-defined]
             try:
@@ -121,6 +121,7 @@ class Histories(RuleBasedStateMachine):
                 totals["late writes that landed"] += 1
         self.world.late.clear()
         after = self._parts()
+        assert not self.settled or self._success() == success, "a late write changed _SUCCESS"
         assert not self.settled or after.keys() == before.keys(), "a late write got behind the seals"
         # A part that a second driver was about to rewrite is made another one by the next run, not by the first driver.
         assert not (self.settled and self.alone) or after == before, "a late write changed a part behind the seals"
