@@ -225,7 +225,7 @@ class Histories(RuleBasedStateMachine):
         code = self._run([], {at: other}, None, alone=False, moving=True)
         if codes and at != ("claim.json", 1):  # there it has not claimed the output yet
             totals["drivers taken over"] += 1
-            assert code != 0, "a run that was taken over ended well"
+            assert code != 0 or at == ("run.json", 2), "a run that was taken over ended well"  # there it had ended
             assert codes != [0] or self._success() == success[0], "the _SUCCESS of a newer run was touched"
 
     @rule(setting=st.sampled_from(["top_k=3", "answer.min_score=0.1"]))
