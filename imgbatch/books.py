@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,18 +52,29 @@ class Books:
 
 
 def audit(
-    output: Folder, listing: Folder | None, pulse: Callable[[], None] = lambda: None, *, limited: bool = False
+    output: Folder,
+    listing: Folder | None,
+    pulse: Callable[[], None] = lambda: None,
+    *,
+    limited: bool = False,
+    known: Mapping[str, Sequence[int]] = {},
 ) -> Books:
     """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part and page.
 
     What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
     was read counts. Memory: 19 bytes a row.
+
+    Args:
+        known: the numbers of the parts, by table, that have to be there.
+
+    Raises:
+        OutputChangedError: one of those is gone.
     """
     books = Books()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     tars = {LABELS_LOG: Shards(), REJECTS_LOG: Shards()}
     for name, reject in (("labels", False), ("rejects", True)):
-        log = Log(output.folder(name))
+        log = Log(output.folder(name), known.get(name, ()))
         log.scan()
         for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
             pulse()

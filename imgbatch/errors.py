@@ -17,8 +17,10 @@
     │   └── BadPath           a name that the store's client cannot express
     ├── ClusterError      3   Ray or its nodes refused, stayed away or are too small
     ├── BudgetError       4   more rejects than the budget allows
-    ├── OutputError       5   the output belongs to another fingerprint, holds foreign parts, or is being written
+    ├── OutputChangedError 3  another run took over, or files of the output were deleted meanwhile: run again
+    ├── OutputError       5   the output belongs to another fingerprint, or holds foreign parts
     ├── BooksError        6   the books do not balance
+    ├── OutputBusyError   7   another live run is writing the output: run again later
     └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); what had reached the driver is committed
 
 Whatever else leaves a job is a bug (exit code 1) and keeps its traceback.
@@ -118,6 +120,12 @@ class ClusterError(ImgbatchError):
     exit_code = 3
 
 
+class OutputChangedError(ImgbatchError):
+    """The output was changed under this run: another run took over, or files of it were deleted."""
+
+    exit_code = 3
+
+
 class BudgetError(ImgbatchError):
     """More images were rejected than `rejects.max_share` and `rejects.max_count` allow."""
 
@@ -134,6 +142,12 @@ class BooksError(ImgbatchError):
     """An image is in no row, or in more than one."""
 
     exit_code = 6
+
+
+class OutputBusyError(ImgbatchError):
+    """Another live run is writing the output."""
+
+    exit_code = 7
 
 
 class Interrupted(ImgbatchError):

@@ -319,6 +319,11 @@ def _file_of(batch: pa.RecordBatch, origin: str) -> str:
     return origin
 
 
+def page_names(rows: int) -> list[str]:
+    """Return the names of the pages of a listing with so many rows."""
+    return [page_name(number) for number in range(-(-rows // PAGE_ROWS))]
+
+
 def page_name(number: int) -> str:
     """Return the name of a page in the listing's folder."""
     return f"page-{number:06d}.parquet"

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.announced import Announced
-from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.errors import Conflict, Exists, NotFound, OutputChangedError, OutputError
 from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
 
@@ -152,9 +152,9 @@ def _leaves(schema: pa.Schema) -> list[str]:
 class Log:
     """The parts of one table, in the order of their numbers."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, numbers: Sequence[int] = ()) -> None:
         self.folder = folder
-        self.numbers: list[int] = []
+        self.numbers: list[int] = [*numbers]
         self._empty_groups: list[int] = []
         output, _, table = folder.uri.rpartition("/")
         self.announced = Announced(Folder(folder.stores, f"{output}/runs"), f"rewriting-{table}.json")
@@ -163,6 +163,11 @@ class Log:
     def next(self) -> int:
         """The number that the next part would take."""
         return self.numbers[-1] + 1 if self.numbers else 1
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts."""
+        return [_name(number) for number in self.numbers]
 
     def uri(self, number: int) -> str:
         """Return the URI of a part."""
@@ -173,6 +178,7 @@ class Log:
 
         Raises:
             OutputError: something that is no part of ours lies among them; hidden files are passed over.
+            OutputChangedError: parts are gone that were there before.
         """
         numbers = []
         for name in self.folder.names():
@@ -182,6 +188,11 @@ class Log:
                 raise OutputError(
                     f"{self.folder.at(name)} is not a part of ours: move it away, or choose another --output"
                 )
+        if gone := sorted(set(self.numbers) - set(numbers)):
+            raise OutputChangedError(
+                f"{len(gone):,} of the {len(self.numbers):,} parts in {self.folder.uri} that this run has seen are gone, "
+                f"{_name(gone[0])} for one: they were deleted while it was at work. Run the same command again"
+            )
         self.numbers = sorted(numbers)
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table, Footer]]:

@@ -15,9 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch import books, claims, cli, config, intact, models, progress, rejects, runs, sources
+from imgbatch import listing as listing_pages
 from imgbatch.corrections import corrections, count_rows
-from imgbatch.errors import BooksError, StoreError
+from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
@@ -69,9 +70,11 @@ def classify(flags: Any) -> int:
         job.output.folders()  # is it there, and are we let in?
         if not job.output.conditional:
             log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
-        if job.config.run.check_owner and not flags.dry_run:
-            runs.require_free(job.output)
-    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
+        if flags.dry_run:
+            return dry_run(job, stop)
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        return recorded(job, claim, stop)
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -94,7 +97,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     return 0
 
 
-def recorded(job: Job, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its run.json."""
     record = runs.Record(
         job.output,
@@ -103,26 +106,59 @@ def recorded(job: Job, stop: StopRequest) -> int:
             "fingerprint": job.ledger.fingerprint,
             "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
         },
+        claim.run_id,
+        claim,
     )
+    success = runs.Success(job.output)
     with naming_the_output(job):
         record.start()
     started = time.monotonic()
     log.info("model %s", job.model.summary())
     with stop.on_timeout(record.give_up), record.telling():
         try:
-            summary = work_through(job, record, stop)
-        except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
-            try:
-                job.output.delete("_SUCCESS")
-            except StoreError as second:  # the first error is the one to tell
-                log.error("_SUCCESS could not be removed: %s", second)
+            summary = work_through(job, claim, record, success, stop)
+        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+            blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
     print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
     return 0
 
 
-def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success) -> None:
+    """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
+
+    Raises:
+        OutputChangedError: another run has taken over, or something was deleted.
+    """
+    gone = what_is_gone(job, record)
+    try:
+        claim.require_ours()
+    except OutputChangedError as lost:  # `_SUCCESS` is another run's
+        raise OutputChangedError(gone or str(lost)) from error
+    if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
+        try:
+            if success.said is None:  # it was not reached yet
+                success.look()
+            success.withdraw()
+        except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
+            log.error("_SUCCESS could not be removed: %s", second)
+    if gone:
+        raise OutputChangedError(gone) from error
+
+
+def what_is_gone(job: Job, record: runs.Record) -> str:
+    """Return what was deleted of the tables and the listing since the run has seen them."""
+    seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
+    seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
+    try:
+        return intact.deleted(job.output, seen)
+    except StoreError as second:
+        log.warning("the output could not be looked at: %s", second)
+        return ""
+
+
+def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
     def pulse() -> None:
@@ -130,37 +166,63 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
+    success.look()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, todo = listing.counts, listing.todo()
     changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
+    record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
     cli.release_memory()
-    success = runs.read_success(job.output)
     for some in changed:
-        job.output.delete("_SUCCESS")
-        success = None
+        withdraw(claim, success)
         job.ledger.correct(some, pulse)
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
-        job.output.delete("_SUCCESS")
-        success = None
+        withdraw(claim, success)
     if todo.pending.any():
         label(job, record, listed, todo, stop, pulse)
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(pulse, listed.unread)
-    sealed_by = seal(job, record, success, pulse)
+    sealed_by = seal(job, record, success.said, pulse)
     job.ledger.forget()
+    success.look()  # a newer one, of a run that ends during the audit, is not replaced
     counts, totals = count(job, record, listed, pulse)
-    runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
+    claim.require_ours()
+    success.write(record.id, counts, job.config.limit, sealed_by)
+    release(claim, success)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
         f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
         f"{totals.kept:,} kept, {listed.ignored:,} objects ignored)"
     )
+
+
+def withdraw(claim: claims.Claim, success: runs.Success) -> None:
+    """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
+    if success.said is None:
+        return
+    claim.require_ours()
+    try:
+        success.withdraw()
+    except OutputChangedError:
+        claim.require_ours()
+        success.look()
+        success.withdraw()
+
+
+def release(claim: claims.Claim, success: runs.Success) -> None:
+    """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
+    try:
+        claim.require_released()
+    except OutputChangedError:
+        success.look()
+        if (success.said or {}).get("run_id") == claim.run_id:
+            success.withdraw()
+        raise
 
 
 def label(
@@ -261,7 +323,10 @@ def count(
         BooksError: an image is missing or double.
         BudgetError: too many have no label.
     """
-    totals = books.audit(job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None)
+    known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
+    totals = books.audit(
+        job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
+    )
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import cli, config, models, runs, seen, sources
+from imgbatch import claims, cli, config, models, seen, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
@@ -127,14 +127,14 @@ def from_model(
     who = [job.model] if against is None else [job.model, against]
     with naming_the_output(job):
         job.output.folders()
-        if job.config.run.check_owner:
-            runs.require_free(job.output)
-    withdraw(job.output)
-    listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
-    with relisted(*listing, splits=split is not None) as listed:
-        require_classes(listed, who, split)
-        classify.recorded(replace(job, sources=[listed.source]), stop)
-        truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        withdraw(job.output)
+        listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
+        with relisted(*listing, splits=split is not None) as listed:
+            require_classes(listed, who, split)
+            classify.recorded(replace(job, sources=[listed.source]), claim, stop)
+            truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
     add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 

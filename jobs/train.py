@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import cli, config, models, rejects, runs, seen, sources, taxonomy
+from imgbatch import claims, cli, config, models, rejects, runs, seen, sources, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
@@ -79,7 +79,10 @@ def train(flags: Any) -> int:
     if job is None:
         print(f"trained already: {absolute(chosen.output)}")
         return 0
-    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
+    if flags.dry_run:
+        return dry_run(job, stop)
+    with claims.take(job.run, pulse=stop.check) as claim:
+        return recorded(job, claim, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,6 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
         raise UsageError(
             "train.way=head needs a pretrained base: leave train.pretrained=false away, or say train.way=finetune"
         )
-    runs.require_free(output.folder(publish.RUN))
     seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
     return Job(chosen, stores, output, base, found, tree, seen_by_base)
 
@@ -144,10 +146,13 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     return 0
 
 
-def recorded(job: Job, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its record, which the model takes along as `training.json`."""
     record = runs.Record(
-        job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
+        job.run,
+        {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}},
+        claim.run_id,
+        claim,
     )
     record.start()
     log.info("base %s", job.base.summary())

@@ -283,9 +283,10 @@ class Folder:
                 return self.replace(name, change(old), tag)
         raise OutputError(f"{self.at(name)} keeps changing under another writer")
 
-    def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        self.stores.call("delete", self.at(name), lambda store, path: store.delete(path))
+    def delete(self, name: str, tag: str | None = None) -> None:
+        """Remove an object; one that is not there is no error. With the tag of `read_tagged` only that version of it, where
+        the store can check that; Conflict if there is another one."""
+        self.stores.call("delete", self.at(name), lambda store, path: store.delete(path, tag))
 
     def exists(self, name: str) -> bool:
         """Return whether an object of that name is there."""
