@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.doubles import Doubles
 from imgbatch.errors import BooksError
 from imgbatch.listing import pages
 from imgbatch.parts import Log
@@ -36,19 +37,28 @@ class Books:
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
-    double: list[str] = field(default_factory=list)
+    double: Doubles | None = None
+    """Parts with second rows."""
+    absent: list[str] = field(default_factory=list)
+    """Parts whose numbers are missing."""
 
     def require_balance(self) -> None:
-        """Raise if an image is missing or double.
+        """Raise if an image is missing or double, or a part is missing.
 
         Raises:
-            BooksError: with the sums, and the first few images.
+            BooksError: with the sums, the first few images, and what to do.
         """
         whole = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
-        if self.missing or self.double or not whole:
+        double = self.double is not None and bool(self.double.found)
+        if self.missing or self.absent or double or not whole:
             sums = f"{self.listed} listed + {self.kept} kept, {self.rows} rows"
-            shown = [f"in no row: {uri}" for uri in self.missing] + [f"in two rows: {uri}" for uri in self.double]
-            raise BooksError(f"the books do not balance ({sums}). {'; '.join(shown)}")
+            shown = [f"missing: {part}" for part in self.absent[:_SHOWN]]
+            shown += [f"in no row: {uri}" for uri in self.missing]
+            if double and self.double is not None:
+                remedy = self.double.advice()
+            else:
+                remedy = "run the same classify.py command again, which makes what is missing"
+            raise BooksError("; ".join([f"the books do not balance ({sums})", *shown, remedy]))
 
 
 def audit(
@@ -61,13 +71,14 @@ def audit(
     """
     books = Books()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
-    tars = {LABELS_LOG: Shards(), REJECTS_LOG: Shards()}
-    for name, reject in (("labels", False), ("rejects", True)):
+    tars, books.double = Shards(), Doubles(output)
+    for name, reject in ((LABELS_LOG, False), (REJECTS_LOG, True)):
         log = Log(output.folder(name))
         log.scan()
+        books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
         for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
             pulse()
-            member = tars[name].take(name, number, table, footer.shards)
+            member = tars.take(name, number, table, footer.shards)
             new = seen.add(
                 uri_keys(table["uri"].combine_chunks()),
                 reject=np.full(len(table), reject),
@@ -75,7 +86,7 @@ def audit(
                 member=member & (listing is not None),
             )
             books.rows += len(table)
-            books.double += table.filter(pa.array(~new))["uri"].to_pylist()[:_SHOWN]
+            books.double.note(name, number, table, ~new)
             if reject:
                 books.reasons.update(table["reason"].to_pylist())
     if listing is not None:
@@ -86,7 +97,7 @@ def audit(
         books.rejected += int(np.count_nonzero(alone & listed & rejected))
         books.kept += int(np.count_nonzero(alone & ~listed))
     if listing is not None:
-        books.kept += sum(progress.rows for shards in tars.values() for _, progress in shards.kept())
+        books.kept += sum(progress.rows for _, progress in tars.kept())
     books.listed = books.listed if listing is not None else len(seen)
     return books
 
@@ -95,7 +106,7 @@ def _count_listed(
     books: Books,
     seen: UriIndex,
     listing: Folder,
-    tars: Mapping[str, Shards],
+    tars: Shards,
     pulse: Callable[[], None],
     *,
     limited: bool,
@@ -111,18 +122,16 @@ def _count_listed(
         if len(books.missing) < _SHOWN:
             books.missing += page.filter(pa.array(~found & ~is_tar))["uri"].to_pylist()[:_SHOWN]
         for at in np.flatnonzero(is_tar).tolist():
-            _count_tar(books, page.slice(at, 1).to_pylist()[0], tars, needs_no_end=limited or bool(found[at]))
+            _count_tar(books, page.slice(at, 1).to_pylist()[0], tars, limited=limited, refused=bool(found[at]))
 
 
-def _count_tar(books: Books, row: dict[str, Any], tars: Mapping[str, Shards], *, needs_no_end: bool) -> None:
+def _count_tar(books: Books, row: dict[str, Any], tars: Shards, *, limited: bool, refused: bool) -> None:
     """Count the members of a listed tar; one that has a reject itself was perhaps not read to its end."""
-    version = version_of(row["etag"], row["last_modified"])
-    labels, rejects = (tars[name].visit(row["uri"], version) for name in (LABELS_LOG, REJECTS_LOG))
-    rows = labels.rows + rejects.rows
-    books.listed += rows
-    books.labelled += labels.rows
-    books.rejected += rejects.rows
-    if not needs_no_end and labels.images != rows and len(books.missing) < _SHOWN:
-        books.missing.append(
-            f"{row['uri']}#… ({rows} rows of {'?' if labels.images is None else labels.images} members)"
-        )
+    read = tars.visit(row["uri"], version_of(row["etag"], row["last_modified"]))
+    books.listed += read.rows
+    books.labelled += read.rows_in(LABELS_LOG)
+    books.rejected += read.rows_in(REJECTS_LOG)
+    whole = read.closed and not read.reached.torn
+    if not (limited or refused or whole) and len(books.missing) < _SHOWN:
+        members = "?" if read.images is None else read.images
+        books.missing.append(f"{row['uri']}#… ({read.rows} rows of {members} members)")
