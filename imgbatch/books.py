@@ -37,10 +37,15 @@ class Books:
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
-    double: Doubles | None = None
+    doubles: Doubles | None = None
     """Parts with second rows."""
     absent: list[str] = field(default_factory=list)
     """Parts whose numbers are missing."""
+
+    @property
+    def double(self) -> list[str]:
+        """An image of each part with second rows."""
+        return list(self.doubles.found.values()) if self.doubles is not None else []
 
     def require_balance(self) -> None:
         """Raise if an image is missing or double, or a part is missing.
@@ -49,13 +54,12 @@ class Books:
             BooksError: with the sums, the first few images, and what to do.
         """
         whole = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
-        double = self.double is not None and bool(self.double.found)
-        if self.missing or self.absent or double or not whole:
+        if self.missing or self.absent or self.double or not whole:
             sums = f"{self.listed} listed + {self.kept} kept, {self.rows} rows"
             shown = [f"missing: {part}" for part in self.absent[:_SHOWN]]
             shown += [f"in no row: {uri}" for uri in self.missing]
-            if double and self.double is not None:
-                remedy = self.double.advice()
+            if self.doubles is not None and self.double:
+                remedy = self.doubles.advice()
             else:
                 remedy = "run the same classify.py command again, which makes what is missing"
             raise BooksError("; ".join([f"the books do not balance ({sums})", *shown, remedy]))
@@ -69,9 +73,9 @@ def audit(
     What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
     was read counts. Memory: 19 bytes a row.
     """
-    books = Books()
+    doubles = Doubles(output)
+    books, tars = Books(doubles=doubles), Shards()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
-    tars, books.double = Shards(), Doubles(output)
     for name, reject in ((LABELS_LOG, False), (REJECTS_LOG, True)):
         log = Log(output.folder(name))
         log.scan()
@@ -86,7 +90,7 @@ def audit(
                 member=member & (listing is not None),
             )
             books.rows += len(table)
-            books.double.note(name, number, table, ~new)
+            doubles.note(name, number, table, ~new)
             if reject:
                 books.reasons.update(table["reason"].to_pylist())
     if listing is not None:

@@ -175,7 +175,9 @@ class Ledger:
                 surplus[number] = table.filter(pa.array(double))
         doubles.refuse()
         self._drop_rejects_of_labelled(surplus)
-        return OpenShard.of(uri, version, progress)
+        shard = OpenShard.of(uri, version, progress)
+        shard.there -= sum(map(len, surplus.values()))
+        return shard
 
     def renew(self, uri: str) -> None:
         """Make the row of a tar itself STALE: it is read again, and says anew how it ended."""
