@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.doubles import Doubles
-from imgbatch.errors import BooksError
+from imgbatch.errors import BooksError, NotFound
 from imgbatch.listing import pages
 from imgbatch.parts import Log
 from imgbatch.schema import TAR
@@ -115,7 +115,7 @@ def _count_listed(
     *,
     limited: bool,
 ) -> None:
-    for page in pages(listing):
+    for page in _listed(listing):
         pulse()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         found = np.zeros(len(page), bool)
@@ -127,6 +127,25 @@ def _count_listed(
             books.missing += page.filter(pa.array(~found & ~is_tar))["uri"].to_pylist()[:_SHOWN]
         for at in np.flatnonzero(is_tar).tolist():
             _count_tar(books, page.slice(at, 1).to_pylist()[0], tars, limited=limited, refused=bool(found[at]))
+
+
+def _listed(listing: Folder) -> Iterator[pa.Table]:
+    """Yield the pages of a listing.
+
+    Raises:
+        BooksError: one is missing or damaged.
+    """
+    found = pages(listing)
+    while True:
+        try:
+            page = next(found, None)
+        except (NotFound, pa.ArrowException) as error:
+            raise BooksError(
+                f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which lists anew"
+            ) from error
+        if page is None:
+            return
+        yield page
 
 
 def _count_tar(books: Books, row: dict[str, Any], tars: Shards, *, limited: bool, refused: bool) -> None:

@@ -208,15 +208,19 @@ class Log:
             )
         if self.missing:
             names = ", ".join(self.uri(number) for number in self.missing[:_SHOWN])
-            log.warning("%d parts are missing, such as %s: what was in them is made again", len(self.missing), names)
+            log.warning(
+                "missing: %s%s. Rows of images that are still in the input are made again",
+                names,
+                f", and {len(self.missing) - _SHOWN} more parts" if len(self.missing) > _SHOWN else "",
+            )
 
     def fill(self, table: pa.Table, footer: Footer) -> None:
         """Create the parts that are missing with these rows."""
         for number in self.missing:
-            with suppress(Exists):  # by another run, which does the same
+            with suppress(Exists):  # another run does the same
                 signed = replace(footer, nonce=uuid.uuid4().hex)
                 self.folder.create(_name(number), encode(table, signed.metadata()))
-        self.scan()
+        self.numbers = [*range(1, self.next)]  # no `scan`: parts that another writer added behind are still to be read
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table, Footer]]:
         """Yield (number, the columns and those of the optional ones that it has, footer) of every part, a few read ahead."""

@@ -224,7 +224,12 @@ class OpenShard:
 
     def entry(self) -> dict[str, Any]:
         """Return what the footers of the next commit say of this tar."""
-        said: dict[str, Any] = {"version": self.version, "through": self.through, "group": self.group, "rows": self.rows}
+        said: dict[str, Any] = {
+            "version": self.version,
+            "through": self.through,
+            "group": self.group,
+            "rows": self.rows,
+        }
         if self.closed:
             said |= {"images": self.rows}
         return said | ({"torn": True} if self.closed and self.torn else {})
