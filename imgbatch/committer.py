@@ -220,13 +220,17 @@ class Committer:
         numbers = rows["index"].to_numpy()
         for number in np.unique(numbers).tolist():
             shard = self.todo.shards[number]
-            admitted = shard.admit(rows.filter(pa.array(numbers == number)), self.room)
-            if len(admitted):
+            given = rows.filter(pa.array(numbers == number))
+            # Up to a limit they are admitted step by step: rows that are in the tables already do not count.
+            while self.room != 0 and len(admitted := shard.admit(given, self.room)):
                 self._touched.add(number)
                 admitted = once(shard, admitted, self.ledger.visit)
                 self.of_tars += len(admitted)
                 self.room = None if self.room is None else self.room - len(admitted)
                 yield admitted
+                if self.room is None:
+                    break
+                given = given.slice(0, 0)
 
     def _close(self, read: list[dict[str, Any]], moved: set[int]) -> None:
         """Close the tars whose readers came to their end and of which no row is missing."""

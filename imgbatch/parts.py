@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +33,9 @@ _NAME = re.compile(r"part-(\d{8})\.parquet")
 _READS_AHEAD = 4
 _MOST_CONFLICTS = 1000
 _MOST_VANISHED, _VANISHED_WAIT_S = 20, 0.5
+_MOST_MISSING, _SHOWN = 1000, 3
+
+log = logging.getLogger(__name__)
 
 DEFAULTS: Mapping[str, Any] = {
     "top_k": 5,
@@ -194,6 +199,39 @@ class Log:
                 f"{_name(gone[0])} for one: they were deleted while it was at work. Run the same command again"
             )
         self.numbers = sorted(numbers)
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers that are missing among those of the parts: every run takes the next one, and none is ever given up."""
+        return sorted({*range(1, self.next)}.difference(self.numbers))
+
+    def warn_of_gaps(self) -> None:
+        """Say which parts are missing.
+
+        Raises:
+            OutputError: more than anybody loses; then the last part has a number that no run gave it.
+        """
+        if self.next - 1 - len(self.numbers) > _MOST_MISSING:
+            before = max((first for first, last in pairwise([0, *self.numbers]) if last - first > 1), default=0)
+            raise OutputError(
+                f"{self.uri(self.numbers[-1])}: {self.next - 1 - len(self.numbers):,} numbers of parts are missing before it, "
+                f"from {before + 1} on, which no run leaves: move it away, then run again"
+            )
+        if self.missing:
+            names = ", ".join(self.uri(number) for number in self.missing[:_SHOWN])
+            log.warning(
+                "missing: %s%s. Rows of images that are still in the input are made again",
+                names,
+                f", and {len(self.missing) - _SHOWN} more parts" if len(self.missing) > _SHOWN else "",
+            )
+
+    def fill(self, table: pa.Table, footer: Footer) -> None:
+        """Create the parts that are missing with these rows."""
+        for number in self.missing:
+            with suppress(Exists):  # another run does the same
+                signed = replace(footer, nonce=uuid.uuid4().hex)
+                self.folder.create(_name(number), encode(table, signed.metadata()))
+        self.numbers = [*range(1, self.next)]  # no `scan`: parts that another writer added behind are still to be read
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table, Footer]]:
         """Yield (number, the columns and those of the optional ones that it has, footer) of every part, a few read ahead."""

@@ -306,6 +306,7 @@ def hand_out(
 
 def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
+    job.ledger.fill_gaps(record.id)
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)

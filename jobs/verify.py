@@ -13,6 +13,8 @@ from imgbatch import books, cli, config, runs
 from imgbatch.errors import BooksError, InputError
 from imgbatch.storage import Folder, Stores, absolute
 
+AGAIN = "run the same classify.py command again, which does no work twice"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
@@ -34,7 +36,7 @@ def verify(flags: Any) -> int:
     if success is None:
         raise InputError(f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way")
     if "run_id" not in success or not isinstance(said := success.get("counts"), dict):
-        raise BooksError(f"{output.at('_SUCCESS')} is damaged: run classify.py again, it will do no work twice")
+        raise BooksError(f"{output.at('_SUCCESS')} is damaged: {AGAIN}")
     listing = output.folder(f"runs/{success['run_id']}/listing")
     found = books.audit(output, listing, limited=success.get("limit") is not None)
     found.require_balance()
@@ -43,7 +45,7 @@ def verify(flags: Any) -> int:
         f"{name}: {said.get(name)} said, {number} found" for name, number in counted.items() if said.get(name) != number
     ]
     if wrong:
-        raise BooksError(f"{output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}")
+        raise BooksError(f"{output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}: {AGAIN}")
     print(
         f"{found.listed:,} images listed, {found.labelled:,} labelled, {found.rejected:,} rejected, {found.kept:,} kept; "
         f"{found.rows:,} rows, no image twice: the books of {output.uri} balance"

@@ -126,6 +126,26 @@ class Histories(RuleBasedStateMachine):
         # A part that a second driver was about to rewrite is made another one by the next run, not by the first driver.
         assert not (self.settled and self.alone) or after == before, "a late write changed a part behind the seals"
 
+    # What happens to the output
+
+    @rule(data=st.data())
+    def lose_a_part(self, data: Any) -> None:
+        """Somebody removes a part, because it is damaged or by mistake; the next run makes its rows again."""
+        if parts := sorted(self._parts()):
+            self.world.folder("").delete(data.draw(st.sampled_from(parts)))
+            self.world.late.clear()  # else one of them could take the number, with rows that are there by then
+            self.settled, self.disturbed = False, True
+            totals["parts lost"] += 1
+
+    @rule(table=st.sampled_from(["labels", "rejects"]))
+    def lose_a_table(self, table: str) -> None:
+        """Somebody removes a whole table."""
+        for name in self._parts():
+            if name.startswith(table):
+                self.world.folder("").delete(name)
+        self.world.late.clear()
+        self.settled, self.disturbed = False, True
+
     # What happens in runs
 
     @rule(settings=_settings, limit=st.sampled_from([None, None, None, 1, 4]))

@@ -399,6 +399,7 @@ class Run:
         self.unpaired = taken.unpaired, taken.unpaired_example
         if prune:
             ledger.prune(unread=self.counts.unread)
+        ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
         self.counts.listed += taken.of_tars
         totals = books.audit(self.output, pages, limited=limit is not None)
