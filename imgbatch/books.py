@@ -52,18 +52,23 @@ class Books:
 
 
 def audit(
-    output: Folder, listing: Folder | None, pulse: Callable[[], None] = lambda: None, *, limited: bool = False
+    output: Folder,
+    listing: Folder | None,
+    pulse: Callable[[], None] = lambda: None,
+    *,
+    limited: bool = False,
+    log_of: Callable[[Folder], Log] = Log,
 ) -> Books:
     """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part and page.
 
     What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
-    was read counts. Memory: 19 bytes a row.
+    was read counts. `log_of` opens a table. Memory: 19 bytes a row.
     """
     books = Books()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     tars = {LABELS_LOG: Shards(), REJECTS_LOG: Shards()}
     for name, reject in (("labels", False), ("rejects", True)):
-        log = Log(output.folder(name))
+        log = log_of(output.folder(name))
         log.scan()
         for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
             pulse()
