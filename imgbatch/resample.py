@@ -77,7 +77,6 @@ class Reservoir:
         table = table.take(pa.array(chosen)).replace_schema_metadata(None)
         table = table.append_column(PART, pa.repeat(pa.scalar(log.uri(number)), len(table)))
         table = table.append_column(OF_TAR, _tars(table, footer))
-        table = table.cast(pa.schema([(each.name, _plain(each.type)) for each in table.schema]))
         self._rows = table if self._rows is None else pa.concat_tables([self._rows, table], promote_options="default")
         self._keys = np.concatenate([self._keys, keys[chosen]])
         if len(self._keys) > 2 * self.size:
@@ -93,10 +92,6 @@ class Reservoir:
             kept = np.sort(np.argpartition(self._keys, self.size)[: self.size])
             self._keys, self._rows = self._keys[kept], self._rows.take(pa.array(kept)).combine_chunks()
             self._threshold = float(self._keys.max())
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _tars(table: pa.Table, footer: Footer) -> pa.Array:

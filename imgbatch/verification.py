@@ -106,9 +106,7 @@ class CheckedLog(Log):
         """Look at a part."""
         self.last = number, footer
         try:
-            # Names of classes and models repeat: as dictionaries they cost a number a row.
-            file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["label", "model"])
-            self._inspect(self, number, file, footer)
+            self._inspect(self, number, pq.ParquetFile(pa.BufferReader(data)), footer)
         except (pa.ArrowException, OSError) as error:
             raise OutputError(f"{self.uri(number)} is damaged ({error}): move it away, then run again") from error
 
@@ -243,23 +241,23 @@ class Check:
         for name in _NEVER_NULL[table]:
             if name in there:
                 if nulls := null_count(file, name):
-                    self._note(f"lack a value of {name}", uri, nulls)
+                    self._note(f"without a value of {name}", uri, nulls)
             elif table == REJECTS_LOG or name in labels_with(columns).names:
-                self._note(f"lack the column {name}", uri, file.metadata.num_rows)
+                self._note(f"without the column {name}", uri, file.metadata.num_rows)
 
     def _check_values(self, uri: str, table: pa.Table, footer: Footer) -> None:
         if "score" in table.column_names:
             score = whole(table["score"]).drop_null().to_numpy()
             if outside := int(np.count_nonzero(~((score >= 0) & (score <= 1)))):
-                self._note("have a score that is no probability", uri, outside)
+                self._note("with a score that is no probability", uri, outside)
         if "label_id" in table.column_names:
             self._check_ids(uri, table)
         weights = footer.fingerprint.get("weights")
         if "model" in table.column_names and isinstance(weights, str):
-            models = pc.value_counts(table["model"].cast(pa.string()))
+            models = pc.value_counts(table["model"])
             for each in models.to_pylist():
                 if each["values"] is not None and not each["values"].endswith(f"@{weights[:_DIGEST]}"):
-                    text = "name another model than the footer of their part"
+                    text = "with another model than the footer of the part has"
                     self._note(text, uri, each["counts"], example=each["values"])
 
     def _check_ids(self, uri: str, table: pa.Table) -> None:
@@ -268,15 +266,15 @@ class Check:
         known = np.asarray(ids.is_valid())
         numbers = ids.fill_null(0).to_numpy()
         if negative := int(np.count_nonzero(numbers < 0)):
-            self._note("have a negative label_id", uri, negative)
+            self._note("with a negative label_id", uri, negative)
         if "top_k" in table.column_names:
             top = _at_least_one(whole(table["top_k"]))
             if top.null_count:
-                self._note("have no top_k", uri, top.null_count)
+                self._note("without top_k", uri, top.null_count)
             best = pc.struct_field(pc.list_element(top, 0), "label_id")
             other = known & ~np.asarray(pc.fill_null(pc.equal(best, ids), True))
             if other.any():
-                self._note("have a label_id that is not the first of top_k", uri, int(other.sum()))
+                self._note("with a label_id that is not the first of top_k", uri, int(other.sum()))
         if "label" not in table.column_names:
             return
         pairs = table.select(["label_id", "label"]).group_by(["label_id", "label"]).aggregate([([], "count_all")])
@@ -288,7 +286,7 @@ class Check:
                 example = f"{number} is {label!r} here, {self._label_of[number]!r} elsewhere"
                 if self._label_of[number] == label:
                     example = f"{label!r} is {number} here, {self._id_of[label]} elsewhere"
-                self._note("have a label that does not go with their label_id", uri, pair["count_all"], example=example)
+                self._note("with a label that does not go with its label_id", uri, pair["count_all"], example=example)
 
     def _note(self, text: str, uri: str, count: int, *, example: str = "") -> None:
         self._rows.setdefault(text, Rows(text)).add(uri, count, example)
