@@ -233,7 +233,7 @@ def in_the_format_of(chosen: config.Config, records: list[Mapping[str, Any]]) ->
     classify = chosen.classify
     if classify.dtype == "auto":
         classify = replace(classify, dtype="float32")
-        if told and told[-1].get("device") == "cpu" and chosen.cluster.device == "cpu":
+        if told and told[-1].get("device") == "cpu" and chosen.cluster.device != "cuda":
             runtime = str(told[-1].get("runtime", "")).partition(" ")[0]
             same = runtime if classify.runtime == "auto" and runtime in ("torch", "openvino") else classify.runtime
             classify = replace(classify, dtype=str(told[-1]["dtype"]), runtime=same)
