@@ -242,7 +242,7 @@ def in_the_format_of(chosen: config.Config, records: list[Mapping[str, Any]]) ->
 
 
 def in_another_format(chosen: config.Config) -> config.Config:
-    """Return the config with another number format: 16 bits for 32, and the reverse. torch has both on every processor."""
-    if chosen.classify.dtype == "float32":
-        return replace(chosen, classify=replace(chosen.classify, dtype="bfloat16", runtime="torch"))
-    return replace(chosen, classify=replace(chosen.classify, dtype="float32"))
+    """Return the config with bfloat16 in torch, which every processor can do; in place of that itself, with 32 bits."""
+    same = (chosen.classify.dtype, chosen.classify.runtime) == ("bfloat16", "torch")
+    classify = replace(chosen.classify, dtype="float32" if same else "bfloat16", runtime="torch")
+    return replace(chosen, classify=classify)

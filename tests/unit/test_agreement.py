@@ -94,9 +94,9 @@ def test_a_label_of_bytes_that_nobody_can_decode_is_a_fault() -> None:
 
 
 def test_the_tolerance_follows_how_far_rounding_carries_on_an_image() -> None:
-    assert JUDGE.widened(NOW, NOW) == pytest.approx(0.01)
+    assert JUDGE.widened(NOW, NOW) == pytest.approx(0.05)
     again = answer(0.15, 0.75, 0.06, 0.04)
-    assert JUDGE.widened(NOW, again) == pytest.approx(0.11)
+    assert JUDGE.widened(NOW, again) == pytest.approx(0.2)
     row = answer(0.2, 0.7, 0.06, 0.04)
     assert JUDGE.fault(row, NOW) is not None and JUDGE.fault(row, again, JUDGE.widened(NOW, again)) is None
 
