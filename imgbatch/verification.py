@@ -277,7 +277,7 @@ class Check:
                 self._note("with a label_id that is not the first of top_k", uri, int(other.sum()))
         if "label" not in table.column_names:
             return
-        pairs = table.select(["label_id", "label"]).group_by(["label_id", "label"]).aggregate([([], "count_all")])
+        pairs = table.select(["label_id", "label"]).group_by(["label_id", "label"], use_threads=False).aggregate([([], "count_all")])
         for pair in pairs.to_pylist():
             number, label = pair["label_id"], pair["label"]
             if number is None or label is None:

@@ -22,12 +22,23 @@ from imgbatch.parts import Footer, Log
 from imgbatch.resample import Reservoir
 from imgbatch.sample import in_another_format, in_the_format_of, restored
 from imgbatch.storage import Folder, Stores
-from tests.conftest import Job, write_model
+from tests.conftest import ROOT, Job, write_model
 from tests.unit.offline import classify_here
 from tests.unit.pictures import encode, scene
 
 ANSWER = ("label", "label_id", "score", "top_k", "levels", "answer", "answer_level", "answer_score")
 EXACT = ("--set", "classify.dtype=float32")
+KILLER = b"this picture kills its decoder"
+KILLS = f"""
+import os, signal
+import imgbatch.decode as module
+decode = module.decode
+def fatal(data, **options):
+    if data.endswith({KILLER!r}):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(data, **options)
+module.decode = fatal
+"""
 Rows = list[dict[str, Any]]
 
 
@@ -35,6 +46,7 @@ def fill(folder: Path) -> None:
     """Write twelve loose images, a tar of eight, a Parquet file of eight, and a file that is no image."""
     folder.mkdir()
     pictures = [encode(scene(seed=number), "JPEG") for number in range(28)]
+    pictures[5] += KILLER  # of decoders that have learnt to die of it
     for number, picture in enumerate(pictures[:12]):
         (folder / f"{number:02d}.jpg").write_bytes(picture)
     with tarfile.open(folder / "t.tar", "w") as tar:
@@ -172,6 +184,15 @@ def test_the_model_is_that_of_the_output_wherever_it_lies_now(job: Job, place: P
     assert ended.code == 2 and "is not the model that made the labels" in ended.err and "weights: " in ended.err
     ended = job("verify", place / "out", "--sample", 3, "--model", was)
     assert ended.code == 0, ended.err
+
+
+def test_an_image_that_ends_the_process_is_skipped_and_its_neighbours_are_compared(
+    job: Job, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(KILLS)
+    ended = job("verify", place / "out", "--sample", 100, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert ended.code == 0, ended.err
+    assert "27 compared, 1 skipped (1 crashed), none wrong" in ended.out and "decoded one by one" in ended.err
 
 
 @pytest.mark.parametrize(
