@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from imgbatch.parts import Footer, Log, differences, is_hidden
 from imgbatch.schema import CONTENT_HASH, labels_with, whole
 from imgbatch.shards import LABELS_LOG, REJECTS_LOG
 from imgbatch.storage import Folder
+from imgbatch.uris import hash_strings
 
 _SHOWN = 3
 _NEVER_NULL = {
@@ -34,6 +36,9 @@ _VALUES = re.compile(r"label|label_id|score|model|top_k\..+\.label_id")
 """The leaves that are read of labels/, where they are there. Statistics tell neither of NaN nor of what belongs together."""
 _FOOTER_FILES = ("_metadata", "_common_metadata")
 """Some readers, such as Dask, take the row groups that these name in place of those that are there."""
+_MOST_CLASSES = 10_000_000
+"""An id beyond is taken for nonsense, so that it costs no memory."""
+_NO_HASH = np.uint64(1)
 _DIGEST = 12
 """Characters of the digest in `Model.reference`."""
 
@@ -153,6 +158,8 @@ class Check:
     _logs: list[CheckedLog] = field(default_factory=list)
     _fingerprints: dict[str, tuple[Mapping[str, Any], Rows]] = field(default_factory=dict)
     _rows: dict[str, Rows] = field(default_factory=dict)
+    _hash_of: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Of the label of each label_id, 0: not seen yet."""
     _label_of: dict[int, str] = field(default_factory=dict)
     _id_of: dict[str, int] = field(default_factory=dict)
 
@@ -265,8 +272,8 @@ class Check:
         ids = whole(table["label_id"])
         known = np.asarray(ids.is_valid())
         numbers = ids.fill_null(0).to_numpy()
-        if negative := int(np.count_nonzero(numbers < 0)):
-            self._note("with a negative label_id", uri, negative)
+        if impossible := int(np.count_nonzero((numbers < 0) | (numbers >= _MOST_CLASSES))):
+            self._note("with a label_id that no model has", uri, impossible)
         if "top_k" in table.column_names:
             top = _at_least_one(whole(table["top_k"]))
             if top.null_count:
@@ -277,16 +284,29 @@ class Check:
                 self._note("with a label_id that is not the first of top_k", uri, int(other.sum()))
         if "label" not in table.column_names:
             return
-        pairs = table.select(["label_id", "label"]).group_by(["label_id", "label"], use_threads=False).aggregate([([], "count_all")])
-        for pair in pairs.to_pylist():
-            number, label = pair["label_id"], pair["label"]
-            if number is None or label is None:
-                continue
-            if self._label_of.setdefault(number, label) != label or self._id_of.setdefault(label, number) != number:
-                example = f"{number} is {label!r} here, {self._label_of[number]!r} elsewhere"
-                if self._label_of[number] == label:
-                    example = f"{label!r} is {number} here, {self._id_of[label]} elsewhere"
-                self._note("with a label that does not go with its label_id", uri, pair["count_all"], example=example)
+        good = known & (numbers >= 0) & (numbers < _MOST_CLASSES) & np.asarray(table["label"].is_valid())
+        if not good.any():
+            return
+        at, labels = numbers[good], whole(table["label"].filter(pa.array(good)))
+        hashes = hash_strings(labels)
+        if at.max() >= len(self._hash_of):
+            self._hash_of = np.concatenate([self._hash_of, np.zeros(int(at.max()) + 1 - len(self._hash_of), np.uint64)])
+        self._learn(at, labels, hashes)
+        wrong = np.flatnonzero(self._hash_of[at] != hashes)
+        if len(wrong):
+            number, label = int(at[wrong[0]]), labels[int(wrong[0])].as_py()
+            example = f"{number} is {label!r} here, {self._label_of[number]!r} elsewhere"
+            self._note("with a label that does not go with its label_id", uri, len(wrong), example=example)
+
+    def _learn(self, ids: npt.NDArray[np.int32], labels: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
+        """Remember the labels of ids that were not seen before; one that another id has is remembered as wrong."""
+        new = np.flatnonzero(self._hash_of[ids] == 0)
+        _, first = np.unique(ids[new], return_index=True)
+        for at in new[first].tolist():
+            number, label = int(ids[at]), labels[at].as_py()
+            other = self._id_of.setdefault(label, number)
+            self._label_of[number] = label if other == number else f"{label} (of {other})"
+            self._hash_of[number] = hashes[at] if other == number else _NO_HASH
 
     def _note(self, text: str, uri: str, count: int, *, example: str = "") -> None:
         self._rows.setdefault(text, Rows(text)).add(uri, count, example)

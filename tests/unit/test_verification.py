@@ -191,7 +191,14 @@ def test_labels_that_do_not_go_with_their_ids_are_found(output: Folder) -> None:
         check(output)
 
 
-@pytest.mark.parametrize(("ids", "said"), [((0, -1, 2), "negative label_id"), ((0, 2, 2), "not the first of top_k")])
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ((0, -1, 2), "label_id that no model has"),
+        ((0, 2**31 - 1, 2), "label_id that no model has"),
+        ((0, 2, 2), "not the first of top_k"),
+    ],
+)
 def test_impossible_ids_are_found(output: Folder, ids: tuple[int, ...], said: str) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("label_id", *ids))
     with pytest.raises(BooksError, match=rf"1 row with a .*{said}"):
@@ -276,3 +283,12 @@ def test_a_torn_part_does_not_hide_what_was_found_before_it(output: Folder) -> N
         check(output)
     assert "_copy.parquet" in str(caught.value) and "rejects/part-00000002.parquet is not a whole" in str(caught.value)
     assert "not sealed" not in str(caught.value)
+
+
+def test_a_label_with_two_ids_is_found(output: Folder) -> None:
+    for part in ("labels/part-00000001.parquet", "labels/part-00000002.parquet"):
+        edit(output, part, with_column("label", "cat", "dog", "dog"))
+    with pytest.raises(
+        BooksError, match=r"2 rows with a label that does not go with its label_id.*'dog \(of 1\)' elsewhere"
+    ):
+        check(output)
