@@ -101,6 +101,7 @@ class CheckedLog(Log):
         self.name = folder.uri.rpartition("/")[2]
         self.others: list[str] = []
         self.last: tuple[int, Footer] | None = None
+        self._seals: set[str] = set()
         self._inspect = inspect
 
     def refuse(self, others: Any) -> None:
@@ -110,14 +111,16 @@ class CheckedLog(Log):
     def inspect(self, number: int, data: bytes, footer: Footer) -> None:
         """Look at a part."""
         self.last = number, footer
+        if footer.seal:
+            self._seals.add(footer.run_id)
         try:
             self._inspect(self, number, pq.ParquetFile(pa.BufferReader(data)), footer)
         except (pa.ArrowException, OSError) as error:
             raise OutputError(f"{self.uri(number)} is damaged ({error}): move it away, then run again") from error
 
     def seal_problem(self, run_id: str | None) -> str | None:
-        """Return what is wrong with the seal, which should be an empty part at the end, by this run."""
-        if self.last is not None and self.last[1].seal and self.last[1].run_id == run_id:
+        """Return what is wrong with the seal of this run, behind which there may be no rows, but seals of later runs."""
+        if self.last is not None and self.last[1].seal and run_id in self._seals:
             return None
         end = f"its last part is {self.uri(self.last[0])}" if self.last is not None else "it has no part"
         return (

@@ -265,6 +265,12 @@ def test_a_seal_of_another_run_is_none(output: Folder) -> None:
         check(output)
 
 
+def test_a_later_seal_behind_that_of_the_run_holds_as_well(output: Folder) -> None:
+    """As after a run that found nothing to do, and was killed, before the _SUCCESS of the run before it arrived."""
+    Ledger(output, FINGERPRINT).open().seal("later")
+    check(output)
+
+
 def test_all_problems_are_told_at_once_and_foreign_ones_give_the_code(output: Folder) -> None:
     output.put("labels/_copy.parquet", b"")
     output.delete("rejects/part-00000003.parquet")
