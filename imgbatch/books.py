@@ -72,6 +72,7 @@ def audit(
     *,
     limited: bool = False,
     known: Mapping[str, Sequence[int]] = {},
+    log_of: Callable[[Folder, Sequence[int]], Log] = Log,
 ) -> Books:
     """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part and page.
 
@@ -80,6 +81,7 @@ def audit(
 
     Args:
         known: the numbers of the parts, by table, that have to be there.
+        log_of: opens a table, given its folder and the numbers known.
 
     Raises:
         OutputChangedError: one of those is gone.
@@ -88,7 +90,7 @@ def audit(
     books, tars = Books(doubles=doubles), Shards()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     for name, reject in ((LABELS_LOG, False), (REJECTS_LOG, True)):
-        log = Log(output.folder(name), known.get(name, ()))
+        log = log_of(output.folder(name), known.get(name, ()))
         log.scan()
         books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
         for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):

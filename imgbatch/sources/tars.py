@@ -178,6 +178,8 @@ class Tar:
     max_bytes: int
     collect: bool = False
     """Remember the sidecars that do not lie beside an image of their key, for whoever has read all of them."""
+    wanted: Collection[str] | None = None
+    """The names of the images that are read, whatever `suffixes` says; None: all."""
     _key: str | None = None
     _group: int = 0
     _images: list[tuple[str, int, bytes | Refusal]] = field(default_factory=list)
@@ -190,7 +192,9 @@ class Tar:
     _collected_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self._candidates = Candidates(self.suffixes)
+        self._candidates: Candidates | Collection[str] = (
+            Candidates(self.suffixes) if self.wanted is None else self.wanted
+        )
 
     def members(self, group: int = 0, through: int = -1) -> Iterator[Member | End]:
         """Yield the images behind the one whose header begins at `through`, and the end; reading begins at `group`.

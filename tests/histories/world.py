@@ -240,7 +240,9 @@ class World:
         """Recount the books; return the exit code."""
         with self._patched(), contextlib.redirect_stdout(io.StringIO()):
             try:
-                return verify.verify(Namespace(config=None, settings=[], output=self.output))
+                return verify.verify(
+                    Namespace(config=None, settings=[], output=self.output, sample=None, model=None, seed=None)
+                )
             except ImgbatchError as error:
                 return error.exit_code
 
