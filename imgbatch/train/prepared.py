@@ -90,7 +90,7 @@ class Prepare(Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and keep a block of image numbers."""
-        yield from guarded(self._kept(block))
+        yield from guarded(self._kept(block), self._work)
 
     def _kept(self, block: pa.Table) -> Iterator[pa.Table]:
         for found in self.decoded(block, _SHARD):
