@@ -105,7 +105,7 @@ def reference_of(name: str, choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference(net: torch.nn.Module, size: Preprocess) -> str:
-    """Return the logits of the fixed images of `selfcheck` in 32 bits, as text."""
+    """Return the logits of the fixed images of `selfcheck` in 32 bits, as base64."""
     pixels = torch.from_numpy(selfcheck.pixels(size.height, size.width)).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
     with torch.inference_mode():

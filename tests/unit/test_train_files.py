@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config import Config, StorageConfig
-from imgbatch.errors import OutputError
+from imgbatch.errors import ClusterError, OutputError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
@@ -54,8 +54,31 @@ def test_a_shard_whose_writer_was_killed_does_not_count(folder: Folder) -> None:
     (second,) = {name for name in folder.names() if name.startswith("000000002") and name.endswith(".parquet")}
     folder.delete(second)
     assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
-    with pytest.raises(KeyError, match="1 of 2 images are in no shard"):
+    with pytest.raises(ClusterError, match="1 of 2 images are in no shard"):
         prepared.load(folder, keys(0, 2), np.empty)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+@pytest.mark.parametrize("damage", ["zeroed", "truncated", "empty", "other"])
+def test_a_shard_that_is_damaged_is_not_used_and_made_again(folder: Folder, suffix: str, damage: str) -> None:
+    shard(folder, [0, 1], 0)
+    shard(folder, [2, 3], 0)
+    names = sorted(name for name in folder.names() if name.endswith(suffix))
+    content = folder.read(names[1])
+    third = len(content) // 3
+    bad = {
+        "zeroed": content[: -2 * third] + bytes(third) + content[-third:],
+        "truncated": content[:third],
+        "empty": b"",
+        "other": folder.read(names[0]),
+    }
+    folder.put(names[1], bad[damage])
+    assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [0, 1], "the others can be used"
+    with pytest.raises(ClusterError, match="run the same command again"):
+        prepared.load(folder, keys(1, 2), np.empty)
+    assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
+    shard(folder, [2, 3], 0)
+    assert prepared.load(folder, keys(1, 2), np.empty)[:, 0, 0].tolist() == [1, 2]
 
 
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], prepare.Prepared]:
