@@ -102,7 +102,7 @@ class OpenVinoRuntime:
         return prediction(self._outputs(batch)[:-1])
 
     def _outputs(self, batch: Pixels) -> list[npt.NDArray[Any]]:
-        return list(self._request.infer([batch], share_inputs=True).values())
+        return list(self._request.infer([batch], share_inputs=True, share_outputs=True).values())
 
 
 def _key(model: Model, k: int, embeddings: bool) -> str:

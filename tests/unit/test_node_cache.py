@@ -189,35 +189,28 @@ def test_a_folder_that_others_can_write_is_not_used(taken: Path) -> None:
         assert whole(path) and make.times == times and taken not in path.parents
 
 
-@pytest.mark.parametrize("mount", ["-t tmpfs -o size=64k,mode=1777 none", "-t tmpfs -o ro,mode=1777 none"])
-def test_a_disk_that_takes_nothing(place: Path, mount: str) -> None:
-    """TMPDIR is a disk of its own, which is full or read-only: a copy goes elsewhere, and goes with the process."""
+FULL = 'mount -t tmpfs -o size=64k,mode=1777 none "$0"'
+READ_ONLY = 'mkdir "$0/imgbatch-0" && mount -t tmpfs -o ro,mode=700 none "$0/imgbatch-0"'
+
+
+@pytest.mark.parametrize("mounts", [FULL, READ_ONLY])
+def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
+    """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
     code = (
         "import sys; from imgbatch.models import node_cache\n"
         "path = node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "assert path.stat().st_size == 1 << 20; print(path)"
     )
-    shell = f'mount {mount} "$0" && exec "$@"'
     disk = place / "disk"
     disk.mkdir()
-    command = [
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        shell,
-        str(disk),
-        sys.executable,
-        "-c",
-        code,
-    ]
+    shell = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mounts} && exec "$@"', str(disk)]
     environment = {**clean_environment(), "TMPDIR": str(disk)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
-    assert disk not in path.parents and not path.exists()
+    assert path.parent.name != "imgbatch-0" and not path.exists()
 
 
 def test_no_disk_at_all_is_an_error_that_says_so(place: Path) -> None:

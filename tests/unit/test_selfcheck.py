@@ -20,7 +20,6 @@ from imgbatch.models import Model, hubs, node_cache, on_openvino, runtime, selfc
 from imgbatch.models.selfcheck import Disagrees
 from imgbatch.preprocess import Preprocess
 from tests.unit.networks import STORES, Load, tiny, write
-from tests.unit.test_node_cache import zeroed
 
 
 @pytest.fixture
@@ -73,6 +72,18 @@ def test_a_sound_network_passes_in_every_runtime_and_type(model: Model) -> None:
         assert "node_faults" not in facts and facts["dtype"] == dtype and facts["runtime"].startswith(name)
 
 
+def zero(path: Path, third: int) -> None:
+    """Zero a third of a file. Of the small network the last one counts: its residual branches begin with zeros anyway."""
+    content = bytearray(path.read_bytes())
+    length = len(content) // 3
+    content[third * length : (third + 1) * length] = bytes(length)
+    path.write_bytes(content)
+
+
+def zeroed(path: Path) -> None:
+    zero(path, 2)
+
+
 def halved(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -100,6 +111,21 @@ def test_a_damaged_network_is_made_again_once(
         assert fault.endswith(": made again")
     selfcheck.require(model, repaired)
     assert "node_faults" not in build(model, dtype="float32").facts(), "the next process finds it sound"
+
+
+@pytest.mark.long
+def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> None:
+    model = load("efficientnet_lite0")
+    chosen: dict[str, Any] = {"k": 5, "device": "cpu", "config": ClassifyConfig()}
+    selfcheck.require(model, runtime.build(model, **chosen))
+    path = converted() / "network.bin"
+    whole = path.read_bytes()
+    for third in range(3):
+        path.write_bytes(whole)
+        zero(path, third)
+        forge(converted())
+        with pytest.raises(Disagrees, match="differ from the model's by"):
+            selfcheck.require(model, runtime.build(model, **chosen))
 
 
 def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

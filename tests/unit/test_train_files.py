@@ -100,7 +100,7 @@ def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(
     known, made = ready(folder, [f"image {number}" for number in range(4)])
     assert known == [True, True, True, True] and made.rejects["uri"].to_pylist() == ["image 2"]
     assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [10, 21]
-    with pytest.raises(KeyError, match="1 of 2 images"):
+    with pytest.raises(ClusterError, match="1 of 2 images"):
         prepared.load(folder, keys(1, 2), np.empty)
 
 
