@@ -116,7 +116,8 @@ class Prepare(Worker):
 
         def keep(sidecars: Mapping[str, Mapping[str, str]]) -> None:
             if sidecars:
-                self._shards.put(f"{number:09d}{SIDECARS}", json.dumps(sidecars).encode())
+                content = json.dumps(sidecars).encode()
+                self._shards.put(f"{number:09d}{SIDECARS}", _sha256(content).encode() + b"\n" + content)
 
         return keep
 
@@ -149,13 +150,17 @@ def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config:
 
     Raises:
         InputError: they say another label than those beside the image.
+        ClusterError: they are damaged; the next run reads the tar again.
     """
     kept = [name for name in shards.names() if name.endswith(SIDECARS)]
     if not kept:
         return images
     columns = {field.name: images[field.name].to_pylist() for field in _TRUTHS}
     for name in kept:
-        late = json.loads(shards.read(name))
+        digest, _, content = shards.read(name).partition(b"\n")
+        if _sha256(content).encode() != digest:
+            raise _damaged(shards, name)
+        late = json.loads(content)
         mine = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
         uris, here = images["uri"].take(pa.array(mine)).to_pylist(), tars.take(pa.array(mine)).to_pylist()
         texts = [late.get(key_of(uri[len(tar or "") + 1 :]) or "", {}) for uri, tar in zip(uris, here, strict=True)]
@@ -202,6 +207,21 @@ def write(shards: Folder, array: Array, rows: pa.Table) -> None:
     shards.put(f"{name}.parquet", table.getvalue())
 
 
+def _damaged(folder: Folder, name: str) -> ClusterError:
+    _discount(folder, name)
+    return ClusterError(
+        f"{folder.at(name)}, of images that were made ready for training, is damaged, and no longer counts: run the same "
+        "command again, which makes it again"
+    )
+
+
+def _discount(folder: Folder, name: str) -> None:
+    """Remove an object, and what says that its tar was read to the end, if it is of one."""
+    for each in (f"{name[:9]}{READ}", name):
+        with suppress(StoreError):
+            folder.delete(each)
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -224,6 +244,7 @@ def shards(folder: Folder) -> Iterator[Shard]:
         content = folder.read(f"{name}.parquet")
         if _sha256(content)[:16] != name.rpartition("-")[2]:
             log.warning("%s is damaged: its images are made ready again", folder.at(f"{name}.parquet"))
+            _discount(folder, f"{name}.parquet")
             return None
         rows = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         return Shard(name, rows.replace_schema_metadata(), rows.schema.metadata[_DIGEST].decode())
@@ -265,12 +286,8 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         except NotFound:
             content = b""
         if _sha256(content) != item[0].digest:
-            with suppress(StoreError):
-                folder.delete(f"{name}.parquet")
-            raise ClusterError(
-                f"{folder.at(f'{name}.npy')}, which holds images that were made ready for training, is damaged, and no longer "
-                "counts: run the same command again, which makes it again"
-            )
+            _discount(folder, f"{name}.parquet")
+            raise _damaged(folder, f"{name}.npy")
         array: Array = np.load(io.BytesIO(content), allow_pickle=False)[item[2]]
         return array
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import Config, StorageConfig
+from imgbatch.config import Config, SourceConfig, StorageConfig
 from imgbatch.errors import ClusterError, OutputError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
@@ -115,6 +115,37 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
     assert made.images["uri"].to_pylist() == ["a.tar#1.jpg"] and made.rejects["uri"].to_pylist() == ["a.tar"]
     folder.put(f"{0:09d}{prepared.READ}", b"")
     assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_tar_with_a_damaged_shard_is_read_again(folder: Folder, suffix: str) -> None:
+    rows = [{"index": 0, "offset": offset, "uri": f"a.tar#{offset}.jpg"} for offset in (0, 512)]
+    for row in rows:
+        prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist([row], schema=ROWS))
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    known, made = ready(folder, ["a.tar"], tars=(0,))
+    assert known == [True] and len(made.images) == 2
+    damaged = next(name for name in sorted(folder.names()) if name.endswith(suffix))
+    folder.put(damaged, b"")
+    if suffix == ".npy":
+        with pytest.raises(ClusterError, match="run the same command again"):
+            prepared.load(folder, made.keys, np.empty)
+    assert ready(folder, ["a.tar"], tars=(0,))[0] == [False]
+
+
+def test_sidecars_that_are_damaged_are_not_used(folder: Folder) -> None:
+    work = SimpleNamespace(listing=folder, stores=folder.stores, config=Config(), shards=folder, features=None)
+    keep = prepared.Prepare(cast(Any, work)).keeps_sidecars(0)
+    keep({"1": {"input_cls": "cat"}})
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    images = pa.Table.from_pylist([{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}], schema=ROWS)
+    told = prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert told[prepared.TRUTH].to_pylist() == ["cat"]
+    (name,) = (name for name in folder.names() if name.endswith(prepared.SIDECARS))
+    folder.put(name, folder.read(name).replace(b"cat", b"cow"))
+    with pytest.raises(ClusterError, match="run the same command again"):
+        prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert not [name for name in folder.names() if name.endswith((prepared.READ, prepared.SIDECARS))]
 
 
 def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixels(folder: Folder) -> None:
