@@ -166,8 +166,9 @@ def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
     if not fitting or not cpus:
         named = "; ".join(f"{told['host']} (node {name[:12]}): {told['why']}" for name, told in left_out.items())
         raise ClusterError(
-            f"no worker is left: the model gives wrong answers on each node that could run one: {named}. Look at the hardware "
-            "and the installation of these nodes, or set classify.dtype=float32, then run the same command again"
+            "no worker is left: the model cannot be run, or gives wrong answers, on each node that could run one: "
+            f"{named}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
+            "same command again"
         )
     most = max(1, min(found.max_actors, fitting) if found.max_actors <= found.actors else found.max_actors)
     return replace(
