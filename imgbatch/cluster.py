@@ -6,8 +6,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,7 @@ TRIES = 2
 """How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
 
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
+_NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 _STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
@@ -51,6 +52,8 @@ class Plan:
     cpus: int
     gpus: float
     nodes: int
+    left_out: tuple[str, ...] = ()
+    """The ids of nodes that get no work: their workers give wrong answers."""
 
     @property
     def one_machine(self) -> bool:
@@ -144,11 +147,48 @@ def _awaited(
     return found
 
 
-def _alive() -> list[dict[str, float]]:
+def _alive(left_out: Collection[str] = ()) -> list[dict[str, float]]:
     """Return what each node has."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
+
+
+def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
+    """Return the plan for what remains when nodes get no work any more.
+
+    Args:
+        left_out: by the id of the node its `host`, and `why` it is left out.
+
+    Raises:
+        ClusterError: no other node has what a worker needs.
+    """
+    if set(left_out) <= set(found.left_out):
+        return found
+    alive = _alive(left_out)
+    cpus, gpus = sum(int(node.get("CPU", 0)) for node in alive), sum(node.get("GPU", 0.0) for node in alive)
+    each = found.gpus_per_actor
+    fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if found.split else cpus
+    if not fitting or not cpus:
+        named = "; ".join(f"{told['host']} (node {name[:12]}): {told['why']}" for name, told in left_out.items())
+        raise ClusterError(
+            "no worker is left: the model cannot be run, or gives wrong answers, on each node that could run one: "
+            f"{named}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
+            "same command again"
+        )
+    most = max(1, min(found.max_actors, fitting) if found.max_actors <= found.actors else found.max_actors)
+    return replace(
+        found, actors=min(fitting, most), min_actors=min(found.min_actors, fitting, most), max_actors=most, cpus=cpus,
+        gpus=gpus, nodes=len(alive), left_out=tuple(left_out),
+    )  # fmt: skip
+
+
+def this_node() -> str:
+    """Return the id of the node of this process."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _look(config: ClusterConfig) -> Plan | str:
@@ -216,6 +256,11 @@ def label_images(
     from ray.data import ActorPoolStrategy
 
     context = _quiet()
+    # Set either way: the context outlives a run.
+    context.execution_options.label_selector = (
+        {_NODE_LABEL: f"!in({','.join(plan.left_out)})"} if plan.left_out else None
+    )
+    work = replace(work, node=this_node)
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
     tables = list(units(todo, round, plan.actors))

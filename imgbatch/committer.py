@@ -92,6 +92,8 @@ class Committer:
     """What workers tell of themselves: device, dtype, runtime, batch size."""
     seconds: Counter[str] = field(default_factory=Counter)
     """Seconds of work by stage, summed over all workers."""
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Nodes whose workers give wrong answers, by their ids: `host`, and `why`."""
     started: float = 0.0
     _pace: Pace = field(default_factory=Pace)
     _waiting: list[pa.Table] = field(default_factory=list)
@@ -290,8 +292,22 @@ class Committer:
         for key, value in note.items():
             if key.endswith("_s"):
                 self.seconds[key.removesuffix("_s")] += value
+            elif key == "left_out":
+                self.left_out |= value
+                faults = {told["host"]: f"{told['why']}: the node is left out" for told in value.values()}
+                self._note_faults(faults)
+            elif key == "node_faults":
+                self._note_faults(value)
             else:
                 self.facts[key] = value
+
+    def _note_faults(self, faults: dict[str, str]) -> None:
+        """Note what workers found wrong with their node, and say it once."""
+        known = self.facts.setdefault("node_faults", {})
+        for host, fault in faults.items():
+            if known.get(host) != fault:
+                log.warning("node %s: %s", host, fault)
+            known[host] = fault
 
     def _watch_the_store(self, rows: pa.Table) -> None:
         at_fetch = pc.fill_null(pc.equal(rows["stage"], "fetch"), False)

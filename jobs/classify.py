@@ -243,6 +243,8 @@ def label(
     shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
+        left_out = len(committer.left_out)
+        plan = cluster.without(plan, committer.left_out)
         blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
         with closing(blocks):
             for block in blocks:
@@ -255,7 +257,7 @@ def label(
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
                 record.beat(counts=counts_on_the_way(counts, committer))
-                if committer.close_at_limit():
+                if committer.close_at_limit() or len(committer.left_out) > left_out:
                     break
 
     try:
@@ -294,8 +296,10 @@ def hand_out(
     todo = committer.todo
     for round in units.ROUNDS:
         while todo.pending.any():
-            there = alive()
+            there, left_out = alive(), len(committer.left_out)
             receive(round)
+            if len(committer.left_out) > left_out:  # what the node had is handed out to the others
+                continue
             if there <= alive() or not committer.moved_on():
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")

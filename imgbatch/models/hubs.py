@@ -6,6 +6,7 @@ Runs in a process of its own (see `child`).
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import tempfile
@@ -18,9 +19,9 @@ import torch
 import torchvision
 from timm.models._hub import load_model_config_from_path
 
-from imgbatch.config import StorageConfig
+from imgbatch.config import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
-from imgbatch.models import directory, networks, zoo
+from imgbatch.models import directory, networks, selfcheck, zoo
 from imgbatch.models import weights as files
 from imgbatch.models.label_file import hint_at_background
 from imgbatch.models.networks import TORCHVISION, nearest
@@ -88,7 +89,28 @@ def check_directory(
     notes += networks.fill(net, state, called, architecture)
     networks.check(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
     head = networks.head(net, classes)
-    return {**found, "features": None if head is None else head.weight.shape[1], "notes": notes}
+    features = None if head is None else head.weight.shape[1]
+    return {**found, "features": features, "notes": notes, "logits": _reference(net, size)}
+
+
+def reference_of(name: str, choice: dict[str, Any]) -> dict[str, Any]:
+    """Return {"logits": …}, the reference of the workers' check, of a model that needs no hub.
+
+    Args:
+        choice: what the config says of preprocessing.
+    """
+    model = zoo.MODELS[name](ModelConfig(name=name), lambda: None)
+    size = Preprocess.from_timm({**zoo.LITE0_CFG, **choice})
+    return {"logits": _reference(model.network(), size)}
+
+
+def _reference(net: torch.nn.Module, size: Preprocess) -> str:
+    """Return the logits of the fixed images of `selfcheck` in 32 bits, as base64."""
+    pixels = torch.from_numpy(selfcheck.pixels(size.height, size.width)).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
+    with torch.inference_mode():
+        logits = net.eval()((pixels.float() / 255 - mean) / std)
+    return base64.b64encode(selfcheck.packed(logits.float().numpy())).decode()
 
 
 def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> dict[str, Any]:

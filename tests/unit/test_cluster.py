@@ -48,3 +48,31 @@ def test_workers_have_as_many_cpus_as_their_nodes_allow(
 def test_workers_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ClusterError, match=said):
         placed(monkeypatch, TWO, **more)
+
+
+def plan(**more: Any) -> cluster.Plan:
+    found = {"split": False, "actors": 16, "min_actors": 1, "max_actors": 16, "gpus_per_actor": 1.0, "cpus": 16,
+             "gpus": 0.0, "nodes": 2, **more}  # fmt: skip
+    return cluster.Plan(**found)
+
+
+LEFT_OUT = {"0123456789abcdef": {"host": "worker-7", "why": "its logits differ"}}
+
+
+def test_a_node_that_is_left_out_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda left_out=(): GPUS[1:] if left_out else GPUS)
+    assert cluster.without(plan(), {}) == plan()
+    found = cluster.without(plan(actors=18, max_actors=18, min_actors=5), LEFT_OUT)
+    assert (found.actors, found.min_actors, found.max_actors, found.nodes, found.cpus) == (2, 2, 2, 1, 2)
+    assert found.left_out == ("0123456789abcdef",) and cluster.without(found, LEFT_OUT) is found
+    grows = cluster.without(plan(actors=18, max_actors=40), LEFT_OUT)
+    assert (grows.actors, grows.max_actors) == (2, 40), "a cluster that grows may still grow"
+
+
+@pytest.mark.parametrize(("rest", "split"), [([], False), ([{"memory": 1e9}], False), (GPUS[1:], True)])
+def test_a_run_whose_last_worker_is_left_out_names_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, rest: list, split: bool
+) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda left_out=(): rest)
+    with pytest.raises(ClusterError, match=r"no worker is left.*worker-7 \(node 0123456789ab\): its logits differ"):
+        cluster.without(plan(split=split), LEFT_OUT)
