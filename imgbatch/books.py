@@ -17,6 +17,7 @@ from imgbatch.parts import Log
 from imgbatch.schema import TAR
 from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, version_of
 from imgbatch.storage import Folder
+from imgbatch.tally import Example, note_examples
 from imgbatch.uris import UriIndex, uri_keys
 
 _SHOWN = 5
@@ -35,6 +36,8 @@ class Books:
     """Rows of images that the listing lacks."""
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """The first reject of each reason."""
     missing: list[str] = field(default_factory=list)
     double: list[str] = field(default_factory=list)
 
@@ -65,7 +68,7 @@ def audit(
     for name, reject in (("labels", False), ("rejects", True)):
         log = Log(output.folder(name))
         log.scan()
-        for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
+        for number, table, footer in log.read(["uri", "reason", "message"] if reject else ["uri"]):
             pulse()
             member = tars[name].take(name, number, table, footer.shards)
             new = seen.add(
@@ -77,7 +80,9 @@ def audit(
             books.rows += len(table)
             books.double += table.filter(pa.array(~new))["uri"].to_pylist()[:_SHOWN]
             if reject:
-                books.reasons.update(table["reason"].to_pylist())
+                reasons, uris, messages = (table[each].to_pylist() for each in ("reason", "uri", "message"))
+                books.reasons.update(reasons)
+                note_examples(books.examples, reasons, uris, messages)
     if listing is not None:
         _count_listed(books, seen, listing, tars, pulse, limited=limited)
     for columns, _ in seen.rows():

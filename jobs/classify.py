@@ -8,20 +8,21 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import time
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch import books, cli, config, console, models, progress, rejects, runs, sources
 from imgbatch.corrections import corrections, count_rows
 from imgbatch.errors import BooksError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
 from imgbatch.stream import ticking
+from imgbatch.tally import Tally
 
 if TYPE_CHECKING:
     from imgbatch import cluster, units
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags))
+    return cli.run(lambda: classify(flags), quiet=flags.quiet)
 
 
 def classify(flags: Any) -> int:
@@ -68,6 +69,7 @@ def classify(flags: Any) -> int:
         job.output.folders()  # is it there, and are we let in?
         if not job.output.conditional:
             log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
+        console.step("checking that no other run writes the output")
         if job.config.run.check_owner and not flags.dry_run:
             runs.require_free(job.output)
     return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
@@ -81,6 +83,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
+    console.close()  # before anything is printed
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(f"model {job.model.summary()}")
     print(
@@ -105,11 +108,11 @@ def recorded(job: Job, stop: StopRequest) -> int:
     )
     with naming_the_output(job):
         record.start()
-    started = time.monotonic()
+    tally = Tally()
     log.info("model %s", job.model.summary())
-    with record.telling():
+    with record.telling(), tally.reported(record):
         try:
-            summary = work_through(job, record, stop)
+            summary = work_through(job, record, stop, tally)
         except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
             try:
                 job.output.delete("_SUCCESS")
@@ -117,11 +120,11 @@ def recorded(job: Job, stop: StopRequest) -> int:
                 log.error("_SUCCESS could not be removed: %s", second)
             raise
     record.finish("succeeded", 0)
-    print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
+    cli.result(f"{summary} in {tally.seconds:.1f} s: {job.output.at('labels')}")
     return 0
 
 
-def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+def work_through(job: Job, record: runs.Record, stop: StopRequest, tally: Tally) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
     def pulse() -> None:
@@ -146,14 +149,15 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         job.output.delete("_SUCCESS")
         success = None
     if todo.pending.any():
-        label(job, record, listed, todo, stop, pulse)
+        label(job, record, listed, todo, stop, pulse, tally)
+    console.step("reading the tables back")
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(pulse, listed.unread)
     sealed_by = seal(job, record, success, pulse)
     job.ledger.forget()
-    counts, totals = count(job, record, listed, pulse)
+    counts, totals = count(job, record, listed, pulse, tally)
     runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
@@ -163,7 +167,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
 
 
 def label(
-    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
+    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
@@ -177,9 +181,10 @@ def label(
     committer = Committer(
         job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room, again=counts.stale
     )
-    shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
+        shown.start(round.step(int(todo.pending.sum())))
         blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
         with closing(blocks):
             for block in blocks:
@@ -191,15 +196,18 @@ def label(
                     cli.release_freed()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
-                record.beat(counts=counts_on_the_way(counts, committer))
+                tally.take(committer)
+                record.beat(counts=counts_on_the_way(counts, committer), this_run=tally.public())
                 if committer.close_at_limit():
                     break
 
     try:
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
+        console.step("connecting to Ray" if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine")
         with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
             stop.check()
+            console.step("waiting for CPUs and GPUs")
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
@@ -209,6 +217,7 @@ def label(
                 hand_out(committer, partial(receive, work, plan), plan.nodes)
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
+        tally.take(committer)
         record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
         add_members(counts, committer)
 
@@ -249,7 +258,7 @@ def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: C
 
 
 def count(
-    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None]
+    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
 ) -> tuple[dict[str, int], books.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
@@ -258,6 +267,7 @@ def count(
         BudgetError: too many have no label.
     """
     totals = books.audit(job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None)
+    tally.audited(totals)
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import cli, config, models, rejects, runs, seen, sources, taxonomy
+from imgbatch import cli, config, console, models, rejects, runs, seen, sources, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dry-run", action="store_true", help="show the classes and splits and where they come from, and write nothing"
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags))
+    return cli.run(lambda: train(flags), quiet=flags.quiet)
 
 
 def train(flags: Any) -> int:
@@ -76,7 +77,7 @@ def train(flags: Any) -> int:
     )  # fmt: skip
     job = prepare(chosen, stop.check)
     if job is None:
-        print(f"trained already: {absolute(chosen.output)}")
+        cli.result(f"trained already: {absolute(chosen.output)}")
         return 0
     return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
 
@@ -113,6 +114,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
+    console.step("loading the base model")
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = None
     try:
@@ -139,7 +141,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
         lines, labels = inputs.preview(listed, stop.check)
     if labels is not None:
         tree_of(job, labels)
-    print("\n".join([*lines, "nothing was written"]))
+    cli.result("\n".join([*lines, "nothing was written"]))
     return 0
 
 
@@ -152,7 +154,7 @@ def recorded(job: Job, stop: StopRequest) -> int:
     log.info("base %s", job.base.summary())
     with record.telling():
         summary = work_through(job, record, stop)
-    print(summary)
+    cli.result(summary)
     return 0
 
 
@@ -165,6 +167,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
+    console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"), pulse)
     wanted, known = inputs.wanted(listed)
     if known is not None:  # without tars all is known before anything is read
@@ -172,6 +175,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         tree_of(job, known.labels)
     way, made, found, resolver, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
+    console.step("writing the model")
     truths = found.classes[trained.held]
     figures = outcome.metrics(trained.unseen, trained.temperature, truths, tree)
     record.facts |= {
@@ -193,8 +197,10 @@ def learn(
     from imgbatch.train import network, ways
 
     network.of(job.base)
+    console.step("connecting to Ray" if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine")
     with stop.beside_ray(), connection.connected(pulse):
         stop.check()
+        console.step("waiting for CPUs and GPUs")
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way_on(gpus=plan.split)

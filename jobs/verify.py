@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from imgbatch import books, cli, config, runs
+from imgbatch import books, cli, config, console, runs
 from imgbatch.errors import BooksError, InputError
 from imgbatch.storage import Folder, Stores, absolute
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("output", metavar="OUTPUT", help="what classify.py was given as --output")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: verify(flags))
+    return cli.run(lambda: verify(flags), quiet=flags.quiet)
 
 
 def verify(flags: Any) -> int:
@@ -36,6 +36,7 @@ def verify(flags: Any) -> int:
     if "run_id" not in success or not isinstance(said := success.get("counts"), dict):
         raise BooksError(f"{output.at('_SUCCESS')} is damaged: run classify.py again, it will do no work twice")
     listing = output.folder(f"runs/{success['run_id']}/listing")
+    console.step("counting the rows")
     found = books.audit(output, listing, limited=success.get("limit") is not None)
     found.require_balance()
     counted = {"listed": found.listed, "labelled": found.labelled, "rejected": found.rejected, "kept": found.kept}
@@ -44,7 +45,7 @@ def verify(flags: Any) -> int:
     ]
     if wrong:
         raise BooksError(f"{output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}")
-    print(
+    cli.result(
         f"{found.listed:,} images listed, {found.labelled:,} labelled, {found.rejected:,} rejected, {found.kept:,} kept; "
         f"{found.rows:,} rows, no image twice: the books of {output.uri} balance"
     )
