@@ -281,12 +281,12 @@ class Committer:
             "rejects": dict(self.reasons),
             "seconds": seconds,
             "first_row": self._pace.first_row,
-            "images_per_second": self.rate(),
+            "images_per_second": self.rate() or self._overall(),
         }
 
     def rate(self) -> float | None:
-        """Return images a second: without the start of the workers, if rows came more than once."""
-        return self._pace.rate() or self._overall()
+        """Return images a second without the start of the workers; None if all rows came at once."""
+        return self._pace.rate()
 
     def _overall(self) -> float | None:
         elapsed = self.clock() - self.started

@@ -51,13 +51,22 @@ class State:
     done: int = 0
     total: int | None = None
 
+    @property
+    def share(self) -> str:
+        """How much of the step is done, if that is known."""
+        return f"{100 * self.done // self.total} %" if self.total else ""
+
     def line(self, now: float) -> str:
         """Return the step as a log line shows it."""
-        return f"{self.name}: {self.text}" if self.text else f"{self.name} ({clock(now - self.since)})"
+        text = ", ".join(filter(None, (self.share, self.text)))
+        return f"{self.name}: {text}" if text else f"{self.name} ({clock(now - self.since)})"
 
 
 class View(Protocol):
     """Shows the current step."""
+
+    def refresh(self) -> None:
+        """Show it at once, since there is another one."""
 
     def close(self) -> None:
         """Stop showing it."""
@@ -90,7 +99,9 @@ class Console:
         if name == self.state.name:
             return
         self.state = State(self.state.started, name, self.now())
-        if self._view is None and self._stream is not None and not self._quiet:
+        if self._view is not None:
+            self._view.refresh()
+        elif self._stream is not None and not self._quiet:
             if self._terminal is None:
                 self._view = LogView(self)
             else:
@@ -124,6 +135,9 @@ class LogView:
             self._logged = now
             log.info("%s", state.line(now))
 
+    def refresh(self) -> None:
+        """Wait for the time to log it."""
+
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
@@ -134,14 +148,14 @@ class LogView:
 
 
 def clock(seconds: float) -> str:
-    """Return a time as h:mm:ss.
+    """Return a time as h:mm:ss, or m:ss.
 
-    >>> clock(3725.9)
-    '1:02:05'
+    >>> clock(3725.9), clock(25)
+    ('1:02:05', '0:25')
     """
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def is_terminal(stream: TextIO) -> bool:

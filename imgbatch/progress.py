@@ -40,14 +40,13 @@ def line(done: int, total: int | None, rejected: int, rate: float) -> str:
     """Return how far the images are; the total is not known if tars are to be read.
 
     >>> line(1500, 4000, 2, 100.0)
-    '1,500/4,000 images (37 %), 0:00:25 left, 100/s, 2 rejects'
+    '1,500/4,000 images, 0:25 left, 100/s, 2 rejects'
     """
     speed, refused = f"{number(rate)}/s", f"{rejected:,} reject{'s' * (rejected != 1)}"
     if total is None:
         return f"{done:,} images, {speed}, {refused}"
-    share = 100 * done // total if total else 100
-    left = f"{console.clock((total - done) / rate)} left" if rate else "time left not known yet"
-    return f"{done:,}/{total:,} images ({share} %), {left}, {speed}, {refused}"
+    left = f"{console.clock((total - done) / rate)} left" if rate else "time left unknown"
+    return f"{done:,}/{total:,} images, {left}, {speed}, {refused}"
 
 
 def number(rate: float) -> str:

@@ -40,7 +40,7 @@ class Tally:
     labelled: int = 0
     rejected: int = 0
     rate: float | None = None
-    """Images a second from the first rows on, without the start."""
+    """Images a second after the first rows, without the start; None: they all came at once."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     _audited: bool = False
@@ -65,13 +65,19 @@ class Tally:
 
     def public(self) -> dict[str, Any]:
         """Return what run.json holds of it."""
+        seconds = self.seconds
         counts = {"labelled": self.labelled, "rejected": self.rejected}
-        return {**counts, "seconds": self.seconds, "images_per_second": self.rate}
+        return {**counts, "seconds": seconds, "images_per_second": round(self._per_second(seconds), 2)}
+
+    def _per_second(self, seconds: float) -> float:
+        return (self.labelled + self.rejected) / seconds if seconds else 0.0
 
     def lines(self) -> Iterator[str]:
         """Yield what the log says at the end of the run."""
-        rate = f", {number(self.rate)} images/s after the first rows" if self.rate else ""
-        yield f"this run: {self.labelled:,} labelled, {self.rejected:,} rejected in {self.seconds:.1f} s{rate}"
+        seconds = self.seconds
+        rate = f", {number(self._per_second(seconds))} images/s" if self.labelled or self.rejected else ""
+        later = f" ({number(self.rate)} after the first rows)" if self.rate else ""
+        yield f"this run: {self.labelled:,} labelled, {self.rejected:,} rejected in {seconds:.1f} s{rate}{later}"
         of = "rejects/ holds" if self._audited else "rejected in this run:"
         for reason, count in self.reasons.most_common():
             uri, message = self.examples.get(reason, ("", ""))
@@ -94,10 +100,6 @@ class Tally:
             if not failed or self.labelled or self.rejected:
                 for line in self.lines():
                     log.info("%s", line)
-                log.info("%s", places(record))
-
-
-def places(record: Record) -> str:
-    """Return where the tables and the record of a run are."""
-    tables = ", ".join(f"{name}: {record.output.at(name)}" for name in ("labels", "rejects"))
-    return masked(f"{tables}, record: {record.folder.at('run.json')}")
+                for name in ("labels", "rejects"):
+                    log.info("%s: %s", name, masked(record.output.at(name)))
+                log.info("record: %s", masked(record.folder.at("run.json")))

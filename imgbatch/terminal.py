@@ -82,22 +82,29 @@ class TerminalView:
         )  # fmt: skip
         self._live.start()
 
+    def refresh(self) -> None:
+        """Draw the line now."""
+        self._live.refresh()
+
     def close(self) -> None:
         """Remove the line."""
         self._live.stop()
 
     def _line(self) -> Table:
-        """Return the line, which fits the terminal: first the bar gets narrow, then the text is cut."""
+        """Return the line, cut to the width: first the bar gets narrow, then it becomes a percentage, then the text is cut."""
         state, now = self._console.state, self._console.now()
         room = self._terminal.width - 1  # terminals differ in what they do when the last column is full
         frame = self._spinner.render(self._terminal.get_time())
         left = Text(f"{frame} {clock(now - state.started)} {state.name}", style="cyan")
         text = Text(state.text or f"({clock(now - state.since)})")
         bar = min(_MAX_BAR, room - len(left) - len(text) - 2)
+        has_bar = bool(state.total) and bar >= _MIN_BAR
+        if state.share and not has_bar:
+            text = Text(f"{state.share}, {state.text}")
         left.truncate(room, overflow="crop")
         text.truncate(max(0, room - len(left) - 1), overflow="crop")
         parts: list[Text | ProgressBar] = [left, text]
-        if state.total and bar >= _MIN_BAR:
+        if has_bar:
             parts.insert(1, ProgressBar(total=state.total, completed=state.done, width=bar))
         grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
         for _ in parts:

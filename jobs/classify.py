@@ -167,7 +167,13 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest, tally: Tally)
 
 
 def label(
-    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+    job: Job,
+    record: runs.Record,
+    counts: Counts,
+    todo: Todo,
+    stop: StopRequest,
+    pulse: Callable[[], None],
+    tally: Tally,
 ) -> None:
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
