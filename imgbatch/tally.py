@@ -80,9 +80,9 @@ class Tally:
         yield f"this run: {self.labelled:,} labelled, {self.rejected:,} rejected in {seconds:.1f} s{rate}{later}"
         of = "rejects/ holds" if self._audited else "rejected in this run:"
         for reason, count in self.reasons.most_common():
-            uri, message = self.examples.get(reason, ("", ""))
-            example = f", such as {uri}: {message[:_MOST_MESSAGE]}" if uri else ""
-            yield masked(f"{of} {count:,} {reason}{example}")
+            uri, message = map(masked, self.examples.get(reason, ("", "")))
+            example = ": ".join(filter(None, (uri, message[:_MOST_MESSAGE])))
+            yield f"{of} {count:,} {reason}{f', such as {example}' if example else ''}"
 
     @contextmanager
     def reported(self, record: Record) -> Iterator[None]:
