@@ -40,17 +40,20 @@ def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument(
-        "--config", metavar="RUN.toml", help="read config keys from this file; flags and --set take precedence"
+    common = made.add_argument_group("options of all jobs")  # after those of the job itself
+    common.add_argument(
+        "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"
     )
-    made.add_argument(
+    common.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="section.key=value",
-        help="set one config key (listed below); may be repeated",
+        help="set one config key; may be repeated",
     )  # fmt: skip
-    made.add_argument(
-        "--quiet", action="store_true", help="print only warnings, errors and the summary: no progress, no log"
+    common.add_argument(
+        "--quiet", action="store_true", help="print warnings, errors and the last line only: no log, no progress"
     )
-    made.add_argument("--version", action="version", version=f"imgbatch {imgbatch.__version__}")
+    common.add_argument(
+        "--version", action="version", version=f"imgbatch {imgbatch.__version__}", help="print the version and exit"
+    )
     return made
 
 

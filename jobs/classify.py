@@ -42,18 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
     parser.add_argument(
-        "--input", action="append", metavar="URI", help="prefix or folder, glob, object or manifest; may be repeated"
+        "--input",
+        action="append",
+        metavar="URI",
+        help="required: a prefix or folder, glob, object, archive or manifest; may be repeated",
     )
     parser.add_argument(
-        "--output", metavar="URI", help="where labels/ and rejects/ go; {model} and {date} are filled in"
+        "--output",
+        metavar="URI",
+        help="required: where labels/ and rejects/ are written; {model} and {date} are filled in",
     )
     parser.add_argument(
         "--model",
         metavar="NAME_OR_URI",
-        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or a URI",
+        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or the path or URI of a model directory",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("--limit", type=int, metavar="N", help="label only the first N images of the listing")
+    parser.add_argument("--dry-run", action="store_true", help="list, print what would be done, and write nothing")
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: classify(flags), quiet=flags.quiet)
 

@@ -63,12 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
-    parser.add_argument("--input", action="append", metavar="URI", help="labelled images; may be repeated")
-    parser.add_argument("--output", metavar="URI", help="where labels, figures and the page go")
+    parser.add_argument(
+        "--input", action="append", metavar="URI", help="required: images whose class is known; may be repeated"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="required: where labels, metrics.json and evaluation.html are written"
+    )
     parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
     parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="score the images of this split alone")
-    parser.add_argument("--labels", metavar="URI", help="an output of classify.py: score its labels, and run no model")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="score only the images of this split")
+    parser.add_argument(
+        "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
+    )
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: evaluate(flags), quiet=flags.quiet)
 

@@ -52,17 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--input", action="append", metavar="LABELLED",
-        help="folder or prefix with a folder a class, or a manifest with uri and label; may be repeated",
+        help="required: a folder with a folder for each class, or a manifest with uri and label; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--output", metavar="MODEL_DIR", help="where the model directory is written; nothing may be there"
+        "--output",
+        metavar="MODEL_DIR",
+        help="required: where the model directory is written; it must not hold a model yet",
     )
     parser.add_argument(
-        "--base", metavar="NAME_OR_URI", help="the model to start from: efficientnet_lite0, or a directory"
+        "--base",
+        metavar="NAME_OR_URI",
+        help="the model to start from: efficientnet_lite0 (the default), timm:NAME, or a model directory",
     )
-    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that goes with the model")
+    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that is kept with the model")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the classes and splits and where they come from, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the classes and splits and where they come from, and write nothing",
     )
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: train(flags), quiet=flags.quiet)
