@@ -115,9 +115,10 @@ class Console:
 
     def close(self) -> None:
         """Remove what is shown of the step; the next step shows itself again."""
-        view, self._view, self.state = self._view, None, State(self.state.started)
+        view, self._view = self._view, None
         if view is not None:
             view.close()
+        self.state = State(self.state.started)
 
 
 class LogView:

@@ -80,7 +80,7 @@ class TerminalView:
             console=terminal, get_renderable=self._line, transient=True, refresh_per_second=_PER_SECOND,
             redirect_stdout=False, redirect_stderr=True,
         )  # fmt: skip
-        self._live.start()
+        self._live.start(refresh=True)
 
     def refresh(self) -> None:
         """Draw the line now."""

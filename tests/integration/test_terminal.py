@@ -121,7 +121,7 @@ def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("12 images listed, 12 labelled") and ended.out.count("\n") == 1
     assert warm("verify", output, "--quiet").err == ""
-    refused = warm("classify", "--input", tmp_path / "nothing", "--output", output, "--quiet")
+    refused = warm("classify", "--input", tmp_path / "nothing", "--output", tmp_path / "new", "--quiet")
     assert refused.code == 2 and refused.err.startswith("error: ") and refused.err.count("\n") == 1
 
 

@@ -72,6 +72,7 @@ def test_no_log_line_shares_a_line_with_the_bar(columns: int, colours: bool) -> 
     seen = job.screen.seen
     steps = [line for line in seen if SPINNER.match(line)]
     assert any("listing" in line for line in steps) and any("starting the workers" in line for line in steps)
+    assert not any(re.fullmatch(r". \d+:\d+ +(\(.*)?", line) for line in steps), "there is no step without a name"
     assert any("labelling" in line and "/3,000" in line for line in steps)
     assert any("━━━━━━━━" in line for line in steps) == (columns > 40), "the bar is the first to go"
     assert any(re.search(r"labelling \d+ %", line) for line in steps) == (columns == 40)
