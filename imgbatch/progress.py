@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imgbatch import console
+
+log = logging.getLogger(__name__)
 
 _WINDOW_S = 30.0
 
@@ -63,12 +66,18 @@ class Progress:
 
     def __init__(self, name: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._name, self._total, self._rate = name, total, Rate(clock)
-        self._done, self._waiting = 0, True
+        self._done, self._waiting, self._started = 0, True, False
 
-    def start(self, step: str) -> None:
-        """Name what is waited for until more rows come."""
-        self._waiting = True
-        console.step(step)
+    def start(self, pending: int, rows: int) -> None:
+        """Show that work is handed out, until rows of it come: `pending` images, in units of up to `rows`."""
+        if self._started:
+            what = "images" if self._total is not None else "images and tars"
+            again = f"handing out {pending:,} {what} again that did not come back, in units of {rows:,}"
+            log.info("%s", again)
+            console.step(again)
+        else:
+            console.step("starting the workers")
+        self._started = self._waiting = True
 
     def update(self, done: int, rejected: int) -> None:
         """Show `done` images with a row, `rejected` of them rejects."""

@@ -26,12 +26,6 @@ class Round:
     alone: bool = False
     """One task at a time in a process, which decodes in a child of its own: what dies there has a name."""
 
-    def step(self, pending: int) -> str:
-        """Return what a run shows until the first rows of this round come."""
-        if self is ROUNDS[0]:
-            return "starting the workers"
-        return f"trying {pending:,} entries again, {self.rows:,} at a time"
-
 
 # A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
 # An image that ends its process takes the units of that process along, which may be a quarter of a small run.

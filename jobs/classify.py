@@ -195,7 +195,7 @@ def label(
     shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
-        shown.start(round.step(int(todo.pending.sum())))
+        shown.start(int(todo.pending.sum()), round.rows)
         blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
         with closing(blocks):
             for block in blocks:

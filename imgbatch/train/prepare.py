@@ -86,7 +86,7 @@ def prepare(
             before = int(missing.pending.sum())
             if not before:
                 break
-            shown.start(round.step(before))
+            shown.start(before, round.rows)
             blocks = ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:

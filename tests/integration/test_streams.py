@@ -134,7 +134,7 @@ def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
     draw = (
         "import logging, os, sys, time; from imgbatch import cli, console; from imgbatch.progress import Progress\n"
         "def body():\n"
-        "    shown = Progress('labelling', 10); shown.start('starting'); shown.update(1, 0); os.close(int(sys.argv[1]))\n"
+        "    shown = Progress('labelling', 10); shown.start(10, 10); shown.update(1, 0); os.close(int(sys.argv[1]))\n"
         "    for n in range(10): shown.update(n, 0); logging.warning('still there'); time.sleep(0.05)\n"
         "    assert 'imgbatch.terminal' in sys.modules\n"
         "    return 0\n"

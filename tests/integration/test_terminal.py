@@ -54,7 +54,7 @@ def test_a_run_in_a_terminal(mixed: Path, tiny_model: Path, tmp_path: Path) -> N
         "committing the last rows", "reading the tables back",
     ):  # fmt: skip
         assert step in steps, steps
-    assert "trying" not in steps
+    assert "again" not in steps
     text = "".join(lines)
     assert text.rindex("15 images listed, 12 labelled, 3 rejected") > text.rindex(" INFO record: ")
     assert text.index("rejects/ holds 2 truncated, such as") < text.index("rejects/ holds 1 not_an_image, such as")

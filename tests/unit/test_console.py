@@ -30,7 +30,7 @@ def body():
     log.info("images listed " + "x" * 300)
     time.sleep(0.3)
     shown = Progress("labelling", 3000)
-    shown.start("starting the workers")
+    shown.start(3000, 4096)
     for number in range(12):
         shown.update(250 * number, number)
         log.warning("line %d of a file called a\\x1b[2Jb", number)

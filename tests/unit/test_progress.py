@@ -38,16 +38,17 @@ def test_no_rate_no_time_left() -> None:
 
 def test_workers_are_shown_as_starting_until_they_label(shown: Console) -> None:
     progress = Progress("labelling", 1000)
-    progress.start("starting the workers")
+    progress.start(1000, 4096)
     progress.update(0, 0)
     assert (shown.state.name, shown.state.text) == ("starting the workers", "")
     progress.update(300, 2)
     assert shown.state.name == "labelling" and shown.state.text.startswith("300/1,000 images, ")
     assert (shown.state.done, shown.state.total) == (300, 1000)
     assert shown.state.line(0.0).startswith("labelling: 30 %, 300/1,000 images, ")
-    progress.start("trying 700 entries again, 16 at a time")
+    progress.start(700, 4096)
     progress.update(300, 2)
-    assert shown.state.name == "trying 700 entries again, 16 at a time", "what came before says nothing of this round"
+    again = "handing out 700 images again that did not come back, in units of 4,096"
+    assert shown.state.name == again, "what came before says nothing of this round"
     progress.update(301, 2)
     assert shown.state.name == "labelling" and shown.state.done == 301
     progress.close()
