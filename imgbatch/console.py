@@ -34,7 +34,7 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, or lines."""
-        return super().format(record).translate(_CONTROL)
+        return escaped(super().format(record))
 
 
 @dataclass(slots=True)
@@ -146,6 +146,15 @@ class LogView:
     def _run(self, tick_s: float) -> None:
         while not self._closed.wait(tick_s):
             self.tick()
+
+
+def escaped(text: str) -> str:
+    r"""Return a text without control characters but newlines and tabs.
+
+    >>> escaped("a\x1b[2J.jpg")
+    'a\\x1b[2J.jpg'
+    """
+    return text.translate(_CONTROL)
 
 
 def clock(seconds: float) -> str:
