@@ -8,7 +8,6 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -172,14 +171,8 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest, tally: Tally)
 
 
 def label(
-    job: Job,
-    record: runs.Record,
-    counts: Counts,
-    todo: Todo,
-    stop: StopRequest,
-    pulse: Callable[[], None],
-    tally: Tally,
-) -> None:
+    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
@@ -207,18 +200,15 @@ def label(
                     cli.release_freed()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
-                tally.take(committer)
-                record.beat(counts=counts_on_the_way(counts, committer), this_run=tally.public())
+                record.beat(**facts_on_the_way(counts, committer, tally))
                 if committer.close_at_limit():
                     break
 
     try:
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
-        console.step("connecting to Ray" if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine")
         with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
             stop.check()
-            console.step("waiting for CPUs and GPUs")
             plan = cluster.plan(job.config.cluster, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
@@ -228,8 +218,7 @@ def label(
                 hand_out(committer, partial(receive, work, plan), plan.nodes)
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
-        tally.take(committer)
-        record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
+        record.facts |= {**facts_on_the_way(counts, committer, tally), **committer.report()}
         add_members(counts, committer)
 
 
@@ -311,9 +300,10 @@ def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
     )
 
 
-def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
-    """Return the counts as far as they are known while the run goes on."""
-    return {
+def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict[str, dict[str, Any]]:
+    """Return both kinds of counts as far as they are known in the middle of a run."""
+    tally.take(committer)
+    counts = {
         "listed": listed.listed + committer.of_tars,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
@@ -323,6 +313,7 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }
+    return {"counts": counts, "this_run": tally.public()}
 
 
 if __name__ == "__main__":

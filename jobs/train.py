@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -203,10 +202,8 @@ def learn(
     from imgbatch.train import network, ways
 
     network.of(job.base)
-    console.step("connecting to Ray" if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine")
     with stop.beside_ray(), connection.connected(pulse):
         stop.check()
-        console.step("waiting for CPUs and GPUs")
         plan = cluster.plan(job.config.cluster, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way_on(gpus=plan.split)
