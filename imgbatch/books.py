@@ -18,6 +18,7 @@ from imgbatch.parts import Log
 from imgbatch.schema import TAR
 from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, version_of
 from imgbatch.storage import Folder
+from imgbatch.tally import Example, note_examples
 from imgbatch.uris import UriIndex, uri_keys
 
 _SHOWN = 5
@@ -36,6 +37,8 @@ class Books:
     """Rows of images that the listing lacks."""
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """The first reject of each reason."""
     missing: list[str] = field(default_factory=list)
     doubles: Doubles | None = None
     """Parts with second rows."""
@@ -93,7 +96,7 @@ def audit(
         log = log_of(output.folder(name), known.get(name, ()))
         log.scan()
         books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
-        for number, table, footer in log.read(["uri", "reason"] if reject else ["uri"]):
+        for number, table, footer in log.read(["uri", "reason", "message"] if reject else ["uri"]):
             pulse()
             member = tars.take(name, number, table, footer.shards)
             new = seen.add(
@@ -105,7 +108,9 @@ def audit(
             books.rows += len(table)
             doubles.note(name, number, table, ~new)
             if reject:
-                books.reasons.update(table["reason"].to_pylist())
+                reasons, uris, messages = (table[each].to_pylist() for each in ("reason", "uri", "message"))
+                books.reasons.update(reasons)
+                note_examples(books.examples, reasons, uris, messages)
     if listing is not None:
         _count_listed(books, seen, listing, tars, pulse, limited=limited)
     for columns, _ in seen.rows():

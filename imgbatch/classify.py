@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import imgbatch
-from imgbatch import errors
+from imgbatch import console, errors
 from imgbatch.answers import answers
 from imgbatch.config import Config
 from imgbatch.errors import ConfigError, ImgbatchError, ModelError
@@ -200,6 +200,7 @@ class Worker:
     """What the operators share: the listing's pages, and images fetched and decoded as their numbers come."""
 
     def __init__(self, work: Work, *, isolated: bool = False) -> None:
+        console.log_in_worker()
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch, work.config.source)

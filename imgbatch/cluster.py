@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from imgbatch import console
 from imgbatch.classify import CHUNK, Classify, LabelImages, Work, Worker, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
@@ -77,6 +78,7 @@ def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> 
     Raises:
         ClusterError: it does not, `cluster.wait_s` seconds long, or does not answer.
     """
+    console.step("waiting for CPUs and GPUs")
     found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, config.call_s, pulse)
     log.info("%s", found)
     return found

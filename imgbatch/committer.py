@@ -25,6 +25,7 @@ from imgbatch.listing import Pages, Todo
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.shards import once
 from imgbatch.storage import Folder
+from imgbatch.tally import Example, note_examples
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class Committer:
     labelled: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """The first reject of each reason."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What workers tell of themselves: device, dtype, runtime, batch size."""
     seconds: Counter[str] = field(default_factory=Counter)
@@ -139,7 +142,10 @@ class Committer:
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)
         self.rejected += len(refused)
-        self.reasons.update(refused["reason"].to_pylist())
+        if len(refused):
+            reasons = refused["reason"].to_pylist()
+            self.reasons.update(reasons)
+            note_examples(self.examples, reasons, refused["uri"].to_pylist(), refused["message"].to_pylist())
         self._watch_the_store(rows)
 
     @property
@@ -281,8 +287,12 @@ class Committer:
             "rejects": dict(self.reasons),
             "seconds": seconds,
             "first_row": self._pace.first_row,
-            "images_per_second": self._pace.rate() or self._overall(),
+            "images_per_second": self.rate() or self._overall(),
         }
+
+    def rate(self) -> float | None:
+        """Return images a second without the start of the workers; None if all rows came at once."""
+        return self._pace.rate()
 
     def _overall(self) -> float | None:
         elapsed = self.clock() - self.started

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 import imgbatch
-from imgbatch import limits
+from imgbatch import console, limits
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.stream import RESULTS, awaited, bounded
@@ -51,6 +51,7 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
+    console.step("connecting to Ray" if address else "starting Ray on this machine")
     if address:
         _knock(address)
     else:

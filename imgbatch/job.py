@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from imgbatch import config, models, sources
+from imgbatch import config, console, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Found, Listing
@@ -38,6 +38,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
     for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
         for uri in uris:
             sources.require_utf8(uri, what)
+    console.step("loading the model")
     model = models.load(chosen.model, stores, pulse)
     chosen = config.with_output(chosen, model=model.slug)
     if not chosen.output.uri:
@@ -96,11 +97,17 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     Raises:
         InputError: there is not one image.
     """
+    console.step("reading the tables of earlier runs")
     job.ledger.open(pulse)
+    console.step("listing")
     label = CARRIED + (job.config.source.label_column or "label")
     listing = Listing(job.ledger, folder, job.config.limit, agree=(label,))
 
-    with candidates(job.sources, pulse, allow_empty=job.config.source.allow_empty) as batches:
+    def pulse_of_listing() -> None:
+        pulse()
+        console.show(f"{listing.counts.listed:,} images so far")
+
+    with candidates(job.sources, pulse_of_listing, allow_empty=job.config.source.allow_empty) as batches:
         listing.take(batches, pulse)
     counts = listing.counts
     log.info(

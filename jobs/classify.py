@@ -8,14 +8,13 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, claims, cli, config, intact, models, progress, rejects, runs, sources
+from imgbatch import books, claims, cli, config, console, intact, models, progress, rejects, runs, sources
 from imgbatch import listing as listing_pages
 from imgbatch.corrections import corrections, count_rows
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
@@ -23,6 +22,7 @@ from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
 from imgbatch.stream import ticking
+from imgbatch.tally import Tally
 
 if TYPE_CHECKING:
     from imgbatch import cluster, units
@@ -42,20 +42,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
     parser.add_argument(
-        "--input", action="append", metavar="URI", help="prefix or folder, glob, object or manifest; may be repeated"
+        "--input",
+        action="append",
+        metavar="URI",
+        help="required: a prefix or folder, glob, object, archive or manifest; may be repeated",
     )
     parser.add_argument(
-        "--output", metavar="URI", help="where labels/ and rejects/ go; {model} and {date} are filled in"
+        "--output",
+        metavar="URI",
+        help="required: where labels/ and rejects/ are written; {model} and {date} are filled in",
     )
     parser.add_argument(
         "--model",
         metavar="NAME_OR_URI",
-        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or a URI",
+        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or the path or URI of a model directory",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("--limit", type=int, metavar="N", help="label only the first N images of the listing")
+    parser.add_argument("--dry-run", action="store_true", help="list, print what would be done, and write nothing")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags))
+    return cli.run(lambda: classify(flags), quiet=flags.quiet)
 
 
 def classify(flags: Any) -> int:
@@ -72,6 +77,7 @@ def classify(flags: Any) -> int:
             log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
         if flags.dry_run:
             return dry_run(job, stop)
+        console.step("checking that no other run writes the output")
         claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
     with claim:
         return recorded(job, claim, stop)
@@ -85,6 +91,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
+    console.close()  # before anything is printed
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     print(f"model {job.model.summary()}")
     print(
@@ -112,16 +119,16 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     success = runs.Success(job.output)
     with naming_the_output(job):
         record.start()
-    started = time.monotonic()
+    tally = Tally()
     log.info("model %s", job.model.summary())
-    with stop.on_timeout(record.give_up), record.telling():
+    with stop.on_timeout(record.give_up), record.telling(), tally.reported(record):
         try:
-            summary = work_through(job, claim, record, success, stop)
+            summary = work_through(job, claim, record, success, stop, tally)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
             blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
-    print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
+    cli.result(f"{summary} in {tally.seconds:.1f} s: {job.output.at('labels')}")
     return 0
 
 
@@ -158,7 +165,9 @@ def what_is_gone(job: Job, record: runs.Record) -> str:
         return ""
 
 
-def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest) -> str:
+def work_through(
+    job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest, tally: Tally
+) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
     def pulse() -> None:
@@ -182,7 +191,8 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         withdraw(claim, success)
     if todo.pending.any():
-        label(job, record, listed, todo, stop, pulse)
+        label(job, record, listed, todo, stop, pulse, tally)
+    console.step("reading the tables back")
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
@@ -190,7 +200,7 @@ def work_through(job: Job, claim: claims.Claim, record: runs.Record, success: ru
     sealed_by = seal(job, record, success.said, pulse)
     job.ledger.forget()
     success.look()  # a newer one, of a run that ends during the audit, is not replaced
-    counts, totals = count(job, record, listed, pulse)
+    counts, totals = count(job, record, listed, pulse, tally)
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
     release(claim, success)
@@ -226,8 +236,8 @@ def release(claim: claims.Claim, success: runs.Success) -> None:
 
 
 def label(
-    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
-) -> None:
+    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
@@ -240,11 +250,12 @@ def label(
     committer = Committer(
         job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room, again=counts.stale
     )
-    shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
         left_out = len(committer.left_out)
         plan = cluster.without(plan, committer.left_out)
+        shown.start(int(todo.pending.sum()), round.rows)
         blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
         with closing(blocks):
             for block in blocks:
@@ -256,7 +267,7 @@ def label(
                     cli.release_freed()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
-                record.beat(counts=counts_on_the_way(counts, committer))
+                record.beat(**facts_on_the_way(counts, committer, tally))
                 if committer.close_at_limit() or len(committer.left_out) > left_out:
                     break
 
@@ -275,7 +286,7 @@ def label(
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(cluster.nodes, limits, pulse))
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
-        record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
+        record.facts |= {**facts_on_the_way(counts, committer, tally), **committer.report()}
         add_members(counts, committer)
 
 
@@ -320,7 +331,7 @@ def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: C
 
 
 def count(
-    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None]
+    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
 ) -> tuple[dict[str, int], books.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
@@ -332,6 +343,7 @@ def count(
     totals = books.audit(
         job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
     )
+    tally.audited(totals)
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,
@@ -364,9 +376,10 @@ def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
     )
 
 
-def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
-    """Return the counts as far as they are known while the run goes on."""
-    return {
+def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict[str, dict[str, Any]]:
+    """Return both kinds of counts as far as they are known in the middle of a run."""
+    tally.take(committer)
+    counts = {
         "listed": listed.listed + committer.of_tars,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
@@ -376,6 +389,7 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }
+    return {"counts": counts, "this_run": tally.public()}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import claims, cli, config, models, seen, sources
+from imgbatch import claims, cli, config, console, models, seen, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
@@ -63,14 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
-    parser.add_argument("--input", action="append", metavar="URI", help="labelled images; may be repeated")
-    parser.add_argument("--output", metavar="URI", help="where labels, figures and the page go")
+    parser.add_argument(
+        "--input", action="append", metavar="URI", help="required: images whose class is known; may be repeated"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="required: where labels, metrics.json and evaluation.html are written"
+    )
     parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
     parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="score the images of this split alone")
-    parser.add_argument("--labels", metavar="URI", help="an output of classify.py: score its labels, and run no model")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="score only the images of this split")
+    parser.add_argument(
+        "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
+    )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: evaluate(flags))
+    return cli.run(lambda: evaluate(flags), quiet=flags.quiet)
 
 
 def evaluate(flags: Any) -> int:
@@ -131,6 +137,7 @@ def from_model(
     with claim:
         withdraw(job.output)
         listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
+        console.step("reading the true classes")
         with relisted(*listing, splits=split is not None) as listed:
             require_classes(listed, who, split)
             classify.recorded(replace(job, sources=[listed.source]), claim, stop)
@@ -167,6 +174,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
+    console.step("reading the true classes")
     with relisted(*listing, splits=flags.split is not None) as listed:
         require_classes(listed, [model], flags.split)
         truths = Truths((each.batch for each in listed.source.found()), model.labels)
@@ -272,6 +280,7 @@ def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> 
     model, written, temperature, training_images = labels
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
+    console.step("comparing labels and true classes")
     scored, mistakes = Scored(truths, model, temperature, training_images), None
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
@@ -293,6 +302,7 @@ def finish(
     """Write the figures and the page, and sum up."""
     from imgbatch.report.evaluation import page
 
+    console.step("computing the figures and the page")
     found, comparison = ours.public(), None
     if other is not None:
         comparison = compared(ours, other)
@@ -305,7 +315,7 @@ def finish(
         low, high = comparison["top1"]["interval_95"]
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
         against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
-    print(
+    cli.result(
         f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
         f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )

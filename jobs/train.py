@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import claims, cli, config, models, rejects, runs, seen, sources, taxonomy
+from imgbatch import claims, cli, config, console, models, rejects, runs, seen, sources, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
@@ -51,20 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--input", action="append", metavar="LABELLED",
-        help="folder or prefix with a folder a class, or a manifest with uri and label; may be repeated",
+        help="required: a folder with a folder for each class, or a manifest with uri and label; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--output", metavar="MODEL_DIR", help="where the model directory is written; nothing may be there"
+        "--output",
+        metavar="MODEL_DIR",
+        help="required: where the model directory is written; it must not hold a model yet",
     )
     parser.add_argument(
-        "--base", metavar="NAME_OR_URI", help="the model to start from: efficientnet_lite0, or a directory"
+        "--base",
+        metavar="NAME_OR_URI",
+        help="the model to start from: efficientnet_lite0 (the default), timm:NAME, or a model directory",
     )
-    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that goes with the model")
+    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that is kept with the model")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the classes and splits and where they come from, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the classes and splits and where they come from, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags))
+    return cli.run(lambda: train(flags), quiet=flags.quiet)
 
 
 def train(flags: Any) -> int:
@@ -77,7 +83,7 @@ def train(flags: Any) -> int:
     stop.timeout_s = chosen.run.stop_timeout_s
     job = prepare(chosen, stop.check)
     if job is None:
-        print(f"trained already: {absolute(chosen.output)}")
+        cli.result(f"trained already: {absolute(chosen.output)}")
         return 0
     if flags.dry_run:
         return dry_run(job, stop)
@@ -117,6 +123,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
+    console.step("loading the base model")
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = None
     try:
@@ -142,7 +149,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
         lines, labels = inputs.preview(listed, stop.check)
     if labels is not None:
         tree_of(job, labels)
-    print("\n".join([*lines, "nothing was written"]))
+    cli.result("\n".join([*lines, "nothing was written"]))
     return 0
 
 
@@ -158,7 +165,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     log.info("base %s", job.base.summary())
     with stop.on_timeout(record.give_up), record.telling():
         summary = work_through(job, record, stop)
-    print(summary)
+    cli.result(summary)
     return 0
 
 
@@ -171,6 +178,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
+    console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"), pulse)
     wanted, known = inputs.wanted(listed)
     if known is not None:  # without tars all is known before anything is read
@@ -178,6 +186,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         tree_of(job, known.labels)
     way, made, found, resolver, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
+    console.step("writing the model")
     truths = found.classes[trained.held]
     figures = outcome.metrics(trained.unseen, trained.temperature, truths, tree)
     record.facts |= {

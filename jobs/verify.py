@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from imgbatch import cli, config, runs
+from imgbatch import cli, config, console, runs
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.storage import Folder, Stores, absolute
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, metavar="S", help="draw the same sample again; unset: another each time")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: verify(flags))
+    return cli.run(lambda: verify(flags), quiet=flags.quiet)
 
 
 def verify(flags: Any) -> int:
@@ -73,13 +73,14 @@ def verify(flags: Any) -> int:
         seed = secrets.randbelow(1 << 31) if flags.seed is None else flags.seed
         sample = Sample(output, settings, flags.model, flags.sample, seed)
         check.take = sample.take
+    console.step("counting the rows")
     found = check.run(stop.check)
-    print(
+    cli.result(
         f"{found.listed:,} images listed, {found.labelled:,} labelled, {found.rejected:,} rejected, {found.kept:,} kept; "
         f"{found.rows:,} rows, no image twice: the books of {output.uri} balance"
     )
     if sample is not None:
-        print(sample.compare(check.fingerprint, check.record, stop.check))
+        cli.result(sample.compare(check.fingerprint, check.record, stop.check))
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from imgbatch import errors
+from imgbatch import console, errors
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ImgbatchError, UsageError
 from imgbatch.stream import bounded
@@ -151,6 +151,7 @@ def _work(given: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    console.log_in_worker()
     context, told = ray.train.get_context(), given["told"]
     world = context.get_world_size()
     torch.set_num_threads(given["cpus"])

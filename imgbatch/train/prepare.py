@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch import cluster, progress
+from imgbatch import cluster
 from imgbatch.classify import received
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
+from imgbatch.progress import Progress
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.shards import doubles_rejected
@@ -78,7 +79,7 @@ def prepare(
     wanted = todo.pending.copy()
     missing = Todo(wanted & ~_known(work, todo), todo.wholes, todo.shards)
     here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = progress.progress(None if todo.shards else int(missing.pending.sum()))
+    shown = Progress("preparing images", None if todo.shards else int(missing.pending.sum()))
     done = rejected = 0
     left_out: dict[str, dict[str, str]] = {}
     rounds = list(ROUNDS)
@@ -86,6 +87,7 @@ def prepare(
         while rounds and (before := int(missing.pending.sum())):
             round = rounds[0]
             here = cluster.without(here, left_out)
+            shown.start(before, round.rows)
             blocks = ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:

@@ -49,6 +49,7 @@ def test_balanced_books_tell_every_sum(output: Folder) -> None:
     books.require_balance()
     assert (books.listed, books.labelled, books.rejected, books.kept, books.rows) == (4, 2, 2, 2, 6)
     assert books.reasons == {"corrupt": 2, "timeout": 1}
+    assert books.examples == {"corrupt": ("c", "m"), "timeout": ("d", "m")}
 
 
 def test_an_image_without_a_row_is_named(output: Folder) -> None:

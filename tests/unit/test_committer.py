@@ -117,6 +117,7 @@ def test_rejects_are_counted_by_reason() -> None:
     taken = committer()
     taken.take(pa.concat_tables([block(0), block(1, 2, **failing("empty", "decode")), block(3, **failing("vanished"))]))
     assert (taken.labelled, taken.rejected, dict(taken.reasons)) == (1, 3, {"empty": 2, "vanished": 1})
+    assert {reason: uri for reason, (uri, _) in taken.examples.items()} == {"empty": "u1", "vanished": "u3"}
 
 
 def chunks(numbers: range, size: int) -> Iterator[tuple[int, ...]]:

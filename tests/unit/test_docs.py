@@ -73,7 +73,7 @@ def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str
         [sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True
     ).stdout
     flags = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
-    assert flags == {"--config", "--set", "--input", "--output", "--model", *own}
+    assert flags == {"--config", "--set", "--quiet", "--version", "--input", "--output", "--model", *own}
     assert all(key in text for key, _, _ in config.describe() if "." in key)
 
 
