@@ -74,6 +74,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
     "what a dead run was rewriting is written again": (parts.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
+    "a missing number is taken again": (Ledger, "fill_gaps", lambda self, run_id: None),
     "a second driver is refused": (runs, "require_free", lambda output: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
     "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
