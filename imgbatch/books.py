@@ -59,7 +59,7 @@ class Books:
         whole = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
         if self.missing or self.absent or self.double or not whole:
             sums = f"{self.listed} listed + {self.kept} kept, {self.rows} rows"
-            shown = [f"missing: {part}" for part in self.absent[:_SHOWN]]
+            shown = [f"missing: {part}" for part in self.absent[:_SHOWN] if not self.double]  # or a copy left the gap
             shown += [f"in no row: {uri}" for uri in self.missing]
             if self.doubles is not None and self.double:
                 remedy = self.doubles.advice()

@@ -81,6 +81,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "what a dead run was rewriting is written again": (parts.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
     "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
+    "a missing number is taken again": (Ledger, "fill_gaps", lambda self, run_id: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
     "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
     "a part is created conditionally": (Folder, "create", Folder.put),

@@ -21,7 +21,7 @@ from imgbatch.errors import BooksError, ImgbatchError, OutputError
 from imgbatch.parts import Log, decode, encode
 from tests.unit.test_tars import COLOURS, Killed, Run, packed, picture, pictures
 
-MEMBERS = 30
+MEMBERS = 28
 
 
 @pytest.fixture
@@ -76,9 +76,10 @@ def move_away(message: str) -> int:
 # A part of a tar is lost
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("table", ["labels", "rejects"])
-@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+@pytest.mark.parametrize(
+    ("name", "table", "sealed"),
+    [("a.tar", "labels", True), ("a.tar", "rejects", False), ("a.tgz", "rejects", True), ("a.tgz", "labels", False)],
+)
 def test_any_part_of_a_tar_may_be_lost(run: Run, name: str, table: str, sealed: bool) -> None:
     run.put(name, gzip.compress(data()) if name == "a.tgz" else data())
     for lost in range(1, 9):
@@ -107,7 +108,7 @@ def killed_at_the_end(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 @pytest.mark.parametrize("limit", [None, 24, MEMBERS])
-@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("lost", [1, 2, 3, -1])
 def test_the_same_command_with_a_limit_brings_back_what_a_part_held(run: Run, lost: int, limit: int | None) -> None:
     """The rows of a tar lie in three parts, by limits; one is damaged, and moved away as the message says."""
     run.put("a.tar", data())
@@ -251,7 +252,8 @@ def test_a_missing_part_is_named_with_what_to_do(run: Run, table: str) -> None:
             books.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
         said = str(caught.value)
         assert f"missing: {part(run, table, lost)}" in said and "run the same classify.py command again" in said
-        assert f"of {MEMBERS} members" in said, "the number of members is known from another part"
+        if len(decode(kept, "a part")[0]):
+            assert f"of {MEMBERS} members" in said, "the number of members is known from another part"
         part(run, table, lost).write_bytes(kept)
 
 

@@ -16,7 +16,7 @@ from imgbatch.errors import BooksError, OutputError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing
 from imgbatch.parts import encode
-from imgbatch.runs import read_success, write_success
+from imgbatch.runs import Success, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage import Folder, Stores
 from imgbatch.verification import Check, null_count, record_of
@@ -57,7 +57,7 @@ def output(tmp_path: Any) -> Folder:
     Listing(Ledger(output.folder("none"), {}).open(), output.folder("runs/run/listing")).take([Found(batch)])
     Ledger(output, FINGERPRINT).open().seal("run")
     output.put("runs/run/run.json", json.dumps({"run_id": "run", "fingerprint": FINGERPRINT}).encode())
-    write_success(output, "run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
+    Success(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
     return output
 
 
