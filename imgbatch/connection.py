@@ -49,6 +49,8 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
     limits.require_room()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
+    # A GCS that is gone for 60 s makes Ray's C++ end the driver with 1, without a word: limits of our own come first (2.60).
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "86400")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
     console.step("connecting to Ray" if address else "starting Ray on this machine")

@@ -39,7 +39,7 @@ def stopping(original):
         if not os.path.exists(noted):
             own = [each.pid for each in psutil.Process().children(recursive=True) if each.name() == "gcs_server"]
             (pid,) = own or [int(os.environ["GCS"])]
-            os.kill(pid, signal.SIGSTOP)
+            os.kill(pid, int(os.environ.get("WITH", signal.SIGSTOP)))
             open(noted, "w").close()
         return original(*arguments, **more)
     return call
@@ -169,6 +169,14 @@ def test_a_gcs_that_stands_still_while_rows_come(run: Run, signum: signal.Signal
     code, said = (143, "stopped by signal 15; the same command") if signum else (3, " 40 s")
     record = require_end(process, output, code, said)
     assert record["counts"]["labelled"] == len(tables.labels(output)) > 0  # type: ignore[index]
+
+
+@pytest.mark.long
+def test_a_gcs_that_is_gone_ends_the_run_in_order(run: Run) -> None:
+    """Ray alone would end the driver after 60 s, with 1 and without a word."""
+    killed = {"WITH": str(int(signal.SIGKILL))}
+    process, output = run("plan", "cluster.stall_s=90", more=killed)
+    require_end(process, output, 3, "ray.nodes did not return within 90 s")
 
 
 @pytest.mark.long
