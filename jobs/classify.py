@@ -139,6 +139,8 @@ def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.
         OutputChangedError: another run has taken over, or something was deleted.
     """
     gone = what_is_gone(job, record)
+    if isinstance(error, OutputChangedError) and not gone:  # it says all there is to say
+        return
     try:
         claim.require_ours()
     except OutputChangedError as lost:  # `_SUCCESS` is another run's
