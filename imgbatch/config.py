@@ -212,8 +212,11 @@ class AnswerConfig:
 class RejectsConfig:
     """How many images may go without a label, and which are tried again."""
 
-    max_share: float = knob(0.10, "most rejects as a share of the images listed; more end the run with exit code 4")
-    max_count: int | None = knob(None, "most rejects as a number; unset: no such limit")
+    max_share: float = knob(
+        0.10,
+        "most rejects as a share of the images listed; more end the run with exit code 4; 20 rejects or fewer always pass it",
+    )
+    max_count: int | None = knob(None, "most rejects as a number, exactly; unset: no such limit")
     retry: str = knob("passing", "which rejects of earlier runs are tried again: passing, all")
 
     def __post_init__(self) -> None:

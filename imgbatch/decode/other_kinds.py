@@ -1,0 +1,84 @@
+"""What bytes that are no image are: a page of a web server, a pointer, an archive, a video. For messages alone. Pure."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_LOOKED_AT = 2_048
+_SHOWN = 60
+
+_MAGIC = [
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer instead of the image: fetch the images with git lfs pull"),
+    (
+        re.compile(rb"(\.\./)*+(\.git)?/annex/objects/"),
+        "a git-annex pointer instead of the image: fetch the images with git annex get",
+    ),
+    (re.compile(rb"%PDF-"), "a PDF document"),
+    (re.compile(rb"%!PS"), "a PostScript document"),
+    (re.compile(rb"PK\x05\x06"), "an empty zip archive"),
+    (re.compile(rb"PK\x03\x04"), "a zip archive"),
+    (re.compile(rb"\x1f\x8b"), "gzip data"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2 data"),
+    (re.compile(rb"\xfd7zXZ\0"), "xz data"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd data"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive"),
+    (re.compile(rb"Rar!\x1a\x07"), "a RAR archive"),
+    (re.compile(rb".{257}ustar", re.S), "a tar archive"),
+    (re.compile(rb"PAR1"), "a Parquet file"),
+    (re.compile(rb"\x89HDF\r\n"), "an HDF5 file"),
+    (re.compile(rb"\x93NUMPY"), "a NumPy array"),
+    (re.compile(rb"SQLite format 3\0"), "an SQLite database"),
+    (re.compile(rb"\xd0\xcf\x11\xe0"), "an Office document, or Windows' Thumbs.db"),
+    (re.compile(rb".{4}(ftyp|moov|mdat)", re.S), "a video or audio file (MP4 or QuickTime)"),
+    (re.compile(rb"\x1aE\xdf\xa3"), "a video (Matroska or WebM)"),
+    (re.compile(rb"RIFF.{4}AVI ", re.S), "a video (AVI)"),
+    (re.compile(rb"RIFF.{4}WAVE|ID3|fLaC|OggS", re.S), "an audio file"),
+]
+
+# Groups are atomic: a text of many comments must not be tried in all its partitions.
+_BEFORE = r"\s*+(?>(?:<!--.*?-->|<\?xml[^>]*+>)\s*+)*+"
+_HTML = re.compile(_BEFORE + r"<(?:!doctype\s+html|html|head|body|title|script|meta)\b", re.I | re.S)
+_XML = re.compile(_BEFORE + r"<(?:!doctype\s+)?([a-z_][\w.:-]*)", re.I | re.S)
+_CODE = re.compile(r"<code>\s*+([^<]{1,60})</code>", re.I)
+_JSON = re.compile(r"\s*+(?:\{\s*+[\"}]|\[\s*+[\[{\"\]\d-])")
+_CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+
+
+def what_it_is(data: bytes) -> str:
+    """Name what bytes are that begin as no image does.
+
+    >>> what_it_is(b"<!DOCTYPE html><html>Please log in"), what_it_is(b"%PDF-1.7")
+    ('an HTML page (an error page or a login page?)', 'a PDF document')
+    >>> what_it_is(b"not found"), what_it_is(bytes(range(9)))
+    ("a text, not an image; it begins with 'not found'", "no image format begins with b'\\\\x00\\\\x01\\\\x02\\\\x03\\\\x04\\\\x05\\\\x06\\\\x07\\\\x08'")
+    """
+    start = data[:_LOOKED_AT]
+    for magic, name in _MAGIC:
+        if magic.match(start):
+            return name
+    if not data.strip(b"\0"):
+        return "nothing but zero bytes: the file was not written to its end"
+    return _text(start) or f"no image format begins with {data[:16]!r}"
+
+
+def _text(start: bytes) -> str | None:
+    """Name the kind of a text; None: it is none."""
+    utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    # A character may be cut in two where the part that is looked at ends.
+    text = start.decode("utf-16", "ignore") if utf16 else start.decode("utf-8-sig", "replace").rstrip("\ufffd")
+    if _HTML.match(text):  # in whatever encoding: the tags are ASCII
+        return "an HTML page (an error page or a login page?)"
+    if found := _XML.match(text):
+        root, code = found[1].lower(), _CODE.search(text)
+        if "error" in root or code:
+            return f"an XML error document, as stores answer with{f' ({code[1].strip()})' if code else ''}"
+        return f"an XML document ({_shown(found[1])})"
+    if _CONTROLS.search(text) or not text.strip():
+        return None
+    kind = "a JSON document" if _JSON.match(text) else "a text"
+    return f"{kind}, not an image; it begins with {_shown(' '.join(text.split()))}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
