@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgbatch.errors import InputError, ModelError
+from imgbatch.other_kinds import stand_in
 from imgbatch.spelling import folded, normalise, require_distinct
 
 _SHOWN = 5
@@ -113,6 +114,8 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
         ModelError: it cannot be read, lacks a label, has one that the model lacks, or is no tree of even depth; each with
             the names concerned.
     """
+    if kind := stand_in(content):
+        raise ModelError(f"{where} is {kind}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

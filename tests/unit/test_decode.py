@@ -107,8 +107,11 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
         (XML + b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", "(AccessDenied)"),
         (b"<Error><Code>NoSuchKey</Code></Error>", "an XML error document, as stores answer with (NoSuchKey)"),
         (XML + b"<rss><channel/></rss>", "an XML document ('rss')"),
-        (b'{"error": {"code": 404, "message": "Not Found"}}', "a JSON document, not an image; it begins with '{\"error\""),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch the images with git lfs pull"),
+        (
+            b'{"error": {"code": 404, "message": "Not Found"}}',
+            'a JSON document, not an image; it begins with \'{"error"',
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch that with git lfs pull"),
         (b"/annex/objects/SHA256E-s31390--f50d.jpg\n", "a git-annex pointer"),
         (b"just a text", "a text, not an image; it begins with 'just a text'"),
         ("nur ein Gruß".encode(), "begins with 'nur ein Gruß'"),

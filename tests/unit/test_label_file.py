@@ -129,10 +129,10 @@ def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, conten
     [
         (
             b"background\na\nb\nc\n",
-            "the head is made for the 4 names .*'background': remove it if the head has no such class",
+            "has 4 names, and .* has 3 classes.*'background': remove it if the head has no such class",
         ),
         (b"__background__\na\nb\nc\n", "'__background__': remove it"),
-        (b"a\nb\n", "the head is made for the 2 names"),
+        (b"a\nb\n", "has 2 names, and .* has 3 classes"),
         (b"a\nb\na\n", r"label 'a' stands for more than one class \(numbers 0, 2\): give each a name of its own"),
         ("Cafe\u0301\nCaf\u00e9\nx\n".encode(), "label 'Caf\u00e9' stands for more than one class"),
     ],

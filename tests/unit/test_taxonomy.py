@@ -39,6 +39,13 @@ def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
     assert found.levels[-1].nodes == tuple(FRUIT) and found.levels[-1].node_of == (0, 1, 2, 3)
 
 
+def test_a_pointer_or_a_page_in_place_of_a_tree_is_called_so() -> None:
+    with pytest.raises(ModelError, match="t.csv is a Git LFS pointer.*git lfs pull"):
+        taxonomy.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "t.csv", FRUIT)
+    with pytest.raises(ModelError, match="t.json is an HTML page"):
+        taxonomy.read(b"<html>Please log in", "t.json", FRUIT)
+
+
 def test_json_and_csv_say_the_same() -> None:
     from_csv = taxonomy.read(CSV, "t.csv", FRUIT)
     named = {"levels": ["department", "kind", "label"], "tree": JSON}

@@ -1,4 +1,7 @@
-"""What bytes that are no image are: a page of a web server, a pointer, an archive, a video. For messages alone. Pure."""
+"""What bytes are that are not what was asked for: a page of a web server, a pointer, an archive, a video.
+
+Only messages depend on it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ import re
 _LOOKED_AT = 2_048
 _SHOWN = 60
 
-_MAGIC = [
-    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer instead of the image: fetch the images with git lfs pull"),
+_POINTERS = [
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a Git LFS pointer, not the file it stands for: fetch that with git lfs pull",
+    ),
     (
         re.compile(rb"(\.\./)*+(\.git)?/annex/objects/"),
-        "a git-annex pointer instead of the image: fetch the images with git annex get",
+        "a git-annex pointer, not the file it stands for: fetch that with git annex get",
     ),
+]
+_MAGIC = [
+    *_POINTERS,
     (re.compile(rb"%PDF-"), "a PDF document"),
     (re.compile(rb"%!PS"), "a PostScript document"),
     (re.compile(rb"PK\x05\x06"), "an empty zip archive"),
@@ -45,13 +54,29 @@ _JSON = re.compile(r"\s*+(?:\{\s*+[\"}]|\[\s*+[\[{\"\]\d-])")
 _CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 
 
+def pointer(data: bytes) -> str | None:
+    """Name a pointer of Git LFS or git-annex, and how the file is fetched; None: it is none."""
+    return next((name for magic, name in _POINTERS if magic.match(data)), None)
+
+
+def stand_in(data: bytes) -> str | None:
+    """Name what comes in place of a file where fetching it failed: a pointer, or a page or error of a server.
+
+    >>> stand_in(b"version https://git-lfs.github.com/spec/v1")
+    'a Git LFS pointer, not the file it stands for: fetch that with git lfs pull'
+    >>> stand_in(b"uri,label"), stand_in(b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
+    (None, 'an XML error document, as stores answer with (NoSuchKey)')
+    """
+    return pointer(data) or _page(_decoded(data[:_LOOKED_AT]))
+
+
 def what_it_is(data: bytes) -> str:
     """Name what bytes are that begin as no image does.
 
     >>> what_it_is(b"<!DOCTYPE html><html>Please log in"), what_it_is(b"%PDF-1.7")
     ('an HTML page (an error page or a login page?)', 'a PDF document')
-    >>> what_it_is(b"not found"), what_it_is(bytes(range(9)))
-    ("a text, not an image; it begins with 'not found'", "no image format begins with b'\\\\x00\\\\x01\\\\x02\\\\x03\\\\x04\\\\x05\\\\x06\\\\x07\\\\x08'")
+    >>> what_it_is(b"not found"), what_it_is(b"\\x01\\x02")
+    ("a text, not an image; it begins with 'not found'", "no image format begins with b'\\\\x01\\\\x02'")
     """
     start = data[:_LOOKED_AT]
     for magic, name in _MAGIC:
@@ -59,21 +84,32 @@ def what_it_is(data: bytes) -> str:
             return name
     if not data.strip(b"\0"):
         return "nothing but zero bytes: the file was not written to its end"
-    return _text(start) or f"no image format begins with {data[:16]!r}"
+    return _text(_decoded(start)) or f"no image format begins with {data[:16]!r}"
 
 
-def _text(start: bytes) -> str | None:
-    """Name the kind of a text; None: it is none."""
-    utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    # A character may be cut in two where the part that is looked at ends.
-    text = start.decode("utf-16", "ignore") if utf16 else start.decode("utf-8-sig", "replace").rstrip("\ufffd")
+def _decoded(start: bytes) -> str:
+    """Return text whose last character may be cut in two; bytes that are no text become replacement characters."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return start.decode("utf-16", "ignore")
+    return start.decode("utf-8-sig", "replace").rstrip("\ufffd")
+
+
+def _page(text: str) -> str | None:
+    """Name a page or an error of a server."""
     if _HTML.match(text):  # in whatever encoding: the tags are ASCII
         return "an HTML page (an error page or a login page?)"
-    if found := _XML.match(text):
-        root, code = found[1].lower(), _CODE.search(text)
-        if "error" in root or code:
-            return f"an XML error document, as stores answer with{f' ({code[1].strip()})' if code else ''}"
-        return f"an XML document ({_shown(found[1])})"
+    root, code = _XML.match(text), _CODE.search(text)
+    if root and (code or "error" in root[1].lower()):
+        return f"an XML error document, as stores answer with{f' ({code[1].strip()})' if code else ''}"
+    return None
+
+
+def _text(text: str) -> str | None:
+    """Name the kind of a text; None: it is none."""
+    if page := _page(text):
+        return page
+    if root := _XML.match(text):
+        return f"an XML document ({_shown(root[1])})"
     if _CONTROLS.search(text) or not text.strip():
         return None
     kind = "a JSON document" if _JSON.match(text) else "a text"
