@@ -39,7 +39,7 @@ from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
 from imgbatch.seen import TrainingImages
 from imgbatch.sources.labelled import Classes, is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absent, absolute
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -153,6 +153,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
+    if missing := absent(flags.labels):
+        raise InputError(f"--labels {missing}")
     written = Folder(stores, absolute(flags.labels))
     record = last_run(written)
     if not (flags.model or record):

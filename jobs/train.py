@@ -25,7 +25,7 @@ from imgbatch.job import sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.labelled_inputs import Resolver
 from imgbatch.models import Model
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absent, absolute
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import inputs, labelled, outcome, publish, splits
 from imgbatch.train.inputs import Inputs, Listed
@@ -114,12 +114,11 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
-    tree = None
+    tree = given_tree(chosen, stores)
     try:
         if publish.finished(output, chosen.public(), Training().public()):
             return None
         publish.require_room(output)
-        tree = stores.read(absolute(chosen.taxonomy))[0] if chosen.taxonomy else None
     except (NotFound, BadPath) as error:
         raise UsageError(str(error)) from error
     found = sources_beside(output, chosen.input, chosen.source)
@@ -130,6 +129,16 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     runs.require_free(output.folder(publish.RUN))
     seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
     return Job(chosen, stores, output, base, found, tree, seen_by_base)
+
+
+def given_tree(chosen: Training, stores: Stores) -> bytes | None:
+    """Return the content of the taxonomy that was given."""
+    if not chosen.taxonomy:
+        return None
+    try:
+        return stores.read(absolute(chosen.taxonomy))[0]
+    except (NotFound, BadPath) as error:
+        raise UsageError(f"--taxonomy {absent(chosen.taxonomy) or error}") from error
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:

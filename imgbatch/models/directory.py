@@ -28,7 +28,7 @@ from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
 from imgbatch.plurals import counted
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.storage import Folder, Stores, absent, absolute, is_local
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.taxonomy import read as read_taxonomy
 
@@ -266,6 +266,8 @@ def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
+        if missing := absent(folder.uri):
+            raise ModelError(f"no model directory: {missing}") from error
         raise ModelError(
             f"{folder.uri} is no model directory: it has no {name}. timm writes one with timm.models.save_for_hf; a state "
             "dict (.safetensors, .pth) is given by its own URI, with --set model.architecture=NAME"

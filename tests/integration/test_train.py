@@ -251,14 +251,18 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
         (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "is in two places"),
         (lambda data: pictures(data, ["red"], 2), [], 2, "holds 1 class (red): at least two are needed"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "TREE"], 2, "green"),
-        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv does not exist"),
+        (lambda data: None, [], 2, "does not exist"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "MODEL"], 5, "holds a model already"),
         (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.way=head"]), 2, "base"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.wy=head"], 2, "did you mean 'train.way'?"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "lies inside --input"),
         (lambda data: data.mkdir(), [], 2, "no image in"),
     ],
-    ids=["case", "two places", "one class", "taxonomy", "no taxonomy", "there already", "no way", "key", "inside", "empty"],
+    ids=[
+        *("case", "two places", "one class", "taxonomy", "no taxonomy", "no input", "there already", "no way", "key", "inside"),
+        "empty",
+    ],
 )  # fmt: skip
 def test_bad_input_has_a_clear_answer(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str],

@@ -142,7 +142,7 @@ def test_a_head_of_another_width_is_still_blamed_on_the_weights(load: Load, tmp_
     state = dict(tiny(5).state_dict())
     state["fc.weight"] = state["fc.weight"][:, :7].contiguous()
     save_file(state, tmp_path / "own.safetensors")
-    with pytest.raises(ModelError, match="fc.weight is 5x7 instead of 3x96"):
+    with pytest.raises(ModelError, match=r"fc\.weight is 5x7 instead of 3x96"):
         load(tmp_path / "own.safetensors", architecture="test_resnet", labels=labels)
 
 

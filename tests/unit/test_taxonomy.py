@@ -40,9 +40,9 @@ def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
 
 
 def test_a_pointer_or_a_page_in_place_of_a_tree_is_called_so() -> None:
-    with pytest.raises(ModelError, match="t.csv is a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(ModelError, match=r"t\.csv is a Git LFS pointer.*git lfs pull"):
         taxonomy.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "t.csv", FRUIT)
-    with pytest.raises(ModelError, match="t.json is an HTML page"):
+    with pytest.raises(ModelError, match=r"t\.json is an HTML page"):
         taxonomy.read(b"<html>Please log in", "t.json", FRUIT)
 
 
