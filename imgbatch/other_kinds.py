@@ -21,10 +21,7 @@ _POINTERS = [
         "a git-annex pointer, not the file it stands for: fetch that with git annex get",
     ),
 ]
-_MAGIC = [
-    *_POINTERS,
-    (re.compile(rb"%PDF-"), "a PDF document"),
-    (re.compile(rb"%!PS"), "a PostScript document"),
+_ARCHIVES = [
     (re.compile(rb"PK\x05\x06"), "an empty zip archive"),
     (re.compile(rb"PK\x03\x04"), "a zip archive"),
     (re.compile(rb"\x1f\x8b"), "gzip data"),
@@ -34,6 +31,12 @@ _MAGIC = [
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive"),
     (re.compile(rb"Rar!\x1a\x07"), "a RAR archive"),
     (re.compile(rb".{257}ustar", re.S), "a tar archive"),
+]
+_MAGIC = [
+    *_POINTERS,
+    *_ARCHIVES,
+    (re.compile(rb"%PDF-"), "a PDF document"),
+    (re.compile(rb"%!PS"), "a PostScript document"),
     (re.compile(rb"PAR1"), "a Parquet file"),
     (re.compile(rb"\x89HDF\r\n"), "an HDF5 file"),
     (re.compile(rb"\x93NUMPY"), "a NumPy array"),
@@ -59,6 +62,11 @@ def pointer(data: bytes) -> str | None:
     return next((name for magic, name in _POINTERS if magic.match(data)), None)
 
 
+def archive(data: bytes) -> str | None:
+    """Name an archive, or compressed data; None: it is neither."""
+    return next((name for magic, name in _ARCHIVES if magic.match(data)), None)
+
+
 def stand_in(data: bytes) -> str | None:
     """Name what comes in place of a file where fetching it failed: a pointer, or a page or error of a server.
 
@@ -76,15 +84,20 @@ def what_it_is(data: bytes) -> str:
     >>> what_it_is(b"<!DOCTYPE html><html>Please log in"), what_it_is(b"%PDF-1.7")
     ('an HTML page (an error page or a login page?)', 'a PDF document')
     >>> what_it_is(b"not found"), what_it_is(b"\\x01\\x02")
-    ("a text, not an image; it begins with 'not found'", "no image format begins with b'\\\\x01\\\\x02'")
+    ("a text that begins with 'not found'", "no image format begins with b'\\\\x01\\\\x02'")
     """
+    return named(data) or f"no image format begins with {data[:16]!r}"
+
+
+def named(data: bytes) -> str | None:
+    """Return the same, None for what has no name here."""
     start = data[:_LOOKED_AT]
     for magic, name in _MAGIC:
         if magic.match(start):
             return name
-    if not data.strip(b"\0"):
+    if data and not data.strip(b"\0"):
         return "nothing but zero bytes: the file was not written to its end"
-    return _text(_decoded(start)) or f"no image format begins with {data[:16]!r}"
+    return _text(_decoded(start))
 
 
 def _decoded(start: bytes) -> str:
@@ -113,7 +126,7 @@ def _text(text: str) -> str | None:
     if _CONTROLS.search(text) or not text.strip():
         return None
     kind = "a JSON document" if _JSON.match(text) else "a text"
-    return f"{kind}, not an image; it begins with {_shown(' '.join(text.split()))}"
+    return f"{kind} that begins with {_shown(' '.join(text.split()))}"
 
 
 def _shown(text: str) -> str:
