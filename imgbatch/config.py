@@ -115,6 +115,11 @@ class SourceConfig:
         None,
         "train, evaluate: which folder below the input is the class, 1 is the first; unset: the one that holds the image",
     )
+    label_is: str = knob(
+        "name",
+        "evaluate: what labels are: name (of classes, or WordNet ids of ImageNet's), index (numbers of classes, from 0, in the "
+        "order of the model's head)",
+    )
     splits: str = knob(
         "auto", "train, evaluate: where the split comes from: auto, column, folders, names (of tables and tars), none"
     )
@@ -123,6 +128,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         one_of("source.labels", self.labels, ("auto", "column", "sidecars", "folders"))
         one_of("source.splits", self.splits, ("auto", "column", "folders", "names", "none"))
+        one_of("source.label_is", self.label_is, ("name", "index"))
         if self.label_depth is not None:
             at_least("source.label_depth", self.label_depth, 1)
         if self.uri_column is not None and self.uri_template is not None:

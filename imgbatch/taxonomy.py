@@ -289,6 +289,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     (", did you mean 'Granny Smith'?", '')
     >>> did_you_mean("n02123159", ["tabby", "tiger cat"]), did_you_mean("1", ["tabby", "tiger cat"])
     (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
+    >>> did_you_mean("crane", ["crane (bird)", "crane (machine)", "crate"])
+    ", which may be 'crane (bird)' or 'crane (machine)': say which"
     """
     if name.isdecimal() and len(name) < 9 and int(name) < len(known):
         return f", the number of {known[int(name)]!r}?"
@@ -297,6 +299,16 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
         if (word := zoo.readable([name])[0]) != name and word in known:
             return f", the WordNet id of {word!r}?"
+    if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
+        return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
     by_form = {folded(other).replace(" ", ""): other for other in known}
     near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
     return f", did you mean {by_form[near[0]]!r}?" if near else ""
+
+
+def _id_of(label: str, labels: Sequence[str]) -> str:
+    """Return the WordNet id of a label of ImageNet's in parentheses, nothing for others."""
+    from imgbatch.models import zoo
+
+    ids = zoo.wordnet_ids(tuple(labels))
+    return f" ({ids[list(labels).index(label)]})" if ids else ""

@@ -131,9 +131,9 @@ def from_model(
     withdraw(job.output)
     listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
     with relisted(*listing, splits=split is not None) as listed:
-        require_classes(listed, who, split)
+        require_classes(listed, who, split, chosen.source.label_is)
         classify.recorded(replace(job, sources=[listed.source]), stop)
-        truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
+        truths = Truths((each.batch for each in listed.source.found()), job.model.labels, chosen.source.label_is)
     add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
@@ -169,8 +169,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     given = sources.recognise(stores, chosen.input, chosen.source)
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
     with relisted(*listing, splits=flags.split is not None) as listed:
-        require_classes(listed, [model], flags.split)
-        truths = Truths((each.batch for each in listed.source.found()), model.labels)
+        require_classes(listed, [model], flags.split, chosen.source.label_is)
+        truths = Truths((each.batch for each in listed.source.found()), model.labels, chosen.source.label_is)
     add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
@@ -195,13 +195,15 @@ def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
     return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
 
 
-def require_classes(listed: Relisted, models: Sequence[Model], split: str | None) -> None:
+def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
     """Show what is understood of the input, and refuse labels that one of the models does not know.
 
     Raises:
         InputError: naming the labels, or images that have none.
     """
-    known, kept = [Classes(model.labels, model.name) for model in models], 0
+    # Numbers are those of the first model; the second one is asked for their names.
+    asked = models if label_is == "name" else models[:1]
+    known, kept = [Classes(model.labels, model.name, label_is=label_is) for model in asked], 0
     for each in listed.source.found():
         images = each.batch.filter(pc.invert(is_tar(each.batch)))
         kept += len(each.batch)

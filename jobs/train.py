@@ -113,6 +113,10 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
+    if chosen.source.label_is != "name":
+        raise UsageError(
+            f"source.label_is={chosen.source.label_is} is for evaluate.py: training numbers its classes itself, by name"
+        )
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = given_tree(chosen, stores)
     try:

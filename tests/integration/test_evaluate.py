@@ -89,7 +89,7 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     unknown = warm(*command)
     assert (
         unknown.code == 2
-        and f"1 images have labels that are unknown to {tiny_model}: 'A', did you mean 'a'?" in unknown.err
+        and f"1 image with labels that are unknown to {tiny_model}: 'A', did you mean 'a'?" in unknown.err
     )
     assert not (tmp_path / "out" / "labels").exists(), "before anything was classified"
     (mixed / "A ").rename(mixed / "b2").joinpath("x.png").rename(next(mixed.glob("?")) / "x.png")
@@ -112,7 +112,7 @@ def test_tables_with_labels_of_their_own_are_scored_by_their_record(
     assert scored.code == 0 and "1 images scored" in scored.out, scored.err
     assert len(list(tmp_path.glob("20*/*/metrics.json"))) == 1
     other = warm("evaluate", *given, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
-    assert other.code == 2 and "1 images have labels that are unknown to" in other.err, "the second model's own names"
+    assert other.code == 2 and "1 image with labels that are unknown to" in other.err, "the second model's own names"
     assert not (tmp_path / "b" / "labels").exists(), "before anything was classified"
 
 

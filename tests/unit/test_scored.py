@@ -17,7 +17,7 @@ from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.labelled_inputs import Resolver
-from imgbatch.models import Model
+from imgbatch.models import Model, zoo
 from imgbatch.models.runtime import Prediction
 from imgbatch.parts import Footer, encode
 from imgbatch.preprocess import Preprocess
@@ -335,5 +335,24 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
     assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
-    with pytest.raises(InputError, match="2 images are of 1 classes that s3://m/fruit does not know: 'Lime'"):
+    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not know: 'Lime'"):
         known.of(model(("Gala", "Fuji"), None))
+
+
+def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids() -> None:
+    names, ids = model(zoo.imagenet_labels(), None), model(zoo.imagenet_synsets(), None)
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    rows = [
+        {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])
+    ]
+    for first, second in ((names, ids), (ids, names)):
+        known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
+        assert known.of(first).tolist() == known.of(second).tolist() == [281, 0, 999]
+
+
+def test_truths_by_number_are_the_first_models() -> None:
+    first, second = model(), model(labels=FRUIT[::-1], tree=None)
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    rows = [{"uri": f"{number}.jpg", TRUTH: str(number)} for number in (5, 0, 2)]
+    known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
+    assert (known.of(first).tolist(), known.of(second).tolist()) == ([5, 0, 2], [0, 5, 3])
