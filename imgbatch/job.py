@@ -105,8 +105,11 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         listing.take(batches, pulse)
     counts = listing.counts
     log.info(
-        "%s images listed, %s already done, %s objects ignored, %s duplicates",
-        *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
+        "%s listed, %s already done, %s ignored, %s",
+        counted(counts.listed, "image"),
+        f"{counts.already_done:,}",
+        counted(counts.ignored, "object"),
+        counted(counts.duplicates, "duplicate"),
     )
     if counts.unversioned:
         log.warning(

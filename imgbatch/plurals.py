@@ -12,13 +12,16 @@ def plural(number: float, one: str, many: str | None = None) -> str:
     return one if number == 1 else many or f"{one}s"
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: float, one: str, many: str | None = None) -> str:
     """Return a number of things, with thousands separated.
 
     >>> counted(1, "image"), counted(1234, "image"), counted(0, "class", "classes")
     ('1 image', '1,234 images', '0 classes')
+    >>> counted(1.0, "GPU"), counted(0.5, "GPU")
+    ('1 GPU', '0.5 GPUs')
     """
-    return f"{number:,} {plural(number, one, many)}"
+    shown = f"{int(number):,}" if number == int(number) else f"{number:g}"
+    return f"{shown} {plural(number, one, many)}"
 
 
 def rate(per_second: float, one: str) -> str:

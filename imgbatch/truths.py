@@ -55,7 +55,7 @@ class Truths:
         numbers = known[self._classes]
         if lacking := np.unique(self._classes[numbers < 0]).tolist():
             names = ", ".join(repr(self._labels[number]) for number in lacking[:_SHOWN])
-            without = np.count_nonzero(numbers < 0)
+            without = int(np.count_nonzero(numbers < 0))
             raise InputError(
                 f"{counted(without, 'image')} of {counted(len(lacking), 'class', 'classes')} that {model.name} does not know: "
                 f"{names}"

@@ -34,6 +34,7 @@ from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
 from imgbatch.parts import Log
+from imgbatch.plurals import counted
 from imgbatch.schema import labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
 from imgbatch.seen import TrainingImages
@@ -309,7 +310,7 @@ def finish(
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
         against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
     print(
-        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
+        f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
         f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
 

@@ -177,7 +177,7 @@ def test_a_bucket_that_grows_changes_and_shrinks(warm: Job, s3: S3Server, tiny_m
     obstore.put(images, "grows/new.jpg", encode(scene(seed=9), "JPEG"))
     obstore.delete(images, "grows/5.jpg")
     dry = warm(*command, "--dry-run", env=s3.environment)
-    assert "would classify 2 of 8 images" in dry.out and "6 already done, 1 of the 2 changed" in dry.out
+    assert "would classify 2 of 8 images" in dry.out and "6 already done, 1 of the 2 to classify changed" in dry.out
     ended = warm(*command, env=s3.environment)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("8 images listed, 8 labelled, 0 rejected (6 already done, 1 kept,")

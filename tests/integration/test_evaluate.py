@@ -109,7 +109,7 @@ def test_tables_with_labels_of_their_own_are_scored_by_their_record(
     out, given = tmp_path / "out", ("--input", tmp_path / "in")
     assert warm("classify", *given, "--model", tiny_model, "--output", out, *own).code == 0
     scored = warm("evaluate", *given, "--labels", out, "--output", tmp_path / "{date}" / "{model}")
-    assert scored.code == 0 and "1 images scored" in scored.out, scored.err
+    assert scored.code == 0 and "1 image scored" in scored.out, scored.err
     assert len(list(tmp_path.glob("20*/*/metrics.json"))) == 1
     other = warm("evaluate", *given, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
     assert other.code == 2 and "1 image with labels that are unknown to" in other.err, "the second model's own names"

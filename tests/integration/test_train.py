@@ -66,7 +66,7 @@ def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
     assert ended.code == 0, ended.err
     assert "head of" in ended.err and "for 7 classes is replaced by one for 4" in ended.err
     assert f"{data}/grey holds no image: it is no class" in ended.err
-    assert "1 classes have one image" in ended.err and "lone" in ended.err
+    assert "1 class with one image" in ended.err and "lone" in ended.err
     assert "1 rejected" in ended.out
 
     wanted = {"config.json", "model.safetensors", "taxonomy.csv", "metrics.json", "training.json", "training.html"}
@@ -192,7 +192,7 @@ def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: 
     data = pictures(tmp_path / "data", each=3)
     given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.wait_s=1"]), "--set"]
     ended = job(*given, "train.workers=6", "--output", tmp_path / "a")
-    assert ended.code == 3 and "train.workers=6 ask for 1 CPUs each" in ended.err, ended.err
+    assert ended.code == 3 and "train.workers=6 asks for 1 CPU each" in ended.err, ended.err
     ended = warm(*given, "train.workers=7", "--output", tmp_path / "b")
     assert ended.code == 2 and "train.workers=7 for 6 images to learn from: each needs one" in ended.err, ended.err
 
