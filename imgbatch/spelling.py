@@ -7,6 +7,7 @@ characters has the same `folded` form, and `require_distinct` refuses it.
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -90,6 +91,13 @@ def require_distinct(names: Iterable[str], what: str, counts: Mapping[str, int] 
         raise InputError(
             f"{what} that differ only in case, spaces or invisible characters: {pairs}: give each one spelling"
         )
+
+
+def csv_problem(error: csv.Error) -> str:
+    """Return what to say of an error of Python's CSV parser."""
+    if "field limit" in str(error):
+        return f"a value is longer than {csv.field_size_limit():,} characters: is its quote closed?"
+    return str(error)
 
 
 def near_miss(wanted: str, names: Sequence[str], also: Sequence[str] = ()) -> str | None:

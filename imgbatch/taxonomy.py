@@ -26,7 +26,7 @@ import numpy.typing as npt
 from imgbatch.errors import InputError, ModelError
 from imgbatch.other_kinds import stand_in
 from imgbatch.plurals import counted
-from imgbatch.spelling import folded, normalise, require_distinct
+from imgbatch.spelling import csv_problem, folded, normalise, require_distinct
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
                 )
             paths.append((f"line {reader.line_num}", tuple(reversed(row))))
     except csv.Error as error:
-        raise ModelError(f"{where}, line {reader.line_num}: {error}") from error
+        raise ModelError(f"{where}, line {reader.line_num}: {csv_problem(error)}") from error
     return header[::-1], paths
 
 

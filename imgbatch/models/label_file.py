@@ -15,7 +15,7 @@ from typing import Any
 
 from imgbatch.errors import ModelError
 from imgbatch.other_kinds import stand_in
-from imgbatch.spelling import normalise
+from imgbatch.spelling import csv_problem, normalise
 
 _NAMES = ("name", "label", "class", "class_name", "label_name", "category", "synset", "wnid")
 _NAME_KEYS = {*_NAMES, "names", "labels", "classes", "class_names", "label_names", "categories", "id2label"}
@@ -186,7 +186,7 @@ def _from_table(text: str, delimiter: str | None, where: str) -> list[str]:
     try:
         rows = [[cell.strip() for cell in row] for row in reader if row]
     except csv.Error as error:
-        raise ModelError(f"{where}: line {reader.line_num:,}: {error}: {_REMEDY}") from error
+        raise ModelError(f"{where}: line {reader.line_num:,}: {csv_problem(error)}; {_REMEDY}") from error
     if uneven := next((row for row in rows if len(row) != len(rows[0])), None):
         raise ModelError(f"{where}: the row {delimiter.join(uneven)!r} has not the {len(rows[0])} columns of the first")
     header = [cell.lower() for cell in rows[0]]

@@ -207,6 +207,7 @@ def test_a_limit_takes_the_first_and_is_noted(
 
     dry = job(*command, "--dry-run")
     assert dry.code == 0 and "would classify 12 of 12 images" in dry.out and "nothing was written" in dry.out
+    assert "0 already done, 0 objects ignored, 0 duplicates" in dry.out, "not 0 of the 12 changed"
     assert "160×160 px from 168 (crop 0.952), bilinear, mean 0.5" in dry.out and "7 classes: a, b, c, …" in dry.out
     assert not output.exists()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
+from imgbatch import taxonomy
 from imgbatch.errors import ModelError
 from imgbatch.models import label_file
 from tests.unit.networks import Load, tiny
@@ -152,3 +154,13 @@ def test_labels_that_differ_in_case_alone_are_named_and_used(
     model = load(tmp_path / "own.safetensors", architecture="test_resnet", labels=str(tmp_path / "names.txt"))
     assert model.labels == ("Cardigan", "cardigan", "cap")
     assert "differ only in case, spaces or invisible characters: 'Cardigan' and 'cardigan'" in caplog.text
+
+
+def test_a_value_that_is_too_long_is_named_with_its_line() -> None:
+    content = b"id,name\n0,red\n1," + b"x" * (csv.field_size_limit() + 1) + b"\n"
+    with pytest.raises(
+        ModelError, match=r"names\.csv: line 3: a value is longer than .* characters: is its quote closed\?"
+    ):
+        label_file.read(content, "names.csv")
+    with pytest.raises(ModelError, match=r"t\.csv, line 3: a value is longer than"):
+        taxonomy.read(content, "t.csv", ["red"])

@@ -774,3 +774,28 @@ def test_an_input_without_an_object_is_told_from_one_without_an_image(place: Fol
 def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
     place = Folder(s3.stores(retries=0), "s3://images-that-nobody-has")
     assert "s3://images-that-nobody-has" in refusal(place, place.at("photos"))
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.json", "list.tsv", "images.parquet", "list.txt"])
+def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
+    for content, said in (
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+            "a Git LFS pointer, not the file it stands for",
+        ),
+        (b"<!DOCTYPE html><html>Please log in", "an HTML page"),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            "an XML error document, as stores answer with (Acc",
+        ),
+    ):
+        place.put(name, content)
+        with pytest.raises(InputError) as refused:
+            sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
+            list(everything(sources))
+        assert f"{place.at(name)} is no " in str(refused.value) and said in str(refused.value)
+
+
+def test_a_value_of_megabytes_is_read(disk: Folder) -> None:
+    disk.put("list.csv", b"uri,text\n1.jpg," + b"x" * (3 << 20) + b"\n2.jpg,short\n")
+    assert [len(row["input_text"]) for row in rows(disk, disk.at("list.csv"))] == [3 << 20, 5]
