@@ -778,6 +778,7 @@ def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.json", "list.tsv", "images.parquet", "list.txt"])
 def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
+    format = "manifest" if name.endswith(".txt") else "auto"
     for content, said in (
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
