@@ -186,8 +186,8 @@ class Scored:
             )
         more = ", …" if total > _SHOWN else ""
         raise BudgetError(
-            f"{scored}; {total:,} {plural(total, 'has', 'have')} no label: {', '.join(told[:_SHOWN])}{more}. Figures over the rest would flatter: "
-            f"mend these images or leave them out of the input; all are in {output.at('rejects')}"
+            f"{scored}; {total:,} {plural(total, 'has', 'have')} no label: {', '.join(told[:_SHOWN])}{more}. Figures over "
+            f"the rest would flatter: fix these images or leave them out of the input; all are in {output.at('rejects')}"
         )
 
 

@@ -209,7 +209,7 @@ def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
     with pytest.raises(
-        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/39.jpg \(truncated\)\."
+        BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/39.jpg \(truncated\)\."
     ):
         scored.require_all(output)
     write(output, rows.slice(0, N - 2), rejected=refused)
@@ -286,9 +286,7 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     known.add_members(output, resolver_of(output, *names))
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
-    with pytest.raises(
-        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/three.tar \(corrupt\)"
-    ):
+    with pytest.raises(BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/three.tar \(corrupt\)"):
         scored.require_all(output)
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
