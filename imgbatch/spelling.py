@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
+from imgbatch.plurals import counted
 
 _SHOWN = 5
 
@@ -68,7 +69,7 @@ def alike(names: Iterable[str], counts: Mapping[str, int] | None = None) -> str:
     for name in names:
         groups.setdefault(folded(name), []).append(name)
     found = [
-        " and ".join(shown(name) + (f" ({counts[name]:,} images)" if counts else "") for name in same)
+        " and ".join(shown(name) + (f" ({counted(counts[name], 'image')})" if counts else "") for name in same)
         for same in groups.values()
         if len(same) > 1
     ]

@@ -229,7 +229,7 @@ def test_class_folders_and_a_table_of_corrections_in_both_orders(
     for inputs in ((place, tmp_path / "fix.csv"), (tmp_path / "fix.csv", place)):
         code, shown = dry_run(*inputs)
         assert code == 0 and counts(shown)["cup"] == {"train": 4} and counts(shown)["cat"] == {"train": 2}, shown
-        assert "1 images have another label than the folder" in shown
+        assert "1 image with another label than the folder" in shown
 
 
 def test_hugging_face_metadata_beside_the_images(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
@@ -278,7 +278,7 @@ def test_junk_and_files_without_a_suffix_are_no_classes(
     code, shown = dry_run(place)
     assert code == 0, shown
     assert counts(shown) == {"cat": {"train": 2}, "cup": {"train": 2}, "all": {"train": 4}}
-    assert "1 objects without a suffix are no images" in shown
+    assert "1 object without a suffix ignored" in shown
 
 
 def test_links_that_lead_nowhere_are_images_that_cannot_be_read(

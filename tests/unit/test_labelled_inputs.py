@@ -178,7 +178,7 @@ def test_a_table_corrects_class_folders_whatever_the_order(tmp_path: Path, order
     inputs = [place, tmp_path / "fix.csv"][::order]
     assert labels(*inputs) == {"1.jpg": "Gala", "2.jpg": "Lime", "3.jpg": "Fuji"}
     _, lines = listed(*inputs)
-    assert "1 images have another label than the folder that holds them" in lines
+    assert "1 image with another label than the folder that holds them" in lines
 
 
 def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_objects_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
     (place / "Gala").mkdir()
     (place / "Gala" / "a1b2c3").write_bytes(encode_picture(scene(8, 8), "PNG"))
     assert labels(place) == {"1.jpg": "Fuji", "a1b2c3": "Gala"}
-    assert "1 objects without a suffix are no images, and are ignored" in listed(place)[1]
+    assert "1 object without a suffix ignored, since by their bytes they are no images" in listed(place)[1]
 
 
 FAR = {"day1/1.jpg": b"a", "day1/2.jpg": b"b", "day2/3.jpg": b"c"}

@@ -44,7 +44,7 @@ def test_a_group_that_the_input_puts_into_two_splits_is_refused() -> None:
     [
         (["cat", "cat"], None, "holds 1 class (cat): at least two"),
         ([None, None], None, "holds 0 classes; 2 images without a label"),
-        (["Cat", "cat", "cat"], None, "'Cat' (1 images) and 'cat' (2 images)"),
+        (["Cat", "cat", "cat"], None, "'Cat' (1 image) and 'cat' (2 images)"),
         (["big cat", "big  cat"], None, "differ only in case, spaces"),
         (["big_cat", "big cat"], None, "give each one spelling"),
         (["cup", "cup\u200b"], None, "'cup\\u200b'"),
