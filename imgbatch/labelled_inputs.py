@@ -160,7 +160,7 @@ class Resolver:
             )
         if self.declaration.ignored:
             lines.append(
-                f"{counted(len(self.declaration.ignored), 'object')} without a suffix ignored, since by their bytes they are no images"
+                f"{counted(len(self.declaration.ignored), 'object')} without a suffix ignored: no images, by their bytes"
             )
         return lines
 

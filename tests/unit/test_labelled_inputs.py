@@ -201,7 +201,7 @@ def test_objects_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
     (place / "Gala").mkdir()
     (place / "Gala" / "a1b2c3").write_bytes(encode_picture(scene(8, 8), "PNG"))
     assert labels(place) == {"1.jpg": "Fuji", "a1b2c3": "Gala"}
-    assert "1 object without a suffix ignored, since by their bytes they are no images" in listed(place)[1]
+    assert "1 object without a suffix ignored: no images, by their bytes" in listed(place)[1]
 
 
 FAR = {"day1/1.jpg": b"a", "day1/2.jpg": b"b", "day2/3.jpg": b"c"}
