@@ -18,6 +18,7 @@ from imgbatch.classify import CHUNK, Classify, LabelImages, Work, Worker, decode
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
+from imgbatch.plurals import counted, plural
 from imgbatch.scaling import Costs, images_per_second
 from imgbatch.stream import bounded
 from imgbatch.units import Round, units
@@ -62,24 +63,29 @@ class Plan:
         return self.nodes == 1 and self.max_actors <= self.actors
 
     def __str__(self) -> str:
-        where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
-        pool = f"{self.actors} actors" + f", up to {self.max_actors}" * (self.max_actors > self.actors)
+        where = f"{counted(self.nodes, 'node')}, {counted(self.cpus, 'CPU')}"
+        pool = counted(self.actors, "actor") + f", up to {self.max_actors}" * (self.max_actors > self.actors)
         if self.split:
             prepared = (
                 f"some {round(images_per_second(Costs(), self.cpus, self.gpus), -2):,.0f} photos of 110 kB a second"
             )
-            return f"{where}, {self.gpus:g} GPUs: {pool} that classify, CPU tasks that fetch and decode ({prepared})"
-        return f"{where}: {pool} that fetch, decode and classify"
+            return (
+                f"{where}, {counted(self.gpus, 'GPU')}: {pool} to classify, CPU tasks to fetch and decode ({prepared})"
+            )
+        return f"{where}: {pool} to fetch, decode and classify"
 
 
-def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> Plan:
+def plan(config: ClusterConfig, *, workers: int | None = None, pulse: Callable[[], None] = lambda: None) -> Plan:
     """Wait until the cluster has what the run asks for, and say what fits it; `pulse` is called each second.
+
+    Args:
+        workers: of a training, which messages then name; None: the run labels images.
 
     Raises:
         ClusterError: it does not, `cluster.wait_s` seconds long, or does not answer.
     """
     console.step("waiting for CPUs and GPUs")
-    found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, config.call_s, pulse)
+    found = _awaited(partial(_look, config, workers), partial(_ask, config), config.wait_s, config.call_s, pulse)
     log.info("%s", found)
     return found
 
@@ -105,8 +111,11 @@ def cpus_of_each(
             fitting = sum(places)
             if fitting >= workers:
                 return each
-        wants = f"{asked or 1} CPUs{' and a GPU' * gpus}"
-        return f"train.workers={workers} ask for {wants} each, the {len(alive)} nodes of the cluster hold {fitting} of them"
+        wants = f"{counted(asked or 1, 'CPU')}{' and a GPU' * gpus}"
+        nodes = (
+            f"the {counted(len(alive), 'node')} of the cluster {plural(len(alive), 'has', 'have')} room for {fitting}"
+        )
+        return f"train.workers={workers} asks for {wants} each, {nodes}"
 
     def ask() -> Callable[[], None]:
         """Ask for room for all of them at once, which waits until it is there; tasks would run one after the other."""
@@ -193,7 +202,7 @@ def this_node() -> str:
     return node
 
 
-def _look(config: ClusterConfig) -> Plan | str:
+def _look(config: ClusterConfig, workers: int | None = None) -> Plan | str:
     """Return what fits now, or what is missing: the thing asked for and the thing found."""
     alive = _alive()
     cpus = sum(int(node.get("CPU", 0)) for node in alive)
@@ -202,13 +211,19 @@ def _look(config: ClusterConfig) -> Plan | str:
     each = config.gpus_per_actor
     fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if split else cpus
     if split and fitting < config.min_actors:
+        if workers is not None:
+            return (
+                f"train.workers={workers} with cluster.device=cuda asks for a GPU each, the cluster has {gpus:g} GPUs"
+            )
         asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
-        return f"{asked} ask for {config.min_actors * each:g} GPUs, the cluster has {gpus:g}"
+        return f"{asked} asks for {counted(config.min_actors * each, 'GPU')}, the cluster has {gpus:g}"
     if cpus < (1 if split else config.min_actors):
         asked = (
-            "fetching and decoding ask for 1 CPU"
+            "fetching and decoding asks for 1 CPU"
             if split
-            else f"cluster.min_actors={config.min_actors} ask for as many CPUs"
+            else f"cluster.min_actors={config.min_actors} asks for {counted(config.min_actors, 'CPU')}"
+            if workers is None
+            else "reading images asks for 1 CPU"
         )
         return f"{asked}, the cluster has {cpus}"
     most = fitting if config.max_actors is None else config.max_actors

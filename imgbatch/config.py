@@ -117,6 +117,11 @@ class SourceConfig:
         None,
         "train, evaluate: which folder below the input is the class, 1 is the first; unset: the one that holds the image",
     )
+    label_is: str = knob(
+        "name",
+        "evaluate: what labels are: name (of classes, or WordNet ids of ImageNet's), index (numbers of classes, from 0, in the "
+        "order of the model's head)",
+    )
     splits: str = knob(
         "auto", "train, evaluate: where the split comes from: auto, column, folders, names (of tables and tars), none"
     )
@@ -125,6 +130,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         one_of("source.labels", self.labels, ("auto", "column", "sidecars", "folders"))
         one_of("source.splits", self.splits, ("auto", "column", "folders", "names", "none"))
+        one_of("source.label_is", self.label_is, ("name", "index"))
         if self.label_depth is not None:
             at_least("source.label_depth", self.label_depth, 1)
         if self.uri_column is not None and self.uri_template is not None:
@@ -214,8 +220,11 @@ class AnswerConfig:
 class RejectsConfig:
     """How many images may go without a label, and which are tried again."""
 
-    max_share: float = knob(0.10, "most rejects as a share of the images listed; more end the run with exit code 4")
-    max_count: int | None = knob(None, "most rejects as a number; unset: no such limit")
+    max_share: float = knob(
+        0.10,
+        "most rejects as a share of the images listed; more end the run with exit code 4; 20 rejects or fewer always pass it",
+    )
+    max_count: int | None = knob(None, "most rejects as a number, exactly; unset: no such limit")
     retry: str = knob("passing", "which rejects of earlier runs are tried again: passing, all")
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Found, Listing
 from imgbatch.models import Model
+from imgbatch.plurals import counted
 from imgbatch.schema import CARRIED, labels_with, require_carried
 from imgbatch.storage import Folder, Stores, absolute, is_local
 from imgbatch.stream import ticking
@@ -111,8 +112,11 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         listing.take(batches, pulse)
     counts = listing.counts
     log.info(
-        "%s images listed, %s already done, %s objects ignored, %s duplicates",
-        *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
+        "%s listed, %s already done, %s ignored, %s",
+        counted(counts.listed, "image"),
+        f"{counts.already_done:,}",
+        counted(counts.ignored, "object"),
+        counted(counts.duplicates, "duplicate"),
     )
     if counts.unversioned:
         log.warning(
@@ -159,9 +163,14 @@ def candidates(
 def no_image(counts: Counts, found: list[sources.Source]) -> str:
     """Return what to say of sources in which there is not one image."""
     named = ", ".join(source.uri for source in found)
+    if not counts.ignored and all(source.kind in ("folder", "glob") for source in found):
+        nothing = (
+            "no object matches it" if all(source.kind == "glob" for source in found) else "there is no object below it"
+        )
+        return f"no image in {named}: {nothing}; is the name right?"
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
     return (
-        f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
+        f"no image in {named} ({counted(counts.ignored, 'other object')} ignored{example}): is the prefix right? Names need an "
         'image suffix or none (source.suffixes="*" takes all; of archives only tars are read), and hidden folders '
         "below the input are left out"
     )

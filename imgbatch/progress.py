@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imgbatch import console
+from imgbatch.plurals import number
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +51,6 @@ def line(done: int, total: int | None, rejected: int, rate: float) -> str:
         return f"{done:,} images, {speed}, {refused}"
     left = f"{console.clock((total - done) / rate)} left" if rate else "time left unknown"
     return f"{done:,}/{total:,} images, {left}, {speed}, {refused}"
-
-
-def number(rate: float) -> str:
-    """Return a rate as text, with a decimal if it is small.
-
-    >>> number(1234.5), number(3.25), number(1.0), number(0.0)
-    ('1,234', '3.2', '1.0', '0')
-    """
-    return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}"
 
 
 class Progress:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.config import masked
-from imgbatch.progress import number
+from imgbatch.plurals import number
 
 if TYPE_CHECKING:
     from imgbatch.books import Books

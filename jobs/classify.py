@@ -21,6 +21,7 @@ from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedErr
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
+from imgbatch.plurals import counted, plural
 from imgbatch.stream import ticking
 from imgbatch.tally import Tally
 
@@ -93,13 +94,15 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     todo = int(work.pending.sum()) - counts.tars
     console.close()  # before anything is printed
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
+    tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
+    updated = f" ({counts.updated:,} of these to get other carried values)" if counts.updated else ""
+    stale = f", {counts.stale:,} of the {todo:,} to classify changed or to be tried again" if counts.stale else ""
     print(f"model {job.model.summary()}")
     print(
-        f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
+        f"would classify {todo:,} of {counted(counts.listed, 'image')}{tars} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
-        f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
-        f"{f'{counts.updated:,} of these to get other carried values, ' if counts.updated else ''}"
-        f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
+        f"{counts.already_done:,} already done{updated}{stale}, {counted(counts.ignored, 'object')} ignored, "
+        f"{counted(counts.duplicates, 'duplicate')}; nothing was written"
     )
     return 0
 

@@ -34,12 +34,13 @@ from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
 from imgbatch.parts import Log
+from imgbatch.plurals import counted
 from imgbatch.schema import labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
 from imgbatch.seen import TrainingImages
 from imgbatch.sources.labelled import Classes, is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absent, absolute
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -139,9 +140,9 @@ def from_model(
         listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
         console.step("reading the true classes")
         with relisted(*listing, splits=split is not None) as listed:
-            require_classes(listed, who, split)
+            require_classes(listed, who, split, chosen.source.label_is)
             classify.recorded(replace(job, sources=[listed.source]), claim, stop)
-            truths = Truths((each.batch for each in listed.source.found()), job.model.labels)
+            truths = Truths((each.batch for each in listed.source.found()), job.model.labels, chosen.source.label_is)
     add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
@@ -161,6 +162,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
+    if missing := absent(flags.labels):
+        raise InputError(f"--labels {missing}")
     written = Folder(stores, absolute(flags.labels))
     record = last_run(written)
     if not (flags.model or record):
@@ -176,8 +179,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
     console.step("reading the true classes")
     with relisted(*listing, splits=flags.split is not None) as listed:
-        require_classes(listed, [model], flags.split)
-        truths = Truths((each.batch for each in listed.source.found()), model.labels)
+        require_classes(listed, [model], flags.split, chosen.source.label_is)
+        truths = Truths((each.batch for each in listed.source.found()), model.labels, chosen.source.label_is)
     add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
@@ -202,13 +205,15 @@ def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
     return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
 
 
-def require_classes(listed: Relisted, models: Sequence[Model], split: str | None) -> None:
+def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
     """Show what is understood of the input, and refuse labels that one of the models does not know.
 
     Raises:
         InputError: naming the labels, or images that have none.
     """
-    known, kept = [Classes(model.labels, model.name) for model in models], 0
+    # Numbers are those of the first model; the second one is asked for their names.
+    asked = models if label_is == "name" else models[:1]
+    known, kept = [Classes(model.labels, model.name, label_is=label_is) for model in asked], 0
     for each in listed.source.found():
         images = each.batch.filter(pc.invert(is_tar(each.batch)))
         kept += len(each.batch)
@@ -316,7 +321,7 @@ def finish(
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
         against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
     cli.result(
-        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
+        f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
         f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
 

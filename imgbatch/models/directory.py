@@ -27,8 +27,9 @@ from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
 from imgbatch.models import Model, child, description, node_cache, selfcheck, zoo
 from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
+from imgbatch.plurals import counted
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.storage import Folder, Stores, absent, absolute, is_local
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.taxonomy import read as read_taxonomy
 
@@ -81,7 +82,7 @@ def read(
     if not replaces_head:
         description.require_softmax(config, where)
     labels = zoo.own_labels(chosen, stores) or description.labels_of(config, where)
-    _require_as_many(labels, classes, chosen.labels or where)
+    _require_as_many(labels, classes, f"model.labels={chosen.labels}" if chosen.labels else where)
     if classes == 1 and not replaces_head:
         raise description.one_class(name or where)
     if name is None:
@@ -110,7 +111,10 @@ def read(
 def _require_as_many(labels: Sequence[str], classes: int, where: str) -> None:
     if len(labels) != classes:
         hint = hint_at_background(labels)
-        raise ModelError(f"{where}: {len(labels)} label_names for a head of {classes} classes{hint}")
+        raise ModelError(
+            f"{where} has {counted(len(labels), 'name')}, and the network has {counted(classes, 'class', 'classes')}: one name "
+            f"a class is needed, in the order of the head{hint}"
+        )
 
 
 def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
@@ -259,6 +263,8 @@ def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
+        if missing := absent(folder.uri):
+            raise ModelError(f"no model directory: {missing}") from error
         raise ModelError(
             f"{folder.uri} is no model directory: it has no {name}. timm writes one with timm.models.save_for_hf; a state "
             "dict (.safetensors, .pth) is given by its own URI, with --set model.architecture=NAME"

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +114,20 @@ def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
             f"own{hint}"
         )
     return tuple(labels)
+
+
+@lru_cache(maxsize=8)
+def wordnet_ids(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the WordNet id of each class where labels are those of ImageNet or one of its parts; else none.
+
+    >>> wordnet_ids(imagenet_labels())[:2], wordnet_ids(("ripe", "unripe"))
+    (('n01440764', 'n01443537'), ())
+    """
+    if len(labels) not in _SUBSETS:
+        return ()
+    path = _package_file("timm", f"data/_info/{_SUBSETS[len(labels)]}_synsets.txt")
+    synsets = tuple(path.read_text().split())
+    return synsets if readable(synsets) == labels else ()
 
 
 @cache

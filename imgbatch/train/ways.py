@@ -20,8 +20,8 @@ from imgbatch.cluster import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
+from imgbatch.plurals import counted, rate
 from imgbatch.preprocess import Preprocess
-from imgbatch.progress import number
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
 from imgbatch.train import epochs, head, network, on_ray, prepared, recipe, splits
@@ -168,7 +168,9 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
     if config.workers > (learned := int(np.count_nonzero(~held))):
-        raise UsageError(f"train.workers={config.workers} for {learned} images to learn from: each needs one at least")
+        raise UsageError(
+            f"train.workers={config.workers} for {counted(learned, 'image')} to learn from: each needs one at least"
+        )
     inputs = _inputs(task, made, places[held])
     said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
     of = work.shards.uri.rpartition("/")[2]  # which pictures
@@ -213,7 +215,8 @@ def _inputs(task: Task, made: Prepared, held: Ints) -> Folder:
     if len(gone):
         first = made.images["uri"][int(gone[0])].as_py()
         raise Unreachable(
-            f"{len(gone):,} held-out images could be read once and not again, {first} for one: run the same command again"
+            f"{counted(len(gone), 'held-out image')} could be read once and not again, such as {first}: run the same "
+            "command again"
         )
     return work.shards
 
@@ -240,7 +243,7 @@ def line(fact: dict[str, Any]) -> str:
     """
     text = (
         f"{fact['phase']} epoch {fact['epoch']}/{fact['epochs']}: loss {fact['loss']:.3f}, "
-        f"accuracy {100 * fact['accuracy']:.1f} %, {number(fact['images_per_second'])} images/s"
+        f"accuracy {100 * fact['accuracy']:.1f} %, {rate(fact['images_per_second'], 'image')}"
     )
     if fact.get("held_out_accuracy") is not None:
         return f"{text}; held out: loss {fact['held_out_loss']:.3f}, accuracy {100 * fact['held_out_accuracy']:.1f} %"

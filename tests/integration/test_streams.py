@@ -114,7 +114,7 @@ def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path
         shown = narrow == "locale C"  # which Python's UTF-8 mode takes the place of
         assert done.stdout.isascii() != shown and ("\\" in done.stdout) != shown, "what cannot be shown is escaped"
     done = shell("", "jobs/classify.py", "--input", tmp_path / "ä", "--output", tmp_path / "out", env=NARROW[narrow])
-    assert done.returncode == 2 and "error: no image in" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("redirection", ["", ">&-", ">/dev/full"])
