@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_every_command_has_a_job_and_flags_that_exist(page: str, line: str, word
     job, *rest = words
     assert (ROOT / "jobs" / job).exists()
     assert {word for word in rest if word.startswith("--")} <= flags_of(job.removesuffix(".py"))
-    settings = [after for flag, after in zip(rest, rest[1:], strict=False) if flag == "--set"]
+    settings = [after for flag, after in pairwise(rest) if flag == "--set"]
     assert {setting.partition("=")[0] for setting in settings} <= KEYS
 
 
