@@ -57,6 +57,15 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
+    code = (
+        "import sys; import jobs.verify, imgbatch.sample; "
+        "print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_what_is_measured_with_can_be_imported() -> None:
     """No other test runs them, and what they take from the package may have moved."""
     names = [path.stem for path in (PACKAGE.parent / "tests/bench").glob("*.py") if path.stem != "chart"]
