@@ -38,7 +38,7 @@ class Unreadable(RuntimeError):
     """OpenVINO cannot load the network that the node keeps under a stamp."""
 
     def __init__(self, stamp: str, message: str) -> None:
-        super().__init__(f"the converted network cannot be loaded: {message.strip().splitlines()[0]}")
+        super().__init__(f"the converted network cannot be loaded: {message.strip().splitlines()[-1]}")
         self.stamp = stamp
 
 
