@@ -8,7 +8,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 CLIENTS := .venv-clients
 
-.PHONY: demo test test-long test-clients fuzz check format bench clean
+.PHONY: help demo test test-long test-clients check format docs fuzz bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
@@ -19,13 +22,13 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[$*]'
 	touch $@
 
-demo: $(VENV)/demo.installed
+demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m jobs.demo
 
-test: $(VENV)/test.installed $(VENV)/demo.installed
+test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests but the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed
+test-long: $(VENV)/test.installed $(VENV)/demo.installed ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m long -rP
 
 # Programs that read our tables, in an environment of their own: none of the jobs needs them, and Spark alone takes 500 MB.
@@ -34,25 +37,29 @@ $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
 	touch $@
 
-test-clients: $(VENV)/test.installed $(CLIENTS)/installed
+test-clients: $(VENV)/test.installed $(CLIENTS)/installed ## read the tables with DuckDB, pandas, polars, Spark and others
 	JOBS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default -rs tests/clients
 
-fuzz: $(VENV)/test.installed
+fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
-bench: $(VENV)/test.installed $(VENV)/demo.installed
+bench: $(VENV)/test.installed $(VENV)/demo.installed ## measure stages and whole runs (BENCH='--images FOLDER')
 	$(PIP) --no-deps daft==0.7.26
 	$(BIN)/python -m tests.bench.bench $(BENCH)
 
-check: $(VENV)/check.installed
+check: $(VENV)/check.installed ## lint, formatting, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/check.installed
+format: $(VENV)/check.installed ## fix lint and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+# The pages that are made from the code.
+docs: $(VENV)/test.installed ## write docs/configuration.md
+	$(BIN)/python -m tests.configuration_page
+
+clean: ## remove what these targets have made
 	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

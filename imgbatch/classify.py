@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,14 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import imgbatch
-from imgbatch import errors
+from imgbatch import console, errors
 from imgbatch.answers import answers
 from imgbatch.config import Config
 from imgbatch.errors import ConfigError, ImgbatchError, ModelError
 from imgbatch.fetch import Fetched, Fetcher, members_of_tar
 from imgbatch.listing import Pages
 from imgbatch.models import Model
-from imgbatch.models.runtime import Runtime, build
+from imgbatch.models.runtime import Runtime, build_checked
+from imgbatch.models.selfcheck import Disagrees
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
@@ -58,6 +60,8 @@ _ISOLATED_MEMBERS = 256
 """Of a tar whose reader was killed: the image that did it is among so many, counted from the last row that arrived."""
 _AT_ONCE = 64  # decoded, and then labelled, where there are none: the network of the store never waits for long
 
+_UNUSABLE_S = 0.5  # until a worker that cannot be used gives a unit back: the driver is about to leave its node out
+
 _FATAL, _NOTE, _READ = -1, -2, -3
 """Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON; that a tar
 was read to its end, as JSON."""
@@ -72,6 +76,8 @@ class Work:
     config: Config
     model: Model
     version: str = imgbatch.__version__
+    node: Callable[[], str] = socket.gethostname
+    """Returns the id of the node of the calling process, as the cluster knows it."""
 
 
 def decoded(
@@ -194,6 +200,7 @@ class Worker:
     """What the operators share: the listing's pages, and images fetched and decoded as their numbers come."""
 
     def __init__(self, work: Work, *, isolated: bool = False) -> None:
+        console.log_in_worker()
         self._work = work
         self._pages = Pages(work.listing)
         self._fetcher = Fetcher(work.stores, work.config.fetch, work.config.source)
@@ -272,10 +279,16 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
     return watched
 
 
-def guarded(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the tables, and the error that ends the run: an exception would be lost among those of dying processes."""
+def guarded(tables: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
+    """Yield the tables, and the error that ends the run: an exception would be lost among those of dying processes.
+
+    A node that cannot be used is a note, `left_out`: its images are not done, and others do them.
+    """
     try:
         yield from tables
+    except Disagrees as error:
+        told = {"host": socket.gethostname(), "why": str(error)}
+        yield _message(_NOTE, "note", json.dumps({"left_out": {work.node(): told}}))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
         yield _fatal(error)
 
@@ -298,7 +311,7 @@ def decode_block(block: pa.Table, work: Work, isolated: bool = False) -> Iterato
     def blocks() -> Iterator[pa.Table]:
         yield from _worker_of(work, isolated).decoded(block, CHUNK)
 
-    yield from guarded(blocks())
+    yield from guarded(blocks(), work)
 
 
 class Classify:
@@ -308,6 +321,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
+        self._unusable: Disagrees | None = None
         self._lock = Lock()
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
@@ -316,13 +330,24 @@ class Classify:
         if len(failed):
             yield _message(_FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
         else:
-            yield from guarded(map(self.label, [images]))
+            yield from guarded(map(self.label, [images]), self._work)
 
     def label(self, images: pa.Table, **seconds: float) -> pa.Table:
-        """Return the results of decoded images; the network is built at the first call."""
+        """Return the results of decoded images; the network is built at the first call.
+
+        Raises:
+            Disagrees: this node cannot be used, now and at each later call.
+        """
         with self._lock:
+            if self._unusable is not None:
+                time.sleep(_UNUSABLE_S)
+                raise self._unusable
             if self._runtime is None:
-                self._runtime = self._load(self._work)
+                try:
+                    self._runtime = self._load(self._work)
+                except Disagrees as error:
+                    self._unusable = error
+                    raise
             started = time.monotonic()
             results = labelled(images, self._runtime, self._work.model, self._work.config.answer.min_score)
             seconds["classify_s"] = time.monotonic() - started
@@ -338,7 +363,7 @@ class LabelImages(Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and label a block of image numbers."""
-        yield from guarded(self._labelled(block))
+        yield from guarded(self._labelled(block), self._work)
 
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
         started = time.monotonic()
@@ -349,9 +374,13 @@ class LabelImages(Worker):
 
 
 def load_runtime(work: Work) -> Runtime:
-    """Build what executes the model, here."""
+    """Build what executes the model, here.
+
+    Raises:
+        Disagrees: this node cannot be used: no runtime answers as the model should.
+    """
     config = work.config
-    return build(
+    return build_checked(
         work.model,
         k=config.top_k,
         device=config.cluster.device,

@@ -1,4 +1,4 @@
-"""What all jobs share on the command line: --config and --set, logging, and exit codes."""
+"""What all jobs share on the command line: their common flags, where they print, and exit codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import psutil
 import pyarrow as pa
 
+import imgbatch
+from imgbatch import console
 from imgbatch.config import Config, describe, masked
 from imgbatch.errors import ImgbatchError
 
@@ -24,11 +26,13 @@ exit codes:
   0  done, and the books balance
   1  a bug: please report it with its traceback
   2  wrong flags, config, model or input
-  3  a store or the cluster refused, stayed away or was too small; run the same command again
+  3  a store or the cluster refused, stayed away or was too small, or the output was changed meanwhile; run the same
+     command again
   4  more rejects than the budget allows
-  5  this output belongs to another fingerprint, holds foreign parts, or another run is writing it
+  5  this output belongs to another fingerprint, or holds foreign parts
   6  the books do not balance
-  130, 143  stopped by SIGINT or SIGTERM; the same command goes on where it ended
+  7  another live run is writing this output; run the same command again later
+  130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); the same command goes on where it ended
 """
 
 
@@ -38,9 +42,19 @@ def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--config", metavar="RUN.toml", help="a file with config keys; flags and --set go before it")
-    made.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="section.key=value", help="set one config key"
+    common = made.add_argument_group("options of all jobs")  # after those of the job itself
+    common.add_argument(
+        "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"
+    )
+    common.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="section.key=value",
+        help="set one config key; may be repeated",
+    )  # fmt: skip
+    common.add_argument(
+        "--quiet", action="store_true", help="print warnings, errors and the last line only: no log, no progress"
+    )
+    common.add_argument(
+        "--version", action="version", version=f"imgbatch {imgbatch.__version__}", help="print the version and exit"
     )
     return made
 
@@ -108,29 +122,56 @@ def config_keys(kind: type = Config) -> str:
     )
 
 
-def run(body: Callable[[], int]) -> int:
-    """Run a job's body; say what went wrong in one line, and return the exit code that tells an orchestrator."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+def run(body: Callable[[], int], *, quiet: bool = False) -> int:
+    """Run a job's body; say what went wrong in one line, and return the exit code that tells an orchestrator.
+
+    Args:
+        quiet: log warnings and errors only, and show no progress.
+    """
+    console.install(_own_stderr(), quiet=quiet)
     try:
         return body()
     except ImgbatchError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        console.close()  # the last line on the screen is the error
+        print(f"error: {console.escaped(masked(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # in a job that does not make a request of it
+        console.close()
         print("error: stopped by signal 2", file=sys.stderr)
         return 130
+    finally:
+        console.close()
+
+
+def result(text: str) -> None:
+    """Print what a job has to say to stdout, after the progress line was removed from the terminal."""
+    console.close()
+    print(text)
+
+
+def _own_stderr() -> TextIO:
+    """Return a second stream to stderr's file: while Ray starts, file descriptor 2 leads elsewhere."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except OSError:  # a caller has put a stream in place that is no file
+        return sys.stderr
+    return _safe_stream(descriptor, sys.stderr)
 
 
 def leave(code: int) -> NoReturn:
     """End the process; where it failed at once, and with what it has started: threads and Ray may still be at work."""
     if code:
+        logging.disable()  # the error was the last line; threads that are cut off have nothing to add
         sys.stdout.flush()
         sys.stderr.flush()
-        _end_children()
-        os._exit(code)
+        leave_at_once(code)
     sys.exit(code)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process and what it has started, whatever its threads wait for."""
+    _end_children()
+    os._exit(code)
 
 
 def _end_children() -> None:

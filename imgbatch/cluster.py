@@ -6,18 +6,21 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from imgbatch import console
 from imgbatch.classify import CHUNK, Classify, LabelImages, Work, Worker, decode_block
 from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
+from imgbatch.plurals import counted, plural
 from imgbatch.scaling import Costs, images_per_second
+from imgbatch.stream import bounded
 from imgbatch.units import Round, units
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ TRIES = 2
 """How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
 
 _INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
+_NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 _STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
@@ -50,6 +54,8 @@ class Plan:
     cpus: int
     gpus: float
     nodes: int
+    left_out: tuple[str, ...] = ()
+    """The ids of nodes that get no work: their workers give wrong answers."""
 
     @property
     def one_machine(self) -> bool:
@@ -57,29 +63,35 @@ class Plan:
         return self.nodes == 1 and self.max_actors <= self.actors
 
     def __str__(self) -> str:
-        where = f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.cpus} CPUs"
-        pool = f"{self.actors} actors" + f", up to {self.max_actors}" * (self.max_actors > self.actors)
+        where = f"{counted(self.nodes, 'node')}, {counted(self.cpus, 'CPU')}"
+        pool = counted(self.actors, "actor") + f", up to {self.max_actors}" * (self.max_actors > self.actors)
         if self.split:
             prepared = (
                 f"some {round(images_per_second(Costs(), self.cpus, self.gpus), -2):,.0f} photos of 110 kB a second"
             )
-            return f"{where}, {self.gpus:g} GPUs: {pool} that classify, CPU tasks that fetch and decode ({prepared})"
-        return f"{where}: {pool} that fetch, decode and classify"
+            return (
+                f"{where}, {counted(self.gpus, 'GPU')}: {pool} to classify, CPU tasks to fetch and decode ({prepared})"
+            )
+        return f"{where}: {pool} to fetch, decode and classify"
 
 
-def plan(config: ClusterConfig, *, pulse: Callable[[], None] = lambda: None) -> Plan:
+def plan(config: ClusterConfig, *, workers: int | None = None, pulse: Callable[[], None] = lambda: None) -> Plan:
     """Wait until the cluster has what the run asks for, and say what fits it; `pulse` is called each second.
 
+    Args:
+        workers: of a training, which messages then name; None: the run labels images.
+
     Raises:
-        ClusterError: it does not, `cluster.wait_s` seconds long.
+        ClusterError: it does not, `cluster.wait_s` seconds long, or does not answer.
     """
-    found = _awaited(partial(_look, config), partial(_ask, config), config.wait_s, pulse)
+    console.step("waiting for CPUs and GPUs")
+    found = _awaited(partial(_look, config, workers), partial(_ask, config), config.wait_s, config.call_s, pulse)
     log.info("%s", found)
     return found
 
 
 def cpus_of_each(
-    workers: int, asked: int | None, *, gpus: bool, wait_s: float, pulse: Callable[[], None] = lambda: None
+    workers: int, asked: int | None, *, gpus: bool, config: ClusterConfig, pulse: Callable[[], None] = lambda: None
 ) -> int:
     """Return how many CPUs each of so many training workers may have, with a GPU each or none: as many as nodes allow.
 
@@ -87,7 +99,7 @@ def cpus_of_each(
         asked: that many and no other number.
 
     Raises:
-        ClusterError: they do not fit, `wait_s` seconds long.
+        ClusterError: they do not fit, `cluster.wait_s` seconds long, or the cluster does not answer.
     """
 
     def look() -> int | str:
@@ -99,8 +111,11 @@ def cpus_of_each(
             fitting = sum(places)
             if fitting >= workers:
                 return each
-        wants = f"{asked or 1} CPUs{' and a GPU' * gpus}"
-        return f"train.workers={workers} ask for {wants} each, the {len(alive)} nodes of the cluster hold {fitting} of them"
+        wants = f"{counted(asked or 1, 'CPU')}{' and a GPU' * gpus}"
+        nodes = (
+            f"the {counted(len(alive), 'node')} of the cluster {plural(len(alive), 'has', 'have')} room for {fitting}"
+        )
+        return f"train.workers={workers} asks for {wants} each, {nodes}"
 
     def ask() -> Callable[[], None]:
         """Ask for room for all of them at once, which waits until it is there; tasks would run one after the other."""
@@ -109,43 +124,85 @@ def cpus_of_each(
         each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
         return partial(remove_placement_group, placement_group([each] * workers))
 
-    return _awaited(look, ask, wait_s, pulse)
+    return _awaited(look, ask, config.wait_s, config.call_s, pulse)
 
 
 def _awaited(
-    look: Callable[[], Found | str], ask: Callable[[], Callable[[], None]], wait_s: float, pulse: Callable[[], None]
+    look: Callable[[], Found | str],
+    ask: Callable[[], Callable[[], None]],
+    wait_s: float,
+    call_s: float,
+    pulse: Callable[[], None],
 ) -> Found:
-    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back."""
+    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back.
+
+    Where a call does not return, or `pulse` raises, nothing is taken back: it ends with this process.
+    """
     started = time.monotonic()
     said = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    try:
-        while True:
-            found = look()
-            if not isinstance(found, str):
-                return found
-            now = time.monotonic()
-            if now - started >= wait_s:
-                raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
-            if now - said >= _REMIND_S:
-                log.warning("%s; waiting up to %.0f s", found, wait_s)
-                said = now
-            withdraw = withdraw or ask()
-            pulse()
-            time.sleep(min(1.0, wait_s))
-    finally:
-        if withdraw is not None:
-            withdraw()
+    while isinstance(found := bounded(look, call_s, "ray.nodes", pulse), str):
+        now = time.monotonic()
+        if now - started >= wait_s:
+            break
+        if now - said >= _REMIND_S:
+            log.warning("%s; waiting up to %.0f s", found, wait_s)
+            said = now
+        withdraw = withdraw or bounded(ask, call_s, "a request for resources to Ray", pulse)
+        pulse()
+        time.sleep(min(1.0, wait_s))
+    if withdraw is not None:
+        bounded(withdraw, call_s, "the end of a request for resources to Ray", pulse)
+    if isinstance(found, str):
+        raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
+    return found
 
 
-def _alive() -> list[dict[str, float]]:
+def _alive(left_out: Collection[str] = ()) -> list[dict[str, float]]:
     """Return what each node has."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
 
 
-def _look(config: ClusterConfig) -> Plan | str:
+def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
+    """Return the plan for what remains when nodes get no work any more.
+
+    Args:
+        left_out: by the id of the node its `host`, and `why` it is left out.
+
+    Raises:
+        ClusterError: no other node has what a worker needs.
+    """
+    if set(left_out) <= set(found.left_out):
+        return found
+    alive = _alive(left_out)
+    cpus, gpus = sum(int(node.get("CPU", 0)) for node in alive), sum(node.get("GPU", 0.0) for node in alive)
+    each = found.gpus_per_actor
+    fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if found.split else cpus
+    if not fitting or not cpus:
+        named = "; ".join(f"{told['host']} (node {name[:12]}): {told['why']}" for name, told in left_out.items())
+        raise ClusterError(
+            "no worker is left: the model cannot be run, or gives wrong answers, on each node that could run one: "
+            f"{named}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
+            "same command again"
+        )
+    most = max(1, min(found.max_actors, fitting) if found.max_actors <= found.actors else found.max_actors)
+    return replace(
+        found, actors=min(fitting, most), min_actors=min(found.min_actors, fitting, most), max_actors=most, cpus=cpus,
+        gpus=gpus, nodes=len(alive), left_out=tuple(left_out),
+    )  # fmt: skip
+
+
+def this_node() -> str:
+    """Return the id of the node of this process."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _look(config: ClusterConfig, workers: int | None = None) -> Plan | str:
     """Return what fits now, or what is missing: the thing asked for and the thing found."""
     alive = _alive()
     cpus = sum(int(node.get("CPU", 0)) for node in alive)
@@ -154,24 +211,34 @@ def _look(config: ClusterConfig) -> Plan | str:
     each = config.gpus_per_actor
     fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if split else cpus
     if split and fitting < config.min_actors:
+        if workers is not None:
+            return (
+                f"train.workers={workers} with cluster.device=cuda asks for a GPU each, the cluster has {gpus:g} GPUs"
+            )
         asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
-        return f"{asked} ask for {config.min_actors * each:g} GPUs, the cluster has {gpus:g}"
+        return f"{asked} asks for {counted(config.min_actors * each, 'GPU')}, the cluster has {gpus:g}"
     if cpus < (1 if split else config.min_actors):
         asked = (
-            "fetching and decoding ask for 1 CPU"
+            "fetching and decoding asks for 1 CPU"
             if split
-            else f"cluster.min_actors={config.min_actors} ask for as many CPUs"
+            else f"cluster.min_actors={config.min_actors} asks for {counted(config.min_actors, 'CPU')}"
+            if workers is None
+            else "reading images asks for 1 CPU"
         )
         return f"{asked}, the cluster has {cpus}"
     most = fitting if config.max_actors is None else config.max_actors
     return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
 
 
-def nodes() -> set[str]:
-    """Return the names of the nodes that are alive; one that is replaced has another name."""
+def nodes(config: ClusterConfig, pulse: Callable[[], None] = lambda: None) -> set[str]:
+    """Return the names of the nodes that are alive; one that is replaced has another name.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
     import ray
 
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes", pulse) if node["Alive"]}
 
 
 def _ask(config: ClusterConfig) -> Callable[[], None]:
@@ -206,6 +273,11 @@ def label_images(
     from ray.data import ActorPoolStrategy
 
     context = _quiet()
+    # Set either way: the context outlives a run.
+    context.execution_options.label_selector = (
+        {_NODE_LABEL: f"!in({','.join(plan.left_out)})"} if plan.left_out else None
+    )
+    work = replace(work, node=this_node)
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
     tables = list(units(todo, round, plan.actors))

@@ -25,6 +25,7 @@ from imgbatch.listing import Pages, Todo
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.shards import once
 from imgbatch.storage import Folder
+from imgbatch.tally import Example, note_examples
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,14 @@ class Committer:
     labelled: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """The first reject of each reason."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What workers tell of themselves: device, dtype, runtime, batch size."""
     seconds: Counter[str] = field(default_factory=Counter)
     """Seconds of work by stage, summed over all workers."""
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Nodes whose workers give wrong answers, by their ids: `host`, and `why`."""
     started: float = 0.0
     _pace: Pace = field(default_factory=Pace)
     _waiting: list[pa.Table] = field(default_factory=list)
@@ -137,7 +142,10 @@ class Committer:
         refused = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(refused)
         self.rejected += len(refused)
-        self.reasons.update(refused["reason"].to_pylist())
+        if len(refused):
+            reasons = refused["reason"].to_pylist()
+            self.reasons.update(reasons)
+            note_examples(self.examples, reasons, refused["uri"].to_pylist(), refused["message"].to_pylist())
         self._watch_the_store(rows)
 
     @property
@@ -220,13 +228,17 @@ class Committer:
         numbers = rows["index"].to_numpy()
         for number in np.unique(numbers).tolist():
             shard = self.todo.shards[number]
-            admitted = shard.admit(rows.filter(pa.array(numbers == number)), self.room)
-            if len(admitted):
+            given = rows.filter(pa.array(numbers == number))
+            # Up to a limit they are admitted step by step: rows that are in the tables already do not count.
+            while self.room != 0 and len(admitted := shard.admit(given, self.room)):
                 self._touched.add(number)
                 admitted = once(shard, admitted, self.ledger.visit)
                 self.of_tars += len(admitted)
                 self.room = None if self.room is None else self.room - len(admitted)
                 yield admitted
+                if self.room is None:
+                    break
+                given = given.slice(0, 0)
 
     def _close(self, read: list[dict[str, Any]], moved: set[int]) -> None:
         """Close the tars whose readers came to their end and of which no row is missing."""
@@ -275,8 +287,12 @@ class Committer:
             "rejects": dict(self.reasons),
             "seconds": seconds,
             "first_row": self._pace.first_row,
-            "images_per_second": self._pace.rate() or self._overall(),
+            "images_per_second": self.rate() or self._overall(),
         }
+
+    def rate(self) -> float | None:
+        """Return images a second without the start of the workers; None if all rows came at once."""
+        return self._pace.rate()
 
     def _overall(self) -> float | None:
         elapsed = self.clock() - self.started
@@ -286,8 +302,22 @@ class Committer:
         for key, value in note.items():
             if key.endswith("_s"):
                 self.seconds[key.removesuffix("_s")] += value
+            elif key == "left_out":
+                self.left_out |= value
+                faults = {told["host"]: f"{told['why']}: the node is left out" for told in value.values()}
+                self._note_faults(faults)
+            elif key == "node_faults":
+                self._note_faults(value)
             else:
                 self.facts[key] = value
+
+    def _note_faults(self, faults: dict[str, str]) -> None:
+        """Note what workers found wrong with their node, and say it once."""
+        known = self.facts.setdefault("node_faults", {})
+        for host, fault in faults.items():
+            if known.get(host) != fault:
+                log.warning("node %s: %s", host, fault)
+            known[host] = fault
 
     def _watch_the_store(self, rows: pa.Table) -> None:
         at_fetch = pc.fill_null(pc.equal(rows["stage"], "fetch"), False)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
@@ -33,6 +33,8 @@ _SIGNATURE = re.compile(
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
+
+_CALL_S = 300.0
 
 _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
 
@@ -119,6 +121,11 @@ class SourceConfig(Section):
         None,
         "train, evaluate: which folder below the input is the class, 1 is the first; unset: the one that holds the image",
     )
+    label_is: Literal["name", "index"] = option(
+        "name",
+        "evaluate: what labels are: name (of classes, or WordNet ids of ImageNet's), index (numbers of classes, from 0, in the "
+        "order of the model's head)",
+    )
     splits: Literal["auto", "column", "folders", "names", "none"] = option(
         "auto", "train, evaluate: where the split comes from: auto, column, folders, names (of tables and tars), none"
     )
@@ -199,9 +206,10 @@ class RejectsConfig(Section):
     """How many images may go without a label, and which are tried again."""
 
     max_share: Annotated[float, Fraction] = option(
-        0.10, "most rejects as a share of the images listed; more end the run with exit code 4"
+        0.10,
+        "most rejects as a share of the images listed; more end the run with exit code 4; 20 rejects or fewer always pass it",
     )
-    max_count: Annotated[int, Ge(0)] | None = option(None, "most rejects as a number; unset: no such limit")
+    max_count: Annotated[int, Ge(0)] | None = option(None, "most rejects as a number, exactly; unset: no such limit")
     retry: Literal["passing", "all"] = option("passing", "which rejects of earlier runs are tried again: passing, all")
 
 
@@ -219,8 +227,15 @@ class ClusterConfig(Section):
         None, "most classify actors; unset: all that fit when the run starts; a cluster that scales grows up to it"
     )
     stall_s: Annotated[float, Positive] = option(
-        900.0, "seconds without a single new row before the run ends with exit code 3"
+        900.0,
+        "seconds without a single new row before the run ends with exit code 3; one call into Ray may take 300 s, or "
+        "this if it is less",
     )
+
+    @property
+    def call_s(self) -> float:
+        """Seconds that one call into Ray may take."""
+        return min(_CALL_S, self.stall_s)
 
     def validate(self) -> None:
         """Refuse actors that cannot be placed."""
@@ -231,7 +246,17 @@ class ClusterConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig(Section):
+class StopConfig(Section):
+    """How a run of any job ends."""
+
+    SECTION: ClassVar[str] = "run"
+    stop_timeout_s: Annotated[float, Positive] = option(
+        25.0, "seconds that a run may take to end in order after SIGTERM or SIGINT before it is given up"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(StopConfig):
     """How the run commits and ends."""
 
     commit_s: Annotated[float, Positive] = option(10.0, "seconds between two commits")

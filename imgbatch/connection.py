@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import sys
@@ -11,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -18,34 +18,42 @@ from typing import Any
 import psutil
 
 import imgbatch
-from imgbatch import limits
+from imgbatch import console, limits
+from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
-from imgbatch.stream import RESULTS, ticking
+from imgbatch.stream import RESULTS, awaited, bounded
 
 _CONNECT_S = 10.0
+_START_S = 300.0  # a Ray of a machine's own was seen to take a minute where others kept the cores busy
 _END_S = 5.0
 
 
 @contextmanager
-def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
+def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterConfig().call_s) -> Iterator[None]:
     """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
 
     Where the block raises, Ray is left as it is and ends with the process (`cli.leave`): threads of Ray Data are at work then,
     and one that calls Ray behind its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
 
     Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
-    starts, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
+    starts or ends, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
+
+    Args:
+        call_s: seconds that the end may take; the start may take 300 s.
 
     Raises:
-        ClusterError: the cluster does not answer, or runs other versions.
+        ClusterError: the cluster does not answer, or not in time, or runs other versions.
         ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
         UsageError: a limit of the operating system is too low for Ray.
     """
     limits.require_room()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
+    # A GCS that is gone for 60 s makes Ray's C++ end the driver with 1, without a word: limits of our own come first (2.60).
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "86400")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
+    console.step("connecting to Ray" if address else "starting Ray on this machine")
     if address:
         _knock(address)
     else:
@@ -66,8 +74,7 @@ def connected(pulse: Callable[[], None] = lambda: None) -> Iterator[None]:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
         yield
-        _end_datasets()
-        ray.shutdown()
+        bounded(_end, call_s, "ray.shutdown", pulse)
         ended.set()
 
 
@@ -82,16 +89,19 @@ def _use_own_token() -> None:
 
 def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
     """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
+    started: Future[bool] = Future()
 
-    def start() -> Iterator[bool]:
-        _init(address)
-        yield True
+    def start() -> None:
+        try:
+            _init(address)
+        except BaseException as error:  # noqa: BLE001 - it is raised where Ray is waited for
+            started.set_exception(error)
+            return
+        started.set_result(True)
         ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
 
-    for started in ticking(start(), math.inf):
-        pulse()
-        if started:
-            break
+    threading.Thread(target=start, name="ray", daemon=True).start()
+    awaited(started, _START_S, "ray.init", pulse)
 
 
 def _init(address: str) -> None:
@@ -103,6 +113,14 @@ def _init(address: str) -> None:
     else:  # "local": a bare init would join whatever a killed run has left behind
         ray.init(address="local", include_dashboard=False, **quiet)
         _end_autoscaler()
+
+
+def _end() -> None:
+    """End this process's part in Ray."""
+    import ray
+
+    _end_datasets()
+    ray.shutdown()
 
 
 def _end_datasets() -> None:

@@ -17,9 +17,11 @@
     │   └── BadPath           a name that the store's client cannot express
     ├── ClusterError      3   Ray or its nodes refused, stayed away or are too small
     ├── BudgetError       4   more rejects than the budget allows
-    ├── OutputError       5   the output belongs to another fingerprint, holds foreign parts, or is being written
+    ├── OutputChangedError 3  another run took over, or files of the output were deleted meanwhile: run again
+    ├── OutputError       5   the output belongs to another fingerprint, or holds foreign parts
     ├── BooksError        6   the books do not balance
-    └── Interrupted     130   SIGINT (143: SIGTERM); what had reached the driver is committed
+    ├── OutputBusyError   7   another live run is writing the output: run again later
+    └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); what had reached the driver is committed
 
 Whatever else leaves a job is a bug (exit code 1) and keeps its traceback.
 """
@@ -118,6 +120,12 @@ class ClusterError(ImgbatchError):
     exit_code = 3
 
 
+class OutputChangedError(ImgbatchError):
+    """The output was changed under this run: another run took over, or files of it were deleted."""
+
+    exit_code = 3
+
+
 class BudgetError(ImgbatchError):
     """More images were rejected than `rejects.max_share` and `rejects.max_count` allow."""
 
@@ -136,11 +144,18 @@ class BooksError(ImgbatchError):
     exit_code = 6
 
 
-class Interrupted(ImgbatchError):
-    """A signal asked the run to stop; it did so in order."""
+class OutputBusyError(ImgbatchError):
+    """Another live run is writing the output."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}; the same command goes on where this run ended")
+    exit_code = 7
+
+
+class Interrupted(ImgbatchError):
+    """A signal asked the run to stop; it did so in order, or was given up after `timeout_s` seconds."""
+
+    def __init__(self, signum: int, timeout_s: float | None = None) -> None:
+        late = "" if timeout_s is None else f", and could not end in order within {timeout_s:g} s (run.stop_timeout_s)"
+        super().__init__(f"stopped by signal {signum}{late}; the same command goes on where this run ended")
         self.signum = signum
 
     @property

@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from imgbatch import config, models, sources
+from imgbatch import config, console, models, sources
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Listing
 from imgbatch.models import Model
+from imgbatch.plurals import counted
 from imgbatch.schema import CARRIED, labels_with, require_carried
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.storage import Folder, Stores, absolute, is_local
@@ -39,6 +40,7 @@ def prepare(chosen: config.Config, pulse: Callable[[], None] = lambda: None) -> 
     for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
         for uri in uris:
             sources.require_utf8(uri, what)
+    console.step("loading the model")
     model = models.load(chosen.model, stores, pulse)
     chosen = config.with_output(chosen, model=model.slug)
     if not chosen.output.uri:
@@ -97,16 +99,25 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
     Raises:
         InputError: there is not one image.
     """
+    console.step("reading the tables of earlier runs")
     job.ledger.open(pulse)
+    console.step("listing")
     label = CARRIED + (job.config.source.label_column or "label")
     listing = Listing(job.ledger, folder, job.config.limit, agree=(label,))
 
-    with candidates(job.sources, pulse, allow_empty=job.config.source.allow_empty) as batches:
+    def pulse_of_listing() -> None:
+        pulse()
+        console.show(f"{listing.counts.listed:,} images so far")
+
+    with candidates(job.sources, pulse_of_listing, allow_empty=job.config.source.allow_empty) as batches:
         listing.take(batches, pulse)
     counts = listing.counts
     log.info(
-        "%s images listed, %s already done, %s objects ignored, %s duplicates",
-        *(f"{number:,}" for number in (counts.listed, counts.already_done, counts.ignored, counts.duplicates)),
+        "%s listed, %s already done, %s ignored, %s",
+        counted(counts.listed, "image"),
+        f"{counts.already_done:,}",
+        counted(counts.ignored, "object"),
+        counted(counts.duplicates, "duplicate"),
     )
     if counts.unversioned:
         log.warning(
@@ -153,9 +164,14 @@ def candidates(
 def no_image(counts: Counts, found: list[Source]) -> str:
     """Return what to say of sources in which there is not one image."""
     named = ", ".join(source.uri for source in found)
+    if not counts.ignored and all(source.kind in ("folder", "glob") for source in found):
+        nothing = (
+            "no object matches it" if all(source.kind == "glob" for source in found) else "there is no object below it"
+        )
+        return f"no image in {named}: {nothing}; is the name right?"
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
     return (
-        f"no image in {named} ({counts.ignored:,} other objects ignored{example}): is the prefix right? Names need an "
+        f"no image in {named} ({counted(counts.ignored, 'other object')} ignored{example}): is the prefix right? Names need an "
         'image suffix or none (source.suffixes="*" takes all; of archives only tars are read), and hidden folders '
         "below the input are left out"
     )

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
@@ -49,8 +49,11 @@ def option(default: Any, help: str, *, formerly: str = "", former_values: Mappin
 class Section:
     """A group of options. Its fields are checked when it is made, then `validate` checks them against each other."""
 
+    SECTION: ClassVar[str | None] = None
+    """The name of the section in messages; None: that of the class, without `Config`."""
+
     def __post_init__(self) -> None:
-        prefix = type(self).__name__.removesuffix("Config").lower()
+        prefix = type(self).__name__.removesuffix("Config").lower() if self.SECTION is None else self.SECTION
         kind: Any = type(self)
         for name, hint in _hints(kind).items():
             _require(f"{prefix}.{name}" if prefix else name, hint, getattr(self, name))

@@ -21,6 +21,7 @@ from imgbatch.job import candidates
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, pages
 from imgbatch.parts import Log
+from imgbatch.plurals import counted
 from imgbatch.schema import CARRIED, LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
@@ -155,9 +156,13 @@ class Resolver:
         assert self.declaration is not None
         lines = self.understood.lines(self.declaration.origins)
         if self.declaration.overridden:
-            lines.append(f"{self.declaration.overridden:,} images have another label than the folder that holds them")
+            lines.append(
+                f"{counted(self.declaration.overridden, 'image')} with another label than the folder that holds them"
+            )
         if self.declaration.ignored:
-            lines.append(f"{len(self.declaration.ignored):,} objects without a suffix are no images, and are ignored")
+            lines.append(
+                f"{counted(len(self.declaration.ignored), 'object')} without a suffix ignored: no images, by their bytes"
+            )
         return lines
 
     def public(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.carried import NewValues
-from imgbatch.errors import BooksError
+from imgbatch.doubles import Doubles
 from imgbatch.parts import Footer, Log, require_same
 from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
 from imgbatch.shards import (
@@ -73,6 +73,8 @@ class Ledger:
     """Images that another writer labelled or rejected while this run went on."""
     shards: Shards = field(init=False)
     """Tars whose members are not in `done`, unless they are still to be read."""
+    _closed: dict[str, Mapping[str, Any]] = field(init=False, default_factory=dict)
+    """What was said of the tars that this run came to the end of."""
 
     def __post_init__(self) -> None:
         self.labels = Log(self.output.folder("labels"))
@@ -88,21 +90,22 @@ class Ledger:
         self.forget()
         for log in (self.labels, self.rejects):
             log.scan()
+            log.warn_of_gaps()
             if not self.read_only:
                 log.fence(self.fingerprint)
+        doubles = Doubles(self.output)
         for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
             pulse()
             table = self._without_tars(LABELS_LOG, number, table, footer)
-            double = ~self._add(number, table, 0)
-            if double.any():
-                raise BooksError(f"{_first(table, double)} has two rows: the second in {self.labels.uri(number)}")
-        surplus: dict[int, Keys] = {}
+            doubles.note(LABELS_LOG, number, table, ~self._add(number, table, 0))
+        doubles.refuse()
+        surplus: dict[int, pa.Table] = {}
         for number, table, footer in self._rows(self.rejects, [*VERSION_COLUMNS, "passing"]):
             pulse()
             table = self._without_tars(REJECTS_LOG, number, table, footer)
             double = ~self._add(number, table, _rejected(table))
             if double.any():
-                surplus[number] = uri_keys(whole(table["uri"]))[double]
+                surplus[number] = table.filter(pa.array(double))
         self._drop_rejects_of_labelled(surplus)
         if not self.read_only:
             for log in (self.labels, self.rejects):
@@ -140,12 +143,24 @@ class Ledger:
         self.stale += int(np.count_nonzero(changed))
         return changed
 
-    def visit_tar(self, uri: str, version: str, *, again: bool) -> OpenShard | Progress:
-        """Return how far a listed tar is read; an OpenShard if there is more to read, or all of it `again`."""
+    def visit_tar(self, uri: str, version: str, *, again: bool, refused: bool = False) -> OpenShard | Progress:
+        """Return how far a listed tar is read; an OpenShard if there is more to read.
+
+        Args:
+            uri: of the tar.
+            version: of the tar, as it is listed.
+            again: it is read even if it was read to its end.
+            refused: it has a row itself.
+
+        Raises:
+            BooksError: a member has two rows.
+        """
         version = self.shards.version(uri, version)
         progress = self.shards.visit(uri, version)
-        if progress.closed and not again:
+        if progress.closed and not again and (refused or not progress.reached.torn):
             return progress
+        doubles = Doubles(self.output)
+        surplus: dict[int, pa.Table] = {}
         for name, number, behind in self.shards.parts_of(uri, version):
             columns = [*VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
             table, _ = self._log(name).part(number, columns)
@@ -153,8 +168,22 @@ class Ledger:
             state = _rejected(table) if name == REJECTS_LOG else np.zeros(len(table), np.uint8)
             if behind:  # else `prune` would take out what no reader comes by again
                 state |= np.uint8(_SEEN)
-            self._add(number, table, state)
-        return OpenShard.of(uri, version, progress)
+            double = ~self._add(number, table, state)
+            if name == LABELS_LOG:
+                doubles.note(name, number, table, double)
+            elif double.any():
+                surplus[number] = table.filter(pa.array(double))
+        doubles.refuse()
+        self._drop_rejects_of_labelled(surplus)
+        shard = OpenShard.of(uri, version, progress)
+        shard.there -= sum(map(len, surplus.values()))
+        return shard
+
+    def renew(self, uri: str) -> None:
+        """Make the row of a tar itself STALE: it is read again, and says anew how it ended."""
+        for columns, _, positions in self.done.lookup(uri_keys(pa.array([uri]))):
+            columns["state"][positions] |= np.uint8(_STALE)
+            self.stale += len(positions)
 
     def kept(self) -> int:
         """Return how many rows belong to images that were not visited."""
@@ -181,6 +210,7 @@ class Ledger:
             column = self.label_columns.field(EMBEDDING)
             rows = rows.append_column(column, pa.nulls(len(rows), column.type))
         footer = Footer(run_id, self.fingerprint, shards=shards or {})
+        self._closed |= {tar: entry for tar, entry in (shards or {}).items() if "images" in entry}
         labelled = pc.is_null(rows["reason"])
         written = 0
         for log, mask in ((self.rejects, pc.invert(labelled)), (self.labels, labelled)):
@@ -199,13 +229,29 @@ class Ledger:
             self._rewrite(log, {number: new.into for number, new in sorted(corrections[name].items())}, pulse)
 
     def seal(self, run_id: str) -> None:
-        """Take the next number of each log with an empty part."""
+        """Take the next number of each log with an empty part.
+
+        That of rejects/ says again how many members the tars have that this run came to the end of: what is known of a tar is
+        not lost with one part.
+        """
+        for log, shards in ((self.labels, {}), (self.rejects, self._closed)):
+            log.announced.take_back()
+            footer = Footer(run_id, self.fingerprint, seal=True, shards=shards)
+            log.append(self._empty(log), footer, self._absorb)
+
+    def fill_gaps(self, run_id: str) -> None:
+        """Take the numbers that are missing with empty parts, once what was in them has been made again.
+
+        Then a missing number means that something is missing, and no late PUT of a dead run can have it.
+        """
         footer = Footer(run_id, self.fingerprint, seal=True)
         for log in (self.labels, self.rejects):
-            log.announced.take_back()
-            # With all columns of the parts before it: a reader of *.parquet may want the same ones in each file.
-            carried = log.carried() if log.numbers else self.listed
-            log.append(self._columns(log, carried).empty_table(), footer, self._absorb)
+            if log.missing:
+                log.fill(self._empty(log), footer)
+
+    def _empty(self, log: Log) -> pa.Table:
+        """Return no rows, with all columns of a log: a reader of *.parquet may want the same ones in each file."""
+        return self._columns(log, log.carried() if log.numbers else self.listed).empty_table()
 
     def _without_tars(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
         """Return the rows of a part that are no members of tars; those are counted."""
@@ -236,6 +282,7 @@ class Ledger:
         self.done = UriIndex(size=np.uint32, tag=np.uint64, part=np.int32, state=np.uint8, carried=np.uint32)
         self.absorbed = UriIndex()
         self.shards = Shards()
+        self._closed = {}
 
     def prune(self, pulse: Callable[[], None] = lambda: None, unread: Sequence[str] = ()) -> int:
         """Take out the rows of all images that were not visited; return how many went. `pulse` is called with each part.
@@ -270,16 +317,18 @@ class Ledger:
             versions.keys, size=versions.sizes, tag=versions.tags, part=parts, state=states, carried=unknown
         )
 
-    def _drop_rejects_of_labelled(self, surplus: dict[int, Keys]) -> None:
+    def _drop_rejects_of_labelled(self, surplus: Mapping[int, pa.Table]) -> None:
         """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
-        for number, keys in surplus.items():
-            labelled = np.zeros(len(keys), bool)
+        doubles = Doubles(self.output)
+        keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
+        for number, keys in keys_of.items():
+            rejected = np.ones(len(keys), bool)
             for columns, rows, positions in self.done.lookup(keys):
-                labelled[rows] = columns["state"][positions] & REJECT == 0
-            if not labelled.all():
-                raise BooksError(f"an image has two rows in rejects/: the second in {self.rejects.uri(number)}")
+                rejected[rows] = columns["state"][positions] & REJECT > 0
+            doubles.note(REJECTS_LOG, number, surplus[number], rejected)
+        doubles.refuse()
         if not self.read_only:
-            self._remove(self.rejects, surplus)
+            self._remove(self.rejects, keys_of)
 
     def _take_out(self, keys: Keys) -> None:
         """Take the old rows of these images out of their parts."""
@@ -349,7 +398,3 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
 
 def _without_members(tar: str, table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(members_of(table["uri"], tar)))
-
-
-def _first(table: pa.Table, mask: npt.NDArray[np.bool_]) -> str:
-    return str(table["uri"][int(np.argmax(mask))])

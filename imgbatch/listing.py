@@ -201,19 +201,25 @@ class Listing:
     def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Counted, Counted]:
         """Return how many images each row stands for, as far as that is known, and how many of them are done.
 
-        The status of a tar that is read to its end becomes DONE here; others become shards.
+        The status of a tar that is read to its end becomes DONE here; others become shards, which are read from the first
+        point on where rows are missing.
         """
         images = np.ones(len(batch), np.int64)
         done = (status == DONE).astype(np.int64)
         for at in np.flatnonzero(np.asarray(pc.fill_null(pc.equal(batch["container"], TAR), False))).tolist():
             row = batch.slice(at, 1).to_pylist()[0]
             version = version_of(row["etag"], row["last_modified"])
-            found = self.ledger.visit_tar(row["uri"], version, again=status[at] == STALE)
-            refused = int(status[at] == DONE)  # the tar itself has a reject, for good
-            images[at] = done[at] = found.rows + refused
-            if isinstance(found, Progress) or refused:
+            found = self.ledger.visit_tar(row["uri"], version, again=status[at] == STALE, refused=status[at] != NEW)
+            if isinstance(found, Progress):
+                images[at] = done[at] = found.rows + int(status[at] == DONE)
                 status[at] = DONE
-            else:
+                continue
+            if status[at] == DONE and not found.unbroken:  # the tar itself has a reject, and rows before it are missing
+                self.ledger.renew(row["uri"])
+                status[at] = STALE
+            refused = int(status[at] == DONE)  # the tar itself has a reject that holds
+            images[at] = done[at] = found.there + refused
+            if not refused:
                 found.refused = bool(status[at] == STALE)
                 self._shards[self._entries + at] = found
                 self.counts.tars += 1
@@ -298,6 +304,11 @@ def _file_of(batch: pa.RecordBatch, origin: str) -> str:
     if len(batch) and batch["container"][0].as_py() == PARQUET:
         return str(batch["uri"][0].as_py().rpartition("#")[0])
     return origin
+
+
+def page_names(rows: int) -> list[str]:
+    """Return the names of the pages of a listing with so many rows."""
+    return [page_name(number) for number in range(-(-rows // PAGE_ROWS))]
 
 
 def page_name(number: int) -> str:

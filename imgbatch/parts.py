@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.ahead import ahead
 from imgbatch.announced import Announced
-from imgbatch.errors import Conflict, Exists, NotFound, OutputError
+from imgbatch.errors import Conflict, Exists, NotFound, OutputChangedError, OutputError
 from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
 from imgbatch.storage import Folder
 
@@ -31,6 +33,24 @@ _NAME = re.compile(r"part-(\d{8})\.parquet")
 _READS_AHEAD = 4
 _MOST_CONFLICTS = 1000
 _MOST_VANISHED, _VANISHED_WAIT_S = 20, 0.5
+_MOST_MISSING, _SHOWN = 1000, 3
+_COUNTED = {
+    "uri",
+    "label",
+    "label_id",
+    "score",
+    "width",
+    "height",
+    "run_id",
+    "model",
+    "stage",
+    "reason",
+    "passing",
+    "attempts",
+}
+"""Columns whose row groups have statistics, which tell of nulls without the column being read: some 600 bytes a part."""
+
+log = logging.getLogger(__name__)
 
 DEFAULTS: Mapping[str, Any] = {
     "top_k": 5,
@@ -74,12 +94,13 @@ def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     # 47,000 rows/s of 1,280 numbers, where zstd gives 27,000. BYTE_STREAM_SPLIT is smaller, but DuckDB cannot read it.
     quick = {name: "snappy" if name.startswith(f"{EMBEDDING}.") else "zstd" for name in _leaves(table.schema)}
     table = table.replace_schema_metadata(dict(metadata))
+    counted = [name for name in table.column_names if name in _COUNTED]
     with pq.ParquetWriter(
         sink,
         table.schema,
         compression=quick,
         use_dictionary=[name for name in _leaves(table.schema) if name not in plain and quick[name] == "zstd"],
-        write_statistics=["uri"],
+        write_statistics=counted,
     ) as writer:
         if len(table):  # a row group of 0 rows is valid Parquet, but Hugging Face's `datasets` fails on it
             writer.write_table(table)
@@ -152,9 +173,9 @@ def _leaves(schema: pa.Schema) -> list[str]:
 class Log:
     """The parts of one table, in the order of their numbers."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, numbers: Sequence[int] = ()) -> None:
         self.folder = folder
-        self.numbers: list[int] = []
+        self.numbers: list[int] = [*numbers]
         self._empty_groups: list[int] = []
         output, _, table = folder.uri.rpartition("/")
         self.announced = Announced(Folder(folder.stores, f"{output}/runs"), f"rewriting-{table}.json")
@@ -163,6 +184,11 @@ class Log:
     def next(self) -> int:
         """The number that the next part would take."""
         return self.numbers[-1] + 1 if self.numbers else 1
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts."""
+        return [_name(number) for number in self.numbers]
 
     def uri(self, number: int) -> str:
         """Return the URI of a part."""
@@ -173,16 +199,69 @@ class Log:
 
         Raises:
             OutputError: something that is no part of ours lies among them; hidden files are passed over.
+            OutputChangedError: parts are gone that were there before.
         """
-        numbers = []
+        numbers, others = [], []
         for name in self.folder.names():
             if match := _NAME.fullmatch(name):
                 numbers.append(int(match[1]))
-            elif not name.rpartition("/")[2].startswith((".", "_")):
+            else:
+                others.append(name)
+        self.refuse(others)
+        if gone := sorted(set(self.numbers) - set(numbers)):
+            raise OutputChangedError(
+                f"{len(gone):,} of the {len(self.numbers):,} parts in {self.folder.uri} that this run has seen are gone, "
+                f"{_name(gone[0])} for one: they were deleted while it was at work. Run the same command again"
+            )
+        self.numbers = sorted(numbers)
+
+    def refuse(self, others: Sequence[str]) -> None:
+        """Refuse what lies among the parts and is none; hidden files are passed over.
+
+        Raises:
+            OutputError: naming the first one.
+        """
+        for name in others:
+            if not is_hidden(name):
                 raise OutputError(
                     f"{self.folder.at(name)} is not a part of ours: move it away, or choose another --output"
                 )
-        self.numbers = sorted(numbers)
+
+    def inspect(self, number: int, data: bytes, footer: Footer) -> None:
+        """Do nothing; `read` calls it with the bytes of each part, in the order of their numbers."""
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers that are missing among those of the parts: every run takes the next one, and none is ever given up."""
+        return sorted({*range(1, self.next)}.difference(self.numbers))
+
+    def warn_of_gaps(self) -> None:
+        """Say which parts are missing.
+
+        Raises:
+            OutputError: more than anybody loses; then the last part has a number that no run gave it.
+        """
+        if self.next - 1 - len(self.numbers) > _MOST_MISSING:
+            before = max((first for first, last in pairwise([0, *self.numbers]) if last - first > 1), default=0)
+            raise OutputError(
+                f"{self.uri(self.numbers[-1])}: {self.next - 1 - len(self.numbers):,} numbers of parts are missing before it, "
+                f"from {before + 1} on, which no run leaves: move it away, then run again"
+            )
+        if self.missing:
+            names = ", ".join(self.uri(number) for number in self.missing[:_SHOWN])
+            log.warning(
+                "missing: %s%s. Rows of images that are still in the input are made again",
+                names,
+                f", and {len(self.missing) - _SHOWN} more parts" if len(self.missing) > _SHOWN else "",
+            )
+
+    def fill(self, table: pa.Table, footer: Footer) -> None:
+        """Create the parts that are missing with these rows."""
+        for number in self.missing:
+            with suppress(Exists):  # another run does the same
+                signed = replace(footer, nonce=uuid.uuid4().hex)
+                self.folder.create(_name(number), encode(table, signed.metadata()))
+        self.numbers = [*range(1, self.next)]  # no `scan`: parts that another writer added behind are still to be read
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table, Footer]]:
         """Yield (number, the columns and those of the optional ones that it has, footer) of every part, a few read ahead."""
@@ -195,6 +274,7 @@ class Log:
                 table, footer = decode(data, self.uri(number), columns, optional)
                 if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
                     self._empty_groups.append(number)
+                self.inspect(number, data, footer)
                 yield number, table, footer
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
@@ -298,6 +378,11 @@ class Log:
             self.announced.take_back(left)
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether most readers of a folder pass over a file of this name."""
+    return name.rpartition("/")[2].startswith((".", "_"))
+
+
 def _name(number: int) -> str:
     return f"part-{number:08d}.parquet"
 
@@ -311,13 +396,22 @@ def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str)
     Raises:
         OutputError: naming the keys that differ, and the way out.
     """
-    different = sorted(key for key in theirs.keys() | ours.keys() if _value(theirs, key) != _value(ours, key))
-    if different:
-        shown = "; ".join(f"{key}: {_short(theirs, key)} there, {_short(ours, key)} here" for key in different)
+    if different := differences(theirs, ours):
+        shown = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in different.items())
         raise OutputError(
             f"{where} was written with another fingerprint ({shown}). Labels of two fingerprints do not belong in one "
             "table: give this run an --output of its own, e.g. with {model} in it"
         )
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the keys in which two fingerprints differ, with both values as a message shows them.
+
+    >>> differences({"top_k": 3}, {"answer.min_score": 0.5})
+    {'top_k': ('3', 'default (5)')}
+    """
+    different = sorted(key for key in theirs.keys() | ours.keys() if _value(theirs, key) != _value(ours, key))
+    return {key: (_short(theirs, key), _short(ours, key)) for key in different}
 
 
 def _value(fingerprint: Mapping[str, Any], key: str) -> Any:

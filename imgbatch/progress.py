@@ -1,30 +1,19 @@
-"""What a person sees while a run goes on: a line that moves on a terminal, a log line each 10 s elsewhere."""
+"""How far the images of a run are: a bar on a terminal, a log line every 10 s elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
 
-log = logging.getLogger("imgbatch")
+from imgbatch import console
+from imgbatch.plurals import number
+
+log = logging.getLogger(__name__)
 
 _WINDOW_S = 30.0
-_LOG_EACH_S = 10.0
-_STARTING = "starting the actors"
-
-
-class Progress(Protocol):
-    """Shows how far a run is."""
-
-    def update(self, done: int, rejected: int) -> None:
-        """Show `done` images with a row, `rejected` of them rejects."""
-
-    def close(self) -> None:
-        """Stop showing."""
 
 
 @dataclass
@@ -52,67 +41,45 @@ class Rate:
 
 
 def line(done: int, total: int | None, rejected: int, rate: float) -> str:
-    """Return the progress line; the total is not known where tars are to be read.
+    """Return how far the images are; the total is not known if tars are to be read.
 
     >>> line(1500, 4000, 2, 100.0)
-    '1,500/4,000 images (37 %), 100/s, 2 rejects, 0:00:25 left'
+    '1,500/4,000 images, 0:25 left, 100/s, 2 rejects'
     """
+    speed, refused = f"{number(rate)}/s", f"{rejected:,} reject{'s' * (rejected != 1)}"
     if total is None:
-        return f"{done:,} images, {rate:,.0f}/s, {rejected:,} reject{'s' * (rejected != 1)}"
-    share = 100 * done // total if total else 100
-    left = f"{_clock((total - done) / rate)} left" if rate else "time left not known yet"
-    return f"{done:,}/{total:,} images ({share} %), {rate:,.0f}/s, {rejected:,} reject{'s' * (rejected != 1)}, {left}"
+        return f"{done:,} images, {speed}, {refused}"
+    left = f"{console.clock((total - done) / rate)} left" if rate else "time left unknown"
+    return f"{done:,}/{total:,} images, {left}, {speed}, {refused}"
 
 
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
+class Progress:
+    """Shows how many images of a step are done. Until the first row comes, it is the step before that is shown."""
 
+    def __init__(self, name: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._total, self._rate = name, total, Rate(clock)
+        self._done, self._waiting, self._started = 0, True, False
 
-class LogProgress:
-    """A log line each 10 s."""
-
-    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._clock, self._rate, self._said = total, clock, Rate(clock), clock()
-
-    def update(self, done: int, rejected: int) -> None:
-        """Log, if it is time."""
-        self._rate.mark(done)
-        if self._clock() - self._said >= _LOG_EACH_S:
-            self._said = self._clock()
-            text = line(done, self._total, rejected, self._rate()) if done else _STARTING
-            log.info("%s", text)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class TerminalProgress:
-    """A bar that moves."""
-
-    def __init__(self, total: int | None, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        self._total, self._rate = total, Rate()
-        self._bar = Bar(BarColumn(24), TextColumn("{task.description}"), console=Console(file=stream), transient=True)
-        self._task = self._bar.add_task(_STARTING, total=total)
-        self._bar.start()
+    def start(self, pending: int, rows: int) -> None:
+        """Show that work is handed out, until rows of it come: `pending` images, in units of up to `rows`."""
+        if self._started:
+            what = "images" if self._total is not None else "images and tars"
+            again = f"handing out {pending:,} {what} again that did not come back, in units of {rows:,}"
+            log.info("%s", again)
+            console.step(again)
+        else:
+            console.step("starting the workers")
+        self._started = self._waiting = True
 
     def update(self, done: int, rejected: int) -> None:
-        """Move the bar."""
+        """Show `done` images with a row, `rejected` of them rejects."""
         self._rate.mark(done)
-        text = line(done, self._total, rejected, self._rate()) if done else _STARTING
-        self._bar.update(self._task, completed=done, description=text)
+        if done > self._done:
+            self._done, self._waiting = done, False
+        if not self._waiting:
+            console.step(self._name)
+            console.show(line(done, self._total, rejected, self._rate()), done, self._total)
 
     def close(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-
-def progress(total: int | None, stream: TextIO | None = None) -> Progress:
-    """Return what fits the stream, stderr if none is given."""
-    stream = stream or sys.stderr  # as it is now: it may have been replaced since the import
-    return TerminalProgress(total, stream) if stream.isatty() else LogProgress(total)
+        """Show that what remains is to be written."""
+        console.step("committing the last rows")

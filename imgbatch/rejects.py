@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from imgbatch.config import RejectsConfig
 from imgbatch.errors import BudgetError
+from imgbatch.plurals import counted
 
 REASONS = (
     "empty", "not_an_image", "truncated", "corrupt", "unsupported", "too_large", "vanished", "changed", "forbidden",
@@ -15,7 +16,7 @@ REASONS = (
 _STORE_MAY_ANSWER_LATER = {"vanished", "changed", "forbidden", "unreachable", "timeout"}
 
 _JUDGED_FROM = 1_000
-_NEVER_BELOW = 20
+_SHARE_APPLIES_ABOVE = 20
 
 
 def is_passing(stage: str, reason: str) -> bool:
@@ -47,8 +48,8 @@ def judge(
 ) -> None:
     """Hold the number of rejects against the budget.
 
-    On the way it is judged after 1,000 images only; up to 20 rejects are always allowed. A run that labelled nothing has
-    failed whatever the budget.
+    In the middle of a run it is applied after 1,000 images only. `max_count` is exact; `max_share` is not applied to 20
+    rejects or fewer. A run that labelled nothing has failed whatever the budget.
 
     Args:
         where: names the table of rejects in messages.
@@ -59,13 +60,16 @@ def judge(
     seen = labelled + rejected
     if at_end and listed and not labelled:
         raise BudgetError(
-            f"none of {listed:,} images could be labelled: look at the reasons in {where} before anything else"
+            f"none of {counted(listed, 'image')} could be labelled: look at the reasons in {where} before anything else"
         )
-    if rejected <= _NEVER_BELOW or not (at_end or seen >= _JUDGED_FROM):
+    if not (at_end or seen >= _JUDGED_FROM):
         return
     if config.max_count is not None and rejected > config.max_count:
-        raise BudgetError(f"{rejected:,} images rejected, rejects.max_count allows {config.max_count:,}")
-    if rejected > config.max_share * seen:
+        raise BudgetError(
+            f"{counted(rejected, 'image')} rejected, rejects.max_count allows {config.max_count:,}: look at the reasons in "
+            f"{where}, or raise it with --set rejects.max_count=…"
+        )
+    if rejected > _SHARE_APPLIES_ABOVE and rejected > config.max_share * seen:
         raise BudgetError(
             f"{rejected:,} of {seen:,} images rejected ({rejected / seen:.1%}), rejects.max_share allows "
             f"{config.max_share:.1%}: look at the reasons in {where}, or raise it with --set rejects.max_share=…"

@@ -1,4 +1,4 @@
-"""The record of a run: `runs/RUN_ID/run.json`, its heartbeat, and who owns an output."""
+"""The record of a run, `runs/RUN_ID/run.json`, with its heartbeat; and `_SUCCESS`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import platform
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from imgbatch import owners
 from imgbatch.config import masked
-from imgbatch.errors import ImgbatchError, Interrupted, NotFound, OutputError, StoreError
+from imgbatch.errors import Conflict, Exists, ImgbatchError, Interrupted, NotFound, OutputChangedError, StoreError
 from imgbatch.storage import Folder
+
+if TYPE_CHECKING:
+    from imgbatch.claims import Claim
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 OWNER_IS_DEAD_S = 25.0
 """A run on another machine whose record does not change for so long is dead. No two clocks are compared."""
+
+SUCCESS = "_SUCCESS"
 
 _LOOKED_AT = 3
 _PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
@@ -56,9 +61,14 @@ class Record:
     output: Folder
     facts: dict[str, Any]
     id: str = ""
-    """Given when it starts, so that it sorts behind the runs that are there."""
+    """That of the claim; without one it is given at the start, so that it sorts behind the runs that are there."""
+    claim: Claim | None = None
+    listed_rows: int = 0
+    """How many rows its listing has, tars as one each; known when it is written."""
     _beaten: float = 0.0
     _beats: int = 0
+    _over: bool = False
+    """Whether its last version is written, or on its way."""
 
     @property
     def folder(self) -> Folder:
@@ -66,8 +76,14 @@ class Record:
         return self.output.folder(f"runs/{self.id}")
 
     def start(self) -> None:
-        """Write the record for the first time."""
-        self.id = self.id or new_run_id(next(iter(_newest(self.output)[-1:]), None))
+        """Write the record for the first time.
+
+        Raises:
+            OutputChangedError: as for `beat`.
+        """
+        if self.claim is not None and time.monotonic() - self.claim.taken >= OWNER_IS_DEAD_S:
+            self.claim.require_ours()
+        self.id = self.id or new_run_id(next(iter(newest(self.output)[-1:]), None))
         self.facts = {
             "run_id": self.id,
             "status": "running",
@@ -76,18 +92,26 @@ class Record:
             **self.facts,
             "versions": _versions(),
             "hardware": _hardware(),
-            "owner": _owner(),
+            "owner": owners.this_process(),
         }
         self._write()
 
     def beat(self, **facts: Any) -> None:
-        """Write the record again, if the last time was long enough ago."""
-        if time.monotonic() - self._beaten >= HEARTBEAT_S:
+        """Write the record again, if the last time was long enough ago.
+
+        Raises:
+            OutputChangedError: it was so long ago that another run took this one for dead, and has taken over.
+        """
+        since = time.monotonic() - self._beaten
+        if self.claim is not None and since >= OWNER_IS_DEAD_S:
+            self.claim.require_ours()
+        if since >= HEARTBEAT_S:
             self.facts |= facts
             self._write()
 
     def finish(self, status: str, exit_code: int, **facts: Any) -> None:
         """Write the record for the last time."""
+        self._over = True
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         self.facts |= {"status": status, "exit_code": exit_code, "finished": finished, **facts}
         self._write()
@@ -106,112 +130,114 @@ class Record:
                 log.error("run.json could not be written: %s", second)
             raise
 
+    def give_up(self, signum: int) -> None:
+        """Say that a signal ended the run. Called in another thread, since that of the run does not come to its end."""
+        if self._over:
+            return
+        stopped = Interrupted(signum)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        last = {"status": "interrupted", "exit_code": stopped.exit_code, "finished": finished, "error": str(stopped)}
+        try:
+            self.folder.put("run.json", json.dumps(self.facts | last, indent=2, default=str).encode())
+        except StoreError as error:
+            log.error("run.json could not be written: %s", error)
+
     def _write(self) -> None:
         self._beats += 1
         self.facts["heartbeat"] = self._beats
+        self._beaten = (
+            time.monotonic()
+        )  # not behind the request, which may take so long that others think this run dead
         self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
-        self._beaten = time.monotonic()
-
-
-def require_free(output: Folder, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Refuse an output that a live run writes.
-
-    A dead owner on this machine is known at once, one on another after 25 s. It only spares wasted work: the numbered
-    logs keep every image single whoever writes.
-
-    Raises:
-        OutputError: naming the run and its host.
-    """
-    running = {name: record for name in _newest(output) if (record := _read(output, name)).get("status") == "running"}
-    unknown = {name: record for name, record in running.items() if (alive := _lives_here(record)) is None or alive}
-    for name, record in unknown.items():
-        if _lives_here(record):
-            raise _taken(output, name, record)
-    waited = 0.0
-    while unknown and waited < OWNER_IS_DEAD_S:
-        sleep(1.0)
-        waited += 1.0
-        for name, record in unknown.items():
-            now = _read(output, name)
-            if now.get("heartbeat") != record.get("heartbeat") and now.get("status") == "running":
-                raise _taken(output, name, record)
 
 
 def read_success(output: Folder) -> dict[str, Any] | None:
     """Return what `_SUCCESS` says, None if there is none, nothing if it is damaged."""
     try:
-        return _object(output.read("_SUCCESS"))
+        return json_object(output.read(SUCCESS))
     except NotFound:
         return None
 
 
-def write_success(output: Folder, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
-    """Write `_SUCCESS`: its existence means that the books balance. `seal` names the run that sealed the logs."""
-    content = json.dumps({"run_id": run_id, "counts": counts, "limit": limit, "seal": seal}, indent=2).encode()
-    # Never over one that was not seen: then the late request of a dead run cannot take the place of this one either.
-    output.change("_SUCCESS", lambda _: content)
+@dataclass
+class Success:
+    """`_SUCCESS` as this run saw it last. What another run has written since is neither replaced nor removed."""
+
+    output: Folder
+    said: dict[str, Any] | None = None
+    """What it says, None if it is not there."""
+    _tag: str | None = None
+
+    def look(self) -> None:
+        """Read it, one GET."""
+        try:
+            content, self._tag = self.output.read_tagged(SUCCESS)
+            self.said = json_object(content)
+        except NotFound:
+            self.said = self._tag = None
+
+    def withdraw(self) -> None:
+        """Remove it, if it was there: the run has found work, or an error.
+
+        A DELETE of a killed run that arrives late changes nothing, where the store has conditional deletion.
+
+        Raises:
+            OutputChangedError: another run has written a newer one.
+        """
+        if self.said is None:
+            return
+        try:
+            self.output.delete(SUCCESS, self._tag)
+        except Conflict as error:
+            raise _changed(self.output, "since this run began") from error
+        self.said = self._tag = None
+
+    def write(self, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
+        """Write it: its existence means that the counts reconcile. `seal` names the run that sealed the logs.
+
+        Raises:
+            OutputChangedError: another run has written it, or removed it, since it was looked at.
+        """
+        said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
+        content = json.dumps(said, indent=2).encode()
+        try:
+            if self.said is None:
+                self.output.create(SUCCESS, content)
+            else:
+                self.output.replace(SUCCESS, content, self._tag)
+        except (Exists, Conflict, NotFound) as error:
+            # After a lost answer the request is repeated, and finds what it has written itself.
+            if (read_success(self.output) or {}).get("run_id") != run_id:
+                raise _changed(self.output, "while this run counted the rows") from error
 
 
-def _newest(output: Folder) -> list[str]:
+def _changed(output: Folder, when: str) -> OutputChangedError:
+    return OutputChangedError(
+        f"{output.at(SUCCESS)} was changed by another run {when}; it is left as it is. What this run has committed stays: "
+        "run the same command again"
+    )
+
+
+def newest(output: Folder) -> list[str]:
+    """Return the names of the last few runs."""
     return sorted(output.folders("runs"))[-_LOOKED_AT:]
 
 
-def _read(output: Folder, name: str) -> dict[str, Any]:
+def read_record(output: Folder, name: str) -> dict[str, Any]:
+    """Return the record of a run; nothing if it is missing or damaged."""
     try:
-        return _object(output.read(f"runs/{name}/run.json"))
+        return json_object(output.read(f"runs/{name}/run.json"))
     except NotFound:
         return {}
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes) -> dict[str, Any]:
     """Return a JSON object, an empty one for whatever is none."""
     try:
         found = json.loads(content)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _taken(output: Folder, name: str, record: Mapping[str, Any]) -> OutputError:
-    owner = record.get("owner", {})
-    return OutputError(
-        f"{output.uri} is being written by run {name} (host {owner.get('host')}, process {owner.get('pid')}): wait for "
-        "it, or give this run an --output of its own"
-    )
-
-
-def _owner() -> dict[str, Any]:
-    where = {"host": socket.gethostname(), "boot": _boot(), "processes": _pid_namespace()}
-    return {**where, "pid": os.getpid(), "born": _born(os.getpid())}
-
-
-def _lives_here(record: Mapping[str, Any]) -> bool | None:
-    """Return whether the owner lives, None if it is (or may be) on another machine."""
-    owner = record.get("owner", {})
-    # Two containers of a machine may share its name; a process number says nothing outside its own namespace.
-    here = (socket.gethostname(), _boot(), _pid_namespace())
-    if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != here:
-        return None
-    return bool(_born(int(owner.get("pid", 0))) == owner.get("born"))
-
-
-def _boot() -> str | None:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else None
-
-
-def _pid_namespace() -> str | None:
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return None
-
-
-def _born(pid: int) -> int | None:
-    """Return when a process was started, in the kernel's ticks: a number may be used again, not with its time."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def _versions() -> dict[str, str]:

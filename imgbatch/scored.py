@@ -14,6 +14,7 @@ from imgbatch.errors import BooksError, BudgetError, ModelError
 from imgbatch.metrics import before_temperature
 from imgbatch.models import Model
 from imgbatch.parts import Log
+from imgbatch.plurals import plural
 from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
 from imgbatch.seen import NOT_COMPARED, TrainingImages
 from imgbatch.sources.labelled import Classes
@@ -185,8 +186,8 @@ class Scored:
             )
         more = ", …" if total > _SHOWN else ""
         raise BudgetError(
-            f"{scored}; {total:,} have no label: {', '.join(told[:_SHOWN])}{more}. Figures over the rest would flatter: "
-            f"mend these images or leave them out of the input; all are in {output.at('rejects')}"
+            f"{scored}; {total:,} {plural(total, 'has', 'have')} no label: {', '.join(told[:_SHOWN])}{more}. Figures over "
+            f"the rest would flatter: fix these images or leave them out of the input; all are in {output.at('rejects')}"
         )
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.errors import NotFound
+from imgbatch.plurals import counted, plural
 from imgbatch.storage import Folder, Stores, absolute
 
 log = logging.getLogger(__name__)
@@ -184,9 +185,15 @@ class Seen:
         """
         about = "" if self.compared == self.n else "about "
         counts = [(self.trained, "trained on"), (self.selected, "used to select the model")]
-        parts = [f"{about}{count:,} of {self.n:,} images were {what}" for count, what in counts if count]
+        parts = [
+            f"{about}{count:,} of {counted(self.n, 'image')} {plural(count, 'was', 'were')} {what}"
+            for count, what in counts
+            if count
+        ]
         none = (
-            f"none of {self.n:,} images" if self.compared == self.n else f"none of {self.compared:,} images looked up"
+            f"none of {counted(self.n, 'image')}"
+            if self.compared == self.n
+            else f"none of {counted(self.compared, 'image')} looked up"
         )
         return ", ".join(parts) or f"{none} was trained on"
 

@@ -7,6 +7,7 @@ characters has the same `folded` form, and `require_distinct` refuses it.
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
+from imgbatch.plurals import counted
 
 _SHOWN = 5
 
@@ -67,7 +69,7 @@ def alike(names: Iterable[str], counts: Mapping[str, int] | None = None) -> str:
     for name in names:
         groups.setdefault(folded(name), []).append(name)
     found = [
-        " and ".join(shown(name) + (f" ({counts[name]:,} images)" if counts else "") for name in same)
+        " and ".join(shown(name) + (f" ({counted(counts[name], 'image')})" if counts else "") for name in same)
         for same in groups.values()
         if len(same) > 1
     ]
@@ -90,6 +92,13 @@ def require_distinct(names: Iterable[str], what: str, counts: Mapping[str, int] 
         raise InputError(
             f"{what} that differ only in case, spaces or invisible characters: {pairs}: give each one spelling"
         )
+
+
+def csv_problem(error: csv.Error) -> str:
+    """Return what to say of an error of Python's CSV parser."""
+    if "field limit" in str(error):
+        return f"a value is longer than {csv.field_size_limit():,} characters: is its quote closed?"
+    return str(error)
 
 
 def near_miss(wanted: str, names: Sequence[str], also: Sequence[str] = ()) -> str | None:

@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import TypeVar
 
 from imgbatch.errors import ClusterError
@@ -85,9 +86,37 @@ def _as_they_come(
 
 def waited(call: Callable[[], Item], pulse: Callable[[], None]) -> Item:
     """Return call(), made in a thread, while `pulse` is called four times a second: it raises to wait no longer."""
-    with closing(ticking((call() for _ in range(1)), math.inf, closes=True)) as answers:
-        for answer in answers:
-            pulse()
-            if answer is not None:
-                return answer
-    raise AssertionError("a call that returns nothing cannot be waited for")
+    return bounded(call, math.inf, "", pulse)
+
+
+def bounded(call: Callable[[], Item], limit_s: float, what: str, pulse: Callable[[], None] = lambda: None) -> Item:
+    """Return call(), made in a daemon thread; meanwhile `pulse` is called four times a second, and raises to wait no longer.
+
+    Ray's calls into C++ have no timeout of their own, and no signal reaches Python in the thread that makes one.
+
+    Raises:
+        ClusterError: the call, named by `what`, took longer than `limit_s` seconds. Its thread is left behind.
+    """
+    answer: Future[Item] = Future()
+
+    def make() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
+            answer.set_exception(error)
+
+    threading.Thread(target=make, name=what or None, daemon=True).start()
+    return awaited(answer, limit_s, what, pulse)
+
+
+def awaited(answer: Future[Item], limit_s: float, what: str, pulse: Callable[[], None] = lambda: None) -> Item:
+    """Return what `answer` will hold, like `bounded`."""
+    started = time.monotonic()
+    while not wait([answer], timeout=min(_TICK_S, limit_s)).done:
+        pulse()
+        if time.monotonic() - started >= limit_s:
+            raise ClusterError(
+                f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; look at "
+                "the head node, then run the same command again"
+            )
+    return answer.result()

@@ -12,17 +12,23 @@ import difflib
 import hashlib
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imgbatch.errors import InputError, ModelError
-from imgbatch.spelling import folded, normalise, require_distinct
+from imgbatch.other_kinds import stand_in
+from imgbatch.plurals import counted
+from imgbatch.spelling import csv_problem, folded, normalise, require_distinct
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 5
 _SYNSET = re.compile(r"n\d{8}")
@@ -107,12 +113,14 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
 
     Args:
         where: names the file in messages.
-        labels: the model's labels, in the order of its logits; the tree must hold exactly these.
+        labels: the model's labels, in the order of its logits. The tree must hold all of them; others are left out, with a
+            warning.
 
     Raises:
-        ModelError: it cannot be read, lacks a label, has one that the model lacks, or is no tree of even depth; each with
-            the names concerned.
+        ModelError: it cannot be read, lacks a label, or is no tree of even depth; each with the names concerned.
     """
+    if kind := stand_in(content):
+        raise ModelError(f"{where} is {kind}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,7 +163,7 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
                 )
             paths.append((f"line {reader.line_num}", tuple(reversed(row))))
     except csv.Error as error:
-        raise ModelError(f"{where}, line {reader.line_num}: {error}") from error
+        raise ModelError(f"{where}, line {reader.line_num}: {csv_problem(error)}") from error
     return header[::-1], paths
 
 
@@ -236,12 +244,15 @@ def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str]
 
     The model's own labels may: ImageNet has a Cardigan (a dog) and a cardigan.
     """
+    known = set(labels)
     try:
         require_distinct(names, "levels")
         for depth, name in enumerate(names):
             nodes = dict.fromkeys(path[depth] for _, path in paths)
-            if depth < len(names) - 1 or not nodes.keys() <= set(labels):
-                require_distinct(nodes, f"nodes of {name!r}")
+            if depth == len(names) - 1:
+                others = {folded(node) for node in nodes if node not in known}
+                nodes = {node: None for node in nodes if folded(node) in others}
+            require_distinct(nodes, f"nodes of {name!r}")
     except InputError as error:
         raise ModelError(f"{where}: {error}") from error
 
@@ -264,19 +275,27 @@ def _cycle(above: Mapping[str, set[str]]) -> list[str]:
 
 
 def _require_labels(found: set[str], labels: Sequence[str], where: str) -> None:
-    """Refuse a tree whose labels are not exactly the model's."""
+    """Refuse a tree that lacks a label of the model; warn of labels that the model lacks."""
     missing = [label for label in labels if label not in found]
     surplus = sorted(found - set(labels))
-    wrong = [_named(missing, "of the model's labels are missing", surplus)] if missing else []
-    wrong += [_named(surplus, "labels are surplus, since the model lacks them", labels)] if surplus else []
-    if wrong:
-        raise ModelError(f"{where}: {'; '.join(wrong)}: the tree must have a row for each label of the model, no other")
+    more = _named(surplus, "unknown to the model", labels) if surplus else ""
+    if missing:
+        wrong = _named(missing, "of the model's missing", surplus) + (f"; {more}" if more else "")
+        raise ModelError(f"{where}: {wrong}: the tree must have a row for each label of the model")
+    if surplus:
+        _warn_once(f"{where}: {more}: left out of the tree")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning, once in a process: a tree is read at several stages of a run."""
+    log.warning("%s", text)
 
 
 def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
     """Return a count, the first few names, and for each the name among the others that it may stand for."""
     shown = [repr(name) + did_you_mean(name, others) for name in names[:_SHOWN]]
-    return f"{len(names)} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
+    return f"{counted(len(names), 'label')} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -286,6 +305,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     (", did you mean 'Granny Smith'?", '')
     >>> did_you_mean("n02123159", ["tabby", "tiger cat"]), did_you_mean("1", ["tabby", "tiger cat"])
     (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
+    >>> did_you_mean("crane", ["crane (bird)", "crane (machine)", "crate"])
+    ", which may be 'crane (bird)' or 'crane (machine)': say which"
     """
     if name.isdecimal() and len(name) < 9 and int(name) < len(known):
         return f", the number of {known[int(name)]!r}?"
@@ -294,6 +315,16 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
         if (word := zoo.readable([name])[0]) != name and word in known:
             return f", the WordNet id of {word!r}?"
+    if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
+        return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
     by_form = {folded(other).replace(" ", ""): other for other in known}
     near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
     return f", did you mean {by_form[near[0]]!r}?" if near else ""
+
+
+def _id_of(label: str, labels: Sequence[str]) -> str:
+    """Return the WordNet id of a label of ImageNet's in parentheses, nothing for others."""
+    from imgbatch.models import zoo
+
+    ids = zoo.wordnet_ids(tuple(labels))
+    return f" ({ids[list(labels).index(label)]})" if ids else ""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, InputError
 from imgbatch.labelled_inputs import Resolver, TarMembers
-from imgbatch.models import Model
+from imgbatch.models import Model, zoo
+from imgbatch.plurals import counted
 from imgbatch.schema import LISTING, whole
 from imgbatch.sources.labelled import TRUTH, Classes, is_tar
 from imgbatch.storage import Folder
@@ -31,7 +32,8 @@ class Truths:
         InputError: a truth is none of the labels.
     """
 
-    def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str]) -> None:
+    def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str], label_is: str = "name") -> None:
+        self._label_is = label_is
         self._labels, self._index = labels, UriIndex(number=np.int32)
         self._classes: Numbers = np.zeros(0, np.int32)
         self._containers = pa.chunked_array([], pa.dictionary(pa.int32(), pa.string()))
@@ -46,12 +48,17 @@ class Truths:
         Raises:
             InputError: it has no such class.
         """
-        numbers = Classes(model.labels).numbers(pa.array(self._labels, pa.string()))[self._classes]
+        classes = Classes(model.labels)
+        known = classes.of_truths(pa.array(self._labels, pa.string()))
+        if len(ids := zoo.wordnet_ids(tuple(self._labels))):  # it may call its classes so
+            known = np.where(known < 0, classes.of_truths(pa.array(ids, pa.string())), known)
+        numbers = known[self._classes]
         if lacking := np.unique(self._classes[numbers < 0]).tolist():
             names = ", ".join(repr(self._labels[number]) for number in lacking[:_SHOWN])
-            without = np.count_nonzero(numbers < 0)
+            without = int(np.count_nonzero(numbers < 0))
             raise InputError(
-                f"{without:,} images are of {len(lacking)} classes that {model.name} does not know: {names}"
+                f"{counted(without, 'image')} of {counted(len(lacking), 'class', 'classes')} that {model.name} does not know: "
+                f"{names}"
             )
         return numbers
 
@@ -88,7 +95,8 @@ class Truths:
         for table in members.labelled(split):
             # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
             itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
-            truths = pc.if_else(itself, self._labels[0], whole(table[TRUTH]))
+            first = self._labels[0] if self._label_is == "name" else "0"
+            truths = pc.if_else(itself, first, whole(table[TRUTH]))
             known = {"uri": table["uri"], TRUTH: truths}
             columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
@@ -98,7 +106,8 @@ class Truths:
             )
 
     def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
-        classes, found, containers = Classes(self._labels), [self._classes], self._containers.chunks
+        classes = Classes(self._labels, label_is=self._label_is)
+        found, containers = [self._classes], self._containers.chunks
         for batch in listed:
             images = batch.filter(pc.invert(is_tar(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
@@ -107,5 +116,6 @@ class Truths:
             found.append(classes.truths(images)[new])
             containers.append(images["container"].filter(pa.array(new)).dictionary_encode())
         classes.require_known()
+        classes.warn_of_shared_names()
         self._classes = np.concatenate(found)
         self._containers = pa.chunked_array(containers, self._containers.type)

@@ -8,20 +8,22 @@ Run it again to go on where it was stopped, or to label what is new. See --help,
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, cli, config, models, progress, rejects, runs, sources
+from imgbatch import books, claims, cli, config, console, intact, models, progress, rejects, runs, sources
+from imgbatch import listing as listing_pages
 from imgbatch.corrections import corrections, count_rows
-from imgbatch.errors import BooksError, StoreError
+from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
 from imgbatch.listing import Counts, Todo
+from imgbatch.plurals import counted, plural
 from imgbatch.stream import ticking
+from imgbatch.tally import Tally
 
 if TYPE_CHECKING:
     from imgbatch import cluster, units
@@ -41,20 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
     parser.add_argument(
-        "--input", action="append", metavar="URI", help="prefix or folder, glob, object or manifest; may be repeated"
+        "--input",
+        action="append",
+        metavar="URI",
+        help="required: a prefix or folder, glob, object, archive or manifest; may be repeated",
     )
     parser.add_argument(
-        "--output", metavar="URI", help="where labels/ and rejects/ go; {model} and {date} are filled in"
+        "--output",
+        metavar="URI",
+        help="required: where labels/ and rejects/ are written; {model} and {date} are filled in",
     )
     parser.add_argument(
         "--model",
         metavar="NAME_OR_URI",
-        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or a URI",
+        help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or the path or URI of a model directory",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of the listing")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("--limit", type=int, metavar="N", help="label only the first N images of the listing")
+    parser.add_argument("--dry-run", action="store_true", help="list, print what would be done, and write nothing")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags))
+    return cli.run(lambda: classify(flags), quiet=flags.quiet)
 
 
 def classify(flags: Any) -> int:
@@ -63,14 +70,18 @@ def classify(flags: Any) -> int:
     chosen = config.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
+    stop.timeout_s = chosen.run.stop_timeout_s
     job = prepare(chosen, stop.check)
     with naming_the_output(job):
         job.output.folders()  # is it there, and are we let in?
         if not job.output.conditional:
             log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
-        if job.config.run.check_owner and not flags.dry_run:
-            runs.require_free(job.output)
-    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
+        if flags.dry_run:
+            return dry_run(job, stop)
+        console.step("checking that no other run writes the output")
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        return recorded(job, claim, stop)
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -81,19 +92,22 @@ def dry_run(job: Job, stop: StopRequest) -> int:
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
+    console.close()  # before anything is printed
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
+    tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
+    updated = f" ({counts.updated:,} of these to get other carried values)" if counts.updated else ""
+    stale = f", {counts.stale:,} of the {todo:,} to classify changed or to be tried again" if counts.stale else ""
     print(f"model {job.model.summary()}")
     print(
-        f"would classify {todo:,} of {counts.listed:,} images{f' and what {counts.tars:,} tars hold' if counts.tars else ''} "
+        f"would classify {todo:,} of {counted(counts.listed, 'image')}{tars} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
-        f"{counts.already_done:,} already done, {counts.stale:,} of the {todo:,} changed or to be tried again, "
-        f"{f'{counts.updated:,} of these to get other carried values, ' if counts.updated else ''}"
-        f"{counts.ignored:,} objects ignored, {counts.duplicates:,} duplicates; nothing was written"
+        f"{counts.already_done:,} already done{updated}{stale}, {counted(counts.ignored, 'object')} ignored, "
+        f"{counted(counts.duplicates, 'duplicate')}; nothing was written"
     )
     return 0
 
 
-def recorded(job: Job, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its run.json."""
     record = runs.Record(
         job.output,
@@ -102,26 +116,63 @@ def recorded(job: Job, stop: StopRequest) -> int:
             "fingerprint": job.ledger.fingerprint,
             "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
         },
+        claim.run_id,
+        claim,
     )
+    success = runs.Success(job.output)
     with naming_the_output(job):
         record.start()
-    started = time.monotonic()
+    tally = Tally()
     log.info("model %s", job.model.summary())
-    with record.telling():
+    with stop.on_timeout(record.give_up), record.telling(), tally.reported(record):
         try:
-            summary = work_through(job, record, stop)
-        except BooksError:  # of an earlier run's making, perhaps: whatever `_SUCCESS` said, it is wrong now
-            try:
-                job.output.delete("_SUCCESS")
-            except StoreError as second:  # the first error is the one to tell
-                log.error("_SUCCESS could not be removed: %s", second)
+            summary = work_through(job, claim, record, success, stop, tally)
+        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+            blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
-    print(f"{summary} in {time.monotonic() - started:.1f} s: {job.output.at('labels')}")
+    cli.result(f"{summary} in {tally.seconds:.1f} s: {job.output.at('labels')}")
     return 0
 
 
-def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success) -> None:
+    """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
+
+    Raises:
+        OutputChangedError: another run has taken over, or something was deleted.
+    """
+    gone = what_is_gone(job, record)
+    if isinstance(error, OutputChangedError) and not gone:  # it says all there is to say
+        return
+    try:
+        claim.require_ours()
+    except OutputChangedError as lost:  # `_SUCCESS` is another run's
+        raise OutputChangedError(gone or str(lost)) from error
+    if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
+        try:
+            if success.said is None:  # it was not reached yet
+                success.look()
+            success.withdraw()
+        except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
+            log.error("_SUCCESS could not be removed: %s", second)
+    if gone:
+        raise OutputChangedError(gone) from error
+
+
+def what_is_gone(job: Job, record: runs.Record) -> str:
+    """Return what was deleted of the tables and the listing since the run has seen them."""
+    seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
+    seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
+    try:
+        return intact.deleted(job.output, seen)
+    except StoreError as second:
+        log.warning("the output could not be looked at: %s", second)
+        return ""
+
+
+def work_through(
+    job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest, tally: Tally
+) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
     def pulse() -> None:
@@ -129,32 +180,35 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
+    success.look()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"), pulse)
     listed, todo = listing.counts, listing.todo()
     changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
+    record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
     cli.release_memory()
-    success = runs.read_success(job.output)
     for some in changed:
-        job.output.delete("_SUCCESS")
-        success = None
+        withdraw(claim, success)
         job.ledger.correct(some, pulse)
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
-        job.output.delete("_SUCCESS")
-        success = None
+        withdraw(claim, success)
     if todo.pending.any():
-        label(job, record, listed, todo, stop, pulse)
+        label(job, record, listed, todo, stop, pulse, tally)
+    console.step("reading the tables back")
     cli.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(pulse, listed.unread)
-    sealed_by = seal(job, record, success, pulse)
+    sealed_by = seal(job, record, success.said, pulse)
     job.ledger.forget()
-    counts, totals = count(job, record, listed, pulse)
-    runs.write_success(job.output, record.id, counts, job.config.limit, sealed_by)
+    success.look()  # a newer one, of a run that ends during the audit, is not replaced
+    counts, totals = count(job, record, listed, pulse, tally)
+    claim.require_ours()
+    success.write(record.id, counts, job.config.limit, sealed_by)
+    release(claim, success)
     return (
         f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
         f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
@@ -162,9 +216,33 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     )
 
 
+def withdraw(claim: claims.Claim, success: runs.Success) -> None:
+    """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
+    if success.said is None:
+        return
+    claim.require_ours()
+    try:
+        success.withdraw()
+    except OutputChangedError:
+        claim.require_ours()
+        success.look()
+        success.withdraw()
+
+
+def release(claim: claims.Claim, success: runs.Success) -> None:
+    """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
+    try:
+        claim.require_released()
+    except OutputChangedError:
+        success.look()
+        if (success.said or {}).get("run_id") == claim.run_id:
+            success.withdraw()
+        raise
+
+
 def label(
-    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None]
-) -> None:
+    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
     from imgbatch.classify import Work
@@ -177,9 +255,12 @@ def label(
     committer = Committer(
         job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room, again=counts.stale
     )
-    shown = progress.progress(None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
     def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
+        left_out = len(committer.left_out)
+        plan = cluster.without(plan, committer.left_out)
+        shown.start(int(todo.pending.sum()), round.rows)
         blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
         with closing(blocks):
             for block in blocks:
@@ -191,25 +272,26 @@ def label(
                     cli.release_freed()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
-                record.beat(counts=counts_on_the_way(counts, committer))
-                if committer.close_at_limit():
+                record.beat(**facts_on_the_way(counts, committer, tally))
+                if committer.close_at_limit() or len(committer.left_out) > left_out:
                     break
 
     try:
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
-        with stop.beside_ray(), connection.connected(pulse), committer, closing(shown):
-            stop.check()
-            plan = cluster.plan(job.config.cluster, pulse=pulse)
+        limits = job.config.cluster
+        with stop.beside_ray(), connection.connected(pulse, limits.call_s), committer, closing(shown):
+            stop.install().check()  # in C, too, where Ray has taken SIGTERM
+            plan = cluster.plan(limits, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
-                hand_out(committer, partial(receive, work, plan), plan.nodes)
+                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(cluster.nodes, limits, pulse))
                 committer.give_up(work.listing, cluster.TRIES)
     finally:
-        record.facts |= {"counts": counts_on_the_way(counts, committer), **committer.report()}
+        record.facts |= {**facts_on_the_way(counts, committer, tally), **committer.report()}
         add_members(counts, committer)
 
 
@@ -221,16 +303,20 @@ def add_members(counts: Counts, committer: Committer) -> None:
     committer.warn_of_unpaired()
 
 
-def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes: int) -> None:
+def hand_out(
+    committer: Committer, receive: Callable[[units.Round], None], nodes: int, alive: Callable[[], set[str]]
+) -> None:
     """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
-    from imgbatch import cluster, units
+    from imgbatch import units
 
     todo = committer.todo
     for round in units.ROUNDS:
         while todo.pending.any():
-            there = cluster.nodes()
+            there, left_out = alive(), len(committer.left_out)
             receive(round)
-            if there <= cluster.nodes() or not committer.moved_on():
+            if len(committer.left_out) > left_out:  # what the node had is handed out to the others
+                continue
+            if there <= alive() or not committer.moved_on():
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")
         committer.blame_the_cluster(nodes, round.lost, last=round is units.ROUNDS[-1])
@@ -240,6 +326,7 @@ def hand_out(committer: Committer, receive: Callable[[units.Round], None], nodes
 
 def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
+    job.ledger.fill_gaps(record.id)
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)
@@ -249,7 +336,7 @@ def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: C
 
 
 def count(
-    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None]
+    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
 ) -> tuple[dict[str, int], books.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
@@ -257,7 +344,11 @@ def count(
         BooksError: an image is missing or double.
         BudgetError: too many have no label.
     """
-    totals = books.audit(job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None)
+    known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
+    totals = books.audit(
+        job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
+    )
+    tally.audited(totals)
     counts = {
         "listed": totals.listed,
         "labelled": totals.labelled,
@@ -290,9 +381,10 @@ def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
     )
 
 
-def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
-    """Return the counts as far as they are known while the run goes on."""
-    return {
+def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict[str, dict[str, Any]]:
+    """Return both kinds of counts as far as they are known in the middle of a run."""
+    tally.take(committer)
+    counts = {
         "listed": listed.listed + committer.of_tars,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
@@ -302,6 +394,7 @@ def counts_on_the_way(listed: Counts, committer: Committer) -> dict[str, int]:
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }
+    return {"counts": counts, "this_run": tally.public()}
 
 
 if __name__ == "__main__":

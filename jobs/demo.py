@@ -1,10 +1,11 @@
 """Run the main job on the photos that ship in scikit-image and scikit-learn, offline, and print what it says.
 
-make demo
+make demo    # or: python -m jobs.demo --quiet
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,10 +29,18 @@ PHOTOS = {
 }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Classify the photos, and print a table of the answers."""
+    parser = cli.parser(
+        "Label the photos that ship in scikit-image and scikit-learn with the default model, without a network, into\n"
+        f"./{OUTPUT}, and print the labels. --config and --set are those of classify.py.",
+        cli.EXIT_CODES,
+    )
+    flags = cli.arguments(parser, argv)
+    common = [*(["--config", flags.config] if flags.config else []), *(["--quiet"] if flags.quiet else [])]
+    common += [word for setting in flags.settings for word in ("--set", setting)]
     inputs = [argument for photo in photos() for argument in ("--input", str(photo))]
-    code = classify.main([*inputs, "--output", str(OUTPUT)])
+    code = classify.main([*inputs, "--output", str(OUTPUT), *common])
     if code == 0:
         show(OUTPUT)
     return code

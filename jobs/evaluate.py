@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import cli, config, models, runs, seen, sources
+from imgbatch import claims, cli, config, console, models, seen, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
@@ -34,12 +34,13 @@ from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
 from imgbatch.models import Model
 from imgbatch.parts import Log
+from imgbatch.plurals import counted
 from imgbatch.schema import labels_with
 from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
 from imgbatch.seen import TrainingImages
 from imgbatch.sources.labelled import Classes, is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absent, absolute
 from imgbatch.truths import Truths
 from jobs import classify
 
@@ -63,20 +64,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
     )
-    parser.add_argument("--input", action="append", metavar="URI", help="labelled images; may be repeated")
-    parser.add_argument("--output", metavar="URI", help="where labels, figures and the page go")
+    parser.add_argument(
+        "--input", action="append", metavar="URI", help="required: images whose class is known; may be repeated"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="required: where labels, metrics.json and evaluation.html are written"
+    )
     parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
     parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="score the images of this split alone")
-    parser.add_argument("--labels", metavar="URI", help="an output of classify.py: score its labels, and run no model")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="score only the images of this split")
+    parser.add_argument(
+        "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
+    )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: evaluate(flags))
+    return cli.run(lambda: evaluate(flags), quiet=flags.quiet)
 
 
 def evaluate(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
     chosen = config.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    stop.timeout_s = chosen.run.stop_timeout_s
     if flags.labels and flags.against:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
@@ -126,14 +134,17 @@ def from_model(
     who = [job.model] if against is None else [job.model, against]
     with naming_the_output(job):
         job.output.folders()
-        if job.config.run.check_owner:
-            runs.require_free(job.output)
-    withdraw(job.output)
-    listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
-    with relisted(*listing, splits=split is not None) as listed:
-        require_classes(listed, who, split)
-        classify.recorded(replace(job, sources=[listed.source]), stop)
-        truths = Truths((each.batch for each in listed.source.list_images()), job.model.labels)
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        withdraw(job.output)
+        listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
+        console.step("reading the true classes")
+        with relisted(*listing, splits=split is not None) as listed:
+            require_classes(listed, who, split, chosen.source.label_is)
+            classify.recorded(replace(job, sources=[listed.source]), claim, stop)
+            truths = Truths(
+                (each.batch for each in listed.source.list_images()), job.model.labels, chosen.source.label_is
+            )
     add_members(truths, job.output, listed, split, stop)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
@@ -153,6 +164,8 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
+    if missing := absent(flags.labels):
+        raise InputError(f"--labels {missing}")
     written = Folder(stores, absolute(flags.labels))
     record = last_run(written)
     if not (flags.model or record):
@@ -166,9 +179,10 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = sources.recognise(stores, chosen.input, chosen.source)
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
+    console.step("reading the true classes")
     with relisted(*listing, splits=flags.split is not None) as listed:
-        require_classes(listed, [model], flags.split)
-        truths = Truths((each.batch for each in listed.source.list_images()), model.labels)
+        require_classes(listed, [model], flags.split, chosen.source.label_is)
+        truths = Truths((each.batch for each in listed.source.list_images()), model.labels, chosen.source.label_is)
     add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
@@ -193,13 +207,15 @@ def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
     return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
 
 
-def require_classes(listed: Relisted, models: Sequence[Model], split: str | None) -> None:
+def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
     """Show what is understood of the input, and refuse labels that one of the models does not know.
 
     Raises:
         InputError: naming the labels, or images that have none.
     """
-    known, kept = [Classes(model.labels, model.name) for model in models], 0
+    # Numbers are those of the first model; the second one is asked for their names.
+    asked = models if label_is == "name" else models[:1]
+    known, kept = [Classes(model.labels, model.name, label_is=label_is) for model in asked], 0
     for each in listed.source.list_images():
         images = each.batch.filter(pc.invert(is_tar(each.batch)))
         kept += len(each.batch)
@@ -271,6 +287,7 @@ def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> 
     model, written, temperature, training_images = labels
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
+    console.step("comparing labels and true classes")
     scored, mistakes = Scored(truths, model, temperature, training_images), None
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
@@ -292,6 +309,7 @@ def finish(
     """Write the figures and the page, and sum up."""
     from imgbatch.report.evaluation import page
 
+    console.step("computing the figures and the page")
     found, comparison = ours.public(), None
     if other is not None:
         comparison = compared(ours, other)
@@ -304,8 +322,8 @@ def finish(
         low, high = comparison["top1"]["interval_95"]
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
         against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
-    print(
-        f"{found['n']:,} images scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
+    cli.result(
+        f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
         f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
 

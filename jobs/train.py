@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch import cli, config, models, rejects, runs, seen, taxonomy
+from imgbatch import claims, cli, config, console, models, rejects, runs, seen, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.labelled_inputs import Resolver
 from imgbatch.models import Model
+from imgbatch.plurals import counted
 from imgbatch.sources.base import Source
-from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.storage import Folder, Stores, absent, absolute
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.train import inputs, labelled, outcome, publish, splits
 from imgbatch.train.inputs import Inputs, Listed
@@ -52,20 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--input", action="append", metavar="LABELLED",
-        help="folder or prefix with a folder a class, or a manifest with uri and label; may be repeated",
+        help="required: a folder with a folder for each class, or a manifest with uri and label; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--output", metavar="MODEL_DIR", help="where the model directory is written; nothing may be there"
+        "--output",
+        metavar="MODEL_DIR",
+        help="required: where the model directory is written; it must not hold a model yet",
     )
     parser.add_argument(
-        "--base", metavar="NAME_OR_URI", help="the model to start from: efficientnet_lite0, or a directory"
+        "--base",
+        metavar="NAME_OR_URI",
+        help="the model to start from: efficientnet_lite0 (the default), timm:NAME, or a model directory",
     )
-    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that goes with the model")
+    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that is kept with the model")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the classes and splits and where they come from, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the classes and splits and where they come from, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags))
+    return cli.run(lambda: train(flags), quiet=flags.quiet)
 
 
 def train(flags: Any) -> int:
@@ -75,11 +83,15 @@ def train(flags: Any) -> int:
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
+    stop.timeout_s = chosen.run.stop_timeout_s
     job = prepare(chosen, stop.check)
     if job is None:
-        print(f"trained already: {absolute(chosen.output)}")
+        cli.result(f"trained already: {absolute(chosen.output)}")
         return 0
-    return dry_run(job, stop) if flags.dry_run else recorded(job, stop)
+    if flags.dry_run:
+        return dry_run(job, stop)
+    with claims.take(job.run, pulse=stop.check) as claim:
+        return recorded(job, claim, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +126,17 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     if not chosen.output:
         raise UsageError("no --output: say where the model directory goes")
     output = Folder(stores, absolute(chosen.output))
+    if chosen.source.label_is != "name":
+        raise UsageError(
+            f"source.label_is={chosen.source.label_is} is for evaluate.py: training numbers its classes itself, by name"
+        )
+    console.step("loading the base model")
     base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
-    tree = None
+    tree = given_tree(chosen, stores)
     try:
         if publish.finished(output, chosen.public(), Training().public()):
             return None
         publish.require_room(output)
-        tree = stores.read(absolute(chosen.taxonomy))[0] if chosen.taxonomy else None
     except (NotFound, BadPath) as error:
         raise UsageError(str(error)) from error
     found = sources_beside(output, chosen.input, chosen.source)
@@ -128,9 +144,18 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
         raise UsageError(
             "train.way=head needs a pretrained base: leave train.pretrained=false away, or say train.way=finetune"
         )
-    runs.require_free(output.folder(publish.RUN))
     seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
     return Job(chosen, stores, output, base, found, tree, seen_by_base)
+
+
+def given_tree(chosen: Training, stores: Stores) -> bytes | None:
+    """Return the content of the taxonomy that was given."""
+    if not chosen.taxonomy:
+        return None
+    try:
+        return stores.read(absolute(chosen.taxonomy))[0]
+    except (NotFound, BadPath) as error:
+        raise UsageError(f"--taxonomy {absent(chosen.taxonomy) or error}") from error
 
 
 def dry_run(job: Job, stop: StopRequest) -> int:
@@ -140,20 +165,23 @@ def dry_run(job: Job, stop: StopRequest) -> int:
         lines, labels = inputs.preview(listed, stop.check)
     if labels is not None:
         tree_of(job, labels)
-    print("\n".join([*lines, "nothing was written"]))
+    cli.result("\n".join([*lines, "nothing was written"]))
     return 0
 
 
-def recorded(job: Job, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its record, which the model takes along as `training.json`."""
     record = runs.Record(
-        job.run, {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}}
+        job.run,
+        {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}},
+        claim.run_id,
+        claim,
     )
     record.start()
     log.info("base %s", job.base.summary())
-    with record.telling():
+    with stop.on_timeout(record.give_up), record.telling():
         summary = work_through(job, record, stop)
-    print(summary)
+    cli.result(summary)
     return 0
 
 
@@ -166,6 +194,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         stop.check()
         record.beat()
 
+    console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"), pulse)
     wanted, known = inputs.wanted(listed)
     if known is not None:  # without tars all is known before anything is read
@@ -173,6 +202,7 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
         tree_of(job, known.labels)
     way, made, found, resolver, trained = learn(job, listed, wanted, stop, pulse)
     tree, refused = tree_of(job, found.labels), made.rejects
+    console.step("writing the model")
     truths = found.classes[trained.held]
     figures = outcome.metrics(trained.unseen, trained.temperature, truths, tree)
     record.facts |= {
@@ -194,9 +224,9 @@ def learn(
     from imgbatch.train import network, ways
 
     network.of(job.base)
-    with stop.beside_ray(), connection.connected(pulse):
-        stop.check()
-        plan = cluster.plan(job.config.cluster, pulse=pulse)
+    with stop.beside_ray(), connection.connected(pulse, job.config.cluster.call_s):
+        stop.install().check()  # in C, too, where Ray has taken SIGTERM
+        plan = cluster.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.way_on(gpus=plan.split)
         with models.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
@@ -208,10 +238,29 @@ def learn(
             found, resolver, fold = split(job, listed, made)
             if way == "finetune" or not job.config.train.refit:  # no cross-validation: most images are not held out
                 fold = splits.one_alone(fold)
-            counts = (int(np.count_nonzero(mask)) for mask in (fold != splits.NEVER, fold >= 0))
-            log.info("%s images to learn from, %s held out to choose on", *(f"{count:,}" for count in counts))
+            if way == "head" and job.config.train.workers > 1:
+                log.warning(
+                    "train.workers=%d is not used: train.way=head trains in one process", job.config.train.workers
+                )
+            log.info("%s", what_is_held_out(fold))
             learned = ways.by_head if way == "head" else ways.by_finetuning
             return way, made, found, resolver, learned(task, work, made, found, fold)
+
+
+def what_is_held_out(fold: npt.NDArray[np.int64]) -> str:
+    """Return how the images that are ready are divided.
+
+    >>> what_is_held_out(np.array([0, 1, 2, 0, 1])), what_is_held_out(np.array([splits.ALWAYS, splits.ALWAYS, 0]))
+    ('5 images, 3-fold cross-validation', '2 images to learn from, 1 held out to choose on')
+    >>> what_is_held_out(np.array([splits.ALWAYS, 0, 1])), what_is_held_out(np.array([splits.ALWAYS, splits.NEVER]))
+    ('3 images, 2-fold cross-validation of 2 of them', '1 image to learn from, none held out')
+    """
+    used, held = int(np.count_nonzero(fold != splits.NEVER)), int(np.count_nonzero(fold >= 0))
+    folds = int(fold.max(initial=splits.NEVER)) + 1
+    if folds > 1:
+        part = "" if held == used else f" of {held:,} of them"
+        return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
+    return f"{counted(used - held, 'image')} to learn from, {f'{held:,} held out to choose on' if held else 'none held out'}"
 
 
 def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver, Any]:
@@ -231,9 +280,9 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     tree_of(job, found.labels)  # of what is in tars it could not be known before
     if list(job.base.labels) != list(found.labels):
         log.info(
-            "the head of %s for %d classes is replaced by one for %d",
+            "the head of %s for %s is replaced by one for %d",
             job.base.name,
-            len(job.base.labels),
+            counted(len(job.base.labels), "class", "classes"),
             len(found.labels),
         )
     fold = splits.assign(found, job.config.train.folds, job.config.train.seed, made.read)
@@ -266,7 +315,7 @@ def summary(figures: dict[str, Any], way: str, rejected: int, seconds: float, ou
         return f"{way} trained, no image held out, {rejected:,} rejected, in {seconds:.1f} s: {output.uri}"
     low, high = figures["top1_interval"]
     return (
-        f"{way} trained: {figures['top1']:.1%} of {figures['n']:,} held-out images right ({low:.1%} to {high:.1%}), "
+        f"{way} trained: {figures['top1']:.1%} of {counted(figures['n'], 'held-out image')} right ({low:.1%} to {high:.1%}), "
         f"ECE {figures['ece']:.3f}, {rejected:,} rejected, in {seconds:.1f} s: {output.uri}"
     )
 
@@ -283,7 +332,9 @@ def say_what_is_alone(found: Labelled, fold: Any) -> None:
     if alone:
         shown = ", ".join(alone[:5]) + (", …" if len(alone) > 5 else "")
         log.warning(
-            "%d classes have one image, from which little is learned and nothing held out: %s", len(alone), shown
+            "%s with one image, from which little is learned and nothing held out: %s",
+            counted(len(alone), "class", "classes"),
+            shown,
         )
 
 
@@ -296,8 +347,8 @@ def require_readable(found: Labelled, read: Any, where: str) -> None:
     gone = [f"{found.labels[number]!r} ({had[number]})" for number in np.flatnonzero(has == 0).tolist()]
     if gone:
         raise InputError(
-            f"no image of {len(gone)} classes can be read: {', '.join(gone[:5])}; {where} says why: mend the files, or leave "
-            "them away"
+            f"no image of {counted(len(gone), 'class', 'classes')} can be read: {', '.join(gone[:5])}; {where} says why: "
+            "fix the files, or leave them out"
         )
 
 

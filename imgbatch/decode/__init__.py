@@ -28,6 +28,7 @@ from imgbatch.decode import jpeg, pillow
 from imgbatch.decode.kinds import sniff
 from imgbatch.decode.picture import Picture, Pixels, Rejected, upright
 from imgbatch.decode.refusal import refusal
+from imgbatch.other_kinds import what_it_is
 
 __all__ = ["Picture", "Pixels", "Rejected", "decode", "sniff"]
 
@@ -51,7 +52,7 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
         raise Rejected("empty", "the object has no bytes")
     kind = sniff(data)
     if kind is None:
-        raise Rejected("not_an_image", f"no image format begins with {data[:16]!r}")
+        raise Rejected("not_an_image", what_it_is(data))
     if kind not in _READ:
         raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READ)}")
     pillow.hush()

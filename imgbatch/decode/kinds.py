@@ -19,8 +19,12 @@ _MAGIC = [
     ("dicom", re.compile(rb".{128}DICM", re.S)),
     ("psd", re.compile(rb"8BPS")),
     ("ico", re.compile(rb"\0\0[\1\2]\0[^\0]\0")),
-    ("svg", re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml.{0,1000}?)?<svg", re.S)),
-]
+    # Between what stands before the root, and the root; of a doctype with entities its part in brackets.
+    ("svg", re.compile(
+        rb"(\xef\xbb\xbf)?\s*+(?>(<\?xml[^>]{0,1000}+>|<!--.{0,1000}?-->|<!DOCTYPE\s+svg[^>\[]{0,1000}+"
+        rb"(\[.{0,1000}?\]\s*+)?>)\s*+){0,20}+<svg", re.S
+    )),
+]  # fmt: skip
 
 
 def sniff(data: bytes) -> str | None:

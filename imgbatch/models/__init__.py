@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.config import ModelConfig
@@ -48,6 +48,9 @@ class Model:
 
     features: int | None = None
     """How many numbers an embedding has: what the head of the network sees. None: no single layer is its head."""
+
+    logits: bytes | None = field(default=None, repr=False, compare=False)
+    """The reference of `selfcheck`: the logits of its images in 32 bits; None: workers do not check themselves."""
 
     @property
     def reference(self) -> str:
@@ -123,7 +126,7 @@ def _found(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None], *, re
     name = chosen.name
     if name in zoo.MODELS:
         _refuse(chosen, "weights", "architecture", "labels")
-        return zoo.MODELS[name](chosen)
+        return zoo.MODELS[name](chosen, pulse)
     if name.startswith(state_dict.ZOOS):
         _refuse(chosen, "architecture")
         return state_dict.of_zoo(name, chosen.weights, name, chosen, stores, pulse)

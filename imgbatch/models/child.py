@@ -65,12 +65,14 @@ def ask(question: dict[str, Any], *, limit_s: float, pulse: Callable[[], None] =
 
 
 def answer(question: dict[str, Any]) -> Answer:
-    """Do what is asked: make a model directory of a zoo's network, or check one that is there."""
+    """Do what is asked: make a model directory of a zoo's network, check one that is there, or compute a reference."""
     task = question.pop("task")
     from imgbatch.models import hubs  # some seconds
 
     if task == "make":
         return hubs.make_directory(**question)
+    if task == "reference":
+        return hubs.reference_of(**question)
     return hubs.check_directory(**question)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError
 from imgbatch.models import label_file, zoo
+from imgbatch.other_kinds import stand_in
 from imgbatch.preprocess import Preprocess
 from imgbatch.spelling import alike
 
@@ -99,6 +100,8 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ModelError: it is none, or says two things of one.
     """
+    if kind := stand_in(content):
+        raise ModelError(f"{where} is {kind}")
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ and checked against the digest that the driver saw.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import Model, child, description, node_cache, zoo
+from imgbatch.models import Model, child, description, node_cache, selfcheck, zoo
 from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
+from imgbatch.plurals import counted
 from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores, absolute, is_local
+from imgbatch.storage import Folder, Stores, absent, absolute, is_local
 from imgbatch.taxonomy import Taxonomy
 from imgbatch.taxonomy import read as read_taxonomy
 
@@ -80,7 +82,7 @@ def read(
     if not replaces_head:
         description.require_softmax(config, where)
     labels = zoo.own_labels(chosen, stores) or description.labels_of(config, where)
-    _require_as_many(labels, classes, chosen.labels or where)
+    _require_as_many(labels, classes, f"model.labels={chosen.labels}" if chosen.labels else where)
     if classes == 1 and not replaces_head:
         raise description.one_class(name or where)
     if name is None:
@@ -102,13 +104,17 @@ def read(
         taxonomy=taxonomy,
         network=Network(folder, config["architecture"], classes, found["arguments"], digest, file),
         features=found["features"],
+        logits=base64.b64decode(found["logits"]),
     )
 
 
 def _require_as_many(labels: Sequence[str], classes: int, where: str) -> None:
     if len(labels) != classes:
         hint = hint_at_background(labels)
-        raise ModelError(f"{where}: {len(labels)} label_names for a head of {classes} classes{hint}")
+        raise ModelError(
+            f"{where} has {counted(len(labels), 'name')}, and the network has {counted(classes, 'class', 'classes')}: one name "
+            f"a class is needed, in the order of the head{hint}"
+        )
 
 
 def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
@@ -210,8 +216,8 @@ class Network:
             def fetch(path: Path) -> None:
                 path.write_bytes(self.folder.read(self.file))
 
-            path = node_cache.once(_cached(self.digest), fetch)
-        if _sha256(path) != self.digest:
+            path = node_cache.once(_cached(self.digest), fetch, sha256=self.digest)
+        if node_cache.sha256_of(path) != self.digest:
             raise ModelError(
                 f"{self.folder.at(self.file)} is not what it was when the run started: start the run again"
             )
@@ -222,11 +228,6 @@ def _cached(digest: str) -> str:
     return f"weights-{digest}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _weights(folder: Folder) -> tuple[str, Path, str]:
     """Return the name of the weights, a file of this machine that holds them, and their digest.
 
@@ -235,14 +236,14 @@ def _weights(folder: Folder) -> tuple[str, Path, str]:
     if is_local(folder.uri):
         for name in _WEIGHTS:
             if (path := Path(folder.uri, name)).is_file():
-                return name, path, _sha256(path)
+                return name, path, node_cache.sha256_of(path)
     name, content = _first(folder)
     digest = hashlib.sha256(content).hexdigest()
 
     def keep(path: Path) -> None:
         path.write_bytes(content)
 
-    return name, node_cache.once(_cached(digest), keep), digest
+    return name, node_cache.once(_cached(digest), keep, sha256=digest), digest
 
 
 def _first(folder: Folder) -> tuple[str, bytes]:
@@ -262,6 +263,8 @@ def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
+        if missing := absent(folder.uri):
+            raise ModelError(f"no model directory: {missing}") from error
         raise ModelError(
             f"{folder.uri} is no model directory: it has no {name}. timm writes one with timm.models.save_for_hf; a state "
             "dict (.safetensors, .pth) is given by its own URI, with --set model.architecture=NAME"
@@ -290,7 +293,7 @@ def _checked(
         asked: the same, and how messages call things.
         digest: of the weights.
     """
-    made_of = [question, digest, imgbatch.__version__]
+    made_of = [question, digest, imgbatch.__version__, selfcheck.VERSION]
     made_of += [version(package) for package in ("timm", "torch", "torchvision")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 

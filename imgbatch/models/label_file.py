@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imgbatch.errors import ModelError
-from imgbatch.spelling import normalise
+from imgbatch.other_kinds import stand_in
+from imgbatch.spelling import csv_problem, normalise
 
 _NAMES = ("name", "label", "class", "class_name", "label_name", "category", "synset", "wnid")
 _NAME_KEYS = {*_NAMES, "names", "labels", "classes", "class_names", "label_names", "categories", "id2label"}
@@ -70,6 +71,8 @@ def hint_at_background(names: Sequence[str]) -> str:
 
 
 def _text(content: bytes, where: str) -> str:
+    if kind := stand_in(content):  # three lines of a pointer would be three names
+        raise ModelError(f"{where} is {kind}")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -179,10 +182,11 @@ def _from_lines(text: str, where: str) -> list[str]:
 def _from_table(text: str, delimiter: str | None, where: str) -> list[str]:
     lines = text.split("\n")
     delimiter = delimiter or next((char for char in ",;\t" if char in lines[0]), ",")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, strict=True) if row]
+        rows = [[cell.strip() for cell in row] for row in reader if row]
     except csv.Error as error:
-        raise ModelError(f"{where}: {error}: {_REMEDY}") from error
+        raise ModelError(f"{where}: line {reader.line_num:,}: {csv_problem(error)}; {_REMEDY}") from error
     if uneven := next((row for row in rows if len(row) != len(rows[0])), None):
         raise ModelError(f"{where}: the row {delimiter.join(uneven)!r} has not the {len(rows[0])} columns of the first")
     header = [cell.lower() for cell in rows[0]]

@@ -95,6 +95,23 @@ def fill(net: nn.Module, state: State, where: str, architecture: str) -> list[st
     return notes
 
 
+def classes_of(net: nn.Module, state: State, number: int) -> int | None:
+    """Return how many classes a state dict has, if that alone keeps it from fitting; None: something else does.
+
+    Args:
+        number: the classes of the network.
+    """
+    wanted, named = net.state_dict(), weights.fitted(net, state)[0]
+    if weights.unlike(net, named) != ([], []):
+        return None
+    unlike = [name for name, value in wanted.items() if name in named and named[name].shape != value.shape]
+    counts = {named[name].shape[0] if named[name].ndim else 0 for name in unlike}
+    of_head = all(
+        wanted[name].shape[:1] == (number,) and named[name].shape[1:] == wanted[name].shape[1:] for name in unlike
+    )
+    return int(counts.pop()) if of_head and len(counts) == 1 else None
+
+
 def head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
     """Return the layer that makes the logits, None where no single layer does."""
     named = getattr(net, "get_classifier", lambda: None)()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from imgbatch.errors import ClusterError
 from imgbatch.models import Model, networks
-from imgbatch.models.runtime import Pixels, Prediction, in_batches, prediction
+from imgbatch.models.runtime import Pixels, Prediction, in_batches, logits_in_batches, prediction
 
 if TYPE_CHECKING:
     from torch import nn
 
+Found = TypeVar("Found")
 
 BATCH_SIZES = {"cpu": 32, "cuda": 128}
 
@@ -42,7 +46,8 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 class Whole(torch.nn.Module):
     """Pixels (n, H, W, 3) in, the k best classes out: normalisation, softmax, top-k and roll-up belong to the network.
 
-    With `embeddings` the last output is (n, features): the input of the network's head, averaged where that is a map.
+    With `embeddings` the last output but one is (n, features): the input of the network's head, averaged where that is a map.
+    The last output are the logits.
     """
 
     scale: torch.Tensor
@@ -70,13 +75,14 @@ class Whole(torch.nn.Module):
         """Return scores and ids, (n, k); with a taxonomy also those of the best node of each level above, coarse to fine."""
         # In 32 bits: a rounded scale would shift every pixel. The permuted view is what torch calls channels-last.
         normal = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        probabilities = self.net(normal.to(self.dtype)).float().softmax(1)
+        logits = self.net(normal.to(self.dtype)).float()
+        probabilities = logits.softmax(1)
         found = (*probabilities.topk(self.k), *(self._rolled_up(probabilities) if self.above else ()))
         if not self._seen:
-            return found
+            return (*found, logits)
         features = self._seen.pop().float()
         self._seen.clear()
-        return (*found, features.mean((2, 3)) if features.ndim == 4 else features)
+        return (*found, features.mean((2, 3)) if features.ndim == 4 else features, logits)
 
     def _rolled_up(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Taxonomy.roll_up`. 2.5 µs an image for ImageNet, 164 as sums over padded rows (OpenVINO, one core, 2026-11-24).
@@ -125,13 +131,20 @@ class TorchRuntime:
         self._whole.check(model)
 
     def __call__(self, pixels: Pixels) -> Prediction:
-        """Return the best classes of n images, n ≥ 0.
+        """Return the best classes of n images, n ≥ 0."""
+        return self._halving(lambda: in_batches(pixels, self.batch_size, self._forward, self._whole.k, self._features))
 
-        Where memory does not suffice, the batch is halved, for good, down to one image.
-        """
+    def logits(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return the logits of n images, n ≥ 0."""
+        return self._halving(
+            lambda: logits_in_batches(pixels, self.batch_size, lambda batch: self._outputs(batch)[-1].cpu().numpy())
+        )
+
+    def _halving(self, run: Callable[[], Found]) -> Found:
+        """Return run(). Where memory does not suffice, the batch is halved, for good, down to one image."""
         while True:
             try:
-                return in_batches(pixels, self.batch_size, self._forward, self._whole.k, self._features)
+                return run()
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -149,6 +162,9 @@ class TorchRuntime:
         }
 
     def _forward(self, batch: Pixels) -> Prediction:
+        return prediction([each.cpu().numpy() for each in self._outputs(batch)[:-1]])
+
+    def _outputs(self, batch: Pixels) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
-            found = self._whole(torch.from_numpy(batch).to(self.device, non_blocking=True))
-        return prediction([each.cpu().numpy() for each in found])
+            found: tuple[torch.Tensor, ...] = self._whole(torch.from_numpy(batch).to(self.device, non_blocking=True))
+        return found

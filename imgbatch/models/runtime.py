@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imgbatch.config import ClassifyConfig
-from imgbatch.errors import ModelError
-from imgbatch.models import Model
+from imgbatch.errors import Full, ModelError
+from imgbatch.models import Model, selfcheck
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,79 @@ class Runtime(Protocol):
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images, n ≥ 0."""
 
+    def logits(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return the logits of n images, n ≥ 0: (n, labels)."""
+
     def facts(self) -> dict[str, Any]:
         """Return device, dtype, runtime and batch size, for the run's record."""
 
 
-def build(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddings: bool = False) -> Runtime:
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A runtime that was found after another one had failed its check on this node."""
+
+    runtime: Runtime
+    fault: str
+    """What was wrong, and what is used in its place."""
+
+    def __call__(self, pixels: Pixels) -> Prediction:
+        """Return the best classes of n images."""
+        return self.runtime(pixels)
+
+    def logits(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return the logits of n images."""
+        return self.runtime.logits(pixels)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of the runtime, and the fault under the name of this host."""
+        return {**self.runtime.facts(), "node_faults": {socket.gethostname(): self.fault}}
+
+
+def build_checked(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddings: bool = False) -> Runtime:
+    """Build what executes the model in this process, and compare its answer to fixed images with the model's reference.
+
+    Where they differ, the network that the node keeps is made again, once; where they differ still, torch takes its place, in
+    32 bits.
+
+    Raises:
+        Disagrees: torch does not agree either: this node cannot be used.
+        Others: as `build`.
+    """
+    known: dict[str, Any] = {"k": k, "device": device, "embeddings": embeddings}
+    in_torch = replace(config, runtime="torch", dtype="float32")
+    faults: list[str] = []
+    doubted = ""
+    for chosen, what in ((config, ""), (config, "made again"), (in_torch, "torch in 32 bits is used")):
+        if faults and chosen is config and not doubted:
+            continue  # nothing of it is kept on the node
+        runtime: Runtime | None = None
+        try:
+            runtime = build(model, config=chosen, doubted=doubted or None, **known)
+            selfcheck.require(model, runtime)
+        except (selfcheck.Disagrees, Full, OSError, RuntimeError) as error:
+            if not isinstance(error, selfcheck.Disagrees):
+                log.warning("%s cannot be run on this node", model.name, exc_info=True)
+            faults.append((str(error).strip() or repr(error)).splitlines()[0][:300])
+            log.warning("%s: the check of this worker failed: %s", model.name, faults[-1])
+            doubted = getattr(runtime, "stamp", "") or getattr(error, "stamp", "")
+            continue
+        return Repaired(runtime, f"{faults[0]}: {what}") if faults else runtime
+    raise selfcheck.Disagrees(faults[-1])
+
+
+def build(
+    model: Model,
+    *,
+    k: int,
+    device: str,
+    config: ClassifyConfig,
+    embeddings: bool = False,
+    doubted: str | None = None,
+) -> Runtime:
     """Build what executes the model in this process; with `embeddings`, each prediction has them.
+
+    Args:
+        doubted: the `stamp` of a converted network that is to be made again.
 
     Raises:
         ClusterError: CUDA was asked for and this node has none that works.
@@ -82,7 +150,7 @@ def build(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddin
 
         try:
             return on_openvino.OpenVinoRuntime(
-                model, k=k, batch_size=config.batch_size, dtype=config.dtype, embeddings=embeddings
+                model, k=k, batch_size=config.batch_size, dtype=config.dtype, embeddings=embeddings, doubted=doubted
             )
         except on_openvino.NotConverted as error:
             if config.runtime == "openvino":
@@ -118,10 +186,22 @@ def in_batches(
     """
     none = None if features is None else np.zeros((0, features), np.float16)
     found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), none)]
+    found += [forward(batch).first(n) for batch, n in _batches(pixels, batch_size)]
+    return joined(found)
+
+
+def logits_in_batches(
+    pixels: Pixels, batch_size: int, forward: Callable[[Pixels], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """Run `forward`, which gives the logits of a batch, as `in_batches` does."""
+    return np.concatenate([forward(batch)[:n] for batch, n in _batches(pixels, batch_size)])
+
+
+def _batches(pixels: Pixels, batch_size: int) -> Iterator[tuple[Pixels, int]]:
+    """Yield batches of exactly `batch_size` images, and how many of them are not padding."""
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         n = len(batch)
         if n < batch_size:
             batch = np.concatenate([batch, np.zeros((batch_size - n, *batch.shape[1:]), np.uint8)])
-        found.append(forward(batch).first(n))
-    return joined(found)
+        yield batch, n

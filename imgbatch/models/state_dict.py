@@ -81,6 +81,8 @@ def of_zoo(
             "weights": None if content is None else str(own),
             "labels": list(labels) or None,
             "path": str(path),
+            "weights_from": weights,
+            "labels_from": f"model.labels={chosen.labels}",
         }
         found = child.ask(question, limit_s=_FETCH_S, pulse=pulse)
         own.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from imgbatch.errors import ModelError
+from imgbatch.other_kinds import pointer
 
 State = Mapping[str, torch.Tensor]
 
@@ -37,7 +38,6 @@ _INSERTED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 _MAGIC = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with git lfs pull",
     b"\x89HDF": "HDF5, as Keras writes it: only weights of PyTorch are read",
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"%PDF": "a PDF",
@@ -141,9 +141,7 @@ def _of_what(content: Any) -> str:
 
 def _loaded(path: Path, where: str) -> Any:
     """Return what a file holds, told by its content: names are often wrong."""
-    with path.open("rb") as file:
-        start = file.read(_MAX_TEXT)
-    _require_weights(path, start, where)
+    start = require_weights(path, where)
     try:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             from safetensors.torch import load_file
@@ -156,10 +154,18 @@ def _loaded(path: Path, where: str) -> Any:
         raise _unreadable(path, where, error) from error
 
 
-def _require_weights(path: Path, start: bytes, where: str) -> None:
-    """Refuse what is another kind of file."""
+def require_weights(path: Path, where: str) -> bytes:
+    """Refuse what is another kind of file; return how the file begins.
+
+    Raises:
+        ModelError: naming the kind.
+    """
+    with path.open("rb") as file:
+        start = file.read(_MAX_TEXT)
     if not start:
         raise ModelError(f"{where} is empty")
+    if kind := pointer(start):
+        raise ModelError(f"{where} is {kind}")
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             raise ModelError(f"{where} is {kind}")
@@ -175,6 +181,7 @@ def _require_weights(path: Path, start: bytes, where: str) -> None:
                 raise ModelError(
                     f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
                 )
+    return start
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> ModelError:

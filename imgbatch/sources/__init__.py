@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from imgbatch.sources.lists import NAMED, NOT_READ, SUFFIXES
 from imgbatch.sources.manifest import Manifest
 from imgbatch.sources.names import numbered
 from imgbatch.sources.parquet import ImageTable
-from imgbatch.storage import Folder, Meta, Stores, absolute
+from imgbatch.storage import Folder, Meta, Stores, absent, absolute, is_local
 from imgbatch.storage.faults import guarded
 
 _INPUTS_AT_ONCE = 4
@@ -99,6 +100,20 @@ def require_utf8(uri: str, what: str) -> None:
         ) from error
 
 
+def require_there(uri: str, config: SourceConfig) -> None:
+    """Refuse an input on this machine's disk that does not exist, unless inputs may be empty.
+
+    Raises:
+        InputError: it is one.
+    """
+    magic = objects.MAGIC.search(uri)
+    if config.allow_empty or (magic and not is_local(uri)):
+        return
+    folder = uri[: magic.start()].rpartition("/")[0] if magic and not os.path.lexists(absolute(uri)) else uri
+    if missing := absent(folder or "/"):
+        raise InputError(f"--input {missing}" if folder == uri else f"--input {uri}: {missing}")
+
+
 def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     meta = _head(stores, uri)
     if meta is not None:
@@ -106,9 +121,10 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     if uri.lower().startswith(("http://", "https://")):
         raise InputError(f"{uri} is not there: https:// gives single objects and manifests, not folders")
     if config.format == "manifest":
-        raise InputError(f"{uri} is not there, so it cannot be read as a manifest")
+        raise InputError(f"{absent(uri) or f'{uri} is not there'}: it cannot be read as a manifest")
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
     meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
+    require_there(uri, config)
     found = objects.Objects(stores, meant, config)
     return Source(uri, "glob" if is_glob else "folder", found.list_images)
 

@@ -28,7 +28,7 @@ from imgbatch.storage import Stores
 from imgbatch.storage.base import unquoted_all
 
 NAME = "manifest.json"
-_ROWS = 10_000
+_ROWS, _BLOCK = 10_000, 1 << 20
 
 # The columns of a CSV as its manifest names them, and of a Parquet file.
 _COLUMNS = {
@@ -82,15 +82,35 @@ class Inventory:
             uri = f"s3://{self._bucket}/{key}"
             with self._stores.open(uri) as file:
                 try:
-                    yield from _csv(file, self._names) if self._format == "CSV" else _parquet(file)
+                    yield from _csv(file, self._names, uri) if self._format == "CSV" else _parquet(file)
                 except (pa.ArrowException, OSError, EOFError, zlib.error, KeyError) as error:
                     raise InputError(f"{uri} cannot be read as part of {self._uri}: {error}") from error
 
 
-def _csv(file: BinaryIO, names: list[str]) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV without a header, whose keys are written as in a URL."""
+def _csv(file: BinaryIO, names: list[str], uri: str) -> Iterator[pa.Table]:
+    """Yield the rows of a CSV without a header, whose keys are written as in a URL.
+
+    Raises:
+        InputError: a row is longer than a block.
+    """
+    read = 0
+    try:
+        for table in _rows_of_csv(file, names):
+            read += len(table)
+            yield table
+    except pa.ArrowInvalid as error:
+        if "block size" not in str(error):
+            raise
+        raise InputError(
+            f"{uri} cannot be read as CSV: after line {read:,} comes a line of more than {_BLOCK >> 20} MB, and S3 writes a "
+            "key of up to 1,024 bytes a line: the file is damaged, or a quote in it is not closed. Take another day's "
+            "report, or give the prefix itself as --input"
+        ) from error
+
+
+def _rows_of_csv(file: BinaryIO, names: list[str]) -> Iterator[pa.Table]:
     as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    plain = pa_csv.ReadOptions(column_names=names, use_threads=False)
+    plain = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=_BLOCK)
     with (
         gzip.open(file) as unpacked,
         pa_csv.open_csv(

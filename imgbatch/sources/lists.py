@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from imgbatch import spelling
 from imgbatch.errors import InputError
+from imgbatch.other_kinds import stand_in
 from imgbatch.sources.columns import TableColumns
 from imgbatch.sources.csv_rows import MAX_LINE, Rows, csv_rows
 from imgbatch.sources.naming import Naming
@@ -71,6 +72,8 @@ def rows_of(file: BinaryIO, uri: str, naming: Naming) -> Iterator[Rows]:
         yield from _parquet(file, uri)
         return
     text, first = _text(opened)
+    if kind := stand_in(first.encode(errors="replace")):
+        raise InputError(f"{uri} is no list of images, but {kind}")
     if form is None or form == "json":
         shown = first.lstrip()[:1]
         if shown == "[":

@@ -7,6 +7,7 @@ driver reads footers and the columns that travel along, workers the image column
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.errors import Conflict, InputError
+from imgbatch.errors import Conflict, InputError, StoreError
+from imgbatch.other_kinds import stand_in
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
 from imgbatch.sources.base import ListingBatch
@@ -30,7 +32,7 @@ _PATH = CARRIED + "path"
 
 _AT_ONCE_BYTES = 64 << 20  # a column chunk up to this is one GET; larger ones are read in pieces
 _PIECE_BYTES = 8 << 20
-_ROWS = 64
+_ROWS, _START = 64, 2_048
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class ImageTable:
             try:
                 return pq.ParquetFile(file).metadata
             except (pa.ArrowException, OSError) as error:
+                with suppress(OSError, StoreError):  # it only improves a message
+                    file.seek(0)
+                    if kind := stand_in(file.read(_START)):
+                        raise InputError(f"{self.uri} is no Parquet file, but {kind}") from error
                 raise InputError(f"{self.uri} cannot be read as Parquet: {error}") from error
 
     @cached_property

@@ -20,12 +20,13 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 
 from imgbatch.errors import InputError
+from imgbatch.other_kinds import archive, named
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, TAR, with_carried
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.names import Candidates, is_junk, is_no_image
 from imgbatch.storage import Meta, Stores
-from imgbatch.storage.forward import Forward, plain, unpacked
+from imgbatch.storage.forward import Forward, looked_at, plain, unpacked
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,8 @@ CARRIED_FIELDS = pa.schema([(CARRIED + name, pa.string()) for name in SIDECARS])
 _EndMark, _EmptyHeader, _TruncatedHeader = (
     getattr(tarfile, name) for name in ("EOFHeaderError", "EmptyHeaderError", "TruncatedHeaderError")
 )
+
+_GZIP, _USTAR, _BLOCK = b"\x1f\x8b", b"ustar", 512
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _MOST_SIDECAR_BYTES = 1 << 20
@@ -178,6 +181,8 @@ class Tar:
     max_bytes: int
     collect: bool = False
     """Remember the sidecars that do not lie beside an image of their key, for whoever has read all of them."""
+    wanted: Collection[str] | None = None
+    """The names of the images that are read, whatever `suffixes` says; None: all."""
     _key: str | None = None
     _group: int = 0
     _images: list[tuple[str, int, bytes | Refusal]] = field(default_factory=list)
@@ -190,7 +195,9 @@ class Tar:
     _collected_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self._candidates = Candidates(self.suffixes)
+        self._candidates: Candidates | Collection[str] = (
+            Candidates(self.suffixes) if self.wanted is None else self.wanted
+        )
 
     def members(self, group: int = 0, through: int = -1) -> Iterator[Member | End]:
         """Yield the images behind the one whose header begins at `through`, and the end; reading begins at `group`.
@@ -199,14 +206,18 @@ class Tar:
             StoreError: the store stayed away, or the tar is another than the one that was listed.
             InputError: with `collect`: more sidecars are to be remembered than memory is given for.
         """
-        packed = not self.uri.lower().endswith(".tar")  # no position within it can be asked for
-        start = 0 if packed else group
+        # The bytes decide, not the name. Within gzip data no position can be asked for.
+        start = 0 if group and self._begins() == _GZIP else group
         tar: tarfile.TarFile | None = None
         with self.stores.stream(self.uri, self.meta, start) as stream:
-            chunks = plain(stream.read)
-            file = Forward(unpacked(chunks) if packed else chunks, start)
+            head, chunks = looked_at(plain(stream.read), _BLOCK)
+            packed = not start and head.startswith(_GZIP)
+            file = Forward(chunks, start)
             tear: Refusal | None = None
             try:
+                if packed:
+                    head, chunks = looked_at(unpacked(chunks), _BLOCK)
+                    file = Forward(chunks)
                 follows, more = False, True
                 while more:
                     began, tar, found = file.tell(), _archive(file), 0
@@ -216,14 +227,21 @@ class Tar:
                         yield from self._take(file, info, through)
                     ended_by = _ended_by(tar)
                     if not isinstance(ended_by, _EndMark):
-                        tear = self._no_tar(file, began, packed) if follows and not found else _torn(ended_by)
+                        head = b"" if start or follows or found else head
+                        tear = self._no_tar(file, began, packed) if follows and not found else _torn(ended_by, head)
                         break
                     follows, more = True, file.skip_zeros()
             except (tarfile.TarError, zlib.error, EOFError) as error:
-                tear = _torn(error)
+                tear = _torn(error, b"" if start or tar is not None else head)
         yield from self._flush(through)
         offset = start if tar is None else tar.offset
         yield End(offset, self._ignored, tear, self._unpaired, self._unpaired_example, self._collected)
+
+    def _begins(self) -> bytes:
+        """Return the first bytes: one request more where a run resumes within a tar."""
+        return self.stores.call(
+            "read", self.uri, lambda store, path: store.read_range(path, 0, len(_GZIP), self.meta.etag)
+        )
 
     def _take(self, file: Forward, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
         if info.isdir():
@@ -352,7 +370,17 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8-sig", "replace").strip()
 
 
-def _torn(error: Exception | None) -> Refusal:
+def _torn(error: Exception | None, head: bytes = b"") -> Refusal:
+    """Return what to say of the end of a tar that is none.
+
+    Args:
+        head: how the object begins, if no member was found in it.
+    """
+    kind = named(head)
+    if head and kind and _USTAR not in head[:_BLOCK]:
+        if archive(head):
+            kind += "; of archives only tars are read, plain or compressed with gzip: pack it so"
+        return Refusal("list", "unsupported" if archive(head) else "corrupt", f"the object is no tar, but {kind}")
     text = str(error)
     short = isinstance(error, EOFError | _EmptyHeader | _TruncatedHeader) or "end of" in text
     message = f"the tar is torn ({text or 'it ends without an end mark'}): its members up to here were read"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.plurals import counted
 from imgbatch.schema import whole
 from imgbatch.sources.declared import Origin
 from imgbatch.sources.split_words import SPLIT_NAMES
@@ -57,7 +58,7 @@ class Understood:
         lines += [f"{name:{width}}" + "".join(f" {count:>9,}" for count in counts) for name, counts in rows]
         lines += [f"{each.uri}: labels from {each.labels}, splits from {each.splits}" for each in origins]
         if self.example:
-            lines.append(f"{sum(self.unlabelled.values()):,} images have no label, such as {self.example}")
+            lines.append(f"{counted(sum(self.unlabelled.values()), 'image')} without a label, such as {self.example}")
         return lines
 
     def public(self, origins: Sequence[Origin]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -83,6 +84,26 @@ def absolute(uri: str) -> str:
     if is_local(uri):
         return os.path.abspath(os.path.expanduser(rest))
     return f"{protocol}://{rest.rstrip('/')}"
+
+
+def absent(uri: str) -> str | None:
+    """Return what to say of a local path that does not exist, with what may be meant; None: it exists, or is elsewhere.
+
+    In an object store nothing exists but objects, so that only a listing can say that there are none.
+    """
+    if not is_local(uri) or os.path.lexists(path := absolute(uri)):
+        return None
+    parent, name = os.path.split(path)
+    if not os.path.isdir(parent):
+        above = parent
+        while above != os.path.dirname(above) and not os.path.isdir(above):
+            above = os.path.dirname(above)
+        return f"{path} does not exist; of its path there is {above}"
+    try:
+        close = difflib.get_close_matches(name, sorted(os.listdir(parent)), n=1)
+    except OSError:  # the message is fine without it
+        close = []
+    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, close[0])}?" if close else "")
 
 
 def join(folder: str, name: str) -> str:
@@ -283,9 +304,10 @@ class Folder:
                 return self.replace(name, change(old), tag)
         raise OutputError(f"{self.at(name)} keeps changing under another writer")
 
-    def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        self.stores.call("delete", self.at(name), lambda store, path: store.delete(path))
+    def delete(self, name: str, tag: str | None = None) -> None:
+        """Remove an object; one that is not there is no error. With the tag of `read_tagged` only that version of it, where
+        the store can check that; Conflict if there is another one."""
+        self.stores.call("delete", self.at(name), lambda store, path: store.delete(path, tag))
 
     def exists(self, name: str) -> bool:
         """Return whether an object of that name is there."""

@@ -72,8 +72,9 @@ class Store(Protocol):
     def replace(self, path: str, data: bytes, tag: str | None) -> None:
         """Write over an object that is still the version with this tag, where the store can check that."""
 
-    def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
+    def delete(self, path: str, tag: str | None = None) -> None:
+        """Remove an object; one that is not there is no error. With a tag only that version of it, where the store can
+        check that; Conflict if there is another one."""
 
 
 def require_listed_size(uri: str, size: int, read: Meta, known: Meta) -> None:

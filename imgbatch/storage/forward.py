@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from tarfile import StreamError
 from typing import Any, cast
 
@@ -79,6 +80,19 @@ def plain(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Yield what `read` gives, up to the end."""
     while chunk := read(_CHUNK):
         yield chunk
+
+
+def looked_at(chunks: Iterator[bytes], least: int) -> tuple[bytes, Iterator[bytes]]:
+    """Return how data begin, in `least` bytes or more if there are so many, and the data from their beginning.
+
+    >>> start, chunks = looked_at(iter([b"ab", b"cd", b"ef"]), 3)
+    >>> start, b"".join(chunks)
+    (b'abcd', b'abcdef')
+    """
+    start = b""
+    while len(start) < least and (chunk := next(chunks, b"")):
+        start += chunk
+    return start, chain([start] if start else [], chunks)
 
 
 def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:

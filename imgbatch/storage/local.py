@@ -135,6 +135,7 @@ class LocalStore:
 
     def replace(self, path: str, data: bytes, tag: str | None) -> None:
         """Write a file over one that is still the version with this tag; Conflict if it is not."""
+        os.stat(path)  # or `_write_beside` would make folders that were deleted again
         temporary = _write_beside(path, data)
         try:
             with _alone_in(os.path.dirname(path)):
@@ -147,9 +148,15 @@ class LocalStore:
             raise
         _sync_folder(path)
 
-    def delete(self, path: str) -> None:
-        """Remove a file; one that is not there is no error."""
-        Path(path).unlink(missing_ok=True)
+    def delete(self, path: str, tag: str | None = None) -> None:
+        """Remove a file; one that is not there is no error. With a tag only that version of it."""
+        if tag is None:
+            return Path(path).unlink(missing_ok=True)
+        with suppress(FileNotFoundError), _alone_in(os.path.dirname(path)):
+            if _tag(os.stat(path)) != tag:
+                raise Conflict(f"delete {path}: another writer has replaced it")
+            os.unlink(path)
+        return None
 
 
 def _read(path: str, limit: int | None) -> tuple[bytes, os.stat_result]:

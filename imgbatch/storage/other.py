@@ -98,8 +98,8 @@ class Other:
         """Write over an object; fsspec has no condition for it."""
         self.put(path, data)
 
-    def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
+    def delete(self, path: str, tag: str | None = None) -> None:
+        """Remove an object; fsspec has no condition for it."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(path, **self._within)
 

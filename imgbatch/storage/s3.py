@@ -15,7 +15,7 @@ import obstore.exceptions
 import pyarrow as pa
 from obstore.store import S3Store
 
-from imgbatch.errors import BadPath, ConfigError, Forbidden, TooLarge
+from imgbatch.errors import BadPath, ConfigError, Conflict, Forbidden, TooLarge, Unreachable
 from imgbatch.storage.base import Meta, unquoted
 from imgbatch.storage.s3_listing import Listing
 
@@ -33,6 +33,9 @@ _OPTIONS = {
 }
 _BOTO_ONLY = {"profile"}
 _STREAMED = 1 << 20
+_SIGNED_FOR = timedelta(minutes=10)
+_NOT_SUPPORTED = (301, 307, 400, 403, 405, 501)
+"""What a server may answer that does not know conditional deletion, or signed URLs."""
 
 # What the environment of the driver tells; see `settings`.
 ENVIRONMENT = {
@@ -144,6 +147,8 @@ class S3:
             )
         except (obstore.exceptions.BaseError, TypeError) as error:
             raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
+        self._timeout_s = timeout_s
+        self._signs = not options.get("anon")
         self._listing = Listing(self._store, bucket, for_s3fs(options), retries)
 
     def path(self, uri: str) -> str:
@@ -202,9 +207,47 @@ class S3:
         obstore.put(self._store, path, data, mode={"e_tag": tag}, use_multipart=False)
         return None
 
-    def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
+    def delete(self, path: str, tag: str | None = None) -> None:
+        """Remove an object; one that is not there is no error. With its ETag only that version of it (If-Match)."""
+        if tag is not None:
+            status = self._delete_if_match(path, tag)
+            if status < 300:
+                return
+            try:
+                there = self.head(path).etag
+            except FileNotFoundError:  # removed already: the answer to an earlier try was lost
+                return
+            if there != unquoted(tag):
+                raise Conflict(f"delete {path}: another writer has replaced it")
+            if status not in _NOT_SUPPORTED:
+                raise Unreachable(f"delete {path}: refused, although it is the version that was read")
         obstore.delete(self._store, path)
+
+    def _delete_if_match(self, path: str, tag: str) -> int:
+        """Remove a version of an object by a signed URL, since obstore has no conditional deletion (0.12); return the status.
+
+        It is one of `_NOT_SUPPORTED` where that cannot be had.
+        """
+        if not self._signs:
+            return 405
+        import ssl  # needed once in a run, if at all
+        import urllib.error
+        import urllib.request
+
+        url = obstore.sign(self._store, "DELETE", _exact(path), _SIGNED_FOR)
+        request = urllib.request.Request(url, method="DELETE", headers={"If-Match": tag})
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code not in (404, 412, *_NOT_SUPPORTED):
+                raise
+            return error.code
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLError):  # Python finds no certificates, but obstore has its own
+                return 405
+            raise error.reason if isinstance(error.reason, OSError) else error from None
 
 
 def _spelt(value: Any) -> Any:

@@ -20,6 +20,7 @@ from imgbatch.job import candidates, no_image
 from imgbatch.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages
+from imgbatch.plurals import counted
 from imgbatch.schema import whole
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
@@ -81,8 +82,10 @@ def list_images(inputs: Inputs, folder: Folder, pulse: Callable[[], None]) -> Li
     if not counts.listed and not counts.tars:
         raise InputError(no_image(counts, list(inputs.sources)))
     log.info(
-        "%s images listed, %s objects ignored, %s duplicates",
-        *(f"{number:,}" for number in (counts.listed, counts.ignored, counts.duplicates)),
+        "%s listed, %s ignored, %s",
+        counted(counts.listed, "image"),
+        counted(counts.ignored, "object"),
+        counted(counts.duplicates, "duplicate"),
     )
     digest, kept = hashlib.sha256(), []
     for page in pages(folder):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
+from imgbatch.plurals import counted
 from imgbatch.sources.names import is_junk
 from imgbatch.sources.split_words import SPLIT_NAMES, TEST, TRAIN, VAL
 from imgbatch.spelling import require_distinct
@@ -66,8 +67,8 @@ def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
     _require_trained(labels, classes, splits)
     if for_testing := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
         log.warning(
-            "%d classes have images for testing alone and are not learned: %s",
-            len(for_testing),
+            "%s with images for testing alone: not learned: %s",
+            counted(len(for_testing), "class", "classes"),
             ", ".join(for_testing[:_SHOWN]),
         )
     require_distinct(pc.unique(groups.drop_null()).to_pylist(), "groups")
@@ -79,18 +80,18 @@ def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
 
 def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
     """Refuse what nothing can be learned from."""
-    counted = np.asarray(pc.is_valid(names))
-    if counted.any() and not (counted & (splits == TRAIN)).any():
-        there = " and ".join(SPLIT_NAMES[code] for code in np.unique(splits[counted]).tolist())
+    valid = np.asarray(pc.is_valid(names))
+    if valid.any() and not (valid & (splits == TRAIN)).any():
+        there = " and ".join(SPLIT_NAMES[code] for code in np.unique(splits[valid]).tolist())
         raise InputError(
             f"all labelled images are of the split {there}: there is none to train on. If that is not a split, say "
             "source.splits=none"
         )
     if len(labels) < 2:
         only = f" ({labels[0]})" if labels else ""
-        without = f"; {np.count_nonzero(~counted):,} images have no label" if not counted.all() else ""
+        without = f"; {counted(int(np.count_nonzero(~valid)), 'image')} without a label" if not valid.all() else ""
         raise InputError(
-            f"the input holds {len(labels)} class{'es' * (len(labels) != 1)}{only}{without}: at least two are needed. A class "
+            f"the input holds {counted(len(labels), 'class', 'classes')}{only}{without}: at least two are needed. A class "
             "is a folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a "
             "tar. If a table names the labels, give it as --input (source.label_column, source.uri_template name its "
             "columns); source.label_depth says which folder is the class. docs/labels-and-splits.md has an example of each"
@@ -102,7 +103,9 @@ def _require_trained(labels: Sequence[str], classes: Ints, splits: Ints) -> None
     lacking = np.setdiff1d(classes[(splits == VAL) & (classes != NO_CLASS)], classes[splits == TRAIN])
     if len(lacking):
         names = ", ".join(labels[number] for number in lacking[:_SHOWN].tolist())
-        raise InputError(f"{len(lacking)} classes have images in the val split and none to train on: {names}")
+        raise InputError(
+            f"{counted(len(lacking), 'class', 'classes')} with images in the val split and none to train on: {names}"
+        )
 
 
 def _groups(names: pa.Array) -> Ints | None:

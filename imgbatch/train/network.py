@@ -15,7 +15,7 @@ from timm.models import get_model_args, group_parameters
 from torch import nn
 
 from imgbatch.errors import ModelError
-from imgbatch.models import Model, directory
+from imgbatch.models import Model, directory, selfcheck
 from imgbatch.models.on_torch import choose_dtype
 from imgbatch.preprocess import Preprocess
 
@@ -157,6 +157,15 @@ class Features:
         self._preprocess, self._dtype = base.preprocess, dtype
         self._net: Any = of(base).eval().to(memory_format=torch.channels_last)
 
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """Return the logits of images by the base's own head."""
+        return logits(self._net, pixels, self._preprocess, self._dtype, torch.device("cpu"))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the type that the network computes in."""
+        chosen = choose_dtype(self._dtype, torch.device("cpu"))
+        return {"dtype": "bfloat16" if chosen == torch.bfloat16 else "float32"}
+
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Return the features of n images."""
         found = []
@@ -181,8 +190,14 @@ class LoadFeatures:
     dtype: str
 
     def __call__(self) -> Features:
-        """Build the network."""
-        return Features(self.base, self.dtype)
+        """Build the network.
+
+        Raises:
+            Disagrees: it does not answer as it should on this node.
+        """
+        features = Features(self.base, self.dtype)
+        selfcheck.require(self.base, features)
+        return features
 
 
 def fixed_input(net: Any) -> bool:

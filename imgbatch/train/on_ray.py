@@ -9,13 +9,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
 
-from imgbatch import errors
+from imgbatch import console, errors
+from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError, ImgbatchError, UsageError
+from imgbatch.stream import bounded
 from imgbatch.train import epochs
 from imgbatch.train.fit import Fit, Place
 
@@ -28,7 +31,7 @@ def fit(
     *,
     gpus: bool,
     cpus_per_worker: int,
-    stall_s: float,
+    limits: ClusterConfig,
     tell: Callable[[dict[str, Any]], None],
     pulse: Callable[[], None],
 ) -> None:
@@ -41,17 +44,16 @@ def fit(
         pulse: called several times a second; raises if the run is to stop.
 
     Raises:
-        ClusterError: workers were lost too often, or told nothing for `stall_s` seconds.
+        ClusterError: workers were lost too often, told nothing for `cluster.stall_s` seconds, or Ray does not answer.
         ImgbatchError: what a worker raised.
     """
-    from ray.util.queue import Queue
-
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    told = Queue(actor_options={"num_cpus": 0})
+    told = bounded(_queue, limits.call_s, "the start of an actor", pulse)
     ended: list[BaseException | None] = []
     with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
+        made = partial(_trainer, job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
+        trainer = bounded(made, limits.call_s, "TorchTrainer", pulse)  # it tells the cluster that it is used
 
         def run() -> None:
             try:
@@ -61,16 +63,23 @@ def fit(
                 ended.append(error)
 
         threading.Thread(target=run, name="train", daemon=True).start()
-        failed = _follow(told, ended, stall_s, tell, pulse)
-        told.shutdown(force=True)
+        failed = _follow(told, ended, limits, tell, pulse)
+        bounded(lambda: told.shutdown(force=True), limits.call_s, "ray.kill", pulse)
     if ended[0] is not None:
         raise _what(failed, ended[0])
+
+
+def _queue() -> Any:
+    """Return what workers tell through."""
+    from ray.util.queue import Queue
+
+    return Queue(actor_options={"num_cpus": 0})
 
 
 def _follow(
     told: Any,
     ended: list[BaseException | None],
-    stall_s: float,
+    limits: ClusterConfig,
     tell: Callable[[dict[str, Any]], None],
     pulse: Callable[[], None],
 ) -> dict[str, Any] | None:
@@ -82,14 +91,14 @@ def _follow(
     while not ended:
         pulse()
         try:
-            fact = told.get(timeout=_TICK_S)
+            fact = bounded(lambda: told.get(timeout=_TICK_S), limits.call_s, "ray.get", pulse)
         except RayActorError as gone:
             raise ClusterError(
                 "the node is gone that passed on what workers tell: the same command goes on from the last checkpoint"
             ) from gone
         except Empty:
-            if time.monotonic() - last > stall_s:
-                raise ClusterError(f"training told nothing for {stall_s:.0f} s (cluster.stall_s)") from None
+            if time.monotonic() - last > limits.stall_s:
+                raise ClusterError(f"training told nothing for {limits.stall_s:.0f} s (cluster.stall_s)") from None
             continue
         last = time.monotonic()
         if fact["kind"] == "failed":
@@ -142,6 +151,7 @@ def _work(given: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    console.log_in_worker()
     context, told = ray.train.get_context(), given["told"]
     world = context.get_world_size()
     torch.set_num_threads(given["cpus"])

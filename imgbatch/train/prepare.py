@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch import cluster, progress
+from imgbatch import cluster
 from imgbatch.classify import received
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
+from imgbatch.progress import Progress
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.shards import doubles_rejected
@@ -78,25 +79,36 @@ def prepare(
     wanted = todo.pending.copy()
     missing = Todo(wanted & ~_known(work, todo), todo.wholes, todo.shards)
     here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = progress.progress(None if todo.shards else int(missing.pending.sum()))
+    shown = Progress("preparing images", None if todo.shards else int(missing.pending.sum()))
     done = rejected = 0
+    left_out: dict[str, dict[str, str]] = {}
+    rounds = list(ROUNDS)
     with closing(shown):
-        for round in ROUNDS:
-            before = int(missing.pending.sum())
-            if not before:
-                break
+        while rounds and (before := int(missing.pending.sum())):
+            round = rounds[0]
+            here = cluster.without(here, left_out)
+            shown.start(before, round.rows)
             blocks = ticking(cluster.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:
                     pulse()
                     if block is not None:
-                        rows, _, tars = received(block)
+                        rows, notes, tars = received(block)
+                        for note in notes:
+                            left_out |= note.get("left_out", {})
                         numbers = rows["index"].to_numpy()
                         missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
                         missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
                         done += len(rows)
                         rejected += len(rows) - rows["reason"].null_count
                     shown.update(done, rejected)
+                    if len(left_out) > len(here.left_out):
+                        break
+            if len(left_out) > len(here.left_out):
+                names = (f"{told['host']} ({told['why']})" for told in left_out.values())
+                log.warning("nodes are left out, since the network gives wrong answers there: %s", ", ".join(names))
+                continue
+            rounds.pop(0)
             if (lost := int(missing.pending.sum())) > max(20, round.lost * before):
                 raise ClusterError(
                     f"{lost:,} of {before:,} images did not come back: the workers die; look at Ray's logs"

@@ -2,17 +2,21 @@
 
 A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and behind it `NUMBER.parquet`, which
 says which images these are, what their class is and which could not be read. Without the second the first does not count; so
-whoever is killed, and whenever, the next run makes only what is missing. A tar is read again from its beginning, unless its
+whoever is killed, and whenever, the next run makes only what is missing. The name of both has a digest of the second, which
+has one of the first: a shard that is damaged does not count either. A tar is read again from its beginning, unless its
 `NUMBER.read` says that it was read to its end.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,7 @@ import pyarrow.parquet as pq
 from imgbatch.ahead import ahead
 from imgbatch.classify import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.config import SourceConfig
-from imgbatch.errors import InputError
+from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
 from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
@@ -37,13 +41,16 @@ if TYPE_CHECKING:
     from imgbatch.train.network import Features
 
 _SHARD = 64
+_DIGEST = b"sha256"  # in the metadata of a shard's rows: of the object of its array
 _AT_ONCE = 8
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.uint64]
 
-VERSION = 2
+VERSION = 3
 """Of what shards say; others are made again."""
 
 PROBLEM = "problem"
@@ -90,7 +97,7 @@ class Prepare(Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and keep a block of image numbers."""
-        yield from guarded(self._kept(block))
+        yield from guarded(self._kept(block), self._work)
 
     def _kept(self, block: pa.Table) -> Iterator[pa.Table]:
         for found in self.decoded(block, _SHARD):
@@ -109,7 +116,8 @@ class Prepare(Worker):
 
         def keep(sidecars: Mapping[str, Mapping[str, str]]) -> None:
             if sidecars:
-                self._shards.put(f"{number:09d}{SIDECARS}", json.dumps(sidecars).encode())
+                content = json.dumps(sidecars).encode()
+                self._shards.put(f"{number:09d}{SIDECARS}", _sha256(content).encode() + b"\n" + content)
 
         return keep
 
@@ -142,13 +150,17 @@ def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config:
 
     Raises:
         InputError: they say another label than those beside the image.
+        ClusterError: they are damaged; the next run reads the tar again.
     """
     kept = [name for name in shards.names() if name.endswith(SIDECARS)]
     if not kept:
         return images
     columns = {field.name: images[field.name].to_pylist() for field in _TRUTHS}
     for name in kept:
-        late = json.loads(shards.read(name))
+        digest, _, content = shards.read(name).partition(b"\n")
+        if _sha256(content).encode() != digest:
+            raise _damaged(shards, name)
+        late = json.loads(content)
         mine = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
         uris, here = images["uri"].take(pa.array(mine)).to_pylist(), tars.take(pa.array(mine)).to_pylist()
         texts = [late.get(key_of(uri[len(tar or "") + 1 :]) or "", {}) for uri, tar in zip(uris, here, strict=True)]
@@ -187,12 +199,31 @@ def write(shards: Folder, array: Array, rows: pa.Table) -> None:
     """Write a shard: row i of the array is the image of row i of the table."""
     # Images that are tried again may begin as the shard did that they were rejected in, and be others.
     which = int(np.bitwise_xor.reduce(keys_of(rows)))
-    name = f"{rows['index'][0].as_py():09d}-{which:016x}"
     content, table = io.BytesIO(), io.BytesIO()
     np.save(content, array)
+    pq.write_table(rows.replace_schema_metadata({_DIGEST: _sha256(content.getvalue())}), table)
+    name = f"{rows['index'][0].as_py():09d}-{which:016x}-{_sha256(table.getvalue())[:16]}"
     shards.put(f"{name}.npy", content.getvalue())
-    pq.write_table(rows, table)
     shards.put(f"{name}.parquet", table.getvalue())
+
+
+def _damaged(folder: Folder, name: str) -> ClusterError:
+    _discount(folder, name)
+    return ClusterError(
+        f"{folder.at(name)}, of images that were made ready for training, is damaged, and no longer counts: run the same "
+        "command again, which makes it again"
+    )
+
+
+def _discount(folder: Folder, name: str) -> None:
+    """Remove an object, and what says that its tar was read to the end, if it is of one."""
+    for each in (f"{name[:9]}{READ}", name):
+        with suppress(StoreError):
+            folder.delete(each)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +232,27 @@ class Shard:
 
     name: str
     rows: pa.Table
+    digest: str
+    """SHA-256 of the object of its array, in hex."""
 
 
 def shards(folder: Folder) -> Iterator[Shard]:
-    """Yield the shards of a folder, without their arrays."""
+    """Yield the shards of a folder, without their arrays; those whose rows are damaged do not count."""
     names = [name.removesuffix(".parquet") for name in folder.names() if name.endswith(".parquet")]
 
-    def read(name: str) -> pa.Table:
-        return pq.ParquetFile(pa.BufferReader(folder.read(f"{name}.parquet"))).read(use_threads=False)
+    def read(name: str) -> Shard | None:
+        content = folder.read(f"{name}.parquet")
+        if _sha256(content)[:16] != name.rpartition("-")[2]:
+            log.warning("%s is damaged: its images are made ready again", folder.at(f"{name}.parquet"))
+            _discount(folder, f"{name}.parquet")
+            return None
+        rows = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        return Shard(name, rows.replace_schema_metadata(), rows.schema.metadata[_DIGEST].decode())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for name, rows in ahead(pool, read, names, most=4 * _AT_ONCE):
-            yield Shard(name, rows)
+        for _, shard in ahead(pool, read, names, most=4 * _AT_ONCE):
+            if shard is not None:
+                yield shard
 
 
 def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Array]) -> Array:
@@ -223,7 +263,8 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         room: makes the array that is filled, from its shape and dtype: in memory, or mapped onto a file.
 
     Raises:
-        KeyError: one of the images is in no shard, or could not be read.
+        ClusterError: one of the images is in no shard, could not be read, or its array is damaged: such a shard is removed,
+            so that the next run makes it again.
     """
     wanted = []
     order = np.argsort(keys)
@@ -234,12 +275,20 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         places = order[np.minimum(places, len(keys) - 1)]
         found = (keys[places] == held) & np.asarray(shard.rows["reason"].is_null())
         if found.any():
-            wanted.append((shard.name, places[found], found))
+            wanted.append((shard, places[found], found))
             there[places[found]] = True
     filled: Array | None = None
 
-    def read(item: tuple[str, Array, Mask]) -> Array:
-        array: Array = np.load(io.BytesIO(folder.read(f"{item[0]}.npy")), allow_pickle=False)[item[2]]
+    def read(item: tuple[Shard, Array, Mask]) -> Array:
+        name = item[0].name
+        try:
+            content = folder.read(f"{name}.npy")
+        except NotFound:
+            content = b""
+        if _sha256(content) != item[0].digest:
+            _discount(folder, f"{name}.parquet")
+            raise _damaged(folder, f"{name}.npy")
+        array: Array = np.load(io.BytesIO(content), allow_pickle=False)[item[2]]
         return array
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -248,7 +297,10 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
                 filled = room((len(keys), *rows.shape[1:]), rows.dtype)
             filled[places] = rows
     if filled is None or not there.all():
-        raise KeyError(f"{np.count_nonzero(~there)} of {len(keys)} images are in no shard of {folder.uri}")
+        raise ClusterError(
+            f"{np.count_nonzero(~there)} of {len(keys)} images are in no shard of {folder.uri}: somebody has removed them, or "
+            "they are damaged; run the same command again, which makes them again"
+        )
     return filled
 
 

@@ -15,6 +15,7 @@ from imgbatch.config import (
     OutputConfig,
     RejectsConfig,
     SourceConfig,
+    StopConfig,
     StorageConfig,
 )
 from imgbatch.knobs import Fraction, Positive, Section, option
@@ -110,6 +111,7 @@ class Training(Section):
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: StopConfig = field(default_factory=StopConfig)
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked."""

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgbatch.errors import InputError
+from imgbatch.plurals import counted
 from imgbatch.sources.split_words import TEST, TRAIN, VAL
 from imgbatch.train.labelled import NO_CLASS, Labelled
 
@@ -36,7 +37,9 @@ def assign(found: Labelled, folds: int | None, seed: int, usable: npt.NDArray[np
     lacking = np.setdiff1d(found.classes[chosen_on], found.classes[trained])
     if len(lacking):
         names = ", ".join(found.labels[number] for number in lacking[:5].tolist())
-        raise InputError(f"{len(lacking)} classes have images in the val split and none to train on: {names}")
+        raise InputError(
+            f"{counted(len(lacking), 'class', 'classes')} with images in the val split and none to train on: {names}"
+        )
     if chosen_on.any():
         fold[chosen_on] = 0
     elif found.groups is None:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from imgbatch import cluster
+from imgbatch import cluster, console
 from imgbatch.cluster import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
+from imgbatch.plurals import counted, rate
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute
 from imgbatch.stream import waited
@@ -130,13 +130,16 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     """Fit a head on the features that the base gives."""
     places = np.flatnonzero(fold != splits.NEVER)
     # In a thread each, meanwhile the run shows that it lives, and can be ended.
+    console.step("reading the features")
     features = waited(lambda: prepared.load(work.shards, made.keys[places], np.empty), task.pulse)
     classes, fold, config = found.classes[places], fold[places], task.config.train
     weights = _class_weights(classes, len(found.labels)) if config.balance != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
+    console.step("choosing the strength of L2")
     chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known), task.pulse)
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
+    console.step("fitting the head")
     solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known), task.pulse)
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
@@ -165,7 +168,9 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
     if config.workers > (learned := int(np.count_nonzero(~held))):
-        raise UsageError(f"train.workers={config.workers} for {learned} images to learn from: each needs one at least")
+        raise UsageError(
+            f"train.workers={config.workers} for {counted(learned, 'image')} to learn from: each needs one at least"
+        )
     inputs = _inputs(task, made, places[held])
     said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
     of = work.shards.uri.rpartition("/")[2]  # which pictures
@@ -175,12 +180,14 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
         inputs=inputs, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],
         held=held,
     )  # fmt: skip
+    console.step("starting the training workers")
     if not run.exists(epochs.RESULT):
         limits = task.config.cluster
         each = cluster.cpus_of_each(
-            config.workers, config.cpus_per_worker, gpus=task.gpus, wait_s=limits.wait_s, pulse=task.pulse
+            config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits, pulse=task.pulse
         )
-        on_ray.fit(job, gpus=task.gpus, cpus_per_worker=each, stall_s=limits.stall_s, tell=_Teller(), pulse=task.pulse)
+        on_ray.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_tell, pulse=task.pulse)
+    console.step("reading the trained network")
     result = torch.load(io.BytesIO(run.read(epochs.RESULT)), map_location="cpu", weights_only=True)
     arrays = np.load(io.BytesIO(run.read(epochs.HELD_OUT)), allow_pickle=False)
     net.load_state_dict(result["net"])
@@ -208,23 +215,23 @@ def _inputs(task: Task, made: Prepared, held: Ints) -> Folder:
     if len(gone):
         first = made.images["uri"][int(gone[0])].as_py()
         raise Unreachable(
-            f"{len(gone):,} held-out images could be read once and not again, {first} for one: run the same command again"
+            f"{counted(len(gone), 'held-out image')} could be read once and not again, such as {first}: run the same "
+            "command again"
         )
     return work.shards
 
 
-class _Teller:
-    """Logs what the first worker tells: each epoch, and each 10 s where it stands."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, fact: dict[str, Any]) -> None:
-        if fact["kind"] == "resumed":
-            log.info("going on from the checkpoint behind epoch %d (%s)", fact["epoch"], fact["phase"])
-        elif fact["kind"] == "epoch" or time.monotonic() - self._said >= 10:
-            self._said = time.monotonic()
-            log.info("%s", line(fact))
+def _tell(fact: dict[str, Any]) -> None:
+    """Log each epoch that the first worker reports, and show how far the current one is."""
+    if fact["kind"] == "resumed":
+        log.info("going on from the checkpoint behind epoch %d (%s)", fact["epoch"], fact["phase"])
+        return
+    console.step("training")
+    if fact["kind"] == "epoch":
+        log.info("%s", line(fact))
+        console.show(f"{fact['phase']} epoch {fact['epoch']}/{fact['epochs']} is done", fact["epoch"], fact["epochs"])
+    else:
+        console.show(line(fact), fact["epoch"] - 1, fact["epochs"])
 
 
 def line(fact: dict[str, Any]) -> str:
@@ -236,11 +243,8 @@ def line(fact: dict[str, Any]) -> str:
     """
     text = (
         f"{fact['phase']} epoch {fact['epoch']}/{fact['epochs']}: loss {fact['loss']:.3f}, "
-        f"accuracy {100 * fact['accuracy']:.1f} %, {fact['images_per_second']:,.0f} images/s"
+        f"accuracy {100 * fact['accuracy']:.1f} %, {rate(fact['images_per_second'], 'image')}"
     )
     if fact.get("held_out_accuracy") is not None:
         return f"{text}; held out: loss {fact['held_out_loss']:.3f}, accuracy {100 * fact['held_out_accuracy']:.1f} %"
-    if fact.get("seconds_left") is None:
-        return text
-    minutes, seconds = divmod(int(fact["seconds_left"]), 60)
-    return f"{text}, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+    return text if fact.get("seconds_left") is None else f"{text}, {console.clock(fact['seconds_left'])} left"

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import Job, clean_environment, free_ports
 from tests.integration import faults, tables
+from tests.integration.test_damaged_nodes import BROKEN
 from tests.integration.test_interrupts import wait_for
 from tests.unit.pictures import encode, scene
 
@@ -50,17 +51,22 @@ class Nodes:
         ]
         self._start(*options, "--num-cpus=0", "--num-gpus=0")
 
-    def add(self, resource: str = "one", *more: str, gpus: int = 0) -> subprocess.Popen[bytes]:
+    def add(
+        self, resource: str = "one", *more: str, gpus: int = 0, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a node with an address of its own: a driver may choose to live beside one that shares its, and die with it."""
         where = f"--node-ip-address=127.0.0.{len(self.processes) + 1}"
         own = f'--resources={{"{resource}": 1}}'
-        return self._start(f"--address={self.address}", where, "--num-cpus=1", f"--num-gpus={gpus}", own, *more)
+        options = (f"--address={self.address}", where, "--num-cpus=1", f"--num-gpus={gpus}", own, *more)
+        return self._start(*options, environment=environment)
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         log = self._place / f"log-{len(self.processes)}"
         command = [str(RAY), "start", "--block", "--disable-usage-stats", *options]
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=self._environment, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=self._environment | (environment or {}), start_new_session=True
+            )
         self.processes.append(process)
         for _ in range(1200):
             if "Ray runtime started" in log.read_text():
@@ -244,3 +250,32 @@ def test_pixels_that_do_not_fit_into_the_object_store(nodes: Nodes, job: Job, im
     ended = job("classify", "--input", images, "--output", tmp_path / "out", env=environment, timeout=900)
     assert ended.code == 0, ended.err
     tables.require_single(tmp_path / "out", [path.name for path in images.iterdir()])
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_node_that_gives_wrong_answers_is_left_out(
+    job: Job, images: Path, tiny_model: Path, tmp_path: Path, gpus: int
+) -> None:
+    """On one of two nodes half of the weights are lost whenever they are filled into a network; with (logical) GPUs, too."""
+    fault = tmp_path / "broken"
+    fault.touch()
+    broken = Path(tempfile.mkdtemp(prefix="ib-", dir="/tmp"))  # a cache of its own
+    hook = faults.patched(tmp_path / "hook", "imgbatch.models.networks", BROKEN) | {"BROKEN": "/nowhere"}
+    nodes = Nodes(hook)
+    try:
+        nodes.add(gpus=gpus)
+        nodes.add(gpus=gpus, environment={"BROKEN": str(fault), "TMPDIR": str(broken)})
+        environment = {"RAY_ADDRESS": nodes.address, **nodes.token}
+        command = ("--input", images, "--output", tmp_path / "out", "--model", tiny_model)
+        more = ("--set", "cluster.device=cpu") if not gpus else ("--set", "classify.runtime=torch")
+        ended = job("classify", *command, *more, env=environment, timeout=600)
+    finally:
+        nodes.close()
+        shutil.rmtree(broken, ignore_errors=True)
+    assert ended.code == 0, ended.err
+    assert "the node is left out" in ended.err
+    labels = tables.labels(tmp_path / "out")
+    assert len(labels) == COUNT and not tables.reasons(tmp_path / "out")
+    assert all(label == labels[f"{int(name[:4]) % KINDS:04d}.jpg"] for name, label in labels.items())
+    (record,) = tables.runs(tmp_path / "out")
+    assert [fault.endswith(": the node is left out") for fault in record["node_faults"].values()] == [True]

@@ -30,7 +30,7 @@ Rows = dict[str, Row]
 Images = dict[str, tuple[str, str | None]]
 
 _name = st.sampled_from(NAMES)
-_texts = ["labels/part", "rejects/part", "replace", "_SUCCESS", "run.json", "listing/"]
+_texts = ["labels/part", "rejects/part", "replace", "_SUCCESS", "run.json", "listing/", "claim.json"]
 _at = st.tuples(st.sampled_from(_texts), st.sampled_from([1, 1, 2, 3]))
 _faults = st.dictionaries(_at, st.sampled_from(FAULTS), min_size=1, max_size=3)
 _kind = st.sampled_from(KINDS)
@@ -110,7 +110,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def arrive(self) -> None:
         """What a dead run sent arrives now; behind a run that ended well it changes nothing."""
-        before = self._parts()
+        before, success = self._parts(), self._success()
         for write in self.world.late:
             self.disturbed = self.disturbed or "_SUCCESS" in str(write.args)  # type: ignore[attr-defined]
             try:
@@ -121,9 +121,30 @@ class Histories(RuleBasedStateMachine):
                 totals["late writes that landed"] += 1
         self.world.late.clear()
         after = self._parts()
+        assert not self.settled or self._success() == success, "a late write changed _SUCCESS"
         assert not self.settled or after.keys() == before.keys(), "a late write got behind the seals"
         # A part that a second driver was about to rewrite is made another one by the next run, not by the first driver.
         assert not (self.settled and self.alone) or after == before, "a late write changed a part behind the seals"
+
+    # What happens to the output
+
+    @rule(data=st.data())
+    def lose_a_part(self, data: Any) -> None:
+        """Somebody removes a part, because it is damaged or by mistake; the next run makes its rows again."""
+        if parts := sorted(self._parts()):
+            self.world.folder("").delete(data.draw(st.sampled_from(parts)))
+            self.world.late.clear()  # else one of them could take the number, with rows that are there by then
+            self.settled, self.disturbed = False, True
+            totals["parts lost"] += 1
+
+    @rule(table=st.sampled_from(["labels", "rejects"]))
+    def lose_a_table(self, table: str) -> None:
+        """Somebody removes a whole table."""
+        for name in self._parts():
+            if name.startswith(table):
+                self.world.folder("").delete(name)
+        self.world.late.clear()
+        self.settled, self.disturbed = False, True
 
     # What happens in runs
 
@@ -199,9 +220,33 @@ class Histories(RuleBasedStateMachine):
     def a_second_driver_is_refused(self, at: Point) -> None:
         """A second driver while the first one lives, and the refusal is on."""
         codes: list[int | None] = []
-        self._run([], {at: lambda: codes.append(self.world.run())}, None)
-        assert set(codes) <= {5} or at == ("run.json", 1), codes  # there the first has not said yet that it runs
+        own = at[0] == "claim.json" or at == (
+            "run.json",
+            2,
+        )  # the first one has not claimed the output yet, or has ended
+        self._run([], {at: lambda: codes.append(self.world.run())}, None, alone=not own, moving=own)
+        assert set(codes) <= {7} or own, codes
         totals["second drivers refused"] += len(codes)
+
+    @rule(at=_at, kinds=st.dictionaries(_name, _kind, min_size=1, max_size=4))
+    def a_driver_stands_still_and_is_taken_over(self, at: Point, kinds: dict[str, str]) -> None:
+        """A driver is paused at a write, taken for dead, and wakes up when another one has ended."""
+        codes: list[int | None] = []
+        success: list[bytes | None] = []
+
+        def other() -> None:
+            paused = self.world.drivers[-1].number
+            self.world.alive.discard(paused)
+            self.put({name: (kind, None) for name, kind in kinds.items()})
+            codes.append(self.world.run())
+            success.append(self._success())
+            self.world.alive.add(paused)
+
+        code = self._run([], {at: other}, None, alone=False, moving=True)
+        if codes and at != ("claim.json", 1):  # there it has not claimed the output yet
+            totals["drivers taken over"] += 1
+            assert code != 0 or at == ("run.json", 2), "a run that was taken over ended well"  # there it had ended
+            assert codes != [0] or self._success() == success[0], "the _SUCCESS of a newer run was touched"
 
     @rule(setting=st.sampled_from(["top_k=3", "answer.min_score=0.1"]))
     def run_with_another_fingerprint(self, setting: str) -> None:
@@ -362,6 +407,10 @@ class Histories(RuleBasedStateMachine):
                 assert name not in found, f"{name} is twice in {table}/"
                 found[name] = row
         return found
+
+    def _success(self) -> bytes | None:
+        folder = self.world.folder("")
+        return folder.read("_SUCCESS") if folder.exists("_SUCCESS") else None
 
     def _parts(self) -> dict[str, tuple[Any, Any]]:
         """Return the rows and the footer of each part. The nonce says nothing: a fence writes the same rows with another."""

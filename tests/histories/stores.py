@@ -88,7 +88,9 @@ class Memory:
             raise errors.Conflict(path)
         self.put(path, data)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, tag: str | None = None) -> None:
+        if tag is not None and path in self.objects and self.objects[path][1] != tag:
+            raise errors.Conflict(path)
         self.objects.pop(path, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import uuid
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch import ledger, parts, runs, versions
+from imgbatch import claims, ledger, parts, runs, versions
 from imgbatch.ledger import Ledger
 from imgbatch.storage import Folder
 from tests.conftest import S3Server
@@ -68,17 +69,26 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
     print(dict(totals))
 
 
+def _written_always(self: runs.Success, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
+    said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
+    self.output.put(runs.SUCCESS, json.dumps(said).encode())
+
+
 SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
     "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
     "what a dead run was rewriting is written again": (parts.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
-    "a second driver is refused": (runs, "require_free", lambda output: None),
+    "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
+    "a missing number is taken again": (Ledger, "fill_gaps", lambda self, run_id: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
     "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
     "a part is created conditionally": (Folder, "create", Folder.put),
-    "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name: None),
+    "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name, tag=None: None),
+    "_SUCCESS is removed conditionally": (Memory, "delete", lambda self, path, tag=None: self.objects.pop(path, None)),
+    "_SUCCESS is written conditionally": (runs.Success, "write", _written_always),
+    "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
     "passing rejects are tried again": (ledger, "_PASSING", 0),
     "run.prune takes rows out": (Ledger, "prune", lambda self, pulse, unread: 0),
     "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections, pulse: None),

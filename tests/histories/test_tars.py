@@ -1,18 +1,25 @@
-"""Histories of tars: they appear, are replaced, torn and deleted between runs that are limited, killed, or lose rows."""
+"""Histories of tars: they appear, are replaced, torn and deleted between runs that are limited, killed, or lose rows.
+
+Parts of the output are lost, damaged and copied in between, and what the messages advise is done.
+"""
 
 from __future__ import annotations
 
 import gzip
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.errors import BooksError, OutputError
 from imgbatch.storage.local import LocalStore
+from tests.unit.test_repair import move_away
 from tests.unit.test_tars import COLOURS, Entry, Killed, Run, packed, picture
 
 _WRITES = ("create", "put", "replace", "delete")
@@ -66,6 +73,47 @@ class History:
             (self.run.input / name).unlink()
             del self.members[name]
             self.torn.discard(name)
+
+    def lose_part(self) -> None:
+        """Remove a part, as somebody may who cleans up."""
+        if some := self._parts():
+            self.draw.choice(some).unlink()
+
+    def damage_part(self) -> None:
+        """Cut a part off; the next run names it, and it is moved away as the message says."""
+        if some := self._parts():
+            file = self.draw.choice(some)
+            file.write_bytes(file.read_bytes()[: self.draw.randrange(100)])
+            self._follow(OutputError)
+
+    def copy_part(self) -> None:
+        """Copy a part to a number that is free, or to one that is lost; one of the two is moved away as the message says."""
+        if some := self._parts():
+            file = self.draw.choice(some)
+            if pq.read_metadata(file).num_rows and self.members:
+                last = max(int(other.stem[-8:]) for other in file.parent.glob("part-*"))
+                number = self.draw.choice([last + 1, last + 3, self.draw.randint(1, last)])
+                copy = file.parent / f"part-{number:08d}.parquet"
+                if copy != file:
+                    copy.write_bytes(file.read_bytes())
+                    self._follow(BooksError)
+
+    def lose_table(self) -> None:
+        """Remove a whole table."""
+        shutil.rmtree(Path(self.run.output.uri) / self.draw.choice(("labels", "rejects")), ignore_errors=True)
+
+    def _parts(self) -> list[Path]:
+        return sorted(Path(self.run.output.uri).glob("*/part-*.parquet"))
+
+    def _follow(self, error: type[Exception]) -> None:
+        """Run, and do what the error says."""
+        if self.members:
+            with pytest.raises(error) as caught:
+                self.run()
+            assert move_away(str(caught.value)) == 1, self.done
+        else:  # nothing to run over
+            for file in self._parts():
+                file.unlink()
 
     def whole_run(self, *, prune: bool | None = None) -> None:
         """Run to the end, over blocks that come in whatever order, again, or at first not at all."""
@@ -143,6 +191,7 @@ def play(place: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.classify._AT_ONCE", 4)
     history = History(place, seed)
     steps = [history.write] * 3 + [history.killed_run] * 3 + [history.limited_run] * 2
+    steps += [history.lose_part, history.damage_part, history.copy_part, history.lose_table]
     steps += [history.whole_run, history.whole_run, history.run_that_loses, history.tear, history.mend, history.delete]
     for _ in range(14):
         step = history.draw.choice(steps)

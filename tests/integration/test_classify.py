@@ -177,7 +177,7 @@ def test_a_bucket_that_grows_changes_and_shrinks(warm: Job, s3: S3Server, tiny_m
     obstore.put(images, "grows/new.jpg", encode(scene(seed=9), "JPEG"))
     obstore.delete(images, "grows/5.jpg")
     dry = warm(*command, "--dry-run", env=s3.environment)
-    assert "would classify 2 of 8 images" in dry.out and "6 already done, 1 of the 2 changed" in dry.out
+    assert "would classify 2 of 8 images" in dry.out and "6 already done, 1 of the 2 to classify changed" in dry.out
     ended = warm(*command, env=s3.environment)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("8 images listed, 8 labelled, 0 rejected (6 already done, 1 kept,")
@@ -207,6 +207,7 @@ def test_a_limit_takes_the_first_and_is_noted(
 
     dry = job(*command, "--dry-run")
     assert dry.code == 0 and "would classify 12 of 12 images" in dry.out and "nothing was written" in dry.out
+    assert "0 already done, 0 objects ignored, 0 duplicates" in dry.out, "not 0 of the 12 changed"
     assert "160×160 px from 168 (crop 0.952), bilinear, mean 0.5" in dry.out and "7 classes: a, b, c, …" in dry.out
     assert not output.exists()
 

@@ -89,12 +89,12 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     unknown = warm(*command)
     assert (
         unknown.code == 2
-        and f"1 images have labels that are unknown to {tiny_model}: 'A', did you mean 'a'?" in unknown.err
+        and f"1 image with labels that are unknown to {tiny_model}: 'A', did you mean 'a'?" in unknown.err
     )
     assert not (tmp_path / "out" / "labels").exists(), "before anything was classified"
     (mixed / "A ").rename(mixed / "b2").joinpath("x.png").rename(next(mixed.glob("?")) / "x.png")
     rejected = warm(*command)
-    assert rejected.code == 4 and "16 of 17 images were scored; 1 have no label" in rejected.err
+    assert rejected.code == 4 and "16 of 17 images were scored; 1 has no label" in rejected.err
     assert "x.png (empty)" in rejected.err and not (tmp_path / "out" / "metrics.json").exists()
     assert "Traceback" not in unknown.err + rejected.err
 
@@ -109,18 +109,34 @@ def test_tables_with_labels_of_their_own_are_scored_by_their_record(
     out, given = tmp_path / "out", ("--input", tmp_path / "in")
     assert warm("classify", *given, "--model", tiny_model, "--output", out, *own).code == 0
     scored = warm("evaluate", *given, "--labels", out, "--output", tmp_path / "{date}" / "{model}")
-    assert scored.code == 0 and "1 images scored" in scored.out, scored.err
+    assert scored.code == 0 and "1 image scored" in scored.out, scored.err
     assert len(list(tmp_path.glob("20*/*/metrics.json"))) == 1
     other = warm("evaluate", *given, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
-    assert other.code == 2 and "1 images have labels that are unknown to" in other.err, "the second model's own names"
+    assert other.code == 2 and "1 image with labels that are unknown to" in other.err, "the second model's own names"
     assert not (tmp_path / "b" / "labels").exists(), "before anything was classified"
+
+
+def test_folders_of_wordnet_ids_and_of_class_numbers_with_the_default_model(warm: Job, tmp_path: Path) -> None:
+    for folders, more in (
+        (("n02123045", "n01440764"), ()),
+        (("281", "0"), ("--set", "source.label_is=index")),
+    ):
+        place, out = tmp_path / folders[0], tmp_path / f"out-{folders[0]}"
+        for number, folder in enumerate(folders):
+            (place / folder).mkdir(parents=True)
+            (place / folder / f"{number}.png").write_bytes(encode(scene(160, 160, seed=number), "PNG"))
+        ended = warm("evaluate", "--input", place, "--output", out, *more)
+        assert ended.code == 0 and "2 images scored" in ended.out, ended.err
+        truths = pq.read_table(out / "predictions.parquet", columns=["uri", "truth"]).to_pylist()
+        assert {Path(row["uri"]).name: row["truth"] for row in truths} == {"0.png": "tabby", "1.png": "tench"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--labels", "x", "--against", "y", "--input", "."), "there is none to compare with"),
-        (("--labels", "/nothing/here", "--input", "."), "is no output of classify.py"),
+        (("--labels", "/nothing/here", "--input", "."), "--labels /nothing/here does not exist"),
+        (("--labels", "tests", "--input", "."), "is no output of classify.py"),
         (("--labels", ".", "--input", ".", "--model", "efficientnet_lite1"), "did you mean 'efficientnet_lite0'?"),
         ((), "--input"),
     ],

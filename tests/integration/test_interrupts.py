@@ -84,7 +84,7 @@ def test_a_signal_in_mid_run(
 
     (first,) = tables.runs(output)
     before = tables.parts(output)
-    said = require_refusal(job(*command), 5)
+    said = require_refusal(job(*command), 7)
     assert first["run_id"] in said and str(process.pid) in said
     assert tables.parts(output).items() >= before.items()
     assert [run["run_id"] for run in tables.runs(output)] == [first["run_id"]], "a refused run leaves no trace"

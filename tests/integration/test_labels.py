@@ -178,8 +178,8 @@ REFUSED = {
     "copies beside the classes": (folders(cat=2, cup=2, train__cat=1, val__cat=1), {}, "source.splits=none"),
     "a class called train": (folders(car=2, plane=2, train=2), {}, "source.splits=none"),
     "images and folders of images": (folders(cats=2, cats__kaggle=1, dogs=2), {}, "source.label_depth=1"),
-    "only flat splits": (folders(train=3, valid=2, test=2), {}, "holds 0 classes; 7 images have no label"),
-    "yolo": (folders(images__train=3, images__val=2), {}, "holds 0 classes; 5 images have no label"),
+    "only flat splits": (folders(train=3, valid=2, test=2), {}, "holds 0 classes; 7 images without a label"),
+    "yolo": (folders(images__train=3, images__val=2), {}, "holds 0 classes; 5 images without a label"),
     "parts of a set": (folders(ham_part_1=2, ham_part_2=2), {}, "look like numbered parts"),
     "one class in two places": (folders(a__cat=1, b__cat=1, b__dog=1), {}, "'cat' is in two places"),
     "only a test split": (folders(train=0, test__cat=2, test__dog=2), {}, "there is none to train on"),
@@ -229,7 +229,7 @@ def test_class_folders_and_a_table_of_corrections_in_both_orders(
     for inputs in ((place, tmp_path / "fix.csv"), (tmp_path / "fix.csv", place)):
         code, shown = dry_run(*inputs)
         assert code == 0 and counts(shown)["cup"] == {"train": 4} and counts(shown)["cat"] == {"train": 2}, shown
-        assert "1 images have another label than the folder" in shown
+        assert "1 image with another label than the folder" in shown
 
 
 def test_hugging_face_metadata_beside_the_images(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
@@ -278,7 +278,7 @@ def test_junk_and_files_without_a_suffix_are_no_classes(
     code, shown = dry_run(place)
     assert code == 0, shown
     assert counts(shown) == {"cat": {"train": 2}, "cup": {"train": 2}, "all": {"train": 4}}
-    assert "1 objects without a suffix are no images" in shown
+    assert "1 object without a suffix ignored" in shown
 
 
 def test_links_that_lead_nowhere_are_images_that_cannot_be_read(

@@ -136,7 +136,7 @@ def test_a_model_that_cannot_be_used(
         return copy
 
     assert "did you mean 'efficientnet_lite0'?" in refused(2, *command, "eficientnet_lite0")
-    assert "config.json" in refused(2, *command, tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} does not exist" in refused(2, *command, tmp_path / "nowhere")
     (broken("headless") / "config.json").unlink()
     assert "config.json" in refused(2, *command, tmp_path / "headless")
     (broken("weightless") / "model.safetensors").unlink()
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_used(
     (broken("torn") / "config.json").write_text("{")
     assert "not JSON" in refused(2, *command, tmp_path / "torn")
     few = broken("few", lambda config: config["label_names"].pop())
-    assert "6 label_names for a head of 7" in refused(2, *command, few)
+    assert "has 6 names, and the network has 7 classes" in refused(2, *command, few)
     twice = broken("twice", lambda config: config["label_names"].__setitem__(1, "a"))
     assert "'a' stands for more than one class" in refused(2, *command, twice)
     nameless = broken("nameless", lambda config: config.pop("label_names"))

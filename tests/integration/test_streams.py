@@ -114,7 +114,7 @@ def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path
         shown = narrow == "locale C"  # which Python's UTF-8 mode takes the place of
         assert done.stdout.isascii() != shown and ("\\" in done.stdout) != shown, "what cannot be shown is escaped"
     done = shell("", "jobs/classify.py", "--input", tmp_path / "ä", "--output", tmp_path / "out", env=NARROW[narrow])
-    assert done.returncode == 2 and "error: no image in" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("redirection", ["", ">&-", ">/dev/full"])
@@ -132,10 +132,13 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
 def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
     """rich draws the bar in a thread of its own."""
     draw = (
-        "import os, sys, time; from imgbatch import cli, progress; cli.parser('');"
-        "shown = progress.progress(10); assert type(shown).__name__ == 'TerminalProgress';"
-        "shown.update(1, 0); os.close(int(sys.argv[1]));"
-        "[(shown.update(n, 0), time.sleep(0.05)) for n in range(10)]; shown.close(); cli.leave(0)"
+        "import logging, os, sys, time; from imgbatch import cli, console; from imgbatch.progress import Progress\n"
+        "def body():\n"
+        "    shown = Progress('labelling', 10); shown.start(10, 10); shown.update(1, 0); os.close(int(sys.argv[1]))\n"
+        "    for n in range(10): shown.update(n, 0); logging.warning('still there'); time.sleep(0.05)\n"
+        "    assert 'imgbatch.terminal' in sys.modules\n"
+        "    return 0\n"
+        "cli.parser(''); cli.leave(cli.run(body))"
     )
     terminal, inside = os.openpty()
     process = subprocess.Popen(

@@ -66,7 +66,7 @@ def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
     assert ended.code == 0, ended.err
     assert "head of" in ended.err and "for 7 classes is replaced by one for 4" in ended.err
     assert f"{data}/grey holds no image: it is no class" in ended.err
-    assert "1 classes have one image" in ended.err and "lone" in ended.err
+    assert "1 class with one image" in ended.err and "lone" in ended.err
     assert "1 rejected" in ended.out
 
     wanted = {"config.json", "model.safetensors", "taxonomy.csv", "metrics.json", "training.json", "training.html"}
@@ -192,7 +192,7 @@ def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: 
     data = pictures(tmp_path / "data", each=3)
     given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.wait_s=1"]), "--set"]
     ended = job(*given, "train.workers=6", "--output", tmp_path / "a")
-    assert ended.code == 3 and "train.workers=6 ask for 1 CPUs each" in ended.err, ended.err
+    assert ended.code == 3 and "train.workers=6 asks for 1 CPU each" in ended.err, ended.err
     ended = warm(*given, "train.workers=7", "--output", tmp_path / "b")
     assert ended.code == 2 and "train.workers=7 for 6 images to learn from: each needs one" in ended.err, ended.err
 
@@ -251,14 +251,18 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
         (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "is in two places"),
         (lambda data: pictures(data, ["red"], 2), [], 2, "holds 1 class (red): at least two are needed"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "TREE"], 2, "green"),
-        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv does not exist"),
+        (lambda data: None, [], 2, "does not exist"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "MODEL"], 5, "holds a model already"),
         (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.way=head"]), 2, "base"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.wy=head"], 2, "did you mean 'train.way'?"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "lies inside --input"),
         (lambda data: data.mkdir(), [], 2, "no image in"),
     ],
-    ids=["case", "two places", "one class", "taxonomy", "no taxonomy", "there already", "no way", "key", "inside", "empty"],
+    ids=[
+        *("case", "two places", "one class", "taxonomy", "no taxonomy", "no input", "there already", "no way", "key", "inside"),
+        "empty",
+    ],
 )  # fmt: skip
 def test_bad_input_has_a_clear_answer(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str],

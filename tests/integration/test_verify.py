@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Job
+from tests.conftest import ROOT, Ended, Job
 from tests.integration import tables
 from tests.unit.pictures import encode, scene
 
@@ -130,3 +130,94 @@ def test_a_run_that_finds_two_rows_of_an_image_takes_the_old_success_away(
     ended = job("classify", "--input", finished.parent / "images", "--output", output, "--model", tiny_model)
     assert ended.code == 6 and "two rows" in ended.err and "Traceback" not in ended.err
     assert not (output / "_SUCCESS").exists()
+
+
+def again(job: Job, output: Path, finished: Path, tiny_model: Path) -> Ended:
+    """Give the command of the output again."""
+    return job("classify", "--input", finished.parent / "images", "--output", output, "--model", tiny_model)
+
+
+@pytest.mark.parametrize("table", ["labels", "rejects"])
+def test_a_missing_seal_is_seen_and_made_by_the_same_command(
+    job: Job, output: Path, finished: Path, tiny_model: Path, table: str
+) -> None:
+    max((output / table).iterdir()).unlink()
+    ended = job("verify", output)
+    assert ended.code == 6 and f"{output / table} is not sealed" in ended.err and "same command" in ended.err
+    ended = again(job, output, finished, tiny_model)
+    assert ended.code == 0 and "12 already done" in ended.out, ended.err
+    assert job("verify", output).code == 0
+
+
+@pytest.mark.parametrize("name", ["_copy.parquet", "part-00000001 (1).parquet"])
+def test_a_foreign_file_is_seen_and_the_output_is_whole_without_it(job: Job, output: Path, name: str) -> None:
+    shutil.copy(first_part(output), output / "labels" / name)
+    assert len(tables.rows(output)) == 22, "a reader of *.parquet has each row twice"
+    ended = job("verify", output)
+    assert ended.code == 5 and f"{output / 'labels' / name}: no part of imgbatch's" in ended.err
+    (output / "labels" / name).unlink()
+    assert job("verify", output).code == 0
+
+
+def test_a_part_of_another_fingerprint_is_refused_by_both_and_made_anew_once_it_is_away(
+    warm: Job, output: Path, finished: Path, tiny_model: Path
+) -> None:
+    part = first_part(output)
+    table = pq.read_table(part)
+    fingerprint = json.loads(table.schema.metadata[b"fingerprint"]) | {"weights": "0" * 64}
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"fingerprint": json.dumps(fingerprint)}), part
+    )
+    ended = warm("verify", output)
+    assert (
+        ended.code == 5
+        and f"{part}: 1 of the parts have another fingerprint" in ended.err
+        and "weights: 0000" in ended.err
+    )
+    assert again(warm, output, finished, tiny_model).code == 5, "the same in both"
+    part.unlink()
+    ended = again(warm, output, finished, tiny_model)
+    assert ended.code == 0, ended.err
+    assert warm("verify", output).code == 0 and len(tables.rows(output)) == 11
+
+
+def test_labels_that_are_all_null_are_seen_and_made_anew_once_their_part_is_away(
+    warm: Job, output: Path, finished: Path, tiny_model: Path
+) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(1, table.schema.field("label"), pa.nulls(len(table), pa.string()))
+
+    part = first_part(output)
+    edit(part, change)
+    ended = warm("verify", output)
+    assert ended.code == 6 and f"11 rows without a value of label, in {part}; move" in ended.err
+    part.unlink()
+    assert again(warm, output, finished, tiny_model).code == 0
+    assert warm("verify", output).code == 0 and None not in tables.labels(output).values()
+
+
+def test_a_sample_of_a_real_run_is_labelled_again(job: Job, output: Path) -> None:
+    ended = job("verify", output, "--sample", 300)
+    assert ended.code == 0 and "11 of 11 labels drawn" in ended.out and "11 compared, none wrong" in ended.out, (
+        ended.err
+    )
+
+    def swap(table: pa.Table) -> pa.Table:
+        labels = table["label"].to_pylist()
+        other = next(at for at, label in enumerate(labels) if label != labels[0])
+        order = [other, *range(1, other), 0, *range(other + 1, len(table))]
+        columns = [name for name in table.column_names if name not in ("uri", "size", "etag", "last_modified")]
+        for name in columns:
+            at = table.schema.get_field_index(name)
+            table = table.set_column(at, table.schema.field(at), table[name].take(pa.array(order)))
+        return table
+
+    edit(first_part(output), swap)
+    assert job("verify", output).code == 0
+    ended = job("verify", output, "--sample", 300)
+    assert ended.code == 6 and "2 not what" in ended.err and " in the table, " in ended.err
+
+
+def test_an_output_of_version_0_1_has_nothing_wrong(job: Job) -> None:
+    ended = job("verify", ROOT / "tests" / "data" / "v0.1.0" / "output")
+    assert ended.code == 0 and "23 images listed, 22 labelled, 1 rejected" in ended.out, ended.err

@@ -22,6 +22,7 @@ from imgbatch.listing import page_name
 from imgbatch.models import Model
 from imgbatch.models.on_torch import TorchRuntime
 from imgbatch.models.runtime import Pixels, Prediction, in_batches
+from imgbatch.models.selfcheck import Disagrees
 from imgbatch.preprocess import Preprocess
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.seen import content_hash
@@ -166,6 +167,25 @@ def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
     assert len(rows) == 1
     assert note["batch_size"] == BATCH and {"fetch_and_decode_s", "classify_s"} <= note.keys()
     assert json.dumps(note)
+
+
+def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work: Callable[[list[bytes]], Work]) -> None:
+    def fail(_: Work) -> MeanColour:
+        asked.append(1)
+        raise Disagrees("its logits differ")
+
+    job, asked = replace(work(pictures(2)), node=lambda: "node-id"), list[int]()
+    classify = Classify(job, fail)
+    (pixels,) = decode_block(pa.table({"index": np.arange(2)}), job)
+    for operator, block in (
+        (LabelImages(job, fail), pa.table({"index": np.arange(2)})),
+        (classify, pixels),
+        (classify, pixels),
+    ):
+        (found,) = operator(block)
+        rows, (note,), _ = received(found)
+        assert len(rows) == 0 and note["left_out"]["node-id"]["why"] == "its logits differ"
+    assert len(asked) == 2, "a worker does not try again"
 
 
 def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes]], Work]) -> None:

@@ -42,6 +42,14 @@ def test_every_error_of_ours_ends_in_one_line_and_its_code(capsys: pytest.Captur
         assert f"\n  {error.exit_code}" in "\n" + cli.EXIT_CODES or error.exit_code in (130, 143)
 
 
+def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise errors.InputError("a\x1b[2J\r.jpg is not there")
+
+    assert cli.run(body) == 2
+    assert capsys.readouterr().err == "error: a\\x1b[2J\\x0d.jpg is not there\n"
+
+
 def test_ctrl_c_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise KeyboardInterrupt
@@ -76,5 +84,5 @@ def test_help_lists_every_key_that_has_no_flag() -> None:
 
 def test_the_exit_codes_are_those_of_the_error_tree() -> None:
     codes = {kind.exit_code for kind in kinds(ImgbatchError) if isinstance(kind.__dict__.get("exit_code", 1), int)}
-    assert codes - {1} == {2, 3, 4, 5, 6} - ({1} & codes)
-    assert BudgetError.exit_code == 4 and errors.BooksError.exit_code == 6
+    assert codes - {1} == {2, 3, 4, 5, 6, 7} - ({1} & codes)
+    assert BudgetError.exit_code == 4 and errors.BooksError.exit_code == 6 and errors.OutputBusyError.exit_code == 7

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from imgbatch import cluster
+from imgbatch.config import ClusterConfig
 from imgbatch.errors import ClusterError
 
 TWO = [{"CPU": 8.0, "memory": 1e9}, {"CPU": 8.0}]
@@ -15,7 +16,8 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 2.0}]
 
 def placed(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int, **more: Any) -> int:
     monkeypatch.setattr(cluster, "_alive", lambda: nodes)
-    return cluster.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "wait_s": 0.0, **more})
+    config = ClusterConfig(wait_s=1e-9)
+    return cluster.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "config": config, **more})
 
 
 @pytest.mark.parametrize(
@@ -38,11 +40,64 @@ def test_workers_have_as_many_cpus_as_their_nodes_allow(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"workers": 17}, r"train.workers=17 ask for 1 CPUs each, the 2 nodes of the cluster hold 16 of them"),
-        ({"workers": 3, "asked": 5}, r"train.workers=3 ask for 5 CPUs each, the 2 nodes of the cluster hold 2 of them"),
-        ({"workers": 1, "gpus": True}, r"ask for 1 CPUs and a GPU each, .* hold 0 of them; waited 0 s"),
+        ({"workers": 17}, r"train.workers=17 asks for 1 CPU each, the 2 nodes of the cluster have room for 16"),
+        (
+            {"workers": 3, "asked": 5},
+            r"train.workers=3 asks for 5 CPUs each, the 2 nodes of the cluster have room for 2",
+        ),
+        ({"workers": 1, "gpus": True}, r"asks for 1 CPU and a GPU each, .* have room for 0; waited 0 s"),
     ],
 )
 def test_workers_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ClusterError, match=said):
         placed(monkeypatch, TWO, **more)
+
+
+def plan(**more: Any) -> cluster.Plan:
+    found = {"split": False, "actors": 16, "min_actors": 1, "max_actors": 16, "gpus_per_actor": 1.0, "cpus": 16,
+             "gpus": 0.0, "nodes": 2, **more}  # fmt: skip
+    return cluster.Plan(**found)
+
+
+LEFT_OUT = {"0123456789abcdef": {"host": "worker-7", "why": "its logits differ"}}
+
+
+def test_a_node_that_is_left_out_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda left_out=(): GPUS[1:] if left_out else GPUS)
+    assert cluster.without(plan(), {}) == plan()
+    found = cluster.without(plan(actors=18, max_actors=18, min_actors=5), LEFT_OUT)
+    assert (found.actors, found.min_actors, found.max_actors, found.nodes, found.cpus) == (2, 2, 2, 1, 2)
+    assert found.left_out == ("0123456789abcdef",) and cluster.without(found, LEFT_OUT) is found
+    grows = cluster.without(plan(actors=18, max_actors=40), LEFT_OUT)
+    assert (grows.actors, grows.max_actors) == (2, 40), "a cluster that grows may still grow"
+
+
+@pytest.mark.parametrize(("rest", "split"), [([], False), ([{"memory": 1e9}], False), (GPUS[1:], True)])
+def test_a_run_whose_last_worker_is_left_out_names_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, rest: list, split: bool
+) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda left_out=(): rest)
+    with pytest.raises(ClusterError, match=r"no worker is left.*worker-7 \(node 0123456789ab\): its logits differ"):
+        cluster.without(plan(split=split), LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (4, "train.workers=4 with cluster.device=cuda asks for a GPU each, the cluster has 0 GPUs; waited"),
+        (None, "cluster.min_actors=1 with cluster.gpus_per_actor=1 asks for 1 GPU, the cluster has 0; waited"),
+    ],
+)
+def test_gpus_that_are_not_there_are_named_by_who_asks_for_them(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, said: str
+) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda: TWO)
+    with pytest.raises(ClusterError) as refused:
+        cluster.plan(ClusterConfig(device="cuda", wait_s=1e-9), workers=workers)
+    assert said in str(refused.value)
+    assert ("min_actors" in str(refused.value)) == (workers is None)
+
+
+def test_one_of_a_thing_is_singular(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_alive", lambda: [{"CPU": 1.0}])
+    assert str(cluster.plan(ClusterConfig())).startswith("1 node, 1 CPU: 1 actor to fetch, decode and classify")

@@ -216,7 +216,8 @@ def test_mounts_lie_on_the_node_as_in_the_checkout():
 def test_the_mounts_hold_what_the_install_reads():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     readme = re.search(r'^readme = "(.+)"', project, re.M)[1]
-    assert {"imgbatch", "pyproject.toml", "constraints.txt", readme} <= set(CONFIG["file_mounts"].values())
+    license = re.search(r'^license-files = \["([^"]+)"', project, re.M)[1]
+    assert {"imgbatch", "pyproject.toml", "constraints.txt", readme, license} <= set(CONFIG["file_mounts"].values())
 
 
 def test_every_install_happens_in_the_mounted_checkout_under_its_constraints():

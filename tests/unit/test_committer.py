@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def test_rejects_are_counted_by_reason() -> None:
     taken = committer()
     taken.take(pa.concat_tables([block(0), block(1, 2, **failing("empty", "decode")), block(3, **failing("vanished"))]))
     assert (taken.labelled, taken.rejected, dict(taken.reasons)) == (1, 3, {"empty": 2, "vanished": 1})
+    assert {reason: uri for reason, (uri, _) in taken.examples.items()} == {"empty": "u1", "vanished": "u3"}
 
 
 def chunks(numbers: range, size: int) -> Iterator[tuple[int, ...]]:
@@ -191,3 +193,21 @@ def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
         none.blame_the_cluster(1, 0.1, last=True)
     committer(20).blame_the_cluster(1, 0.1, last=True)
     committer(21, again=21).blame_the_cluster(1, 0.1, last=True)  # which died in an earlier run, perhaps
+
+
+def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with committer(10) as taken:
+        told = {"host": "b", "why": "its logits differ"}
+        for note in (
+            {"node_faults": {"a": "made again"}},
+            {"node_faults": {"a": "made again"}},
+            {"left_out": {"id": told}},
+        ):
+            row = {"index": -2, "uri": "", "reason": "note", "message": json.dumps({"device": "cpu", **note})}
+            taken.take(pa.Table.from_pylist([row], schema=RESULTS))
+        assert taken.left_out == {"id": told}
+        assert taken.report()["node_faults"] == {"a": "made again", "b": "its logits differ: the node is left out"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "node a: made again",
+        "node b: its logits differ: the node is left out",
+    ]

@@ -304,7 +304,7 @@ def test_what_was_understood_is_a_table() -> None:
         "1",
     ]
     assert lines[24] == "/in: labels from folders, splits from folders"
-    assert lines[25] == "1 images have no label, such as /in/test/3.jpg"
+    assert lines[25] == "1 image without a label, such as /in/test/3.jpg"
     assert understood.public(declared.origins)["classes_by_split"]["c00"] == {"train": 1, "val": 1}
     assert VAL in splits
 

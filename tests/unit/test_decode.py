@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import pickle
 import random
@@ -10,6 +11,7 @@ import resource
 import struct
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +86,59 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
     assert reason_of(data) == "not_an_image"
 
 
+def zipped(**files: bytes) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return sink.getvalue()
+
+
+XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page (an error page or a login page?)"),
+        (b"\n  <!-- a proxy -->\n<HTML lang=en>Please log in", "an HTML page (an error page or a login page?)"),
+        ("\ufeff<html>".encode("utf-16-le"), "an HTML page (an error page or a login page?)"),
+        (b"<!-- drawn --><html><svg/></html>", "an HTML page (an error page or a login page?)"),
+        (XML + b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", "(AccessDenied)"),
+        (b"<Error><Code>NoSuchKey</Code></Error>", "an XML error document, as stores answer with (NoSuchKey)"),
+        (XML + b"<rss><channel/></rss>", "an XML document ('rss')"),
+        (
+            b'{"error": {"code": 404, "message": "Not Found"}}',
+            'a JSON document that begins with \'{"error"',
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch that with git lfs pull"),
+        (b"/annex/objects/SHA256E-s31390--f50d.jpg\n", "a git-annex pointer"),
+        (b"just a text", "a text that begins with 'just a text'"),
+        ("nur ein Gruß".encode(), "that begins with 'nur ein Gruß'"),
+        (b"ab" * 2_000, "…"),
+        (zipped(), "an empty zip archive"),
+        (zipped(a=b"b"), "a zip archive"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "a PDF document"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "a video or audio file (MP4 or QuickTime)"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", "a video (Matroska or WebM)"),
+        (gzip.compress(b"x"), "gzip data"),
+        (bytes(4096), "nothing but zero bytes"),
+        (b"\x01\x02\x03\xff", "no image format begins with b'\\x01"),
+        (b"\x89\xff\0 <html>", "no image format begins with"),
+    ],
+)
+def test_a_reject_names_what_the_bytes_are(data: bytes, message: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        decode(data, max_pixels=LIMIT)
+    assert caught.value.reason == "not_an_image" and message in str(caught.value)
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
+def test_a_text_of_many_comments_is_named_at_once() -> None:
+    # It would never end if the comments were tried in all their partitions.
+    assert sniff(b"<!-- a -->" * 100_000) is None and reason_of(b"<!-- a -->" * 100_000) == "not_an_image"
+
+
 def test_no_bytes_are_empty() -> None:
     assert reason_of(b"") == "empty"
 
@@ -96,6 +151,8 @@ def test_no_bytes_are_empty() -> None:
         ("ico", b"\0\0\1\0\1\0" + bytes(20)),
         ("svg", b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'),
         ("svg", b"<svg/>"),
+        ("svg", b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "svg11.dtd">\n<svg/>'),
+        ("svg", XML + b'<!-- drawn --><!DOCTYPE svg [ <!ENTITY a "<x>"> ]><svg/>'),
     ],
 )
 def test_known_kinds_that_are_not_read_are_unsupported(kind: str, data: bytes) -> None:

@@ -257,7 +257,10 @@ def test_names_of_classes_stand_under_several_keys(load: Load, tmp_path: Path, k
         ({"id2label": {"0": "a", "1": "c", "2": "b"}}, "label_names and id2label name the classes differently"),
         ({"label_names": {"0": "a", "2": "c"}}, "from 0 to 2, and holds 2"),
         ({"label_names": [1, 2, 3]}, "class 0 is called 1, which is no text"),
-        ({"label_names": ["background", "a", "b", "c"]}, "4 label_names for a head of 3.*'background': remove it"),
+        (
+            {"label_names": ["background", "a", "b", "c"]},
+            "has 4 names, and the network has 3 classes.*'background': remove it",
+        ),
         ({"label_names": ["Cafe\u0301", "Caf\u00e9", "x"]}, "'Caf\u00e9' stands for more than one class"),
         ({"num_classes": 4, "model_args": {"num_classes": 3}}, "num_classes is 4, and 3 in model_args"),
     ],

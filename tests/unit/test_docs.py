@@ -1,12 +1,16 @@
-"""The documentation is held against the code: keys, codes, columns, flags and the map of the house."""
+"""The documentation is held against the code: keys, codes, columns, flags, commands, links and the map of the package."""
 
 from __future__ import annotations
 
 import doctest
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,72 +18,150 @@ import pytest
 from imgbatch import cli, config, errors, rejects, schema
 from imgbatch.sources import split_words
 from imgbatch.train.settings import Training
+from tests import configuration_page
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
+PAGES |= {f"docs/{name}": text for name, text in DOCS.items()}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("imgbatch", "jobs") for path in (ROOT / folder).rglob("*.py"))
+KEYS = {key for kind in (config.Config, Training) for key, _, _ in config.describe(kind)}
+MAP = DOCS["architecture.md"][DOCS["architecture.md"].index("## Map") :]
 
 
-def test_every_config_key_is_in_the_readme_with_its_default_and_help() -> None:
-    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.*) \|$", README, re.MULTILINE))
-    for key, default, help in [*config.describe(), *config.describe(Training)]:
-        if "." in key or key == "top_k":
-            assert rows.get(key) == f"{f'`{default}`' if default else ''} | {help}"
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 180
+
+
+def test_the_page_about_the_configuration_is_that_of_the_code() -> None:
+    assert DOCS["configuration.md"] == configuration_page.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_that_a_page_names_exists(page: str) -> None:
+    sections = "|".join(sorted({key.partition(".")[0] for key in KEYS if "." in key}))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z0-9_]+)(?=[`=.])", PAGES[page]))
+    files = {name for name in named if name.rpartition(".")[2] in ("py", "json", "yaml", "parquet", "safetensors")}
+    assert named - files <= KEYS
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_every_module_is_on_the_map(path: Path) -> None:
     if path.name == "__init__.py":
-        assert path.parent.name in ("imgbatch", "jobs") or f"`{path.parent}/`" in README
+        assert path.parent.name in ("imgbatch", "jobs") or f"`{path.parent}/`" in MAP
     else:
-        assert f"`{path.name}`" in README or f"`{path}`" in README
+        assert f"`{path.name}`" in MAP or f"`{path}`" in MAP
 
 
 def test_every_path_of_the_map_exists() -> None:
-    for path in re.findall(r"^\| `([\w./]+)`", README[README.index("## The house") :], re.MULTILINE):
+    for path in re.findall(r"^\| `([\w./]+)`", MAP, re.MULTILINE):
         assert (ROOT / path).exists(), path
 
 
-def test_every_column_and_reason_is_in_the_readme() -> None:
-    tables = README[README.index("## What comes out") : README.index("## What is promised")]
+def test_every_column_and_reason_is_documented() -> None:
+    tables = DOCS["outputs.md"]
     for name in {*schema.LABELS.names, *schema.REJECTS.names}:
         assert re.search(rf"\b{name}\b", tables), name
-    for reason in set(rejects.REASONS) - {"duplicate"}:  # of containers, which are not read yet
-        assert reason in README
+    reasons = re.search(r"The reasons are: ([\w,\s]+)\.", tables)
+    assert reasons and set(re.findall(r"\w+", reasons[1])) == set(rejects.REASONS)
 
 
-def test_every_known_suffix_is_in_the_readme() -> None:
-    known = re.search(r"Known are ([\w,\s]+)\.", README)
+def test_every_known_suffix_is_documented() -> None:
+    known = re.search(r"Known are ([\w,\s]+)\.", DOCS["inputs.md"])
     assert known and set(re.findall(r"\w+", known[1])) == set(config.IMAGE_SUFFIXES)
 
 
-def test_every_exit_code_is_in_readme_and_help() -> None:
+@pytest.mark.parametrize("page", [README, DOCS["outputs.md"]], ids=["README.md", "outputs.md"])
+def test_every_exit_code_is_in_pages_and_help(page: str) -> None:
     codes = {
         kind.exit_code
         for kind in vars(errors).values()
         if isinstance(kind, type) and isinstance(getattr(kind, "exit_code", None), int)
     }
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == {0, *codes}
     for code in {0, *codes}:
-        assert re.search(rf"^\| {code} \|", README, re.MULTILINE)
         assert re.search(rf"^  {code}  ", cli.EXIT_CODES, re.MULTILINE)
-    assert "| 130, 143 |" in README and "  130, 143  " in cli.EXIT_CODES
+    assert "| 130, 143 |" in page and "  130, 143  " in cli.EXIT_CODES
+
+
+@cache
+def help_of(job: str) -> str:
+    """Return what `--help` of a job prints."""
+    done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def flags_of(job: str) -> set[str]:
+    """Return the flags of a job, --help apart."""
+    return set(re.findall(r"^  (--[a-z-]+)", help_of(job), re.MULTILINE))
 
 
 @pytest.mark.parametrize(
     ("name", "own"), [("classify", {"--limit", "--dry-run"}), ("evaluate", {"--against", "--labels", "--split"})]
 )
 def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str, own: set[str]) -> None:
-    text = subprocess.run(
-        [sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    flags = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
-    assert flags == {"--config", "--set", "--input", "--output", "--model", *own}
-    assert all(key in text for key, _, _ in config.describe() if "." in key)
+    assert flags_of(name) == {"--config", "--set", "--quiet", "--version", "--input", "--output", "--model", *own}
+    assert all(key in help_of(name) for key, _, _ in config.describe() if "." in key)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command that runs a job and stands in a block of code."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if match := re.match(r"    (?:\.venv/bin/)?python jobs/(.*)", line):
+            yield shlex.split(match[1], comments=True)
+
+
+COMMANDS = [(page, " ".join(words), words) for page, text in PAGES.items() for words in commands(text)]
+
+
+@pytest.mark.parametrize(("page", "line", "words"), COMMANDS, ids=[f"{page}: {line}" for page, line, _ in COMMANDS])
+def test_every_command_has_a_job_and_flags_that_exist(page: str, line: str, words: list[str]) -> None:
+    job, *rest = words
+    assert (ROOT / "jobs" / job).exists()
+    assert {word for word in rest if word.startswith("--")} <= flags_of(job.removesuffix(".py"))
+    settings = [after for flag, after in pairwise(rest) if flag == "--set"]
+    assert {setting.partition("=")[0] for setting in settings} <= KEYS
+
+
+def test_pages_have_commands() -> None:
+    assert len([page for page, _, _ in COMMANDS if page == "README.md"]) >= 4
+    assert len(COMMANDS) > 15
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert {f"docs/{name}" for name in DOCS} <= set(re.findall(r"\]\((docs/[\w.-]+)", README))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "runs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_named_run_is_a_valid_config(path: Path) -> None:
     assert config.load(str(path)).input
+
+
+def test_make_help_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    shown = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert targets and set(re.findall(r"^  make ([\w-]+)", shown, re.MULTILINE)) == set(targets[1].split())
 
 
 def test_dependencies_are_pinned_by_plain_lines() -> None:
@@ -95,8 +177,9 @@ def test_dependencies_are_pinned_by_plain_lines() -> None:
     assert {re.match(r"[A-Za-z0-9-]+", name)[0].lower() for name in wanted} <= pinned  # type: ignore[index]
 
 
-def test_the_sums_on_the_page_about_scaling_are_right() -> None:
-    assert doctest.testfile(str(ROOT / "docs" / "scaling.md"), module_relative=False).failed == 0
+def test_the_sums_on_the_page_about_clusters_are_right() -> None:
+    done = doctest.testfile(str(ROOT / "docs" / "cluster.md"), module_relative=False)
+    assert done.attempted and not done.failed
 
 
 @pytest.mark.parametrize("page", ["reliability.md", "security.md"])
@@ -104,7 +187,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
     tests: dict[str, str] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         tests[path.name] = tests.get(path.name, "") + path.read_text()  # two folders may have one of a name
-    named = re.findall(r"`(test_\w+\.py|…)(?:::(\w+))?`", (ROOT / "docs" / page).read_text())
+    named = re.findall(r"`(test_\w+\.py|…)(?:::(\w+))?`", DOCS[page])
     assert len(named) > 10
     file = ""
     for found, function in named:
@@ -113,9 +196,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 
 
 def test_the_page_about_labels_and_splits_names_what_there_is() -> None:
-    page = (ROOT / "docs" / "labels-and-splits.md").read_text()
-    keys = {key for key, _, _ in config.describe()}
-    assert set(re.findall(r"`(source\.[a-z_]+)", page)) <= keys
+    page = DOCS["labels-and-splits.md"]
     ours = {"labels", "label_column", "label_depth", "splits", "split_column", "uri_template"}
     assert {f"source.{name}" for name in ours} <= set(re.findall(r"source\.[a-z_]+", page))
     words = re.search(r"Split words are (.*?)\.", page, re.S)

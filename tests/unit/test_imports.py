@@ -24,6 +24,7 @@ ALLOWED = {
     "s3fs": {"storage/s3_listing"},
     "obstore": {"storage/s3", "storage/s3_listing"},
     "botocore": {"storage/s3"},
+    "rich": {"terminal"},  # imported only where stderr is a terminal
     "pydicom": {"decode/dicom"},
     "pillow_heif": {"decode/heic"},
 }  # fmt: skip
@@ -49,7 +50,17 @@ def test_a_format_s_library_is_imported_only_when_such_bytes_come() -> None:
 
 def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys; import jobs.classify; print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
+        "import sys; import jobs.classify; from imgbatch import console; console.install(sys.stderr); console.step('x');"
+        "print([n for n in ('ray', 'torch', 'timm', 'openvino', 'rich') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
+    code = (
+        "import sys; import jobs.verify, imgbatch.sample; "
+        "print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -5,24 +5,32 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from imgbatch.errors import Interrupted
-from imgbatch.interrupts import StopRequest
+from imgbatch.interrupts import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Put the handlers of pytest back."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
+    stop = StopRequest._current
+    while stop is not None and stop.signum is not None and stop._asked is None:
+        time.sleep(
+            0.01
+        )  # the listening thread has the signal still before it, and is not to take it for the next test's
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_is_remembered_and_raised_where_it_is_asked_for(signum: signal.Signals) -> None:
     stop = StopRequest().install()
     stop.check()
@@ -53,11 +61,75 @@ def test_behind_ray_signals_are_requests_again() -> None:
     assert stop.signum == signal.SIGTERM
 
 
+def test_behind_ray_signals_are_requests_again_with_the_next_check() -> None:
+    stop = StopRequest().install()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop.check()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.signum == signal.SIGTERM
+
+
+def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that has a StopRequest; `blocked()` is a call that keeps signals from Python's handlers."""
+    before = (
+        "import ctypes, os, signal, subprocess, sys, time\n"
+        "from imgbatch.interrupts import StopRequest\n"
+        "stop = StopRequest().install()\n"
+        "def blocked():\n"
+        "    deadline = time.monotonic() + 60\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, stop._taken)\n"  # they go to another thread
+        "    while time.monotonic() < deadline: ctypes.CDLL(None).sleep(60)\n"
+    )
+    command = [*prefix, sys.executable, "-c", before + program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    program = (
-        "import signal; from imgbatch.interrupts import StopRequest; StopRequest().install()\n"
-        "signal.raise_signal(signal.SIGINT); print('once', flush=True); signal.raise_signal(signal.SIGTERM)\n"
+    ended = run(
+        "signal.raise_signal(signal.SIGINT); print('once', flush=True); time.sleep(0.5)\n"
+        "for _ in range(60): signal.raise_signal(signal.SIGTERM); time.sleep(1)\n"
         "print('twice')"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert ended.stdout == "once\n" and ended.returncode == -signal.SIGTERM
+    assert ended.stdout == "once\n" and ended.returncode == 128 + signal.SIGTERM
+
+
+def test_one_ctrl_c_that_comes_twice_is_one_request() -> None:
+    ended = run("for _ in range(3): signal.raise_signal(signal.SIGINT)\ntime.sleep(0.5); print(stop.signum)")
+    assert ended.stdout == f"{signal.SIGINT:d}\n" and ended.returncode == 0
+
+
+def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
+    """The main thread is in a call into C, where no handler of Python's is run."""
+    ended = run(
+        "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True)\n"
+        "other = 'import os, signal, sys, time; time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)\\n'\n"
+        "other += 'for _ in range(60): time.sleep(1); os.kill(os.getppid(), signal.SIGINT)'\n"
+        "subprocess.Popen([sys.executable, '-c', other]); blocked()"
+    )
+    assert ended.returncode == 128 + signal.SIGINT
+    with suppress(psutil.NoSuchProcess):  # a zombie, where nobody reaps it
+        assert psutil.Process(int(ended.stdout)).status() == psutil.STATUS_ZOMBIE, "a child stays"
+
+
+def test_an_end_that_takes_too_long_is_given_up() -> None:
+    ended = run(
+        "stop.timeout_s = 1.0\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with stop.on_timeout(lambda signum: print('noted', signum, flush=True)): blocked()"
+    )
+    assert ended.returncode == 143 and ended.stdout == f"noted {signal.SIGTERM:d}\n"
+    assert "stopped by signal 15, and could not end in order within 1 s (run.stop_timeout_s)" in ended.stderr
+
+
+def test_a_record_that_cannot_be_written_does_not_keep_the_process() -> None:
+    ended = run(
+        "stop.timeout_s = 0.5; os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with stop.on_timeout(lambda signum: time.sleep(60)): blocked()"
+    )
+    assert ended.returncode == 143
+
+
+def test_a_terminal_that_closes_is_a_request_unless_it_is_to_be_ignored() -> None:
+    program = "signal.raise_signal(signal.SIGHUP); print(stop.signum)"
+    assert run(program).stdout == f"{signal.SIGHUP:d}\n"
+    assert run(program, "nohup").stdout == "None\n"

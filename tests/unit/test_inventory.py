@@ -117,3 +117,18 @@ def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> No
     bucket.put("manifest.json", b"[1, 2]")
     with pytest.raises(InputError, match="no manifest of an S3 Inventory"):
         recognise(bucket.stores, [bucket.at("manifest.json")], SourceConfig())
+
+
+@pytest.mark.parametrize("before", [0, 40_000])
+def test_a_csv_with_a_line_of_megabytes_is_named_with_its_line(bucket: Folder, before: int) -> None:
+    uri = report(bucket, "CSV")
+    row = '"photos","%s","true","false","1","2026-11-24T01:02:03.000Z","abc","STANDARD"\n'
+    lines = [row % f"{number}.jpg" for number in range(before)] + [row % ("x" * (3 << 20)), row % "last.jpg"]
+    bucket.put("data/1.csv", gzip.compress("".join(lines).encode()))
+    with pytest.raises(InputError) as refused:
+        list(everything(recognise(bucket.stores, [uri], SourceConfig())))
+    said = str(refused.value)
+    assert (
+        f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB" in said
+    )
+    assert "block size" not in said and "give the prefix itself" in said

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
+from imgbatch import taxonomy
 from imgbatch.errors import ModelError
 from imgbatch.models import label_file
 from tests.unit.networks import Load, tiny
@@ -129,10 +131,10 @@ def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, conten
     [
         (
             b"background\na\nb\nc\n",
-            "the head is made for the 4 names .*'background': remove it if the head has no such class",
+            "has 4 names, and .* has 3 classes.*'background': remove it if the head has no such class",
         ),
         (b"__background__\na\nb\nc\n", "'__background__': remove it"),
-        (b"a\nb\n", "the head is made for the 2 names"),
+        (b"a\nb\n", "has 2 names, and .* has 3 classes"),
         (b"a\nb\na\n", r"label 'a' stands for more than one class \(numbers 0, 2\): give each a name of its own"),
         ("Cafe\u0301\nCaf\u00e9\nx\n".encode(), "label 'Caf\u00e9' stands for more than one class"),
     ],
@@ -152,3 +154,13 @@ def test_labels_that_differ_in_case_alone_are_named_and_used(
     model = load(tmp_path / "own.safetensors", architecture="test_resnet", labels=str(tmp_path / "names.txt"))
     assert model.labels == ("Cardigan", "cardigan", "cap")
     assert "differ only in case, spaces or invisible characters: 'Cardigan' and 'cardigan'" in caplog.text
+
+
+def test_a_value_that_is_too_long_is_named_with_its_line() -> None:
+    content = b"id,name\n0,red\n1," + b"x" * (csv.field_size_limit() + 1) + b"\n"
+    with pytest.raises(
+        ModelError, match=r"names\.csv: line 3: a value is longer than .* characters: is its quote closed\?"
+    ):
+        label_file.read(content, "names.csv")
+    with pytest.raises(ModelError, match=r"t\.csv, line 3: a value is longer than"):
+        taxonomy.read(content, "t.csv", ["red"])

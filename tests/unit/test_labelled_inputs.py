@@ -17,12 +17,14 @@ import pytest
 from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.labelled_inputs import Resolver, TarMembers, relisted
+from imgbatch.models import zoo
 from imgbatch.parts import Footer, encode
-from imgbatch.schema import LABELS, REJECTS
+from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources import recognise
 from imgbatch.sources.labelled import TRUTH, Classes
 from imgbatch.sources.tars import read_members, read_sidecars
 from imgbatch.storage import Folder, Stores
+from imgbatch.truths import Truths
 from jobs.evaluate import of_split
 from tests.unit.pictures import encode as encode_picture
 from tests.unit.pictures import scene
@@ -74,9 +76,9 @@ def test_the_label_is_the_folder_or_a_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images have labels .* 'gala', did you mean 'Gala'\?"),
-        ("uri,label\n1.jpg,Durian\n", r"1 images .* 'Durian'\. It knows 5, such as 'Gala'"),
-        ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 images have no label, .*2\.jpg"),
+        ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images with labels .* 'gala', did you mean 'Gala'\?"),
+        ("uri,label\n1.jpg,Durian\n", r"1 image with .* 'Durian'\. It knows 5, such as 'Gala'"),
+        ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 image without a label, such as .*2\.jpg"),
         ("uri\nx/1.jpg\n", r"has no column 'label'"),
     ],
 )
@@ -87,6 +89,63 @@ def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifes
         for batch in listed(tmp_path / "t.csv")[0].to_batches():
             classes.truths(batch)
         classes.require_known()
+
+
+IMAGENET = zoo.imagenet_labels()
+
+
+@pytest.mark.parametrize(
+    ("label_is", "names", "said"),
+    [
+        ("name", ["n02123045", "tabby", "n01440764", "tench", "n15075141"], [281, 281, 0, 0, 999]),
+        ("name", ["n02012849", "n03126707", "n03710637", "n03710721"], [134, 517, 638, 639]),
+        (
+            "name",
+            ["crane"],
+            r"'crane', which may be 'crane \(bird\)' \(n02012849\) or 'crane \(machine\)' \(n03126707\)",
+        ),
+        ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It knows"),
+        ("name", ["281"], r"'281', the number of 'tabby'\?\. Numbers are taken .* source\.label_is=index"),
+        ("index", ["281", "0", "0999"], [281, 0, 999]),
+        ("index", ["1", "1000"], r"no class numbers of it: '1000'\. .* are 0 to 999, .* ILSVRC's from 1 on"),
+        (
+            "index",
+            ["tabby", "-1", "1.5"],
+            r"3 images with labels that are no class numbers of it: 'tabby', '-1', '1\.5'",
+        ),
+    ],
+)
+def test_classes_of_imagenet_may_be_named_by_wordnet_ids_and_by_numbers_if_asked(
+    label_is: str, names: list[str], said: list[int] | str
+) -> None:
+    classes = Classes(IMAGENET, "it", label_is=label_is)
+    found = classes.truths(pa.table({"uri": names, TRUTH: names})).tolist()
+    if isinstance(said, list):
+        classes.require_known()
+        assert found == said
+    else:
+        with pytest.raises(InputError, match=said):
+            classes.require_known()
+
+
+def test_wordnet_ids_are_names_of_imagenets_classes_alone() -> None:
+    classes = Classes(IMAGENET[:10], "it")
+    classes.truths(pa.table({"uri": ["1.jpg"], TRUTH: ["n01440764"]}))
+    with pytest.raises(InputError, match=r"'n01440764', the WordNet id of 'tench'\?"):
+        classes.require_known()
+    for number, path in ((11821, "imagenet12k"), (21843, "imagenet21k_goog")):  # those of timm's larger heads
+        synsets = zoo._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
+        assert zoo.wordnet_ids(zoo.labels_of(number, None)) == tuple(synsets)
+
+
+def test_a_name_that_two_classes_have_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    rows = [{"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["maillot", "tench"])]
+    Truths([pa.RecordBatch.from_pylist(rows[1:], schema=schema)], IMAGENET)
+    assert not caplog.messages
+    Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
+    (said,) = caplog.messages
+    assert "'maillot': it is taken for n03710637, not for n03710721 ('maillot, tank suit')" in said
 
 
 def test_a_split_is_listed_alone(tmp_path: Path) -> None:
@@ -119,7 +178,7 @@ def test_a_table_corrects_class_folders_whatever_the_order(tmp_path: Path, order
     inputs = [place, tmp_path / "fix.csv"][::order]
     assert labels(*inputs) == {"1.jpg": "Gala", "2.jpg": "Lime", "3.jpg": "Fuji"}
     _, lines = listed(*inputs)
-    assert "1 images have another label than the folder that holds them" in lines
+    assert "1 image with another label than the folder that holds them" in lines
 
 
 def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
@@ -142,7 +201,7 @@ def test_objects_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
     (place / "Gala").mkdir()
     (place / "Gala" / "a1b2c3").write_bytes(encode_picture(scene(8, 8), "PNG"))
     assert labels(place) == {"1.jpg": "Fuji", "a1b2c3": "Gala"}
-    assert "1 objects without a suffix are no images, and are ignored" in listed(place)[1]
+    assert "1 object without a suffix ignored: no images, by their bytes" in listed(place)[1]
 
 
 FAR = {"day1/1.jpg": b"a", "day1/2.jpg": b"b", "day2/3.jpg": b"c"}

@@ -121,6 +121,46 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_its_tensors(load: Load, tm
     assert "fc.bias is 4 instead of 3" in told
 
 
+def test_a_wrong_number_of_names_is_not_blamed_on_the_weights(load: Load, tmp_path: Path, labels: str) -> None:
+    put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", tiny(1000))
+    save_file(tiny(5).state_dict(), tmp_path / "five.safetensors")
+    five = str(tmp_path / "five.safetensors")
+    cases: list[tuple[str, dict[str, str], str]] = [
+        ("timm:test_resnet", {"labels": labels}, "has 3 names, and timm:test_resnet has 1,000 classes"),
+        ("timm:test_resnet", {"labels": labels, "weights": five}, f"has 3 names, and {five} has 5 classes"),
+        ("timm:test_resnet", {"weights": five}, f"{five} has 5 classes, and its zoo names 1,000: name them with"),
+        (five, {"architecture": "test_resnet", "labels": labels}, f"has 3 names, and {five} has 5 classes"),
+    ]
+    for name, keys, told in cases:
+        with pytest.raises(ModelError) as refused:
+            load(name, **keys)
+        assert told in str(refused.value) and "fc.weight" not in str(refused.value)
+        assert ("labels" not in keys) or f"model.labels={labels} has" in str(refused.value)
+
+
+def test_a_head_of_another_width_is_still_blamed_on_the_weights(load: Load, tmp_path: Path, labels: str) -> None:
+    state = dict(tiny(5).state_dict())
+    state["fc.weight"] = state["fc.weight"][:, :7].contiguous()
+    save_file(state, tmp_path / "own.safetensors")
+    with pytest.raises(ModelError, match=r"fc\.weight is 5x7 instead of 3x96"):
+        load(tmp_path / "own.safetensors", architecture="test_resnet", labels=labels)
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:resnet18"])
+def test_a_zoos_cache_that_holds_pointers_is_named(load: Load, tmp_path: Path, name: str) -> None:
+    put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", tiny(1000))
+    (kept,) = tmp_path.glob("hf/*/snapshots/*/model.safetensors")
+    if name.startswith("torchvision"):
+        entry = torchvision.models.ResNet18_Weights.DEFAULT
+        kept = tmp_path / "torch" / "hub" / "checkpoints" / entry.url.rpartition("/")[2]
+        kept.parent.mkdir(parents=True)
+    kept.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(ModelError) as refused:
+        load(name)
+    assert f"{kept} is a Git LFS pointer" in str(refused.value) and "git lfs pull" in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+
+
 class Bomb:
     """Makes a file when it is unpickled."""
 
@@ -166,7 +206,13 @@ def test_keys_that_do_not_go_together(load: Load, name: str, keys: dict[str, str
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"a\nb\n", "2 (label_names|labels) for a head of 3|fc.weight is 3x96 instead of 2x96"),
+        (b"a\nb\n", r"model\.labels=.*bad\.txt has 2 names, and (the network|.*own\.safetensors) has 3 classes"),
+        (b"background\na\nb\nc\n", r"has 4 names, and .* has 3 classes.*the first name is 'background': remove it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+            r"bad\.txt is a Git LFS pointer.*lfs pull",
+        ),
+        (b"<!doctype html>\n<p>\nlog in", r"bad\.txt is an HTML page"),
         (b"a\n\nc\n", "line 2 is empty"),
         (b"a\nb\na\n", "'a' stands for more than one class"),
         (b"\n", "is empty"),
@@ -258,11 +304,11 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("model_args", {"nonsense": 1}, "cannot make 'test_resnet'"),
         ("model_args", {"channels": (10**13,) * 4}, "cannot make 'test_resnet'"),
         ("model_args", [1], "'model_args' is not an object"),
-        ("num_classes", 10**9, "3 label_names for a head of 1000000000"),
+        ("num_classes", 10**9, "has 3 names, and the network has 1,000,000,000 classes"),
         ("num_classes", True, "num_classes is True"),
         ("num_classes", 0, "num_classes is 0"),
         ("label_names", ["a", "b", "a"], "'a' stands for more than one class"),
-        ("label_names", ["a", "b"], "2 label_names for a head of 3"),
+        ("label_names", ["a", "b"], "has 2 names, and the network has 3 classes"),
         ("label_names", {"a": 1}, "numbers its names from 1 to 1"),
         ("label_names", "a, b, c", "no 'label_names'"),
         ("problem_type", "multi_label_classification", "several labels to an image"),

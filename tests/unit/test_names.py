@@ -11,7 +11,7 @@ import pytest
 from imgbatch.sources import names
 from imgbatch.sources.names import Candidates, is_junk, junk
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text(encoding="utf-8")
 
 JUNK = [
     ".x.jpg", "..x.jpg", "...", "a/.git/x.jpg", ".ipynb_checkpoints/x-checkpoint.jpg", "a/.Trash-1000/files/x.jpg",
@@ -65,11 +65,11 @@ def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "listed"),
-    [("*Junk* is", (*names.JUNK, *names.JUNK_AS_WRITTEN)), ("*No images* are", names.NO_IMAGES)],
+    [("**Junk** is", (*names.JUNK, *names.JUNK_AS_WRITTEN)), ("**Not images** are", names.NO_IMAGES)],
     ids=["junk", "no images"],
 )
-def test_the_readme_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:
+def test_the_page_about_inputs_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:
     """Between the words and the end of the sentence, names stand in backticks."""
-    sentence = README[README.index(before) :].partition(".\n")[0]
+    sentence = PAGE[PAGE.index(before) :].partition(".\n")[0]
     told = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
     assert told == {*listed}

@@ -1,20 +1,22 @@
-"""What a person sees while a run goes on."""
+"""How far the images of a run are."""
 
 from __future__ import annotations
 
-import io
-import logging
+from collections.abc import Iterator
 
 import pytest
 
-from imgbatch.progress import LogProgress, Rate, TerminalProgress, line, progress
+from imgbatch import console
+from imgbatch.console import Console
+from imgbatch.progress import Progress, Rate, line
 
 
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
+    """The console of this process, which shows nothing."""
+    made = Console()
+    monkeypatch.setattr(console, "_console", made)
+    yield made
 
 
 def test_the_rate_forgets_what_is_long_ago() -> None:
@@ -28,31 +30,26 @@ def test_the_rate_forgets_what_is_long_ago() -> None:
 
 
 def test_no_rate_no_time_left() -> None:
-    assert line(0, 10, 0, 0.0) == "0/10 images (0 %), 0/s, 0 rejects, time left not known yet"
-    assert line(10, 10, 1, 5.0) == "10/10 images (100 %), 5/s, 1 reject, 0:00:00 left"
-    assert "(100 %)" in line(0, 0, 0, 0.0)
+    assert line(0, 10, 0, 0.0) == "0/10 images, time left unknown, 0/s, 0 rejects"
+    assert line(10, 10, 1, 5.0) == "10/10 images, 0:00 left, 5.0/s, 1 reject"
+    assert line(0, 0, 0, 0.0).startswith("0/0 images")
+    assert line(1234, None, 0, 70.4) == "1,234 images, 70/s, 0 rejects"
 
 
-def test_elsewhere_than_on_a_terminal_there_is_a_line_each_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    now = 0.0
-    shown = LogProgress(1000, lambda: now)
-    with caplog.at_level(logging.INFO, "imgbatch"):
-        for second in range(35):
-            now = float(second)
-            shown.update(10 * second, 0)
-    shown.close()
-    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == [
-        "100/1,000",
-        "200/1,000",
-        "300/1,000",
-    ]
-
-
-def test_on_a_terminal_a_bar_moves_and_goes() -> None:
-    stream = Terminal()
-    shown = progress(10, stream)
-    assert isinstance(shown, TerminalProgress)
-    shown.update(0, 0)
-    shown.update(10, 2)
-    shown.close()
-    assert isinstance(progress(10, io.StringIO()), LogProgress)
+def test_workers_are_shown_as_starting_until_they_label(shown: Console) -> None:
+    progress = Progress("labelling", 1000)
+    progress.start(1000, 4096)
+    progress.update(0, 0)
+    assert (shown.state.name, shown.state.text) == ("starting the workers", "")
+    progress.update(300, 2)
+    assert shown.state.name == "labelling" and shown.state.text.startswith("300/1,000 images, ")
+    assert (shown.state.done, shown.state.total) == (300, 1000)
+    assert shown.state.line(0.0).startswith("labelling: 30 %, 300/1,000 images, ")
+    progress.start(700, 4096)
+    progress.update(300, 2)
+    again = "handing out 700 images again that did not come back, in units of 4,096"
+    assert shown.state.name == again, "what came before says nothing of this round"
+    progress.update(301, 2)
+    assert shown.state.name == "labelling" and shown.state.done == 301
+    progress.close()
+    assert shown.state.name == "committing the last rows"

@@ -26,7 +26,12 @@ END, WAY = True, False
         (900, 100, WAY, {}, None),
         (10_000, 30, END, {"max_count": 29}, "rejects.max_count allows 29"),
         (10_000, 30, END, {"max_count": 30}, None),
-        (10_000, 20, END, {"max_count": 0}, None),
+        (10_000, 20, END, {"max_count": 0}, "20 images rejected, rejects.max_count allows 0"),
+        (10_000, 1, END, {"max_count": 0}, "1 image rejected, rejects.max_count allows 0"),
+        (10_000, 0, END, {"max_count": 0}, None),
+        (2, 19, END, {"max_count": 19}, None),  # the share is not applied to 20 or fewer
+        (999, 1, WAY, {"max_count": 0}, "rejects.max_count"),
+        (998, 1, WAY, {"max_count": 0}, None),  # too early to judge
         (900, 101, WAY, {"max_count": 100, "max_share": 1.0}, "rejects.max_count"),
         (1, 10_000, END, {"max_share": 1.0}, None),
         (0, 0, END, {}, None),

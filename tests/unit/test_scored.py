@@ -17,7 +17,7 @@ from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.labelled_inputs import Resolver
-from imgbatch.models import Model
+from imgbatch.models import Model, zoo
 from imgbatch.models.runtime import Prediction
 from imgbatch.parts import Footer, encode
 from imgbatch.preprocess import Preprocess
@@ -209,7 +209,7 @@ def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
     with pytest.raises(
-        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/39.jpg \(truncated\)\."
+        BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/39.jpg \(truncated\)\."
     ):
         scored.require_all(output)
     write(output, rows.slice(0, N - 2), rejected=refused)
@@ -286,9 +286,7 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     known.add_members(output, resolver_of(output, *names))
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
-    with pytest.raises(
-        BudgetError, match=r"39 of 40 images were scored; 1 have no label: s3://b/three.tar \(corrupt\)"
-    ):
+    with pytest.raises(BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/three.tar \(corrupt\)"):
         scored.require_all(output)
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
@@ -335,5 +333,24 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
     assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
-    with pytest.raises(InputError, match="2 images are of 1 classes that s3://m/fruit does not know: 'Lime'"):
+    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not know: 'Lime'"):
         known.of(model(("Gala", "Fuji"), None))
+
+
+def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids() -> None:
+    names, ids = model(zoo.imagenet_labels(), None), model(zoo.imagenet_synsets(), None)
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    rows = [
+        {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])
+    ]
+    for first, second in ((names, ids), (ids, names)):
+        known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
+        assert known.of(first).tolist() == known.of(second).tolist() == [281, 0, 999]
+
+
+def test_truths_by_number_are_the_first_models() -> None:
+    first, second = model(), model(labels=FRUIT[::-1], tree=None)
+    schema = pa.schema([*LISTING, (TRUTH, pa.string())])
+    rows = [{"uri": f"{number}.jpg", TRUTH: str(number)} for number in (5, 0, 2)]
+    known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
+    assert (known.of(first).tolist(), known.of(second).tolist()) == ([5, 0, 2], [0, 5, 3])

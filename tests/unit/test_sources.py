@@ -19,7 +19,8 @@ import pytest
 from imgbatch.carried import Columns
 from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
 from imgbatch.errors import BadPath, Forbidden, ImgbatchError, InputError, NotFound
-from imgbatch.job import candidates
+from imgbatch.job import candidates, no_image
+from imgbatch.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources import everything, recognise
 from imgbatch.sources.objects import are_images
@@ -293,8 +294,8 @@ def test_an_input_whose_path_is_not_utf8_is_refused(disk: Folder, end: str) -> N
 
 
 def test_what_is_not_there_is_an_empty_folder(place: Folder) -> None:
-    assert uris(place, f"{place.uri}/nothing") == []
-    assert kind(place, f"{place.uri}/nothing") == "folder"
+    assert uris(place, f"{place.uri}/nothing", allow_empty=True) == []
+    assert kind(place, f"{place.uri}/nothing", allow_empty=True) == "folder"
 
 
 def test_a_whole_bucket_is_a_folder(s3: Any) -> None:
@@ -705,12 +706,13 @@ def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Fol
     assert kind(disk, disk.at("list.txt"), format="objects") == "object"
     assert below(disk, disk.at("list.txt"), format="manifest") == ["a.jpg"]
     assert kind(disk, disk.at("list.csv"), format="objects") == "object"
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="does not exist"):
         recognise(disk.stores, [disk.at("none.csv")], SourceConfig(format="manifest"))
 
 
 def test_one_empty_input_among_several_is_told(disk: Folder) -> None:
     disk.put("2024/1.jpg", b"")
+    disk.put("2052/notes.txt", b"")
     sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
     with pytest.raises(InputError, match="2052"):
         list(everything(sources, allow_empty=False))
@@ -727,3 +729,74 @@ def test_a_numbered_name_that_is_not_there_is_named(place: Folder) -> None:
     place.put("s-1.tar", b"1")
     with pytest.raises(InputError, match=r"s-2\.tar"):
         uris(place, place.at("s-{1..2}.tar"))
+
+
+def refusal(place: Folder, *inputs: str, **config: Any) -> str:
+    """Return what is said of inputs without an image."""
+    with pytest.raises(InputError) as refused:
+        sources = recognise(place.stores, inputs, SourceConfig(**config))
+        counts = Counts()
+        with candidates(sources, lambda: None, allow_empty=False) as found:
+            for each in found:
+                counts.listed, counts.ignored = counts.listed + len(each.batch), counts.ignored + each.ignored
+                counts.ignored_example = counts.ignored_example or each.example
+        assert not counts.listed
+        raise InputError(no_image(counts, sources))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "list.csv", "a.tar", "elsewhere/deep/er"])
+def test_a_local_input_that_does_not_exist_is_called_so(disk: Folder, name: str) -> None:
+    disk.put("photos/a.jpg", b"x")
+    for format in ("auto", "objects", "manifest"):
+        assert f"{disk.at(name)} does not exist" in refusal(disk, disk.at(name), format=format)
+    assert f"{disk.at(name)} does not exist" in refusal(disk, disk.at("photos"), disk.at(name))
+    assert uris(disk, disk.at(name), allow_empty=True) == [], "there may be none of a day"
+
+
+def test_what_may_be_meant_by_a_path_that_does_not_exist(disk: Folder) -> None:
+    disk.put("photos/a.jpg", b"x")
+    assert f"; did you mean {disk.at('photos')}?" in refusal(disk, disk.at("phtos"))
+    assert f"of its path there is {disk.at('photos')}" in refusal(disk, disk.at("photos/deep/er"))
+    assert f"{disk.at('phtos')} does not exist" in refusal(disk, disk.at("phtos/*.jpg"))
+
+
+def test_an_input_without_an_object_is_told_from_one_without_an_image(place: Folder) -> None:
+    place.put("texts/notes.txt", b"x")
+    if place.uri.startswith("s3:"):  # where nothing exists but objects
+        said = refusal(place, place.at("phtos"))
+        assert said == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
+    assert "no object matches it" in refusal(place, place.at("texts/*.jpg"))
+    said = refusal(place, place.at("texts"))
+    assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in said
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
+    place = Folder(s3.stores(retries=0), "s3://images-that-nobody-has")
+    assert "s3://images-that-nobody-has" in refusal(place, place.at("photos"))
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.json", "list.tsv", "images.parquet", "list.txt"])
+def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
+    format = "manifest" if name.endswith(".txt") else "auto"
+    for content, said in (
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+            "a Git LFS pointer, not the file it stands for",
+        ),
+        (b"<!DOCTYPE html><html>Please log in", "an HTML page"),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            "an XML error document, as stores answer with (Acc",
+        ),
+    ):
+        place.put(name, content)
+        with pytest.raises(InputError) as refused:
+            sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
+            list(everything(sources))
+        assert f"{place.at(name)} is no " in str(refused.value) and said in str(refused.value)
+
+
+def test_a_value_of_megabytes_is_read(disk: Folder) -> None:
+    disk.put("list.csv", b"uri,text\n1.jpg," + b"x" * (3 << 20) + b"\n2.jpg,short\n")
+    assert [len(row["input_text"]) for row in rows(disk, disk.at("list.csv"))] == [3 << 20, 5]

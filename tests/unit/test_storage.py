@@ -42,6 +42,7 @@ from imgbatch.errors import (
 from imgbatch.storage import Folder, Meta, Stores, absolute, is_local, join, other
 from imgbatch.storage.base import FOUND, unquoted, unquoted_all
 from imgbatch.storage.local import LocalStore
+from tests.integration import faults
 
 STRANGE = [
     "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
@@ -246,6 +247,59 @@ def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
     with pytest.raises((Conflict, NotFound)):
         place.replace("x", b"1", tag)
     assert place.names() == []
+
+
+def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"0")
+    _, old = place.read_tagged("x")
+    place.replace("x", b"1", old)
+    with pytest.raises(Conflict, match=r"delete .*x"):
+        place.delete("x", old)
+    assert place.read("x") == b"1"
+    _, tag = place.read_tagged("x")
+    place.delete("x", tag)
+    assert place.names() == []
+    place.delete("x", tag)  # the answer to a first try was lost
+    place.folder("nowhere").delete("x", tag)
+
+
+@pytest.mark.parametrize("answer", [501, 403, 400, 405])
+def test_a_server_without_conditional_deletion_is_compared_with_first(s3: Any, answer: int) -> None:
+    def plan(method: str, path: str, before: int) -> int | None:
+        return answer if method == "DELETE" and "X-Amz-Signature" in path else None
+
+    with faults.proxy(s3.endpoint, plan) as endpoint:
+        stores = Stores(StorageConfig(), {**s3.environment, "AWS_ENDPOINT_URL": endpoint})
+        place = Folder(stores, f"s3://out/deletions/{answer}")
+        place.put("x", b"0")
+        _, old = place.read_tagged("x")
+        place.put("x", b"1")
+        with pytest.raises(Conflict):
+            place.delete("x", old)
+        assert place.read("x") == b"1"
+        place.delete("x", place.read_tagged("x")[1])
+    assert place.names() == []
+
+
+def test_a_conditional_deletion_that_fails_is_tried_again_and_names_no_signature(s3: Any) -> None:
+    answers = iter([503, "lost", 503, 503, 503])
+
+    def plan(method: str, path: str, before: int) -> int | str | None:
+        return next(answers) if method == "DELETE" else None
+
+    with faults.proxy(s3.endpoint, plan) as endpoint:
+        stores = Stores(StorageConfig(retries=2), {**s3.environment, "AWS_ENDPOINT_URL": endpoint})
+        place = Folder(stores, "s3://out/deletions")
+        place.put("x", b"0")
+        tag = place.read_tagged("x")[1]
+        answers = iter([503, "lost", None])
+        place.delete("x", tag)
+        assert not place.exists("x")
+        place.put("x", b"0")
+        answers = iter([503] * 3)
+        with pytest.raises(Unreachable) as caught:
+            place.delete("x", tag)
+        assert "Signature" not in str(caught.value) and s3.endpoint not in str(caught.value)
 
 
 def test_what_is_not_there(place: Folder) -> None:

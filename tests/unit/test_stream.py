@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from imgbatch.errors import ClusterError
-from imgbatch.stream import ticking
+from imgbatch.stream import bounded, ticking
 
 
 def test_items_come_in_order_and_end() -> None:
@@ -86,3 +86,32 @@ def test_what_is_closed_early_closes_what_it_drew_from() -> None:
     assert not closed.wait(0.5)
     taken.close()
     assert closed.wait(10)
+
+
+def test_a_call_that_does_not_return_is_named_with_its_limit() -> None:
+    gate = threading.Event()
+    pulses = []
+    with pytest.raises(ClusterError, match=r"ray\.nodes did not return within 0\.6 s: .* same command"):
+        bounded(gate.wait, 0.6, "ray.nodes", lambda: pulses.append(1))
+    gate.set()
+    assert len(pulses) >= 2
+
+
+def test_what_a_call_returns_or_raises_comes_through() -> None:
+    assert bounded(lambda: None, 60, "a call") is None
+
+    def fails() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        bounded(fails, 60, "a call")
+
+
+def test_a_pulse_ends_the_wait_for_a_call() -> None:
+    def stop() -> None:
+        raise KeyError("asked to stop")
+
+    gate = threading.Event()
+    with pytest.raises(KeyError, match="asked to stop"):
+        bounded(gate.wait, 600, "a call", stop)
+    gate.set()

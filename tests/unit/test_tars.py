@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -190,6 +192,65 @@ def test_a_damaged_header_is_a_tear_and_not_the_end(tmp_path: Path) -> None:
 def test_what_is_no_tar_at_all_is_one_reject(tmp_path: Path, data: bytes, name: str) -> None:
     members, end = whole(read(tmp_path, data, name=name))
     assert members == [] and end.tear is not None
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "A.TAR", "shard"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_the_bytes_decide_whether_a_tar_is_compressed(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    members, end = whole(read(tmp_path, pack(packed(*SHARD)), name=name))
+    assert [member.name for member in members] == [
+        "000.jpg", "b/001.left.jpg", "b/001.right.jpg", "002.png", "nosuffix", "x" * 200 + ".jpg"
+    ]  # fmt: skip
+    assert (end.ignored, end.tear) == (2, None)
+    for at, member in enumerate(members):
+        rest, again = whole(read(tmp_path, pack(packed(*SHARD)), name=name, group=member.group, through=member.offset))
+        assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "told"),
+    [
+        (
+            bz2.compress(packed(*SHARD)),
+            "unsupported",
+            "but bzip2 data; of archives only tars are read, plain or compressed",
+        ),
+        (lzma.compress(packed(*SHARD)), "unsupported", "but xz data"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "unsupported", "but zstd data"),
+        (b"PK\x03\x04" + bytes(600), "unsupported", "but a zip archive"),
+        (gzip.compress(gzip.compress(packed(*SHARD))), "unsupported", "but gzip data"),
+        (gzip.compress(b"PK\x03\x04" + bytes(600)), "unsupported", "but a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "corrupt", "a Git LFS pointer, not the file"),
+        (b"<!DOCTYPE html><html>Please log in", "corrupt", "but an HTML page"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "corrupt", "(AccessDenied)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_what_is_called_a_tar_and_is_none_is_named(
+    tmp_path: Path, data: bytes, reason: str, told: str, name: str
+) -> None:
+    members, end = whole(read(tmp_path, data, name=name))
+    assert members == [] and end.tear is not None
+    assert end.tear.reason == reason and told in end.tear.message and "torn" not in end.tear.message
+
+
+def test_a_torn_tar_is_not_taken_for_another_kind(tmp_path: Path) -> None:
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        _, end = whole(read(tmp_path, packed(("a.jpg", b"x" * 600), format=format)[:700]))
+        assert end.tear is not None and "the tar is torn" in end.tear.message
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.tar", gzip.compress), ("a.tar.gz", bytes)])
+def test_a_run_resumes_within_a_tar_whose_name_says_another_thing(
+    run: Run, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    run.put(name, pack(packed(*pictures(0, 30))))
+    run(limit=10)
+    assert run.rows() == expected(name, 0, 10)
+    assert run().labelled == 30
+    assert run.rows() == expected(name, 0, 30) and run.rows("rejects") == {}
 
 
 def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
@@ -399,6 +460,7 @@ class Run:
         self.unpaired = taken.unpaired, taken.unpaired_example
         if prune:
             ledger.prune(unread=self.counts.unread)
+        ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
         self.counts.listed += taken.of_tars
         totals = books.audit(self.output, pages, limited=limit is not None)

@@ -39,6 +39,29 @@ def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
     assert found.levels[-1].nodes == tuple(FRUIT) and found.levels[-1].node_of == (0, 1, 2, 3)
 
 
+def test_a_pointer_or_a_page_in_place_of_a_tree_is_called_so() -> None:
+    with pytest.raises(ModelError, match=r"t\.csv is a Git LFS pointer.*git lfs pull"):
+        taxonomy.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "t.csv", FRUIT)
+    with pytest.raises(ModelError, match=r"t\.json is an HTML page"):
+        taxonomy.read(b"<html>Please log in", "t.json", FRUIT)
+
+
+def test_labels_that_the_model_lacks_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    more = CSV + b"Plum,Stone,Fruit\nLime,Citrus,Fruit\n"
+    found = taxonomy.read(more, "surplus.csv", FRUIT)
+    assert found == taxonomy.read(CSV, "t.csv", FRUIT) and found.digest == taxonomy.read(CSV, "t.csv", FRUIT).digest
+    taxonomy.read(more, "surplus.csv", FRUIT)
+    (said,) = caplog.messages
+    assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): left out of the tree"
+
+
+def test_surplus_labels_of_two_spellings_are_refused_and_the_models_own_are_not() -> None:
+    tree = b"label,kind\nCardigan,dog\ncardigan,cloth\nPlum,fruit\n"
+    assert taxonomy.read(tree, "t.csv", ["Cardigan", "cardigan"]).path(0) == ["dog", "Cardigan"]
+    with pytest.raises(ModelError, match="'Plum' and 'plum'"):
+        taxonomy.read(tree + b"plum,fruit\n", "t.csv", ["Cardigan", "cardigan"])
+
+
 def test_json_and_csv_say_the_same() -> None:
     from_csv = taxonomy.read(CSV, "t.csv", FRUIT)
     named = {"levels": ["department", "kind", "label"], "tree": JSON}
@@ -59,8 +82,9 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 of the model's labels are missing ('Carrot')"),
-        (CSV + b"Plum,Stone,Fruit\n", "1 labels are surplus, since the model lacks them ('Plum')"),
+        (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 label of the model's missing ('Carrot')"),
+        (CSV.replace(b"Carrot", b"carot"), "1 label unknown to the model ('carot', did you mean 'Carrot'?)"),
+        (CSV + b"gala,Apple,Fruit\n", "'Gala' and 'gala'"),
         (CSV.replace(b"Gala", b"gala "), "('Gala', did you mean 'gala'?)"),
         (CSV.replace(b"Gala,Apple", b"Gala,Pome").replace(b"Banana,Banana,Fruit", b"Banana,Pome,Vegetable"),
          "kind 'Pome' has two parents, 'Fruit' (line 3) and 'Vegetable' (line 4)"),

@@ -29,7 +29,7 @@ def test_classes_are_numbered_in_the_order_of_their_names() -> None:
 def test_a_class_that_is_for_testing_alone_is_not_learned(caplog: pytest.LogCaptureFixture) -> None:
     labels = found([0, 1, 2, 2, -1], split=["train", "train", "test", "test", "train"])
     assert labels.labels == ("c0", "c1") and labels.classes.tolist() == [0, 1, NO_CLASS, NO_CLASS, NO_CLASS]
-    assert "1 classes have images for testing alone and are not learned: c2" in caplog.text
+    assert "1 class with images for testing alone: not learned: c2" in caplog.text
 
 
 def test_a_group_that_the_input_puts_into_two_splits_is_refused() -> None:
@@ -43,8 +43,8 @@ def test_a_group_that_the_input_puts_into_two_splits_is_refused() -> None:
     ("names", "split", "said"),
     [
         (["cat", "cat"], None, "holds 1 class (cat): at least two"),
-        ([None, None], None, "holds 0 classes; 2 images have no label"),
-        (["Cat", "cat", "cat"], None, "'Cat' (1 images) and 'cat' (2 images)"),
+        ([None, None], None, "holds 0 classes; 2 images without a label"),
+        (["Cat", "cat", "cat"], None, "'Cat' (1 image) and 'cat' (2 images)"),
         (["big cat", "big  cat"], None, "differ only in case, spaces"),
         (["big_cat", "big cat"], None, "give each one spelling"),
         (["cup", "cup\u200b"], None, "'cup\\u200b'"),
@@ -81,7 +81,7 @@ def test_a_named_val_split_is_the_one_fold_and_a_test_split_is_not_touched() -> 
 
 
 def test_a_class_that_can_only_be_chosen_on_is_refused() -> None:
-    refused = "1 classes have images in the val split and none to train on: c1"
+    refused = "1 class with images in the val split and none to train on: c1"
     with pytest.raises(InputError, match=refused):
         found([0, 0, 1, 1], split=["train", "val", "val", "val"])
     with pytest.raises(InputError, match=refused):

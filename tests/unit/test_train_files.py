@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import Config, StorageConfig
-from imgbatch.errors import OutputError
+from imgbatch.config import Config, SourceConfig, StorageConfig
+from imgbatch.errors import ClusterError, OutputError
 from imgbatch.listing import Todo
 from imgbatch.models import Model
 from imgbatch.preprocess import Preprocess
@@ -54,8 +54,31 @@ def test_a_shard_whose_writer_was_killed_does_not_count(folder: Folder) -> None:
     (second,) = {name for name in folder.names() if name.startswith("000000002") and name.endswith(".parquet")}
     folder.delete(second)
     assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
-    with pytest.raises(KeyError, match="1 of 2 images are in no shard"):
+    with pytest.raises(ClusterError, match="1 of 2 images are in no shard"):
         prepared.load(folder, keys(0, 2), np.empty)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+@pytest.mark.parametrize("damage", ["zeroed", "truncated", "empty", "other"])
+def test_a_shard_that_is_damaged_is_not_used_and_made_again(folder: Folder, suffix: str, damage: str) -> None:
+    shard(folder, [0, 1], 0)
+    shard(folder, [2, 3], 0)
+    names = sorted(name for name in folder.names() if name.endswith(suffix))
+    content = folder.read(names[1])
+    third = len(content) // 3
+    bad = {
+        "zeroed": content[: -2 * third] + bytes(third) + content[-third:],
+        "truncated": content[:third],
+        "empty": b"",
+        "other": folder.read(names[0]),
+    }
+    folder.put(names[1], bad[damage])
+    assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [0, 1], "the others can be used"
+    with pytest.raises(ClusterError, match="run the same command again"):
+        prepared.load(folder, keys(1, 2), np.empty)
+    assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
+    shard(folder, [2, 3], 0)
+    assert prepared.load(folder, keys(1, 2), np.empty)[:, 0, 0].tolist() == [1, 2]
 
 
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], prepare.Prepared]:
@@ -77,7 +100,7 @@ def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(
     known, made = ready(folder, [f"image {number}" for number in range(4)])
     assert known == [True, True, True, True] and made.rejects["uri"].to_pylist() == ["image 2"]
     assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [10, 21]
-    with pytest.raises(KeyError, match="1 of 2 images"):
+    with pytest.raises(ClusterError, match="1 of 2 images"):
         prepared.load(folder, keys(1, 2), np.empty)
 
 
@@ -92,6 +115,37 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
     assert made.images["uri"].to_pylist() == ["a.tar#1.jpg"] and made.rejects["uri"].to_pylist() == ["a.tar"]
     folder.put(f"{0:09d}{prepared.READ}", b"")
     assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_tar_with_a_damaged_shard_is_read_again(folder: Folder, suffix: str) -> None:
+    rows = [{"index": 0, "offset": offset, "uri": f"a.tar#{offset}.jpg"} for offset in (0, 512)]
+    for row in rows:
+        prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist([row], schema=ROWS))
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    known, made = ready(folder, ["a.tar"], tars=(0,))
+    assert known == [True] and len(made.images) == 2
+    damaged = next(name for name in sorted(folder.names()) if name.endswith(suffix))
+    folder.put(damaged, b"")
+    if suffix == ".npy":
+        with pytest.raises(ClusterError, match="run the same command again"):
+            prepared.load(folder, made.keys, np.empty)
+    assert ready(folder, ["a.tar"], tars=(0,))[0] == [False]
+
+
+def test_sidecars_that_are_damaged_are_not_used(folder: Folder) -> None:
+    work = SimpleNamespace(listing=folder, stores=folder.stores, config=Config(), shards=folder, features=None)
+    keep = prepared.Prepare(cast(Any, work)).keeps_sidecars(0)
+    keep({"1": {"input_cls": "cat"}})
+    folder.put(f"{0:09d}{prepared.READ}", b"")
+    images = pa.Table.from_pylist([{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}], schema=ROWS)
+    told = prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert told[prepared.TRUTH].to_pylist() == ["cat"]
+    (name,) = (name for name in folder.names() if name.endswith(prepared.SIDECARS))
+    folder.put(name, folder.read(name).replace(b"cat", b"cow"))
+    with pytest.raises(ClusterError, match="run the same command again"):
+        prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert not [name for name in folder.names() if name.endswith((prepared.READ, prepared.SIDECARS))]
 
 
 def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixels(folder: Folder) -> None:

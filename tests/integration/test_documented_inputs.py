@@ -1,4 +1,4 @@
-"""The README's command for each form of input, as it stands there, on a real S3 server."""
+"""The command for each form of input, as docs/inputs.md has it, on a real S3 server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.pictures import encode, scene
 
 COMMANDS = re.findall(
     r"^    \.venv/bin/python jobs/classify\.py (--input .*)$",
-    (ROOT / "README.md").read_text(encoding="utf-8").partition("A command for each:")[2].partition("A *candidate*")[0],
+    (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
 ALBUM = [
@@ -40,7 +40,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def store(s3: S3Server) -> S3Server:
-    """A server that holds what the README speaks of."""
+    """A server that holds the images of the commands."""
     bucket = s3.bucket("images")
     pictures = {f"{number}.jpg": encode(scene(seed=number), "JPEG") for number in range(6)}
     for number, name in enumerate(ALBUM):
@@ -65,7 +65,7 @@ def test_every_form_has_a_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.rpartition("/")[2])
-def test_a_command_of_the_readme(warm: Job, store: S3Server, tiny_model: Path, tmp_path: Path, command: str) -> None:
+def test_a_command_of_the_page(warm: Job, store: S3Server, tiny_model: Path, tmp_path: Path, command: str) -> None:
     whole = ("classify", *shlex.split(command), "--model", tiny_model)
     ended = warm(*whole, env=store.environment)
     assert ended.code == 0, ended.err

@@ -1,0 +1,54 @@
+"""Which process an owner is, and whether it is still alive."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_DEAD_STATES = ("Z", "X", "x")
+"""Of proc(5): a zombie has ended and waits for its parent, which in a container may never come to fetch it."""
+
+
+def this_process() -> dict[str, Any]:
+    """Return what identifies this process: host, boot, PID namespace, PID and start time."""
+    where = {"host": socket.gethostname(), "boot": _boot(), "processes": _pid_namespace()}
+    return {**where, "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Return whether an owner is alive, None if it is (or may be) on another machine.
+
+    A zombie is dead, and so is a process whose PID was given to another one since.
+    """
+    # Two containers of a machine may share its name; a PID says nothing outside its own namespace.
+    here = (socket.gethostname(), _boot(), _pid_namespace())
+    if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != here:
+        return None
+    return (born := _born(int(owner.get("pid", 0)))) is not None and born == owner.get("born")
+
+
+def _boot() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _pid_namespace() -> str | None:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return None
+
+
+def _born(pid: int) -> int | None:
+    """Return when a live process was started, in the kernel's ticks; None if there is none, or a zombie.
+
+    psutil derives its time from the clock of the machine, which may be set in between; the ticks do not change.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in _DEAD_STATES else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,42 @@
+"""Numbers of things in log lines and messages. Pure."""
+
+from __future__ import annotations
+
+
+def plural(number: float, one: str, many: str | None = None) -> str:
+    """Return the singular for one thing, else the plural.
+
+    >>> plural(1, "class", "classes"), plural(0, "image")
+    ('class', 'images')
+    """
+    return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: float, one: str, many: str | None = None) -> str:
+    """Return a number of things, with thousands separated.
+
+    >>> counted(1, "image"), counted(1234, "image"), counted(0, "class", "classes")
+    ('1 image', '1,234 images', '0 classes')
+    >>> counted(1.0, "GPU"), counted(0.5, "GPU")
+    ('1 GPU', '0.5 GPUs')
+    """
+    shown = f"{int(number):,}" if number == int(number) else f"{number:g}"
+    return f"{shown} {plural(number, one, many)}"
+
+
+def rate(per_second: float, one: str) -> str:
+    """Return a rate, with a decimal if it is small.
+
+    >>> rate(1234.5, "image"), rate(3.25, "image"), rate(0.0, "image")
+    ('1,234 images/s', '3.2 images/s', '0 images/s')
+    """
+    return f"{number(per_second)} {one}s/s"
+
+
+def number(per_second: float) -> str:
+    """Return the number of a rate, with a decimal if it is small.
+
+    >>> number(1234.5), number(3.25), number(1.0), number(0.0)
+    ('1,234', '3.2', '1.0', '0')
+    """
+    return f"{per_second:,.0f}" if per_second >= 10 or not per_second else f"{per_second:.1f}"

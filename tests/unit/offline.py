@@ -1,0 +1,36 @@
+"""The main job in this process, without Ray: its operator is called unit by unit."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from imgbatch import cli, cluster, connection, units
+from imgbatch.classify import LabelImages, Work
+from jobs import classify
+
+
+def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    """Run the job; return its exit code."""
+
+    def label_images(work: Work, plan: Any, todo: Any, round: units.Round) -> Iterator[pa.Table]:
+        worker = LabelImages(work, isolated=round.alone)
+        for unit in units.units(todo, round, 1):
+            yield from worker(unit)
+
+    monkeypatch.setattr(connection, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(cluster, "nodes", set)
+    monkeypatch.setattr(cluster, "plan", lambda *_, **__: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1))
+    monkeypatch.setattr(cluster, "label_images", label_images)
+    monkeypatch.setattr(cli, "release_memory", lambda: None)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return classify.main([str(each) for each in argv])
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,202 @@
+"""Workers that check themselves: a damaged network is seen even where its digests are right, and what is done about it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from imgbatch import models
+from imgbatch.config import ClassifyConfig, ModelConfig
+from imgbatch.models import Model, hubs, node_cache, on_openvino, runtime, selfcheck
+from imgbatch.models.selfcheck import Disagrees
+from imgbatch.preprocess import Preprocess
+from tests.unit.networks import STORES, Load, tiny, write
+
+
+@pytest.fixture
+def model(load: Load, tmp_path: Path) -> Model:
+    """A small network in a model directory."""
+    return load(write(tmp_path / "model", tiny()))
+
+
+def build(model: Model, **chosen: Any) -> runtime.Runtime:
+    """Return what a worker would run the model in."""
+    return runtime.build_checked(model, k=3, device="cpu", config=ClassifyConfig(batch_size=2, **chosen))
+
+
+def converted() -> Path:
+    """Return the network that the node keeps."""
+    (place,) = (path for path in node_cache.folder().glob("openvino-*") if path.is_dir())
+    return place
+
+
+PIXELS = (28995874, [198, 95, 235])
+
+
+def forge(place: Path) -> None:
+    """Make the digests those of what is there."""
+    sums = node_cache._sums(place)
+    sums.write_text(json.dumps({**json.loads(sums.read_text()), "files": node_cache._digests(place)}))
+
+
+def test_the_shipped_reference_is_what_torch_gives() -> None:
+    model = models.load(ModelConfig(), STORES)
+    assert model.logits is not None
+    again = hubs._reference(model.network(), model.preprocess)
+    shipped, computed = (np.frombuffer(each, "<f4") for each in (model.logits, base64.b64decode(again)))
+    assert np.abs(shipped - computed).max() < 1e-3 < shipped.std()
+
+
+def test_another_size_has_a_reference_of_its_own(load: Load) -> None:
+    plain, cropped, other = load("efficientnet_lite0"), load("efficientnet_lite0", crop_pct=1.0), load(
+        "efficientnet_lite0", image_size=96
+    )  # fmt: skip
+    assert plain.logits == cropped.logits != other.logits
+    selfcheck.require(
+        other, runtime.build(other, k=1, device="cpu", config=ClassifyConfig(runtime="torch", batch_size=2))
+    )
+
+
+def test_a_sound_network_passes_in_every_runtime_and_type(model: Model) -> None:
+    for name, dtype in (("openvino", "float32"), ("openvino", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")):
+        facts = build(model, runtime=name, dtype=dtype).facts()
+        assert "node_faults" not in facts and facts["dtype"] == dtype and facts["runtime"].startswith(name)
+
+
+def zero(path: Path, third: int) -> None:
+    """Zero a third of a file. Of the small network the last one counts: its residual branches begin with zeros anyway."""
+    content = bytearray(path.read_bytes())
+    length = len(content) // 3
+    content[third * length : (third + 1) * length] = bytes(length)
+    path.write_bytes(content)
+
+
+def zeroed(path: Path) -> None:
+    zero(path, 2)
+
+
+def halved(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("forged", [False, True])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("network.bin", zeroed), ("network.bin", halved), ("network.xml", halved), ("network.xml", zeroed)],
+)
+def test_a_damaged_network_is_made_again_once(
+    model: Model, name: str, damage: Callable[[Path], object], forged: bool
+) -> None:
+    """With forged digests, the worker's own check has to find it."""
+    assert "node_faults" not in build(model, dtype="float32").facts()
+    damage(converted() / name)
+    if forged:
+        forge(converted())
+        with pytest.raises((Disagrees, on_openvino.Unreadable)):
+            selfcheck.require(model, runtime.build(model, k=3, device="cpu", config=ClassifyConfig(dtype="float32")))
+    repaired = build(model, dtype="float32")
+    facts = repaired.facts()
+    assert facts["runtime"].startswith("openvino") and ("node_faults" in facts) == forged
+    if forged:
+        (fault,) = facts["node_faults"].values()
+        assert fault.endswith(": made again")
+    selfcheck.require(model, repaired)
+    assert "node_faults" not in build(model, dtype="float32").facts(), "the next process finds it sound"
+
+
+@pytest.mark.long
+def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> None:
+    model = load("efficientnet_lite0")
+    chosen: dict[str, Any] = {"k": 5, "device": "cpu", "config": ClassifyConfig()}
+    selfcheck.require(model, runtime.build(model, **chosen))
+    path = converted() / "network.bin"
+    whole = path.read_bytes()
+    for third in range(3):
+        path.write_bytes(whole)
+        zero(path, third)
+        forge(converted())
+        with pytest.raises((Disagrees, on_openvino.Unreadable)):
+            selfcheck.require(model, runtime.build(model, **chosen))
+
+
+def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert, made = on_openvino._convert, []
+
+    def badly(*arguments: Any) -> None:
+        convert(*arguments)
+        made.append(arguments)
+        zeroed(arguments[-1] / "network.bin")
+
+    monkeypatch.setattr(on_openvino, "_convert", badly)
+    found = build(model)
+    facts = found.facts()
+    assert (facts["runtime"].split()[0], facts["dtype"], len(made)) == ("torch", "float32", 2)
+    (fault,) = facts["node_faults"].values()
+    assert ("differ from the model's" in fault or "cannot be loaded" in fault) and fault.endswith(
+        ": torch in 32 bits is used"
+    )
+    assert json.dumps(facts)
+    selfcheck.require(model, found)
+    assert len(found(selfcheck.pixels(160, 160)).ids) == 2
+
+
+def test_where_torch_does_not_agree_either_the_node_cannot_be_used(model: Model) -> None:
+    logits = np.frombuffer(model.logits or b"", "<f4")
+    other = replace(model, logits=selfcheck.packed(logits[::-1].copy()))
+    with pytest.raises(Disagrees, match=r"differ from the model's by \d.*\(float32\)"):
+        build(other)
+
+
+class Answers:
+    """A network that answers what it is told to."""
+
+    def __init__(self, logits: npt.NDArray[Any], dtype: str) -> None:
+        self._logits, self._dtype = logits.astype(np.float32), dtype
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return self._logits
+
+    def facts(self) -> dict[str, Any]:
+        return {"dtype": self._dtype}
+
+
+def test_what_is_tolerated() -> None:
+    random = np.random.default_rng(0)
+    reference, noise = random.normal(-7, 2, (2, 50)), random.normal(0, 2, (2, 50))
+    model = Model(
+        name="x", digest="", labels=tuple(map(str, range(50))), network=lambda: None,  # type: ignore[arg-type, return-value]
+        preprocess=Preprocess(height=8, width=8, resize=(8,), mean=(0.5,) * 3, std=(0.5,) * 3),
+        logits=selfcheck.packed(reference),
+    )  # fmt: skip
+    for dtype, share in (("float32", 0.001), ("float16", 0.1), ("bfloat16", 0.1)):
+        selfcheck.require(model, Answers(reference + share * noise, dtype))
+        wrong = [
+            reference[::-1], reference * 0, reference[:, ::-1], np.full((2, 50), -7.0), reference + noise,
+            np.where(np.arange(100).reshape(2, 50) == 60, np.nan, reference), reference[:, :49],
+        ]  # fmt: skip
+        for answer in wrong:
+            with pytest.raises(Disagrees):
+                selfcheck.require(model, Answers(answer, dtype))
+    with pytest.raises(Disagrees):
+        selfcheck.require(model, Answers(reference + 0.1 * noise, "float32"))
+    # A head that knows nothing yet: all logits are alike, and rounding is all that tells them apart.
+    alike = replace(model, logits=selfcheck.packed(np.full((2, 50), 8.0)))
+    selfcheck.require(alike, Answers(np.full((2, 50), 8.03), "bfloat16"))
+    with pytest.raises(Disagrees):
+        selfcheck.require(alike, Answers(np.full((2, 50), 9.0), "bfloat16"))
+
+
+def test_the_pixels_are_the_same_everywhere() -> None:
+    """They may never change without `VERSION` and the shipped reference."""
+    found = selfcheck.pixels(224, 160)
+    assert found.shape == (2, 224, 160, 3) and found.dtype == np.uint8 and found.std() > 50
+    assert (int(found.sum()), found[0, 100, 100].tolist()) == PIXELS
