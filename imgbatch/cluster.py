@@ -82,10 +82,12 @@ def plan(config: ClusterConfig, *, workers: int | None = None, pulse: Callable[[
         workers: of a training, which messages then name; None: the run labels images.
 
     Raises:
-        ClusterError: it does not, `cluster.wait_s` seconds long, or does not answer.
+        ClusterError: it does not, `cluster.startup_timeout_s` seconds long, or does not answer.
     """
     console.step("waiting for CPUs and GPUs")
-    found = _awaited(partial(_look, config, workers), partial(_ask, config), config.wait_s, config.call_s, pulse)
+    found = _awaited(
+        partial(_look, config, workers), partial(_ask, config), config.startup_timeout_s, config.call_s, pulse
+    )
     log.info("%s", found)
     return found
 
@@ -99,7 +101,7 @@ def cpus_of_each(
         asked: that many and no other number.
 
     Raises:
-        ClusterError: they do not fit, `cluster.wait_s` seconds long, or the cluster does not answer.
+        ClusterError: they do not fit, `cluster.startup_timeout_s` seconds long, or the cluster does not answer.
     """
 
     def look() -> int | str:
@@ -124,7 +126,7 @@ def cpus_of_each(
         each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
         return partial(remove_placement_group, placement_group([each] * workers))
 
-    return _awaited(look, ask, config.wait_s, config.call_s, pulse)
+    return _awaited(look, ask, config.startup_timeout_s, config.call_s, pulse)
 
 
 def _awaited(
@@ -154,7 +156,7 @@ def _awaited(
     if withdraw is not None:
         bounded(withdraw, call_s, "the end of a request for resources to Ray", pulse)
     if isinstance(found, str):
-        raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.wait_s)")
+        raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
     return found
 
 

@@ -45,29 +45,25 @@ class ModelConfig(Section):
 
     name: str = option(
         "efficientnet_lite0",
-        "efficientnet_lite0, timm:NAME[.TAG], torchvision:NAME[@WEIGHTS], or the URI of a model directory or state dict "
-        "(--model)",
+        "efficientnet_lite0, timm:NAME[.TAG], torchvision:NAME[@WEIGHTS], or the URI of a model directory or "
+        "state dict (--model)",
     )
-    weights: str | None = option(
-        None, "URI of a state dict in place of the weights that timm:NAME or torchvision:NAME have"
-    )
-    architecture: str | None = option(None, "the network of a state dict: NAME or timm:NAME, torchvision:NAME")
-    labels: str | None = option(
-        None, "URI of a text file with the names of the classes, one a line, in the order of the head"
-    )
-    taxonomy: str | None = option(None, "URI of a taxonomy (CSV or JSON) in place of the model's own; unset: its own")
+    weights: str | None = option(None, "URI of a state dict that replaces the weights of timm:NAME or torchvision:NAME")
+    architecture: str | None = option(None, "network of a state dict: NAME or timm:NAME, torchvision:NAME")
+    labels: str | None = option(None, "URI of a text file with the class names, one per line, in the order of the head")
+    taxonomy: str | None = option(None, "URI of a taxonomy (CSV or JSON); unset: the model's own")
     crop_pct: Annotated[float, Interval(gt=0, le=1)] | None = option(
-        None, "the share of a side that the centre crop keeps after resizing; unset: as the model was made"
+        None, "proportion of the resized side that the centre crop keeps; unset: as the model states"
     )
     image_size: Annotated[int, Ge(1)] | None = option(
-        None, "pixels a side of the network's input; unset: as the model was made"
+        None, "side of the network's input in pixels; unset: as the model states"
     )
-    interpolation: Interpolation | None = option(None, "bicubic, bilinear or nearest; unset: as the model was made")
+    interpolation: Interpolation | None = option(None, "bicubic, bilinear or nearest; unset: as the model states")
     mean: tuple[float, ...] = option(
-        (), "of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model was made"
+        (), "means of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model states"
     )
     std: tuple[float, ...] = option(
-        (), "of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model was made"
+        (), "standard deviations of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model states"
     )
 
     def validate(self) -> None:
@@ -86,13 +82,14 @@ class ModelConfig(Section):
 class OutputConfig(Section):
     """Where the tables go, and what stands in them. `output = "URI"` is short for `output.uri`."""
 
-    uri: str = option("", "where labels/ and rejects/ are written; {model} and {date} may stand in it (--output)")
-    embeddings: bool = option(False, "a column `embedding` in labels/: the features before the head, as float16")
+    uri: str = option("", "where labels/ and rejects/ are written; {model} and {date} are filled in (--output)")
+    embeddings: bool = option(False, "add the column `embedding` to labels/: the features before the head, as float16")
     content_hash: bool = option(
-        False, "a column `content_hash` in labels/: 64 bits of a hash of the image's bytes; evaluate.py sets it"
+        False, "add the column `content_hash` to labels/: 64 bits of a hash of the image's bytes; evaluate.py sets it"
     )
     columns: tuple[str, ...] = option(
-        (), "columns of labels/, e.g. ['label', 'score']; uri, size, etag, last_modified always; unset: all"
+        (),
+        "columns of labels/, e.g. ['label', 'score']; uri, size, etag, last_modified are always included; unset: all",
     )
 
 
@@ -101,35 +98,40 @@ class SourceConfig(Section):
     """Which objects of the input are images."""
 
     format: Literal["auto", "objects", "manifest", "parquet", "tar", "inventory"] = option(
-        "auto", "what the input is: auto, objects, manifest, inventory, parquet, tar"
+        "auto", "form of the input: auto, objects, manifest, inventory, parquet, tar"
     )
-    image_column: str | None = option(None, "the column of a Parquet file that holds images; unset: it is found")
-    suffixes: str = option("images", "candidates: 'images' (known suffixes and none), '*' for all, or 'jpg,png'")
+    image_column: str | None = option(None, "column of a Parquet file that holds the images; unset: found by its type")
+    suffixes: str = option(
+        "images", "which names are images: 'images' (known suffixes and none), '*' (all), or a list such as 'jpg,png'"
+    )
     schemes: str = option(
-        "auto", "what a manifest may name: auto (s3, gs, az, https, and its own kind of place), or 's3,file'"
+        "auto",
+        "schemes that a manifest may refer to: auto (s3, gs, az, https, and its own), or a list such as 's3,file'",
     )
-    allow_empty: bool = option(False, "an input without a single image is a success instead of exit code 2")
-    uri_column: str | None = option(None, "the column of a manifest that names the images; unset: uri")
+    allow_empty: bool = option(False, "accept an input without images; otherwise exit code 2")
+    uri_column: str | None = option(None, "column of a manifest with the URIs of the images; unset: uri")
     uri_template: str | None = option(
-        None, "what a manifest's rows name, filled from their columns, such as 'train/{id}.jpg'; unset: the uri column"
+        None,
+        "template for the URIs of a manifest, filled from its columns, e.g. 'train/{id}.jpg'; unset: the uri column",
     )
     labels: Literal["auto", "column", "sidecars", "folders"] = option(
-        "auto", "train, evaluate: where labels come from: auto, column, sidecars (in tars), folders"
+        "auto", "train, evaluate: source of the labels: auto, column, sidecars (in tars), folders"
     )
-    label_column: str | None = option(None, "train, evaluate: the column of a table that holds the label; unset: label")
+    label_column: str | None = option(None, "train, evaluate: column with the label; unset: label")
     label_depth: Annotated[int, Ge(1)] | None = option(
         None,
-        "train, evaluate: which folder below the input is the class, 1 is the first; unset: the one that holds the image",
+        "train, evaluate: depth below the input of the folder that is the class, from 1; unset: the folder "
+        "that holds the image",
     )
     label_is: Literal["name", "index"] = option(
         "name",
-        "evaluate: what labels are: name (of classes, or WordNet ids of ImageNet's), index (numbers of classes, from 0, in the "
-        "order of the model's head)",
+        "evaluate: meaning of labels: name (class names, or WordNet ids for ImageNet), index (class numbers "
+        "from 0, in the order of the head)",
     )
     splits: Literal["auto", "column", "folders", "names", "none"] = option(
-        "auto", "train, evaluate: where the split comes from: auto, column, folders, names (of tables and tars), none"
+        "auto", "train, evaluate: source of the split: auto, column, folders, names (of tables and tars), none"
     )
-    split_column: str | None = option(None, "train, evaluate: the column of a table that holds the split; unset: split")
+    split_column: str | None = option(None, "train, evaluate: column with the split; unset: split")
 
     def validate(self) -> None:
         """Refuse two names for one thing, and suffixes that name none."""
@@ -144,12 +146,15 @@ class StorageConfig(Section):
     """How stores are reached."""
 
     options: dict[str, Any] = option(
-        dict, "options of the fsspec store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
+        dict, "options of the store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
     )
-    timeout_s: Annotated[float, Positive] = option(30.0, "seconds that one request may take")
-    private_hosts: bool = option(False, "http:// and https:// may lead to private addresses and to this machine")
+    timeout_s: Annotated[float, Positive] = option(30.0, "timeout of one request, in seconds")
+    allow_private_hosts: bool = option(
+        False, "allow http:// and https:// URIs to reach private addresses and this machine", formerly="private_hosts"
+    )
     retries: Annotated[int, Ge(0)] = option(
-        10, "how often a request is tried again after a passing failure: some 80 s, with back-off and jitter"
+        10,
+        "maximum retries of a request after a transient failure, with exponential back-off and jitter (10: about 80 s)",
     )
 
 
@@ -157,11 +162,15 @@ class StorageConfig(Section):
 class FetchConfig(Section):
     """How far reading runs ahead of decoding."""
 
-    ahead: Annotated[int, Ge(1)] = option(
-        128, "most GETs in flight in each process while images are decoded; new ones begin by the half of it"
+    concurrency: Annotated[int, Ge(1)] = option(
+        128, "maximum concurrent GETs per worker process; refilled when half have completed", formerly="ahead"
     )
-    ahead_bytes: Annotated[int, Ge(1)] = option(256 << 20, "most bytes that these GETs may hold together")
-    max_bytes: Annotated[int, Ge(1)] = option(256 << 20, "a larger object is rejected as too_large before it is read")
+    max_inflight_bytes: Annotated[int, Ge(1)] = option(
+        256 << 20, "maximum bytes of these GETs in memory", formerly="ahead_bytes"
+    )
+    max_bytes: Annotated[int, Ge(1)] = option(
+        256 << 20, "maximum size of an object; larger ones are rejected as too_large before they are read"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +178,11 @@ class DecodeConfig(Section):
     """What is decoded."""
 
     max_pixels: Annotated[int, Ge(1)] = option(
-        200_000_000, "a larger picture is rejected as too_large, from its header, before it is decoded"
+        200_000_000,
+        "maximum pixels of an image; larger ones are rejected as too_large, by their header, before decoding",
     )
     timeout_s: Annotated[float, Positive] = option(
-        30.0, "seconds that decoding one image may take; it is rejected if it takes longer"
+        30.0, "timeout for decoding one image, in seconds; slower images are rejected"
     )
 
 
@@ -181,10 +191,10 @@ class ClassifyConfig(Section):
     """How the network runs. None of it is part of the fingerprint."""
 
     batch_size: Annotated[int, Ge(1)] | None = option(
-        None, "images in a forward pass, fewer are padded to it; unset: what suits the device"
+        None, "images per forward pass (smaller batches are padded); unset: chosen for the device"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "auto (bfloat16 or float16 where the processor has it), float32, bfloat16, float16"
+        "auto", "auto (bfloat16 or float16 if the processor supports it), float32, bfloat16, float16"
     )
 
     runtime: Literal["auto", "torch", "openvino"] = option(
@@ -197,7 +207,7 @@ class AnswerConfig(Section):
     """Which label is the answer."""
 
     min_score: Annotated[float, Fraction] = option(
-        0.5, "with a taxonomy: the finest label whose probability reaches this is the answer"
+        0.5, "with a taxonomy: minimum probability of the answer, which is the finest label that reaches it"
     )
 
 
@@ -207,10 +217,12 @@ class RejectsConfig(Section):
 
     max_share: Annotated[float, Fraction] = option(
         0.10,
-        "most rejects as a share of the images listed; more end the run with exit code 4; 20 rejects or fewer always pass it",
+        "maximum proportion of rejects among the listed images; above it, exit code 4. 20 rejects are always allowed",
     )
-    max_count: Annotated[int, Ge(0)] | None = option(None, "most rejects as a number, exactly; unset: no such limit")
-    retry: Literal["passing", "all"] = option("passing", "which rejects of earlier runs are tried again: passing, all")
+    max_count: Annotated[int, Ge(0)] | None = option(None, "maximum number of rejects, exact; unset: no limit")
+    retry: Literal["transient", "all"] = option(
+        "transient", "which rejects of earlier runs are retried: transient, all", former_values={"passing": "transient"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,24 +230,26 @@ class ClusterConfig(Section):
     """What the run asks of Ray."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto (GPUs if a live node has one), cpu, cuda")
-    wait_s: Annotated[float, Positive] = option(
-        60.0, "seconds to wait for the asked-for CPUs or GPUs before exit code 3"
+    startup_timeout_s: Annotated[float, Positive] = option(
+        60.0, "timeout for the requested CPUs or GPUs, in seconds; then exit code 3", formerly="wait_s"
     )
-    gpus_per_actor: Annotated[float, Positive] = option(1.0, "GPUs of one classify actor; a fraction shares a card")
-    min_actors: Annotated[int, Ge(1)] = option(1, "classify actors that the run needs before it starts")
+    gpus_per_actor: Annotated[float, Positive] = option(1.0, "GPUs per classify actor; a fraction shares a GPU")
+    min_actors: Annotated[int, Ge(1)] = option(1, "minimum number of classify actors at the start")
     max_actors: int | None = option(
-        None, "most classify actors; unset: all that fit when the run starts; a cluster that scales grows up to it"
+        None,
+        "maximum number of classify actors; unset: as many as fit when the run starts. A growing cluster is "
+        "used up to this number",
     )
-    stall_s: Annotated[float, Positive] = option(
+    stall_timeout_s: Annotated[float, Positive] = option(
         900.0,
-        "seconds without a single new row before the run ends with exit code 3; one call into Ray may take 300 s, or "
-        "this if it is less",
+        "maximum seconds without a new row; then exit code 3. Also the timeout of a call into Ray, at most 300 s",
+        formerly="stall_s",
     )
 
     @property
     def call_s(self) -> float:
         """Seconds that one call into Ray may take."""
-        return min(_CALL_S, self.stall_s)
+        return min(_CALL_S, self.stall_timeout_s)
 
     def validate(self) -> None:
         """Refuse actors that cannot be placed."""
@@ -251,7 +265,7 @@ class StopConfig(Section):
 
     SECTION: ClassVar[str] = "run"
     stop_timeout_s: Annotated[float, Positive] = option(
-        25.0, "seconds that a run may take to end in order after SIGTERM or SIGINT before it is given up"
+        25.0, "maximum seconds for an orderly stop after SIGTERM or SIGINT; then the run exits at once"
     )
 
 
@@ -259,18 +273,18 @@ class StopConfig(Section):
 class RunConfig(StopConfig):
     """How the run commits and ends."""
 
-    commit_s: Annotated[float, Positive] = option(10.0, "seconds between two commits")
-    check_owner: bool = option(True, "refuse an output that another live run writes")
-    prune: bool = option(False, "take the rows of images that the listing no longer holds out of the tables")
+    commit_interval_s: Annotated[float, Positive] = option(10.0, "seconds between commits", formerly="commit_s")
+    check_owner: bool = option(True, "refuse an output that another live run is writing")
+    prune: bool = option(False, "remove the rows of images that are no longer in the listing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Section):
     """A complete run. Equal configs over equal inputs give equal tables."""
 
-    input: tuple[str, ...] = option((), "what to classify: prefix, folder, glob, object or manifest (--input)")
+    input: tuple[str, ...] = option((), "images to classify: prefix, folder, glob, object, list or archive (--input)")
     limit: Annotated[int, Ge(1)] | None = option(None, "only the first N images of the listing (--limit)")
-    top_k: Annotated[int, Ge(1)] = option(5, "how many classes a row names, best first")
+    top_k: Annotated[int, Ge(1)] = option(5, "number of classes in a row, best first")
     model: ModelConfig = field(default_factory=ModelConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     source: SourceConfig = field(default_factory=SourceConfig)

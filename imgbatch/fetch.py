@@ -42,7 +42,7 @@ class Fetcher:
 
     def __init__(self, stores: Stores, config: FetchConfig, source: SourceConfig) -> None:
         self._stores, self._config = stores, config
-        self._pool = ThreadPoolExecutor(config.ahead, "fetch")
+        self._pool = ThreadPoolExecutor(config.concurrency, "fetch")
         self._table = lru_cache(maxsize=2)(lambda uri: _open(stores, uri, source.image_column))
 
     def __call__(self, listed: pa.Table) -> Iterator[Fetched]:
@@ -57,9 +57,9 @@ class Fetcher:
             self._pool,
             self._fetch,
             rows,
-            most=self._config.ahead,
+            most=self._config.concurrency,
             cost=lambda row: row["size"] or _ASSUMED_BYTES,
-            most_cost=self._config.ahead_bytes,
+            most_cost=self._config.max_inflight_bytes,
         )
         return (fetched for _, fetched in calls)
 

@@ -55,7 +55,7 @@ class Ledger:
 
     output: Folder
     fingerprint: Mapping[str, Any]
-    retry: str = "passing"
+    retry: str = "transient"
     """Which rejects are tried again: passing, all."""
     read_only: bool = False
     label_columns: pa.Schema = LABELS

@@ -222,7 +222,7 @@ def label_again(task: Task, images: pa.Table, pulse: Callable[[], None]) -> dict
     """Return what the model says of images now, by their `index`: rows of RESULTS. `pulse` is called four times a second.
 
     Raises:
-        ClusterError: a process died with one image at a time, or nothing came for `cluster.stall_s`.
+        ClusterError: a process died with one image at a time, or nothing came for `cluster.stall_timeout_s`.
         ImgbatchError: what a process raised.
     """
     processes = 1 if task.config.cluster.device == "cuda" else len(os.sched_getaffinity(0))
@@ -262,9 +262,9 @@ def _completed(
             done, _ = wait(numbers, timeout=_TICK_S, return_when=FIRST_COMPLETED)
             if done:
                 last = time.monotonic()
-            elif time.monotonic() - last > task.config.cluster.stall_s:
+            elif time.monotonic() - last > task.config.cluster.stall_timeout_s:
                 raise ClusterError(
-                    f"not one image labelled again for {task.config.cluster.stall_s:.0f} s (cluster.stall_s)"
+                    f"not one image labelled again for {task.config.cluster.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
                 )
             broken = None
             for future in done:

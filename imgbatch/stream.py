@@ -71,7 +71,7 @@ def _as_they_come(
         except queue.Empty:
             if time.monotonic() - last > stall_s:
                 raise ClusterError(
-                    f"not one row for {stall_s:.0f} s (cluster.stall_s): the workers hang, or the cluster lost them; "
+                    f"not one row for {stall_s:.0f} s (cluster.stall_timeout_s): the workers hang, or the cluster lost them; "
                     "run the same command again to go on"
                 ) from None
             yield None

@@ -253,7 +253,14 @@ def label(
     room = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(sources.answer, job.sources)
     committer = Committer(
-        job.ledger, record.id, job.model.reference, todo, job.config.run.commit_s, asks, room=room, again=counts.stale
+        job.ledger,
+        record.id,
+        job.model.reference,
+        todo,
+        job.config.run.commit_interval_s,
+        asks,
+        room=room,
+        again=counts.stale,
     )
     shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
@@ -261,7 +268,7 @@ def label(
         left_out = len(committer.left_out)
         plan = cluster.without(plan, committer.left_out)
         shown.start(int(todo.pending.sum()), round.rows)
-        blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_s, closes=True)
+        blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True)
         with closing(blocks):
             for block in blocks:
                 stop.check()

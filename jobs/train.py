@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "The same command goes on where an earlier run was stopped.",
         f"examples:\n"
         f"  train.py --input photos-by-class --output my-model\n"
-        f"  train.py --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.way=finetune\n\n"
+        f"  train.py --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.method=finetune\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys(Training)}",
     )
     parser.add_argument(
@@ -140,9 +140,9 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
     except (NotFound, BadPath) as error:
         raise UsageError(str(error)) from error
     found = sources_beside(output, chosen.input, chosen.source)
-    if chosen.train.way == "head" and not chosen.train.pretrained:
+    if chosen.train.method == "head" and not chosen.train.pretrained:
         raise UsageError(
-            "train.way=head needs a pretrained base: leave train.pretrained=false away, or say train.way=finetune"
+            "train.method=head needs a pretrained base: leave train.pretrained=false away, or say train.method=finetune"
         )
     seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
     return Job(chosen, stores, output, base, found, tree, seen_by_base)
@@ -228,7 +228,7 @@ def learn(
         stop.install().check()  # in C, too, where Ray has taken SIGTERM
         plan = cluster.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        way = job.config.train.way_on(gpus=plan.split)
+        way = job.config.train.method_on(gpus=plan.split)
         with models.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = ways.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
@@ -240,7 +240,7 @@ def learn(
                 fold = splits.one_alone(fold)
             if way == "head" and job.config.train.workers > 1:
                 log.warning(
-                    "train.workers=%d is not used: train.way=head trains in one process", job.config.train.workers
+                    "train.workers=%d is not used: train.method=head trains in one process", job.config.train.workers
                 )
             log.info("%s", what_is_held_out(fold))
             learned = ways.by_head if way == "head" else ways.by_finetuning

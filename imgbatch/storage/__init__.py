@@ -241,7 +241,7 @@ class Stores:
             if protocol in _WEB:  # without the options: a bucket's credentials are none of a web server's business
                 from imgbatch.storage.web import Web
 
-                return Web(protocol, self._config.timeout_s, private_hosts=self._config.private_hosts)
+                return Web(protocol, self._config.timeout_s, private_hosts=self._config.allow_private_hosts)
             return Other(protocol, options, self._config.timeout_s)
         except (ValueError, ImportError, TypeError) as error:
             raise ConfigError(f"{protocol}://: {error}; see storage.options") from error

@@ -116,7 +116,7 @@ def public_socket(address: tuple[Any, ...]) -> socket.socket:
     host = getattr(host, "ipv4_mapped", None) or host
     if not host.is_global or host.is_multicast:
         raise Forbidden(
-            f"{where[0]} is a private address: --set storage.private_hosts=true lets web addresses lead there"
+            f"{where[0]} is a private address: --set storage.allow_private_hosts=true lets web addresses lead there"
         )
     return socket.socket(family, kind, protocol)
 

@@ -117,7 +117,7 @@ class _Trainer:
         )  # fmt: skip
         self._wrapped = self._place.wrap(self._net)
         self._optimiser = torch.optim.AdamW(groups)
-        warm = round(config.warmup * self._steps * epochs)
+        warm = round(config.warmup_fraction * self._steps * epochs)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, Cosine(warm, self._steps * epochs))
         if resumed is not None:
             self._optimiser.load_state_dict(resumed["optimiser"])

@@ -23,8 +23,8 @@ class Loss:
     def __init__(self, config: TrainConfig, classes: Ints, number: int, device: torch.device) -> None:
         counts = np.maximum(np.bincount(classes, minlength=number), 1)
         fair = torch.from_numpy(len(classes) / (number * counts)).float()
-        self._weight = fair.to(device) if config.balance == "weights" else None
-        self._drawn = fair[torch.from_numpy(classes)] if config.balance == "sampling" else None
+        self._weight = fair.to(device) if config.class_balancing == "weights" else None
+        self._drawn = fair[torch.from_numpy(classes)] if config.class_balancing == "sampling" else None
         self._smoothing = config.label_smoothing
         kinds = [(v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)]
         mixers = [kind(alpha=alpha, num_classes=number) for kind, alpha in kinds if alpha > 0]

@@ -44,7 +44,7 @@ def fit(
         pulse: called several times a second; raises if the run is to stop.
 
     Raises:
-        ClusterError: workers were lost too often, told nothing for `cluster.stall_s` seconds, or Ray does not answer.
+        ClusterError: workers were lost too often, told nothing for `cluster.stall_timeout_s` seconds, or Ray does not answer.
         ImgbatchError: what a worker raised.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
@@ -97,8 +97,10 @@ def _follow(
                 "the node is gone that passed on what workers tell: the same command goes on from the last checkpoint"
             ) from gone
         except Empty:
-            if time.monotonic() - last > limits.stall_s:
-                raise ClusterError(f"training told nothing for {limits.stall_s:.0f} s (cluster.stall_s)") from None
+            if time.monotonic() - last > limits.stall_timeout_s:
+                raise ClusterError(
+                    f"training told nothing for {limits.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
+                ) from None
             continue
         last = time.monotonic()
         if fact["kind"] == "failed":

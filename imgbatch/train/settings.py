@@ -25,75 +25,88 @@ from imgbatch.knobs import Fraction, Positive, Section, option
 class TrainConfig(Section):
     """How a model is trained. What is unset depends on the number of images (`recipe.py`)."""
 
-    way: Literal["auto", "head", "finetune"] = option(
+    method: Literal["auto", "head", "finetune"] = option(
         "auto",
-        "auto (head on CPUs, finetune on GPUs and from scratch), head: features once, then the head; finetune: the layers "
-        "as well",
+        "auto (head on CPUs, finetune on GPUs and from scratch), head (only the head, on extracted features),"
+        " finetune (the layers as well)",
+        formerly="way",
     )
-    pretrained: bool = option(True, "start from the weights of --base; false: from scratch, by fine-tuning")
-    seed: Annotated[int, Ge(0)] = option(0, "of the split, the order of images and their augmentation")
-    refit: bool = option(True, "when all is chosen, train on the held-out images as well")
+    pretrained: bool = option(True, "start from the weights of --base; false: train from scratch, with finetune")
+    seed: Annotated[int, Ge(0)] = option(0, "seed of the split, the order of images and the augmentation")
+    refit: bool = option(True, "after selection, train again on all images, including the held-out ones")
     folds: Annotated[int, Ge(2)] | None = option(
-        None, "1/folds of each class is held out where the input names no val split; unset: by size"
+        None, "if the input has no val split, hold out 1/folds of each class; unset: by size"
     )
     l2: Annotated[float, Ge(0)] | None = option(
-        None, "way=head: weight of the squared weights; unset: chosen on held-out images"
+        None, "method=head: weight of the L2 penalty; unset: chosen on held-out images"
     )
-    epochs: Annotated[int, Ge(1)] | None = option(None, "passes over the images; unset: by size, 10 for 2,900 images")
+    epochs: Annotated[int, Ge(1)] | None = option(None, "passes over the images; unset: by size (10 for 2,900 images)")
     refit_epochs: Annotated[int, Ge(1)] | None = option(
         None, "passes over all images in the refit; unset: as many as before it"
     )
     patience: Annotated[int, Ge(1)] | None = option(
         None,
-        "epochs without a better held-out loss before training stops, and goes back to the best; unset: it does not",
+        "stop after this many epochs without a lower held-out loss, and use the best epoch; unset: no early stopping",
     )
     batch_size: Annotated[int, Ge(1)] | None = option(
-        None, "images of a step, over all workers; unset: by size, 32 for 2,900 images"
+        None, "images per step, over all workers; unset: by size (32 for 2,900 images)"
     )
     lr: Annotated[float, Positive] = option(4e-4, "learning rate of the body, for batches of 32")
-    head_lr_factor: Annotated[float, Positive] = option(10.0, "the head learns so many times faster than the body")
-    weight_decay: Annotated[float, Ge(0)] = option(0.01, "of AdamW, on matrices and kernels")
-    warmup: Annotated[float, Fraction] = option(
-        0.3, "share of the steps in which the learning rate rises; behind them it falls as a cosine"
+    head_lr_factor: Annotated[float, Positive] = option(
+        10.0, "learning rate of the head, as a multiple of that of the body"
+    )
+    weight_decay: Annotated[float, Ge(0)] = option(0.01, "weight decay of AdamW, on matrices and kernels")
+    warmup_fraction: Annotated[float, Fraction] = option(
+        0.3,
+        "proportion of the steps in which the learning rate rises; after that it follows a cosine",
+        formerly="warmup",
     )
     frozen_stages: Annotated[int, Ge(0)] | None = option(
         None,
-        "stages at the network's input, its stem among them, that keep their weights; unset: a third if pretrained",
+        "number of stages from the network's input, including the stem, whose weights are frozen; unset: a "
+        "third if pretrained",
     )
-    label_smoothing: Annotated[float, Fraction] = option(0.1, "share of the target that all classes divide among them")
-    min_crop: Annotated[float, Interval(gt=0, le=1)] = option(
-        0.35, "least share of a picture's area that a random crop shows"
+    label_smoothing: Annotated[float, Fraction] = option(
+        0.1, "proportion of the target that is spread over all classes"
     )
-    jitter: Annotated[float, Fraction] = option(0.4, "most relative change of brightness, contrast and saturation")
+    min_crop_area: Annotated[float, Interval(gt=0, le=1)] = option(
+        0.35, "minimum proportion of the image's area in a random crop", formerly="min_crop"
+    )
+    color_jitter: Annotated[float, Fraction] = option(
+        0.4, "maximum relative change of brightness, contrast and saturation", formerly="jitter"
+    )
     flip: bool | None = option(
         None,
-        "mirror half of the pictures; unset: in the refit, if held-out images are told as well mirrored as straight",
+        "mirror half of the images; unset: in the refit, if the network classifies mirrored held-out images "
+        "as well as unmirrored ones",
     )
-    mixup: Annotated[float, Ge(0)] = option(0.0, "alpha of mixup; 0: none")
-    cutmix: Annotated[float, Ge(0)] = option(0.0, "alpha of cutmix; 0: none")
-    balance: Literal["none", "weights", "sampling"] = option(
-        "none", "against skewed classes: none, weights (of the loss), sampling"
+    mixup: Annotated[float, Ge(0)] = option(0.0, "alpha of mixup; 0: off")
+    cutmix: Annotated[float, Ge(0)] = option(0.0, "alpha of cutmix; 0: off")
+    class_balancing: Literal["none", "weights", "sampling"] = option(
+        "none", "class balancing for skewed classes: none, weights (of the loss), sampling", formerly="balance"
     )
     resolution: Annotated[int, Ge(1)] | None = option(
-        None, "pixels of training crops; unset: 6/7 of the network's input, where it allows that"
+        None, "side of training crops in pixels; unset: 6/7 of the network's input, if the network allows it"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "auto (bfloat16 where the processor has it), float32, bfloat16"
+        "auto", "auto (bfloat16 if the processor supports it), float32, bfloat16"
     )
-    workers: Annotated[int, Ge(1)] = option(1, "way=finetune: processes that train together")
-    cpus_per_worker: Annotated[int, Ge(1)] | None = option(None, "unset: as many as the nodes have room for")
-    max_failures: Annotated[int, Ge(0)] = option(
-        3, "how often workers may be lost before the run ends with exit code 3"
+    workers: Annotated[int, Ge(1)] = option(1, "method=finetune: number of training processes")
+    cpus_per_worker: Annotated[int, Ge(1)] | None = option(
+        None, "CPUs per training process; unset: as many as the nodes have"
     )
-    cache: str = option("", "where features and pixels are kept between runs; unset: below --output, until it is done")
+    max_failures: Annotated[int, Ge(0)] = option(3, "maximum number of lost workers; after that exit code 3")
+    cache: str = option(
+        "", "where features and pixels are kept between runs; unset: below --output, until training has finished"
+    )
 
-    def way_on(self, *, gpus: bool) -> str:
-        """Return the way to go: features say nothing without the weights that make them, and are for CPUs.
+    def method_on(self, *, gpus: bool) -> str:
+        """Return the method: features need the pretrained weights that make them, and are for CPUs.
 
-        >>> TrainConfig().way_on(gpus=False), TrainConfig(pretrained=False).way_on(gpus=False)
+        >>> TrainConfig().method_on(gpus=False), TrainConfig(pretrained=False).method_on(gpus=False)
         ('head', 'finetune')
         """
-        return self.way if self.way != "auto" else "finetune" if gpus or not self.pretrained else "head"
+        return self.method if self.method != "auto" else "finetune" if gpus or not self.pretrained else "head"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

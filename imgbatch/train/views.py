@@ -78,11 +78,11 @@ class Views(Dataset[tuple[torch.Tensor, int]]):
     ) -> None:
         """Take n pictures; their randomness comes from their `keys`."""
         self._pixels, self._aspects, self._classes, self._keys = pixels, aspects, classes, keys
-        self._seed, self._side, self._least_area = config.seed, int(config.resolution or 0), config.min_crop
+        self._seed, self._side, self._least_area = config.seed, int(config.resolution or 0), config.min_crop_area
         self.flip = flip
         change = [v2.RandomHorizontalFlip()] if flip else []
-        if config.jitter:
-            change.append(v2.ColorJitter(config.jitter, config.jitter, config.jitter))
+        if config.color_jitter:
+            change.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
         self._change: Any = v2.Compose(change) if change else v2.Identity()
         self.epoch = 0
 

@@ -87,7 +87,9 @@ class Task:
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
         todo = replace(self.todo, pending=wanted)
-        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_s, pulse=self.pulse)
+        return prepare(
+            work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s, pulse=self.pulse
+        )
 
     @property
     def gpus(self) -> bool:
@@ -133,7 +135,7 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     console.step("reading the features")
     features = waited(lambda: prepared.load(work.shards, made.keys[places], np.empty), task.pulse)
     classes, fold, config = found.classes[places], fold[places], task.config.train
-    weights = _class_weights(classes, len(found.labels)) if config.balance != "none" else None
+    weights = _class_weights(classes, len(found.labels)) if config.class_balancing != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
     console.step("choosing the strength of L2")
     chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known), task.pulse)

@@ -144,7 +144,9 @@ def require_end(process: subprocess.Popen[str], output: Path, code: int, said: s
 )
 def test_a_gcs_that_stands_still_before_there_are_rows(run: Run, point: str) -> None:
     """A Ray of this machine's own: its GCS is a child of the driver."""
-    process, output = run(point, "cluster.stall_s=8", *(["cluster.min_actors=99"] if point == "request" else []))
+    process, output = run(
+        point, "cluster.stall_timeout_s=8", *(["cluster.min_actors=99"] if point == "request" else [])
+    )
     said = {
         "plan": "ray.nodes did not return within 8 s",
         "request": "a request for resources to Ray did not return within 8 s",
@@ -163,7 +165,7 @@ def test_a_signal_while_a_call_into_ray_does_not_return(run: Run) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(None, marks=pytest.mark.long)])
 def test_a_gcs_that_stands_still_while_rows_come(run: Run, signum: signal.Signals | None) -> None:
-    process, output = run("rows", "cluster.stall_s=40", "run.commit_s=0.3")
+    process, output = run("rows", "cluster.stall_timeout_s=40", "run.commit_interval_s=0.3")
     if signum is not None:
         process.send_signal(signum)
     code, said = (143, "stopped by signal 15; the same command") if signum else (3, " 40 s")
@@ -175,13 +177,13 @@ def test_a_gcs_that_stands_still_while_rows_come(run: Run, signum: signal.Signal
 def test_a_gcs_that_is_gone_ends_the_run_in_order(run: Run) -> None:
     """Ray alone would end the driver after 60 s, with 1 and without a word."""
     killed = {"WITH": str(int(signal.SIGKILL))}
-    process, output = run("plan", "cluster.stall_s=90", more=killed)
+    process, output = run("plan", "cluster.stall_timeout_s=90", more=killed)
     require_end(process, output, 3, "ray.nodes did not return within 90 s")
 
 
 @pytest.mark.long
 def test_a_gcs_that_stands_still_at_the_end(run: Run) -> None:
-    process, output = run("end", "cluster.stall_s=40")
+    process, output = run("end", "cluster.stall_timeout_s=40")
     record = require_end(process, output, 3, "ray.shutdown did not return within 40 s")
     assert record["counts"]["labelled"] == len(tables.labels(output)) == COUNT  # type: ignore[index]
 
@@ -189,7 +191,9 @@ def test_a_gcs_that_stands_still_at_the_end(run: Run) -> None:
 @pytest.mark.parametrize("point", ["plan", *(pytest.param(point, marks=pytest.mark.long) for point in ("rows", "end"))])
 def test_the_gcs_of_a_cluster_stands_still(run: Run, head: Head, point: str) -> None:
     stall_s = 8 if point == "plan" else 40
-    process, output = run(point, f"cluster.stall_s={stall_s}", "run.commit_s=0.3", more=head.environment)
+    process, output = run(
+        point, f"cluster.stall_timeout_s={stall_s}", "run.commit_interval_s=0.3", more=head.environment
+    )
     record = require_end(process, output, 3, f" {stall_s} s")
     assert head.gcs.status() == psutil.STATUS_STOPPED
     if point != "plan":
@@ -199,7 +203,7 @@ def test_the_gcs_of_a_cluster_stands_still(run: Run, head: Head, point: str) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("point", ["plan", "queue", "training"])
 def test_a_gcs_that_stands_still_in_training(run: Run, point: str) -> None:
-    settings = ("cluster.stall_s=25", "train.way=finetune", "train.epochs=40")
+    settings = ("cluster.stall_timeout_s=25", "train.method=finetune", "train.epochs=40")
     process, output = run(point, *settings, name="train")
     require_end(process, output / "_training", 3, " 25 s")
 

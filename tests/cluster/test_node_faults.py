@@ -137,7 +137,7 @@ def in_mid_run(
     """Start the job and wait for its first rows."""
 
     def run(*settings: str) -> subprocess.Popen[str]:
-        given = [argument for setting in ("run.commit_s=0.3", *settings) for argument in ("--set", setting)]
+        given = [argument for setting in ("run.commit_interval_s=0.3", *settings) for argument in ("--set", setting)]
         command = ("--input", images, "--output", tmp_path / "out", "--model", tiny_model, *given)
         environment = {"RAY_ADDRESS": nodes.address, **nodes.token}
         process = started("classify", *command, env=environment)
@@ -208,10 +208,10 @@ def test_all_nodes_are_gone_for_good(
     tmp_path: Path,
 ) -> None:
     node = nodes.add()
-    process = in_mid_run("cluster.stall_s=90")
+    process = in_mid_run("cluster.stall_timeout_s=90")
     nodes.kill(node)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 3 and "cluster.stall_s" in err, err
+    assert process.returncode == 3 and "cluster.stall_timeout_s" in err, err
     output = tmp_path / "out"
     kept = tables.labels(output)
     assert 0 < len(kept) < COUNT and not (output / "_SUCCESS").exists()

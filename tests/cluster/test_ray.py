@@ -147,7 +147,7 @@ def test_gpus_classify_and_cpus_decode(
     for number in range(12, 200):
         (folder / f"{number}.jpg").write_bytes(encode(scene(seed=number % 12), "JPEG"))
     (folder / "0-killer.jpg").write_bytes(encode(scene(), "JPEG") + KILLER)
-    command = ("--input", folder, "--model", tiny_model, "--set", "cluster.wait_s=30")
+    command = ("--input", folder, "--model", tiny_model, "--set", "cluster.startup_timeout_s=30")
 
     ended = on_cluster(*command, "--output", tmp_path / "out", "--set", "cluster.min_actors=2")
 
@@ -181,9 +181,18 @@ def test_a_card_is_shared_within_bounds(
 def test_a_cluster_that_is_too_small(
     on_cluster: Callable[..., Any], folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model, "--set", "cluster.wait_s=2")
+    command = (
+        "--input",
+        folder,
+        "--output",
+        tmp_path / "out",
+        "--model",
+        tiny_model,
+        "--set",
+        "cluster.startup_timeout_s=2",
+    )
     said = require_refusal(on_cluster(*command, "--set", "cluster.min_actors=3"), 3)
-    assert "cluster.min_actors=3" in said and "the cluster has 2" in said and "cluster.wait_s" in said
+    assert "cluster.min_actors=3" in said and "the cluster has 2" in said and "cluster.startup_timeout_s" in said
     said = require_refusal(on_cluster(*command, "--set", "cluster.min_actors=3", "--set", "cluster.device=cpu"), 3)
     assert "cluster.min_actors=3" in said and "CPUs, the cluster has 2" in said
     said = require_refusal(on_cluster(*command, "--set", "cluster.device=cuda"), 3)

@@ -38,7 +38,7 @@ _images = st.dictionaries(_name, st.tuples(_kind, st.sampled_from([None, None, *
 _notes = st.dictionaries(_name, st.sampled_from([None, "good", "bad", "blurred"]), min_size=1, max_size=6)
 _moods = st.dictionaries(_name, st.sampled_from(list(MOODS)), max_size=4)
 _settings = st.lists(
-    st.sampled_from(["rejects.retry=all", "run.prune=true", "run.commit_s=1000"]), unique=True, max_size=2
+    st.sampled_from(["rejects.retry=all", "run.prune=true", "run.commit_interval_s=1000"]), unique=True, max_size=2
 )
 
 totals: Counter[str] = Counter()

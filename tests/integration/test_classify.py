@@ -246,7 +246,9 @@ def test_inputs_of_all_kinds_in_one_run_from_a_file(
         '[classify]\nbatch_size = 4\ndtype = "float32"\n'
     )
 
-    ended = warm("classify", "--config", run, "--set", "top_k=3", "--set", "run.commit_s=0.2", env=s3.environment)
+    ended = warm(
+        "classify", "--config", run, "--set", "top_k=3", "--set", "run.commit_interval_s=0.2", env=s3.environment
+    )
 
     assert ended.code == 0, ended.err
     output = tmp_path / "out" / "tiny" / datetime.now(UTC).strftime("%Y-%m-%d")

@@ -150,7 +150,7 @@ def test_killed_in_the_middle_of_tars_and_tables(
         )
     bucket.put("killed/2.parquet", parquet_of({name: many[name] for name in names[4000:]}, group=100))
     command = ("classify", "--input", "s3://images/killed", "--output", "s3://out/killed", "--model", tiny_model,
-               "--set", "run.commit_s=0.5")  # fmt: skip
+               "--set", "run.commit_interval_s=0.5")  # fmt: skip
     seen = []
     for kill in range(4):
         process = started(*command, env=s3.environment)

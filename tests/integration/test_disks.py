@@ -55,7 +55,7 @@ def test_a_temporary_folder_that_does_not_take_files(
 @pytest.mark.long
 def test_a_temporary_folder_that_is_full(job: Job, folder: Path, tiny_model: Path, tmp_path: Path, place: Path) -> None:
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
-    ended = run_with(TINY, place, *command, "--set", "cluster.stall_s=60")
+    ended = run_with(TINY, place, *command, "--set", "cluster.stall_timeout_s=60")
     assert ended.code == 3 and "Traceback" not in ended.err, ended.err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     ended = job("classify", *command)
@@ -77,7 +77,7 @@ def test_an_output_that_becomes_full_in_mid_run(job: Job, tiny_model: Path, tmp_
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mounts} "$@" {after}', str(place)]
     arguments = ["--input", str(images), "--output", str(output), "--model", str(tiny_model)]
     done = subprocess.run(
-        [*command, sys.executable, "jobs/classify.py", *arguments, "--set", "run.commit_s=0.1"],
+        [*command, sys.executable, "jobs/classify.py", *arguments, "--set", "run.commit_interval_s=0.1"],
         cwd=ROOT, capture_output=True, text=True, timeout=280, env=clean_environment(),
     )  # fmt: skip
     assert done.returncode == 3 and "No space left on device" in done.stderr, done.stderr

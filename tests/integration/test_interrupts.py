@@ -78,7 +78,17 @@ def test_a_signal_in_mid_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     output = tmp_path / "out"
-    command = ("classify", "--input", many, "--output", output, "--model", tiny_model, "--set", "run.commit_s=0.3")
+    command = (
+        "classify",
+        "--input",
+        many,
+        "--output",
+        output,
+        "--model",
+        tiny_model,
+        "--set",
+        "run.commit_interval_s=0.3",
+    )
     process = started(*command, env=faults.slow_decoding(tmp_path / "slow", SLOW_S))
     wait_for(lambda: list(output.glob("labels/part-*")), process)
 

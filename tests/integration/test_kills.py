@@ -97,7 +97,7 @@ def test_kills_at_points_of_a_run(
     job: Job, warm: Job, killed: Callable[..., None], images: Path, tiny_model: Path, tmp_path: Path, points: list[str]
 ) -> None:
     expected = {path.name for path in images.iterdir()}
-    command = ("classify", "--input", images, "--model", tiny_model, "--set", "run.commit_s=0.1")
+    command = ("classify", "--input", images, "--model", tiny_model, "--set", "run.commit_interval_s=0.1")
     assert warm(*command, "--output", tmp_path / "calm").code == 0
     calm = tables.labels(tmp_path / "calm")
     output = tmp_path / "out"
@@ -166,7 +166,7 @@ def test_a_night_of_kills_over_three_thousand_objects(
     kinds = [encode(scene(500, 375, seed=number), "JPEG", quality=90) for number in range(60)]
     for number in range(count):
         obstore.put(s3.bucket("images"), f"night/{number % 7}/{number:04d}.jpg", kinds[number % 60])
-    command = ("classify", "--input", "s3://images/night", "--set", "run.commit_s=1")
+    command = ("classify", "--input", "s3://images/night", "--set", "run.commit_interval_s=1")
     calm = job(*command, "--output", "s3://out/calm", env=s3.environment, timeout=1200)
     assert calm.code == 0, calm.err
     expected = {row["uri"]: row for row in tables.rows(tables.download(s3.bucket("out"), "calm", tmp_path / "calm"))}

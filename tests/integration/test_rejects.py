@@ -153,7 +153,7 @@ def test_a_store_that_goes_away(warm: Job, s3: S3Server, tiny_model: Path, tmp_p
     command = ("classify", "--input", f"s3://images/{prefix}", "--output", tmp_path / "out", "--model", tiny_model)
     with faults.proxy(s3.endpoint, plan) as endpoint:
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
-        ended = warm(*command, "--set", "storage.retries=0", "--set", "fetch.ahead=4", env=environment)
+        ended = warm(*command, "--set", "storage.retries=0", "--set", "fetch.concurrency=4", env=environment)
 
     said = require_refusal(ended, 3)
     assert "the store is away" in said and f"s3://images/{prefix}/" in said

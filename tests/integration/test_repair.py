@@ -51,7 +51,7 @@ def command(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, warm: Jo
 
     def run(output: Path) -> Ended:
         given = [argument for uri in inputs for argument in ("--input", uri)]
-        options = ["--set", "run.commit_s=0.001", "--set", "rejects.max_share=1"]
+        options = ["--set", "run.commit_interval_s=0.001", "--set", "rejects.max_share=1"]
         return warm("classify", *given, "--output", output, "--model", tiny_model, *options)
 
     return run
@@ -178,7 +178,7 @@ def test_a_tar_in_three_parts_of_which_one_is_damaged(
     (tmp_path / "a.tar").write_bytes(packed(*((f"{number:03d}.jpg", pictures[number % 5]) for number in range(300))))
     output = tmp_path / "out"
     command = ("classify", "--input", tmp_path / "a.tar", "--output", output, "--model", tiny_model)
-    commit = ("--set", "run.commit_s=1000")
+    commit = ("--set", "run.commit_interval_s=1000")
     for limit in (100, 200, 300):
         ended = warm(*command, *commit, "--limit", str(limit))
         assert ended.code == 0, ended.err

@@ -52,9 +52,9 @@ class Writes:
 
 
 FLAGS = {
-    "classify": ("--model", "/labels/part-", "--set", "run.commit_s=0.3"),
-    "evaluate": ("--model", "/labels/part-", "--set", "run.commit_s=0.3"),
-    "train": ("--base", "/pixels-", "--set", "train.way=finetune"),
+    "classify": ("--model", "/labels/part-", "--set", "run.commit_interval_s=0.3"),
+    "evaluate": ("--model", "/labels/part-", "--set", "run.commit_interval_s=0.3"),
+    "train": ("--base", "/pixels-", "--set", "train.method=finetune"),
 }
 
 
@@ -101,7 +101,7 @@ def test_sigterm_where_puts_are_never_answered(
     writes = Writes("/labels/part-", 600.0, only)
     prefix = f"never-{status}"
     command = ("classify", "--input", by_class, "--output", f"s3://out/{prefix}", "--model", tiny_model)
-    settings = ("--set", "run.commit_s=0.3", "--set", "run.stop_timeout_s=4")
+    settings = ("--set", "run.commit_interval_s=0.3", "--set", "run.stop_timeout_s=4")
     environment = {**s3.environment, **faults.slow_decoding(tmp_path / "slow", SLOW_S)}
     with faults.proxy(s3.endpoint, writes) as endpoint:
         process = started(*command, *settings, env={**environment, "AWS_ENDPOINT_URL": endpoint})

@@ -78,7 +78,9 @@ def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
 
     command = ("classify", "--input", "s3://images/chaos", "--output", "s3://out/chaos", "--model", tiny_model)
     with faults.proxy(s3.endpoint, plan) as endpoint:
-        ended = warm(*command, "--set", "run.commit_s=0.2", env={**s3.environment, "AWS_ENDPOINT_URL": endpoint})
+        ended = warm(
+            *command, "--set", "run.commit_interval_s=0.2", env={**s3.environment, "AWS_ENDPOINT_URL": endpoint}
+        )
 
     assert ended.code == 0, ended.err
     assert {"GET 503", "GET 500", "GET cut", "GET short", "GET 0", "GET 0.3"} <= chaos.done.keys()
@@ -168,7 +170,9 @@ def test_six_hundred_objects_and_a_third_of_all_requests_fail(
     chaos = Chaos(seed, share=0.33)
     command = ("classify", "--input", "s3://images/third", "--output", f"s3://out/third-{seed}", "--model", tiny_model)
     with faults.proxy(s3.endpoint, chaos) as endpoint:
-        ended = warm(*command, "--set", "run.commit_s=0.2", env={**s3.environment, "AWS_ENDPOINT_URL": endpoint})
+        ended = warm(
+            *command, "--set", "run.commit_interval_s=0.2", env={**s3.environment, "AWS_ENDPOINT_URL": endpoint}
+        )
     assert ended.code == 0, ended.err
     print(f"seed {seed}: {sum(chaos.done.values())} requests failed: {dict(chaos.done)}")
     require_labels_by_kind(tables.download(s3.bucket("out"), f"third-{seed}", tmp_path / "out"), 600)
@@ -197,7 +201,9 @@ def test_a_store_that_is_gone_for_a_minute(
     with faults.proxy(s3.endpoint, plan) as endpoint:
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
         # In a process of its own: the record of a run that could not say its last word tells who it was.
-        ended = job(*command, "--set", f"storage.retries={retries}", "--set", "run.commit_s=0.2", env=environment)
+        ended = job(
+            *command, "--set", f"storage.retries={retries}", "--set", "run.commit_interval_s=0.2", env=environment
+        )
     print(f"retries {retries}: exit {ended.code}, {refused} requests hung up on")
     assert ended.code == code, ended.err
     assert code == 0 or "same command" in ended.err or "away" in ended.err or "s3://" in ended.err
@@ -221,7 +227,7 @@ def test_credentials_that_expire_in_mid_run(
     command = ("classify", "--input", "s3://images/expired", "--output", output, "--model", tiny_model)
     with faults.proxy(s3.endpoint, plan) as endpoint:
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
-        ended = job(*command, "--set", "run.commit_s=0.2", "--set", "fetch.ahead=8", env=environment)
+        ended = job(*command, "--set", "run.commit_interval_s=0.2", "--set", "fetch.concurrency=8", env=environment)
     said = require_refusal(ended, 3) if where == "local" else ended.err
     assert ended.code == 3, ended.err
     assert "ExpiredToken" in said or "by plan" in said

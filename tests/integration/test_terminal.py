@@ -67,7 +67,7 @@ def test_ctrl_c_in_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
         (images / f"{number:03d}.jpg").write_bytes(encode(scene(seed=number % 20), "JPEG"))
     command = ["jobs/classify.py", "--input", images, "--output", output, "--model", tiny_model]
     env = {**clean_environment(), **faults.slow_decoding(tmp_path / "slow", 0.05)}
-    job = InTerminal([*command, "--set", "run.commit_s=0.3"], 140, env, ROOT)
+    job = InTerminal([*command, "--set", "run.commit_interval_s=0.3"], 140, env, ROOT)
     assert job.read(lambda: bool(list(output.glob("labels/part-*")))) is None, job.raw
     job.type("\x03")
     assert job.read() == 128 + signal.SIGINT, job.raw

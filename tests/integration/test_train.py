@@ -26,7 +26,7 @@ from tests.conftest import Job, S3Server
 from tests.unit.pictures import encode, scene
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
-FAST = ["train.way=finetune", "train.epochs=2", "train.resolution=64", "train.lr=0.003", "train.batch_size=6"]
+FAST = ["train.method=finetune", "train.epochs=2", "train.resolution=64", "train.lr=0.003", "train.batch_size=6"]
 
 
 def pictures(folder: Path, names: Sequence[str] = tuple(COLOURS), each: int = 8) -> Path:
@@ -190,7 +190,7 @@ def test_another_column_of_images_is_other_images(tmp_path: Path, tiny_model: Pa
 
 def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: Job, warm: Job) -> None:
     data = pictures(tmp_path / "data", each=3)
-    given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.wait_s=1"]), "--set"]
+    given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.startup_timeout_s=1"]), "--set"]
     ended = job(*given, "train.workers=6", "--output", tmp_path / "a")
     assert ended.code == 3 and "train.workers=6 asks for 1 CPU each" in ended.err, ended.err
     ended = warm(*given, "train.workers=7", "--output", tmp_path / "b")
@@ -254,8 +254,8 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
         (lambda data: pictures(data, ["red", "blue"], 1), ["--taxonomy", "gone.csv"], 2, "gone.csv does not exist"),
         (lambda data: None, [], 2, "does not exist"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "MODEL"], 5, "holds a model already"),
-        (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.way=head"]), 2, "base"),
-        (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.wy=head"], 2, "did you mean 'train.way'?"),
+        (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.method=head"]), 2, "base"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.wy=head"], 2, "did you mean 'train.method'?"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "lies inside --input"),
         (lambda data: data.mkdir(), [], 2, "no image in"),
     ],

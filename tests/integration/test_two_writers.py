@@ -164,7 +164,17 @@ def test_an_output_that_is_deleted_in_mid_run(
     images.mkdir()
     for number in range(200):
         (images / f"{number:03d}.jpg").write_bytes(encode(scene(seed=number % 24), "JPEG"))
-    command = ("classify", "--input", images, "--output", output, "--model", tiny_model, "--set", "run.commit_s=0.2")
+    command = (
+        "classify",
+        "--input",
+        images,
+        "--output",
+        output,
+        "--model",
+        tiny_model,
+        "--set",
+        "run.commit_interval_s=0.2",
+    )
     prefix = f"{output.removeprefix('s3://out/')}/{what}".rstrip("/")
 
     def parts() -> int:

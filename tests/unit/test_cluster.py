@@ -16,7 +16,7 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 2.0}]
 
 def placed(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int, **more: Any) -> int:
     monkeypatch.setattr(cluster, "_alive", lambda: nodes)
-    config = ClusterConfig(wait_s=1e-9)
+    config = ClusterConfig(startup_timeout_s=1e-9)
     return cluster.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "config": config, **more})
 
 
@@ -93,7 +93,7 @@ def test_gpus_that_are_not_there_are_named_by_who_asks_for_them(
 ) -> None:
     monkeypatch.setattr(cluster, "_alive", lambda: TWO)
     with pytest.raises(ClusterError) as refused:
-        cluster.plan(ClusterConfig(device="cuda", wait_s=1e-9), workers=workers)
+        cluster.plan(ClusterConfig(device="cuda", startup_timeout_s=1e-9), workers=workers)
     assert said in str(refused.value)
     assert ("min_actors" in str(refused.value)) == (workers is None)
 

@@ -19,10 +19,10 @@ from imgbatch.train.settings import TrainConfig
 
 def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nwait_s = 5\nmin_actors = 2\n')
-    chosen = load(str(file), ["top_k=3", "limit=8", "cluster.wait_s=6"], limit=9, output="out", model=None)
+    file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nstartup_timeout_s = 5\nmin_actors = 2\n')
+    chosen = load(str(file), ["top_k=3", "limit=8", "cluster.startup_timeout_s=6"], limit=9, output="out", model=None)
     assert (chosen.top_k, chosen.limit, chosen.output.uri, chosen.model.name) == (3, 9, "out", "m")
-    assert (chosen.cluster.wait_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
+    assert (chosen.cluster.startup_timeout_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
     assert chosen.rejects.max_share == 0.10
 
 
@@ -68,14 +68,14 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("input=[1]", "expected tuple"),
         ("cluster.device=gpu", "one of auto, cpu, cuda"),
         ("cluster.device=cdua", "did you mean 'cuda'"),
-        ("cluster.wait_s=nan", "must be more than 0"),
-        ("cluster.wait_s=0", "must be more than 0"),
+        ("cluster.startup_timeout_s=nan", "must be more than 0"),
+        ("cluster.startup_timeout_s=0", "must be more than 0"),
         ("cluster.gpus_per_actor=1.5", "only whole numbers"),
         ("cluster.max_actors=0", "less than cluster.min_actors"),
         ("rejects.max_share=1.01", "between 0 and 1"),
         ("rejects.max_share=nan", "between 0 and 1"),
         ("rejects.max_count=-1", "0 or more"),
-        ("rejects.retry=never", "one of passing, all"),
+        ("rejects.retry=never", "one of transient, all"),
         ("answer.min_score=-0.1", "between 0 and 1"),
         ("source.format=csv", "one of auto, objects, manifest"),
         ('source.suffixes=""', "source.suffixes"),
@@ -85,10 +85,10 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("storage.retries=-1", "0 or more"),
         ("storage.timeout_s=-1", "more than 0"),
         ("storage.options=x", "expected dict"),
-        ("fetch.ahead=0", "1 or more"),
+        ("fetch.concurrency=0", "1 or more"),
         ("decode.max_pixels=0", "1 or more"),
         ("classify.dtype=int8", "one of auto"),
-        ("run.commit_s=0", "more than 0"),
+        ("run.commit_interval_s=0", "more than 0"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str) -> None:
@@ -128,10 +128,10 @@ def test_numbers_are_given_as_a_list_or_with_commas(tmp_path: Path) -> None:
 
 def test_values_are_read_as_toml_and_else_as_text() -> None:
     chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
-                         "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.ahead = 4"])  # fmt: skip
+                         "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.concurrency = 4"])  # fmt: skip
     assert (chosen.model.name, chosen.output.uri, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
     assert chosen.storage.options == {"anon": True, "endpoint_url": "http://host:1"}
-    assert (chosen.cluster.max_actors, chosen.fetch.ahead) == (3, 4)
+    assert (chosen.cluster.max_actors, chosen.fetch.concurrency) == (3, 4)
     assert load(None, ["output=a=b"]).output.uri == "a=b"
 
 
@@ -201,7 +201,7 @@ def test_what_only_looks_like_a_secret_stays(text: str) -> None:
 
 
 def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
-    chosen: Any = load(None, ["cluster.wait_s=3"])
+    chosen: Any = load(None, ["cluster.startup_timeout_s=3"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         chosen.top_k = 3
     with pytest.raises(TypeError):
@@ -212,7 +212,7 @@ def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
 def test_an_option_is_refused_wherever_its_section_is_made() -> None:
     """Also where code makes it, not only where a file is read; NaN is no number of seconds."""
     for make in (
-        lambda: config.FetchConfig(ahead=0),
+        lambda: config.FetchConfig(concurrency=0),
         lambda: config.StorageConfig(timeout_s=float("nan")),
         lambda: config.SourceConfig(labels="folder"),  # type: ignore[arg-type]
         lambda: config.AnswerConfig(min_score=1.5),

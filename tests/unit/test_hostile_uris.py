@@ -88,7 +88,7 @@ def test_the_name_of_a_bucket_cannot_lead_a_signed_request_astray(bucket: str, m
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: pytest.fail(f"asked for {arguments}"))
     with pytest.raises(BadPath, match="no name of a bucket"):
         stores().read(f"s3://{bucket}/latest/meta-data")
-    (fetched,) = Fetcher(stores(), FetchConfig(ahead=1), SourceConfig())(listed(f"s3://{bucket}/x.jpg"))
+    (fetched,) = Fetcher(stores(), FetchConfig(concurrency=1), SourceConfig())(listed(f"s3://{bucket}/x.jpg"))
     assert isinstance(fetched.content, Refusal) and fetched.content.reason == "unsupported"
 
 
@@ -107,7 +107,7 @@ def listed(*uris: str) -> pa.Table:
 )  # fmt: skip
 def test_private_addresses_are_refused(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with pytest.raises(Forbidden, match=r"storage\.private_hosts"):
+    with pytest.raises(Forbidden, match=r"storage\.allow_private_hosts"):
         web.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80)))
 
 
@@ -124,7 +124,7 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_and_allowed_when_a
             stores().read(f"http://{host}:{port}/latest")
         with pytest.raises(Forbidden, match="private address"):
             recognise(stores(), [f"http://{host}:{port}/latest"], SourceConfig())
-    data, meta = stores(private_hosts=True).read(f"http://localhost:{port}/latest")
+    data, meta = stores(allow_private_hosts=True).read(f"http://localhost:{port}/latest")
     assert (data, meta.size, meta.etag) == (b"secret", 6, "e1")
     assert meta.last_modified is not None and meta.last_modified.year == 2026
 
@@ -162,9 +162,9 @@ def test_a_body_without_end_is_too_large_and_a_slow_one_late(served: Served) -> 
 
     gone = threading.Event()
     with pytest.raises(TooLarge):
-        stores(private_hosts=True).read(f"{served(_until_left(endless))}/a.jpg", 1_000_000)
+        stores(allow_private_hosts=True).read(f"{served(_until_left(endless))}/a.jpg", 1_000_000)
     with pytest.raises(TimedOut):
-        stores(private_hosts=True, timeout_s=0.5).read(f"{served(silent)}/a.jpg")
+        stores(allow_private_hosts=True, timeout_s=0.5).read(f"{served(silent)}/a.jpg")
     gone.set()
 
 
@@ -188,12 +188,12 @@ def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> No
         request.end_headers()
         request.wfile.write(data)
 
-    store, path = stores(private_hosts=True).resolve(f"{served(parts)}/a.tar")
+    store, path = stores(allow_private_hosts=True).resolve(f"{served(parts)}/a.tar")
     assert store.read_range(path, 2, 5, "e1") == b"234"
     assert b"".join(store.stream(path, 0, "e1")) == b"0123456789" and b"".join(store.stream(path, 7, None)) == b"789"
     with pytest.raises(Conflict):
         list(store.stream(path, 0, "e0"))
-    store, path = stores(private_hosts=True).resolve(f"{served(body(b'0123456789'))}/a.tar")
+    store, path = stores(allow_private_hosts=True).resolve(f"{served(body(b'0123456789'))}/a.tar")
     for read in (lambda s, p: s.read_range(p, 2, 5, None), lambda s, p: list(s.stream(p, 7, None))):
         with pytest.raises(BadPath, match="no parts"):
             read(store, path)
@@ -228,7 +228,7 @@ def test_dots_in_a_manifest_stay_within_its_kind_of_place(s3: Any, tmp_path: Pat
     found = uris(folder, "dots.csv")
     assert all(uri.startswith("s3://") for uri in found)
     reasons = [
-        fetched.content.reason for fetched in Fetcher(s3.stores(), FetchConfig(ahead=1), SourceConfig())(listed(*found))
+        fetched.content.reason for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*found))
     ]
     assert reasons == ["unsupported"] * 2
     local = Folder(s3.stores(), str(tmp_path))

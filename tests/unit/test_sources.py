@@ -436,7 +436,7 @@ def web(disk: Folder) -> Iterator[str]:
 
 
 def test_images_on_a_web_server_are_read_from_objects_and_manifests(disk: Folder, web: str) -> None:
-    disk = Folder(Stores(StorageConfig(retries=0, private_hosts=True), {}), disk.uri)
+    disk = Folder(Stores(StorageConfig(retries=0, allow_private_hosts=True), {}), disk.uri)
     disk.put("a.jpg", b"123")
     disk.put("b.jpg", b"1")
     disk.put("list.csv", f"uri\na.jpg\n{web}/b.jpg\n".encode())

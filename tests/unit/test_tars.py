@@ -428,7 +428,7 @@ class Run:
         limit: int | None = None,
         rounds: int = 1,
         prune: bool = False,
-        retry: str = "passing",
+        retry: str = "transient",
         give_up: bool = False,
     ) -> books.Books:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""

@@ -154,7 +154,9 @@ def test_the_time_left_is_that_of_the_refit_too(job: Fit) -> None:
 
 
 def test_patience_ends_learning_and_the_best_epoch_is_what_stays(job: Fit) -> None:
-    config = replace(job.config, epochs=30, patience=2, lr=1.0, refit=False, warmup=0.0)  # it can only get worse
+    config = replace(
+        job.config, epochs=30, patience=2, lr=1.0, refit=False, warmup_fraction=0.0
+    )  # it can only get worse
     epochs.run(replace(job, config=config), Place())
     trained, held = result(job)
     losses = [point["held_out_loss"] for point in trained["curve"]]

@@ -98,7 +98,7 @@ def main() -> None:
         tree.write_text("label,warmth\nred,warm\ngreen,cold\nblue,cold\n")
         obstore.put(server.bucket("images"), "tree.csv", tree.read_bytes())
         run(server, "train", "--input", f"{IMAGES}/folders", "--base", "s3://images/base", "--output", MODEL,
-            "--taxonomy", "s3://images/tree.csv", "--set", "train.way=head")  # fmt: skip
+            "--taxonomy", "s3://images/tree.csv", "--set", "train.method=head")  # fmt: skip
         run(server, "classify", "--input", f"{IMAGES}/folders", "--input", f"{IMAGES}/more/list.csv", "--input",
             f"{IMAGES}/more/damaged.jpg", "--input", f"{IMAGES}/pairs.tar", "--model", MODEL, "--output", OUTPUT,
             *exact)  # fmt: skip
