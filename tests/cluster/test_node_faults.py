@@ -267,7 +267,7 @@ def test_a_node_that_gives_wrong_answers_is_left_out(
         nodes.add(gpus=gpus, environment={"BROKEN": str(fault), "TMPDIR": str(broken)})
         environment = {"RAY_ADDRESS": nodes.address, **nodes.token}
         command = ("--input", images, "--output", tmp_path / "out", "--model", tiny_model)
-        more = ("--set", "cluster.device=cpu") if not gpus else ("--set", "classify.runtime=torch")
+        more = ("--set", "cluster.min_actors=2", "--set", "classify.runtime=torch") if gpus else ()
         ended = job("classify", *command, *more, env=environment, timeout=600)
     finally:
         nodes.close()
