@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.schema import CANDIDATE, LEVEL, RESULTS
 from imgbatch.taxonomy import Taxonomy

@@ -15,10 +15,11 @@ from imgbatch.doubles import Doubles
 from imgbatch.errors import BooksError, NotFound
 from imgbatch.listing import pages
 from imgbatch.parts import Log
+from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import TAR
-from imgbatch.shards import LABELS_LOG, REJECTS_LOG, Shards, version_of
+from imgbatch.shards import Shards, version_of
+from imgbatch.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.storage import Folder
-from imgbatch.tally import Example, note_examples
 from imgbatch.uris import UriIndex, uri_keys
 
 _SHOWN = 5

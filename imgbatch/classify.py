@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,14 +22,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import imgbatch
-from imgbatch import console, errors
+from imgbatch import console
 from imgbatch.answers import answers
 from imgbatch.config import Config
-from imgbatch.errors import ConfigError, ImgbatchError, ModelError
+from imgbatch.errors import ConfigError, ModelError
 from imgbatch.fetch import Fetched, Fetcher, members_of_tar
 from imgbatch.listing import Pages
-from imgbatch.models import Model
-from imgbatch.models.runtime import Runtime, build_checked
+from imgbatch.messages import FATAL, NOTE, READ, fatal, message, with_note
+from imgbatch.models.build import build_checked
+from imgbatch.models.model import Model
+from imgbatch.models.runtime import Runtime
 from imgbatch.models.selfcheck import Disagrees
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal
@@ -61,10 +62,6 @@ _ISOLATED_MEMBERS = 256
 _AT_ONCE = 64  # decoded, and then labelled, where there are none: the network of the store never waits for long
 
 _UNUSABLE_S = 0.5  # until a worker that cannot be used gives a unit back: the driver is about to leave its node out
-
-_FATAL, _NOTE, _READ = -1, -2, -3
-"""Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON; that a tar
-was read to its end, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,41 +158,6 @@ def _fixed_lists(numbers: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
 
 
-def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of images in what came from a worker, what it tells of itself, and which tars it has read.
-
-    Raises:
-        ImgbatchError: the worker sent an error in place of rows.
-        RuntimeError: the same, of a bug, with the worker's traceback.
-    """
-    numbers = results["index"].to_numpy()
-    for row in results.filter(pa.array(numbers == _FATAL)).to_pylist():
-        error = getattr(errors, row["reason"], None)
-        raise error(row["message"]) if error is not None else RuntimeError(f"in a worker:\n{row['message']}")
-    notes = results.filter(pa.array(numbers == _NOTE))["message"].to_pylist()
-    read = results.filter(pa.array(numbers == _READ))["message"].to_pylist()
-    return (
-        results.filter(pa.array(numbers >= 0)),
-        [json.loads(note) for note in notes],
-        [json.loads(tar) for tar in read],
-    )
-
-
-def _message(number: int, reason: str, message: str) -> pa.Table:
-    row = {"index": number, "uri": "", "reason": reason, "message": message}
-    return pa.Table.from_pylist([row], schema=RESULTS)
-
-
-def _with_note(results: pa.Table, facts: dict[str, Any]) -> pa.Table:
-    return pa.concat_tables([results, _message(_NOTE, "note", json.dumps(facts))], promote_options="default")
-
-
-def _fatal(error: Exception) -> pa.Table:
-    if isinstance(error, ImgbatchError):
-        return _message(_FATAL, type(error).__name__, str(error))
-    return _message(_FATAL, "bug", "".join(traceback.format_exception(error)))
-
-
 class Worker:
     """What the operators share: the listing's pages, and images fetched and decoded as their numbers come."""
 
@@ -243,7 +205,7 @@ class Worker:
         isolated = _ISOLATED_MEMBERS if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
         while few := list(islice(found, rows)):
-            numbers = np.array([_READ if row.get("read") else number for row, _ in few], np.int64)
+            numbers = np.array([READ if row.get("read") else number for row, _ in few], np.int64)
             table = pa.Table.from_pylist([row for row, _ in few], schema=schema)
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_here
             yield self._table(numbers, table, [image for _, image in few], decode)
@@ -288,9 +250,9 @@ def guarded(tables: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
         yield from tables
     except Disagrees as error:
         told = {"host": socket.gethostname(), "why": str(error)}
-        yield _message(_NOTE, "note", json.dumps({"left_out": {work.node(): told}}))
+        yield message(NOTE, "note", json.dumps({"left_out": {work.node(): told}}))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
-        yield _fatal(error)
+        yield fatal(error)
 
 
 _workers: dict[tuple[str, bool], Worker] = {}
@@ -326,9 +288,9 @@ class Classify:
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         """Label a block of decoded images; an error that decoding sent goes on to the driver."""
-        failed = images.filter(pa.array(images["index"].to_numpy() == _FATAL))
+        failed = images.filter(pa.array(images["index"].to_numpy() == FATAL))
         if len(failed):
-            yield _message(_FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
+            yield message(FATAL, failed["reason"][0].as_py(), failed["message"][0].as_py())
         else:
             yield from guarded(map(self.label, [images]), self._work)
 
@@ -351,7 +313,7 @@ class Classify:
             started = time.monotonic()
             results = labelled(images, self._runtime, self._work.model, self._work.config.answer.min_score)
             seconds["classify_s"] = time.monotonic() - started
-            return _with_note(results, {**self._runtime.facts(), **seconds})
+            return with_note(results, {**self._runtime.facts(), **seconds})
 
 
 class LabelImages(Worker):

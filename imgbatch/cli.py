@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import io
-import logging
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, NoReturn, TextIO
-
-import psutil
-import pyarrow as pa
+from typing import Any, TextIO
 
 import imgbatch
 from imgbatch import console
-from imgbatch.config import Config, describe, masked
+from imgbatch.config import Config, describe
 from imgbatch.errors import ImgbatchError
+from imgbatch.secrets_ import masked
 
 EXIT_CODES = """\
 exit codes:
@@ -156,41 +151,6 @@ def _own_stderr() -> TextIO:
     except OSError:  # a caller has put a stream in place that is no file
         return sys.stderr
     return _safe_stream(descriptor, sys.stderr)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process; where it failed at once, and with what it has started: threads and Ray may still be at work."""
-    if code:
-        logging.disable()  # the error was the last line; threads that are cut off have nothing to add
-        sys.stdout.flush()
-        sys.stderr.flush()
-        leave_at_once(code)
-    sys.exit(code)
-
-
-def leave_at_once(code: int) -> NoReturn:
-    """End the process and what it has started, whatever its threads wait for."""
-    _end_children()
-    os._exit(code)
-
-
-def _end_children() -> None:
-    """End a Ray of this machine's own; the agents of one that was still starting would outlive this process by a minute."""
-    for end in (psutil.Process.suspend, psutil.Process.kill):  # first at rest, or one starts another in between
-        for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                end(child)
-
-
-def release_memory() -> None:
-    """Give back to the system what an ended stage has freed, so that the next one does not stand on top of it."""
-    gc.collect()
-    release_freed()
-
-
-def release_freed() -> None:
-    """Give back to the system the memory that is free already: some milliseconds."""
-    pa.default_memory_pool().release_unused()
 
 
 def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.classify import received
 from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Pages, Todo
+from imgbatch.messages import received
+from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.shards import once
 from imgbatch.storage import Folder
-from imgbatch.tally import Example, note_examples
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from annotated_types import Ge, Interval
 
 from imgbatch.errors import ConfigError
 from imgbatch.knobs import Fraction, Positive, Section, described, load_as, option
+from imgbatch.secrets_ import masked
 
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
@@ -25,11 +25,6 @@ IMAGE_SUFFIXES = (
 )
 """A name with one of these, in any case, or with no suffix at all, is an image candidate."""
 
-_USER = re.compile(r"://[^/@\s\"]+@")
-_SIGNATURE = re.compile(
-    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s\"]+",
-    re.I,
-)
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
@@ -310,15 +305,6 @@ class Config(Section):
             for key, value in plain["storage"]["options"].items()
         }
         return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
-
-
-def masked(text: str) -> str:
-    """Return a text without the passwords and signatures that URIs in it may carry.
-
-    >>> masked("GET https://me:secret@host/a.jpg?X-Amz-Signature=0123&x=1 failed")
-    'GET https://***@host/a.jpg?X-Amz-Signature=***&x=1 failed'
-    """
-    return _SIGNATURE.sub(r"\1***", _USER.sub("://***@", text))
 
 
 def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:

@@ -20,7 +20,7 @@ from imgbatch.ledger import REJECT, Corrections, Ledger
 from imgbatch.listing import pages
 from imgbatch.repeats import MAX_BUFFERED_BYTES
 from imgbatch.schema import TAR, carried_fields, whole
-from imgbatch.shards import LABELS_LOG, REJECTS_LOG
+from imgbatch.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.storage import Folder
 from imgbatch.uris import Keys, uri_keys
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
 
-from imgbatch.cli import leave_at_once
 from imgbatch.errors import Interrupted
+from imgbatch.process import leave_at_once
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 

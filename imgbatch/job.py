@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from imgbatch import config, console, models, sources
+from imgbatch.candidates import candidates, no_image
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Listing
-from imgbatch.models import Model
+from imgbatch.listing import Listing
+from imgbatch.models.model import Model
 from imgbatch.plurals import counted
 from imgbatch.schema import CARRIED, labels_with, require_carried
-from imgbatch.sources.base import ListingBatch, Source
+from imgbatch.sources.base import Source
 from imgbatch.storage import Folder, Stores, absolute, is_local
-from imgbatch.stream import ticking
 
 log = logging.getLogger("imgbatch")
 
@@ -131,50 +130,6 @@ def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> L
         require_carried(job.config.output.columns, listing.carried)
     job.ledger.listed = listing.carried
     return listing
-
-
-@contextmanager
-def candidates(
-    found: list[Source], pulse: Callable[[], None], *, allow_empty: bool
-) -> Iterator[Iterator[ListingBatch]]:
-    """Give what the sources list, in batches; `pulse` is called however slow their stores are.
-
-    Raises:
-        InputError: a source is not there, or one of several holds no image and may not be empty.
-    """
-
-    def listed() -> Generator[ListingBatch, None, None]:
-        try:
-            yield from sources.everything(found, allow_empty=allow_empty)
-        except (NotFound, BadPath) as error:
-            raise InputError(f"--input: {error}") from error
-
-    def pulsing() -> Generator[ListingBatch, None, None]:
-        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(listed(), math.inf, closes=True)) as ticks:
-            for batch in ticks:
-                pulse()
-                if batch is not None:
-                    yield batch
-
-    with closing(pulsing()) as batches:  # or what is drawn ahead would not end with an error
-        yield batches
-
-
-def no_image(counts: Counts, found: list[Source]) -> str:
-    """Return what to say of sources in which there is not one image."""
-    named = ", ".join(source.uri for source in found)
-    if not counts.ignored and all(source.kind in ("folder", "glob") for source in found):
-        nothing = (
-            "no object matches it" if all(source.kind == "glob" for source in found) else "there is no object below it"
-        )
-        return f"no image in {named}: {nothing}; is the name right?"
-    example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
-    return (
-        f"no image in {named} ({counted(counts.ignored, 'other object')} ignored{example}): is the prefix right? Names need an "
-        'image suffix or none (source.suffixes="*" takes all; of archives only tars are read), and hidden folders '
-        "below the input are left out"
-    )
 
 
 def warn_of_local_paths(output: Folder, found: list[Source], nodes: int) -> None:

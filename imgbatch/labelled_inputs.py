@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.candidates import candidates
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.job import candidates
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, pages
 from imgbatch.parts import Log

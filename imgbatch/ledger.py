@@ -26,18 +26,8 @@ from imgbatch.carried import NewValues
 from imgbatch.doubles import Doubles
 from imgbatch.parts import Footer, Log, require_same
 from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
-from imgbatch.shards import (
-    DONE,
-    DUPLICATE,
-    LABELS_LOG,
-    NEW,
-    REJECTS_LOG,
-    STALE,
-    OpenShard,
-    Progress,
-    Shards,
-    members_of,
-)
+from imgbatch.shards import OpenShard, Progress, Shards, members_of
+from imgbatch.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
 from imgbatch.storage import Folder
 from imgbatch.uris import Keys, UriIndex, uri_keys
 from imgbatch.versions import VERSION_COLUMNS, Versions, changed_since

@@ -30,8 +30,9 @@ from imgbatch.config import StorageConfig
 from imgbatch.ledger import Ledger, Status
 from imgbatch.repeats import Fill, Repeats
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
-from imgbatch.shards import DONE, DUPLICATE, NEW, STALE, OpenShard, Progress, version_of
+from imgbatch.shards import OpenShard, Progress, version_of
 from imgbatch.sources.base import ListingBatch
+from imgbatch.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.storage import Folder, Stores
 from imgbatch.uris import UriIndex, first_of_each, uri_keys
 

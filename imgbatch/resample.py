@@ -28,10 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch import models
-from imgbatch.classify import LabelImages, Work, received
+from imgbatch.classify import LabelImages, Work
 from imgbatch.config import Config
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.fetch import Fetched
+from imgbatch.messages import received
 from imgbatch.parts import Footer, Log
 from imgbatch.rejects import Refusal
 from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, whole

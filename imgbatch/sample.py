@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from imgbatch import config, metrics, models
 from imgbatch.agreement import Judge, Outcome, Row, skipped
 from imgbatch.errors import BooksError, InputError, ModelError, Unreachable, UsageError
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.parts import DEFAULTS, Footer, Log, differences
 from imgbatch.resample import PART, Reservoir, Task, label_again, listed
 from imgbatch.storage import Folder

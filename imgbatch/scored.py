@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, BudgetError, ModelError
 from imgbatch.metrics import before_temperature
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.parts import Log
 from imgbatch.plurals import plural
 from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS

@@ -22,12 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, whole
+from imgbatch.status import DONE, DUPLICATE, NEW
 from imgbatch.uris import UriIndex, uri_keys
-
-NEW, DONE, STALE, DUPLICATE = range(4)
-"""What the ledger says of a listed image: no row yet; a row that holds; one that must be replaced; listed before."""
-
-LABELS_LOG, REJECTS_LOG = "labels", "rejects"
 
 _OF_THE_PLACE = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
 _MOST_AHEAD = 16_384  # rows of a tar that wait for others before them; beyond that they are read again

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imgbatch.config import masked
 from imgbatch.plurals import number
+from imgbatch.rejects import Example
+from imgbatch.secrets_ import masked
 
 if TYPE_CHECKING:
     from imgbatch.books import Books
@@ -20,16 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgbatch")
 
-Example = tuple[str, str]
-"""The URI of a reject, and its message."""
 
 _MOST_MESSAGE = 200  # characters
-
-
-def note_examples(examples: dict[str, Example], reasons: list[Any], uris: list[Any], messages: list[Any]) -> None:
-    """Keep the first reject of each reason: there are 14."""
-    for reason, uri, message in zip(reasons, uris, messages, strict=True):
-        examples.setdefault(reason, (uri, message or ""))
 
 
 @dataclass

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, InputError
 from imgbatch.labelled_inputs import Resolver, TarMembers
-from imgbatch.models import Model, zoo
+from imgbatch.models import zoo
+from imgbatch.models.model import Model
 from imgbatch.plurals import counted
 from imgbatch.schema import LISTING, whole
 from imgbatch.sources.labelled import TRUTH, Classes, is_tar

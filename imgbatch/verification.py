@@ -23,7 +23,7 @@ from imgbatch.books import Books
 from imgbatch.errors import BooksError, ImgbatchError, NotFound, OutputError
 from imgbatch.parts import Footer, Log, differences, is_hidden
 from imgbatch.schema import CONTENT_HASH, labels_with, whole
-from imgbatch.shards import LABELS_LOG, REJECTS_LOG
+from imgbatch.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.storage import Folder
 from imgbatch.uris import hash_strings
 

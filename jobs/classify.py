@@ -14,7 +14,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import books, claims, cli, config, console, intact, models, progress, rejects, runs, sources
+from imgbatch import (
+    books,
+    budget,
+    claims,
+    cli,
+    config,
+    console,
+    intact,
+    models,
+    process,
+    progress,
+    runs,
+    sources,
+)
 from imgbatch import listing as listing_pages
 from imgbatch.corrections import corrections, count_rows
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
@@ -23,6 +36,7 @@ from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_l
 from imgbatch.listing import Counts, Todo
 from imgbatch.plurals import counted, plural
 from imgbatch.stream import ticking
+from imgbatch.success_marker import Success
 from imgbatch.tally import Tally
 
 if TYPE_CHECKING:
@@ -119,7 +133,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
         claim.run_id,
         claim,
     )
-    success = runs.Success(job.output)
+    success = Success(job.output)
     with naming_the_output(job):
         record.start()
     tally = Tally()
@@ -135,7 +149,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     return 0
 
 
-def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success) -> None:
+def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: Success) -> None:
     """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
 
     Raises:
@@ -171,7 +185,7 @@ def what_is_gone(job: Job, record: runs.Record) -> str:
 
 
 def work_through(
-    job: Job, claim: claims.Claim, record: runs.Record, success: runs.Success, stop: StopRequest, tally: Tally
+    job: Job, claim: claims.Claim, record: runs.Record, success: Success, stop: StopRequest, tally: Tally
 ) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
@@ -186,7 +200,7 @@ def work_through(
     changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
     record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
-    cli.release_memory()
+    process.release_memory()
     for some in changed:
         withdraw(claim, success)
         job.ledger.correct(some, pulse)
@@ -198,7 +212,7 @@ def work_through(
     if todo.pending.any():
         label(job, record, listed, todo, stop, pulse, tally)
     console.step("reading the tables back")
-    cli.release_memory()
+    process.release_memory()
     pulse()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(pulse, listed.unread)
@@ -216,7 +230,7 @@ def work_through(
     )
 
 
-def withdraw(claim: claims.Claim, success: runs.Success) -> None:
+def withdraw(claim: claims.Claim, success: Success) -> None:
     """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
     if success.said is None:
         return
@@ -229,7 +243,7 @@ def withdraw(claim: claims.Claim, success: runs.Success) -> None:
         success.withdraw()
 
 
-def release(claim: claims.Claim, success: runs.Success) -> None:
+def release(claim: claims.Claim, success: Success) -> None:
     """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
     try:
         claim.require_released()
@@ -276,7 +290,7 @@ def label(
                     committer.take(block)
                 if committer.due:
                     committer.commit()
-                    cli.release_freed()
+                    process.release_freed()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
                 record.beat(**facts_on_the_way(counts, committer, tally))
@@ -371,7 +385,7 @@ def count(
     totals.require_balance()
     if totals.listed != listed.listed:
         raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
-    rejects.judge(
+    budget.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )
     return counts, totals
@@ -379,7 +393,7 @@ def count(
 
 def judge_on_the_way(job: Job, listed: Counts, committer: Committer) -> None:
     """Stop early where the budget is already spent."""
-    rejects.judge(
+    budget.judge(
         job.config.rejects,
         listed=committer.arrived,
         labelled=listed.already_done + committer.labelled,
@@ -405,4 +419,4 @@ def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    process.leave(main())

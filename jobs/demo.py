@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from imgbatch import cli
+from imgbatch import cli, process
 from jobs import classify
 
 OUTPUT = Path("demo-output")
@@ -70,4 +70,4 @@ def show(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    process.leave(main())

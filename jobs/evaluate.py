@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import claims, cli, config, console, models, seen, sources
+from imgbatch import claims, cli, config, console, models, process, seen, sources
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import naming_the_output, prepare
 from imgbatch.labelled_inputs import Relisted, relisted
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.parts import Log
 from imgbatch.plurals import counted
 from imgbatch.schema import labels_with
@@ -349,4 +349,4 @@ def pictures(stores: Stores, chosen: config.Config, rows: pa.Table) -> Iterator[
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    process.leave(main())

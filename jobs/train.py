@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch import claims, cli, config, console, models, rejects, runs, seen, taxonomy
+from imgbatch import budget, claims, cli, config, console, models, process, runs, seen, taxonomy
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.job import sources_beside, warn_of_local_paths
 from imgbatch.knobs import load_as
 from imgbatch.labelled_inputs import Resolver
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.plurals import counted
 from imgbatch.sources.base import Source
 from imgbatch.storage import Folder, Stores, absent, absolute
@@ -269,7 +269,7 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     good = len(made.images) + len(made.torn) - rejected
     if rejected:  # if it ends here, somebody wants to know why
         job.run.put("rejects.parquet", outcome.parquet(made.rejects))
-    rejects.judge(
+    budget.judge(
         job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip
@@ -353,4 +353,4 @@ def require_readable(found: Labelled, read: Any, where: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    process.leave(main())

@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from imgbatch import cli, config, console, runs
+from imgbatch import cli, config, console, process
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.interrupts import StopRequest
 from imgbatch.storage import Folder, Stores, absolute
+from imgbatch.success_marker import read_success
 from imgbatch.verification import Check, record_of
 
 log = logging.getLogger("imgbatch")
@@ -58,7 +59,7 @@ def verify(flags: Any) -> int:
     settings = config.load(flags.config, flags.settings, model=flags.model)
     require_flags(flags)
     output = Folder(Stores(settings.storage), absolute(flags.output))
-    success = runs.read_success(output)
+    success = read_success(output)
     if success is None:
         raise InputError(
             f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way; run classify.py to its end first"
@@ -99,4 +100,4 @@ def require_flags(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    process.leave(main())

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import Model, child, description, node_cache, selfcheck, zoo
+from imgbatch.models import child, description, node_cache, selfcheck, zoo
 from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
+from imgbatch.models.model import Model
 from imgbatch.plurals import counted
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absent, absolute, is_local

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import openvino
 
 import imgbatch
-from imgbatch.models import Model, node_cache
+from imgbatch.models import node_cache
+from imgbatch.models.model import Model
 from imgbatch.models.runtime import Pixels, Prediction, in_batches, logits_in_batches, prediction
 
 _MOST_DIFFERENCE = 0.01  # of a probability, between OpenVINO and torch, both in 32 bits

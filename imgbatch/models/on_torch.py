@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from imgbatch.errors import ClusterError
-from imgbatch.models import Model, networks
+from imgbatch.models import networks
+from imgbatch.models.model import Model
 from imgbatch.models.runtime import Pixels, Prediction, in_batches, logits_in_batches, prediction
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from imgbatch.models import Model
+    from imgbatch.models.model import Model
 
 IMAGES = 2
 VERSION = 1

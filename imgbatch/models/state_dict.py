@@ -13,7 +13,8 @@ from pathlib import Path
 import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound
-from imgbatch.models import Model, child, description, directory, node_cache, zoo
+from imgbatch.models import child, description, directory, node_cache, zoo
+from imgbatch.models.model import Model
 from imgbatch.storage import Stores, absolute
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ import numpy as np
 import imgbatch
 from imgbatch.config import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
-from imgbatch.models import Model, child, label_file, node_cache, selfcheck
+from imgbatch.models import child, label_file, node_cache, selfcheck
+from imgbatch.models.model import Model
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Stores, absolute
 from imgbatch.taxonomy import Taxonomy

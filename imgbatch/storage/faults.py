@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from imgbatch.config import masked
 from imgbatch.errors import (
     BadPath,
     Conflict,
@@ -24,6 +23,7 @@ from imgbatch.errors import (
     TooLarge,
     Unreachable,
 )
+from imgbatch.secrets_ import masked
 
 Verdict = type[StoreError]
 

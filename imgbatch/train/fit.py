@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.storage import Folder
 from imgbatch.train.prepared import Keys
 from imgbatch.train.settings import TrainConfig

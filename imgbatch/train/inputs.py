@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.candidates import candidates, no_image
 from imgbatch.config import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.job import candidates, no_image
 from imgbatch.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Listing, Todo, pages

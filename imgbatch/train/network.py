@@ -15,7 +15,8 @@ from timm.models import get_model_args, group_parameters
 from torch import nn
 
 from imgbatch.errors import ModelError
-from imgbatch.models import Model, directory, selfcheck
+from imgbatch.models import directory, selfcheck
+from imgbatch.models.model import Model
 from imgbatch.models.on_torch import choose_dtype
 from imgbatch.preprocess import Preprocess
 

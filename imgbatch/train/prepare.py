@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch import cluster
-from imgbatch.classify import received
 from imgbatch.errors import ClusterError
 from imgbatch.listing import Todo
+from imgbatch.messages import received
 from imgbatch.progress import Progress
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole

@@ -19,7 +19,7 @@ from imgbatch import cluster, console
 from imgbatch.cluster import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.listing import Todo
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.plurals import counted, rate
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores, absolute

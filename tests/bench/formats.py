@@ -26,7 +26,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 from imgbatch import models
 from imgbatch.config import ClassifyConfig, Config
 from imgbatch.decode import decode
-from imgbatch.models.runtime import build
+from imgbatch.models.build import build
 from imgbatch.storage import Stores
 from tests.bench.peers import common
 from tests.unit import pictures as make

@@ -25,7 +25,7 @@ from timm.data import ImageNetInfo
 from imgbatch import models
 from imgbatch.config import Config
 from imgbatch.decode import decode
-from imgbatch.models.runtime import build
+from imgbatch.models.build import build
 from imgbatch.storage import Stores
 from tests.bench.peers import common
 

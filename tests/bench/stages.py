@@ -16,7 +16,7 @@ import pyarrow as pa
 from imgbatch import config, models
 from imgbatch.decode import decode
 from imgbatch.fetch import Fetcher
-from imgbatch.models.runtime import build
+from imgbatch.models.build import build
 from imgbatch.sources import recognise
 from imgbatch.storage import Folder, Stores
 from tests.bench.processes import cpu_seconds

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch import claims, ledger, parts, runs, versions
+from imgbatch import claims, ledger, parts, versions
 from imgbatch.ledger import Ledger
 from imgbatch.storage import Folder
+from imgbatch.success_marker import SUCCESS, Success
 from tests.conftest import S3Server
 from tests.histories.machine import Histories, totals
 from tests.histories.stores import Memory
@@ -69,9 +70,9 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
     print(dict(totals))
 
 
-def _written_always(self: runs.Success, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
+def _written_always(self: Success, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
     said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
-    self.output.put(runs.SUCCESS, json.dumps(said).encode())
+    self.output.put(SUCCESS, json.dumps(said).encode())
 
 
 SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
@@ -87,7 +88,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "a part is created conditionally": (Folder, "create", Folder.put),
     "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name, tag=None: None),
     "_SUCCESS is removed conditionally": (Memory, "delete", lambda self, path, tag=None: self.objects.pop(path, None)),
-    "_SUCCESS is written conditionally": (runs.Success, "write", _written_always),
+    "_SUCCESS is written conditionally": (Success, "write", _written_always),
     "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
     "passing rejects are tried again": (ledger, "_PASSING", 0),
     "run.prune takes rows out": (Ledger, "prune", lambda self, pulse, unread: 0),

@@ -27,7 +27,7 @@ from imgbatch import cli, cluster, connection, interrupts, job, listing, models,
 from imgbatch.config import StorageConfig
 from imgbatch.decode import decode
 from imgbatch.errors import ImgbatchError, Unreachable
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from imgbatch.config import StorageConfig
-from imgbatch.models import Model, directory
+from imgbatch.models import directory
+from imgbatch.models.model import Model
 from imgbatch.storage import Folder, Stores
 
 LABELS = ("a", "b", "c")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imgbatch import cli, cluster, connection, units
+from imgbatch import cluster, connection, process, units
 from imgbatch.classify import LabelImages, Work
 from jobs import classify
 
@@ -27,7 +27,7 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     monkeypatch.setattr(cluster, "nodes", set)
     monkeypatch.setattr(cluster, "plan", lambda *_, **__: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1))
     monkeypatch.setattr(cluster, "label_images", label_images)
-    monkeypatch.setattr(cli, "release_memory", lambda: None)
+    monkeypatch.setattr(process, "release_memory", lambda: None)
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         return classify.main([str(each) for each in argv])

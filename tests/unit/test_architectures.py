@@ -25,10 +25,11 @@ from PIL import Image
 from torch import nn
 
 from imgbatch import models
-from imgbatch.classify import LabelImages, Work, received
+from imgbatch.classify import LabelImages, Work
 from imgbatch.config import ClassifyConfig, ClusterConfig, Config, ModelConfig, StorageConfig
 from imgbatch.decode import decode
 from imgbatch.listing import page_name
+from imgbatch.messages import received
 from imgbatch.models import child, directory, hubs, networks
 from imgbatch.preprocess import Preprocess
 from imgbatch.schema import LISTING

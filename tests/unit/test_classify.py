@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgbatch.classify import Classify, LabelImages, Work, decode_block, received
+from imgbatch.classify import Classify, LabelImages, Work, decode_block
 from imgbatch.config import Config, OutputConfig, StorageConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.listing import page_name
-from imgbatch.models import Model
+from imgbatch.messages import received
+from imgbatch.models.model import Model
 from imgbatch.models.on_torch import TorchRuntime
 from imgbatch.models.runtime import Pixels, Prediction, in_batches
 from imgbatch.models.selfcheck import Disagrees

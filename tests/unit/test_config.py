@@ -12,14 +12,17 @@ import pytest
 from annotated_types import Ge
 
 from imgbatch import config
-from imgbatch.config import Config, ConfigError, SourceConfig, describe, load, masked, with_output
+from imgbatch.config import Config, ConfigError, SourceConfig, describe, load, with_output
 from imgbatch.knobs import Section, load_as, option
+from imgbatch.secrets_ import masked
 from imgbatch.train.settings import TrainConfig
 
 
 def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nstartup_timeout_s = 5\nmin_actors = 2\n')
+    file.write_text(
+        'input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nstartup_timeout_s = 5\nmin_actors = 2\n'
+    )
     chosen = load(str(file), ["top_k=3", "limit=8", "cluster.startup_timeout_s=6"], limit=9, output="out", model=None)
     assert (chosen.top_k, chosen.limit, chosen.output.uri, chosen.model.name) == (3, 9, "out", "m")
     assert (chosen.cluster.startup_timeout_s, chosen.cluster.min_actors, chosen.input) == (6.0, 2, ("a", "b"))
@@ -128,7 +131,8 @@ def test_numbers_are_given_as_a_list_or_with_commas(tmp_path: Path) -> None:
 
 def test_values_are_read_as_toml_and_else_as_text() -> None:
     chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
-                         "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3", "fetch.concurrency = 4"])  # fmt: skip
+                         "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3",
+                         "fetch.concurrency = 4"])  # fmt: skip
     assert (chosen.model.name, chosen.output.uri, chosen.input) == ("./my model", "s3://b/{model}", ("photos/*.jpg",))
     assert chosen.storage.options == {"anon": True, "endpoint_url": "http://host:1"}
     assert (chosen.cluster.max_actors, chosen.fetch.concurrency) == (3, 4)

@@ -228,7 +228,8 @@ def test_dots_in_a_manifest_stay_within_its_kind_of_place(s3: Any, tmp_path: Pat
     found = uris(folder, "dots.csv")
     assert all(uri.startswith("s3://") for uri in found)
     reasons = [
-        fetched.content.reason for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*found))
+        fetched.content.reason
+        for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*found))
     ]
     assert reasons == ["unsupported"] * 2
     local = Folder(s3.stores(), str(tmp_path))

@@ -32,7 +32,7 @@ from imgbatch.errors import BooksError, OutputError, Unreachable
 from imgbatch.ledger import Ledger
 from imgbatch.parts import Footer
 from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS, labels_with
-from imgbatch.shards import DONE, DUPLICATE, NEW, STALE
+from imgbatch.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.storage import Folder, Meta, Stores
 
 FINGERPRINT = {"digest": "abc", "top_k": 5}

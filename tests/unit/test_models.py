@@ -22,8 +22,10 @@ from torch import nn
 from imgbatch import models
 from imgbatch.config import ClassifyConfig, ModelConfig
 from imgbatch.errors import Interrupted, ModelError
-from imgbatch.models import Model, child, directory, hubs, networks, zoo
-from imgbatch.models.runtime import Prediction, build
+from imgbatch.models import child, directory, hubs, networks, zoo
+from imgbatch.models.build import build
+from imgbatch.models.model import Model
+from imgbatch.models.runtime import Prediction
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder
 from tests.conftest import S3Server

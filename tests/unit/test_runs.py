@@ -13,6 +13,7 @@ from imgbatch import runs
 from imgbatch.config import StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputChangedError
 from imgbatch.storage import Folder, Stores
+from imgbatch.success_marker import Success, read_success
 
 
 @pytest.fixture
@@ -54,9 +55,9 @@ def test_a_record_of_a_run_that_is_given_up(output: Folder) -> None:
     assert read(record)["status"] == "failed", "its last word was said"
 
 
-def success_of(output: Folder) -> runs.Success:
+def success_of(output: Folder) -> Success:
     """Return `_SUCCESS` as it is now."""
-    success = runs.Success(output)
+    success = Success(output)
     success.look()
     return success
 
@@ -64,7 +65,7 @@ def success_of(output: Folder) -> runs.Success:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_damaged_success_is_there_and_says_nothing(output: Folder, content: bytes) -> None:
     output.put("_SUCCESS", content)
-    assert runs.read_success(output) == {} == success_of(output).said
+    assert read_success(output) == {} == success_of(output).said
 
 
 class Late(Stores):
@@ -88,9 +89,9 @@ def test_the_late_success_of_a_dead_run_does_not_take_the_place_of_a_newer_one(o
     success_of(output).write("alive", {"listed": 1}, None, "alive")
     with pytest.raises(Exists):
         dead.late[0]()
-    assert runs.read_success(output)["run_id"] == "alive"  # type: ignore[index]
+    assert read_success(output)["run_id"] == "alive"  # type: ignore[index]
     success_of(output).write("next", {"listed": 2}, None, "alive")
-    assert runs.read_success(output)["run_id"] == "next"  # type: ignore[index]
+    assert read_success(output)["run_id"] == "next"  # type: ignore[index]
 
 
 def test_the_late_delete_of_a_dead_run_leaves_a_newer_success(output: Folder) -> None:
@@ -102,7 +103,7 @@ def test_the_late_delete_of_a_dead_run_leaves_a_newer_success(output: Folder) ->
     success_of(output).write("alive", {}, None, "alive")
     with pytest.raises(Conflict):
         dead.late[0]()
-    assert runs.read_success(output)["run_id"] == "alive"  # type: ignore[index]
+    assert read_success(output)["run_id"] == "alive"  # type: ignore[index]
 
 
 def test_a_success_of_another_run_is_neither_replaced_nor_removed(output: Folder) -> None:
@@ -123,7 +124,7 @@ def test_a_success_of_another_run_is_neither_replaced_nor_removed(output: Folder
     success_of(output).withdraw()
     with pytest.raises(OutputChangedError):  # a run with work has taken it away
         seen.write("paused", {}, None, "paused")
-    assert runs.read_success(output) is None
+    assert read_success(output) is None
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -137,13 +138,13 @@ def test_a_success_whose_answer_was_lost_is_known_as_our_own(output: Folder, the
     if there:
         success_of(output).write("first", {}, None, "first")
     success_of(Folder(Lossy(StorageConfig(), {}), output.uri)).write("ours", {}, None, "ours")
-    assert runs.read_success(output)["run_id"] == "ours"  # type: ignore[index]
+    assert read_success(output)["run_id"] == "ours"  # type: ignore[index]
 
 
 def test_success_comes_back_as_it_was_written(output: Folder) -> None:
-    assert runs.read_success(output) is None
+    assert read_success(output) is None
     success_of(output).write("r1", {"listed": 3}, None, "r0")
-    assert runs.read_success(output) == {"run_id": "r1", "counts": {"listed": 3}, "limit": None, "seal": "r0"}
+    assert read_success(output) == {"run_id": "r1", "counts": {"listed": 3}, "limit": None, "seal": "r0"}
 
 
 def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clocks_say(output: Folder) -> None:

@@ -17,7 +17,8 @@ from imgbatch.config import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation import Evaluation, compared
 from imgbatch.labelled_inputs import Resolver
-from imgbatch.models import Model, zoo
+from imgbatch.models import zoo
+from imgbatch.models.model import Model
 from imgbatch.models.runtime import Prediction
 from imgbatch.parts import Footer, encode
 from imgbatch.preprocess import Preprocess

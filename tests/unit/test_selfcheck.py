@@ -16,7 +16,8 @@ import pytest
 
 from imgbatch import models
 from imgbatch.config import ClassifyConfig, ModelConfig
-from imgbatch.models import Model, hubs, node_cache, on_openvino, runtime, selfcheck
+from imgbatch.models import build, hubs, node_cache, on_openvino, runtime, selfcheck
+from imgbatch.models.model import Model
 from imgbatch.models.selfcheck import Disagrees
 from imgbatch.preprocess import Preprocess
 from tests.unit.networks import STORES, Load, tiny, write
@@ -28,9 +29,9 @@ def model(load: Load, tmp_path: Path) -> Model:
     return load(write(tmp_path / "model", tiny()))
 
 
-def build(model: Model, **chosen: Any) -> runtime.Runtime:
+def checked(model: Model, **chosen: Any) -> runtime.Runtime:
     """Return what a worker would run the model in."""
-    return runtime.build_checked(model, k=3, device="cpu", config=ClassifyConfig(batch_size=2, **chosen))
+    return build.build_checked(model, k=3, device="cpu", config=ClassifyConfig(batch_size=2, **chosen))
 
 
 def converted() -> Path:
@@ -62,13 +63,13 @@ def test_another_size_has_a_reference_of_its_own(load: Load) -> None:
     )  # fmt: skip
     assert plain.logits == cropped.logits != other.logits
     selfcheck.require(
-        other, runtime.build(other, k=1, device="cpu", config=ClassifyConfig(runtime="torch", batch_size=2))
+        other, build.build(other, k=1, device="cpu", config=ClassifyConfig(runtime="torch", batch_size=2))
     )
 
 
 def test_a_sound_network_passes_in_every_runtime_and_type(model: Model) -> None:
     for name, dtype in (("openvino", "float32"), ("openvino", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")):
-        facts = build(model, runtime=name, dtype=dtype).facts()
+        facts = checked(model, runtime=name, dtype=dtype).facts()
         assert "node_faults" not in facts and facts["dtype"] == dtype and facts["runtime"].startswith(name)
 
 
@@ -97,27 +98,27 @@ def test_a_damaged_network_is_made_again_once(
     model: Model, name: str, damage: Callable[[Path], object], forged: bool
 ) -> None:
     """With forged digests, the worker's own check has to find it."""
-    assert "node_faults" not in build(model, dtype="float32").facts()
+    assert "node_faults" not in checked(model, dtype="float32").facts()
     damage(converted() / name)
     if forged:
         forge(converted())
         with pytest.raises((Disagrees, on_openvino.Unreadable)):
-            selfcheck.require(model, runtime.build(model, k=3, device="cpu", config=ClassifyConfig(dtype="float32")))
-    repaired = build(model, dtype="float32")
+            selfcheck.require(model, build.build(model, k=3, device="cpu", config=ClassifyConfig(dtype="float32")))
+    repaired = checked(model, dtype="float32")
     facts = repaired.facts()
     assert facts["runtime"].startswith("openvino") and ("node_faults" in facts) == forged
     if forged:
         (fault,) = facts["node_faults"].values()
         assert fault.endswith(": made again")
     selfcheck.require(model, repaired)
-    assert "node_faults" not in build(model, dtype="float32").facts(), "the next process finds it sound"
+    assert "node_faults" not in checked(model, dtype="float32").facts(), "the next process finds it sound"
 
 
 @pytest.mark.long
 def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> None:
     model = load("efficientnet_lite0")
     chosen: dict[str, Any] = {"k": 5, "device": "cpu", "config": ClassifyConfig()}
-    selfcheck.require(model, runtime.build(model, **chosen))
+    selfcheck.require(model, build.build(model, **chosen))
     path = converted() / "network.bin"
     whole = path.read_bytes()
     for third in range(3):
@@ -125,7 +126,7 @@ def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> 
         zero(path, third)
         forge(converted())
         with pytest.raises((Disagrees, on_openvino.Unreadable)):
-            selfcheck.require(model, runtime.build(model, **chosen))
+            selfcheck.require(model, build.build(model, **chosen))
 
 
 def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pyte
         zeroed(arguments[-1] / "network.bin")
 
     monkeypatch.setattr(on_openvino, "_convert", badly)
-    found = build(model)
+    found = checked(model)
     facts = found.facts()
     assert (facts["runtime"].split()[0], facts["dtype"], len(made)) == ("torch", "float32", 2)
     (fault,) = facts["node_faults"].values()
@@ -153,7 +154,7 @@ def test_where_torch_does_not_agree_either_the_node_cannot_be_used(model: Model)
     logits = np.frombuffer(model.logits or b"", "<f4")
     other = replace(model, logits=selfcheck.packed(logits[::-1].copy()))
     with pytest.raises(Disagrees, match=r"differ from the model's by \d.*\(float32\)"):
-        build(other)
+        checked(other)
 
 
 class Answers:

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.candidates import candidates, no_image
 from imgbatch.carried import Columns
 from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
 from imgbatch.errors import BadPath, Forbidden, ImgbatchError, InputError, NotFound
-from imgbatch.job import candidates, no_image
 from imgbatch.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources import everything, recognise

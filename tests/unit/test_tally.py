@@ -10,9 +10,10 @@ import pytest
 
 from imgbatch.books import Books
 from imgbatch.config import StorageConfig
+from imgbatch.rejects import note_examples
 from imgbatch.runs import Record
 from imgbatch.storage import Folder, Stores
-from imgbatch.tally import Tally, note_examples
+from imgbatch.tally import Tally
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from imgbatch.config import Config, FetchConfig, SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Counts, Listing, Todo
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.parts import Log
 from imgbatch.preprocess import Preprocess
 from imgbatch.rejects import Refusal

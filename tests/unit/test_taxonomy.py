@@ -16,7 +16,8 @@ from imgbatch import models, taxonomy
 from imgbatch.answers import answers
 from imgbatch.config import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
-from imgbatch.models import Model, zoo
+from imgbatch.models import zoo
+from imgbatch.models.model import Model
 from imgbatch.models.on_torch import TorchRuntime
 from imgbatch.models.runtime import Prediction
 from imgbatch.preprocess import Preprocess

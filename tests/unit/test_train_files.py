@@ -15,7 +15,7 @@ import pytest
 from imgbatch.config import Config, SourceConfig, StorageConfig
 from imgbatch.errors import ClusterError, OutputError
 from imgbatch.listing import Todo
-from imgbatch.models import Model
+from imgbatch.models.model import Model
 from imgbatch.preprocess import Preprocess
 from imgbatch.storage import Folder, Stores
 from imgbatch.train import prepare, prepared, publish, ways

@@ -16,9 +16,9 @@ from imgbatch.errors import BooksError, OutputError
 from imgbatch.ledger import Ledger
 from imgbatch.listing import Found, Listing
 from imgbatch.parts import encode
-from imgbatch.runs import Success, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage import Folder, Stores
+from imgbatch.success_marker import Success, read_success
 from imgbatch.verification import Check, null_count, record_of
 
 WEIGHTS = "0123456789abcdef"

@@ -1,0 +1,22 @@
+"""Values: secrets are masked in whatever is logged, reported or recorded."""
+
+from __future__ import annotations
+
+import re
+
+_USER = re.compile(r"://[^/@\s\"]+@")
+
+
+_SIGNATURE = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s\"]+",
+    re.I,
+)
+
+
+def masked(text: str) -> str:
+    """Return a text without the passwords and signatures that URIs in it may carry.
+
+    >>> masked("GET https://me:secret@host/a.jpg?X-Amz-Signature=0123&x=1 failed")
+    'GET https://***@host/a.jpg?X-Amz-Signature=***&x=1 failed'
+    """
+    return _SIGNATURE.sub(r"\1***", _USER.sub("://***@", text))
