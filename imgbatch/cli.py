@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import imgbatch
-from imgbatch import console
-from imgbatch.config import Config, describe
+from imgbatch.config.secrets import masked
+from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
-from imgbatch.secrets_ import masked
+from imgbatch.terminal import console
 
 EXIT_CODES = """\
 exit codes:

@@ -14,34 +14,28 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import (
-    books,
-    budget,
-    claims,
-    cli,
-    config,
-    console,
-    intact,
-    models,
-    process,
-    progress,
-    runs,
-    sources,
-)
-from imgbatch import listing as listing_pages
-from imgbatch.corrections import corrections, count_rows
+from imgbatch import cli
+from imgbatch.concurrency import process
+from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config import sections
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
-from imgbatch.interrupts import StopRequest
-from imgbatch.job import Job, list_images, naming_the_output, prepare, warn_of_local_paths
-from imgbatch.listing import Counts, Todo
-from imgbatch.plurals import counted, plural
-from imgbatch.stream import ticking
-from imgbatch.success_marker import Success
-from imgbatch.tally import Tally
+from imgbatch.ledger import audit, claims, deleted_files, run_record
+from imgbatch.ledger import listing as listing_pages
+from imgbatch.ledger.corrections import corrections, count_rows
+from imgbatch.ledger.listing import Counts, Todo
+from imgbatch.ledger.success_marker import Success
+from imgbatch.models import loading
+from imgbatch.pipeline import budget
+from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, prepare, warn_of_local_paths
+from imgbatch.pipeline.run_summary import Tally
+from imgbatch.sources import recognise
+from imgbatch.terminal import console, progress
+from imgbatch.terminal.plurals import counted, plural
 
 if TYPE_CHECKING:
-    from imgbatch import cluster, units
-    from imgbatch.committer import Committer
+    from imgbatch.engine import placement, units
+    from imgbatch.pipeline.committer import Committer
 
 log = logging.getLogger("imgbatch")
 
@@ -81,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def classify(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
-    chosen = config.load(
+    chosen = sections.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
     stop.timeout_s = chosen.run.stop_timeout_s
@@ -123,7 +117,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
 
 def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its run.json."""
-    record = runs.Record(
+    record = run_record.Record(
         job.output,
         {
             "config": job.config.public(),
@@ -149,7 +143,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     return 0
 
 
-def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.Record, success: Success) -> None:
+def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: Success) -> None:
     """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
 
     Raises:
@@ -173,19 +167,19 @@ def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: runs.
         raise OutputChangedError(gone) from error
 
 
-def what_is_gone(job: Job, record: runs.Record) -> str:
+def what_is_gone(job: Job, record: run_record.Record) -> str:
     """Return what was deleted of the tables and the listing since the run has seen them."""
     seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
     seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
     try:
-        return intact.deleted(job.output, seen)
+        return deleted_files.deleted(job.output, seen)
     except StoreError as second:
         log.warning("the output could not be looked at: %s", second)
         return ""
 
 
 def work_through(
-    job: Job, claim: claims.Claim, record: runs.Record, success: Success, stop: StopRequest, tally: Tally
+    job: Job, claim: claims.Claim, record: run_record.Record, success: Success, stop: StopRequest, tally: Tally
 ) -> str:
     """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
 
@@ -255,17 +249,17 @@ def release(claim: claims.Claim, success: Success) -> None:
 
 
 def label(
-    job: Job, record: runs.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+    job: Job, record: run_record.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
 ) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
-    from imgbatch import cluster, connection  # Ray and torch are not needed where there is nothing to do
-    from imgbatch.classify import Work
-    from imgbatch.committer import Committer
+    from imgbatch.engine import placement, session  # Ray and torch are not needed where there is nothing to do
+    from imgbatch.inference.worker import Work
+    from imgbatch.pipeline.committer import Committer
 
     # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
-    without_secrets = replace(job.config, storage=config.StorageConfig(), input=())
+    without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     room = None if job.config.limit is None else job.config.limit - counts.listed
-    asks = partial(sources.answer, job.sources)
+    asks = partial(recognise.answer, job.sources)
     committer = Committer(
         job.ledger,
         record.id,
@@ -278,11 +272,13 @@ def label(
     )
     shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
 
-    def receive(work: Work, plan: cluster.Plan, round: units.Round) -> None:
+    def receive(work: Work, plan: placement.Plan, round: units.Round) -> None:
         left_out = len(committer.left_out)
-        plan = cluster.without(plan, committer.left_out)
+        plan = placement.without(plan, committer.left_out)
         shown.start(int(todo.pending.sum()), round.rows)
-        blocks = ticking(cluster.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True)
+        blocks = ticking(
+            placement.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True
+        )
         with closing(blocks):
             for block in blocks:
                 stop.check()
@@ -301,16 +297,16 @@ def label(
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
-        with stop.beside_ray(), connection.connected(pulse, limits.call_s), committer, closing(shown):
+        with stop.beside_ray(), session.connected(pulse, limits.call_s), committer, closing(shown):
             stop.install().check()  # in C, too, where Ray has taken SIGTERM
-            plan = cluster.plan(limits, pulse=pulse)
+            plan = placement.plan(limits, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
-            with models.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
+            with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
-                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(cluster.nodes, limits, pulse))
-                committer.give_up(work.listing, cluster.TRIES)
+                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits, pulse))
+                committer.give_up(work.listing, placement.TRIES)
     finally:
         record.facts |= {**facts_on_the_way(counts, committer, tally), **committer.report()}
         add_members(counts, committer)
@@ -328,7 +324,7 @@ def hand_out(
     committer: Committer, receive: Callable[[units.Round], None], nodes: int, alive: Callable[[], set[str]]
 ) -> None:
     """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
-    from imgbatch import units
+    from imgbatch.engine import units
 
     todo = committer.todo
     for round in units.ROUNDS:
@@ -345,7 +341,7 @@ def hand_out(
         receive(units.ROUNDS[-1])
 
 
-def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
+def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
     job.ledger.fill_gaps(record.id)
     if success is not None and job.ledger.sealed_by(success.get("seal")):
@@ -357,8 +353,8 @@ def seal(job: Job, record: runs.Record, success: dict[str, Any] | None, pulse: C
 
 
 def count(
-    job: Job, record: runs.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
-) -> tuple[dict[str, int], books.Books]:
+    job: Job, record: run_record.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
+) -> tuple[dict[str, int], audit.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
@@ -366,7 +362,7 @@ def count(
         BudgetError: too many have no label.
     """
     known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
-    totals = books.audit(
+    totals = audit.audit(
         job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
     )
     tally.audited(totals)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from imgbatch import cli, process
+from imgbatch import cli
+from imgbatch.concurrency import process
 from jobs import classify
 
 OUTPUT = Path("demo-output")

@@ -26,22 +26,28 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies beside it, and `jobs` lies above
 
-from imgbatch import claims, cli, config, console, models, process, seen, sources
+from imgbatch import cli
+from imgbatch.concurrency import process
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config import sections
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
-from imgbatch.evaluation import Evaluation, compared
-from imgbatch.interrupts import StopRequest
-from imgbatch.job import naming_the_output, prepare
-from imgbatch.labelled_inputs import Relisted, relisted
+from imgbatch.evaluation.evaluation import Evaluation, compared
+from imgbatch.evaluation.ground_truth import Truths
+from imgbatch.evaluation.labelled_inputs import Relisted, relisted
+from imgbatch.evaluation.predictions import PREDICTIONS, READ, Scored, has_hashes, worst
+from imgbatch.evaluation.training_images import NOT_KNOWN, TrainingImages, of_model
+from imgbatch.ledger import claims
+from imgbatch.ledger.commit_log import Log
+from imgbatch.models import loading
 from imgbatch.models.model import Model
-from imgbatch.parts import Log
-from imgbatch.plurals import counted
+from imgbatch.pipeline.preflight import naming_the_output, prepare
 from imgbatch.schema import labels_with
-from imgbatch.scored import PREDICTIONS, READ, Scored, has_hashes, worst
-from imgbatch.seen import TrainingImages
+from imgbatch.sources import recognise
 from imgbatch.sources.labelled import Classes, is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage import Folder, Stores, absent, absolute
-from imgbatch.truths import Truths
+from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.terminal import console
+from imgbatch.terminal.plurals import counted
 from jobs import classify
 
 log = logging.getLogger("imgbatch")
@@ -83,15 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
-    chosen = config.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    chosen = sections.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
     stop.timeout_s = chosen.run.stop_timeout_s
     if flags.labels and flags.against:
         raise UsageError(
             "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
         )
-    beside = replace(chosen, model=config.ModelConfig(name=flags.against or ""))
+    beside = replace(chosen, model=sections.ModelConfig(name=flags.against or ""))
     # It is asked for its classes before the first one begins to work.
-    against = models.load(beside.model, Stores(chosen.storage), stop.check) if flags.against else None
+    against = loading.load(beside.model, Stores(chosen.storage), stop.check) if flags.against else None
     if flags.labels:
         output, truths, first = from_tables(chosen, flags, stop)
     else:
@@ -111,7 +117,7 @@ Labels = tuple[Model, Folder, float | None, TrainingImages | None]
 
 
 def from_model(
-    chosen: config.Config, split: str | None, stop: StopRequest, against: Model | None = None
+    chosen: sections.Config, split: str | None, stop: StopRequest, against: Model | None = None
 ) -> tuple[Folder, Truths, Labels]:
     """Have the main job label the images; return the output, the listed truths and the labels.
 
@@ -120,7 +126,7 @@ def from_model(
     """
     stores = Stores(chosen.storage)
     temperature = temperature_of(chosen.model.name, stores)
-    training_images = seen.of_model(chosen.model.name, stores)
+    training_images = of_model(chosen.model.name, stores)
     # All columns are wanted here, and by the hashes the images that the model was trained on are found.
     chosen = replace(chosen, output=replace(chosen.output, columns=(), content_hash=True))
     if temperature is not None:  # what scores were before it follows from all of them alone
@@ -159,7 +165,7 @@ def written_without_hashes(output: Folder) -> bool:
     return False
 
 
-def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
+def from_tables(chosen: sections.Config, flags: Any, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
     """Take the labels of an earlier run; the model is only asked for its classes and levels."""
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
@@ -171,13 +177,13 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
     if not (flags.model or record):
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
     chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
-    model = models.load(chosen.model, stores, stop.check)
+    model = loading.load(chosen.model, stores, stop.check)
     log.info("model %s", model.summary())
-    chosen = config.with_output(chosen, model=model.slug)
+    chosen = sections.with_output(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
-    given = sources.recognise(stores, chosen.input, chosen.source)
+    given = recognise.recognise(stores, chosen.input, chosen.source)
     listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
     console.step("reading the true classes")
     with relisted(*listing, splits=flags.split is not None) as listed:
@@ -185,7 +191,7 @@ def from_tables(chosen: config.Config, flags: Any, stop: StopRequest) -> tuple[F
         truths = Truths((each.batch for each in listed.source.list_images()), model.labels, chosen.source.label_is)
     add_members(truths, written, listed, flags.split, stop)
     name = chosen.model.name
-    return output, truths, (model, written, temperature_of(name, stores), seen.of_model(name, stores))
+    return output, truths, (model, written, temperature_of(name, stores), of_model(name, stores))
 
 
 def add_members(truths: Truths, output: Folder, listed: Relisted, split: str | None, stop: StopRequest) -> None:
@@ -230,7 +236,7 @@ def require_classes(listed: Relisted, models: Sequence[Model], split: str | None
         classes.require_known()
 
 
-def model_of(record: dict[str, Any], chosen: config.ModelConfig, named: str | None) -> config.ModelConfig:
+def model_of(record: dict[str, Any], chosen: sections.ModelConfig, named: str | None) -> sections.ModelConfig:
     """Return the model that wrote an output as its record has it, with what is asked for otherwise."""
     if named:
         return chosen
@@ -239,7 +245,7 @@ def model_of(record: dict[str, Any], chosen: config.ModelConfig, named: str | No
         theirs = {**theirs, "name": str(record["model"]["name"])}
     known = {field.name: field.default for field in fields(chosen)}
     asked = {name: getattr(chosen, name) for name, default in known.items() if getattr(chosen, name) != default}
-    return config.ModelConfig(**{name: theirs[name] for name in known.keys() & theirs.keys()} | asked)
+    return sections.ModelConfig(**{name: theirs[name] for name in known.keys() & theirs.keys()} | asked)
 
 
 def withdraw(output: Folder) -> None:
@@ -304,7 +310,7 @@ def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> 
 
 
 def finish(
-    output: Folder, chosen: config.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
+    output: Folder, chosen: sections.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
 ) -> None:
     """Write the figures and the page, and sum up."""
     from imgbatch.report.evaluation import page
@@ -321,19 +327,19 @@ def finish(
     if other is not None and comparison is not None:
         low, high = comparison["top1"]["interval_95"]
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
-        against += f"{other.scored.model.reference} ({other.seen or seen.NOT_KNOWN})"
+        against += f"{other.scored.model.reference} ({other.seen or NOT_KNOWN})"
     cli.result(
         f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
-        f"{ours.seen or seen.NOT_KNOWN}{against}: {output.at('evaluation.html')}"
+        f"{ours.seen or NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
 
 
-def pictures(stores: Stores, chosen: config.Config, rows: pa.Table) -> Iterator[tuple[Any, bytes]]:
+def pictures(stores: Stores, chosen: sections.Config, rows: pa.Table) -> Iterator[tuple[Any, bytes]]:
     """Yield rows with a small JPEG each; they were decoded before, and have not changed since."""
     from PIL import Image
 
     from imgbatch.decode import Rejected, decode
-    from imgbatch.fetch import Fetcher
+    from imgbatch.sources.fetch import Fetcher
 
     for row, fetched in zip(rows.to_pylist(), Fetcher(stores, chosen.fetch, chosen.source)(rows), strict=True):
         sink = io.BytesIO()

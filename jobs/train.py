@@ -19,25 +19,33 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch import budget, claims, cli, config, console, models, process, runs, seen, taxonomy
+from imgbatch import cli
+from imgbatch.concurrency import process
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config import sections
+from imgbatch.config.options import load_as
+from imgbatch.config.training import Training
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
-from imgbatch.interrupts import StopRequest
-from imgbatch.job import sources_beside, warn_of_local_paths
-from imgbatch.knobs import load_as
-from imgbatch.labelled_inputs import Resolver
+from imgbatch.evaluation import training_images
+from imgbatch.evaluation.labelled_inputs import Resolver
+from imgbatch.ledger import claims, run_record
+from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
-from imgbatch.plurals import counted
+from imgbatch.models.taxonomy import Taxonomy
+from imgbatch.pipeline import budget
+from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
-from imgbatch.storage import Folder, Stores, absent, absolute
-from imgbatch.taxonomy import Taxonomy
-from imgbatch.train import inputs, labelled, outcome, publish, splits
-from imgbatch.train.inputs import Inputs, Listed
-from imgbatch.train.labelled import Labelled
-from imgbatch.train.settings import Training
+from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.terminal import console
+from imgbatch.terminal.plurals import counted
+from imgbatch.training import artifacts, inputs, publish, splits
+from imgbatch.training import labels as labels_module
+from imgbatch.training.inputs import Inputs, Listed
+from imgbatch.training.labels import Labelled
 
 if TYPE_CHECKING:
-    from imgbatch.train.prepare import Prepared
-    from imgbatch.train.ways import Trained
+    from imgbatch.training.cache_build import Prepared
+    from imgbatch.training.strategies import Trained
 
 log = logging.getLogger("imgbatch")
 
@@ -104,7 +112,7 @@ class Job:
     base: Model
     sources: list[Source]
     taxonomy: bytes | None
-    seen_by_base: seen.TrainingImages | None
+    seen_by_base: training_images.TrainingImages | None
 
     @property
     def run(self) -> Folder:
@@ -131,7 +139,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
             f"source.label_is={chosen.source.label_is} is for evaluate.py: training numbers its classes itself, by name"
         )
     console.step("loading the base model")
-    base = models.load(config.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
+    base = loading.load(sections.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
     tree = given_tree(chosen, stores)
     try:
         if publish.finished(output, chosen.public(), Training().public()):
@@ -144,7 +152,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
         raise UsageError(
             "train.method=head needs a pretrained base: leave train.pretrained=false away, or say train.method=finetune"
         )
-    seen_by_base = seen.of_model(chosen.base, stores) if chosen.train.pretrained else None
+    seen_by_base = training_images.of_model(chosen.base, stores) if chosen.train.pretrained else None
     return Job(chosen, stores, output, base, found, tree, seen_by_base)
 
 
@@ -171,7 +179,7 @@ def dry_run(job: Job, stop: StopRequest) -> int:
 
 def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     """Run the job between the first and the last version of its record, which the model takes along as `training.json`."""
-    record = runs.Record(
+    record = run_record.Record(
         job.run,
         {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}},
         claim.run_id,
@@ -185,7 +193,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     return 0
 
 
-def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
+def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> str:
     """List, make ready, learn, and write the model; return what it came to, as a sentence."""
     started = time.monotonic()
 
@@ -204,11 +212,11 @@ def work_through(job: Job, record: runs.Record, stop: StopRequest) -> str:
     tree, refused = tree_of(job, found.labels), made.rejects
     console.step("writing the model")
     truths = found.classes[trained.held]
-    figures = outcome.metrics(trained.unseen, trained.temperature, truths, tree)
+    figures = artifacts.metrics(trained.unseen, trained.temperature, truths, tree)
     record.facts |= {
         "status": "succeeded", "exit_code": 0, "way": way, "seed": job.config.train.seed, "temperature": trained.temperature,
         "data": {
-            "fingerprint": listed.fingerprint, "rejected": len(refused), **labelled.summary(found), **resolver.public(),
+            "fingerprint": listed.fingerprint, "rejected": len(refused), **labels_module.summary(found), **resolver.public(),
         },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
@@ -220,21 +228,21 @@ def learn(
     job: Job, listed: Listed, wanted: Any, stop: StopRequest, pulse: Callable[[], None]
 ) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Have the images made ready on the cluster, split them, and train; return the way, the images and what came of it."""
-    from imgbatch import cluster, connection  # Ray and torch are not needed before all of the input is sound
-    from imgbatch.train import network, ways
+    from imgbatch.engine import placement, session  # Ray and torch are not needed before all of the input is sound
+    from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), connection.connected(pulse, job.config.cluster.call_s):
+    with stop.beside_ray(), session.connected(pulse, job.config.cluster.call_s):
         stop.install().check()  # in C, too, where Ray has taken SIGTERM
-        plan = cluster.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
+        plan = placement.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
-        with models.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
-            task = ways.Task(
+        with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+            task = strategies.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
                 plan, pulse,
             )  # fmt: skip
-            work, made = ways.ready_for(task, way, wanted)
+            work, made = strategies.ready_for(task, way, wanted)
             found, resolver, fold = split(job, listed, made)
             if way == "finetune" or not job.config.train.refit:  # no cross-validation: most images are not held out
                 fold = splits.one_alone(fold)
@@ -243,7 +251,7 @@ def learn(
                     "train.workers=%d is not used: train.method=head trains in one process", job.config.train.workers
                 )
             log.info("%s", what_is_held_out(fold))
-            learned = ways.by_head if way == "head" else ways.by_finetuning
+            learned = strategies.by_head if way == "head" else strategies.by_finetuning
             return way, made, found, resolver, learned(task, work, made, found, fold)
 
 
@@ -268,7 +276,7 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     rejected = len(made.rejects)
     good = len(made.images) + len(made.torn) - rejected
     if rejected:  # if it ends here, somebody wants to know why
-        job.run.put("rejects.parquet", outcome.parquet(made.rejects))
+        job.run.put("rejects.parquet", artifacts.parquet(made.rejects))
     budget.judge(
         job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
         where=job.run.at("rejects.parquet"),
@@ -290,22 +298,24 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     return found, resolver, fold
 
 
-def write(job: Job, record: runs.Record, made: Prepared, found: Labelled, trained: Trained, figures: Any) -> None:
+def write(job: Job, record: run_record.Record, made: Prepared, found: Labelled, trained: Trained, figures: Any) -> None:
     """Write the model directory."""
-    from imgbatch.train import network, page
+    from imgbatch.training import network, page
 
     truths, unseen = found.classes[trained.held], trained.unseen / trained.temperature
     uris = made.images["uri"].take(pa.array(trained.held)).combine_chunks()
     files = network.files(trained.net, job.base.preprocess, found.labels)
-    files["predictions.parquet"] = outcome.predictions(uris, found.labels, truths, unseen, trained.final)
+    files["predictions.parquet"] = artifacts.predictions(uris, found.labels, truths, unseen, trained.final)
     files["metrics.json"] = json.dumps(figures, indent=2).encode()
     files["training.json"] = json.dumps(record.facts, indent=2, default=str).encode()
-    files[seen.FILE] = outcome.training_images(made.images, trained.learned, trained.held, job.seen_by_base)
+    files[training_images.FILE] = artifacts.training_images(
+        made.images, trained.learned, trained.held, job.seen_by_base
+    )
     files["training.html"] = page.page(record.facts, found.labels, truths, trained.unseen, trained.temperature).encode()
     if job.taxonomy:
         files["taxonomy.json" if job.config.taxonomy.lower().endswith(".json") else "taxonomy.csv"] = job.taxonomy
     if len(made.rejects):
-        files["rejects.parquet"] = outcome.parquet(made.rejects)
+        files["rejects.parquet"] = artifacts.parquet(made.rejects)
     publish.publish(job.output, files)
 
 
@@ -340,7 +350,7 @@ def say_what_is_alone(found: Labelled, fold: Any) -> None:
 
 def require_readable(found: Labelled, read: Any, where: str) -> None:
     """Refuse classes of which no image could be read; `where` says why."""
-    labelled_ones = found.classes != labelled.NO_CLASS
+    labelled_ones = found.classes != labels_module.NO_CLASS
     had, has = (
         np.bincount(found.classes[mask], minlength=len(found.labels)) for mask in (labelled_ones, labelled_ones & read)
     )

@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from imgbatch import cli, config, console, process
+from imgbatch import cli
+from imgbatch.concurrency import process
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config import sections
 from imgbatch.errors import BooksError, InputError, UsageError
-from imgbatch.interrupts import StopRequest
-from imgbatch.storage import Folder, Stores, absolute
-from imgbatch.success_marker import read_success
-from imgbatch.verification import Check, record_of
+from imgbatch.ledger.success_marker import read_success
+from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.terminal import console
+from imgbatch.verification.file_checks import Check, record_of
 
 log = logging.getLogger("imgbatch")
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(flags: Any) -> int:
     """Count, look, compare, and say so."""
     stop = StopRequest().install()
-    settings = config.load(flags.config, flags.settings, model=flags.model)
+    settings = sections.load(flags.config, flags.settings, model=flags.model)
     require_flags(flags)
     output = Folder(Stores(settings.storage), absolute(flags.output))
     success = read_success(output)
@@ -69,7 +72,7 @@ def verify(flags: Any) -> int:
     check = Check(output, success, record_of(output, str(success["run_id"])))
     sample = None
     if flags.sample:
-        from imgbatch.sample import Sample  # what labels images is not needed for counting
+        from imgbatch.verification.sample import Sample  # what labels images is not needed for counting
 
         seed = secrets.randbelow(1 << 31) if flags.seed is None else flags.seed
         sample = Sample(output, settings, flags.model, flags.sample, seed)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from imgbatch import config
-from imgbatch.train.settings import Training
+from imgbatch.config.sections import describe
+from imgbatch.config.training import Training
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -39,7 +39,7 @@ _TRAINING = """
 
 def page() -> str:
     """Return the page."""
-    common, training = list(config.describe()), list(config.describe(Training))
+    common, training = list(describe()), list(describe(Training))
     sections = dict.fromkeys(_section(key) for key, _, _ in common)
     shared = [name for name in dict.fromkeys(_section(key) for key, _, _ in training) if name and name in sections]
     names = [f"[`{name}`](#{name})" for name in shared]

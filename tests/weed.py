@@ -20,8 +20,8 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from imgbatch.config import StorageConfig
-from imgbatch.storage import Stores
+from imgbatch.config.sections import StorageConfig
+from imgbatch.storage.stores import Stores
 
 _COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{.*type="(\w+)".*\} (\S+)$', re.M)
 _STARTS = 3

@@ -25,10 +25,10 @@ from __future__ import annotations
 import importlib
 
 from imgbatch.decode import jpeg, pillow
-from imgbatch.decode.kinds import sniff
+from imgbatch.decode.error_mapping import refusal
+from imgbatch.decode.formats import sniff
+from imgbatch.decode.other_kinds import what_it_is
 from imgbatch.decode.picture import Picture, Pixels, Rejected, upright
-from imgbatch.decode.refusal import refusal
-from imgbatch.other_kinds import what_it_is
 
 __all__ = ["Picture", "Pixels", "Rejected", "decode", "sniff"]
 

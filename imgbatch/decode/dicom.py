@@ -21,10 +21,10 @@ from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from imgbatch.decode import jpeg
+from imgbatch.decode.formats import sniff
 from imgbatch.decode.headers import check_jp2
-from imgbatch.decode.kinds import sniff
 from imgbatch.decode.picture import Pixels, Rejected, check_size
-from imgbatch.decode.tones import in_strips, scaled, stretch, to_grey
+from imgbatch.decode.to_rgb import in_strips, scaled, stretch, to_grey
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 

@@ -11,7 +11,7 @@ from PIL import AvifImagePlugin, Image, ImageFile
 from imgbatch.decode import headers
 from imgbatch.decode.exif import orientation
 from imgbatch.decode.picture import Pixels, check_size
-from imgbatch.decode.tones import rgb
+from imgbatch.decode.to_rgb import rgb
 
 READERS = {
     **{"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "pnm": "PPM"},

@@ -13,12 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imgbatch.config import ModelConfig
+from imgbatch.config.sections import ModelConfig
+from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
-from imgbatch.models import label_file, zoo
-from imgbatch.other_kinds import stand_in
-from imgbatch.preprocess import Preprocess
-from imgbatch.spelling import alike
+from imgbatch.models import builtin, label_file
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.sources.spelling import alike
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """
     names, classes = _names(config, where), classes_of(config, where)
     if names is None and classes == 1000:  # as timm itself takes it
-        return zoo.imagenet_labels()
+        return builtin.imagenet_labels()
     if names is None:
         raise ModelError(
             f"{where} has no 'label_names': add the {classes} names in the order of the head, or give a file with one a line "
@@ -250,7 +250,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if all(map(_PLACEHOLDER.fullmatch, names)):
         log.warning("%s: its labels are the placeholders %s, …: name them with model.labels", where, names[0])
     # What somebody called classes while training stays; a hub's WordNet ids become words.
-    return zoo.unique(tuple(names) if config.get(AS_GIVEN) else zoo.readable(names), where)
+    return builtin.unique(tuple(names) if config.get(AS_GIVEN) else builtin.readable(names), where)
 
 
 def warn_of_likeness(labels: Sequence[str], where: str) -> None:
@@ -292,7 +292,7 @@ def say_what_is_assumed(
     given = {*stated, *(key for key in ("crop_pct", "interpolation", "mean", "std") if getattr(chosen, key))}
     given |= {"input_size"} if chosen.image_size else set()
     if missing := [key for key in STATED if key not in given]:
-        own = Preprocess.from_timm(zoo.with_choice(found["registered"], chosen)) if found["registered"] else used
+        own = Preprocess.from_timm(builtin.with_choice(found["registered"], chosen)) if found["registered"] else used
         other = "" if own == used else f"; weights of timm's own for this network have {own.summary()}"
         log.warning(
             "%s does not say %s: timm's defaults are used, %s%s. Set model.mean, model.std, model.interpolation, "
@@ -302,7 +302,7 @@ def say_what_is_assumed(
     if max(map(abs, (*used.mean, *used.std))) > _LARGEST:
         log.warning("%s: mean and std belong to values of 0 to 1; %s looks like 0 to 255", where, used.summary())
     if stated and not config["pretrained_cfg"]:
-        before = Preprocess.from_timm(zoo.with_choice({}, chosen))
+        before = Preprocess.from_timm(builtin.with_choice({}, chosen))
         if before != used:
             log.warning(
                 "%s: since 0.2.0 the preprocessing at its top, or in %s beside it, is used: %s; 0.1 ignored it and used %s: "

@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import imgbatch
-from imgbatch.config import ModelConfig
+from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import child, description, node_cache, selfcheck, zoo
+from imgbatch.models import builtin, description, node_cache, self_check
+from imgbatch.models.check import ask
 from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
 from imgbatch.models.model import Model
-from imgbatch.plurals import counted
-from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores, absent, absolute, is_local
-from imgbatch.taxonomy import Taxonomy
-from imgbatch.taxonomy import read as read_taxonomy
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.taxonomy import Taxonomy
+from imgbatch.models.taxonomy import read as read_taxonomy
+from imgbatch.storage.stores import Folder, Stores, absent, absolute, is_local
+from imgbatch.terminal.plurals import counted
 
 __all__ = ["AS_GIVEN", "Network", "read", "saved", "write", "write_directory"]
 
@@ -82,7 +83,7 @@ def read(
     classes = description.classes_of(config, where)
     if not replaces_head:
         description.require_softmax(config, where)
-    labels = zoo.own_labels(chosen, stores) or description.labels_of(config, where)
+    labels = builtin.own_labels(chosen, stores) or description.labels_of(config, where)
     _require_as_many(labels, classes, f"model.labels={chosen.labels}" if chosen.labels else where)
     if classes == 1 and not replaces_head:
         raise description.one_class(name or where)
@@ -91,7 +92,7 @@ def read(
     taxonomy = None if chosen.taxonomy else _taxonomy(folder, labels)
     file, weights, digest = _weights(folder)
     said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
-    question = {"description": said, "choice": zoo.choice(chosen), "classes": classes}
+    question = {"description": said, "choice": builtin.choice(chosen), "classes": classes}
     about = {"name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file), "where": where}
     found = _checked(question, {**question, **about, "task": "check"}, digest, pulse)
     description.say_what_is_assumed(config, stated, found, chosen, where)
@@ -187,11 +188,11 @@ class Network:
         Raises:
             ModelError: weights and network do not fit, or are not those of the start of the run.
         """
-        from imgbatch.models import networks, weights
+        from imgbatch.models import architectures, weights
 
-        net = networks.make(self.architecture, self.classes, self.arguments)
+        net = architectures.make(self.architecture, self.classes, self.arguments)
         where = self.folder.at(self.file)
-        networks.fill(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
+        architectures.fill(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
         return net
 
     @property
@@ -281,7 +282,7 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
         except NotFound:
             continue
         return read_taxonomy(content, folder.at(name), labels)
-    return zoo.imagenet_taxonomy() if labels == zoo.imagenet_labels() else None
+    return builtin.imagenet_taxonomy() if labels == builtin.imagenet_labels() else None
 
 
 def _checked(
@@ -294,12 +295,12 @@ def _checked(
         asked: the same, and how messages call things.
         digest: of the weights.
     """
-    made_of = [question, digest, imgbatch.__version__, selfcheck.VERSION]
+    made_of = [question, digest, imgbatch.__version__, self_check.VERSION]
     made_of += [version(package) for package in ("timm", "torch", "torchvision")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
-        path.write_text(json.dumps(child.ask(asked, limit_s=_CHECK_S, pulse=pulse)))
+        path.write_text(json.dumps(ask(asked, limit_s=_CHECK_S, pulse=pulse)))
 
     found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())
     return found

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
-from imgbatch.other_kinds import stand_in
-from imgbatch.spelling import csv_problem, normalise
+from imgbatch.sources.spelling import csv_problem, normalise
 
 _NAMES = ("name", "label", "class", "class_name", "label_name", "category", "synset", "wnid")
 _NAME_KEYS = {*_NAMES, "names", "labels", "classes", "class_names", "label_names", "categories", "id2label"}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.errors import ModelError
-from imgbatch.preprocess import Preprocess
-from imgbatch.taxonomy import Taxonomy
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import nn

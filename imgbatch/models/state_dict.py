@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import imgbatch
-from imgbatch.config import ModelConfig
+from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound
-from imgbatch.models import child, description, directory, node_cache, zoo
+from imgbatch.models import builtin, check, description, directory, node_cache
 from imgbatch.models.model import Model
-from imgbatch.storage import Stores, absolute
+from imgbatch.storage.stores import Stores, absolute
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def of_zoo(
     Raises:
         ModelError: there is no such network, its weights cannot be had, or they do not fit.
     """
-    labels = zoo.own_labels(chosen, stores)
+    labels = builtin.own_labels(chosen, stores)
     if len(labels) == 1:
         raise description.one_class(name)
     if labels:
@@ -85,7 +85,7 @@ def of_zoo(
             "weights_from": weights,
             "labels_from": f"model.labels={chosen.labels}",
         }
-        found = child.ask(question, limit_s=_FETCH_S, pulse=pulse)
+        found = check.ask(question, limit_s=_FETCH_S, pulse=pulse)
         own.unlink(missing_ok=True)
         (path / _MADE).write_text(json.dumps(found))
 

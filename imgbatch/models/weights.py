@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from imgbatch.decode.other_kinds import pointer
 from imgbatch.errors import ModelError
-from imgbatch.other_kinds import pointer
 
 State = Mapping[str, torch.Tensor]
 

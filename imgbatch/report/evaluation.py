@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from imgbatch.evaluation import Evaluation
-from imgbatch.metrics import Confusion, Floats, Intervals
+from imgbatch.evaluation.evaluation import Evaluation
+from imgbatch.evaluation.metrics import Confusion, Floats, Intervals
+from imgbatch.evaluation.training_images import NOT_KNOWN
 from imgbatch.report import figures
 from imgbatch.report.html import document, table
-from imgbatch.seen import NOT_KNOWN
 
 _MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
 _PAIRS = 20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.metrics import Calibration, Coverage
+from imgbatch.evaluation.metrics import Calibration, Coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from imgbatch import spelling
 from imgbatch.errors import InputError
 from imgbatch.schema import whole
+from imgbatch.sources import spelling
 
 MAX_CARRIED_BYTES = 1024
 """Binary values above this are not carried along."""

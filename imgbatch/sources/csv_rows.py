@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from imgbatch import spelling
-from imgbatch.config import IMAGE_SUFFIXES
+from imgbatch.config.sections import IMAGE_SUFFIXES
 from imgbatch.errors import InputError
+from imgbatch.sources import spelling
 from imgbatch.sources.columns import distinct_names
 from imgbatch.sources.naming import Naming
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.schema import whole
 from imgbatch.sources.label_rules import decide_labels
 from imgbatch.sources.labelled import SPLIT, TRUTH, Columns

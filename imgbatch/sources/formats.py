@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError, StoreError
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 # What each format's log holds, below the folder of the table, and how the table is written as plain Parquet.
 _LOGS = {

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from imgbatch.errors import InputError
 from imgbatch.schema import LISTING, whole
 from imgbatch.sources.base import ListingBatch
-from imgbatch.sources.names import Candidates
-from imgbatch.storage import Stores
+from imgbatch.sources.patterns import Candidates
 from imgbatch.storage.base import unquoted_all
+from imgbatch.storage.stores import Stores
 
 NAME = "manifest.json"
 _ROWS, _BLOCK = 10_000, 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.sources.labelled import Columns
 from imgbatch.sources.places import MEMBER, NAMED, OBJECT, ROW, Place, Root

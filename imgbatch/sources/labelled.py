@@ -20,15 +20,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.plurals import counted
+from imgbatch.models.taxonomy import did_you_mean
 from imgbatch.schema import CARRIED, PARQUET, TAR, whole
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import ALSO_LABEL, ALSO_SPLIT
+from imgbatch.sources.spelling import folded, near_miss, normalised
 from imgbatch.sources.split_words import SPLIT_NAMES, WORDS, canonical, of_file
-from imgbatch.spelling import folded, near_miss, normalised
-from imgbatch.taxonomy import did_you_mean
+from imgbatch.terminal.plurals import counted
 
 TRUTH = CARRIED + "label"
 """The column in which an image's true class travels, whatever the source calls it."""
@@ -257,9 +257,9 @@ class Classes:
 
     @cached_property
     def _wordnet_ids(self) -> tuple[str, ...]:
-        from imgbatch.models import zoo
+        from imgbatch.models import builtin
 
-        return zoo.wordnet_ids(tuple(self._labels.to_pylist()))
+        return builtin.wordnet_ids(tuple(self._labels.to_pylist()))
 
     @cached_property
     def _shared_names(self) -> dict[str, str]:

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgbatch import spelling
+from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import InputError
-from imgbatch.other_kinds import stand_in
+from imgbatch.sources import spelling
 from imgbatch.sources.columns import TableColumns
 from imgbatch.sources.csv_rows import MAX_LINE, Rows, csv_rows
 from imgbatch.sources.naming import Naming

@@ -15,15 +15,15 @@ from gzip import BadGzipFile
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED, LISTING
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.csv_rows import Rows
 from imgbatch.sources.lists import form_of, rows_of
 from imgbatch.sources.naming import FILE_NAME, Naming
-from imgbatch.storage import Stores, join, scheme
 from imgbatch.storage.base import unquoted_all
+from imgbatch.storage.stores import Stores, join, scheme
 
 METADATA = r"(^|/)metadata\.(csv|jsonl|parquet)$"
 """Hugging Face's name of a list of the images that lie beside it, or below."""

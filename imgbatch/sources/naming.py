@@ -11,9 +11,9 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch import spelling
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ConfigError, InputError
+from imgbatch.sources import spelling
 from imgbatch.sources.columns import is_bytes, is_text, plain
 
 URI = "uri"

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from imgbatch.ahead import chained
-from imgbatch.config import SourceConfig
+from imgbatch.concurrency.prefetch import chained
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
 from imgbatch.schema import LISTING
 from imgbatch.sources import tars
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.formats import TableFormats
 from imgbatch.sources.manifest import METADATA, Manifest
-from imgbatch.sources.names import NOTHING, Candidates, junk
 from imgbatch.sources.naming import DID_YOU_MEAN
 from imgbatch.sources.parquet import ImageTable
-from imgbatch.storage import Folder, Meta, Stores
+from imgbatch.sources.patterns import NOTHING, Candidates, junk
+from imgbatch.storage.stores import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
 _HEADS_AT_ONCE, _HEAD_BYTES = 16, 2_048
@@ -103,7 +103,7 @@ def are_images(stores: Stores, uris: Sequence[str]) -> list[bool]:
 
 
 def _is_image(stores: Stores, uri: str) -> bool:
-    from imgbatch.decode.kinds import sniff
+    from imgbatch.decode.formats import sniff
 
     try:
         meta = stores.call("look at", uri, lambda store, path: store.head(path))

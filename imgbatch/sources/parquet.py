@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import Conflict, InputError, StoreError
-from imgbatch.other_kinds import stand_in
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.columns import LIST, ImageColumn, Steps, TableColumns, image_column, is_text
-from imgbatch.storage import Meta, Stores
+from imgbatch.storage.stores import Meta, Stores
 
 _PATH = CARRIED + "path"
 """The file name beside the bytes, where Hugging Face keeps one."""

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from imgbatch.schema import PARQUET, TAR, whole
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH
+from imgbatch.sources.spelling import normalise
 from imgbatch.sources.split_words import split_folder_in
-from imgbatch.spelling import normalise
 
 OBJECT, ROW, MEMBER, NAMED = "object", "row", "member", "named"
 """What lies in a place: objects; rows of a Parquet file; a tar, or its members; images that a table alone names."""

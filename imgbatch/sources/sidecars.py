@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from imgbatch.config import SourceConfig
-from imgbatch.spelling import near_miss, normalise, shown
+from imgbatch.config.sections import SourceConfig
+from imgbatch.sources.spelling import near_miss, normalise, shown
 
 ALSO_LABEL = ("class", "category", "target", "cls", "classname", "class_name", "label_name", "class_label")
 """Names that people give to a column of labels; a table or a `.json` with one of them and no `label` is asked about."""

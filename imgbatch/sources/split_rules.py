@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.sources.places import MEMBER, NAMED, OBJECT, Folders, Place, Root, SplitFolder
 from imgbatch.sources.split_words import SPLIT_NAMES, of_file, of_folder

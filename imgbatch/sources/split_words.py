@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.spelling import folded, shown
+from imgbatch.sources.spelling import folded, shown
 
 Ints = npt.NDArray[np.int64]
 

@@ -19,14 +19,14 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
+from imgbatch.decode.other_kinds import archive, named
 from imgbatch.errors import InputError
-from imgbatch.other_kinds import archive, named
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, TAR, with_carried
 from imgbatch.sources.base import ListingBatch
-from imgbatch.sources.names import Candidates, is_junk, is_no_image
-from imgbatch.storage import Meta, Stores
+from imgbatch.sources.patterns import Candidates, is_junk, is_no_image
 from imgbatch.storage.forward import Forward, looked_at, plain, unpacked
+from imgbatch.storage.stores import Meta, Stores
 
 Result = TypeVar("Result")
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.plurals import counted
 from imgbatch.schema import whole
 from imgbatch.sources.declared import Origin
 from imgbatch.sources.split_words import SPLIT_NAMES
+from imgbatch.terminal.plurals import counted
 
 _SHOWN = 20
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import S3Store
 
-from imgbatch.ahead import chained
+from imgbatch.concurrency.prefetch import chained
 from imgbatch.errors import TimedOut, Unreachable
-from imgbatch.storage.backoff import backoff
 from imgbatch.storage.base import FOUND, unquoted, unquoted_all
-from imgbatch.storage.faults import judge
+from imgbatch.storage.error_mapping import judge
+from imgbatch.storage.retry import backoff
 
 _PAGE = 1000  # keys in one answer of S3
 _HEADS_AT_ONCE = 16

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
-from imgbatch import models
-from imgbatch.config import ClassifyConfig, Config
+from imgbatch.config.sections import ClassifyConfig, Config
 from imgbatch.decode import decode
-from imgbatch.models.build import build
-from imgbatch.storage import Stores
+from imgbatch.models import loading
+from imgbatch.models.runtimes.build import build
+from imgbatch.storage.stores import Stores
 from tests.bench.peers import common
 from tests.unit import pictures as make
 
@@ -131,7 +131,7 @@ class Labels:
 
     def __init__(self) -> None:
         config = Config()
-        model = models.load(config.model, Stores(config.storage))
+        model = loading.load(config.model, Stores(config.storage))
         self.preprocess = model.preprocess
         self._runtime = build(model, k=1, device="cpu", config=ClassifyConfig(dtype="float32", batch_size=1))
         self._known: dict[str, int] = {}

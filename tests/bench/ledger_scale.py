@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.config import StorageConfig
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Listing
+from imgbatch.config.sections import StorageConfig
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import Listing
 from imgbatch.schema import CANDIDATE, EMBEDDING, LISTING, RESULTS, labels_with
 from imgbatch.sources.base import ListingBatch
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 from tests.weed import serving
 
 PART_ROWS = 50_000

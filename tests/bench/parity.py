@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from imgbatch import models
-from imgbatch.config import Config
+from imgbatch.config.sections import Config
 from imgbatch.decode import decode
-from imgbatch.models.build import build
-from imgbatch.storage import Stores
+from imgbatch.models import loading
+from imgbatch.models.runtimes.build import build
+from imgbatch.storage.stores import Stores
 from tests.bench.peers import common
 
 Ids = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ def compare(images: list[Path]) -> dict[str, Any]:
 def _fast() -> Callable[[list[Path]], Ids]:
     """Return what the job does with its default configuration on a CPU."""
     config = Config()
-    model = models.load(config.model, Stores(config.storage))
+    model = loading.load(config.model, Stores(config.storage))
     runtime, preprocess = build(model, k=config.top_k, device="cpu", config=config.classify), model.preprocess
 
     def label(few: list[Path]) -> Ids:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import config, models
+from imgbatch.config import sections
 from imgbatch.decode import decode
-from imgbatch.fetch import Fetcher
-from imgbatch.models.build import build
-from imgbatch.sources import recognise
-from imgbatch.storage import Folder, Stores
+from imgbatch.models import loading
+from imgbatch.models.runtimes.build import build
+from imgbatch.sources.fetch import Fetcher
+from imgbatch.sources.recognise import recognise
+from imgbatch.storage.stores import Folder, Stores
 from tests.bench.processes import cpu_seconds
 
 _IMAGES = 500
@@ -49,11 +50,11 @@ def _stages(uri: str, server: int, together: Any, found: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    chosen = config.Config()
+    chosen = sections.Config()
     stores = Stores(chosen.storage)
     (source,) = recognise(stores, [uri], chosen.source)
     listed = pa.Table.from_batches([found.batch for found in source.list_images()]).slice(0, _IMAGES)
-    model = models.load(chosen.model, stores)
+    model = loading.load(chosen.model, stores)
     runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
     fetcher, preprocess = Fetcher(stores, chosen.fetch, chosen.source), model.preprocess
     contents = [fetched.content for fetched in fetcher(listed)]
@@ -79,7 +80,7 @@ def _stages(uri: str, server: int, together: Any, found: Any) -> None:
 
 def record(output: str) -> dict[str, Any]:
     """Return the newest run.json of an output."""
-    folder = Folder(Stores(config.Config().storage, os.environ), output)
+    folder = Folder(Stores(sections.Config().storage, os.environ), output)
     newest = sorted(folder.folders("runs"))[-1]
     found: dict[str, Any] = json.loads(folder.read(f"runs/{newest}/run.json"))
     return found

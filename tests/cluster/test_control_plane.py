@@ -46,13 +46,13 @@ def stopping(original):
 """
 SLOW = "original = module.decode\nmodule.decode = lambda *a, **k: (time.sleep(0.03), original(*a, **k))[1]\n"
 POINTS = {
-    "plan": ("imgbatch.cluster", "module._alive = stopping(module._alive)"),
-    "request": ("imgbatch.cluster", "module._ask = stopping(module._ask)"),
-    "rows": ("imgbatch.committer", "module.Committer.commit = stopping(module.Committer.commit)"),
-    "dataset": ("imgbatch.cluster", "module.label_images = stopping(module.label_images)"),
-    "end": ("imgbatch.connection", "module._end_datasets = stopping(module._end_datasets)"),
-    "queue": ("imgbatch.train.on_ray", "module.fit = stopping(module.fit)"),
-    "training": ("imgbatch.train.on_ray", "module._follow = stopping(module._follow)"),
+    "plan": ("imgbatch.engine.placement", "module._alive = stopping(module._alive)"),
+    "request": ("imgbatch.engine.placement", "module._ask = stopping(module._ask)"),
+    "rows": ("imgbatch.pipeline.committer", "module.Committer.commit = stopping(module.Committer.commit)"),
+    "dataset": ("imgbatch.engine.placement", "module.label_images = stopping(module.label_images)"),
+    "end": ("imgbatch.engine.session", "module._end_datasets = stopping(module._end_datasets)"),
+    "queue": ("imgbatch.training.ray_train", "module.fit = stopping(module.fit)"),
+    "training": ("imgbatch.training.ray_train", "module._follow = stopping(module._follow)"),
 }
 
 
@@ -213,6 +213,6 @@ def test_a_ray_that_does_not_start(started: Start, images: Path, tiny_model: Pat
     body = "module._START_S = 2.0\nmodule._init = lambda address: time.sleep(600)\n"
     process = started(
         *("classify", "--input", images, "--output", output, "--model", tiny_model),
-        env=faults.patched(tmp_path / "stuck", "imgbatch.connection", body),
+        env=faults.patched(tmp_path / "stuck", "imgbatch.engine.session", body),
     )
     require_end(process, output, 3, "ray.init did not return within 2 s")

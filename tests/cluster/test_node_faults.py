@@ -260,7 +260,7 @@ def test_a_node_that_gives_wrong_answers_is_left_out(
     fault = tmp_path / "broken"
     fault.touch()
     broken = Path(tempfile.mkdtemp(prefix="ib-", dir="/tmp"))  # a cache of its own
-    hook = faults.patched(tmp_path / "hook", "imgbatch.models.networks", BROKEN) | {"BROKEN": "/nowhere"}
+    hook = faults.patched(tmp_path / "hook", "imgbatch.models.architectures", BROKEN) | {"BROKEN": "/nowhere"}
     nodes = Nodes(hook)
     try:
         nodes.add(gpus=gpus)

@@ -49,7 +49,7 @@ decode_block = module.decode_block
 def decode_and_note(*arguments, **more):
     note("decode")
     yield from decode_block(*arguments, **more)
-decode_and_note.__module__, decode_and_note.__qualname__ = "imgbatch.classify", "decode_block"
+decode_and_note.__module__, decode_and_note.__qualname__ = "imgbatch.inference.worker", "decode_block"
 module.decode_block = decode_and_note
 """
 DEADLY = f"""
@@ -68,7 +68,7 @@ module.decode = deadly
 @pytest.fixture(scope="module")
 def hook(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose processes leave notes and die of the marked picture."""
-    return faults.patched(tmp_path_factory.mktemp("hook"), "imgbatch.classify", HOOK, decode=DEADLY)
+    return faults.patched(tmp_path_factory.mktemp("hook"), "imgbatch.inference.worker", HOOK, decode=DEADLY)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from imgbatch.parts import Log, decode
+from imgbatch.ledger.commit_log import Log, decode
 from tests.histories.stores import KINDS, LABELS, MOODS, Image
 from tests.histories.world import Point, World
 

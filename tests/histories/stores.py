@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from imgbatch import errors
 from imgbatch.errors import Forbidden, NotFound, Unreachable
-from imgbatch.storage import Meta
 from imgbatch.storage.base import FOUND
+from imgbatch.storage.stores import Meta
 from tests.unit.pictures import encode
 
 LABELS = tuple("abcdefg")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch import claims, ledger, parts, versions
-from imgbatch.ledger import Ledger
-from imgbatch.storage import Folder
-from imgbatch.success_marker import SUCCESS, Success
+from imgbatch.ledger import claims, commit_log, ledger, versions
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.success_marker import SUCCESS, Success
+from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
 from tests.histories.machine import Histories, totals
 from tests.histories.stores import Memory
@@ -79,7 +79,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
     "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
-    "what a dead run was rewriting is written again": (parts.Log, "fence", lambda self, fingerprint: None),
+    "what a dead run was rewriting is written again": (commit_log.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
     "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
     "a missing number is taken again": (Ledger, "fill_gaps", lambda self, run_id: None),

@@ -188,7 +188,7 @@ class History:
 
 
 def play(place: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.classify._AT_ONCE", 4)
+    monkeypatch.setattr("imgbatch.inference.worker._AT_ONCE", 4)
     history = History(place, seed)
     steps = [history.write] * 3 + [history.killed_run] * 3 + [history.limited_run] * 2
     steps += [history.lose_part, history.damage_part, history.copy_part, history.lose_table]

@@ -22,15 +22,20 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import classify as workers
-from imgbatch import cli, cluster, connection, interrupts, job, listing, models, owners, parts, runs, storage
-from imgbatch.config import StorageConfig
+from imgbatch import cli
+from imgbatch.concurrency import signals
+from imgbatch.config.sections import StorageConfig
 from imgbatch.decode import decode
+from imgbatch.engine import placement, session
 from imgbatch.errors import ImgbatchError, Unreachable
+from imgbatch.inference import worker as workers
+from imgbatch.ledger import commit_log, listing, owners, run_record
+from imgbatch.models import loading
 from imgbatch.models.model import Model
-from imgbatch.models.runtime import Prediction
-from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.runtimes.base import Prediction
+from imgbatch.pipeline import preflight
+from imgbatch.storage.stores import Folder, Stores, time
 from jobs import classify, verify
 from tests.histories.stores import LABELS, STEP, Image, Input, Memory
 
@@ -214,7 +219,7 @@ class World:
         flags = Namespace(
             config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
         )  # fmt: skip
-        handlers = {signum: signal.getsignal(signum) for signum in interrupts.SIGNALS}
+        handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
         self.alive.add(driver.number)
         self.drivers.append(driver)
         try:
@@ -251,21 +256,21 @@ class World:
         number = self.drivers[-1].number if self.drivers else 0
         with contextlib.ExitStack() as stack:
             for target, name, value in (
-                (job, "Stores", self.stores),
+                (preflight, "Stores", self.stores),
                 (verify, "Stores", self.stores),
-                (models, "load", lambda *arguments: _MODEL),
-                (job, "ticking", lambda items, stall_s, **options: items),
+                (loading, "load", lambda *arguments: _MODEL),
+                (preflight, "ticking", lambda items, stall_s, **options: items),
                 (classify, "ticking", lambda items, stall_s, **options: items),
-                (connection, "connected", lambda *arguments: contextlib.nullcontext()),
-                (cluster, "nodes", lambda *arguments: set()),
-                (cluster, "plan", lambda config, pulse: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
-                (cluster, "label_images", self._label_images),
+                (session, "connected", lambda *arguments: contextlib.nullcontext()),
+                (placement, "nodes", lambda *arguments: set()),
+                (placement, "plan", lambda config, pulse: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
+                (placement, "label_images", self._label_images),
                 (cli, "release_memory", lambda: None),
-                (runs, "_versions", dict),
+                (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),
-                (storage.time, "sleep", lambda seconds: None),
-                (parts.time, "sleep", lambda seconds: None),
+                (time, "sleep", lambda seconds: None),
+                (commit_log.time, "sleep", lambda seconds: None),
                 (listing, "PAGE_ROWS", _SMALL_PAGE),
                 (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
             ):

@@ -79,7 +79,7 @@ def test_a_machine_on_which_the_model_gives_wrong_answers(
     """It is broken after the driver has looked at the model; the same command goes on when it is mended."""
     fault = tmp_path / "broken"
     environment = {"TMPDIR": str(place), "BROKEN": str(fault)} | faults.patched(
-        tmp_path / "hook", "imgbatch.models.networks", BROKEN
+        tmp_path / "hook", "imgbatch.models.architectures", BROKEN
     )
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
     ended = job("classify", *command, "--dry-run", env=environment)

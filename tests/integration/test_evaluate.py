@@ -151,9 +151,9 @@ def test_wrong_flags_are_answered(
 
 
 def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> None:
-    from imgbatch.config import StorageConfig
+    from imgbatch.config.sections import StorageConfig
     from imgbatch.errors import InputError
-    from imgbatch.storage import Folder, Stores
+    from imgbatch.storage.stores import Folder, Stores
     from jobs.evaluate import require_columns
 
     output = Folder(Stores(StorageConfig()), str(tmp_path))

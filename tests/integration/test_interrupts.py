@@ -137,7 +137,7 @@ def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_mode
     body = f"module._init = lambda address: (open({str(starting)!r}, 'w').close(), time.sleep(600))\n"
     process = started(
         *("classify", "--input", many, "--output", output, "--model", tiny_model),
-        env=faults.patched(tmp_path / "stuck", "imgbatch.connection", body),
+        env=faults.patched(tmp_path / "stuck", "imgbatch.engine.session", body),
     )
     wait_for(starting.exists, process)
     require_heeded(process, output)
@@ -158,7 +158,7 @@ module._write_beside = write
 """
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 
-    ended = job(*command, env=faults.patched(tmp_path / "full", "imgbatch.storage.local", body))
+    ended = job(*command, env=faults.patched(tmp_path / "full", "imgbatch.storage.stores.local", body))
 
     said = require_refusal(ended, 3)
     assert "No space left on device" in said and str(output) in said

@@ -21,16 +21,16 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 
 # module, method, the argument that names the object, and whether to die before or after the call.
 POINTS = {
-    "in mid-listing": ("imgbatch.storage", "Folder.put", "page-", "before"),
-    "before the PUT of a part": ("imgbatch.storage", "Folder.create", "rejects/part-", "before"),
-    "after the PUT of a part": ("imgbatch.storage", "Folder.create", "labels/part-", "after"),
-    "between the two logs": ("imgbatch.storage", "Folder.create", "labels/part-", "before"),
-    "before the seal": ("imgbatch.ledger", "Ledger.seal", "", "before"),
-    "after the seals": ("imgbatch.ledger", "Ledger.seal", "", "after"),
-    "before _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "before"),
-    "after _SUCCESS": ("imgbatch.storage", "Folder.create", "_SUCCESS", "after"),
-    "before an old row is taken out": ("imgbatch.parts", "Log.rewrite", "", "before"),
-    "after an old row is taken out": ("imgbatch.parts", "Log.rewrite", "", "after"),
+    "in mid-listing": ("imgbatch.storage.stores", "Folder.put", "page-", "before"),
+    "before the PUT of a part": ("imgbatch.storage.stores", "Folder.create", "rejects/part-", "before"),
+    "after the PUT of a part": ("imgbatch.storage.stores", "Folder.create", "labels/part-", "after"),
+    "between the two logs": ("imgbatch.storage.stores", "Folder.create", "labels/part-", "before"),
+    "before the seal": ("imgbatch.ledger.ledger", "Ledger.seal", "", "before"),
+    "after the seals": ("imgbatch.ledger.ledger", "Ledger.seal", "", "after"),
+    "before _SUCCESS": ("imgbatch.storage.stores", "Folder.create", "_SUCCESS", "before"),
+    "after _SUCCESS": ("imgbatch.storage.stores", "Folder.create", "_SUCCESS", "after"),
+    "before an old row is taken out": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "before"),
+    "after an old row is taken out": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "after"),
 }
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.seen import FILE, TrainingImages, content_hash
+from imgbatch.evaluation.training_images import FILE, TrainingImages, content_hash
 from tests.conftest import Ended, Job
 from tests.integration import tables
 from tests.integration.test_train import FAST, pictures, settings

@@ -62,7 +62,7 @@ def take(*arguments, **options):
     return original(*arguments, **options)
 module.take = take
 """
-    environment = environment | faults.patched(tmp_path / "together", "imgbatch.claims", body)
+    environment = environment | faults.patched(tmp_path / "together", "imgbatch.ledger.claims", body)
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
     both = [started(*command, env=environment) for _ in range(2)]
     wait_for(lambda: len(list(ready.iterdir())) == 2, both[0])
@@ -102,10 +102,10 @@ def test_a_paused_driver_leaves_a_newer_success_alone(
     assert warm(*command, env=environment).code == 0
     if point == "before the audit":
         stops = f"original = module.audit\nmodule.audit = lambda *a, **k: ({STOP}, original(*a, **k))[1]\n"
-        stopping = faults.patched(tmp_path / "stops", "imgbatch.books", stops)
+        stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.audit", stops)
     else:
         stops = f"original = module.Success.write\nmodule.Success.write = lambda *a: ({STOP}, original(*a))[1]\n"
-        stopping = faults.patched(tmp_path / "stops", "imgbatch.runs", stops)
+        stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.run_record", stops)
     paused = started(*command, env=environment | stopping)
     wait_for(lambda: state_of(paused) == "T", paused)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imgbatch import models
-from imgbatch.config import ModelConfig
-from imgbatch.models import child
+from imgbatch.config.sections import ModelConfig
+from imgbatch.models import check, loading
 from tests.unit.networks import STORES, Load
 
 
@@ -22,8 +21,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(child, "ask", lambda question, **_: json.loads(json.dumps(child.answer(dict(question)))))
-    return lambda name, stores=STORES, **keys: models.load(ModelConfig(name=str(name), **keys), stores)
+    monkeypatch.setattr(check, "ask", lambda question, **_: json.loads(json.dumps(check.answer(dict(question)))))
+    return lambda name, stores=STORES, **keys: loading.load(ModelConfig(name=str(name), **keys), stores)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.models import directory
 from imgbatch.models.model import Model
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 LABELS = ("a", "b", "c")
 STORES = Stores(StorageConfig(), {})

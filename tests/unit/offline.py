@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imgbatch import cluster, connection, process, units
-from imgbatch.classify import LabelImages, Work
+from imgbatch.concurrency import process
+from imgbatch.engine import placement, session, units
+from imgbatch.inference.worker import LabelImages, Work
 from jobs import classify
 
 
@@ -23,10 +24,10 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
         for unit in units.units(todo, round, 1):
             yield from worker(unit)
 
-    monkeypatch.setattr(connection, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(cluster, "nodes", set)
-    monkeypatch.setattr(cluster, "plan", lambda *_, **__: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1))
-    monkeypatch.setattr(cluster, "label_images", label_images)
+    monkeypatch.setattr(session, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(placement, "nodes", set)
+    monkeypatch.setattr(placement, "plan", lambda *_, **__: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1))
+    monkeypatch.setattr(placement, "label_images", label_images)
     monkeypatch.setattr(process, "release_memory", lambda: None)
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

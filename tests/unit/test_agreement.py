@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imgbatch.agreement import Judge, Outcome, skipped
+from imgbatch.verification.agreement import Judge, Outcome, skipped
 
 LABELS = ("cat", "dog", "cow", "hen")
 JUDGE = Judge(LABELS, 0.5)

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from imgbatch.ahead import ahead, chained
+from imgbatch.concurrency.prefetch import ahead, chained
 
 
 @pytest.fixture

@@ -24,16 +24,15 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from imgbatch import models
-from imgbatch.classify import LabelImages, Work
-from imgbatch.config import ClassifyConfig, ClusterConfig, Config, ModelConfig, StorageConfig
+from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, ModelConfig, StorageConfig
 from imgbatch.decode import decode
-from imgbatch.listing import page_name
-from imgbatch.messages import received
-from imgbatch.models import child, directory, hubs, networks
-from imgbatch.preprocess import Preprocess
+from imgbatch.inference.messages import received
+from imgbatch.inference.worker import LabelImages, Work
+from imgbatch.ledger.listing import page_name
+from imgbatch.models import architectures, check, directory, loading, pretrained
+from imgbatch.models.preprocess import Preprocess
 from imgbatch.schema import LISTING
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 from tests.unit.pictures import encode, scene
 
 LABELS = tuple(f"class {number:02d}" for number in range(20))
@@ -76,10 +75,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> li
 def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None]:
     """Return a network, its library's own transform, and torchvision's description where it is torchvision's."""
     torch.manual_seed(0)
-    if not architecture.startswith(networks.TORCHVISION):
+    if not architecture.startswith(architectures.TORCHVISION):
         net = timm.create_model(architecture, num_classes=len(LABELS)).eval()
         return net, timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False), None
-    name = architecture.removeprefix(networks.TORCHVISION)
+    name = architecture.removeprefix(architectures.TORCHVISION)
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     arguments = {"transform_input": True, "init_weights": False} if name == "inception_v3" else {}
     net = torchvision.models.get_model(name, num_classes=len(LABELS), **arguments).eval()
@@ -87,7 +86,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
         "architecture": architecture,
         "num_classes": len(LABELS),
         "label_names": LABELS,
-        "pretrained_cfg": hubs._as_timm_says_it(preset),
+        "pretrained_cfg": pretrained._as_timm_says_it(preset),
         "model_args": arguments,
     }
     return net, preset, config
@@ -96,7 +95,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
 def decide(net: nn.Module, images: torch.Tensor) -> None:
     """Centre and scale the head, after the batch norms have seen what a picture looks like."""
     seen: list[torch.Tensor] = []
-    head = networks.head(net, len(LABELS))
+    head = architectures.head(net, len(LABELS))
     assert isinstance(head, nn.Linear)
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
@@ -125,7 +124,7 @@ def by_program(place: Folder, pictures: list[Path], runs: Folder) -> tuple[pa.Ta
     pq.write_table(pa.Table.from_pylist([{"uri": str(path)} for path in pictures], schema=LISTING), sink)
     runs.put(page_name(0), sink.getvalue())
     config = Config(classify=ClassifyConfig(dtype="float32"), cluster=ClusterConfig(device="cpu"))
-    work = Work(STORES, runs, config, models.load(ModelConfig(name=place.uri), STORES))
+    work = Work(STORES, runs, config, loading.load(ModelConfig(name=place.uri), STORES))
     blocks = [received(block) for block in LabelImages(work)(pa.table({"index": np.arange(len(pictures))}))]
     return pa.concat_tables([rows for rows, _, _ in blocks]), blocks[0][1][0]
 
@@ -137,7 +136,7 @@ def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(child, "ask", lambda question, **_: child.answer(dict(question)))
+    monkeypatch.setattr(check, "ask", lambda question, **_: check.answer(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])

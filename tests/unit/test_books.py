@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imgbatch.books import audit
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Listing
+from imgbatch.ledger.audit import audit
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import Listing
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.sources.base import ListingBatch
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 
 @pytest.fixture(params=["disk", "s3"])

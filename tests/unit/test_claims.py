@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from imgbatch import claims, owners, runs
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, OutputBusyError, OutputChangedError
-from imgbatch.storage import Folder, Stores
+from imgbatch.ledger import claims, owners, run_record
+from imgbatch.storage.stores import Folder, Stores
 from tests.conftest import S3Server
 
 
@@ -39,20 +39,20 @@ def said(output: Folder) -> dict[str, Any]:
     return found
 
 
-def claimed_by(output: Folder, monkeypatch: pytest.MonkeyPatch, **owner: Any) -> runs.Record:
+def claimed_by(output: Folder, monkeypatch: pytest.MonkeyPatch, **owner: Any) -> run_record.Record:
     """Claim the output, and start a run there, as another process; return its record."""
     with monkeypatch.context() as patch:
         whole = owners.this_process() | owner
         patch.setattr(owners, "this_process", lambda: whole)
         claim = claims.take(output, sleep=pytest.fail)
-        record = runs.Record(output, {}, claim.run_id, claim)
+        record = run_record.Record(output, {}, claim.run_id, claim)
         record.start()
     return record
 
 
-def without_claim(output: Folder, name: str, **owner: Any) -> runs.Record:
+def without_claim(output: Folder, name: str, **owner: Any) -> run_record.Record:
     """Start a run as version 0.1 did, as another process; return its record."""
-    record = runs.Record(output, {}, name)
+    record = run_record.Record(output, {}, name)
     record.start()
     record.facts["owner"] |= owner
     record.finish("running", 0)
@@ -142,7 +142,7 @@ def test_an_owner_elsewhere_is_dead_when_its_heartbeat_does_not_change(
         claims.take(output, sleep=beat)
     slept: list[float] = []
     taken = claims.take(output, sleep=slept.append)
-    assert sum(slept) >= runs.OWNER_IS_DEAD_S > 2 * runs.HEARTBEAT_S
+    assert sum(slept) >= run_record.OWNER_IS_DEAD_S > 2 * run_record.HEARTBEAT_S
     assert said(output)["run_id"] == taken.run_id
 
 
@@ -162,7 +162,7 @@ def test_an_owner_elsewhere_that_ends_in_the_meantime_is_gone(output: Folder, mo
 
 def test_an_owner_that_has_ended_without_releasing_its_claim_is_gone(output: Folder) -> None:
     claim = claims.take(output)
-    record = runs.Record(output, {}, claim.run_id, claim)
+    record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
     record.finish("succeeded", 0)
     claims.take(output, sleep=pytest.fail)
@@ -180,12 +180,12 @@ def test_a_signal_ends_the_wait(output: Folder, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_takeover_that_another_run_was_first_with_is_refused(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed_by(output, monkeypatch, host="elsewhere")
-    others: list[runs.Record] = []
+    others: list[run_record.Record] = []
 
     def other(_: float) -> None:
         if not others:  # it has waited for longer than we have
             with monkeypatch.context() as patch:
-                patch.setattr(runs, "OWNER_IS_DEAD_S", 0.0)
+                patch.setattr(run_record, "OWNER_IS_DEAD_S", 0.0)
                 others.append(claimed_by(output, monkeypatch, host="a third one"))
 
     with pytest.raises(OutputBusyError, match="host a third one"):
@@ -239,12 +239,12 @@ def test_damaged_claims_and_records_stop_nobody(output: Folder, content: bytes) 
 
 def test_a_run_that_was_taken_over_finds_out(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = claims.take(output)
-    record = runs.Record(output, {}, claim.run_id, claim)
+    record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
     with claims.take(output, check=False, sleep=pytest.fail) as other:
-        record._beaten -= runs.HEARTBEAT_S
+        record._beaten -= run_record.HEARTBEAT_S
         record.beat()  # it did not stand still: nothing is asked
-        record._beaten -= runs.OWNER_IS_DEAD_S
+        record._beaten -= run_record.OWNER_IS_DEAD_S
         with pytest.raises(OutputChangedError, match=f"taken over by run {other.run_id}") as caught:
             record.beat()
         assert caught.value.exit_code == 3
@@ -283,7 +283,7 @@ def test_a_store_without_conditional_writes_keeps_to_the_records(monkeypatch: py
     claim.require_ours()
     claim.release()
     assert output.names() == [], "no claim"
-    record = runs.Record(output, {}, claim.run_id, claim)
+    record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
     with pytest.raises(OutputBusyError):
         claims.take(output, sleep=pytest.fail)
@@ -305,7 +305,7 @@ class Clock:
 
 def test_nothing_but_names_depends_on_the_clock(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     past, future = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
-    monkeypatch.setattr(runs, "datetime", Clock(future, past))
+    monkeypatch.setattr(run_record, "datetime", Clock(future, past))
     first = claimed_by(output, monkeypatch, host="elsewhere")
     assert first.id.startswith("2100")
 

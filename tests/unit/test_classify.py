@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgbatch.classify import Classify, LabelImages, Work, decode_block
-from imgbatch.config import Config, OutputConfig, StorageConfig
+from imgbatch.config.sections import Config, OutputConfig, StorageConfig
 from imgbatch.errors import ConfigError, ModelError
-from imgbatch.listing import page_name
-from imgbatch.messages import received
+from imgbatch.evaluation.training_images import content_hash
+from imgbatch.inference.messages import received
+from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
+from imgbatch.ledger.listing import page_name
 from imgbatch.models.model import Model
-from imgbatch.models.on_torch import TorchRuntime
-from imgbatch.models.runtime import Pixels, Prediction, in_batches
-from imgbatch.models.selfcheck import Disagrees
-from imgbatch.preprocess import Preprocess
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.runtimes.base import Pixels, Prediction, in_batches
+from imgbatch.models.runtimes.torch_runtime import TorchRuntime
+from imgbatch.models.self_check import Disagrees
 from imgbatch.schema import LISTING, RESULTS
-from imgbatch.seen import content_hash
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 from tests.unit.pictures import encode, scene
 
 BATCH = 4

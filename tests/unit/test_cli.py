@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from imgbatch import cli, errors
-from imgbatch.config import describe
+from imgbatch.config.sections import describe
 from imgbatch.errors import BudgetError, ImgbatchError, Interrupted
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import FetchConfig, SourceConfig
+from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.fetch import Fetcher
 from imgbatch.rejects import Refusal
 from imgbatch.sources.columns import MAX_CARRIED_BYTES, as_plain, image_column, plain
-from imgbatch.storage import Folder
+from imgbatch.sources.fetch import Fetcher
+from imgbatch.storage.stores import Folder
 from tests.unit.test_parquet import BYTES_AND_PATH, _reads, contents, disk, fetched, listed, put
 
 __all__ = ["disk"]

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.committer import STORE_IS_AWAY, Committer
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
-from imgbatch.listing import Todo, page_name
+from imgbatch.ledger.listing import Todo, page_name
+from imgbatch.pipeline.committer import STORE_IS_AWAY, Committer
 from imgbatch.schema import LISTING, RESULTS
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 
 class Memory:

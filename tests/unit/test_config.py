@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge
 
-from imgbatch import config
-from imgbatch.config import Config, ConfigError, SourceConfig, describe, load, with_output
-from imgbatch.knobs import Section, load_as, option
-from imgbatch.secrets_ import masked
-from imgbatch.train.settings import TrainConfig
+from imgbatch.config import sections
+from imgbatch.config.options import Section, load_as, option
+from imgbatch.config.secrets import masked
+from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe, load, with_output
+from imgbatch.config.training import TrainConfig
 
 
 def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
 def test_an_option_is_refused_wherever_its_section_is_made() -> None:
     """Also where code makes it, not only where a file is read; NaN is no number of seconds."""
     for make in (
-        lambda: config.FetchConfig(concurrency=0),
-        lambda: config.StorageConfig(timeout_s=float("nan")),
-        lambda: config.SourceConfig(labels="folder"),  # type: ignore[arg-type]
-        lambda: config.AnswerConfig(min_score=1.5),
+        lambda: sections.FetchConfig(concurrency=0),
+        lambda: sections.StorageConfig(timeout_s=float("nan")),
+        lambda: sections.SourceConfig(labels="folder"),  # type: ignore[arg-type]
+        lambda: sections.AnswerConfig(min_score=1.5),
         lambda: TrainConfig(folds=1),
     ):
         with pytest.raises(ConfigError):

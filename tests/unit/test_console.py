@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from imgbatch import console
-from imgbatch.console import Console, LogView, State
+from imgbatch.terminal import console
+from imgbatch.terminal.console import Console, LogView, State
 from tests.unit.screen import InTerminal, Screen
 
 ROOT = Path(__file__).parents[2]

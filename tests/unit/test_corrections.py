@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.books import audit
-from imgbatch.config import StorageConfig
-from imgbatch.corrections import corrections, count_rows
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, InputError
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Listing
+from imgbatch.ledger.audit import audit
+from imgbatch.ledger.corrections import corrections, count_rows
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import Listing
 from imgbatch.schema import LISTING, RESULTS, carried_fields
 from imgbatch.sources.base import ListingBatch
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 Row = dict[str, Any]
 
@@ -215,8 +215,8 @@ def test_a_limited_run_takes_no_value_away_that_it_did_not_come_to(output: Folde
 
 
 def test_many_rows_are_corrected_in_batches(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 10)
-    monkeypatch.setattr("imgbatch.corrections.MAX_BUFFERED_BYTES", 1_000)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.ledger.corrections.MAX_BUFFERED_BYTES", 1_000)
     names = [f"i{number:03d}" for number in range(200)]
     for start in range(0, 200, 50):
         run(output, table({"uri": names[: start + 50], "x": [""] * (start + 50)}))
@@ -284,5 +284,5 @@ def test_rows_of_another_log_or_part_are_told_apart(output: Folder) -> None:
 def test_an_input_without_carried_columns_reads_no_part_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     ledger = Ledger(output, {}).open()
-    monkeypatch.setattr("imgbatch.parts.Log.read", lambda *arguments: pytest.fail("a part was read"))
+    monkeypatch.setattr("imgbatch.ledger.commit_log.Log.read", lambda *arguments: pytest.fail("a part was read"))
     assert list(corrections(ledger, output.folder("listing"), pa.schema([]), None)) == []  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.schema import PARQUET, TAR
 from imgbatch.sources.declared import Declaration, decide

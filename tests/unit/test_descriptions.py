@@ -13,12 +13,11 @@ import timm
 import torch
 from PIL import Image
 
-from imgbatch import models
-from imgbatch.config import ModelConfig
+from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ConfigError, ModelError
-from imgbatch.models import zoo
-from imgbatch.preprocess import Preprocess
-from imgbatch.train import network
+from imgbatch.models import builtin, loading
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.training import network
 from tests.unit.networks import LABELS, STORES, Load, require_same_network, tiny, write
 from tests.unit.pictures import scene
 
@@ -278,7 +277,7 @@ def test_a_thousand_classes_with_names_are_not_imagenets(
     names = [f"plant {number}" for number in range(1000)]
     place = described(tmp_path / "dir", {"label_names": None, "labels": names}, 1000)
     assert load(place).labels == tuple(names) and "since 0.2.0 its 'labels' name the classes" in caplog.text
-    assert load(described(tmp_path / "bare", {"label_names": None}, 1000)).labels == zoo.imagenet_labels()
+    assert load(described(tmp_path / "bare", {"label_names": None}, 1000)).labels == builtin.imagenet_labels()
 
 
 def test_placeholders_for_names_are_pointed_out(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -306,7 +305,7 @@ def test_a_head_for_sigmoids_is_refused_and_may_be_replaced(load: Load, tmp_path
         place = described(tmp_path / name, changes)
         with pytest.raises(ModelError, match=f"{next(iter(keys))} is .*one best class of a softmax.*remove that key"):
             load(place)
-        assert models.load(ModelConfig(name=str(place)), STORES, replaces_head=True).labels == LABELS
+        assert loading.load(ModelConfig(name=str(place)), STORES, replaces_head=True).labels == LABELS
 
 
 @pytest.mark.parametrize(
@@ -328,7 +327,7 @@ def test_a_head_of_one_class_is_refused_and_may_be_replaced(load: Load, tmp_path
         load(tmp_path / "own.pth", architecture="test_resnet", labels=str(tmp_path / "names.txt"))
     with pytest.raises(ModelError, match=remedy):
         load("timm:test_resnet", weights=str(tmp_path / "own.pth"), labels=str(tmp_path / "names.txt"))
-    base = models.load(ModelConfig(name=str(place)), STORES, replaces_head=True)
+    base = loading.load(ModelConfig(name=str(place)), STORES, replaces_head=True)
     assert network.head_of(network.build(base, 3, pretrained=True, seed=0)).out_features == 3
 
 
@@ -389,7 +388,7 @@ def test_a_taxonomy_can_be_given_to_any_model(load: Load, tmp_path: Path) -> Non
     coarse = tmp_path / "coarse.csv"
     coarse.write_bytes(
         b"label,half\n"
-        + b"".join(b'"%s",%d\n' % (name.encode(), n % 2) for n, name in enumerate(zoo.imagenet_labels()))
+        + b"".join(b'"%s",%d\n' % (name.encode(), n % 2) for n, name in enumerate(builtin.imagenet_labels()))
     )
     default = load("efficientnet_lite0", taxonomy=str(coarse))
     assert default.taxonomy is not None and [level.name for level in default.taxonomy.levels] == ["half", "label"]

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from imgbatch import cli, config, errors, rejects, schema
+from imgbatch import cli, errors, rejects, schema
+from imgbatch.config.sections import IMAGE_SUFFIXES, Config, describe, load
+from imgbatch.config.training import Training
 from imgbatch.sources import split_words
-from imgbatch.train.settings import Training
 from tests import configuration_page
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "
 PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
 PAGES |= {f"docs/{name}": text for name, text in DOCS.items()}
 MODULES = sorted(path.relative_to(ROOT) for folder in ("imgbatch", "jobs") for path in (ROOT / folder).rglob("*.py"))
-KEYS = {key for kind in (config.Config, Training) for key, _, _ in config.describe(kind)}
+KEYS = {key for kind in (Config, Training) for key, _, _ in describe(kind)}
 MAP = DOCS["architecture.md"][DOCS["architecture.md"].index("## Map") :]
 
 
@@ -69,7 +70,7 @@ def test_every_column_and_reason_is_documented() -> None:
 
 def test_every_known_suffix_is_documented() -> None:
     known = re.search(r"Known are ([\w,\s]+)\.", DOCS["inputs.md"])
-    assert known and set(re.findall(r"\w+", known[1])) == set(config.IMAGE_SUFFIXES)
+    assert known and set(re.findall(r"\w+", known[1])) == set(IMAGE_SUFFIXES)
 
 
 @pytest.mark.parametrize("page", [README, DOCS["outputs.md"]], ids=["README.md", "outputs.md"])
@@ -103,7 +104,7 @@ def flags_of(job: str) -> set[str]:
 )
 def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str, own: set[str]) -> None:
     assert flags_of(name) == {"--config", "--set", "--quiet", "--version", "--input", "--output", "--model", *own}
-    assert all(key in help_of(name) for key, _, _ in config.describe() if "." in key)
+    assert all(key in help_of(name) for key, _, _ in describe() if "." in key)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -154,7 +155,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "runs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_named_run_is_a_valid_config(path: Path) -> None:
-    assert config.load(str(path)).input
+    assert load(str(path)).input
 
 
 def test_make_help_names_every_target() -> None:

@@ -34,7 +34,7 @@ from imgbatch.errors import (
     TooLarge,
     Unreachable,
 )
-from imgbatch.storage.faults import TABLE, guarded, judge, of_status, translate
+from imgbatch.storage.error_mapping import TABLE, guarded, judge, of_status, translate
 
 XML = 'Server returned non-2xx status code: {status}: <?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'  # fmt: skip # noqa: E501
 REQUEST: Any = SimpleNamespace(real_url="https://host/a.jpg", headers={}, method="GET", url="https://host/a.jpg")

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
-from imgbatch.config import FetchConfig, SourceConfig, StorageConfig
+from imgbatch.config.sections import FetchConfig, SourceConfig, StorageConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, TimedOut, TooLarge
-from imgbatch.fetch import Fetcher
 from imgbatch.rejects import Refusal
 from imgbatch.schema import LISTING
-from imgbatch.sources import everything, recognise
-from imgbatch.storage import Folder, Stores, web
+from imgbatch.sources.fetch import Fetcher
+from imgbatch.sources.recognise import everything, recognise
+from imgbatch.storage import http as http_module
+from imgbatch.storage.stores import Folder, Stores
 
 KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
 Served = Callable[..., str]
@@ -108,13 +109,13 @@ def listed(*uris: str) -> pa.Table:
 def test_private_addresses_are_refused(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with pytest.raises(Forbidden, match=r"storage\.allow_private_hosts"):
-        web.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80)))
+        http_module.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80)))
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
 def test_public_addresses_are_not(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    web.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80))).close()
+    http_module.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80))).close()
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused_and_allowed_when_asked(served: Served) -> None:
@@ -137,8 +138,8 @@ def test_a_redirect_is_checked_where_it_leads(served: Served, monkeypatch: pytes
         asked.append(address[4][0])
         return socket.socket(*address[:3]) if asked[-1] == "127.0.0.1" else web_public(address)
 
-    web_public = web.public_socket
-    monkeypatch.setattr(web, "public_socket", guarded)
+    web_public = http_module.public_socket
+    monkeypatch.setattr(http_module, "public_socket", guarded)
     inside = served(body(b"secret"), host="127.0.0.2")
     with pytest.raises(Forbidden, match=r"127\.0\.0\.2 is a private address"):
         stores().read(f"{served(redirect(inside + '/x'))}/a.jpg")

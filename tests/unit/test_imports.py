@@ -59,7 +59,7 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
 
 def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
     code = (
-        "import sys; import jobs.verify, imgbatch.sample; "
+        "import sys; import jobs.verify, imgbatch.verification.sample; "
         "print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)

@@ -12,8 +12,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from imgbatch.concurrency.signals import SIGNALS, StopRequest
 from imgbatch.errors import Interrupted
-from imgbatch.interrupts import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
     """Run a program that has a StopRequest; `blocked()` is a call that keeps signals from Python's handlers."""
     before = (
         "import ctypes, os, signal, subprocess, sys, time\n"
-        "from imgbatch.interrupts import StopRequest\n"
+        "from imgbatch.concurrency.signals import StopRequest\n"
         "stop = StopRequest().install()\n"
         "def blocked():\n"
         "    deadline = time.monotonic() + 60\n"

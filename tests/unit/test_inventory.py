@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.sources import everything, recognise
-from imgbatch.storage import Folder
+from imgbatch.sources.recognise import everything, recognise
+from imgbatch.storage.stores import Folder
 
 MOMENT = datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC)
 OBJECTS = [("a b+c ü.jpg", 7, True, False), ("old.jpg", 5, False, False), ("gone.jpg", 0, True, True),

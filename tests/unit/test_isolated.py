@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imgbatch.decode import Rejected, decode
-from imgbatch.isolated import decode_isolated
+from imgbatch.decode.sandbox import decode_isolated
 from tests.integration import faults
 from tests.unit.pictures import encode, scene
 
@@ -51,7 +51,7 @@ def test_whatever_an_image_does_to_its_process_has_a_name(
     ((name, value),) = faults.patched(tmp_path, "imgbatch.decode", DEADLY).items()
     monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(value)
-    monkeypatch.setattr("imgbatch.isolated._START_S", 8.0)
+    monkeypatch.setattr("imgbatch.decode.sandbox._START_S", 8.0)
     with pytest.raises(Rejected, match=said) as caught:
         decode_isolated(what.encode(), timeout_s=0.1, **LIMITS)
     assert caught.value.reason == reason

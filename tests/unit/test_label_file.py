@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from imgbatch import taxonomy
 from imgbatch.errors import ModelError
-from imgbatch.models import label_file
+from imgbatch.models import label_file, taxonomy
 from tests.unit.networks import Load, tiny
 
 RGB = ["red", "green", "blue"]

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config import SourceConfig, StorageConfig
+from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
-from imgbatch.labelled_inputs import Resolver, TarMembers, relisted
-from imgbatch.models import zoo
-from imgbatch.parts import Footer, encode
+from imgbatch.evaluation.ground_truth import Truths
+from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
+from imgbatch.ledger.commit_log import Footer, encode
+from imgbatch.models import builtin
 from imgbatch.schema import LABELS, LISTING, REJECTS
-from imgbatch.sources import recognise
 from imgbatch.sources.labelled import TRUTH, Classes
+from imgbatch.sources.recognise import recognise
 from imgbatch.sources.tars import read_members, read_sidecars
-from imgbatch.storage import Folder, Stores
-from imgbatch.truths import Truths
+from imgbatch.storage.stores import Folder, Stores
 from jobs.evaluate import of_split
 from tests.unit.pictures import encode as encode_picture
 from tests.unit.pictures import scene
@@ -91,7 +91,7 @@ def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifes
         classes.require_known()
 
 
-IMAGENET = zoo.imagenet_labels()
+IMAGENET = builtin.imagenet_labels()
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_wordnet_ids_are_names_of_imagenets_classes_alone() -> None:
     with pytest.raises(InputError, match=r"'n01440764', the WordNet id of 'tench'\?"):
         classes.require_known()
     for number, path in ((11821, "imagenet12k"), (21843, "imagenet21k_goog")):  # those of timm's larger heads
-        synsets = zoo._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
-        assert zoo.wordnet_ids(zoo.labels_of(number, None)) == tuple(synsets)
+        synsets = builtin._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
+        assert builtin.wordnet_ids(builtin.labels_of(number, None)) == tuple(synsets)
 
 
 def test_a_name_that_two_classes_have_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,15 +25,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imgbatch import books, parts
-from imgbatch.announced import Announced
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError, Unreachable
-from imgbatch.ledger import Ledger
-from imgbatch.parts import Footer
+from imgbatch.ledger import audit, commit_log
+from imgbatch.ledger.commit_log import Footer
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.rewrite_intents import Announced
+from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS, labels_with
-from imgbatch.status import DONE, DUPLICATE, NEW, STALE
-from imgbatch.storage import Folder, Meta, Stores
+from imgbatch.storage.stores import Folder, Meta, Stores
 
 FINGERPRINT = {"digest": "abc", "top_k": 5}
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -117,7 +117,7 @@ def finish(book: Ledger, run: str = RUN) -> None:
 
 
 def rows(output: Folder, table: str = "labels") -> list[dict[str, Any]]:
-    log = parts.Log(output.folder(table))
+    log = commit_log.Log(output.folder(table))
     log.scan()
     files = (pa.BufferReader(output.read(f"{table}/{part(number)}")) for number in log.numbers)
     return [row for file in files for row in pq.read_table(file).to_pylist()]
@@ -278,7 +278,7 @@ def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Plac
     ]  # fmt: skip
     assert rows(place(), "rejects")[0]["input_split"] == "val"
     for name in place().names("labels"):
-        table, _ = parts.decode(place().folder("labels").read(name), name)
+        table, _ = commit_log.decode(place().folder("labels").read(name), name)
         assert table.schema.names == [*wanted.names, "input_split"]
         assert table.schema.field("embedding").type == pa.list_(pa.float16(), 3)
     assert states(ledger(place()), images("a", "b", "c")) == [[DONE, DONE, DONE]]
@@ -292,7 +292,7 @@ def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_fo
 ) -> None:
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
-    table, footer = parts.decode(place().read(f"labels/{part(1)}"), "labels")
+    table, footer = commit_log.decode(place().read(f"labels/{part(1)}"), "labels")
     assert table.schema.names == wanted.names and footer.shards == {"empty.tar": end}
 
 
@@ -333,7 +333,7 @@ def test_a_request_that_failed_and_comes_late_makes_no_double_row(place: Place) 
 def test_a_refusal_for_another_request_that_then_failed_costs_no_number(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_VANISHED_WAIT_S", 0)
+    monkeypatch.setattr(commit_log, "_VANISHED_WAIT_S", 0)
     refused = []
 
     def create(real: Verb, path: str, data: bytes) -> None:
@@ -368,7 +368,7 @@ def test_a_late_put_of_a_dead_run_takes_its_number_and_its_images(place: Place) 
     assert uris(place()) == ["a", "b", "c", "d"]
     assert commit(book, results("b")) == 0
     finish(book)
-    assert books.audit(place(), None).double == []
+    assert audit.audit(place(), None).double == []
 
 
 def test_a_late_put_cannot_land_behind_a_commit_or_a_seal(place: Place) -> None:
@@ -592,14 +592,14 @@ def test_a_seal_alone_holds_its_fingerprint_too(place: Place) -> None:
 
 
 def parquet(table: pa.Table, **metadata: str) -> bytes:
-    return parts.encode(table, metadata)
+    return commit_log.encode(table, metadata)
 
 
 OURS = Footer(RUN, FINGERPRINT).metadata()
 
 
 def whole() -> bytes:
-    return parts.encode(LABELS.empty_table(), OURS)
+    return commit_log.encode(LABELS.empty_table(), OURS)
 
 
 @pytest.mark.parametrize(
@@ -975,4 +975,4 @@ def test_any_interleaving_of_three_writers_ends_with_each_image_once(steps: list
         finish(writer)
     labels, refused = uris(output), uris(output, "rejects")
     assert sorted(labels + refused) == sorted(set.union(*sent))
-    assert books.audit(output, None).double == []
+    assert audit.audit(output, None).double == []

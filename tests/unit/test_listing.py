@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import InputError
-from imgbatch.ledger import Ledger
-from imgbatch.listing import PAGE_ROWS, Listing, page_name, pages, read_page
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import PAGE_ROWS, Listing, page_name, pages, read_page
 from imgbatch.schema import LISTING, RESULTS, with_carried
 from imgbatch.sources.base import ListingBatch
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
     output: Folder, batches: list[pa.Array], kind: pa.DataType, values: list[Any], page_rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take(carrying(number, x=column) for number, column in enumerate(batches))
     schemas = {page.schema for page in pages(output.folder("listing"))}
@@ -206,7 +206,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
 def test_a_column_that_the_first_batches_lack_is_not_lost(
     output: Folder, page_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take([ListingBatch(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
     values = [(row["uri"], row["input_a"], row["input_b"]) for row in rows(output)]
@@ -215,7 +215,7 @@ def test_a_column_that_the_first_batches_lack_is_not_lost(
 
 
 def test_only_pages_that_differ_are_written_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 1)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 1)
     written, put = [], Folder.put
     monkeypatch.setattr(Folder, "put", lambda self, name, data: (written.append(name), put(self, name, data)))
     listing(output).take(carrying(at, x=pa.array([value])) for at, value in enumerate([1, 2, 0.5, 3]))
@@ -301,8 +301,8 @@ FOLDER, MANIFEST = ListingBatch(batch("a", "b", "c")), labels_of(b="cat", c=None
 def test_a_row_with_a_value_takes_precedence_in_any_order(
     output: Folder, order: list[ListingBatch], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", page_rows)
-    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", buffered)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", buffered)
     taken = listing(output)
     taken.take(order)
     assert sorted(summary(output)) == [("a", 5, "e", None), ("b", 5, "e", "cat"), ("c", 5, "e", None)]
@@ -345,7 +345,7 @@ def test_values_that_differ_are_counted_and_the_first_is_kept(output: Folder, ca
 def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
     output: Folder, first: str | None, second: str, refused: bool, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", buffered)
+    monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", buffered)
     said = "^a is listed more than once, with two values of 'label': 'cat' and '[Cd]"
     taken = listing(output, agree=("input_label",))
     with pytest.raises(InputError, match=said) if refused else nullcontext():
@@ -366,8 +366,8 @@ def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, la
 
 
 def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.listing.PAGE_ROWS", 10)
-    monkeypatch.setattr("imgbatch.repeats.MAX_BUFFERED_BYTES", 4_000)
+    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", 4_000)
     everything, count = names(500), 0
     beats: list[int] = []
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as theirs
 
-from imgbatch import metrics
+from imgbatch.evaluation import metrics
 
 N, CLASSES = 600, 9
 

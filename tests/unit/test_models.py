@@ -19,15 +19,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from imgbatch import models
-from imgbatch.config import ClassifyConfig, ModelConfig
+from imgbatch.config.sections import ClassifyConfig, ModelConfig
 from imgbatch.errors import Interrupted, ModelError
-from imgbatch.models import child, directory, hubs, networks, zoo
-from imgbatch.models.build import build
+from imgbatch.models import architectures, builtin, check, directory, loading, pretrained
 from imgbatch.models.model import Model
-from imgbatch.models.runtime import Prediction
-from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.runtimes.base import Prediction
+from imgbatch.models.runtimes.build import build
+from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
 from tests.unit.networks import LABELS, STORES, Load, require_same_network, tiny, write
 from tests.unit.pictures import scene
@@ -64,7 +63,7 @@ def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> 
     torch.save(net.state_dict(), tmp_path / "torch/hub/checkpoints" / entry.url.rpartition("/")[2])
     model = load("torchvision:shufflenet_v2_x0_5")
     assert model.name == "torchvision:shufflenet_v2_x0_5@IMAGENET1K_V1" and "@" not in model.slug
-    assert model.labels == zoo.imagenet_labels() and model.features == 1024
+    assert model.labels == builtin.imagenet_labels() and model.features == 1024
     require_same_network(model.network(), net)
 
 
@@ -280,9 +279,9 @@ def test_weights_of_this_disk_are_shared_with_other_nodes_while_a_run_lasts(
 ) -> None:
     net = tiny()
     model, place = load(write(tmp_path / "mine", net)), Folder(STORES, str(tmp_path / "run" / "model"))
-    with models.shared(model, None) as alone:
+    with loading.shared(model, None) as alone:
         assert alone is model
-    with models.shared(model, place) as travels:
+    with loading.shared(model, place) as travels:
         (tmp_path / "mine" / "model.safetensors").unlink()  # as on a node that has no such disk
         require_same_network(travels.network(), net)
         assert replace(travels, network=model.network) == model
@@ -363,10 +362,10 @@ def test_a_size_that_the_network_does_not_take(load: Load, tmp_path: Path) -> No
 def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     chosen = ModelConfig(name=str(write(tmp_path / "dir", tiny())))
-    assert models.load(chosen, STORES).features == 96
+    assert loading.load(chosen, STORES).features == 96
     assert list(tmp_path.glob("imgbatch-*/checked-*.json"))
-    monkeypatch.setattr(child, "ask", None)
-    assert models.load(chosen, STORES).features == 96, "once a machine and model"
+    monkeypatch.setattr(check, "ask", None)
+    assert loading.load(chosen, STORES).features == 96, "once a machine and model"
 
 
 def test_a_signal_ends_the_wait_for_the_child() -> None:
@@ -375,29 +374,29 @@ def test_a_signal_ends_the_wait_for_the_child() -> None:
 
     question = {"task": "check", "name": "x"}
     with pytest.raises(Interrupted):
-        child.ask(question, limit_s=60, pulse=pulse)
+        check.ask(question, limit_s=60, pulse=pulse)
     with pytest.raises(ModelError, match="not there within 0 s"):
-        child.ask(question, limit_s=0)
+        check.ask(question, limit_s=0)
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
     with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: KeyError"):
-        child.ask({"name": "x"}, limit_s=60)
+        check.ask({"name": "x"}, limit_s=60)
 
 
 def test_labels_are_words_that_people_understand_and_occur_once() -> None:
-    assert zoo.imagenet_labels()[281:287] == (
+    assert builtin.imagenet_labels()[281:287] == (
         "tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "cougar"
     )  # fmt: skip
-    for classes in zoo._SUBSETS:
-        names = zoo.labels_of(classes, None)
+    for classes in builtin._SUBSETS:
+        names = builtin.labels_of(classes, None)
         assert len(set(names)) == len(names) == classes
-    assert zoo.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
-    assert zoo.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
+    assert builtin.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
+    assert builtin.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
     with pytest.raises(ModelError, match=r"its 7 classes are called is not known.*model\.labels"):
-        zoo.labels_of(7, None)
+        builtin.labels_of(7, None)
     with pytest.raises(ModelError, match="more than one class"):
-        zoo.unique(("a", "a"), "here")
+        builtin.unique(("a", "a"), "here")
 
 
 def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
@@ -406,7 +405,7 @@ def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
     assert len(entries) > 100
     for entry in entries:
         preset = entry.transforms()
-        ours = Preprocess.from_timm(hubs._as_timm_says_it(preset))
+        ours = Preprocess.from_timm(pretrained._as_timm_says_it(preset))
         assert (ours.height, ours.width, ours.resize) == (*preset.crop_size * 2, tuple(preset.resize_size)), entry
         assert (ours.mean, ours.std) == (tuple(preset.mean), tuple(preset.std))
         assert (ours.interpolation, preset.antialias) == (preset.interpolation.value, True)
@@ -415,7 +414,7 @@ def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "inception_v3", "efficientnet_b1", "efficientnet_v2_l"])
 def test_photos_look_as_torchvision_would_show_them(name: str, photos: list[Path]) -> None:
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    ours = Preprocess.from_timm(hubs._as_timm_says_it(preset))
+    ours = Preprocess.from_timm(pretrained._as_timm_says_it(preset))
     for path in photos[:3]:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
@@ -482,7 +481,7 @@ def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, lab
     save_file(net.state_dict(), tmp_path / "own.safetensors")
     model = load("torchvision:squeezenet1_1", weights=str(tmp_path / "own.safetensors"), labels=labels, image_size=160)
     seen: list[torch.Tensor] = []
-    networks.head(net, 3).register_forward_hook(lambda *called: seen.append(called[1][0]))  # type: ignore[union-attr]
+    architectures.head(net, 3).register_forward_hook(lambda *called: seen.append(called[1][0]))  # type: ignore[union-attr]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
     with torch.inference_mode():
         scores = net((torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)

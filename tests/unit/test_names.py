@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from imgbatch.sources import names
-from imgbatch.sources.names import Candidates, is_junk, junk
+from imgbatch.sources import patterns
+from imgbatch.sources.patterns import Candidates, is_junk, junk
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text(encoding="utf-8")
 
@@ -65,7 +65,7 @@ def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "listed"),
-    [("**Junk** is", (*names.JUNK, *names.JUNK_AS_WRITTEN)), ("**Not images** are", names.NO_IMAGES)],
+    [("**Junk** is", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images** are", patterns.NO_IMAGES)],
     ids=["junk", "no images"],
 )
 def test_the_page_about_inputs_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:

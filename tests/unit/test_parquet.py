@@ -12,17 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch import units
-from imgbatch.config import FetchConfig, SourceConfig
+from imgbatch.config.sections import FetchConfig, SourceConfig
+from imgbatch.engine import units
 from imgbatch.errors import InputError
-from imgbatch.fetch import Fetched, Fetcher
-from imgbatch.listing import Todo
+from imgbatch.ledger.listing import Todo
 from imgbatch.rejects import Refusal
-from imgbatch.sources import Source, everything, parquet, recognise
+from imgbatch.sources import parquet
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.columns import image_column
-from imgbatch.storage import Folder
+from imgbatch.sources.fetch import Fetched, Fetcher
+from imgbatch.sources.recognise import Source, everything, recognise
 from imgbatch.storage.local import LocalStore
+from imgbatch.storage.stores import Folder
 from tests.unit.test_sources import disk, place
 
 __all__ = ["disk", "place"]

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch import parts
-from imgbatch.config import Config, StorageConfig
+from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputError
-from imgbatch.parts import DEFAULTS, Footer, Log, decode, encode, require_same
+from imgbatch.ledger import commit_log
+from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, decode, encode, require_same
 from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS, labels_with
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 
 OURS = Footer("run", {"digest": "abc", "n": 1}, nonce="0123", seal=False)
 
@@ -162,7 +162,7 @@ def test_rows_that_another_writer_holds_all_make_no_part_but_a_seal_is_always_wr
 
 
 def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_MOST_CONFLICTS", 3)
+    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
     other = Log(log.folder)
     for name in "abcd":
         other.append(table(name), OURS, keep_all)
@@ -171,7 +171,7 @@ def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch:
 
 
 def test_a_number_that_stays_taken_by_nothing_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_VANISHED_WAIT_S", 0)
+    monkeypatch.setattr(commit_log, "_VANISHED_WAIT_S", 0)
 
     def refuse(name: str, data: bytes) -> None:
         raise Exists(name)
@@ -211,7 +211,7 @@ def test_a_part_that_gets_its_old_values_back_is_another_one(log: Log) -> None:
 
 def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append(table("a"), OURS, keep_all)
-    monkeypatch.setattr(parts, "_MOST_CONFLICTS", 3)
+    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
 
     def replace(self: Folder, name: str, data: bytes, tag: str | None) -> None:
         raise Conflict(name)

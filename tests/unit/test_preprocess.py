@@ -18,7 +18,7 @@ from PIL import Image
 
 from imgbatch.decode import decode
 from imgbatch.errors import ModelError
-from imgbatch.preprocess import Preprocess
+from imgbatch.models.preprocess import Preprocess
 
 from . import pictures as make
 
@@ -169,6 +169,6 @@ def test_the_summary_has_the_numbers_that_a_person_compares(name: str, told: str
 
 
 def test_the_value_is_had_without_torch() -> None:
-    code = "import sys; from imgbatch.preprocess import Preprocess as P; P.from_timm({}).describe(); "
+    code = "import sys; from imgbatch.models.preprocess import Preprocess as P; P.from_timm({}).describe(); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from imgbatch import console
-from imgbatch.console import Console
-from imgbatch.progress import Progress, Rate, line
+from imgbatch.terminal import console
+from imgbatch.terminal.console import Console
+from imgbatch.terminal.progress import Progress, Rate, line
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from imgbatch.budget import judge
-from imgbatch.config import RejectsConfig
+from imgbatch.config.sections import RejectsConfig
 from imgbatch.errors import BudgetError
+from imgbatch.pipeline.budget import judge
 from imgbatch.rejects import REASONS, Refusal, is_passing
 
 END, WAY = True, False

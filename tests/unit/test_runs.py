@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from imgbatch import runs
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputChangedError
-from imgbatch.storage import Folder, Stores
-from imgbatch.success_marker import Success, read_success
+from imgbatch.ledger import run_record
+from imgbatch.ledger.success_marker import Success, read_success
+from imgbatch.storage.stores import Folder, Stores
 
 
 @pytest.fixture
@@ -22,21 +22,21 @@ def output(tmp_path: Path) -> Folder:
     return Folder(Stores(StorageConfig(), {}), str(tmp_path))
 
 
-def read(record: runs.Record) -> dict[str, Any]:
+def read(record: run_record.Record) -> dict[str, Any]:
     """Return what the store has of a record."""
     found: dict[str, Any] = json.loads(record.folder.read("run.json"))
     return found
 
 
 def test_a_record_from_start_to_end(output: Folder) -> None:
-    record = runs.Record(output, {"config": {"top_k": 5}})
+    record = run_record.Record(output, {"config": {"top_k": 5}})
     record.start()
     said = read(record)
     assert (said["status"], said["exit_code"], said["config"]) == ("running", None, {"top_k": 5})
     assert said["owner"]["pid"] == os.getpid() and said["versions"]["python"] and said["hardware"]["host"]
     record.beat(counts={"listed": 1})
     assert read(record) == said, "it is not time yet"
-    record._beaten -= runs.HEARTBEAT_S
+    record._beaten -= run_record.HEARTBEAT_S
     record.beat(counts={"listed": 1})
     assert read(record)["counts"] == {"listed": 1} and read(record)["heartbeat"] == said["heartbeat"] + 1
     record.finish("failed", 3, error="away")
@@ -44,7 +44,7 @@ def test_a_record_from_start_to_end(output: Folder) -> None:
 
 
 def test_a_record_of_a_run_that_is_given_up(output: Folder) -> None:
-    record = runs.Record(output, {})
+    record = run_record.Record(output, {})
     record.start()
     record.facts["counts"] = {"listed": 1}
     record.give_up(15)
@@ -151,14 +151,14 @@ def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clocks_say(output: F
     output.put("runs/29990101T000000Z-ffffff/run.json", b"{}")  # by a machine whose clock is ahead
     ids = []
     for _ in range(3):
-        record = runs.Record(output, {})
+        record = run_record.Record(output, {})
         record.start()
         ids.append(record.id)
     assert [name[:16] for name in ids] == ["29990101T000001Z", "29990101T000002Z", "29990101T000003Z"]
-    assert runs.new_run_id("not-a-time")[:2] == "20" and runs.new_run_id("99991231T235959Z-000000")
+    assert run_record.new_run_id("not-a-time")[:2] == "20" and run_record.new_run_id("99991231T235959Z-000000")
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:
-    made = [runs.new_run_id() for _ in range(100)]
+    made = [run_record.new_run_id() for _ in range(100)]
     assert len(set(made)) == 100
     assert [name[:16] for name in made] == sorted(name[:16] for name in made)

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config import ClassifyConfig, ClusterConfig, Config, StorageConfig
-from imgbatch.parts import Footer, Log
-from imgbatch.resample import Reservoir
-from imgbatch.sample import in_another_format, in_the_format_of, restored
-from imgbatch.storage import Folder, Stores
+from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, StorageConfig
+from imgbatch.ledger.commit_log import Footer, Log
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.verification.relabel import Reservoir
+from imgbatch.verification.sample import in_another_format, in_the_format_of, restored
 from tests.conftest import ROOT, Job, write_model
 from tests.unit.offline import classify_here
 from tests.unit.pictures import encode, scene

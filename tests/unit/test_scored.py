@@ -11,25 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch import taxonomy
-from imgbatch.answers import answers
-from imgbatch.config import SourceConfig, StorageConfig
+from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
-from imgbatch.evaluation import Evaluation, compared
-from imgbatch.labelled_inputs import Resolver
-from imgbatch.models import zoo
+from imgbatch.evaluation.evaluation import Evaluation, compared
+from imgbatch.evaluation.ground_truth import Truths
+from imgbatch.evaluation.labelled_inputs import Resolver
+from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
+from imgbatch.evaluation.training_images import TrainingImages
+from imgbatch.inference.label_columns import answers
+from imgbatch.ledger.commit_log import Footer, encode
+from imgbatch.models import builtin, taxonomy
 from imgbatch.models.model import Model
-from imgbatch.models.runtime import Prediction
-from imgbatch.parts import Footer, encode
-from imgbatch.preprocess import Preprocess
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.runtimes.base import Prediction
 from imgbatch.report.evaluation import page
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
-from imgbatch.scored import PREDICTIONS, Scored, worst
-from imgbatch.seen import TrainingImages
-from imgbatch.sources import Source
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH, Columns
-from imgbatch.storage import Folder, Stores
-from imgbatch.truths import Truths
+from imgbatch.sources.recognise import Source
+from imgbatch.storage.stores import Folder, Stores
 
 FRUIT = ("Gala", "Fuji", "Lime", "<b>Fig & co</b>", "Plum", "Kiwi")
 TREE = b"label,kind\nGala,Apple\nFuji,Apple\nLime,Citrus\n<b>Fig & co</b>,Fig\nPlum,Stone\nKiwi,Berry\n"
@@ -339,7 +338,7 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
 
 
 def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids() -> None:
-    names, ids = model(zoo.imagenet_labels(), None), model(zoo.imagenet_synsets(), None)
+    names, ids = model(builtin.imagenet_labels(), None), model(builtin.imagenet_synsets(), None)
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [
         {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])

@@ -11,11 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch import seen
-from imgbatch.config import StorageConfig
-from imgbatch.seen import NOT_COMPARED, SELECTED, TRAINED, UNSEEN, Seen, TrainingImages, content_hash
-from imgbatch.storage import Folder, Stores
-from imgbatch.train import outcome
+from imgbatch.config.sections import StorageConfig
+from imgbatch.evaluation import training_images
+from imgbatch.evaluation.training_images import (
+    NOT_COMPARED,
+    SELECTED,
+    TRAINED,
+    UNSEEN,
+    Seen,
+    TrainingImages,
+    content_hash,
+)
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.training import artifacts
 
 
 def hashes(*numbers: int) -> np.ndarray:
@@ -92,19 +100,21 @@ def test_the_file_says_the_same_when_it_is_read_again_and_duckdb_reads_it(tmp_pa
     import duckdb
 
     known = TrainingImages.of(many(400), many(100, 1), limit=300)
-    (tmp_path / seen.FILE).write_bytes(known.parquet())
-    again = TrainingImages.read((tmp_path / seen.FILE).read_bytes())
+    (tmp_path / training_images.FILE).write_bytes(known.parquet())
+    again = TrainingImages.read((tmp_path / training_images.FILE).read_bytes())
     assert (
         again.up_to == known.up_to and (again.hashes == known.hashes).all() and (again.trained == known.trained).all()
     )
     with duckdb.connect() as connection:
-        rows = connection.sql(f"select role, count(*) from '{tmp_path / seen.FILE}' group by role").fetchall()
+        rows = connection.sql(
+            f"select role, count(*) from '{tmp_path / training_images.FILE}' group by role"
+        ).fetchall()
     assert dict(rows) == {"trained": int(known.trained.sum()), "selected": int((~known.trained).sum())}
 
 
 def test_a_million_hashes_take_eight_megabytes() -> None:
     known = TrainingImages.of(many(1_100_000), hashes())
-    assert len(known.hashes) == seen.LIMIT and len(known.parquet()) < 8.2e6
+    assert len(known.hashes) == training_images.LIMIT and len(known.parquet()) < 8.2e6
     assert known.proportion == pytest.approx(10 / 11, rel=0.01)
 
 
@@ -115,10 +125,10 @@ def test_a_model_without_the_file_is_one_of_which_nothing_is_known(
     place = Folder(stores, str(tmp_path / "model"))
     (tmp_path / "best.pth").write_bytes(b"weights")
     for name in ("timm:resnet50", "efficientnet_lite0", place.uri, str(tmp_path / "gone"), str(tmp_path / "best.pth")):
-        assert seen.of_model(name, stores) is None
+        assert training_images.of_model(name, stores) is None
     assert not caplog.records
-    place.put(seen.FILE, TrainingImages.of(hashes(7), hashes()).parquet())
-    known = seen.of_model(place.uri, stores)
+    place.put(training_images.FILE, TrainingImages.of(hashes(7), hashes()).parquet())
+    known = training_images.of_model(place.uri, stores)
     assert known is not None and known.codes(hashes(7)).tolist() == [TRAINED]
 
 
@@ -136,13 +146,13 @@ def foreign(**columns: list) -> bytes:
 def test_a_file_that_is_not_ours_is_named_and_nothing_is_known(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    (tmp_path / seen.FILE).write_bytes(content)
+    (tmp_path / training_images.FILE).write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert seen.of_model(str(tmp_path), Stores(StorageConfig())) is None
-    assert f"{tmp_path / seen.FILE} cannot be read" in caplog.text
+        assert training_images.of_model(str(tmp_path), Stores(StorageConfig())) is None
+    assert f"{tmp_path / training_images.FILE} cannot be read" in caplog.text
 
 
 def test_training_writes_what_it_learned_from_and_what_it_held_out() -> None:
     images = pa.table({"content_hash": pa.array([11, 12, None, 14, 15], pa.uint64())})
-    written = outcome.training_images(images, np.array([0, 3]), np.array([1, 3]), None)
+    written = artifacts.training_images(images, np.array([0, 3]), np.array([1, 3]), None)
     assert TrainingImages.read(written).codes(hashes(11, 12, 14, 15)).tolist() == [TRAINED, SELECTED, TRAINED, UNSEEN]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgbatch.config import SourceConfig
+from imgbatch.config.sections import SourceConfig
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED, read
 
 

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.candidates import candidates, no_image
-from imgbatch.carried import Columns
-from imgbatch.config import IMAGE_SUFFIXES, SourceConfig, StorageConfig
+from imgbatch.config.sections import IMAGE_SUFFIXES, SourceConfig, StorageConfig
 from imgbatch.errors import BadPath, Forbidden, ImgbatchError, InputError, NotFound
-from imgbatch.listing import Counts
+from imgbatch.ledger.candidates import candidates, no_image
+from imgbatch.ledger.carried import Columns
+from imgbatch.ledger.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
-from imgbatch.sources import everything, recognise
 from imgbatch.sources.objects import are_images
-from imgbatch.storage import Folder, Meta, Stores
+from imgbatch.sources.recognise import everything, recognise
+from imgbatch.storage.stores import Folder, Meta, Stores
 
 CANDIDATES = [
     "a.jpg", "UP.JPG", "MiXed.JpEg", "_x.jpg", "nosuffix", "_under", "two.dots.png", "a b.jpg", "h#x.jpg", "p%20.jpg",

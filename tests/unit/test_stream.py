@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from imgbatch.concurrency.polling import bounded, ticking
 from imgbatch.errors import ClusterError
-from imgbatch.stream import bounded, ticking
 
 
 def test_items_come_in_order_and_end() -> None:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config import SourceConfig, StorageConfig
+from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
-from imgbatch.sources import everything, recognise
-from imgbatch.storage import Folder, Stores
+from imgbatch.sources.recognise import everything, recognise
+from imgbatch.storage.stores import Folder, Stores
 
 LOGS = {
     "Delta": ["_delta_log/00000000000000000000.json", "_delta_log/00000000000000000010.checkpoint.parquet"],
@@ -98,7 +98,7 @@ def test_other_folders_of_tables_are_read(place: Folder, name: str) -> None:
 
 
 def test_a_log_is_found_however_many_files_lie_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.storage.local._BATCH", 2)
+    monkeypatch.setattr("imgbatch.storage.stores.local._BATCH", 2)
     place = Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path))
     for number in range(5):
         put_table(place, f"a/A={number}/0.parquet")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imgbatch.books import Books
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
+from imgbatch.ledger.audit import Books
+from imgbatch.ledger.run_record import Record
+from imgbatch.pipeline.run_summary import Tally
 from imgbatch.rejects import note_examples
-from imgbatch.runs import Record
-from imgbatch.storage import Folder, Stores
-from imgbatch.tally import Tally
+from imgbatch.storage.stores import Folder, Stores
 
 
 @pytest.fixture

@@ -20,22 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch import books, units
-from imgbatch.classify import LabelImages, Work
-from imgbatch.committer import Committer
-from imgbatch.config import Config, FetchConfig, SourceConfig, StorageConfig
+from imgbatch.config.sections import Config, FetchConfig, SourceConfig, StorageConfig
+from imgbatch.engine import units
 from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Counts, Listing, Todo
+from imgbatch.inference.worker import LabelImages, Work
+from imgbatch.ledger import audit
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import Counts, Listing, Todo
+from imgbatch.ledger.tar_progress import OpenShard
 from imgbatch.models.model import Model
-from imgbatch.parts import Log
-from imgbatch.preprocess import Preprocess
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.pipeline.committer import Committer
 from imgbatch.rejects import Refusal
-from imgbatch.shards import OpenShard
-from imgbatch.sources import everything, recognise
+from imgbatch.sources.recognise import everything, recognise
 from imgbatch.sources.tars import End, Member, Tar, key_of
-from imgbatch.storage import Folder, Meta, Stores
 from imgbatch.storage.local import LocalStore
+from imgbatch.storage.stores import Folder, Meta, Stores
 from tests.unit.pictures import encode
 from tests.unit.test_classify import MeanColour
 
@@ -389,7 +390,7 @@ def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.sources.tars.MOST_COLLECTED_BYTES", 1 << 20)
+    monkeypatch.setattr("imgbatch.sources.recognise.tars.MOST_COLLECTED_BYTES", 1 << 20)
     entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
     with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
         collected(tmp_path, packed(*entries))
@@ -430,7 +431,7 @@ class Run:
         prune: bool = False,
         retry: str = "transient",
         give_up: bool = False,
-    ) -> books.Books:
+    ) -> audit.Books:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
@@ -463,7 +464,7 @@ class Run:
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
         self.counts.listed += taken.of_tars
-        totals = books.audit(self.output, pages, limited=limit is not None)
+        totals = audit.audit(self.output, pages, limited=limit is not None)
         totals.require_balance()
         assert totals.listed == self.counts.listed
         return totals
@@ -489,7 +490,7 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a run whose workers send 4 images at a time."""
-    monkeypatch.setattr("imgbatch.classify._AT_ONCE", 4)
+    monkeypatch.setattr("imgbatch.inference.worker._AT_ONCE", 4)
     return Run(tmp_path)
 
 
@@ -732,7 +733,7 @@ def test_a_store_that_stays_away_in_mid_tar_is_a_passing_reject(run: Run, monkey
 def test_a_cut_connection_is_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.stores = Stores(StorageConfig(retries=2), {})
     run.put("a.tar", packed(*pictures(0, 30)))
-    monkeypatch.setattr("imgbatch.storage.files.backoff", lambda attempt: 0.0)
+    monkeypatch.setattr("imgbatch.storage.file_objects.backoff", lambda attempt: 0.0)
 
     def short(self: LocalStore, path: str, start: int, etag: str | None) -> Iterator[bytes]:
         yield Path(path).read_bytes()[start : start + 3000]
@@ -786,7 +787,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
 
 
 def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
-    from imgbatch.interrupts import StopRequest
+    from imgbatch.concurrency.signals import StopRequest
     from jobs import classify
 
     shard = OpenShard("a.tar", "v", refused=True)
@@ -849,7 +850,7 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
     log = Log(run.output.folder("labels"))
     log.scan()
     log.rewrite(2, lambda table: table.slice(1))
-    totals = books.audit(run.output, run.output.folder("runs/1/listing"))
+    totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
     with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
         totals.require_balance()
 

@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from imgbatch import models, taxonomy
-from imgbatch.answers import answers
-from imgbatch.config import ModelConfig, StorageConfig
+from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
-from imgbatch.models import zoo
+from imgbatch.inference.label_columns import answers
+from imgbatch.models import builtin, loading, taxonomy
 from imgbatch.models.model import Model
-from imgbatch.models.on_torch import TorchRuntime
-from imgbatch.models.runtime import Prediction
-from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Stores
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.models.runtimes.base import Prediction
+from imgbatch.models.runtimes.torch_runtime import TorchRuntime
+from imgbatch.storage.stores import Stores
 
 FRUIT = ["Gala", "Fuji", "Banana", "Carrot"]
 CSV = b"label,kind,department\nFuji,Apple,Fruit\nGala,Apple,Fruit\nBanana,Banana,Fruit\nCarrot,Root,Vegetable\n"
@@ -173,7 +172,7 @@ def test_a_models_own_labels_may_differ_in_case_alone() -> None:
 
 
 def test_a_parent_is_never_less_likely_than_its_child_to_the_last_bit() -> None:
-    tree, generator = zoo.imagenet_taxonomy(), np.random.default_rng(0)
+    tree, generator = builtin.imagenet_taxonomy(), np.random.default_rng(0)
     for sharpness in (0.003, 0.03, 1):
         probabilities = generator.dirichlet(np.full(1000, sharpness), 300).astype(np.float32)
         levels = tree.roll_up(probabilities)
@@ -241,19 +240,19 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     directory, stores = shutil.copytree(tiny_model, tmp_path / "tiny"), Stores(StorageConfig(), {})
-    plain = models.load(ModelConfig(name=str(directory)), stores)
+    plain = loading.load(ModelConfig(name=str(directory)), stores)
     assert plain.taxonomy is None and plain.fingerprint()["taxonomy"] is None
     (directory / "taxonomy.csv").write_text("label,kind\n" + "".join(f"{label},x\n" for label in "abcdefg"))
-    known = models.load(ModelConfig(name=str(directory)), stores)
+    known = loading.load(ModelConfig(name=str(directory)), stores)
     assert known.taxonomy is not None and known.taxonomy.path(0) == ["x", "a"]
     assert known.fingerprint() == {**plain.fingerprint(), "taxonomy": known.taxonomy.digest}
     (directory / "taxonomy.csv").rename(directory / "taxonomy.json")
     with pytest.raises(ModelError, match=r"taxonomy\.json is no tree"):
-        models.load(ModelConfig(name=str(directory)), stores)
+        loading.load(ModelConfig(name=str(directory)), stores)
 
 
 def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
-    tree, labels = zoo.imagenet_taxonomy(), zoo.imagenet_labels()
+    tree, labels = builtin.imagenet_taxonomy(), builtin.imagenet_labels()
     paths = {label: tree.path(number) for number, label in enumerate(labels)}
     assert [level.name for level in tree.levels] == ["domain", "group", "kind", "label"]
     assert paths["tabby"] == ["animal", "mammal", "cat", "tabby"]
@@ -266,7 +265,7 @@ def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
 
 
 def test_the_shipped_table_has_a_row_for_each_class_in_their_order() -> None:
-    path = Path(zoo.__file__).with_name("imagenet_taxonomy.csv")
+    path = Path(builtin.__file__).with_name("imagenet_taxonomy.csv")
     rows = list(csv.reader(path.read_text().splitlines()))[1:]
-    assert [row[0] for row in rows] == list(zoo.imagenet_labels())
+    assert [row[0] for row in rows] == list(builtin.imagenet_labels())
     assert "WordNet 3.0 Copyright" in path.with_name("imagenet_taxonomy.LICENSE.txt").read_text()

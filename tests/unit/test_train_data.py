@@ -8,16 +8,17 @@ import pytest
 
 from imgbatch.errors import InputError
 from imgbatch.sources.split_words import TEST, TRAIN, VAL, codes
-from imgbatch.train import labelled, splits
-from imgbatch.train.labelled import NO_CLASS
-from imgbatch.train.splits import ALWAYS, NEVER
+from imgbatch.training import labels as labels_module
+from imgbatch.training import splits
+from imgbatch.training.labels import NO_CLASS
+from imgbatch.training.splits import ALWAYS, NEVER
 
 
-def read(names: list, split: list | None = None, group: list | None = None) -> labelled.Labelled:
+def read(names: list, split: list | None = None, group: list | None = None) -> labels_module.Labelled:
     """Number the classes of images with these labels, splits and groups."""
     said = codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
     together = pa.array(group if group is not None else [None] * len(names), pa.string())
-    return labelled.read(pa.array(names, pa.string()), np.maximum(said, TRAIN), together)
+    return labels_module.read(pa.array(names, pa.string()), np.maximum(said, TRAIN), together)
 
 
 def test_classes_are_numbered_in_the_order_of_their_names() -> None:
@@ -63,12 +64,12 @@ def test_groups_that_a_person_would_take_for_one_are_refused() -> None:
         read(["a", "b"], group=["P001", "p001"])
 
 
-def found(classes: list[int], split: list | None = None, group: list | None = None) -> labelled.Labelled:
+def found(classes: list[int], split: list | None = None, group: list | None = None) -> labels_module.Labelled:
     return read([None if c < 0 else f"c{c}" for c in classes], split, group)
 
 
 def assigned(
-    labels: labelled.Labelled, folds: int | None = None, seed: int = 0, unreadable: tuple[int, ...] = ()
+    labels: labels_module.Labelled, folds: int | None = None, seed: int = 0, unreadable: tuple[int, ...] = ()
 ) -> list:
     usable = np.ones(len(labels.classes), bool)
     usable[list(unreadable)] = False

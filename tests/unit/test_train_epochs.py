@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from imgbatch import models
-from imgbatch.config import ModelConfig, StorageConfig
+from imgbatch.config.sections import ModelConfig, StorageConfig
+from imgbatch.config.training import TrainConfig
 from imgbatch.errors import ModelError, UsageError
-from imgbatch.storage import Folder, Stores
-from imgbatch.train import epochs, network, prepared, recipe
-from imgbatch.train.fit import Fit, Place
-from imgbatch.train.prepared import ROWS
-from imgbatch.train.settings import TrainConfig
+from imgbatch.models import loading
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.training import cache, defaults, network
+from imgbatch.training import trainer as trainer_module
+from imgbatch.training.cache import ROWS
+from imgbatch.training.context import Fit, Place
 from tests.unit.pictures import scene
 
 CLASSES, EACH = 3, 8
@@ -28,14 +29,14 @@ CLASSES, EACH = 3, 8
 
 def keys(numbers: Iterable[int]) -> np.ndarray:
     uris = [f"image {number}" for number in numbers]
-    return prepared.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
+    return cache.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
 
 
 def keep(folder: Folder, numbers: np.ndarray, pixels: np.ndarray) -> Folder:
     """Write pixels as the operator would, in two shards."""
     for part in np.array_split(np.arange(len(numbers)), 2):
         rows = [{"index": number, "uri": f"image {number}"} for number in numbers[part].tolist()]
-        prepared.write(folder, pixels[part], pa.Table.from_pylist(rows, schema=ROWS))
+        cache.write(folder, pixels[part], pa.Table.from_pylist(rows, schema=ROWS))
     return folder
 
 
@@ -43,7 +44,7 @@ def keep(folder: Folder, numbers: np.ndarray, pixels: np.ndarray) -> Folder:
 def job(tmp_path: Path, tiny_model: Path) -> Fit:
     """Three classes of a colour each; two images of each are held out."""
     stores = Stores(StorageConfig())
-    base = models.load(ModelConfig(name=str(tiny_model)), stores)
+    base = loading.load(ModelConfig(name=str(tiny_model)), stores)
     classes = np.repeat(np.arange(CLASSES), EACH)
     numbers = np.arange(len(classes)) * 2  # as where others of the listing could not be read
     held = np.arange(len(classes)) % EACH >= EACH - 2
@@ -56,7 +57,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Fit:
 
     folder = Folder(stores, str(tmp_path))
     config = replace(
-        recipe.resolve(
+        defaults.resolve(
             TrainConfig(epochs=3, refit_epochs=1, batch_size=6, lr=3e-3, dtype="float32"),
             18,
             160,
@@ -76,13 +77,13 @@ def job(tmp_path: Path, tiny_model: Path) -> Fit:
 
 def result(job: Fit) -> tuple[dict, dict]:
     """Return what a finished run left."""
-    trained = torch.load(io.BytesIO(job.run.read(epochs.RESULT)), weights_only=True)
-    arrays = np.load(io.BytesIO(job.run.read(epochs.HELD_OUT)))
+    trained = torch.load(io.BytesIO(job.run.read(trainer_module.RESULT)), weights_only=True)
+    arrays = np.load(io.BytesIO(job.run.read(trainer_module.HELD_OUT)))
     return trained, {name: arrays[name] for name in arrays.files}
 
 
 def test_the_held_out_images_are_told_apart_and_the_curve_says_how_that_came(job: Fit) -> None:
-    epochs.run(job, Place())
+    trainer_module.run(job, Place())
     trained, held = result(job)
     assert [(point["phase"], point["epoch"]) for point in trained["curve"]] == [
         ("learn", 1), ("learn", 2), ("learn", 3), ("refit", 1),
@@ -97,14 +98,14 @@ def test_one_seed_gives_one_result(job: Fit, tmp_path: Path) -> None:
     for number, seed in enumerate((0, 0)):
         run = Folder(job.run.stores, str(tmp_path / f"run-{number}"))
         again = replace(job, run=run, config=replace(job.config, seed=seed, epochs=1, refit=False))
-        epochs.run(again, Place())
+        trainer_module.run(again, Place())
         found.append(result(again)[1]["final"])
     assert np.array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("killed_behind", [1, 4], ids=["in learning", "before the result"])
 def test_a_run_that_was_killed_goes_on_and_comes_to_the_same(job: Fit, tmp_path: Path, killed_behind: int) -> None:
-    epochs.run(job, Place())
+    trainer_module.run(job, Place())
     seen = []
 
     def die(fact: dict) -> None:
@@ -116,12 +117,12 @@ def test_a_run_that_was_killed_goes_on_and_comes_to_the_same(job: Fit, tmp_path:
     again = replace(job, run=Folder(job.run.stores, str(tmp_path / "again")))
     if killed_behind < 4:
         with pytest.raises(KeyboardInterrupt):
-            epochs.run(again, Place(tell=die))
+            trainer_module.run(again, Place(tell=die))
     else:
-        epochs.run(again, Place())
-        again.run.delete(epochs.RESULT)
+        trainer_module.run(again, Place())
+        again.run.delete(trainer_module.RESULT)
     told = []
-    epochs.run(again, Place(tell=told.append))
+    trainer_module.run(again, Place(tell=told.append))
     assert told[0]["kind"] == "resumed"
     assert len([fact for fact in told if fact["kind"] == "epoch"]) == 4 - killed_behind
     assert np.array_equal(result(job)[1]["final"], result(again)[1]["final"])
@@ -137,15 +138,15 @@ def test_a_base_that_is_not_timms_is_refused(job: Fit) -> None:
 
 def test_training_that_diverges_says_so(job: Fit) -> None:
     with pytest.raises(UsageError, match=r"training diverged in epoch 1 \(learn\).*lower train.lr, which is 1e\+30"):
-        epochs.run(replace(job, config=replace(job.config, lr=1e30)), Place())
+        trainer_module.run(replace(job, config=replace(job.config, lr=1e30)), Place())
     assert not job.run.names()
 
 
 def test_the_time_left_is_that_of_the_refit_too(job: Fit) -> None:
     told: list[dict] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epochs, "_TELL_EACH_S", 0.0)
-        epochs.run(job, Place(tell=told.append))
+        patch.setattr(trainer_module, "_TELL_EACH_S", 0.0)
+        trainer_module.run(job, Place(tell=told.append))
     steps = [fact for fact in told if fact["kind"] == "step"]
     images = [
         round(fact["seconds_left"] * fact["images_per_second"]) for fact in steps if fact["seconds_left"] is not None
@@ -157,7 +158,7 @@ def test_patience_ends_learning_and_the_best_epoch_is_what_stays(job: Fit) -> No
     config = replace(
         job.config, epochs=30, patience=2, lr=1.0, refit=False, warmup_fraction=0.0
     )  # it can only get worse
-    epochs.run(replace(job, config=config), Place())
+    trainer_module.run(replace(job, config=config), Place())
     trained, held = result(job)
     losses = [point["held_out_loss"] for point in trained["curve"]]
     assert len(losses) == trained["best_epoch"] + 2 < 30
@@ -178,8 +179,8 @@ def test_pictures_are_mirrored_in_the_refit_if_held_out_ones_are_told_mirrored(
     inputs[np.arange(len(inputs)), :, 80:, (job.classes[job.held] + 1) % CLASSES] = 250
     numbers = np.arange(len(job.classes))[job.held] * 2
     job = replace(job, inputs=keep(job.run.folder("sides"), numbers, inputs), config=replace(job.config, epochs=1))
-    monkeypatch.setattr("imgbatch.train.network.logits", logits)
-    epochs.run(job, Place())
+    monkeypatch.setattr("imgbatch.training.network.logits", logits)
+    trainer_module.run(job, Place())
     trained, _ = result(job)
     assert trained["mirrored"] is not sided
     assert trained["curve"][0]["held_out_accuracy"] == 1
@@ -203,9 +204,9 @@ def test_the_result_is_the_mean_of_both_phases_unless_it_lies_on_a_hill(
         phases["refit"] = {name: value.clone() for name, value in trainer._net.state_dict().items()}
         return honest(trainer)
 
-    honest = epochs._Trainer.average
-    monkeypatch.setattr(epochs._Trainer, "average", average)
-    epochs.run(job, Place())
+    honest = trainer_module._Trainer.average
+    monkeypatch.setattr(trainer_module._Trainer, "average", average)
+    trainer_module.run(job, Place())
     trained, held = result(job)
     assert trained["averaged"] is not apart
     for name, value in trained["net"].items():
@@ -214,7 +215,7 @@ def test_the_result_is_the_mean_of_both_phases_unless_it_lies_on_a_hill(
         assert torch.allclose(value, expected, atol=1e-6), name
     net = network.build(job.base, CLASSES, pretrained=True, seed=0).to(memory_format=torch.channels_last)
     net.load_state_dict(trained["net"])
-    inputs = prepared.load(job.inputs, job.keys[job.held], np.empty)
+    inputs = cache.load(job.inputs, job.keys[job.held], np.empty)
     said = network.logits(net, inputs, job.base.preprocess, "float32", torch.device("cpu"))
     assert np.allclose(said, held["final"], atol=1e-3), "the figures are of the network that is written"
 
@@ -229,7 +230,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_what_can_be_asked_for_runs(job: Fit, change: dict) -> None:
     before = {name: value.clone() for name, value in job.base.network().state_dict().items()}
-    epochs.run(replace(job, config=replace(job.config, epochs=1, refit=False, **change)), Place())
+    trainer_module.run(replace(job, config=replace(job.config, epochs=1, refit=False, **change)), Place())
     trained, held = result(job)
     assert np.isfinite(held["final"]).all()
     same = [name for name, value in trained["net"].items() if name in before and torch.equal(before[name], value)]

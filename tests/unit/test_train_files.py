@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config import Config, SourceConfig, StorageConfig
+from imgbatch.config.sections import Config, SourceConfig, StorageConfig
+from imgbatch.config.training import Training
 from imgbatch.errors import ClusterError, OutputError
-from imgbatch.listing import Todo
+from imgbatch.ledger.listing import Todo
 from imgbatch.models.model import Model
-from imgbatch.preprocess import Preprocess
-from imgbatch.storage import Folder, Stores
-from imgbatch.train import prepare, prepared, publish, ways
-from imgbatch.train.page import page
-from imgbatch.train.prepared import ROWS
-from imgbatch.train.settings import Training
+from imgbatch.models.preprocess import Preprocess
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.training import cache, cache_build, publish, strategies
+from imgbatch.training.cache import ROWS
+from imgbatch.training.page import page
 
 
 @pytest.fixture
@@ -33,18 +33,18 @@ def shard(folder: Folder, numbers: list[int], value: int, **columns: Any) -> Non
     rows = pa.Table.from_pylist(
         [{"index": number, "uri": f"image {number}", **columns} for number in numbers], schema=ROWS
     )
-    prepared.write(folder, np.full((len(numbers), 2, 2), value, np.uint8) + np.array(numbers)[:, None, None], rows)
+    cache.write(folder, np.full((len(numbers), 2, 2), value, np.uint8) + np.array(numbers)[:, None, None], rows)
 
 
 def keys(*numbers: int) -> np.ndarray:
     uris = [f"image {number}" for number in numbers]
-    return prepared.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
+    return cache.keys_of(pa.table({"uri": uris, "offset": pa.nulls(len(uris), pa.int64())}))
 
 
 def test_arrays_come_in_the_order_asked_for_from_whatever_shards_hold_them(folder: Folder) -> None:
     shard(folder, [5, 1, 3], 10)
     shard(folder, [0, 2], 20)
-    found = prepared.load(folder, keys(1, 2, 5), np.empty)
+    found = cache.load(folder, keys(1, 2, 5), np.empty)
     assert found[:, 0, 0].tolist() == [11, 22, 15]
 
 
@@ -53,9 +53,9 @@ def test_a_shard_whose_writer_was_killed_does_not_count(folder: Folder) -> None:
     shard(folder, [2, 3], 0)
     (second,) = {name for name in folder.names() if name.startswith("000000002") and name.endswith(".parquet")}
     folder.delete(second)
-    assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
+    assert [each.rows["index"].to_pylist() for each in cache.shards(folder)] == [[0, 1]]
     with pytest.raises(ClusterError, match="1 of 2 images are in no shard"):
-        prepared.load(folder, keys(0, 2), np.empty)
+        cache.load(folder, keys(0, 2), np.empty)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
@@ -73,21 +73,21 @@ def test_a_shard_that_is_damaged_is_not_used_and_made_again(folder: Folder, suff
         "other": folder.read(names[0]),
     }
     folder.put(names[1], bad[damage])
-    assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [0, 1], "the others can be used"
+    assert cache.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [0, 1], "the others can be used"
     with pytest.raises(ClusterError, match="run the same command again"):
-        prepared.load(folder, keys(1, 2), np.empty)
-    assert [each.rows["index"].to_pylist() for each in prepared.shards(folder)] == [[0, 1]]
+        cache.load(folder, keys(1, 2), np.empty)
+    assert [each.rows["index"].to_pylist() for each in cache.shards(folder)] == [[0, 1]]
     shard(folder, [2, 3], 0)
-    assert prepared.load(folder, keys(1, 2), np.empty)[:, 0, 0].tolist() == [1, 2]
+    assert cache.load(folder, keys(1, 2), np.empty)[:, 0, 0].tolist() == [1, 2]
 
 
-def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], prepare.Prepared]:
+def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], cache_build.Prepared]:
     """Return which entries of a listing are known, and what there is of them."""
     work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
     todo = Todo(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    known = prepare._known(work, todo)
-    return known.tolist(), prepare._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
+    known = cache_build._known(work, todo)
+    return known.tolist(), cache_build._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
 
 
 def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(folder: Folder) -> None:
@@ -99,9 +99,9 @@ def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(
     shard(folder, [1], 20)
     known, made = ready(folder, [f"image {number}" for number in range(4)])
     assert known == [True, True, True, True] and made.rejects["uri"].to_pylist() == ["image 2"]
-    assert prepared.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [10, 21]
+    assert cache.load(folder, keys(0, 1), np.empty)[:, 0, 0].tolist() == [10, 21]
     with pytest.raises(ClusterError, match="1 of 2 images"):
-        prepared.load(folder, keys(1, 2), np.empty)
+        cache.load(folder, keys(1, 2), np.empty)
 
 
 def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -> None:
@@ -109,11 +109,11 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
         {"index": 0, "offset": 0, "uri": "a.tar#1.jpg"},
         {"index": 0, "offset": 1, "uri": "a.tar", "reason": "truncated"},
     ]
-    prepared.write(folder, np.zeros((2, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+    cache.write(folder, np.zeros((2, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
     known, made = ready(folder, ["a.tar", "image 1"], tars=(0,))
     assert known == [False, False]
     assert made.images["uri"].to_pylist() == ["a.tar#1.jpg"] and made.rejects["uri"].to_pylist() == ["a.tar"]
-    folder.put(f"{0:09d}{prepared.READ}", b"")
+    folder.put(f"{0:09d}{cache.READ}", b"")
     assert ready(folder, ["a.tar", "image 1"], tars=(0,))[0] == [True, False]
 
 
@@ -121,31 +121,31 @@ def test_a_tar_that_could_not_be_read_is_a_reject_and_no_image(folder: Folder) -
 def test_a_tar_with_a_damaged_shard_is_read_again(folder: Folder, suffix: str) -> None:
     rows = [{"index": 0, "offset": offset, "uri": f"a.tar#{offset}.jpg"} for offset in (0, 512)]
     for row in rows:
-        prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist([row], schema=ROWS))
-    folder.put(f"{0:09d}{prepared.READ}", b"")
+        cache.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist([row], schema=ROWS))
+    folder.put(f"{0:09d}{cache.READ}", b"")
     known, made = ready(folder, ["a.tar"], tars=(0,))
     assert known == [True] and len(made.images) == 2
     damaged = next(name for name in sorted(folder.names()) if name.endswith(suffix))
     folder.put(damaged, b"")
     if suffix == ".npy":
         with pytest.raises(ClusterError, match="run the same command again"):
-            prepared.load(folder, made.keys, np.empty)
+            cache.load(folder, made.keys, np.empty)
     assert ready(folder, ["a.tar"], tars=(0,))[0] == [False]
 
 
 def test_sidecars_that_are_damaged_are_not_used(folder: Folder) -> None:
     work = SimpleNamespace(listing=folder, stores=folder.stores, config=Config(), shards=folder, features=None)
-    keep = prepared.Prepare(cast(Any, work)).keeps_sidecars(0)
+    keep = cache.Prepare(cast(Any, work)).keeps_sidecars(0)
     keep({"1": {"input_cls": "cat"}})
-    folder.put(f"{0:09d}{prepared.READ}", b"")
+    folder.put(f"{0:09d}{cache.READ}", b"")
     images = pa.Table.from_pylist([{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}], schema=ROWS)
-    told = prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
-    assert told[prepared.TRUTH].to_pylist() == ["cat"]
-    (name,) = (name for name in folder.names() if name.endswith(prepared.SIDECARS))
+    told = cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert told[cache.TRUTH].to_pylist() == ["cat"]
+    (name,) = (name for name in folder.names() if name.endswith(cache.SIDECARS))
     folder.put(name, folder.read(name).replace(b"cat", b"cow"))
     with pytest.raises(ClusterError, match="run the same command again"):
-        prepared.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
-    assert not [name for name in folder.names() if name.endswith((prepared.READ, prepared.SIDECARS))]
+        cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    assert not [name for name in folder.names() if name.endswith((cache.READ, cache.SIDECARS))]
 
 
 def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixels(folder: Folder) -> None:
@@ -153,15 +153,15 @@ def test_a_second_member_of_a_name_is_a_reject_and_the_first_keeps_its_own_pixel
         {"index": 0, "offset": offset, "uri": "a.tar#1.jpg", "input_label": name}
         for offset, name in ((512, "cat"), (2048, "dog"))
     )
-    prepared.write(folder, np.full((1, 2, 2), 9, np.uint8), pa.Table.from_pylist([second], schema=ROWS))
-    prepared.write(folder, np.full((2, 2, 2), 5, np.uint8), pa.Table.from_pylist([first, first], schema=ROWS))
+    cache.write(folder, np.full((1, 2, 2), 9, np.uint8), pa.Table.from_pylist([second], schema=ROWS))
+    cache.write(folder, np.full((2, 2, 2), 5, np.uint8), pa.Table.from_pylist([first, first], schema=ROWS))
     _, made = ready(folder, ["a.tar"], tars=(0,))
     assert made.images["uri"].to_pylist() == ["a.tar#1.jpg", "a.tar#1.jpg@2048"] and made.read.tolist() == [True, False]
     assert made.images["input_label"].to_pylist() == ["cat", "dog"]
     assert made.rejects.select(["uri", "stage", "reason"]).to_pylist() == [
         {"uri": "a.tar#1.jpg@2048", "stage": "list", "reason": "duplicate"}
     ]
-    assert prepared.load(folder, made.keys[made.read], np.empty)[:, 0, 0].tolist() == [5]
+    assert cache.load(folder, made.keys[made.read], np.empty)[:, 0, 0].tolist() == [5]
 
 
 def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
@@ -169,24 +169,24 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
 ) -> None:
     preprocess = Preprocess(height=8, width=8, resize=(8,))
     base, nothing = Model(name="m", digest="0", labels=("a",), preprocess=preprocess, network=list), cast(Any, None)
-    task = ways.Task(
+    task = strategies.Task(
         Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing, lambda: None
     )
     now = task.images(preprocess).shards.uri
     assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.output.content_hash
-    at = prepared.ROWS.get_field_index("content_hash")
-    monkeypatch.setattr(prepared, "ROWS", prepared.ROWS.remove(at))  # as 0.1 wrote them
+    at = cache.ROWS.get_field_index("content_hash")
+    monkeypatch.setattr(cache, "ROWS", cache.ROWS.remove(at))  # as 0.1 wrote them
     assert task.images(preprocess).shards.uri != now
 
 
 def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
     rows = [{"index": 0, "uri": "image 0", "input_label": "7", "input_group": "1"}]
-    prepared.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+    cache.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
     work = cast(Any, SimpleNamespace(shards=folder, config=Config()))
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
     todo = Todo(np.array([False, True]), np.zeros((0, 2), np.int64), {})
-    made = prepare._result(work, listed, np.ones(2, bool), todo)
+    made = cache_build._result(work, listed, np.ones(2, bool), todo)
     assert made.images["input_label"].to_pylist() == ["7", "8"] and made.rejects["reason"].to_pylist() == ["crashed"]
 
 
@@ -196,9 +196,9 @@ def test_a_tar_that_was_read_to_its_end_at_last_has_no_reject_of_its_own(folder:
         [{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}, away],
         [{"index": 0, "offset": 512, "uri": "a.tar#2.jpg"}],
     ):
-        prepared.write(folder, np.zeros((len(rows), 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
+        cache.write(folder, np.zeros((len(rows), 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
     assert ready(folder, ["a.tar"], tars=(0,))[1].rejects["uri"].to_pylist() == ["a.tar"]
-    folder.put(f"{0:09d}{prepared.READ}", b"")
+    folder.put(f"{0:09d}{cache.READ}", b"")
     known, made = ready(folder, ["a.tar"], tars=(0,))
     assert known == [True] and not len(made.rejects) and len(made.images) == 2
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgbatch import taxonomy
 from imgbatch.errors import ModelError
-from imgbatch.train import head, outcome
-from imgbatch.train.calibration import cross_entropy, fit_temperature, softmax
+from imgbatch.evaluation.calibration import cross_entropy, fit_temperature, softmax
+from imgbatch.models import taxonomy
+from imgbatch.training import artifacts, head
 
 
 def clusters(n: int = 300, classes: int = 4, features: int = 12, seed: int = 0, noise: float = 1.5) -> tuple:
@@ -97,15 +97,15 @@ def test_the_figures_are_those_that_can_be_counted_by_hand() -> None:
     labels = ["Fuji", "Gala", "Lime"]
     tree = taxonomy.read(b"label,kind\nFuji,Apple\nGala,Apple\nLime,Citrus\n", "tree.csv", labels)
     unseen = np.log(np.array([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]))
-    found = outcome.metrics(unseen, 1.0, np.array([0, 1, 0, 2]), tree)
+    found = artifacts.metrics(unseen, 1.0, np.array([0, 1, 0, 2]), tree)
     assert (found["n"], found["top1"], found["top5"]) == (4, 0.5, 1.0)
     assert found["levels"] == {"kind": 1.0, "label": 0.5}  # the third: apples have 0.6 together
-    assert outcome.metrics(unseen[:0], 1.0, np.zeros(0, np.int64), None)["n"] == 0
+    assert artifacts.metrics(unseen[:0], 1.0, np.zeros(0, np.int64), None)["n"] == 0
 
 
 def test_predictions_hold_what_was_said_unseen_and_what_is_said_now() -> None:
     unseen, final = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[5.0, 0.0], [5.0, 0.0]])
-    content = outcome.predictions(pa.array(["u", "v"]), ["a", "b"], np.array([0, 0]), unseen, final)
+    content = artifacts.predictions(pa.array(["u", "v"]), ["a", "b"], np.array([0, 0]), unseen, final)
     rows = pq.read_table(io.BytesIO(content)).to_pylist()
     assert [(row["uri"], row["truth"], row["label"], row["unseen_label"]) for row in rows] == [
         ("u", "a", "a", "a"), ("v", "a", "a", "b"),

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgbatch.uris import UriIndex, first_of_each, hash_strings, uri_keys
+from imgbatch.uri_index import UriIndex, first_of_each, hash_strings, uri_keys
 
 _text = st.text(max_size=40)
 _bounded = settings(max_examples=60, deadline=None, database=None)
@@ -84,7 +84,7 @@ def test_what_is_written_through_a_lookup_stays_also_when_runs_are_merged() -> N
 
 
 def test_merging_keeps_the_runs_few_and_stops_where_they_are_large(monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.uris._MOST_ROWS_OF_A_RUN", 64)
+    monkeypatch.setattr("imgbatch.uri_index._MOST_ROWS_OF_A_RUN", 64)
     index, count = UriIndex(), 1000
     pairs = keys([(number * 0x9E3779B97F4A7C15 % (1 << 64), number) for number in range(count)])
     for start in range(0, count, 10):

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config import StorageConfig
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError
-from imgbatch.ledger import Ledger
-from imgbatch.listing import Found, Listing
-from imgbatch.parts import encode
+from imgbatch.ledger.commit_log import encode
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing import Found, Listing
+from imgbatch.ledger.success_marker import Success, read_success
 from imgbatch.schema import LISTING, RESULTS
-from imgbatch.storage import Folder, Stores
-from imgbatch.success_marker import Success, read_success
-from imgbatch.verification import Check, null_count, record_of
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.verification.file_checks import Check, null_count, record_of
 
 WEIGHTS = "0123456789abcdef"
 FINGERPRINT = {"weights": WEIGHTS, "top_k": 5}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from imgbatch.watchdog import Watchdog
+from imgbatch.concurrency.watchdog import Watchdog
 
 
 def test_a_call_that_does_not_return_ends_the_process_however_busy_other_threads_are() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from imgbatch.errors import ModelError
-from imgbatch.models import networks, weights
+from imgbatch.models import architectures, weights
 from tests.unit.networks import Load, require_same_network, tiny, write
 
 State = dict[str, torch.Tensor]
@@ -172,8 +172,8 @@ def test_tables_of_indices_may_be_there_or_not(architecture: str) -> None:
     tables = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in weights._NOT_NEEDED]
     assert any("ind" in name or "idx" in name for name in tables)
     buffers = dict(net.named_buffers())
-    networks.fill(net, {**state, **{name: buffers[name] for name in tables}}, "x", architecture)
-    networks.fill(net, {name: value for name, value in state.items() if name not in tables}, "x", architecture)
+    architectures.fill(net, {**state, **{name: buffers[name] for name in tables}}, "x", architecture)
+    architectures.fill(net, {name: value for name, value in state.items() if name not in tables}, "x", architecture)
 
 
 def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) -> None:

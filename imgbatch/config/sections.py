@@ -1,0 +1,337 @@
+"""The configuration of a run: what every knob is, with its help text beside it.
+
+`describe()` prints them all, and a test holds the README against them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Interval
+
+from imgbatch.config.options import Fraction, Positive, Section, described, load_as, option
+from imgbatch.config.secrets import masked
+from imgbatch.errors import ConfigError
+
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
+    *("apng", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpc", "jpf", "jpx", "dcm", "dicom"),
+)
+"""A name with one of these, in any case, or with no suffix at all, is an image candidate."""
+
+
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
+
+_CALL_S = 300.0
+
+_SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(Section):
+    """Which network labels the images. `model = "NAME"` is short for `model.name`."""
+
+    name: str = option(
+        "efficientnet_lite0",
+        "efficientnet_lite0, timm:NAME[.TAG], torchvision:NAME[@WEIGHTS], or the URI of a model directory or "
+        "state dict (--model)",
+    )
+    weights: str | None = option(None, "URI of a state dict that replaces the weights of timm:NAME or torchvision:NAME")
+    architecture: str | None = option(None, "network of a state dict: NAME or timm:NAME, torchvision:NAME")
+    labels: str | None = option(None, "URI of a text file with the class names, one per line, in the order of the head")
+    taxonomy: str | None = option(None, "URI of a taxonomy (CSV or JSON); unset: the model's own")
+    crop_pct: Annotated[float, Interval(gt=0, le=1)] | None = option(
+        None, "proportion of the resized side that the centre crop keeps; unset: as the model states"
+    )
+    image_size: Annotated[int, Ge(1)] | None = option(
+        None, "side of the network's input in pixels; unset: as the model states"
+    )
+    interpolation: Interpolation | None = option(None, "bicubic, bilinear or nearest; unset: as the model states")
+    mean: tuple[float, ...] = option(
+        (), "means of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model states"
+    )
+    std: tuple[float, ...] = option(
+        (), "standard deviations of R, G and B on the scale 0 to 1, e.g. [0.5, 0.5, 0.5]; unset: as the model states"
+    )
+
+    def validate(self) -> None:
+        """Refuse means and standard deviations that no network was made with."""
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values and (len(values) != 3 or not all(map(math.isfinite, values))):
+                raise ConfigError(f"model.{key}={list(values)}: three numbers are needed, for R, G and B")
+            # On the scale of bytes, 0 to 255, nothing that a network sees would be right.
+            if any(abs(value) > 10 for value in values):
+                raise ConfigError(f"model.{key}={list(values)}: on the scale 0 to 1; divide values of 0 to 255 by 255")
+        if self.std and min(self.std) <= 0:
+            raise ConfigError(f"model.std={list(self.std)}: each must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig(Section):
+    """Where the tables go, and what stands in them. `output = "URI"` is short for `output.uri`."""
+
+    uri: str = option("", "where labels/ and rejects/ are written; {model} and {date} are filled in (--output)")
+    embeddings: bool = option(False, "add the column `embedding` to labels/: the features before the head, as float16")
+    content_hash: bool = option(
+        False, "add the column `content_hash` to labels/: 64 bits of a hash of the image's bytes; evaluate.py sets it"
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        "columns of labels/, e.g. ['label', 'score']; uri, size, etag, last_modified are always included; unset: all",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig(Section):
+    """Which objects of the input are images."""
+
+    format: Literal["auto", "objects", "manifest", "parquet", "tar", "inventory"] = option(
+        "auto", "form of the input: auto, objects, manifest, inventory, parquet, tar"
+    )
+    image_column: str | None = option(None, "column of a Parquet file that holds the images; unset: found by its type")
+    suffixes: str = option(
+        "images", "which names are images: 'images' (known suffixes and none), '*' (all), or a list such as 'jpg,png'"
+    )
+    schemes: str = option(
+        "auto",
+        "schemes that a manifest may refer to: auto (s3, gs, az, https, and its own), or a list such as 's3,file'",
+    )
+    allow_empty: bool = option(False, "accept an input without images; otherwise exit code 2")
+    uri_column: str | None = option(None, "column of a manifest with the URIs of the images; unset: uri")
+    uri_template: str | None = option(
+        None,
+        "template for the URIs of a manifest, filled from its columns, e.g. 'train/{id}.jpg'; unset: the uri column",
+    )
+    labels: Literal["auto", "column", "sidecars", "folders"] = option(
+        "auto", "train, evaluate: source of the labels: auto, column, sidecars (in tars), folders"
+    )
+    label_column: str | None = option(None, "train, evaluate: column with the label; unset: label")
+    label_depth: Annotated[int, Ge(1)] | None = option(
+        None,
+        "train, evaluate: depth below the input of the folder that is the class, from 1; unset: the folder "
+        "that holds the image",
+    )
+    label_is: Literal["name", "index"] = option(
+        "name",
+        "evaluate: meaning of labels: name (class names, or WordNet ids for ImageNet), index (class numbers "
+        "from 0, in the order of the head)",
+    )
+    splits: Literal["auto", "column", "folders", "names", "none"] = option(
+        "auto", "train, evaluate: source of the split: auto, column, folders, names (of tables and tars), none"
+    )
+    split_column: str | None = option(None, "train, evaluate: column with the split; unset: split")
+
+    def validate(self) -> None:
+        """Refuse two names for one thing, and suffixes that name none."""
+        if self.uri_column is not None and self.uri_template is not None:
+            raise ConfigError("source.uri_column and source.uri_template both name the images: set one of them")
+        if not any(part.strip(" .") for part in self.suffixes.split(",")):
+            raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig(Section):
+    """How stores are reached."""
+
+    options: dict[str, Any] = option(
+        dict, "options of the store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
+    )
+    timeout_s: Annotated[float, Positive] = option(30.0, "timeout of one request, in seconds")
+    allow_private_hosts: bool = option(
+        False, "allow http:// and https:// URIs to reach private addresses and this machine", formerly="private_hosts"
+    )
+    retries: Annotated[int, Ge(0)] = option(
+        10,
+        "maximum retries of a request after a transient failure, with exponential back-off and jitter (10: about 80 s)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchConfig(Section):
+    """How far reading runs ahead of decoding."""
+
+    concurrency: Annotated[int, Ge(1)] = option(
+        128, "maximum concurrent GETs per worker process; refilled when half have completed", formerly="ahead"
+    )
+    max_inflight_bytes: Annotated[int, Ge(1)] = option(
+        256 << 20, "maximum bytes of these GETs in memory", formerly="ahead_bytes"
+    )
+    max_bytes: Annotated[int, Ge(1)] = option(
+        256 << 20, "maximum size of an object; larger ones are rejected as too_large before they are read"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig(Section):
+    """What is decoded."""
+
+    max_pixels: Annotated[int, Ge(1)] = option(
+        200_000_000,
+        "maximum pixels of an image; larger ones are rejected as too_large, by their header, before decoding",
+    )
+    timeout_s: Annotated[float, Positive] = option(
+        30.0, "timeout for decoding one image, in seconds; slower images are rejected"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifyConfig(Section):
+    """How the network runs. None of it is part of the fingerprint."""
+
+    batch_size: Annotated[int, Ge(1)] | None = option(
+        None, "images per forward pass (smaller batches are padded); unset: chosen for the device"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto (bfloat16 or float16 if the processor supports it), float32, bfloat16, float16"
+    )
+
+    runtime: Literal["auto", "torch", "openvino"] = option(
+        "auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerConfig(Section):
+    """Which label is the answer."""
+
+    min_score: Annotated[float, Fraction] = option(
+        0.5, "with a taxonomy: minimum probability of the answer, which is the finest label that reaches it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectsConfig(Section):
+    """How many images may go without a label, and which are tried again."""
+
+    max_share: Annotated[float, Fraction] = option(
+        0.10,
+        "maximum proportion of rejects among the listed images; above it, exit code 4. 20 rejects are always allowed",
+    )
+    max_count: Annotated[int, Ge(0)] | None = option(None, "maximum number of rejects, exact; unset: no limit")
+    retry: Literal["transient", "all"] = option(
+        "transient", "which rejects of earlier runs are retried: transient, all", former_values={"passing": "transient"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig(Section):
+    """What the run asks of Ray."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto (GPUs if a live node has one), cpu, cuda")
+    startup_timeout_s: Annotated[float, Positive] = option(
+        60.0, "timeout for the requested CPUs or GPUs, in seconds; then exit code 3", formerly="wait_s"
+    )
+    gpus_per_actor: Annotated[float, Positive] = option(1.0, "GPUs per classify actor; a fraction shares a GPU")
+    min_actors: Annotated[int, Ge(1)] = option(1, "minimum number of classify actors at the start")
+    max_actors: int | None = option(
+        None,
+        "maximum number of classify actors; unset: as many as fit when the run starts. A growing cluster is "
+        "used up to this number",
+    )
+    stall_timeout_s: Annotated[float, Positive] = option(
+        900.0,
+        "maximum seconds without a new row; then exit code 3. Also the timeout of a call into Ray, at most 300 s",
+        formerly="stall_s",
+    )
+
+    @property
+    def call_s(self) -> float:
+        """Seconds that one call into Ray may take."""
+        return min(_CALL_S, self.stall_timeout_s)
+
+    def validate(self) -> None:
+        """Refuse actors that cannot be placed."""
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1 only whole numbers are possible")
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ConfigError(f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopConfig(Section):
+    """How a run of any job ends."""
+
+    SECTION: ClassVar[str] = "run"
+    stop_timeout_s: Annotated[float, Positive] = option(
+        25.0, "maximum seconds for an orderly stop after SIGTERM or SIGINT; then the run exits at once"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(StopConfig):
+    """How the run commits and ends."""
+
+    commit_interval_s: Annotated[float, Positive] = option(10.0, "seconds between commits", formerly="commit_s")
+    check_owner: bool = option(True, "refuse an output that another live run is writing")
+    prune: bool = option(False, "remove the rows of images that are no longer in the listing")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config(Section):
+    """A complete run. Equal configs over equal inputs give equal tables."""
+
+    input: tuple[str, ...] = option((), "images to classify: prefix, folder, glob, object, list or archive (--input)")
+    limit: Annotated[int, Ge(1)] | None = option(None, "only the first N images of the listing (--limit)")
+    top_k: Annotated[int, Ge(1)] = option(5, "number of classes in a row, best first")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def validate(self) -> None:
+        """Refuse a pruning run that has not seen everything."""
+        if self.limit is not None and self.run.prune:
+            raise ConfigError("run.prune=true with --limit would remove every row beyond the limit: omit one of them")
+
+    def public(self) -> dict[str, Any]:
+        """Return the config as plain values with every secret masked, for `run.json` and logs."""
+        plain = asdict(self)
+        plain["storage"]["options"] = {
+            key: value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
+            for key, value in plain["storage"]["options"].items()
+        }
+        return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
+
+
+def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:
+    """Build the config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+
+    >>> load(None, ["top_k=3", "cluster.device=cpu"]).top_k
+    3
+    """
+    return load_as(Config, path, settings, **flags)
+
+
+def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, help) of every knob, sections in the order of a run."""
+    yield from described(kind)
+
+
+def with_output(config: Config, *, model: str, date: str = "") -> Config:
+    """Fill `{model}` and `{date}` in the output; without a date, with that of today (UTC).
+
+    Raises:
+        ConfigError: another name stands in braces.
+    """
+    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
+    try:
+        return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} may stand in braces") from error

@@ -1,0 +1,122 @@
+"""The images of an evaluation and what each truly is, by URI, in tens of bytes an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.errors import BooksError, InputError
+from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
+from imgbatch.models import builtin
+from imgbatch.models.model import Model
+from imgbatch.schema import LISTING, whole
+from imgbatch.sources.labelled import TRUTH, Classes, is_tar
+from imgbatch.storage.stores import Folder
+from imgbatch.terminal.plurals import counted
+from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
+
+_LISTED = pa.schema([*LISTING, (TRUTH, pa.string())])
+
+_SHOWN = 5
+
+Numbers = npt.NDArray[np.int32]
+
+
+class Truths:
+    """Images, numbered as they come, and their classes: 28 bytes an image.
+
+    Raises:
+        InputError: a truth is none of the labels.
+    """
+
+    def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str], label_is: str = "name") -> None:
+        self._label_is = label_is
+        self._labels, self._index = labels, UriIndex(number=np.int32)
+        self._classes: Numbers = np.zeros(0, np.int32)
+        self._containers = pa.chunked_array([], pa.dictionary(pa.int32(), pa.string()))
+        self._add(listed)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def of(self, model: Model) -> Numbers:
+        """Return the true class of each image, as a model numbers its classes.
+
+        Raises:
+            InputError: it has no such class.
+        """
+        classes = Classes(model.labels)
+        known = classes.of_truths(pa.array(self._labels, pa.string()))
+        if len(ids := builtin.wordnet_ids(tuple(self._labels))):  # it may call its classes so
+            known = np.where(known < 0, classes.of_truths(pa.array(ids, pa.string())), known)
+        numbers = known[self._classes]
+        if lacking := np.unique(self._classes[numbers < 0]).tolist():
+            names = ", ".join(repr(self._labels[number]) for number in lacking[:_SHOWN])
+            without = int(np.count_nonzero(numbers < 0))
+            raise InputError(
+                f"{counted(without, 'image')} of {counted(len(lacking), 'class', 'classes')} that {model.name} does not know: "
+                f"{names}"
+            )
+        return numbers
+
+    def containers(self, numbers: Numbers) -> pa.Array:
+        """Return the column `container` of a listing for some images."""
+        return self._containers.take(pa.array(numbers)).combine_chunks().cast(pa.string())
+
+    def numbers(self, uris: pa.Array) -> Numbers:
+        """Return the number of each image, -1 where it is none of the evaluation's."""
+        numbers = np.full(len(uris), -1, np.int32)
+        for columns, rows, positions in self._index.lookup(uri_keys(uris)):
+            numbers[rows] = columns["number"][positions]
+        return numbers
+
+    def add_members(
+        self,
+        output: Folder,
+        resolver: Resolver,
+        split: str | None = None,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Read from the tables of an output which members the listed tars have, and their classes.
+
+        Args:
+            resolver: decides again where labels and splits come from, with these members.
+            split: take the members of this split alone.
+            pulse: called with each part.
+
+        Raises:
+            BooksError: a tar has no row at all.
+            InputError: a member has no class, or one that is none of the labels.
+        """
+        members = TarMembers(output, resolver, pulse)
+        for table in members.labelled(split):
+            # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
+            itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
+            first = self._labels[0] if self._label_is == "name" else "0"
+            truths = pc.if_else(itself, first, whole(table[TRUTH]))
+            known = {"uri": table["uri"], TRUTH: truths}
+            columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
+            self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
+        if members.unread:
+            raise BooksError(
+                f"{min(members.unread)} is listed, and no row of it is in {output.uri}: have it labelled first"
+            )
+
+    def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
+        classes = Classes(self._labels, label_is=self._label_is)
+        found, containers = [self._classes], self._containers.chunks
+        for batch in listed:
+            images = batch.filter(pc.invert(is_tar(batch)))
+            keys, start = uri_keys(images["uri"]), len(self._index)
+            new = first_of_each(keys) & ~self._index.contains(keys)
+            self._index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))
+            found.append(classes.truths(images)[new])
+            containers.append(images["container"].filter(pa.array(new)).dictionary_encode())
+        classes.require_known()
+        classes.warn_of_shared_names()
+        self._classes = np.concatenate(found)
+        self._containers = pa.chunked_array(containers, self._containers.type)

@@ -1,0 +1,187 @@
+"""Rows that name an image again: what they know and the image's first row does not goes into that row.
+
+No store is used here: `listing` reads and writes the pages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.errors import InputError
+from imgbatch.ledger.carried import Columns, as_text, has_value, shown_column
+from imgbatch.schema import CARRIED, LISTING, carried_fields, whole
+from imgbatch.sources.spelling import normalised
+from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys
+
+MAX_BUFFERED_BYTES = 32 << 20
+"""Of rows that name an image again. Each time that they are more, all pages of the listing are read once."""
+
+_VERSION = ("size", "etag", "last_modified")
+
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+
+class Repeats:
+    """Rows that name an image again. Each of their values fills that of the image's first row, if that has none.
+
+    A null, and text that is empty or blank, is no value. Where both rows have one, the first row's is kept.
+    """
+
+    def __init__(self, agree: Sequence[str] = ()) -> None:
+        """Take the carried columns in which two values of an image are refused."""
+        self._agree = frozenset(agree)
+        self._rows: list[pa.RecordBatch] = []
+        self._keys: list[Keys] = []
+        self._bytes = 0
+        self._lacking: set[str] = set()
+        self._differing: dict[str, tuple[int, str]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._keys))
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to fill the pages so far."""
+        return self._bytes > MAX_BUFFERED_BYTES
+
+    def note(self, listed: pa.RecordBatch) -> None:
+        """Note what is not known of the first rows of images."""
+        self._lacking.update(name for name in _VERSION if listed[name].null_count)
+
+    def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
+        """Keep the rows that may have a value to give, or to hold against the first row's."""
+        names = [*(name for name in _VERSION if name in self._lacking), *carried_fields(rows.schema).names]
+        some = np.zeros(len(rows), bool)
+        for name in names:
+            some |= has_value(rows[name])
+        if some.any():
+            self._rows.append(rows.select([*_VERSION, *carried_fields(rows.schema).names]).filter(pa.array(some)))
+            self._keys.append(keys[some])
+            self._bytes += self._rows[-1].nbytes + self._keys[-1].nbytes
+
+    def drain(self, columns: Columns) -> Fill:
+        """Return what was kept, as rows with these columns, and keep nothing any more."""
+        tables = [columns.cast(_with_listing(rows)) for rows in self._rows]
+        keys = np.concatenate(self._keys) if self._keys else np.zeros((0, 2), np.uint64)
+        self._rows, self._keys, self._bytes = [], [], 0
+        # A column may have become text with a later table.
+        return Fill(
+            pa.concat_tables(columns.cast(table) for table in [*tables, columns.schema.empty_table()]), keys, self
+        )
+
+    def differ(self, name: str, uris: pa.Array, kept: pa.Array, others: pa.Array) -> None:
+        """Note values of one column that differ: those that are kept, and the others.
+
+        Raises:
+            InputError: in this column they may not.
+        """
+        text, other = as_text(kept), as_text(others)
+        if name in self._agree:
+            text, other = normalised(text), normalised(other)
+        wrong = pc.not_equal(text, other)
+        if not pc.any(wrong).as_py():
+            return
+        at = pc.index(wrong, True).as_py()
+        uri, first, second = uris[at].as_py(), text[at].as_py(), other[at].as_py()
+        if name in self._agree:
+            raise InputError(
+                f"{uri} is listed more than once, with two values of {shown_column(name)}: {first!r} and {second!r}: "
+                "give it one"
+            )
+        count, example = self._differing.get(name, (0, f"{uri} has {first!r} and {second!r}"))
+        self._differing[name] = count + pc.sum(wrong).as_py(), example
+
+    def warn(self) -> None:
+        """Say which columns had other values where an image was named again."""
+        for name, (count, example) in self._differing.items():
+            log.warning(
+                "%s rows name an image again with another value of %s, such as %s: the first is kept",
+                f"{count:,}", shown_column(name), example,
+            )  # fmt: skip
+
+
+@dataclass
+class Fill:
+    """What rows that name an image again have to give."""
+
+    rows: pa.Table
+    keys: Keys
+    repeats: Repeats
+
+    def __post_init__(self) -> None:
+        order = np.lexsort((self.keys[:, 1], self.keys[:, 0]))  # stable: of one image, in the order in which they came
+        self.rows, self.keys = self.rows.take(pa.array(order)).combine_chunks(), self.keys[order]
+        first = np.flatnonzero(first_of_each(self.keys))
+        self._starts = np.append(first, len(self.keys))
+        self._index = UriIndex(group=np.int64)
+        self._index.add(self.keys[first], group=np.arange(len(first)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, page: pa.Table) -> tuple[pa.Table, Mask]:
+        """Return a page with the values that it lacked, and a mask of the rows that got a size, ETag or time.
+
+        Raises:
+            InputError: the rows of an image differ in a column in which they may not.
+        """
+        given, at = self._rows_of(page)
+        versions = np.zeros(len(page), bool)
+        if not len(given):
+            return page, versions
+        plain = np.asarray(page["container"].is_null())[at]
+        for name in page.column_names:
+            if name in _VERSION or name.startswith(CARRIED):
+                values = whole(given[name])
+                has = has_value(values) & (plain | (name not in _VERSION))
+                page, filled = self._fill(page, name, values.filter(pa.array(has)), at[has])
+                versions[filled if name in _VERSION else []] = True
+        return page, versions
+
+    def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
+        """Return the rows that name images of a page, and which row of the page each names."""
+        keys = uri_keys(whole(page["uri"]))
+        found = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
+        groups, rows = (np.concatenate([pair[side] for pair in found] or [np.zeros(0, np.int64)]) for side in (0, 1))
+        starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
+        # Of each group all its rows, which lie beside each other: starts[0], starts[0] + 1, …, starts[1], …
+        takes = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        return self.rows.take(pa.array(takes)), np.repeat(rows, counts)
+
+    def _fill(self, page: pa.Table, name: str, values: pa.Array, at: Rows) -> tuple[pa.Table, Rows]:
+        """Fill one column of a page with the values for some rows; return the page, and which rows were filled."""
+        if not len(values):
+            return page, at
+        own = whole(page[name])
+        values = values.cast(own.type)  # which may have become text meanwhile
+        places, first = np.unique(at, return_index=True)
+        lacking = ~has_value(own)[places]
+        filled = places[lacking]
+        if len(filled):
+            source = np.arange(len(own))
+            source[filled] = len(own) + first[lacking]
+            own = pa.concat_arrays([own, values]).take(pa.array(source))
+            page = page.set_column(page.schema.get_field_index(name), page.schema.field(name), own)
+        if name != "last_modified" and not name.startswith(f"{CARRIED}@"):  # which say by which input it was found
+            rows = pa.array(at)
+            self.repeats.differ(name, whole(page["uri"]).take(rows), own.take(rows), values)
+        return page, filled
+
+
+def _with_listing(rows: pa.RecordBatch) -> pa.Table:
+    """Return rows with nulls in the columns of LISTING that they lack."""
+    table = pa.Table.from_batches([rows])
+    for entry in LISTING:
+        if entry.name not in table.column_names:
+            table = table.append_column(entry.with_nullable(True), pa.nulls(len(table), entry.type))
+    return table

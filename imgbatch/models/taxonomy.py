@@ -1,0 +1,330 @@
+"""The label tree of a model: what it is called, what is wrong with one, and probabilities summed up it. Pure.
+
+A taxonomy gives every label one node at each of a few levels, so that a person may ask for "apple" where the model says
+"Granny Smith". It is written as a CSV, whose first column holds the labels and whose further columns their coarser and
+coarser nodes, or as a JSON tree of objects whose innermost values are lists of labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgbatch.decode.other_kinds import stand_in
+from imgbatch.errors import InputError, ModelError
+from imgbatch.sources.spelling import csv_problem, folded, normalise, require_distinct
+from imgbatch.terminal.plurals import counted
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5
+_SYNSET = re.compile(r"n\d{8}")
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One depth of the tree."""
+
+    name: str
+    nodes: tuple[str, ...]
+    """Each once, in the order of the labels below them."""
+    node_of: tuple[int, ...]
+    """For each class of the model, in the order of its logits, the number of its node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taxonomy:
+    """The levels of a label tree, coarse to fine. The last one holds the model's labels themselves.
+
+    A node may be called as its only child is ("Banana" of the kind "Banana").
+    """
+
+    levels: tuple[Level, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of what the tree says; how its file was written does not matter."""
+        return hashlib.sha256(self.to_csv()).hexdigest()
+
+    def path(self, label_id: int) -> list[str]:
+        """Return the nodes of a class, coarse to fine.
+
+        >>> read(b"label,coarse\\nGala,Apple\\nBanana,Banana\\n", "fruit.csv", ["Banana", "Gala"]).path(1)
+        ['Apple', 'Gala']
+        """
+        return [level.nodes[level.node_of[label_id]] for level in self.levels]
+
+    def sums(self) -> list[tuple[Ints, Ints]]:
+        """Return for each level above the labels, fine to coarse, what its nodes are the sums of.
+
+        The first array holds the nodes of the next finer level, those of one parent side by side; the second one says where
+        each parent's begin.
+        """
+        found = []
+        for coarse, fine in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            parent = np.zeros(len(fine.nodes), np.int64)
+            parent[list(fine.node_of)] = coarse.node_of
+            children = np.argsort(parent, kind="stable")
+            found.append((children, np.searchsorted(parent[children], np.arange(len(coarse.nodes)))))
+        return found
+
+    def roll_up(self, probabilities: Floats) -> list[Floats]:
+        """Return the probability of each node, as (n, nodes) arrays, coarse to fine, from (n, classes).
+
+        Each level is summed from the next finer one. Rounding keeps order, so that a sum of numbers that are not
+        negative is never less than one of them: a parent is never less likely than its child, to the last bit.
+
+        >>> fruit = read(b"label,coarse\\nGala,Apple\\nFuji,Apple\\nLime,Citrus\\n", "f.csv", ["Gala", "Fuji", "Lime"])
+        >>> fruit.roll_up(np.array([[0.25, 0.25, 0.5]]))[0].tolist()
+        [[0.5, 0.5]]
+        """
+        found = [probabilities]
+        for children, starts in self.sums():
+            found.insert(0, np.add.reduceat(found[0][:, children], starts, axis=1))
+        return found
+
+    def to_csv(self) -> bytes:
+        """Return the tree as a model directory keeps it, in `taxonomy.csv`: a row for each label, in the model's order."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([level.name for level in reversed(self.levels)])
+        writer.writerows(self.path(label_id)[::-1] for label_id in range(len(self.levels[-1].nodes)))
+        return text.getvalue().encode()
+
+
+def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
+    """Return the taxonomy that a file holds: JSON if its name ends so, else CSV.
+
+    Args:
+        where: names the file in messages.
+        labels: the model's labels, in the order of its logits. The tree must hold all of them; others are left out, with a
+            warning.
+
+    Raises:
+        ModelError: it cannot be read, lacks a label, or is no tree of even depth; each with the names concerned.
+    """
+    if kind := stand_in(content):
+        raise ModelError(f"{where} is {kind}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where} is not UTF-8: {error}") from error
+    names, paths = _from_json(text, where) if where.lower().endswith(".json") else _from_csv(text, where)
+    _require_tree(names, paths, where)
+    _require_spellings(names, paths, labels, where)
+    known = {path[-1]: path for _, path in paths}
+    _require_labels(set(known), labels, where)
+    levels = []
+    for depth, name in enumerate(names):
+        # The finest level is numbered as the logits are.
+        nodes = {node: number for number, node in enumerate(dict.fromkeys(known[label][depth] for label in labels))}
+        levels.append(Level(name, tuple(nodes), tuple(nodes[known[label][depth]] for label in labels)))
+    return Taxonomy(tuple(levels))
+
+
+Paths = Sequence[tuple[str, tuple[str, ...]]]
+"""Where in the file, and the nodes from coarse to fine, of each label."""
+
+
+def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    paths = []
+    try:
+        header = [normalise(name) for name in next(reader, [])]
+        if len(header) < 2 or not all(header) or len(set(header)) < len(header):
+            raise ModelError(
+                f"{where}: its first line is {','.join(header)!r}; expected the names of the levels, each once: the "
+                "labels' own first, then coarser and coarser ones, such as label,coarse"
+            )
+        for cells in reader:
+            if not cells:
+                continue
+            row = [normalise(cell) for cell in cells]
+            if len(row) != len(header) or not all(row):
+                raise ModelError(
+                    f"{where}, line {reader.line_num}: {','.join(row)!r} is not as deep as the levels "
+                    f"{', '.join(header)}: name a node at each, the same name again where there is no coarser one"
+                )
+            paths.append((f"line {reader.line_num}", tuple(reversed(row))))
+    except csv.Error as error:
+        raise ModelError(f"{where}, line {reader.line_num}: {csv_problem(error)}") from error
+    return header[::-1], paths
+
+
+def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(normalise(key) for key, _ in found)
+        if twice := [key for key, number in counts.items() if number > 1]:
+            raise ModelError(f"{where}: {twice[0]!r} stands twice in one place: give its children in one place")
+        return {normalise(key): value for key, value in found}
+
+    try:
+        tree = json.loads(text, object_pairs_hook=pairs)
+        names = tree.get("levels") if isinstance(tree, dict) and tree.keys() == {"levels", "tree"} else None
+        paths = list(_paths(tree["tree"] if names else tree, ()))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f'{where} is no tree of labels ({error}); expected {{"Fruit": {{"Apple": ["Gala", "Fuji"]}}}}, or '
+            '{"levels": ["department", "kind", "label"], "tree": …}'
+        ) from error
+    if isinstance(names, list):
+        names = [normalise(name) if isinstance(name, str) else name for name in names]
+    if names and not (isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+                      and len(set(names)) == len(names)):  # fmt: skip
+        raise ModelError(
+            f"{where}: levels holds {json.dumps(names)[:60]}; expected their names, each once, coarse to fine"
+        )
+    depth = len(names) if names else max(map(len, paths), default=0)
+    if uneven := [path for path in paths if len(path) != depth]:
+        raise ModelError(
+            f"{where}: {' > '.join(uneven[0])} is {len(uneven[0])} levels deep, not {depth}: name a node at each level, "
+            "the same name again where there is no coarser one"
+        )
+    if depth < 2:
+        raise ModelError(f"{where}: there are no levels above the labels")
+    return names or [*(f"level_{number}" for number in range(1, depth)), "label"], [
+        (" > ".join(path), path) for path in paths
+    ]
+
+
+def _paths(tree: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each label. Raises ValueError where the tree is none."""
+    if isinstance(tree, str):
+        yield (*above, normalise(tree))
+    elif isinstance(tree, list) and tree and all(isinstance(label, str) for label in tree):
+        yield from ((*above, normalise(label)) for label in tree)
+    elif isinstance(tree, dict) and tree:
+        for name, below in tree.items():
+            yield from _paths(below, (*above, name))
+    else:
+        raise ValueError(f"{' > '.join(above) or 'the whole'} holds {json.dumps(tree)[:60]}")
+
+
+def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
+    """Refuse a node with two parents, a label in two places, and a chain of names that comes back to itself."""
+    parents: dict[tuple[int, str], tuple[str, str]] = {}
+    labels: dict[str, str] = {}
+    above: dict[str, set[str]] = {}
+    for place, path in paths:
+        for depth in range(1, len(path)):
+            parent, child = path[depth - 1 : depth + 1]
+            before, other = parents.setdefault((depth, child), (parent, place))
+            if before != parent:
+                raise ModelError(
+                    f"{where}: {names[depth]} {child!r} has two parents, {before!r} ({other}) and {parent!r} ({place}): "
+                    "leave it one, or give the two different names"
+                )
+            if parent != child:
+                above.setdefault(child, set()).add(parent)
+        if path[-1] in labels:
+            raise ModelError(f"{where}: {path[-1]!r} stands in two places ({labels[path[-1]]} and {place}): leave one")
+        labels[path[-1]] = place
+    if cycle := _cycle(above):
+        raise ModelError(f"{where}: a cycle, {' > '.join(map(repr, cycle))}: a node cannot lie above itself")
+
+
+def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str], where: str) -> None:
+    """Refuse levels, and nodes of one level, that differ only in case, spaces or invisible characters.
+
+    The model's own labels may: ImageNet has a Cardigan (a dog) and a cardigan.
+    """
+    known = set(labels)
+    try:
+        require_distinct(names, "levels")
+        for depth, name in enumerate(names):
+            nodes = dict.fromkeys(path[depth] for _, path in paths)
+            if depth == len(names) - 1:
+                others = {folded(node) for node in nodes if node not in known}
+                nodes = {node: None for node in nodes if folded(node) in others}
+            require_distinct(nodes, f"nodes of {name!r}")
+    except InputError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _cycle(above: Mapping[str, set[str]]) -> list[str]:
+    """Return a chain of names that ends where it began, nothing if there is none."""
+    done: set[str] = set()
+
+    def climb(name: str, below: list[str]) -> list[str]:
+        if name in below:
+            return [*below[below.index(name) :], name]
+        if name not in done:
+            for parent in sorted(above.get(name, ())):
+                if found := climb(parent, [*below, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(above) if (found := climb(name, []))), [])
+
+
+def _require_labels(found: set[str], labels: Sequence[str], where: str) -> None:
+    """Refuse a tree that lacks a label of the model; warn of labels that the model lacks."""
+    missing = [label for label in labels if label not in found]
+    surplus = sorted(found - set(labels))
+    more = _named(surplus, "unknown to the model", labels) if surplus else ""
+    if missing:
+        wrong = _named(missing, "of the model's missing", surplus) + (f"; {more}" if more else "")
+        raise ModelError(f"{where}: {wrong}: the tree must have a row for each label of the model")
+    if surplus:
+        _warn_once(f"{where}: {more}: left out of the tree")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning, once in a process: a tree is read at several stages of a run."""
+    log.warning("%s", text)
+
+
+def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
+    """Return a count, the first few names, and for each the name among the others that it may stand for."""
+    shown = [repr(name) + did_you_mean(name, others) for name in names[:_SHOWN]]
+    return f"{counted(len(names), 'label')} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return a hint at the known name that is meant: one that is near, or has this number or WordNet id.
+
+    >>> did_you_mean("granny  smith", ["Granny Smith", "Gala"]), did_you_mean("dog", ["Gala"])
+    (", did you mean 'Granny Smith'?", '')
+    >>> did_you_mean("n02123159", ["tabby", "tiger cat"]), did_you_mean("1", ["tabby", "tiger cat"])
+    (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
+    >>> did_you_mean("crane", ["crane (bird)", "crane (machine)", "crate"])
+    ", which may be 'crane (bird)' or 'crane (machine)': say which"
+    """
+    if name.isdecimal() and len(name) < 9 and int(name) < len(known):
+        return f", the number of {known[int(name)]!r}?"
+    if _SYNSET.fullmatch(name):
+        from imgbatch.models import builtin
+
+        if (word := builtin.readable([name])[0]) != name and word in known:
+            return f", the WordNet id of {word!r}?"
+    if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
+        return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
+    by_form = {folded(other).replace(" ", ""): other for other in known}
+    near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
+    return f", did you mean {by_form[near[0]]!r}?" if near else ""
+
+
+def _id_of(label: str, labels: Sequence[str]) -> str:
+    """Return the WordNet id of a label of ImageNet's in parentheses, nothing for others."""
+    from imgbatch.models import builtin
+
+    ids = builtin.wordnet_ids(tuple(labels))
+    return f" ({ids[list(labels).index(label)]})" if ids else ""

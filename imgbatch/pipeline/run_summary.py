@@ -1,0 +1,98 @@
+"""What one run did, apart from what its tables hold: logged at its end, and kept in run.json as `this_run`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imgbatch.config.secrets import masked
+from imgbatch.rejects import Example
+from imgbatch.terminal.plurals import number
+
+if TYPE_CHECKING:
+    from imgbatch.ledger.audit import Books
+    from imgbatch.ledger.run_record import Record
+    from imgbatch.pipeline.committer import Committer
+
+log = logging.getLogger("imgbatch")
+
+
+_MOST_MESSAGE = 200  # characters
+
+
+@dataclass
+class Tally:
+    """Counts of one run."""
+
+    now: Callable[[], float] = time.monotonic
+    labelled: int = 0
+    rejected: int = 0
+    rate: float | None = None
+    """Images a second after the first rows, without the start; None: they all came at once."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    _audited: bool = False
+
+    def __post_init__(self) -> None:
+        self._started = self.now()
+
+    def take(self, committer: Committer) -> None:
+        """Take over what the committer has counted so far."""
+        self.labelled, self.rejected, self.rate = committer.labelled, committer.rejected, committer.rate()
+        self.reasons, self.examples = Counter(committer.reasons), dict(committer.examples)
+
+    def audited(self, books: Books) -> None:
+        """Take over the rejects that the tables hold, among them those of earlier runs."""
+        self.reasons, self._audited = Counter(books.reasons), True
+        self.examples = {**books.examples, **self.examples}
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has been at work."""
+        return round(self.now() - self._started, 1)
+
+    def public(self) -> dict[str, Any]:
+        """Return what run.json holds of it."""
+        seconds = self.seconds
+        counts = {"labelled": self.labelled, "rejected": self.rejected}
+        return {**counts, "seconds": seconds, "images_per_second": round(self._per_second(seconds), 2)}
+
+    def _per_second(self, seconds: float) -> float:
+        return (self.labelled + self.rejected) / seconds if seconds else 0.0
+
+    def lines(self) -> Iterator[str]:
+        """Yield what the log says at the end of the run."""
+        seconds = self.seconds
+        rate = f", {number(self._per_second(seconds))} images/s" if self.labelled or self.rejected else ""
+        later = f" ({number(self.rate)} after the first rows)" if self.rate else ""
+        yield f"this run: {self.labelled:,} labelled, {self.rejected:,} rejected in {seconds:.1f} s{rate}{later}"
+        of = "rejects/ holds" if self._audited else "rejected in this run:"
+        for reason, count in self.reasons.most_common():
+            uri, message = map(masked, self.examples.get(reason, ("", "")))
+            example = ": ".join(filter(None, (uri, message[:_MOST_MESSAGE])))
+            yield f"{of} {count:,} {reason}{f', such as {example}' if example else ''}"
+
+    @contextmanager
+    def reported(self, record: Record) -> Iterator[None]:
+        """Log what the run did and where it is written when the block ends, and put it into the record.
+
+        A block that fails before there is a row has nothing to report.
+        """
+        record.facts["this_run"] = self.public()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            record.facts["this_run"] = self.public()
+            if not failed or self.labelled or self.rejected:
+                for line in self.lines():
+                    log.info("%s", line)
+                for name in ("labels", "rejects"):
+                    log.info("%s: %s", name, masked(record.output.at(name)))
+                log.info("record: %s", masked(record.folder.at("run.json")))

@@ -1,0 +1,209 @@
+"""The one table from the exceptions of storage libraries to ours.
+
+Libraries are named by text, so that none has to be imported, or installed, for its exceptions to be known.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from imgbatch.config.secrets import masked
+from imgbatch.errors import (
+    BadPath,
+    Conflict,
+    Exists,
+    Forbidden,
+    Full,
+    ImgbatchError,
+    NotFound,
+    StoreError,
+    TimedOut,
+    TooLarge,
+    Unreachable,
+)
+
+Verdict = type[StoreError]
+
+_STATUS_IN_TEXT = re.compile(r"status code: (\d{3})")
+_DENIED_CODES = (
+    "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired|"
+    "AllAccessDisabled|RequestTimeTooSkewed|InvalidObjectState"
+)
+_DENIED = re.compile(_DENIED_CODES)
+_LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
+_DEBUG = "Debug source"  # what follows, obstore tells of its own settings, `retry_timeout` among them
+
+_ERRNO: dict[int, Verdict] = {
+    errno.ENOENT: NotFound,
+    errno.ENOTDIR: NotFound,
+    errno.EISDIR: BadPath,
+    errno.ENXIO: BadPath,
+    errno.ELOOP: BadPath,
+    errno.ENAMETOOLONG: BadPath,
+    errno.EACCES: Forbidden,
+    errno.EPERM: Forbidden,
+    errno.EEXIST: Exists,
+    errno.ENOSPC: Full,
+    errno.EDQUOT: Full,
+    errno.EROFS: Full,
+    errno.EFBIG: TooLarge,
+    errno.ETIMEDOUT: TimedOut,
+}
+
+
+def of_status(status: int) -> Verdict:
+    """Return what an HTTP status means.
+
+    >>> of_status(404).__name__, of_status(503).__name__
+    ('NotFound', 'Unreachable')
+    """
+    return {
+        401: Forbidden, 403: Forbidden, 404: NotFound, 410: NotFound, 408: TimedOut, 409: Conflict, 412: Exists,
+        504: TimedOut,
+    }.get(status, Unreachable)  # fmt: skip
+
+
+def _by_text(error: BaseException) -> Verdict:
+    """Judge an error that carries its HTTP status, or its cause, in its message alone."""
+    text = str(error)
+    status = _STATUS_IN_TEXT.search(text)
+    if (status is None or status[1] == "400") and _DENIED.search(text):  # a key may hold such a word as well
+        return Forbidden
+    if status:
+        return of_status(int(status[1]))
+    told, _, debug = text.partition(_DEBUG)
+    return TimedOut if _LATE.search(told) or "kind: Timeout" in debug or "TimedOut" in debug else Unreachable
+
+
+def _by_attribute(error: BaseException) -> Verdict:
+    """Judge an error that carries its HTTP status as an attribute."""
+    for name in ("status", "status_code", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            return of_status(int(value))
+    return _by_text(error)
+
+
+def _by_response(error: BaseException) -> Verdict:
+    """Judge a botocore ClientError by the answer that it carries."""
+    response = getattr(error, "response", {})
+    if _DENIED.search(str(response.get("Error", {}).get("Code", ""))):
+        return Forbidden
+    return of_status(int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
+
+
+def _by_errno(error: BaseException) -> Verdict:
+    number = getattr(error, "errno", None)
+    if number == errno.EINVAL and "pre-condition" in str(error):  # s3fs says so of an If-None-Match that failed
+        return Exists
+    return _ERRNO[number] if number in _ERRNO else _by_attribute(error)
+
+
+def _by_cause(error: BaseException) -> Verdict:
+    return judge(error.__cause__) if error.__cause__ else Unreachable
+
+
+TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
+    # obstore
+    "obstore.exceptions.AlreadyExistsError": Exists,
+    "obstore.exceptions.PreconditionError": Conflict,
+    "obstore.exceptions.PermissionDeniedError": Forbidden,
+    "obstore.exceptions.UnauthenticatedError": Forbidden,
+    "obstore.exceptions.InvalidPathError": BadPath,
+    "obstore.exceptions.NotSupportedError": BadPath,
+    "obstore.exceptions.NotFoundError": NotFound,
+    "obstore.exceptions.NotModifiedError": Conflict,
+    "obstore.exceptions.UnknownConfigurationKeyError": BadPath,
+    "obstore.exceptions.JoinError": Unreachable,
+    "obstore.exceptions.GenericError": _by_text,
+    "obstore.exceptions.BaseError": _by_text,
+    "pyo3_runtime.PanicException": BadPath,
+    # botocore, which s3fs lets through in places
+    "botocore.exceptions.NoCredentialsError": Forbidden,
+    "botocore.exceptions.PartialCredentialsError": Forbidden,
+    "botocore.exceptions.CredentialRetrievalError": Forbidden,
+    "botocore.exceptions.ProfileNotFound": Forbidden,
+    "botocore.exceptions.TokenRetrievalError": Forbidden,
+    "botocore.exceptions.NoAuthTokenError": Forbidden,
+    "botocore.exceptions.SSOError": Forbidden,
+    "botocore.exceptions.LoginError": Forbidden,
+    "botocore.exceptions.RefreshWithMFAUnsupportedError": Forbidden,
+    "botocore.exceptions.UnknownCredentialError": Forbidden,
+    "botocore.exceptions.ParamValidationError": BadPath,
+    "botocore.exceptions.ConnectTimeoutError": TimedOut,
+    "botocore.exceptions.ReadTimeoutError": TimedOut,
+    "botocore.exceptions.ClientError": _by_response,
+    "botocore.exceptions.BotoCoreError": _by_text,
+    # aiohttp, under s3fs, gcsfs and the https file system
+    "aiohttp.client_exceptions.ClientResponseError": _by_attribute,
+    "aiohttp.client_exceptions.InvalidURL": BadPath,
+    "aiohttp.client_exceptions.NonHttpUrlClientError": BadPath,
+    "aiohttp.client_exceptions.ServerTimeoutError": TimedOut,
+    "aiohttp.client_exceptions.ClientError": Unreachable,
+    # gcsfs and adlfs
+    "gcsfs.retry.HttpError": _by_attribute,
+    "google.auth.exceptions.TransportError": Unreachable,
+    "google.auth.exceptions.TimeoutError": TimedOut,
+    "google.auth.exceptions.GoogleAuthError": Forbidden,
+    "azure.core.exceptions.ResourceNotFoundError": NotFound,
+    "azure.core.exceptions.ResourceExistsError": Exists,
+    "azure.core.exceptions.ClientAuthenticationError": Forbidden,
+    "azure.core.exceptions.AzureError": _by_attribute,
+    # fsspec and the standard library
+    "fsspec.exceptions.FSTimeoutError": TimedOut,
+    "builtins.TimeoutError": TimedOut,
+    "builtins.FileNotFoundError": NotFound,
+    "builtins.NotADirectoryError": NotFound,
+    "builtins.PermissionError": Forbidden,
+    "builtins.FileExistsError": Exists,
+    "builtins.IsADirectoryError": BadPath,
+    "builtins.ConnectionError": Unreachable,
+    "ssl.SSLError": Unreachable,  # its errno is a number of the TLS library's, as those of the next two are a resolver's
+    "socket.gaierror": Unreachable,
+    "socket.herror": Unreachable,
+    "builtins.OSError": _by_errno,
+    "builtins.EOFError": Unreachable,
+    "builtins.ValueError": BadPath,
+    "builtins.RuntimeError": _by_cause,
+}
+
+
+def judge(error: BaseException) -> Verdict:
+    """Return the class of ours that `error` means, by the nearest entry of its ancestry in `TABLE`."""
+    for kind in type(error).__mro__:
+        verdict = TABLE.get(f"{kind.__module__}.{kind.__qualname__}")
+        if isinstance(verdict, type):
+            return verdict
+        if verdict is not None:
+            return verdict(error)
+    return Unreachable
+
+
+def _text(error: Exception) -> str:
+    """Return the cause in one line: of an S3 answer its status and message, not the signed request around them."""
+    text = " ".join(str(error).partition(_DEBUG)[0].split()) or type(error).__name__
+    if message := re.search(r"status code: (.*?): <\?xml.*<Message>(.*?)</Message>", text):
+        return f"{message[1]}: {message[2]}"
+    return text[:300]
+
+
+def translate(error: Exception, operation: str, uri: str) -> StoreError:
+    """Return the error of ours for `error`, naming what was done to which URI, in one line."""
+    return judge(error)(masked(f"{operation} {uri}: {_text(error)}"))
+
+
+@contextmanager
+def guarded(operation: str, uri: str) -> Iterator[None]:
+    """Raise whatever a storage library raises inside as a `StoreError` that names the operation and the URI."""
+    try:
+        yield
+    except ImgbatchError:
+        raise
+    except BaseException as error:
+        # A panic of a library in Rust ends a call, not the process, and yet is no Exception to Python.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise translate(error, operation, uri) from error  # type: ignore[arg-type]
