@@ -1,4 +1,4 @@
-"""What all jobs share on the command line: their common flags, where they print, and exit codes."""
+"""Effects: what all jobs share on the command line: their common flags, where they print, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors of imgbatch: who has to act, and the exit code that says so to an orchestrator.
+"""Values: the errors of imgbatch: who has to act, and the exit code that says so to an orchestrator.
 
     ImgbatchError
     ├── UsageError        2   the flags, the config, the model or the input are wrong: change the command

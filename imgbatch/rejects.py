@@ -1,4 +1,4 @@
-"""Why an image has no label: the closed list of reasons, which of them may pass, and how many a run may have."""
+"""Values: why an image has no label: the closed list of reasons, which of them may pass, and how many a run may have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of every table that imgbatch reads or writes: names and Arrow types, written once.
+"""Values: the columns of every table that imgbatch reads or writes: names and Arrow types, written once.
 
 `LISTING` is what a source finds, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
 travel beside them under the prefix `input_`.

@@ -1,4 +1,4 @@
-"""Sets of URIs that cost tens of bytes each: 128-bit keys in sorted numpy arrays, never a Python object an image."""
+"""Values: sets of URIs that cost tens of bytes each: 128-bit keys in sorted numpy arrays, never a Python object an image."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from imgbatch import cli
 from imgbatch.concurrency import process
 from imgbatch.concurrency.polling import ticking
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
+from imgbatch.config import reading, sections
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def classify(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
-    chosen = sections.load(
+    chosen = reading.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
     stop.timeout_s = chosen.run.stop_timeout_s

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds what lies b
 from imgbatch import cli
 from imgbatch.concurrency import process
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
+from imgbatch.config import reading, sections
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
+from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.evaluation import Evaluation, compared
 from imgbatch.evaluation.ground_truth import Truths
 from imgbatch.evaluation.labelled_inputs import Relisted, relisted
@@ -43,7 +44,7 @@ from imgbatch.models.model import Model
 from imgbatch.pipeline.preflight import naming_the_output, prepare
 from imgbatch.schema import labels_with
 from imgbatch.sources import recognise
-from imgbatch.sources.labelled import Classes, is_tar
+from imgbatch.sources.labelled import is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage.stores import Folder, Stores, absent, absolute
 from imgbatch.terminal import console
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: Any) -> int:
     """From flags to an exit code."""
     stop = StopRequest().install()
-    chosen = sections.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
     stop.timeout_s = chosen.run.stop_timeout_s
     if flags.labels and flags.against:
         raise UsageError(
@@ -179,7 +180,7 @@ def from_tables(chosen: sections.Config, flags: Any, stop: StopRequest) -> tuple
     chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
     model = loading.load(chosen.model, stores, stop.check)
     log.info("model %s", model.summary())
-    chosen = sections.with_output(chosen, model=model.slug)
+    chosen = reading.with_output(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))

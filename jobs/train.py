@@ -23,7 +23,7 @@ from imgbatch import cli
 from imgbatch.concurrency import process
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
-from imgbatch.config.options import load_as
+from imgbatch.config.reading import load_as
 from imgbatch.config.training import Training
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.evaluation import training_images

@@ -14,7 +14,7 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import process
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
+from imgbatch.config import reading
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.ledger.success_marker import read_success
 from imgbatch.storage.stores import Folder, Stores, absolute
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(flags: Any) -> int:
     """Count, look, compare, and say so."""
     stop = StopRequest().install()
-    settings = sections.load(flags.config, flags.settings, model=flags.model)
+    settings = reading.load(flags.config, flags.settings, model=flags.model)
     require_flags(flags)
     output = Folder(Stores(settings.storage), absolute(flags.output))
     success = read_success(output)

@@ -1,4 +1,4 @@
-"""An iterator that may block, made one that always comes back: signals, commits and limits need their moment."""
+"""Effects: an iterator that may block, made one that always comes back: signals, commits and limits need their moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls and iterators that run ahead of their consumer, in threads, while their results come out in order."""
+"""Effects: calls and iterators that run ahead of their consumer, in threads, while their results come out in order."""
 
 from __future__ import annotations
 

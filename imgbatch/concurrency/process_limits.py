@@ -1,4 +1,6 @@
-"""What the operating system allows a process (`ulimit`, batch systems), compared with what Ray needs on this machine."""
+"""Effects: what the operating system allows a process (`ulimit`, batch systems), compared with what Ray needs on this
+machine.
+"""
 
 from __future__ import annotations
 

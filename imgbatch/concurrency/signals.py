@@ -1,4 +1,4 @@
-"""Signals as requests: a run ends where nothing is lost by it, and within a limit."""
+"""Effects: signals as requests: a run ends where nothing is lost by it, and within a limit."""
 
 from __future__ import annotations
 

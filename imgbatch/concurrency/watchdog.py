@@ -1,4 +1,4 @@
-"""Ends a process in which a call does not return: a thread that hangs in C cannot be stopped in another way."""
+"""Effects: ends a process in which a call does not return: a thread that hangs in C cannot be stopped in another way."""
 
 from __future__ import annotations
 

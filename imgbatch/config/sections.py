@@ -1,4 +1,4 @@
-"""The configuration of a run: what every knob is, with its help text beside it.
+"""Values: the configuration of a run: what every knob is, with its help text beside it.
 
 `describe()` prints them all, and a test holds the README against them.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
-from imgbatch.config.options import Fraction, Positive, Section, described, load_as, option
+from imgbatch.config.options import Fraction, Positive, Section, described, option
 from imgbatch.config.secrets import masked
 from imgbatch.errors import ConfigError
 
@@ -307,31 +306,6 @@ class Config(Section):
         return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
 
 
-def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:
-    """Build the config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
-
-    Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong.
-
-    >>> load(None, ["top_k=3", "cluster.device=cpu"]).top_k
-    3
-    """
-    return load_as(Config, path, settings, **flags)
-
-
 def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, help) of every knob, sections in the order of a run."""
     yield from described(kind)
-
-
-def with_output(config: Config, *, model: str, date: str = "") -> Config:
-    """Fill `{model}` and `{date}` in the output; without a date, with that of today (UTC).
-
-    Raises:
-        ConfigError: another name stands in braces.
-    """
-    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
-    try:
-        return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} may stand in braces") from error

@@ -1,4 +1,4 @@
-"""The configuration of a training run: the sections that it shares with the main job, and its own."""
+"""Values: the configuration of a training run: the sections that it shares with the main job, and its own."""
 
 from __future__ import annotations
 

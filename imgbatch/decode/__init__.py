@@ -1,4 +1,4 @@
-"""Bytes of an image file become RGB pixels, or a reject that says why not.
+"""Values: bytes of an image file become RGB pixels, or a reject that says why not.
 
 The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), DICOM through pydicom,
 everything else through Pillow, each its first frame or page only. What the file holds becomes 8-bit RGB like this:

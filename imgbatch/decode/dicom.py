@@ -1,4 +1,4 @@
-"""DICOM: the first frame, as a viewer shows it. pydicom comes with the extra `dicom`.
+"""Values: DICOM: the first frame, as a viewer shows it. pydicom comes with the extra `dicom`.
 
 The values of a grey picture go through three steps (DICOM PS3.3, C.11.1 and C.11.2), each where the file has it: the modality's
 table, or slope and intercept; the first table of interest, else the first window; MONOCHROME1 turned over. Without

@@ -1,4 +1,4 @@
-"""What a decoder raised, as a reject with a reason."""
+"""Values: what a decoder raised, as a reject with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The orientation that EXIF data names."""
+"""Values: the orientation that EXIF data names."""
 
 from __future__ import annotations
 

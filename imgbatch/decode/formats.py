@@ -1,4 +1,4 @@
-"""Which image format bytes are of, by how they begin."""
+"""Values: which image format bytes are of, by how they begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What headers say before a decoder sees them: a decoder may take memory for a picture while it opens the file."""
+"""Values: what headers say before a decoder sees them: a decoder may take memory for a picture while it opens the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HEIC: importing this module makes Pillow read it, by libheif. The package comes with the extra `heic`."""
+"""Values: HEIC: importing this module makes Pillow read it, by libheif. The package comes with the extra `heic`."""
 
 from __future__ import annotations
 

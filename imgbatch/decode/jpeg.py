@@ -1,4 +1,4 @@
-"""JPEG through libjpeg-turbo, which tells a file that was cut from one that only lacks its end marker."""
+"""Values: JPEG through libjpeg-turbo, which tells a file that was cut from one that only lacks its end marker."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What bytes are that are not what was asked for: a page of a web server, a pointer, an archive, a video.
+"""Values: what bytes are that are not what was asked for: a page of a web server, a pointer, an archive, a video.
 
-Only messages depend on it. Pure.
+Only messages depend on it.
 """
 
 from __future__ import annotations

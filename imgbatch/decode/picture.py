@@ -1,4 +1,4 @@
-"""What decoding ends with: a picture, or the reason why there is none."""
+"""Values: what decoding ends with: a picture, or the reason why there is none."""
 
 from __future__ import annotations
 

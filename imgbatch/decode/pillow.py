@@ -1,4 +1,4 @@
-"""Everything that Pillow reads."""
+"""Values: everything that Pillow reads."""
 
 from __future__ import annotations
 

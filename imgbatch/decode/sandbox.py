@@ -1,4 +1,6 @@
-"""Decoding in a child process, for images that have ended a worker: whatever they do, they do it there, and it has a name."""
+"""Effects: decoding in a child process, for images that have ended a worker: whatever they do, they do it there, and it
+has a name.
+"""
 
 from __future__ import annotations
 

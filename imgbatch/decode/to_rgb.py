@@ -1,4 +1,4 @@
-"""From the values in a file to 8 bits of R, G and B."""
+"""Values: from the values in a file to 8 bits of R, G and B."""
 
 from __future__ import annotations
 

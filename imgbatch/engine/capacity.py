@@ -1,4 +1,4 @@
-"""What a cluster can label: from core-milliseconds an image to images a second, cores a GPU, hours and money."""
+"""Values: what a cluster can label: from core-milliseconds an image to images a second, cores a GPU, hours and money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of Ray a run may use, and the operators that label images on it."""
+"""Ray: what of Ray a run may use, and the operators that label images on it."""
 
 from __future__ import annotations
 

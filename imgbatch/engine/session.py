@@ -1,4 +1,4 @@
-"""The connection to Ray: to a cluster, or to a Ray of this machine's own."""
+"""Ray: the connection to Ray: to a cluster, or to a Ray of this machine's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How work is cut: which images go to a worker at a time, and in what order."""
+"""Effects: how work is cut: which images go to a worker at a time, and in what order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that are probabilities: one temperature for all logits, fitted on held-out images (Guo et al. 2017). Pure."""
+"""Values: scores that are probabilities: one temperature for all logits, fitted on held-out images (Guo et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as `metrics.json` has them. Pure."""
+"""Effects: the figures of an evaluation as `metrics.json` has them."""
 
 from __future__ import annotations
 

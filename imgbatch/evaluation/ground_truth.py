@@ -1,4 +1,4 @@
-"""The images of an evaluation and what each truly is, by URI, in tens of bytes an image."""
+"""Effects: the images of an evaluation and what each truly is, by URI, in tens of bytes an image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, InputError
+from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
-from imgbatch.models import builtin
+from imgbatch.models import imagenet
 from imgbatch.models.model import Model
 from imgbatch.schema import LISTING, whole
-from imgbatch.sources.labelled import TRUTH, Classes, is_tar
+from imgbatch.sources.labelled import TRUTH, is_tar
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import counted
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
@@ -51,7 +52,7 @@ class Truths:
         """
         classes = Classes(model.labels)
         known = classes.of_truths(pa.array(self._labels, pa.string()))
-        if len(ids := builtin.wordnet_ids(tuple(self._labels))):  # it may call its classes so
+        if len(ids := imagenet.wordnet_ids(tuple(self._labels))):  # it may call its classes so
             known = np.where(known < 0, classes.of_truths(pa.array(ids, pa.string())), known)
         numbers = known[self._classes]
         if lacking := np.unique(self._classes[numbers < 0]).tolist():

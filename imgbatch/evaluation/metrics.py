@@ -1,4 +1,5 @@
-"""How good labels are: shares with their intervals, per class, confusion, calibration, coverage. Pure, on arrays of n images.
+"""Values: how good labels are: shares with their intervals, per class, confusion, calibration, coverage. Pure, on arrays
+of n images.
 
 The interval of a proportion is Wilson's score interval (`wilson`). A bootstrap would say of a small set without a mistake that
 its accuracy is 100 % for certain. Other figures, which are no proportions (the difference of two models, the calibration

@@ -1,4 +1,4 @@
-"""What a label table says of images whose class is known."""
+"""Effects: what a label table says of images whose class is known."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, BudgetError, ModelError
+from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import Numbers, Truths
 from imgbatch.evaluation.metrics import before_temperature
 from imgbatch.evaluation.training_images import NOT_COMPARED, TrainingImages
@@ -18,7 +19,6 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import Level
 from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
-from imgbatch.sources.labelled import Classes
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import plural
 

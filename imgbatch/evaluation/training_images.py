@@ -1,4 +1,4 @@
-"""Which images a model has seen in training: 64-bit hashes of their bytes, kept in the model directory.
+"""Effects: which images a model has seen in training: 64-bit hashes of their bytes, kept in the model directory.
 
 Training writes `training_images.parquet`. An evaluation looks up the images that it scores, and reports how many of them the
 model was trained on or selected on: figures on such images say nothing about new ones. Only files that are equal byte by

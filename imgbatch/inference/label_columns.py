@@ -1,4 +1,4 @@
-"""From class numbers and probabilities to the columns in which a user reads them. Pure."""
+"""Effects: from class numbers and probabilities to the columns in which a user reads them."""
 
 from __future__ import annotations
 

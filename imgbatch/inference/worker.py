@@ -1,4 +1,4 @@
-"""From numbers of the listing to result rows: the pure functions on blocks, and the body of an actor. No Ray in here.
+"""Effects: from numbers of the listing to result rows: the pure functions on blocks, and the body of an actor.
 
     numbers ──listed──► uri, size, …  ──decoded──► + H×W×3 uint8 ──labelled──► RESULTS
 

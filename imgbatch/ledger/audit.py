@@ -1,4 +1,4 @@
-"""The books: read back from the store, is each listed image in exactly one row?"""
+"""Effects: the books: read back from the store, is each listed image in exactly one row?"""
 
 from __future__ import annotations
 

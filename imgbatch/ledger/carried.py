@@ -1,4 +1,6 @@
-"""Columns that travel along from the input: one schema for all batches, and values that are compared whatever their type."""
+"""Effects: columns that travel along from the input: one schema for all batches, and values that are compared whatever
+their type.
+"""
 
 from __future__ import annotations
 

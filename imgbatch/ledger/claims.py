@@ -1,4 +1,4 @@
-"""The claim of an output, `runs/claim.json`: which run may write there.
+"""Effects: the claim of an output, `runs/claim.json`: which run may write there.
 
 It is created conditionally (If-None-Match) and taken over by conditional replacement (If-Match), so that of two runs that
 start at the same time exactly one goes on. It saves work that would be done twice: rows are kept single by the numbered

@@ -1,4 +1,4 @@
-"""A log of numbered parts: Parquet files that are created one after the other, each exactly once.
+"""Effects: a log of numbered parts: Parquet files that are created one after the other, each exactly once.
 
 Assumption: `Store.create` is atomic (If-None-Match on the server, a hard link on disks). Then two writers can never both
 hold a number, and whoever finds one taken has to read that part before he tries the next: every writer knows all rows

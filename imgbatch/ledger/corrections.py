@@ -1,4 +1,4 @@
-"""Rows that are done, and whose carried values are others in the input by now: a manifest was corrected, say.
+"""Effects: rows that are done, and whose carried values are others in the input by now: a manifest was corrected, say.
 
 They are found when all is listed: the index of the ledger gets a hash of the carried values of each row, read from the
 parts, and the listing's pages are held against it. Only columns that both a part and the listing have are compared. Nothing

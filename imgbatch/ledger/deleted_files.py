@@ -1,4 +1,4 @@
-"""Was something deleted from an output while a run was at work there? It is asked when the run fails, not before."""
+"""Effects: was something deleted from an output while a run was at work there? It is asked when the run fails, not before."""
 
 from __future__ import annotations
 

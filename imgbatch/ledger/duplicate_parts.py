@@ -1,4 +1,4 @@
-"""Parts that hold rows which other parts hold as well: which files these are, and what to do.
+"""Effects: parts that hold rows which other parts hold as well: which files these are, and what to do.
 
 No run writes such a part; it is a copy that somebody made, or a part that was put back from a backup. Whichever of the two
 files is moved away, no image is lost: what only that one held is made again.

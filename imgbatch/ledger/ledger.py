@@ -1,4 +1,4 @@
-"""The ledger: what is done, and how it becomes so. The tables are the ledger; there is no second record.
+"""Effects: the ledger: what is done, and how it becomes so. The tables are the ledger; there is no second record.
 
 Guarantees, given the assumption of `parts`:
 

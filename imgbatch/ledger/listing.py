@@ -1,4 +1,4 @@
-"""The listing: what the store holds at the start of a run, as numbered Parquet pages below the run.
+"""Effects: the listing: what the store holds at the start of a run, as numbered Parquet pages below the run.
 
 An image's number in the listing is its name within the run: page `number // PAGE_ROWS`, row `number % PAGE_ROWS`. The
 driver keeps 16 bytes of a new image and one of every image; the rest is in the pages, from which workers read.

@@ -1,4 +1,4 @@
-"""Which process an owner is, and whether it is still alive."""
+"""Effects: which process an owner is, and whether it is still alive."""
 
 from __future__ import annotations
 

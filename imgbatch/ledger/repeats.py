@@ -1,4 +1,4 @@
-"""Rows that name an image again: what they know and the image's first row does not goes into that row.
+"""Effects: rows that name an image again: what they know and the image's first row does not goes into that row.
 
 No store is used here: `listing` reads and writes the pages.
 """

@@ -1,4 +1,5 @@
-"""Which parts of a log are about to be rewritten: said before it is done, so that the next run knows what may still come.
+"""Effects: which parts of a log are about to be rewritten: said before it is done, so that the next run knows what may
+still come.
 
 The replacement that a killed run has sent may arrive when the next run has ended well. It is conditional on the part being
 the one that was read, so it is refused once the part is another one. So the next run writes every part again that was

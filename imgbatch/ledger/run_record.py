@@ -1,4 +1,4 @@
-"""The record of a run, `runs/RUN_ID/run.json`, with its heartbeat; and `_SUCCESS`."""
+"""Effects: the record of a run, `runs/RUN_ID/run.json`, with its heartbeat; and `_SUCCESS`."""
 
 from __future__ import annotations
 

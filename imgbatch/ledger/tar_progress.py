@@ -1,4 +1,5 @@
-"""Tars in the books. Which members a tar has, only reading it tells; so the parts say in their footers how far it is read.
+"""Values: tars in the books. Which members a tar has, only reading it tells; so the parts say in their footers how far
+it is read.
 
 The footer of a part names each tar of which its commit holds rows: the version that was read, the offset of the last image
 up to which all rows are in the tables with this commit, and how many rows these are. How far a tar is read is not what the

@@ -1,4 +1,4 @@
-"""What tells a changed image: its size, its ETag, or its time where there is no ETag."""
+"""Values: what tells a changed image: its size, its ETag, or its time where there is no ETag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision by their names, filled with state dicts that fit or are refused tensor by tensor."""
+"""Values: networks of timm and torchvision by their names, filled with state dicts that fit or are refused tensor by tensor."""
 
 from __future__ import annotations
 

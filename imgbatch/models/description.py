@@ -1,4 +1,4 @@
-"""What `config.json` of a model directory says: the classes, the head, and which keys say how images are prepared.
+"""Effects: what `config.json` of a model directory says: the classes, the head, and which keys say how images are prepared.
 
 The keys are timm's, in its form of today (`pretrained_cfg`) and in its older flat one, in which they lie at the top. What they
 come to is worked out by timm itself, in `hubs.resolve`.
@@ -16,7 +16,7 @@ from typing import Any
 from imgbatch.config.sections import ModelConfig
 from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
-from imgbatch.models import builtin, label_file
+from imgbatch.models import builtin, imagenet, label_file
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.sources.spelling import alike
 
@@ -239,7 +239,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """
     names, classes = _names(config, where), classes_of(config, where)
     if names is None and classes == 1000:  # as timm itself takes it
-        return builtin.imagenet_labels()
+        return imagenet.imagenet_labels()
     if names is None:
         raise ModelError(
             f"{where} has no 'label_names': add the {classes} names in the order of the head, or give a file with one a line "
@@ -250,7 +250,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if all(map(_PLACEHOLDER.fullmatch, names)):
         log.warning("%s: its labels are the placeholders %s, …: name them with model.labels", where, names[0])
     # What somebody called classes while training stays; a hub's WordNet ids become words.
-    return builtin.unique(tuple(names) if config.get(AS_GIVEN) else builtin.readable(names), where)
+    return imagenet.unique(tuple(names) if config.get(AS_GIVEN) else imagenet.readable(names), where)
 
 
 def warn_of_likeness(labels: Sequence[str], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Model directories as timm writes them: `config.json` and `model.safetensors`, in any store.
+"""Effects: model directories as timm writes them: `config.json` and `model.safetensors`, in any store.
 
 Beside them may lie a taxonomy, `taxonomy.csv` or `taxonomy.json`. A directory without one whose labels are ImageNet's own
 has ImageNet's.
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import builtin, description, node_cache, self_check
-from imgbatch.models.check import ask
+from imgbatch.models import builtin, description, imagenet, node_cache, self_check
+from imgbatch.models.child import ask
 from imgbatch.models.description import AS_GIVEN
 from imgbatch.models.label_file import hint_at_background
 from imgbatch.models.model import Model
@@ -282,7 +282,7 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
         except NotFound:
             continue
         return read_taxonomy(content, folder.at(name), labels)
-    return builtin.imagenet_taxonomy() if labels == builtin.imagenet_labels() else None
+    return builtin.imagenet_taxonomy() if labels == imagenet.imagenet_labels() else None
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""Files with the names of the classes, in the forms that people have: lines, numbered lines, CSV, JSON, Python, YAML. Pure.
+"""Values: files with the names of the classes, in the forms that people have: lines, numbered lines, CSV, JSON, Python, YAML.
 
 A form is read where it can mean one thing only. Everything else is refused with the remedy, since a line such as `0 red` that
 is taken for a name is a wrong label.

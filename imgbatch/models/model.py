@@ -1,4 +1,4 @@
-"""Values: a model is one value: network, preprocessing, labels and digest belong together and travel together."""
+"""Effects: a model is one value: network, preprocessing, labels and digest belong together and travel together."""
 
 from __future__ import annotations
 

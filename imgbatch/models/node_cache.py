@@ -1,4 +1,4 @@
-"""Files that a node keeps between runs: fetched weights and converted networks, under names that say what is in them.
+"""Effects: files that a node keeps between runs: fetched weights and converted networks, under names that say what is in them.
 
 Nothing in it is used unread: every entry has digests beside it, or in its name, which are compared when it is loaded. What
 is missing, cut off or altered is made again, by one process of the node while the others wait. An entry is on the disk

@@ -1,4 +1,4 @@
-"""What a model wants its pictures to look like: resize, crop, mean and standard deviation, as one value.
+"""Values: what a model wants its pictures to look like: resize, crop, mean and standard deviation, as one value.
 
 Resizing and cropping happen here, on uint8; normalising is left to the network, on its own device, so that nothing
 larger than 3×H×W bytes an image travels.

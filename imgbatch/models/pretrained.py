@@ -1,4 +1,5 @@
-"""The public zoos: a network of timm or torchvision becomes a model directory, with its weights, labels and preprocessing.
+"""Effects: the public zoos: a network of timm or torchvision becomes a model directory, with its weights, labels and
+preprocessing.
 
 Weights come from the hubs, through the libraries' own caches (HF_HOME, TORCH_HOME), or from a state dict of one's own.
 Runs in a process of its own (see `child`).
@@ -23,7 +24,7 @@ from timm.models._hub import load_model_config_from_path
 
 from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
-from imgbatch.models import architectures, builtin, directory, self_check
+from imgbatch.models import architectures, builtin, directory, imagenet, self_check
 from imgbatch.models import weights as files
 from imgbatch.models.architectures import TORCHVISION, nearest
 from imgbatch.models.label_file import hint_at_background
@@ -214,9 +215,9 @@ def _of_timm(folder: Folder, name: str, architecture: str, given: Given | None, 
             raise _not_there(
                 name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached(known)
             ) from error
-        names = own.labels or builtin.labels_of(known.num_classes, known.label_names)
+        names = own.labels or imagenet.labels_of(known.num_classes, known.label_names)
     else:
-        names = own.labels or builtin.labels_of(known.num_classes or 0, None)
+        names = own.labels or imagenet.labels_of(known.num_classes or 0, None)
         net = timm.create_model(architecture, pretrained=False, num_classes=len(names))
         notes = _filled(net, given, architecture, own, len(names))
     own.require(len(names), net.num_classes, name)
@@ -242,7 +243,7 @@ def _of_torchvision(
         except Exception as error:  # of the network, or a torn file
             raise _not_there(name, entry.url, "TORCH_HOME", error, [_in_torch_hub(entry.url)]) from error
         given = Given(files.with_todays_names(state), name)
-    names = own.labels or list(builtin.labels_of(1000, None))
+    names = own.labels or list(imagenet.labels_of(1000, None))
     arguments: dict[str, Any] = {}
     if plain in _ADAPTED:
         auxiliary = any(key.startswith(("AuxLogits.", "aux1.")) for key in given.state)

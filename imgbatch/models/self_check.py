@@ -1,4 +1,5 @@
-"""What a worker does before its first image: it has the network answer fixed pixels, and compares the logits with those that
+"""Values: what a worker does before its first image: it has the network answer fixed pixels, and compares the logits
+with those that
 torch gave in 32 bits where the run was started.
 
 No artifact of the node has a part in the reference: it travels with the model.

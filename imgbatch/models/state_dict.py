@@ -1,4 +1,6 @@
-"""Networks by name, with the zoo's weights or a state dict of one's own: made into a model directory, once a machine."""
+"""Effects: networks by name, with the zoo's weights or a state dict of one's own: made into a model directory, once a
+machine.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pathlib import Path
 import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound
-from imgbatch.models import builtin, check, description, directory, node_cache
+from imgbatch.models import builtin, child, description, directory, node_cache
 from imgbatch.models.model import Model
 from imgbatch.storage.stores import Stores, absolute
 
@@ -85,7 +87,7 @@ def of_zoo(
             "weights_from": weights,
             "labels_from": f"model.labels={chosen.labels}",
         }
-        found = check.ask(question, limit_s=_FETCH_S, pulse=pulse)
+        found = child.ask(question, limit_s=_FETCH_S, pulse=pulse)
         own.unlink(missing_ok=True)
         (path / _MADE).write_text(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""The label tree of a model: what it is called, what is wrong with one, and probabilities summed up it. Pure.
+"""Effects: the label tree of a model: what it is called, what is wrong with one, and probabilities summed up it.
 
 A taxonomy gives every label one node at each of a few levels, so that a person may ask for "apple" where the model says
 "Granny Smith". It is written as a CSV, whose first column holds the labels and whose further columns their coarser and
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import InputError, ModelError
+from imgbatch.models import imagenet
 from imgbatch.sources.spelling import csv_problem, folded, normalise, require_distinct
 from imgbatch.terminal.plurals import counted
 
@@ -310,11 +311,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """
     if name.isdecimal() and len(name) < 9 and int(name) < len(known):
         return f", the number of {known[int(name)]!r}?"
-    if _SYNSET.fullmatch(name):
-        from imgbatch.models import builtin
-
-        if (word := builtin.readable([name])[0]) != name and word in known:
-            return f", the WordNet id of {word!r}?"
+    if _SYNSET.fullmatch(name) and (word := imagenet.readable([name])[0]) != name and word in known:
+        return f", the WordNet id of {word!r}?"
     if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
         return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
     by_form = {folded(other).replace(" ", ""): other for other in known}
@@ -324,7 +322,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def _id_of(label: str, labels: Sequence[str]) -> str:
     """Return the WordNet id of a label of ImageNet's in parentheses, nothing for others."""
-    from imgbatch.models import builtin
 
-    ids = builtin.wordnet_ids(tuple(labels))
+    ids = imagenet.wordnet_ids(tuple(labels))
     return f" ({ids[list(labels).index(label)]})" if ids else ""

@@ -1,4 +1,6 @@
-"""Files of weights: what they are, the tensors in them without wrappers, and names that fit a network. No pickle is loaded."""
+"""Values: files of weights: what they are, the tensors in them without wrappers, and names that fit a network. No pickle
+is loaded.
+"""
 
 from __future__ import annotations
 

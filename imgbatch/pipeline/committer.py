@@ -1,4 +1,4 @@
-"""What becomes of result rows on the driver: each image's first row goes into the ledger, every few seconds.
+"""Effects: what becomes of result rows on the driver: each image's first row goes into the ledger, every few seconds.
 
 Ray may compute a block again and deliver it twice, or never: one bit a listed image says what has arrived.
 """

@@ -1,4 +1,4 @@
-"""A run before its work: what it is made of, checked, and what is listed. Nothing is labelled in here."""
+"""Effects: a run before its work: what it is made of, checked, and what is listed. Nothing is labelled in here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from imgbatch.config import sections
+from imgbatch.config import reading, sections
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
@@ -44,7 +44,7 @@ def prepare(chosen: sections.Config, pulse: Callable[[], None] = lambda: None) -
             recognise.require_utf8(uri, what)
     console.step("loading the model")
     model = loading.load(chosen.model, stores, pulse)
-    chosen = sections.with_output(chosen, model=model.slug)
+    chosen = reading.with_output(chosen, model=model.slug)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(chosen.output.uri))

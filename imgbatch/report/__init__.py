@@ -1,1 +1,1 @@
-"""Pages that a person reads, each one file with everything in it."""
+"""Values: pages that a person reads, each one file with everything in it."""

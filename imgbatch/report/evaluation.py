@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file without scripts, with its figures and a few pictures in it."""
+"""Effects: the page of an evaluation: one HTML file without scripts, with its figures and a few pictures in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures as SVG text, drawn by matplotlib without a screen."""
+"""Values: figures as SVG text, drawn by matplotlib without a screen."""
 
 from __future__ import annotations
 

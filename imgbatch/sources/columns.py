@@ -1,4 +1,4 @@
-"""Columns of tables: their names, the types in which they are carried along, and which of them hold image bytes.
+"""Effects: columns of tables: their names, the types in which they are carried along, and which of them hold image bytes.
 
 Names are trimmed and in Unicode's composed form wherever a table is read. Binary values of up to 1 kB, such as hashes and
 ids, are carried along as bytes. Longer ones are taken for pixels: they reach neither the listing nor the output tables.

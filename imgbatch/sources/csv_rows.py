@@ -1,4 +1,4 @@
-"""CSV and TSV files as a stream of rows.
+"""Effects: CSV and TSV files as a stream of rows.
 
 Blocks of lines without a quote are parsed by Arrow. A block with quotes is parsed by Python's csv module in its strict mode,
 which tells where a quote is not closed, or a value continues after its closing quote; Arrow accepts both, and rows vanish

@@ -1,4 +1,4 @@
-"""Values: where the labels and splits of the inputs come from, decided once for each input, and what follows for each image.
+"""Effects: where the labels and splits of the inputs come from, decided once for each input, and what follows for each image.
 
 The rules, with an example each, are in docs/labels-and-splits.md. In short: a column or sidecars, else class folders; a column,
 else split folders or split words in the names of tables and archives. What can be meant in two ways is refused.

@@ -1,4 +1,4 @@
-"""Objects read ahead: while one image is decoded, the next dozens of GETs are under way."""
+"""Effects: objects read ahead: while one image is decoded, the next dozens of GETs are under way."""
 
 from __future__ import annotations
 

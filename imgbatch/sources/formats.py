@@ -1,4 +1,4 @@
-"""Tables in a format that keeps a log beside its Parquet files: Delta, Iceberg, Hudi, Paimon. They are refused.
+"""Effects: tables in a format that keeps a log beside its Parquet files: Delta, Iceberg, Hudi, Paimon. They are refused.
 
 After an update or a delete, such a table's files hold the old rows beside the new ones; only the log says which are valid.
 """

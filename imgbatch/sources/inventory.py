@@ -1,4 +1,5 @@
-"""Images that an S3 Inventory report names: a listing that the store made by night, in place of a request a thousand keys.
+"""Effects: images that an S3 Inventory report names: a listing that the store made by night, in place of a request a
+thousand keys.
 
 The input is the report's `manifest.json`. Its data files, CSV (gzip) or Parquet, are read as streams. Old versions and
 delete markers are passed over; an object that has changed since is found out when it is read.

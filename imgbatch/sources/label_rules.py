@@ -1,4 +1,4 @@
-"""Values: which class each place has, from the folders that hold its images."""
+"""Effects: which class each place has, from the folders that hold its images."""
 
 from __future__ import annotations
 

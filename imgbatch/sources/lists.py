@@ -1,4 +1,5 @@
-"""The forms of a list of images, read as streams of rows: JSON Lines, a JSON array, Parquet; CSV and TSV are in `csv_rows`.
+"""Effects: the forms of a list of images, read as streams of rows: JSON Lines, a JSON array, Parquet; CSV and TSV are in
+`csv_rows`.
 
 Text may be compressed with gzip, whatever its name, and is UTF-8, or UTF-16 with a byte order mark.
 """

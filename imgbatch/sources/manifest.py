@@ -1,4 +1,5 @@
-"""Images that a manifest names: a list with a column `uri`, or another one that `source.uri_column` names, read as a stream.
+"""Effects: images that a manifest names: a list with a column `uri`, or another one that `source.uri_column` names, read
+as a stream.
 
 Relative URIs resolve against the manifest's place. `size` and `etag` are used where they are there; every further column
 travels along as `input_NAME`: with its type from Parquet, as text from CSV and JSON, which have no types.

@@ -1,4 +1,4 @@
-"""How the rows of a list name their images: by a column, or by a template that is filled from columns. Pure."""
+"""Effects: how the rows of a list name their images: by a column, or by a template that is filled from columns."""
 
 from __future__ import annotations
 

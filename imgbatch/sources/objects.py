@@ -1,4 +1,6 @@
-"""Images that are objects: below a folder, matching a glob, or a single one; and the Parquet files and tars among them."""
+"""Effects: images that are objects: below a folder, matching a glob, or a single one; and the Parquet files and tars
+among them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are rows of a Parquet file: a column of bytes, or of `{bytes, path}` as Hugging Face writes it.
+"""Effects: images that are rows of a Parquet file: a column of bytes, or of `{bytes, path}` as Hugging Face writes it.
 
 A row's URI is `FILE#ROW`, its version that of the file. Row groups are the unit of work, since one is read as a whole. The
 driver reads footers and the columns that travel along, workers the image column; nobody reads more.

@@ -1,4 +1,4 @@
-"""Which names are those of images.
+"""Values: Which names are those of images.
 
 A name is looked at from the input on: `2024/a.jpg` for `s3://bucket/.cache/2024/a.jpg` below the input `s3://bucket/.cache`.
 All patterns are RE2's, in which Arrow matches whole columns; Python's `re` differs from it in `\\z` alone.

@@ -1,4 +1,4 @@
-"""Values: where images lie below the inputs, in folders and in archives, counted place by place.
+"""Effects: where images lie below the inputs, in folders and in archives, counted place by place.
 
 A place is a folder of objects, a file of rows, or a folder in an archive. There are as many as there are folders, not images.
 """

@@ -1,4 +1,4 @@
-"""Where images come from. A source yields LISTING batches; which kind an input is, is recognised here."""
+"""Effects: where images come from. A source yields LISTING batches; which kind an input is, is recognised here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that people write: normalised when they are read, compared as a person would, and near misses. Pure.
+"""Values: names that people write: normalised when they are read, compared as a person would, and near misses.
 
 Names of classes, labels, levels, splits and groups all pass `normalised` where they are read, so that two Unicode forms of
 one name, or a trailing space, never make two classes. What differs after that only in case, spaces, underscores or invisible

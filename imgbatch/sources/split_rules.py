@@ -1,4 +1,4 @@
-"""Values: which split each place has, from folders and from the names of tables and archives."""
+"""Effects: which split each place has, from folders and from the names of tables and archives."""
 
 from __future__ import annotations
 

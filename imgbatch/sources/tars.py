@@ -1,4 +1,5 @@
-"""Images that are members of tars (WebDataset shards): read as a stream, in the order in which they stand, never unpacked.
+"""Effects: images that are members of tars (WebDataset shards): read as a stream, in the order in which they stand,
+never unpacked.
 
 A member's URI is `TAR#NAME`. Its name up to the first dot is its key; `.cls`, `.json` and `.txt` members of the same key
 travel along. Which members a tar has is known once it is read to its end: only the pass that labels them reads it. An archive

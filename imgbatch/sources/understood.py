@@ -1,4 +1,4 @@
-"""Values: what was understood of the labels and splits of an input, as a table that is shown before any work."""
+"""Effects: what was understood of the labels and splits of an input, as a table that is shown before any work."""
 
 from __future__ import annotations
 

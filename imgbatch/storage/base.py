@@ -1,4 +1,4 @@
-"""What every store can do. Paths are the store's own; what a library raises leaves a store as it is (see `faults`)."""
+"""Values: what every store can do. Paths are the store's own; what a library raises leaves a store as it is (see `faults`)."""
 
 from __future__ import annotations
 

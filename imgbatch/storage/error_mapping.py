@@ -1,4 +1,4 @@
-"""The one table from the exceptions of storage libraries to ours.
+"""Values: the one table from the exceptions of storage libraries to ours.
 
 Libraries are named by text, so that none has to be imported, or installed, for its exceptions to be known.
 """

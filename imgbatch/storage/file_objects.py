@@ -1,4 +1,4 @@
-"""Objects as files: read here and there, or forward from a position on."""
+"""Effects: objects as files: read here and there, or forward from a position on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream as a file that is read forward, as `tarfile` wants it; and gzip data as such a stream.
+"""Values: a stream as a file that is read forward, as `tarfile` wants it; and gzip data as such a stream.
 
 `tarfile` has both as well ("r|", "r|gz"), but ends with the first archive of a file, and with the first member of gzip data.
 """

@@ -1,4 +1,4 @@
-"""Every other store that fsspec knows, and S3 with options or keys that obstore cannot express."""
+"""Effects: every other store that fsspec knows, and S3 with options or keys that obstore cannot express."""
 
 from __future__ import annotations
 

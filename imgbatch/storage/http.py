@@ -1,4 +1,5 @@
-"""Objects on web servers: single GETs that end in time, never hold more than they may, and do not go where they should not.
+"""Effects: objects on web servers: single GETs that end in time, never hold more than they may, and do not go where they
+should not.
 
 A manifest may have been written by anybody, and a web server may send its reader on to any other address. So each
 connection, the redirected ones too, is checked when it is made, by the address that it is made to: no name that resolves

@@ -1,4 +1,4 @@
-"""Files of this machine, or of a file system that all nodes mount."""
+"""Effects: files of this machine, or of a file system that all nodes mount."""
 
 from __future__ import annotations
 

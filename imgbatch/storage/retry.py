@@ -1,4 +1,4 @@
-"""How long to wait before a request is made again."""
+"""Values: how long to wait before a request is made again."""
 
 from __future__ import annotations
 

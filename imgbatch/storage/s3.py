@@ -1,4 +1,4 @@
-"""Buckets that speak S3, through obstore.
+"""Effects: buckets that speak S3, through obstore.
 
 obstore costs a sixth of the CPU that s3fs takes for a GET, gives the ETag with the bytes, and raises an error of its own
 where a conditional creation fails (docs/LOG.md). What it cannot express goes through `other`, that is, s3fs.

@@ -1,4 +1,4 @@
-"""How a bucket is listed: a thousand keys to a request, several folders at a time, whatever the keys are.
+"""Effects: how a bucket is listed: a thousand keys to a request, several folders at a time, whatever the keys are.
 
 obstore lists; what it cannot express goes through s3fs.
 """

@@ -1,4 +1,4 @@
-"""Stores by URI: which store a URI lies in, retries, and errors that name the operation and the URI.
+"""Effects: stores by URI: which store a URI lies in, retries, and errors that name the operation and the URI.
 
 A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the absolute path without `file://`.
 """

@@ -1,4 +1,4 @@
-"""What a job shows on stderr: log lines and, on a terminal, the current step below them.
+"""Effects: what a job shows on stderr: log lines and, on a terminal, the current step below them.
 
 Both go through one console, so that neither overwrites the other. Elsewhere (a pipe, cron, the logs of a Ray job) the
 current step is a log line every 10 s, and nothing but text is written.
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TextIO
+
+from imgbatch.terminal.plurals import clock
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +157,6 @@ def escaped(text: str) -> str:
     'a\\x1b[2J.jpg'
     """
     return text.translate(_CONTROL)
-
-
-def clock(seconds: float) -> str:
-    """Return a time as h:mm:ss, or m:ss.
-
-    >>> clock(3725.9), clock(25)
-    ('1:02:05', '0:25')
-    """
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -1,4 +1,4 @@
-"""The console on a terminal, by rich: a line with a spinner, a clock and the current step, below the log.
+"""Effects: the console on a terminal, by rich: a line with a spinner, a clock and the current step, below the log.
 
 Imported only where stderr is a terminal.
 """
@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from imgbatch.terminal.console import clock
+from imgbatch.terminal.plurals import clock
 
 if TYPE_CHECKING:
     from imgbatch.terminal.console import Console

@@ -1,4 +1,4 @@
-"""Numbers of things in log lines and messages. Pure."""
+"""Values: numbers of things in log lines and messages."""
 
 from __future__ import annotations
 
@@ -40,3 +40,14 @@ def number(per_second: float) -> str:
     ('1,234', '3.2', '1.0', '0')
     """
     return f"{per_second:,.0f}" if per_second >= 10 or not per_second else f"{per_second:.1f}"
+
+
+def clock(seconds: float) -> str:
+    """Return a time as h:mm:ss, or m:ss.
+
+    >>> clock(3725.9), clock(25)
+    ('1:02:05', '0:25')
+    """
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""How far the images of a run are: a bar on a terminal, a log line every 10 s elsewhere."""
+"""Effects: how far the images of a run are: a bar on a terminal, a log line every 10 s elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from imgbatch.terminal import console
+from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import number
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def line(done: int, total: int | None, rejected: int, rate: float) -> str:
     speed, refused = f"{number(rate)}/s", f"{rejected:,} reject{'s' * (rejected != 1)}"
     if total is None:
         return f"{done:,} images, {speed}, {refused}"
-    left = f"{console.clock((total - done) / rate)} left" if rate else "time left unknown"
+    left = f"{plurals.clock((total - done) / rate)} left" if rate else "time left unknown"
     return f"{done:,}/{total:,} images, {left}, {speed}, {refused}"
 
 

@@ -1,4 +1,4 @@
-"""What a training run leaves beside the weights: figures on held-out images, and what it said of each of them. Pure."""
+"""Effects: what a training run leaves beside the weights: figures on held-out images, and what it said of each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the network sees of an image in training: a random crop, jittered; drawn anew in every epoch from the seed alone."""
+"""Values: what the network sees of an image in training: a random crop, jittered; drawn anew in every epoch from the
+seed alone.
+"""
 
 from __future__ import annotations
 

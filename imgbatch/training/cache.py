@@ -1,4 +1,4 @@
-"""Images made ready for training, once: an operator writes shards of them into a store, from which training reads.
+"""Effects: images made ready for training, once: an operator writes shards of them into a store, from which training reads.
 
 A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and behind it `NUMBER.parquet`, which
 says which images these are, what their class is and which could not be read. Without the second the first does not count; so

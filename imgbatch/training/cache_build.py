@@ -1,4 +1,4 @@
-"""Has images fetched and decoded on the cluster and kept as shards, and books those that cannot be read."""
+"""Effects: has images fetched and decoded on the cluster and kept as shards, and books those that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fine-tuning: what all of its workers have to know, and what each knows of itself and the others."""
+"""Effects: one fine-tuning: what all of its workers have to know, and what each knows of itself and the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves unset, by the number of its images and the size of the network's input. Pure."""
+"""Values: what a run leaves unset, by the number of its images and the size of the network's input."""
 
 from __future__ import annotations
 

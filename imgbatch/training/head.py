@@ -1,4 +1,4 @@
-"""A head on features: multinomial logistic regression, whose strength of L2 is chosen on held-out images."""
+"""Effects: a head on features: multinomial logistic regression, whose strength of L2 is chosen on held-out images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values: the classes, splits and groups that training learns from.
+"""Effects: the classes, splits and groups that training learns from.
 
 Where the label and the split of an image come from is decided in `imgbatch/sources/declared.py`; this module numbers the
 classes and checks that training can use them.

@@ -1,4 +1,4 @@
-"""The loss of fine-tuning, the order of its images, and its learning rate."""
+"""Values: the loss of fine-tuning, the order of its images, and its learning rate."""
 
 from __future__ import annotations
 

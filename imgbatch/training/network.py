@@ -1,4 +1,6 @@
-"""The network that is trained: a base with a new head, what it gives as features, and how it is written. timm's alone."""
+"""Effects: the network that is trained: a base with a new head, what it gives as features, and how it is written. timm's
+alone.
+"""
 
 from __future__ import annotations
 

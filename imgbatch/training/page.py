@@ -1,4 +1,4 @@
-"""The page of a training run: one HTML file without scripts, with its figures in it."""
+"""Values: the page of a training run: one HTML file without scripts, with its figures in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model directory: what is in it, and the order in which it appears in the store.
+"""Effects: the model directory: what is in it, and the order in which it appears in the store.
 
 `config.json` comes last, by conditional creation: a directory without it is no model to anybody, and of two runs one wins.
 """

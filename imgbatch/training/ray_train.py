@@ -1,4 +1,4 @@
-"""The shell of fine-tuning on Ray Train: workers, their lost ones replaced, and what they tell on the way."""
+"""Ray: the shell of fine-tuning on Ray Train: workers, their lost ones replaced, and what they tell on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are held out to choose on. Pure."""
+"""Effects: which images are held out to choose on."""
 
 from __future__ import annotations
 

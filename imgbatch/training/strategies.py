@@ -1,4 +1,4 @@
-"""The two ways to a trained network: a head on the base's features, and fine-tuning."""
+"""Effects: the two ways to a trained network: a head on the base's features, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from imgbatch.ledger.listing import Todo
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores, absolute
-from imgbatch.terminal import console
+from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import counted, rate
 from imgbatch.training import cache as cache_module
 from imgbatch.training import defaults, head, network, ray_train, splits, trainer
@@ -255,4 +255,4 @@ def line(fact: dict[str, Any]) -> str:
     )
     if fact.get("held_out_accuracy") is not None:
         return f"{text}; held out: loss {fact['held_out_loss']:.3f}, accuracy {100 * fact['held_out_accuracy']:.1f} %"
-    return text if fact.get("seconds_left") is None else f"{text}, {console.clock(fact['seconds_left'])} left"
+    return text if fact.get("seconds_left") is None else f"{text}, {plurals.clock(fact['seconds_left'])} left"

@@ -1,4 +1,4 @@
-"""Fine-tuning: epochs over images that are ready, in one process or in several that share them. Pure torch; no Ray in here.
+"""Effects: fine-tuning: epochs over images that are ready, in one process or in several that share them.
 
 First the model learns on the images that are not held out and is judged on those that are, epoch by epoch. Then, in the
 refit, it learns anew on all of them, for as many epochs; the result is a mean of both networks' weights. A checkpoint

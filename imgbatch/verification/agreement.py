@@ -1,4 +1,4 @@
-"""Does a row of labels/ say what the model says of its image now? Pure, on plain rows.
+"""Values: does a row of labels/ say what the model says of its image now? Pure, on plain rows.
 
 A probability that is computed twice from the same pixels, by the same runtime in the same number format, moves by less than
 `TOLERANCE`; in 16 bits on another kind of processor it may move by more (see `Judge.widened`).

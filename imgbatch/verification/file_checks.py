@@ -1,4 +1,5 @@
-"""What `verify` looks for in the files of an output, beside the counts: fingerprints, nulls, values, foreign files, seals.
+"""Effects: what `verify` looks for in the files of an output, beside the counts: fingerprints, nulls, values, foreign
+files, seals.
 
 Nothing here asks the store for more than the count does: the audit reads each part whole, and `CheckedLog` looks at the
 bytes that it has anyway. Memory: a few hundred bytes a class, and nothing a row.

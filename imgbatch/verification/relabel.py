@@ -1,4 +1,4 @@
-"""Rows of labels/ drawn at random, their images fetched again, and labelled again in processes of their own. No Ray in here.
+"""Effects: rows of labels/ drawn at random, their images fetched again, and labelled again in processes of their own.
 
 The images are read by the code that a run reads them with, under the same limits: a decoder that crashes or does not return
 takes a child process along, never the caller. Nothing is written to the store.

@@ -1,4 +1,4 @@
-"""`verify --sample`: rows drawn at random are held against what the model says of their images now."""
+"""Effects: `verify --sample`: rows drawn at random are held against what the model says of their images now."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from imgbatch.models.builtin import imagenet_labels, imagenet_synsets
+from imgbatch.models.imagenet import imagenet_labels, imagenet_synsets
 
 LEVELS = ("label", "kind", "group", "domain")
 

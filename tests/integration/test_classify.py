@@ -17,7 +17,7 @@ import timm
 import torch
 from PIL import Image
 
-from imgbatch.config import sections
+from imgbatch.config import reading
 from jobs import classify
 from tests.conftest import SECRET, Job, S3Server, write_model
 from tests.integration import tables
@@ -354,7 +354,7 @@ def test_an_input_that_may_be_empty(job: Job, tmp_path: Path, without_ray: dict[
 
 
 def test_a_long_listing_keeps_the_heart_beating(folder: Path, tmp_path: Path) -> None:
-    chosen = sections.load(None, [], input=(str(folder), f"{folder}/*.jpg"), output=str(tmp_path / "out"))
+    chosen = reading.load(None, [], input=(str(folder), f"{folder}/*.jpg"), output=str(tmp_path / "out"))
     beats: list[int] = []
     classify.list_images(classify.prepare(chosen), None, lambda: beats.append(1))
     assert len(beats) >= 2, "one a batch"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgbatch.config.sections import ModelConfig
-from imgbatch.models import check, loading
+from imgbatch.models import check, child, loading
 from tests.unit.networks import STORES, Load
 
 
@@ -21,7 +21,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(check, "ask", lambda question, **_: json.loads(json.dumps(check.answer(dict(question)))))
+    monkeypatch.setattr(child, "ask", lambda question, **_: json.loads(json.dumps(check.answer(dict(question)))))
     return lambda name, stores=STORES, **keys: loading.load(ModelConfig(name=str(name), **keys), stores)
 
 

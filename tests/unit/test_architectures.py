@@ -29,7 +29,7 @@ from imgbatch.decode import decode
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger.listing import page_name
-from imgbatch.models import architectures, check, directory, loading, pretrained
+from imgbatch.models import architectures, check, child, directory, loading, pretrained
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.schema import LISTING
 from imgbatch.storage.stores import Folder, Stores
@@ -136,7 +136,7 @@ def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(check, "ask", lambda question, **_: check.answer(dict(question)))
+    monkeypatch.setattr(child, "ask", lambda question, **_: check.answer(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])

@@ -256,6 +256,6 @@ def test_the_uploaded_working_dir_is_the_code_and_not_its_history():
 
 @pytest.mark.parametrize("setting", re.findall(r"--set ([\w.]+)=([\w.]+)", TEXT))
 def test_the_settings_in_the_instructions_exist(setting):
-    from imgbatch.config.sections import load
+    from imgbatch.config.reading import load
 
     load(None, ["=".join(setting)])

@@ -12,9 +12,10 @@ import pytest
 from annotated_types import Ge
 
 from imgbatch.config import sections
-from imgbatch.config.options import Section, load_as, option
+from imgbatch.config.options import Section, option
+from imgbatch.config.reading import load, load_as, with_output
 from imgbatch.config.secrets import masked
-from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe, load, with_output
+from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe
 from imgbatch.config.training import TrainConfig
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ConfigError, ModelError
-from imgbatch.models import builtin, loading
+from imgbatch.models import imagenet, loading
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.training import network
 from tests.unit.networks import LABELS, STORES, Load, require_same_network, tiny, write
@@ -277,7 +277,7 @@ def test_a_thousand_classes_with_names_are_not_imagenets(
     names = [f"plant {number}" for number in range(1000)]
     place = described(tmp_path / "dir", {"label_names": None, "labels": names}, 1000)
     assert load(place).labels == tuple(names) and "since 0.2.0 its 'labels' name the classes" in caplog.text
-    assert load(described(tmp_path / "bare", {"label_names": None}, 1000)).labels == builtin.imagenet_labels()
+    assert load(described(tmp_path / "bare", {"label_names": None}, 1000)).labels == imagenet.imagenet_labels()
 
 
 def test_placeholders_for_names_are_pointed_out(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -388,7 +388,7 @@ def test_a_taxonomy_can_be_given_to_any_model(load: Load, tmp_path: Path) -> Non
     coarse = tmp_path / "coarse.csv"
     coarse.write_bytes(
         b"label,half\n"
-        + b"".join(b'"%s",%d\n' % (name.encode(), n % 2) for n, name in enumerate(builtin.imagenet_labels()))
+        + b"".join(b'"%s",%d\n' % (name.encode(), n % 2) for n, name in enumerate(imagenet.imagenet_labels()))
     )
     default = load("efficientnet_lite0", taxonomy=str(coarse))
     assert default.taxonomy is not None and [level.name for level in default.taxonomy.levels] == ["half", "label"]

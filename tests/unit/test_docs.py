@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from imgbatch import cli, errors, rejects, schema
-from imgbatch.config.sections import IMAGE_SUFFIXES, Config, describe, load
+from imgbatch.config.reading import load
+from imgbatch.config.sections import IMAGE_SUFFIXES, Config, describe
 from imgbatch.config.training import Training
 from imgbatch.sources import split_words
 from tests import configuration_page

@@ -16,12 +16,13 @@ import pytest
 
 from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
+from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import Truths
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
 from imgbatch.ledger.commit_log import Footer, encode
-from imgbatch.models import builtin
+from imgbatch.models import imagenet
 from imgbatch.schema import LABELS, LISTING, REJECTS
-from imgbatch.sources.labelled import TRUTH, Classes
+from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.recognise import recognise
 from imgbatch.sources.tars import read_members, read_sidecars
 from imgbatch.storage.stores import Folder, Stores
@@ -91,7 +92,7 @@ def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifes
         classes.require_known()
 
 
-IMAGENET = builtin.imagenet_labels()
+IMAGENET = imagenet.imagenet_labels()
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_wordnet_ids_are_names_of_imagenets_classes_alone() -> None:
     with pytest.raises(InputError, match=r"'n01440764', the WordNet id of 'tench'\?"):
         classes.require_known()
     for number, path in ((11821, "imagenet12k"), (21843, "imagenet21k_goog")):  # those of timm's larger heads
-        synsets = builtin._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
-        assert builtin.wordnet_ids(builtin.labels_of(number, None)) == tuple(synsets)
+        synsets = imagenet._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
+        assert imagenet.wordnet_ids(imagenet.labels_of(number, None)) == tuple(synsets)
 
 
 def test_a_name_that_two_classes_have_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:

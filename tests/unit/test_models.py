@@ -21,7 +21,7 @@ from torch import nn
 
 from imgbatch.config.sections import ClassifyConfig, ModelConfig
 from imgbatch.errors import Interrupted, ModelError
-from imgbatch.models import architectures, builtin, check, directory, loading, pretrained
+from imgbatch.models import architectures, child, directory, imagenet, loading, pretrained
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
@@ -63,7 +63,7 @@ def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> 
     torch.save(net.state_dict(), tmp_path / "torch/hub/checkpoints" / entry.url.rpartition("/")[2])
     model = load("torchvision:shufflenet_v2_x0_5")
     assert model.name == "torchvision:shufflenet_v2_x0_5@IMAGENET1K_V1" and "@" not in model.slug
-    assert model.labels == builtin.imagenet_labels() and model.features == 1024
+    assert model.labels == imagenet.imagenet_labels() and model.features == 1024
     require_same_network(model.network(), net)
 
 
@@ -364,7 +364,7 @@ def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monke
     chosen = ModelConfig(name=str(write(tmp_path / "dir", tiny())))
     assert loading.load(chosen, STORES).features == 96
     assert list(tmp_path.glob("imgbatch-*/checked-*.json"))
-    monkeypatch.setattr(check, "ask", None)
+    monkeypatch.setattr(child, "ask", None)
     assert loading.load(chosen, STORES).features == 96, "once a machine and model"
 
 
@@ -374,29 +374,29 @@ def test_a_signal_ends_the_wait_for_the_child() -> None:
 
     question = {"task": "check", "name": "x"}
     with pytest.raises(Interrupted):
-        check.ask(question, limit_s=60, pulse=pulse)
+        child.ask(question, limit_s=60, pulse=pulse)
     with pytest.raises(ModelError, match="not there within 0 s"):
-        check.ask(question, limit_s=0)
+        child.ask(question, limit_s=0)
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
     with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: KeyError"):
-        check.ask({"name": "x"}, limit_s=60)
+        child.ask({"name": "x"}, limit_s=60)
 
 
 def test_labels_are_words_that_people_understand_and_occur_once() -> None:
-    assert builtin.imagenet_labels()[281:287] == (
+    assert imagenet.imagenet_labels()[281:287] == (
         "tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "cougar"
     )  # fmt: skip
-    for classes in builtin._SUBSETS:
-        names = builtin.labels_of(classes, None)
+    for classes in imagenet._SUBSETS:
+        names = imagenet.labels_of(classes, None)
         assert len(set(names)) == len(names) == classes
-    assert builtin.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
-    assert builtin.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
+    assert imagenet.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
+    assert imagenet.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
     with pytest.raises(ModelError, match=r"its 7 classes are called is not known.*model\.labels"):
-        builtin.labels_of(7, None)
+        imagenet.labels_of(7, None)
     with pytest.raises(ModelError, match="more than one class"):
-        builtin.unique(("a", "a"), "here")
+        imagenet.unique(("a", "a"), "here")
 
 
 def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:

@@ -20,7 +20,7 @@ from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
 from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.inference.label_columns import answers
 from imgbatch.ledger.commit_log import Footer, encode
-from imgbatch.models import builtin, taxonomy
+from imgbatch.models import imagenet, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
@@ -338,7 +338,7 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
 
 
 def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids() -> None:
-    names, ids = model(builtin.imagenet_labels(), None), model(builtin.imagenet_synsets(), None)
+    names, ids = model(imagenet.imagenet_labels(), None), model(imagenet.imagenet_synsets(), None)
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [
         {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])

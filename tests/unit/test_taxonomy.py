@@ -15,7 +15,7 @@ import torch
 from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
 from imgbatch.inference.label_columns import answers
-from imgbatch.models import builtin, loading, taxonomy
+from imgbatch.models import builtin, imagenet, loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
@@ -252,7 +252,7 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
 
 
 def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
-    tree, labels = builtin.imagenet_taxonomy(), builtin.imagenet_labels()
+    tree, labels = builtin.imagenet_taxonomy(), imagenet.imagenet_labels()
     paths = {label: tree.path(number) for number, label in enumerate(labels)}
     assert [level.name for level in tree.levels] == ["domain", "group", "kind", "label"]
     assert paths["tabby"] == ["animal", "mammal", "cat", "tabby"]
@@ -267,5 +267,5 @@ def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
 def test_the_shipped_table_has_a_row_for_each_class_in_their_order() -> None:
     path = Path(builtin.__file__).with_name("imagenet_taxonomy.csv")
     rows = list(csv.reader(path.read_text().splitlines()))[1:]
-    assert [row[0] for row in rows] == list(builtin.imagenet_labels())
+    assert [row[0] for row in rows] == list(imagenet.imagenet_labels())
     assert "WordNet 3.0 Copyright" in path.with_name("imagenet_taxonomy.LICENSE.txt").read_text()

@@ -1,4 +1,4 @@
-"""What executes a network: OpenVINO on CPUs, torch on GPUs and wherever OpenVINO is not."""
+"""Effects: what executes a network: OpenVINO on CPUs, torch on GPUs and wherever OpenVINO is not."""
 
 from __future__ import annotations
 

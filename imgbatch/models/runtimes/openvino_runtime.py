@@ -1,4 +1,5 @@
-"""Networks in OpenVINO, on CPUs: 5.4 ms an image where torch takes 14.6 (EfficientNet-Lite0, bf16, one core; docs/LOG.md).
+"""Effects: networks in OpenVINO, on CPUs: 5.4 ms an image where torch takes 14.6 (EfficientNet-Lite0, bf16, one core;
+docs/LOG.md).
 
 A network is converted once a node, held against torch's own answers, and kept in the node's cache. A process that finds it
 there needs neither timm nor the weights.

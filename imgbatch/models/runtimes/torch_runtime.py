@@ -1,4 +1,4 @@
-"""Networks in torch: on GPUs, and on CPUs without OpenVINO. What CUDA alone can do has not been run on a card yet."""
+"""Effects: networks in torch: on GPUs, and on CPUs without OpenVINO. What CUDA alone can do has not been run on a card yet."""
 
 from __future__ import annotations
 

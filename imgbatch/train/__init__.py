@@ -1,1 +1,0 @@
-"""From labelled images to a model directory: the rooms of `jobs/train.py`."""
