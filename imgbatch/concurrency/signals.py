@@ -100,8 +100,9 @@ class StopRequest:
     def _limit(self) -> None:
         """Wait for the end of the process, and end it when it does not come."""
         assert self._asked is not None and self.signum is not None
-        while time.monotonic() - self._asked < self.timeout_s:
-            time.sleep(_TICK_S)
+        never = threading.Event()
+        while time.monotonic() - self._asked < self.timeout_s:  # which the config sets, perhaps after the signal
+            never.wait(_TICK_S)
         # In threads of their own: the store may not answer, and nobody may read stderr.
         steps = [step for step in (self._say, self._on_timeout) if step is not None]
         last = [threading.Thread(target=step, args=(self.signum,), daemon=True) for step in steps]
