@@ -23,7 +23,7 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
-	$(BIN)/python -m jobs.demo
+	$(BIN)/python -m imgbatch demo
 
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests but the long ones
 	$(BIN)/python -m pytest -m 'not long'
@@ -58,8 +58,8 @@ format: $(VENV)/check.installed ## fix lint and formatting
 	$(BIN)/ruff format .
 
 # The pages that are made from the code.
-docs: $(VENV)/test.installed ## write docs/configuration.md
-	$(BIN)/python -m tests.configuration_page
+docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs/architecture.md
+	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove what these targets have made
 	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -30,7 +30,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jobs.demo import photos  # noqa: E402
+from imgbatch.commands.demo import photos  # noqa: E402
 from tests.bench import stages  # noqa: E402
 from tests.bench.processes import cpu_seconds, watched  # noqa: E402
 from tests.bench.table import table  # noqa: E402

@@ -22,21 +22,20 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from imgbatch import cli
-from imgbatch.concurrency import signals
+from imgbatch.commands import classify, verify
+from imgbatch.concurrency import process, signals
 from imgbatch.config.sections import StorageConfig
 from imgbatch.decode import decode
 from imgbatch.engine import placement, session
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
-from imgbatch.ledger import commit_log, listing, owners, run_record
+from imgbatch.ledger import candidates, commit_log, listing, owners, run_record
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
-from imgbatch.pipeline import preflight
+from imgbatch.pipeline import preflight, run
 from imgbatch.storage.stores import Folder, Stores, time
-from jobs import classify, verify
 from tests.histories.stores import LABELS, STEP, Image, Input, Memory
 
 WRITES = ("create", "put", "replace", "delete")
@@ -259,13 +258,13 @@ class World:
                 (preflight, "Stores", self.stores),
                 (verify, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
-                (preflight, "ticking", lambda items, stall_s, **options: items),
-                (classify, "ticking", lambda items, stall_s, **options: items),
+                (candidates, "ticking", lambda items, stall_s, **options: items),
+                (run, "ticking", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
                 (placement, "nodes", lambda *arguments: set()),
                 (placement, "plan", lambda config, pulse: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (placement, "label_images", self._label_images),
-                (cli, "release_memory", lambda: None),
+                (process, "release_memory", lambda: None),
                 (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),

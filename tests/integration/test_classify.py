@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from imgbatch.config import reading
-from jobs import classify
+from imgbatch.pipeline import preflight
 from tests.conftest import SECRET, Job, S3Server, write_model
 from tests.integration import tables
 from tests.integration.tables import by_hand
@@ -356,7 +356,7 @@ def test_an_input_that_may_be_empty(job: Job, tmp_path: Path, without_ray: dict[
 def test_a_long_listing_keeps_the_heart_beating(folder: Path, tmp_path: Path) -> None:
     chosen = reading.load(None, [], input=(str(folder), f"{folder}/*.jpg"), output=str(tmp_path / "out"))
     beats: list[int] = []
-    classify.list_images(classify.prepare(chosen), None, lambda: beats.append(1))
+    preflight.list_images(preflight.prepare(chosen), None, lambda: beats.append(1))
     assert len(beats) >= 2, "one a batch"
 
 

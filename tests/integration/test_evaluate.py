@@ -144,7 +144,7 @@ def test_folders_of_wordnet_ids_and_of_class_numbers_with_the_default_model(warm
 def test_wrong_flags_are_answered(
     arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from jobs import evaluate
+    from imgbatch.commands import evaluate
 
     assert evaluate.main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
@@ -153,8 +153,8 @@ def test_wrong_flags_are_answered(
 def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> None:
     from imgbatch.config.sections import StorageConfig
     from imgbatch.errors import InputError
+    from imgbatch.pipeline.evaluation_run import require_columns
     from imgbatch.storage.stores import Folder, Stores
-    from jobs.evaluate import require_columns
 
     output = Folder(Stores(StorageConfig()), str(tmp_path))
     require_columns(output, [])

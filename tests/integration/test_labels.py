@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import train
+from imgbatch.commands import train
 from tests.unit.pictures import encode, scene
 
 

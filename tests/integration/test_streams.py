@@ -120,7 +120,7 @@ def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path
 @pytest.mark.parametrize("redirection", ["", ">&-", ">/dev/full"])
 def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
     show = (
-        "import sys; from pathlib import Path; from imgbatch import cli; from jobs import demo;"
+        "import sys; from pathlib import Path; from imgbatch import cli; from imgbatch.commands import demo;"
         "cli.parser(''); demo.show(Path(sys.argv[1])); cli.leave(0)"
     )
     done = shell(redirection, "-c", show, output, env={"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT)})

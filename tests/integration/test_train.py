@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.commands import train
 from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.storage.stores import Folder
-from jobs import train
 from tests.conftest import Job, S3Server
 from tests.unit.pictures import encode, scene
 

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from imgbatch.commands import classify
 from imgbatch.concurrency import process
 from imgbatch.engine import placement, session, units
 from imgbatch.inference.worker import LabelImages, Work
-from jobs import classify
 
 
 def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:

@@ -20,16 +20,14 @@ from imgbatch.config.reading import load
 from imgbatch.config.sections import IMAGE_SUFFIXES, Config, describe
 from imgbatch.config.training import Training
 from imgbatch.sources import split_words
-from tests import configuration_page
+from tests import generated_pages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
 PAGES |= {f"docs/{name}": text for name, text in DOCS.items()}
-MODULES = sorted(path.relative_to(ROOT) for folder in ("imgbatch", "jobs") for path in (ROOT / folder).rglob("*.py"))
 KEYS = {key for kind in (Config, Training) for key, _, _ in describe(kind)}
-MAP = DOCS["architecture.md"][DOCS["architecture.md"].index("## Map") :]
 
 
 def test_the_readme_is_one_page() -> None:
@@ -37,7 +35,7 @@ def test_the_readme_is_one_page() -> None:
 
 
 def test_the_page_about_the_configuration_is_that_of_the_code() -> None:
-    assert DOCS["configuration.md"] == configuration_page.page(), "run `make docs`"
+    assert DOCS["configuration.md"] == generated_pages.page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -48,17 +46,8 @@ def test_every_key_that_a_page_names_exists(page: str) -> None:
     assert named - files <= KEYS
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_every_module_is_on_the_map(path: Path) -> None:
-    if path.name == "__init__.py":
-        assert path.parent.name in ("imgbatch", "jobs") or f"`{path.parent}/`" in MAP
-    else:
-        assert f"`{path.name}`" in MAP or f"`{path}`" in MAP
-
-
-def test_every_path_of_the_map_exists() -> None:
-    for path in re.findall(r"^\| `([\w./]+)`", MAP, re.MULTILINE):
-        assert (ROOT / path).exists(), path
+def test_the_map_is_that_of_the_package() -> None:
+    assert DOCS["architecture.md"] == generated_pages.architecture(), "run `make docs`"
 
 
 def test_every_column_and_reason_is_documented() -> None:

@@ -21,12 +21,12 @@ from imgbatch.evaluation.ground_truth import Truths
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
 from imgbatch.ledger.commit_log import Footer, encode
 from imgbatch.models import imagenet
+from imgbatch.pipeline.evaluation_run import of_split
 from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.recognise import recognise
 from imgbatch.sources.tars import read_members, read_sidecars
 from imgbatch.storage.stores import Folder, Stores
-from jobs.evaluate import of_split
 from tests.unit.pictures import encode as encode_picture
 from tests.unit.pictures import scene
 

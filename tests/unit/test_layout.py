@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -33,7 +31,19 @@ FLOORS = (
 
 KINDS = ("Values", "Effects", "Ray")
 WORLD = {
-    *("os", "threading", "subprocess", "time", "logging", "socket", "tempfile", "shutil", "signal", "concurrent", "queue"),
+    *(
+        "os",
+        "threading",
+        "subprocess",
+        "time",
+        "logging",
+        "socket",
+        "tempfile",
+        "shutil",
+        "signal",
+        "concurrent",
+        "queue",
+    ),
     *("multiprocessing", "fsspec", "obstore", "s3fs", "aiohttp", "psutil", "filelock", "grpc", "ray"),
 }
 """What a module of values does not import."""
@@ -91,7 +101,9 @@ def floor_of(name: str) -> int:
 
 
 def test_five_modules_lie_beside_the_rooms() -> None:
-    assert {name for name in MODULES if name and "/" not in name and MODULES[name].name != "__init__.py"} <= TOP | {"__main__"}
+    assert {name for name in MODULES if name and "/" not in name and MODULES[name].name != "__init__.py"} <= TOP | {
+        "__main__"
+    }
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms | TOP == {room for floor in FLOORS for room in floor}
 
@@ -99,9 +111,7 @@ def test_five_modules_lie_beside_the_rooms() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in ("", "__main__")])
 def test_a_room_imports_from_lower_floors_alone(name: str) -> None:
     room = name.partition("/")[0]
-    upwards = {
-        other for other in ours(name) if other.partition("/")[0] != room and floor_of(other) >= floor_of(name)
-    }
+    upwards = {other for other in ours(name) if other.partition("/")[0] != room and floor_of(other) >= floor_of(name)}
     assert not upwards
 
 

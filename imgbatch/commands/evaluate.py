@@ -1,0 +1,69 @@
+"""Effects: `imgbatch evaluate`: how good are a model's labels?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from imgbatch import cli
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config import reading, sections
+from imgbatch.errors import UsageError
+from imgbatch.models import loading
+from imgbatch.pipeline.evaluation_run import finish, from_model, from_tables, score
+from imgbatch.storage.stores import Stores
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    parser = cli.parser(
+        "Label images whose class is known, and say how good the labels are: metrics.json, predictions.parquet and\n"
+        "evaluation.html. The class is the column label of a manifest or Parquet file, a tar's .cls, or else the folder\n"
+        "that holds the image.",
+        f"examples:\n"
+        f"  evaluate.py --input s3://bucket/photos --model s3://bucket/models/fruit --output s3://bucket/evaluation\n"
+        f"  evaluate.py --input truths.csv --model ./new --against ./old --output out\n"
+        f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
+        f"{cli.EXIT_CODES}\n{cli.config_keys()}",
+    )
+    parser.add_argument(
+        "--input", action="append", metavar="URI", help="required: images whose class is known; may be repeated"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="required: where labels, metrics.json and evaluation.html are written"
+    )
+    parser.add_argument("--model", metavar="NAME_OR_URI", help="efficientnet_lite0 (the default) or a model directory")
+    parser.add_argument("--against", metavar="NAME_OR_URI", help="a second model, compared on the same images")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="score only the images of this split")
+    parser.add_argument(
+        "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
+    )
+    flags = cli.arguments(parser, argv)
+    return cli.run(lambda: evaluate(flags), quiet=flags.quiet)
+
+
+def evaluate(flags: Any) -> int:
+    """From flags to an exit code."""
+    stop = StopRequest().install()
+    chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+    stop.timeout_s = chosen.run.stop_timeout_s
+    if flags.labels and flags.against:
+        raise UsageError(
+            "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
+        )
+    beside = replace(chosen, model=sections.ModelConfig(name=flags.against or ""))
+    # It is asked for its classes before the first one begins to work.
+    against = loading.load(beside.model, Stores(chosen.storage), stop.check) if flags.against else None
+    if flags.labels:
+        output, truths, first = from_tables(chosen, flags, stop)
+    else:
+        output, truths, first = from_model(chosen, flags.split, stop, against)
+    ours, mistakes = score(first, truths, output, stop)
+    other = None
+    if against is not None:
+        place = replace(chosen.output, uri=output.at("against"))
+        folder, _, second = from_model(replace(beside, output=place), flags.split, stop)
+        other, _ = score(second, truths, folder, stop)
+    finish(output, chosen, ours, other, mistakes)
+    return 0

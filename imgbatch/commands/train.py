@@ -1,0 +1,69 @@
+"""Effects: `imgbatch train`: train a model on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from imgbatch import cli
+from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config.reading import load_as
+from imgbatch.config.training import Training
+from imgbatch.ledger import claims
+from imgbatch.storage.stores import absolute
+
+if TYPE_CHECKING:
+    pass
+from imgbatch.training.run import dry_run, prepare, recorded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; return its exit code."""
+    parser = cli.parser(
+        "Train a model on labelled images and write a model directory that classify.py and timm open.\n"
+        "The same command goes on where an earlier run was stopped.",
+        f"examples:\n"
+        f"  train.py --input photos-by-class --output my-model\n"
+        f"  train.py --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.method=finetune\n\n"
+        f"{cli.EXIT_CODES}\n{cli.config_keys(Training)}",
+    )
+    parser.add_argument(
+        "--input", action="append", metavar="LABELLED",
+        help="required: a folder with a folder for each class, or a manifest with uri and label; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output",
+        metavar="MODEL_DIR",
+        help="required: where the model directory is written; it must not hold a model yet",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="NAME_OR_URI",
+        help="the model to start from: efficientnet_lite0 (the default), timm:NAME, or a model directory",
+    )
+    parser.add_argument("--taxonomy", metavar="FILE", help="a label tree, CSV or JSON, that is kept with the model")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the classes and splits and where they come from, and write nothing",
+    )
+    flags = cli.arguments(parser, argv)
+    return cli.run(lambda: train(flags), quiet=flags.quiet)
+
+
+def train(flags: Any) -> int:
+    """From flags to an exit code."""
+    stop = StopRequest().install()
+    chosen = load_as(
+        Training, flags.config, flags.settings,
+        input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
+    )  # fmt: skip
+    stop.timeout_s = chosen.run.stop_timeout_s
+    job = prepare(chosen, stop.check)
+    if job is None:
+        cli.result(f"trained already: {absolute(chosen.output)}")
+        return 0
+    if flags.dry_run:
+        return dry_run(job, stop)
+    with claims.take(job.run, pulse=stop.check) as claim:
+        return recorded(job, claim, stop)
