@@ -1,13 +1,170 @@
 """imgbatch: label every image of an object store with a CNN, as one batch job whose tables can be trusted.
 
-The modules follow the way of an image: `sources` list it, `fetch` reads it, `decode` makes pixels of it,
-`classify` labels them, `ledger` writes the row and `books` counts that none is missing. `jobs/` holds the programs.
+The functions of this module run the same jobs as `imgbatch VERB …`, from Python. They return a summary, or raise an exception
+of `imgbatch.errors`. They install no signal handlers and never end the process. A Ray instance that they start is shut down
+again.
+
+    >>> import imgbatch
+    >>> imgbatch.classify(input="photos", output="labels", config={"cluster.device": "cpu"})  # doctest: +SKIP
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 # Arrow reads this once, when it is first imported. Its own allocator keeps what was freed, and the driver's memory
 # goes up in steps of 4 MB for as long as rows come (docs/LOG.md).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
+if TYPE_CHECKING:
+    from imgbatch.pipeline.evaluation_run import EvaluationSummary
+    from imgbatch.pipeline.run_summary import RunSummary
+    from imgbatch.training.run import TrainingSummary
+    from imgbatch.verification.run import VerificationSummary
+
+__all__ = ["__version__", "classify", "evaluate", "train", "verify"]
 __version__ = "0.2.0"
+
+Options = Mapping[str, Any] | str | None
+"""Keys of the configuration, such as `{"cluster.device": "cpu"}`, or the path of a TOML file with them."""
+
+
+def classify(
+    *,
+    input: str | Sequence[str],
+    output: str,
+    model: str | None = None,
+    limit: int | None = None,
+    config: Options = None,
+) -> RunSummary:
+    """Label every image of the inputs that has no row in the output yet.
+
+    Args:
+        input: prefixes or folders, globs, objects, archives or manifests.
+        output: where labels/ and rejects/ are written; `{model}` and `{date}` are filled in.
+        model: a name, or the path or URI of a model directory; None: efficientnet_lite0.
+        limit: label only the first images of the listing.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+    """
+    from imgbatch.concurrency.signals import StopRequest
+    from imgbatch.config import reading
+    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.pipeline import run
+
+    path, keys = _options(config)
+    chosen = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit)
+    with left_as_found():
+        return run.classify(chosen, StopRequest())
+
+
+def train(
+    *,
+    input: str | Sequence[str],
+    output: str,
+    base: str | None = None,
+    taxonomy: str | None = None,
+    config: Options = None,
+) -> TrainingSummary:
+    """Train a model on labelled images, and write its directory.
+
+    Args:
+        input: folders with a folder for each class, manifests, Parquet files or tars with labels.
+        output: the model directory, in which there must be no model yet.
+        base: the model to start from; None: efficientnet_lite0.
+        taxonomy: a label tree, CSV or JSON, that is kept with the model.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+    """
+    from imgbatch.concurrency.signals import StopRequest
+    from imgbatch.config.reading import load_as
+    from imgbatch.config.training import Training
+    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.training import run
+
+    path, keys = _options(config)
+    chosen = load_as(Training, path, **keys, input=_list(input), output=output, base=base, taxonomy=taxonomy)
+    with left_as_found():
+        return run.train(chosen, StopRequest())
+
+
+def evaluate(
+    *,
+    input: str | Sequence[str],
+    output: str,
+    model: str | None = None,
+    against: str | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    config: Options = None,
+) -> EvaluationSummary:
+    """Label images whose class is known, and compute how good the labels are.
+
+    Args:
+        input: images with labels, as for `train`.
+        output: where labels, metrics.json, predictions.parquet and evaluation.html are written.
+        model: a name, or the path or URI of a model directory; None: efficientnet_lite0.
+        against: a second model, compared on the same images.
+        split: train, val or test: the images of this split alone.
+        labels: the output of an earlier run, whose labels are scored in place of new ones.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+    """
+    from imgbatch.concurrency.signals import StopRequest
+    from imgbatch.config import reading
+    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.pipeline import evaluation_run
+
+    path, keys = _options(config)
+    chosen = reading.load(path, **keys, input=_list(input), output=output, model=model)
+    more: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
+    with left_as_found():
+        return evaluation_run.evaluate(chosen, StopRequest(), **more)
+
+
+def verify(
+    output: str,
+    *,
+    sample: int | None = None,
+    model: str | None = None,
+    seed: int | None = None,
+    config: Options = None,
+) -> VerificationSummary:
+    """Recount a finished output from its files, look for what is wrong with them, and label a sample again.
+
+    Args:
+        output: the output of `classify`.
+        sample: how many rows are labelled again and compared; None: none.
+        model: where the model lies now; None: where it lay then.
+        seed: of the sample; None: another one each time.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        OutputError: foreign files or parts lie in the output.
+        BooksError: rows are missing, duplicated or wrong.
+        ImgbatchError: the checks could not be finished.
+    """
+    from imgbatch.concurrency.signals import StopRequest
+    from imgbatch.config import reading
+    from imgbatch.verification import run
+
+    path, keys = _options(config)
+    chosen = reading.load(path, **keys, model=model)
+    return run.verify(output, chosen, StopRequest(), sample=sample, model=model, seed=seed)
+
+
+def _options(config: Options) -> tuple[str | None, dict[str, Any]]:
+    """Return the path of a TOML file, and keys with their values."""
+    return (config, {}) if config is None or isinstance(config, str) else (None, dict(config))
+
+
+def _list(uris: str | Sequence[str]) -> tuple[str, ...]:
+    return (uris,) if isinstance(uris, str) else tuple(uris)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import imgbatch
+from imgbatch.concurrency import process
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
@@ -155,8 +156,6 @@ def _own_stderr() -> TextIO:
 
 def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags, those of the process for None; argparse itself exits with 2 on wrong ones, as jobs do."""
-    if argv is None and sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        # Names in stores and tables are UTF-8, whatever the locale is: start this process again in Python's UTF-8 mode.
-        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})
+    if argv is None:
+        process.restart_in_utf8_mode()
     return made.parse_args(argv)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading
-from imgbatch.ledger import claims
-from imgbatch.pipeline.preflight import naming_the_output, prepare
-from imgbatch.terminal import console
-
-if TYPE_CHECKING:
-    pass
-from imgbatch.pipeline.run import dry_run, log, recorded
+from imgbatch.pipeline import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,20 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def classify(flags: Any) -> int:
-    """From flags to an exit code."""
+    """Run the job, or say what it would do."""
     stop = StopRequest().install()
     chosen = reading.load(
         flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
     )
     stop.timeout_s = chosen.run.stop_timeout_s
-    job = prepare(chosen, stop.check)
-    with naming_the_output(job):
-        job.output.folders()  # is it there, and are we let in?
-        if not job.output.conditional:
-            log.warning("%s creates nothing conditionally: one run at a time there is your duty", job.output.uri)
-        if flags.dry_run:
-            return dry_run(job, stop)
-        console.step("checking that no other run writes the output")
-        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
-    with claim:
-        return recorded(job, claim, stop)
+    cli.result(run.dry_run(chosen, stop) if flags.dry_run else str(run.classify(chosen, stop)))
+    return 0

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import reading, sections
-from imgbatch.errors import UsageError
-from imgbatch.models import loading
-from imgbatch.pipeline.evaluation_run import finish, from_model, from_tables, score
-from imgbatch.storage.stores import Stores
+from imgbatch.config import reading
+from imgbatch.pipeline import evaluation_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,26 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(flags: Any) -> int:
-    """From flags to an exit code."""
+    """Run the job."""
     stop = StopRequest().install()
     chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
     stop.timeout_s = chosen.run.stop_timeout_s
-    if flags.labels and flags.against:
-        raise UsageError(
-            "--labels runs no model, so that there is none to compare with: leave --against or --labels away"
-        )
-    beside = replace(chosen, model=sections.ModelConfig(name=flags.against or ""))
-    # It is asked for its classes before the first one begins to work.
-    against = loading.load(beside.model, Stores(chosen.storage), stop.check) if flags.against else None
-    if flags.labels:
-        output, truths, first = from_tables(chosen, flags, stop)
-    else:
-        output, truths, first = from_model(chosen, flags.split, stop, against)
-    ours, mistakes = score(first, truths, output, stop)
-    other = None
-    if against is not None:
-        place = replace(chosen.output, uri=output.at("against"))
-        folder, _, second = from_model(replace(beside, output=place), flags.split, stop)
-        other, _ = score(second, truths, folder, stop)
-    finish(output, chosen, ours, other, mistakes)
+    more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
+    cli.result(str(evaluation_run.evaluate(chosen, stop, **more)))
     return 0

@@ -9,12 +9,10 @@ from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.reading import load_as
 from imgbatch.config.training import Training
-from imgbatch.ledger import claims
-from imgbatch.storage.stores import absolute
 
 if TYPE_CHECKING:
     pass
-from imgbatch.training.run import dry_run, prepare, recorded
+from imgbatch.training import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,18 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(flags: Any) -> int:
-    """From flags to an exit code."""
+    """Run the job, or show what it understands of the inputs."""
     stop = StopRequest().install()
     chosen = load_as(
         Training, flags.config, flags.settings,
         input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
     )  # fmt: skip
     stop.timeout_s = chosen.run.stop_timeout_s
-    job = prepare(chosen, stop.check)
-    if job is None:
-        cli.result(f"trained already: {absolute(chosen.output)}")
-        return 0
-    if flags.dry_run:
-        return dry_run(job, stop)
-    with claims.take(job.run, pulse=stop.check) as claim:
-        return recorded(job, claim, stop)
+    cli.result(run.dry_run(chosen, stop) if flags.dry_run else str(run.train(chosen, stop)))
+    return 0

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading
-from imgbatch.errors import BooksError, InputError, UsageError
-from imgbatch.ledger.success_marker import read_success
-from imgbatch.storage.stores import Folder, Stores, absolute
-from imgbatch.terminal import console
-from imgbatch.verification.file_checks import Check, record_of
-from imgbatch.verification.run import AGAIN
+from imgbatch.verification import run
 
 _CODES = """\
 exit codes:
@@ -48,46 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify(flags: Any) -> int:
-    """Count, look, compare, and say so."""
+    """Run the checks."""
     stop = StopRequest().install()
     settings = reading.load(flags.config, flags.settings, model=flags.model)
-    require_flags(flags)
-    output = Folder(Stores(settings.storage), absolute(flags.output))
-    success = read_success(output)
-    if success is None:
-        raise InputError(
-            f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way; run classify.py to its end first"
-        )
-    if "run_id" not in success or not isinstance(success.get("counts"), dict):
-        raise BooksError(f"{output.at('_SUCCESS')} is damaged: {AGAIN}")
-    check = Check(output, success, record_of(output, str(success["run_id"])))
-    sample = None
-    if flags.sample:
-        from imgbatch.verification.sample import Sample  # what labels images is not needed for counting
-
-        seed = secrets.randbelow(1 << 31) if flags.seed is None else flags.seed
-        sample = Sample(output, settings, flags.model, flags.sample, seed)
-        check.take = sample.take
-    console.step("counting the rows")
-    found = check.run(stop.check)
-    cli.result(
-        f"{found.listed:,} images listed, {found.labelled:,} labelled, {found.rejected:,} rejected, {found.kept:,} kept; "
-        f"{found.rows:,} rows, no image twice: the books of {output.uri} balance"
-    )
-    if sample is not None:
-        cli.result(sample.compare(check.fingerprint, check.record, stop.check))
+    more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
+    cli.result(str(run.verify(flags.output, settings, stop, **more)))
     return 0
-
-
-def require_flags(flags: Any) -> None:
-    """Refuse flags that go with --sample alone, and a sample of nothing.
-
-    Raises:
-        UsageError: naming them.
-    """
-    if flags.sample is None and (flags.model or flags.seed is not None):
-        raise UsageError("--model and --seed go with --sample N: without it no image is labelled")
-    if flags.sample is not None and flags.sample < 1:
-        raise UsageError(f"--sample {flags.sample}: at least 1")
-    if flags.seed is not None and flags.seed < 0:
-        raise UsageError(f"--seed {flags.seed}: at least 0")

@@ -46,3 +46,10 @@ def release_memory() -> None:
 def release_freed() -> None:
     """Give back to the system the memory that is free already: some milliseconds."""
     pa.default_memory_pool().release_unused()
+
+
+def restart_in_utf8_mode() -> None:
+    """Start this process again in Python's UTF-8 mode, if its locale is another one: names in stores and tables are UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})

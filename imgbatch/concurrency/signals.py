@@ -72,7 +72,8 @@ class StopRequest:
         try:
             yield
         finally:
-            self.install()
+            if self._taken:
+                self.install()
 
     def check(self) -> None:
         """Raise if a signal came; take the signals over again if Ray, which starts and ends in other threads, has them.

@@ -27,6 +27,8 @@ from imgbatch.terminal import console
 _CONNECT_S = 10.0
 _START_S = 300.0  # a Ray of a machine's own was seen to take a minute where others kept the cores busy
 _END_S = 5.0
+_ended = threading.Event()
+"""Set when the Ray that this process has started is shut down: the thread that started it may end then."""
 
 
 @contextmanager
@@ -65,18 +67,16 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
         if ray.is_initialized():
             yield
             return
-        ended = threading.Event()
         try:
             with _hushed():
-                _start(address, pulse, ended)
+                _start(address, pulse)
         except ImgbatchError:  # of the pulse
             raise
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
         yield
-        bounded(_end, call_s, "ray.shutdown", pulse)
-        ended.set()
+        bounded(_shut_down, call_s, "ray.shutdown", pulse)
 
 
 def _use_own_token() -> None:
@@ -88,9 +88,10 @@ def _use_own_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> None:
+def _start(address: str, pulse: Callable[[], None]) -> None:
     """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
     started: Future[bool] = Future()
+    _ended.clear()
 
     def start() -> None:
         try:
@@ -99,7 +100,7 @@ def _start(address: str, pulse: Callable[[], None], ended: threading.Event) -> N
             started.set_exception(error)
             return
         started.set_result(True)
-        ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
+        _ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
 
     threading.Thread(target=start, name="ray", daemon=True).start()
     awaited(started, _START_S, "ray.init", pulse)
@@ -116,12 +117,24 @@ def _init(address: str) -> None:
         _end_autoscaler()
 
 
-def _end() -> None:
-    """End this process's part in Ray."""
+def end(limit_s: float = ClusterConfig().call_s) -> None:
+    """End Ray after a job that failed, in a process that goes on.
+
+    Threads of Ray Data are at work then, and one that calls Ray after its end has Ray's C++ end the process (2.60). So they
+    are stopped first, and waited for.
+
+    Raises:
+        ClusterError: Ray does not end within so many seconds.
+    """
+    bounded(_shut_down, limit_s, "ray.shutdown")
+
+
+def _shut_down() -> None:
     import ray
 
     _end_datasets()
     ray.shutdown()
+    _ended.set()
 
 
 def _end_datasets() -> None:

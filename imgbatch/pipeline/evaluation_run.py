@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading, sections
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
@@ -52,6 +51,58 @@ _SHOWN = 24  # images that the model is most sure and wrong about
 _ALL_CLASSES = 1_000
 _THUMBNAIL = 240  # pixels
 _REFUSED = OutputError.exit_code  # a run that ended so has written none of the rows
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSummary:
+    """What an evaluation came to."""
+
+    output: str
+    """The URI below which metrics.json, predictions.parquet and evaluation.html lie."""
+    metrics: Mapping[str, Any]
+    """As in `metrics.json`."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def evaluate(
+    chosen: sections.Config,
+    stop: StopRequest,
+    *,
+    model: str | None = None,
+    against: str | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+) -> EvaluationSummary:
+    """Label images whose class is known, and compute how good the labels are.
+
+    Args:
+        model: the name of the model, if one was given.
+        against: a second model, compared on the same images.
+        split: train, val or test: the images of this split alone.
+        labels: the output of a run whose labels are scored in place of new ones.
+
+    Raises:
+        ImgbatchError: the run could not be finished; `exit_code` says who has to act.
+    """
+    if labels and against:
+        raise UsageError("--labels runs no model, so there is none to compare with: omit --against or --labels")
+    beside = replace(chosen, model=sections.ModelConfig(name=against or ""))
+    # It is asked for its classes before the first one begins to work.
+    second = loading.load(beside.model, Stores(chosen.storage), stop.check) if against else None
+    if labels:
+        output, truths, first = from_tables(chosen, labels, model, split, stop)
+    else:
+        output, truths, first = from_model(chosen, split, stop, second)
+    ours, mistakes = score(first, truths, output, stop)
+    other = None
+    if second is not None:
+        place = replace(chosen.output, uri=output.at("against"))
+        folder, _, labelled = from_model(replace(beside, output=place), split, stop)
+        other, _ = score(labelled, truths, folder, stop)
+    return finish(output, chosen, ours, other, mistakes)
 
 
 Labels = tuple[Model, Folder, float | None, TrainingImages | None]
@@ -89,7 +140,7 @@ def from_model(
         console.step("reading the true classes")
         with relisted(*listing, splits=split is not None) as listed:
             require_classes(listed, who, split, chosen.source.label_is)
-            run.recorded(replace(job, sources=[listed.source]), claim, stop)
+            log.info("%s", run.recorded(replace(job, sources=[listed.source]), claim, stop))
             truths = Truths(
                 (each.batch for each in listed.source.list_images()), job.model.labels, chosen.source.label_is
             )
@@ -107,18 +158,25 @@ def written_without_hashes(output: Folder) -> bool:
     return False
 
 
-def from_tables(chosen: sections.Config, flags: Any, stop: StopRequest) -> tuple[Folder, Truths, Labels]:
-    """Take the labels of an earlier run; the model is only asked for its classes and levels."""
+def from_tables(
+    chosen: sections.Config, labels: str, named: str | None, split: str | None, stop: StopRequest
+) -> tuple[Folder, Truths, Labels]:
+    """Take the labels of an earlier run; the model is only asked for its classes and levels.
+
+    Args:
+        labels: the output of that run.
+        named: the model, where it lies now; None: where that run found it.
+    """
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
-    if missing := absent(flags.labels):
+    if missing := absent(labels):
         raise InputError(f"--labels {missing}")
-    written = Folder(stores, absolute(flags.labels))
+    written = Folder(stores, absolute(labels))
     record = last_run(written)
-    if not (flags.model or record):
+    if not (named or record):
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
-    chosen = replace(chosen, model=model_of(record, chosen.model, flags.model))
+    chosen = replace(chosen, model=model_of(record, chosen.model, named))
     model = loading.load(chosen.model, stores, stop.check)
     log.info("model %s", model.summary())
     chosen = reading.with_output(chosen, model=model.slug)
@@ -126,12 +184,12 @@ def from_tables(chosen: sections.Config, flags: Any, stop: StopRequest) -> tuple
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = recognise.recognise(stores, chosen.input, chosen.source)
-    listing = (stores, given, chosen.source, stop.check, partial(of_split, flags.split))
+    listing = (stores, given, chosen.source, stop.check, partial(of_split, split))
     console.step("reading the true classes")
-    with relisted(*listing, splits=flags.split is not None) as listed:
-        require_classes(listed, [model], flags.split, chosen.source.label_is)
+    with relisted(*listing, splits=split is not None) as listed:
+        require_classes(listed, [model], split, chosen.source.label_is)
         truths = Truths((each.batch for each in listed.source.list_images()), model.labels, chosen.source.label_is)
-    add_members(truths, written, listed, flags.split, stop)
+    add_members(truths, written, listed, split, stop)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), of_model(name, stores))
 
@@ -253,7 +311,7 @@ def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> 
 
 def finish(
     output: Folder, chosen: sections.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
-) -> None:
+) -> EvaluationSummary:
     """Write the figures and the page, and sum up."""
     from imgbatch.report.evaluation import page
 
@@ -270,10 +328,11 @@ def finish(
         low, high = comparison["top1"]["interval_95"]
         against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
         against += f"{other.scored.model.reference} ({other.seen or NOT_KNOWN})"
-    cli.result(
+    text = (
         f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
         f"{ours.seen or NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
+    return EvaluationSummary(output.uri, found, text)
 
 
 def pictures(stores: Stores, chosen: sections.Config, rows: pa.Table) -> Iterator[tuple[Any, bytes]]:

@@ -1,9 +1,4 @@
-"""Effects: label every image of a store: list, fetch, decode, classify, commit. The main job.
-
-    python jobs/classify.py --input s3://bucket/photos --output s3://bucket/labels
-
-Run it again to go on where it was stopped, or to label what is new. See --help, and the README for the tables.
-"""
+"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, success."""
 
 from __future__ import annotations
 
@@ -14,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imgbatch import cli
 from imgbatch.concurrency import process
 from imgbatch.concurrency.polling import ticking
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
+from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
@@ -27,8 +22,8 @@ from imgbatch.ledger.listing import Counts, Todo
 from imgbatch.ledger.success_marker import Success
 from imgbatch.models import loading
 from imgbatch.pipeline import budget
-from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, warn_of_local_paths
-from imgbatch.pipeline.run_summary import Tally
+from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, prepare, warn_of_local_paths
+from imgbatch.pipeline.run_summary import RunSummary, Tally
 from imgbatch.sources import recognise
 from imgbatch.terminal import console, progress
 from imgbatch.terminal.plurals import counted, plural
@@ -40,30 +35,57 @@ if TYPE_CHECKING:
 log = logging.getLogger("imgbatch")
 
 
-def dry_run(job: Job, stop: StopRequest) -> int:
-    """Say what a run would do."""
+def classify(chosen: Config, stop: StopRequest) -> RunSummary:
+    """Label every image of the inputs that has no row yet, and write `_SUCCESS`.
+
+    Args:
+        chosen: the whole configuration.
+        stop: asked, several times a second, whether the run is to end.
+
+    Raises:
+        ImgbatchError: the run could not be finished; `exit_code` says who has to act. Rows that had arrived are committed.
+    """
+    job = opened(chosen, stop)
+    console.step("checking that no other run writes the output")
+    with naming_the_output(job):
+        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+    with claim:
+        return recorded(job, claim, stop)
+
+
+def opened(chosen: Config, stop: StopRequest) -> Job:
+    """Return the run, checked; the output is there, and lets us in."""
+    job = prepare(chosen, stop.check)
+    with naming_the_output(job):
+        job.output.folders()
+    if not job.output.conditional:
+        log.warning("%s has no conditional writes: make sure that only one run writes there at a time", job.output.uri)
+    return job
+
+
+def dry_run(chosen: Config, stop: StopRequest) -> str:
+    """Return what a run would do; nothing is written."""
+    job = opened(chosen, stop)
     job.ledger.read_only = True
     listing = list_images(job, None, stop.check)
     counts, work = listing.counts, listing.todo()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
-    console.close()  # before anything is printed
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
     updated = f" ({counts.updated:,} of these to get other carried values)" if counts.updated else ""
     stale = f", {counts.stale:,} of the {todo:,} to classify changed or to be tried again" if counts.stale else ""
-    cli.result(
+    return (
         f"model {job.model.summary()}\n"
         f"would classify {todo:,} of {counted(counts.listed, 'image')}{tars} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done{updated}{stale}, {counted(counts.ignored, 'object')} ignored, "
         f"{counted(counts.duplicates, 'duplicate')}; nothing was written"
     )
-    return 0
 
 
-def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     """Run the job between the first and the last version of its run.json."""
     record = run_record.Record(
         job.output,
@@ -82,13 +104,12 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     log.info("model %s", job.model.summary())
     with stop.on_timeout(record.give_up), record.telling(), tally.reported(record):
         try:
-            summary = work_through(job, claim, record, success, stop, tally)
+            counts, rejects = work_through(job, claim, record, success, stop, tally)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
             blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
-    cli.result(f"{summary} in {tally.seconds:.1f} s: {job.output.at('labels')}")
-    return 0
+    return RunSummary(record.id, job.output.uri, counts, rejects, tally.public())
 
 
 def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: Success) -> None:
@@ -128,8 +149,8 @@ def what_is_gone(job: Job, record: run_record.Record) -> str:
 
 def work_through(
     job: Job, claim: claims.Claim, record: run_record.Record, success: Success, stop: StopRequest, tally: Tally
-) -> str:
-    """List, label what is to be done, count, and write `_SUCCESS`; return what it came to, as a sentence."""
+) -> tuple[dict[str, int], dict[str, int]]:
+    """List, label what is to be done, count, and write `_SUCCESS`; return the counts, and the rejects by reason."""
 
     def pulse() -> None:
         """Show that the run lives, and end it if that was asked for: called at least once in a few seconds."""
@@ -165,11 +186,7 @@ def work_through(
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
     release(claim, success)
-    return (
-        f"{totals.listed:,} images listed, {totals.labelled:,} labelled, {totals.rejected:,} rejected "
-        f"({listed.already_done:,} already done, {f'{listed.updated:,} of them updated, ' if listed.updated else ''}"
-        f"{totals.kept:,} kept, {listed.ignored:,} objects ignored)"
-    )
+    return counts, dict(totals.reasons)
 
 
 def withdraw(claim: claims.Claim, success: Success) -> None:
@@ -246,7 +263,7 @@ def label(
             return
         limits = job.config.cluster
         with stop.beside_ray(), session.connected(pulse, limits.call_s), committer, closing(shown):
-            stop.install().check()  # in C, too, where Ray has taken SIGTERM
+            stop.check()  # which takes the signals over in C, too, where Ray has taken SIGTERM
             plan = placement.plan(limits, pulse=pulse)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,30 @@ log = logging.getLogger("imgbatch")
 
 
 _MOST_MESSAGE = 200  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run came to. The counts are those of the tables, as in `run.json`; `seconds` is of this run."""
+
+    run_id: str
+    output: str
+    """The URI below which labels/ and rejects/ lie."""
+    counts: Mapping[str, int]
+    """`listed`, `labelled`, `rejected`, `already_done`, `updated`, `ignored`, `duplicates`, `kept`, `unpaired_sidecars`."""
+    rejects: Mapping[str, int]
+    """How many rejects have each reason."""
+    this_run: Mapping[str, Any]
+    """What this run alone did: `labelled`, `rejected`, `seconds`, `images_per_second`."""
+
+    def __str__(self) -> str:
+        counts = self.counts
+        updated = f"{counts['updated']:,} of them updated, " if counts["updated"] else ""
+        return (
+            f"{counts['listed']:,} images listed, {counts['labelled']:,} labelled, {counts['rejected']:,} rejected "
+            f"({counts['already_done']:,} already done, {updated}{counts['kept']:,} kept, {counts['ignored']:,} objects "
+            f"ignored) in {self.this_run['seconds']:.1f} s: {self.output}/labels"
+        )
 
 
 @dataclass

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
 from imgbatch.config.training import Training
@@ -112,18 +111,59 @@ def given_tree(chosen: Training, stores: Stores) -> bytes | None:
         raise UsageError(f"--taxonomy {absent(chosen.taxonomy) or error}") from error
 
 
-def dry_run(job: Job, stop: StopRequest) -> int:
-    """Show what is understood of the inputs."""
+@dataclass(frozen=True, slots=True)
+class TrainingSummary:
+    """What a training came to."""
+
+    output: str
+    """The URI of the model directory."""
+    method: str
+    """head or finetune; empty: the model had been trained already by the same command."""
+    metrics: Mapping[str, Any]
+    """Figures on held-out images, as in `metrics.json`."""
+    rejected: int
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.method:
+            return f"trained already: {self.output}"
+        end = f"{self.rejected:,} rejected, in {self.seconds:.1f} s: {self.output}"
+        if not self.metrics["n"]:
+            return f"{self.method} trained, no image held out, {end}"
+        low, high = self.metrics["top1_interval"]
+        return (
+            f"{self.method} trained: {self.metrics['top1']:.1%} of {counted(self.metrics['n'], 'held-out image')} right "
+            f"({low:.1%} to {high:.1%}), ECE {self.metrics['ece']:.3f}, {end}"
+        )
+
+
+def train(chosen: Training, stop: StopRequest) -> TrainingSummary:
+    """Train a model on the labelled images of the inputs, and write its directory.
+
+    Raises:
+        ImgbatchError: the run could not be finished; `exit_code` says who has to act.
+    """
+    job = prepare(chosen, stop.check)
+    if job is None:
+        return TrainingSummary(absolute(chosen.output), "", {}, 0, 0.0)
+    with claims.take(job.run, pulse=stop.check) as claim:
+        return recorded(job, claim, stop)
+
+
+def dry_run(chosen: Training, stop: StopRequest) -> str:
+    """Return what is understood of the inputs; nothing is written."""
+    job = prepare(chosen, stop.check)
+    if job is None:
+        return f"trained already: {absolute(chosen.output)}"
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
         listed = inputs.list_images(job.inputs, Folder(job.stores, place), stop.check)
         lines, labels = inputs.preview(listed, stop.check)
     if labels is not None:
         tree_of(job, labels)
-    cli.result("\n".join([*lines, "nothing was written"]))
-    return 0
+    return "\n".join([*lines, "nothing was written"])
 
 
-def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummary:
     """Run the job between the first and the last version of its record, which the model takes along as `training.json`."""
     record = run_record.Record(
         job.run,
@@ -134,13 +174,11 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> int:
     record.start()
     log.info("base %s", job.base.summary())
     with stop.on_timeout(record.give_up), record.telling():
-        summary = work_through(job, record, stop)
-    cli.result(summary)
-    return 0
+        return work_through(job, record, stop)
 
 
-def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> str:
-    """List, make ready, learn, and write the model; return what it came to, as a sentence."""
+def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> TrainingSummary:
+    """List, make ready, learn, and write the model."""
     started = time.monotonic()
 
     def pulse() -> None:
@@ -167,7 +205,7 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> str:
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
     write(job, record, made, found, trained, figures)
-    return summary(figures, way, len(refused), time.monotonic() - started, job.output)
+    return TrainingSummary(job.output.uri, way, figures, len(refused), time.monotonic() - started)
 
 
 def learn(
@@ -179,7 +217,7 @@ def learn(
 
     network.of(job.base)
     with stop.beside_ray(), session.connected(pulse, job.config.cluster.call_s):
-        stop.install().check()  # in C, too, where Ray has taken SIGTERM
+        stop.check()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
@@ -263,17 +301,6 @@ def write(job: Job, record: run_record.Record, made: Prepared, found: Labelled, 
     if len(made.rejects):
         files["rejects.parquet"] = artifacts.parquet(made.rejects)
     publish.publish(job.output, files)
-
-
-def summary(figures: dict[str, Any], way: str, rejected: int, seconds: float, output: Folder) -> str:
-    """Return the last line."""
-    if not figures["n"]:
-        return f"{way} trained, no image held out, {rejected:,} rejected, in {seconds:.1f} s: {output.uri}"
-    low, high = figures["top1_interval"]
-    return (
-        f"{way} trained: {figures['top1']:.1%} of {counted(figures['n'], 'held-out image')} right ({low:.1%} to {high:.1%}), "
-        f"ECE {figures['ece']:.3f}, {rejected:,} rejected, in {seconds:.1f} s: {output.uri}"
-    )
 
 
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:

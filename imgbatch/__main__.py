@@ -1,0 +1,58 @@
+"""Effects: `imgbatch VERB …`, and `python -m imgbatch VERB …`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+import imgbatch
+
+VERBS = {
+    "classify": "label every image of a store with a CNN, and write the label tables back to it",
+    "train": "train a model on labelled images, and write its directory",
+    "evaluate": "label images whose class is known, and compute how good the labels are",
+    "verify": "recount a finished output from its files, and look for what is wrong with them",
+    "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",
+}
+
+_VERSION = ("--version", "-V")
+_HELP = ("--help", "-h", "help")
+
+
+def usage() -> str:
+    """Return the list of verbs."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return f"usage: imgbatch VERB …\n\n{verbs}\n\nimgbatch VERB --help shows the flags and options of a verb.\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; return its exit code, 2 where there is no such verb."""
+    verb, *rest = [*(sys.argv[1:] if argv is None else argv), ""][:-1] or [""]
+    if verb in _VERSION:
+        sys.stdout.write(f"imgbatch {imgbatch.__version__}\n")
+        return 0
+    if verb in _HELP:
+        sys.stdout.write(usage())
+        return 0
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        sys.stderr.write(f"error: {f'unknown verb {verb!r}{hint}' if verb else 'no verb'}\n{usage()}")
+        return 2
+    code: int = importlib.import_module(f"imgbatch.commands.{verb}").main(rest)
+    return code
+
+
+def run() -> None:
+    """Run the verb of the command line, and end the process with what it has started."""
+    from imgbatch.concurrency.process import leave, restart_in_utf8_mode
+
+    restart_in_utf8_mode()
+    leave(main())
+
+
+if __name__ == "__main__":
+    run()
