@@ -24,7 +24,7 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
             yield from worker(unit)
 
     monkeypatch.setattr(connection, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(cluster, "nodes", set)
+    monkeypatch.setattr(cluster, "nodes", lambda *_: set())
     monkeypatch.setattr(cluster, "plan", lambda *_, **__: cluster.Plan(False, 1, 1, 1, 0, 1, 0, 1))
     monkeypatch.setattr(cluster, "label_images", label_images)
     monkeypatch.setattr(cli, "release_memory", lambda: None)

@@ -787,6 +787,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
 
 def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
     from imgbatch.interrupts import StopRequest
+    from imgbatch.tally import Tally
     from jobs import classify
 
     shard = OpenShard("a.tar", "v", refused=True)
@@ -795,7 +796,7 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    classify.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None)
+    classify.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None, Tally())
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 
