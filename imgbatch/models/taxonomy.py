@@ -27,7 +27,7 @@ from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import InputError, ModelError
 from imgbatch.models import imagenet
 from imgbatch.sources.spelling import csv_problem, folded, normalise, require_distinct
-from imgbatch.terminal.plurals import counted
+from imgbatch.terminal.plurals import counted, plural
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +281,9 @@ def _require_labels(found: set[str], labels: Sequence[str], where: str) -> None:
     surplus = sorted(found - set(labels))
     more = _named(surplus, "unknown to the model", labels) if surplus else ""
     if missing:
-        wrong = _named(missing, "of the model's missing", surplus) + (f"; {more}" if more else "")
+        wrong = _named(missing, f"of the model {plural(len(missing), 'is', 'are')} missing", surplus) + (
+            f"; {more}" if more else ""
+        )
         raise ModelError(f"{where}: {wrong}: the tree must have a row for each label of the model")
     if surplus:
         _warn_once(f"{where}: {more}: left out of the tree")

@@ -25,7 +25,7 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
             yield from worker(unit)
 
     monkeypatch.setattr(session, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(placement, "nodes", set)
+    monkeypatch.setattr(placement, "nodes", lambda *_: set())
     monkeypatch.setattr(placement, "plan", lambda *_, **__: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1))
     monkeypatch.setattr(placement, "label_images", label_images)
     monkeypatch.setattr(process, "release_memory", lambda: None)

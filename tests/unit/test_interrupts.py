@@ -18,7 +18,8 @@ from imgbatch.errors import Interrupted
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Put the handlers of pytest back."""
+    """Put the handlers of pytest back. Under nohup, SIGHUP is ignored at the start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     stop = StopRequest._current

@@ -789,6 +789,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
 def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.pipeline import run as job_run
+    from imgbatch.pipeline.run_summary import Tally
 
     shard = OpenShard("a.tar", "v", refused=True)
     todo = Todo(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: shard})
@@ -796,7 +797,7 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None)
+    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None, Tally())
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 

@@ -82,7 +82,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 label of the model's missing ('Carrot')"),
+        (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 label of the model is missing ('Carrot')"),
         (CSV.replace(b"Carrot", b"carot"), "1 label unknown to the model ('carot', did you mean 'Carrot'?)"),
         (CSV + b"gala,Apple,Fruit\n", "'Gala' and 'gala'"),
         (CSV.replace(b"Gala", b"gala "), "('Gala', did you mean 'gala'?)"),
