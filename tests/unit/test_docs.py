@@ -46,6 +46,14 @@ def test_every_key_that_a_page_names_exists(page: str) -> None:
     assert named - files <= KEYS
 
 
+def test_every_module_that_the_architecture_names_exists() -> None:
+    prose = DOCS["architecture.md"].partition("## Map")[0]
+    named = set(re.findall(r"`((?:\w+/)+\w*(?:\.py)?)`", prose)) - {"jobs/", "runtimes/"}
+    assert len(named) > 30
+    for name in named - {path for path in named if path.startswith(("imgbatch/", "labels/", "rejects/", "runs/"))}:
+        assert (ROOT / "imgbatch" / name).exists(), name
+
+
 def test_the_map_is_that_of_the_package() -> None:
     assert DOCS["architecture.md"] == generated_pages.architecture(), "run `make docs`"
 

@@ -15,9 +15,10 @@ from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError
 from imgbatch.ledger.commit_log import encode
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Found, Listing
+from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.success_marker import Success, read_success
 from imgbatch.schema import LISTING, RESULTS
+from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.verification.file_checks import Check, null_count, record_of
 
@@ -54,7 +55,7 @@ def output(tmp_path: Any) -> Folder:
     for rows in ([row(0), row(1), row(2), refusal(6)], [row(3), row(4), row(5), refusal(7)]):
         Ledger(output, FINGERPRINT).open().commit(pa.Table.from_pylist(rows, schema=schema), "run", MODEL)
     batch = pa.RecordBatch.from_pylist([{"uri": f"s3://in/{number}"} for number in range(8)], schema=LISTING)
-    Listing(Ledger(output.folder("none"), {}).open(), output.folder("runs/run/listing")).take([Found(batch)])
+    Listing(Ledger(output.folder("none"), {}).open(), output.folder("runs/run/listing")).take([ListingBatch(batch)])
     Ledger(output, FINGERPRINT).open().seal("run")
     output.put("runs/run/run.json", json.dumps({"run_id": "run", "fingerprint": FINGERPRINT}).encode())
     Success(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
