@@ -223,7 +223,9 @@ def test_a_proxy_for_the_web_is_not_asked_for_the_cluster(
 @pytest.mark.parametrize("home", ["/proc/self/fdinfo", "/dev/null", ""])
 def test_a_home_that_cannot_be_written(home: str) -> None:
     """Ray keeps a token there, which a Ray of this machine's own does not need."""
-    script = "from imgbatch import connection\nwith connection.connected(): import ray; assert ray.get(ray.put(7)) == 7"
+    script = (
+        "from imgbatch.engine import session\nwith session.connected(): import ray; assert ray.get(ray.put(7)) == 7"
+    )
     environment = {**clean_environment(), "HOME": home, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
@@ -267,8 +269,8 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(
 def test_nothing_scales_a_machine_of_ones_own() -> None:
     script = """
 import psutil
-from imgbatch import connection
-with connection.connected():
+from imgbatch.engine import session
+with session.connected():
     alive = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
     names = [word.rpartition("/")[2] for each in alive for word in each.cmdline()]
 print(*names)

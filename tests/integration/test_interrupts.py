@@ -158,7 +158,7 @@ module._write_beside = write
 """
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 
-    ended = job(*command, env=faults.patched(tmp_path / "full", "imgbatch.storage.stores.local", body))
+    ended = job(*command, env=faults.patched(tmp_path / "full", "imgbatch.storage.local", body))
 
     said = require_refusal(ended, 3)
     assert "No space left on device" in said and str(output) in said

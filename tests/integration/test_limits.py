@@ -15,8 +15,8 @@ from tests.integration.test_refusals import require_refusal
 
 SHOW_FILES = """
 import resource
-from imgbatch import limits
-limits.require_room()
+from imgbatch.concurrency import process_limits
+process_limits.require_room()
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

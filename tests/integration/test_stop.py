@@ -118,8 +118,8 @@ def test_sigterm_where_puts_are_never_answered(
 
 OWNERS = """
 import ctypes, signal, sys
-from imgbatch import connection
-from imgbatch.interrupts import SIGNALS, StopRequest
+from imgbatch.engine import session
+from imgbatch.concurrency.signals import SIGNALS, StopRequest
 
 libc = ctypes.CDLL(None)
 def owners():
@@ -135,7 +135,7 @@ ours = owners()
 def say(when):
     print(when, owners() == ours, file=sys.stderr)
 
-with stop.beside_ray(), connection.connected():
+with stop.beside_ray(), session.connected():
     say("started")
     stop.check()
     say("checked")

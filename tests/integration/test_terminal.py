@@ -127,7 +127,7 @@ def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_has_a_version_and_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main = importlib.import_module(f"jobs.{name}").main
+    main = importlib.import_module(f"imgbatch.commands.{name}").main
     for flag in ("--version", "--help"):
         with pytest.raises(SystemExit) as ended:
             main([flag])

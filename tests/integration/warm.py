@@ -24,7 +24,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(request["env"])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = importlib.import_module(f"jobs.{request['name']}").main(request["argv"])
+            code = importlib.import_module(f"imgbatch.commands.{request['name']}").main(request["argv"])
         except SystemExit as error:
             code = error.code
         except BaseException:  # noqa: BLE001 - as the interpreter would

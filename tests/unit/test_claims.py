@@ -322,10 +322,10 @@ def test_many_processes_that_start_at_once(output: Folder, tmp_path: Path) -> No
     """Real processes, which do not share a client or a lock."""
     code = f"""
 import sys, time
-from imgbatch import claims
-from imgbatch.config import StorageConfig
+from imgbatch.ledger import claims
+from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import OutputBusyError
-from imgbatch.storage import Folder, Stores
+from imgbatch.storage.stores import Folder, Stores
 output = Folder(Stores(StorageConfig()), {output.uri!r})
 output.folders()
 print(flush=True)

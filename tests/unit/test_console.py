@@ -21,9 +21,10 @@ SPINNER = re.compile("[⠀-⣿]")
 DATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 JOB = """
 import logging, os, sys, time, warnings
-from imgbatch import cli, console
+from imgbatch import cli
+from imgbatch.terminal import console
 from imgbatch.errors import InputError
-from imgbatch.progress import Progress
+from imgbatch.terminal.progress import Progress
 log = logging.getLogger("imgbatch")
 def body():
     console.step("listing")

@@ -339,7 +339,7 @@ def test_quotes_within_a_value_are_part_of_it(disk: Folder) -> None:
 def test_values_that_end_a_block_of_lines_are_whole(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [{"uri": f"{number}.jpg", "x": f'"{number}"\n5" wide, {number}\n'} for number in range(300)]
     for block in (1, 7, 64, 1000):
-        monkeypatch.setattr("imgbatch.sources.recognise.csv_rows._BLOCK", block)
+        monkeypatch.setattr("imgbatch.sources.csv_rows._BLOCK", block)
         found = rows(disk, put(disk, "m.csv", as_csv(table) + b'300.jpg,5" wide\n'))
         assert [row["input_x"] for row in found] == [row["x"] for row in table] + ['5" wide']
 

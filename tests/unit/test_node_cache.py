@@ -117,7 +117,7 @@ def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> 
     zeroed(node_cache.once("entry", Made()) / "network.bin")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from imgbatch.models.loading import node_cache; from tests.unit import test_node_cache\n"
+        "from imgbatch.models import node_cache; from tests.unit import test_node_cache\n"
         "def make(path):\n"
         "    Path(sys.argv[1], str(time.time_ns())).touch(); time.sleep(0.3); test_node_cache.Made()(path)\n"
         "assert test_node_cache.whole(node_cache.once('entry', make))"
@@ -197,7 +197,7 @@ READ_ONLY = 'mkdir "$0/imgbatch-0" && mount -t tmpfs -o ro,mode=700 none "$0/img
 def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
     """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
     code = (
-        "import sys; from imgbatch.models.loading import node_cache\n"
+        "import sys; from imgbatch.models import node_cache\n"
         "path = node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "assert path.stat().st_size == 1 << 20; print(path)"
     )
@@ -215,7 +215,7 @@ def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
 
 def test_no_disk_at_all_is_an_error_that_says_so(place: Path) -> None:
     code = (
-        "import resource; from imgbatch.models.loading import node_cache; from imgbatch.errors import Full\n"
+        "import resource; from imgbatch.models import node_cache; from imgbatch.errors import Full\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "except Full as error: print(error)"

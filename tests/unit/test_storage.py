@@ -352,7 +352,7 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
 def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
     s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.storage.stores.s3_listing._PAGES_IN_TURN", 2)
+    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
     names += ["between.jpg", "00.jpg", "zz.jpg"]
@@ -375,7 +375,7 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
 
 
 def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.storage.stores.s3_listing._PAGES_IN_TURN", 2)
+    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: obstore.put(bucket, f"{root}/{n % 20:02d}/{n}", b"x"), range(1100)))
@@ -607,7 +607,7 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, m
 def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.storage.stores.local._LOCK_S", 0.05)
+    monkeypatch.setattr("imgbatch.storage.local._LOCK_S", 0.05)
     folder = Folder(local(retries=0), str(tmp_path))
     folder.create("x", b"1")
     _, tag = folder.read_tagged("x")
@@ -687,7 +687,7 @@ print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size 
     program.chmod(0o700)
     (tmp_path / "c").write_text(f"[profile me]\ncredential_process = {program}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "c"))
-    monkeypatch.setattr("imgbatch.storage.stores.s3._SIGNS_FOR", timedelta())
+    monkeypatch.setattr("imgbatch.storage.s3._SIGNS_FOR", timedelta())
     s3.bucket("images").put("renewed/x", b"1")
     stores = Stores(StorageConfig(options={"profile": "me"}, retries=0), {"AWS_ENDPOINT_URL": s3.endpoint})
     with pytest.raises(Forbidden):

@@ -98,7 +98,7 @@ def test_other_folders_of_tables_are_read(place: Folder, name: str) -> None:
 
 
 def test_a_log_is_found_however_many_files_lie_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.storage.stores.local._BATCH", 2)
+    monkeypatch.setattr("imgbatch.storage.local._BATCH", 2)
     place = Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path))
     for number in range(5):
         put_table(place, f"a/A={number}/0.parquet")

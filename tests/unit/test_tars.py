@@ -390,7 +390,7 @@ def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.sources.recognise.tars.MOST_COLLECTED_BYTES", 1 << 20)
+    monkeypatch.setattr("imgbatch.sources.tars.MOST_COLLECTED_BYTES", 1 << 20)
     entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
     with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
         collected(tmp_path, packed(*entries))

@@ -41,7 +41,7 @@ def test_calls_that_return_end_nothing() -> None:
 def test_the_process_ends_and_says_where_it_hung(hanging: str) -> None:
     code = f"""
 import ctypes, time
-from imgbatch.watchdog import Watchdog
+from imgbatch.concurrency.watchdog import Watchdog
 def hangs():
     {hanging}
 with Watchdog(0.5).watching():
@@ -57,7 +57,7 @@ with Watchdog(0.5).watching():
 def test_what_follows_a_call_may_keep_the_gil_for_longer() -> None:
     code = """
 import ctypes, time
-from imgbatch.watchdog import Watchdog
+from imgbatch.concurrency.watchdog import Watchdog
 with Watchdog(0.5).watching():
     time.sleep(0.4)
 ctypes.PyDLL(None).sleep(3)
