@@ -132,7 +132,8 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
 def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
     """rich draws the bar in a thread of its own."""
     draw = (
-        "import logging, os, sys, time; from imgbatch import cli; from imgbatch.terminal import console; from imgbatch.terminal.progress import Progress\n"
+        "import logging, os, sys, time; from imgbatch import cli\n"
+        "from imgbatch.terminal import console; from imgbatch.terminal.progress import Progress\n"
         "def body():\n"
         "    shown = Progress('labelling', 10); shown.start(10, 10); shown.update(1, 0); os.close(int(sys.argv[1]))\n"
         "    for n in range(10): shown.update(n, 0); logging.warning('still there'); time.sleep(0.05)\n"

@@ -22,6 +22,7 @@ DATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (DEBUG|INFO|WARNING
 JOB = """
 import logging, os, sys, time, warnings
 from imgbatch import cli
+from imgbatch.concurrency import process
 from imgbatch.terminal import console
 from imgbatch.errors import InputError
 from imgbatch.terminal.progress import Progress
@@ -44,7 +45,7 @@ def body():
     cli.result("3,000 images")
     return 0
 flags = cli.arguments(cli.parser(""), [each for each in sys.argv[1:] if each != "fail"])
-cli.leave(cli.run(body, quiet=flags.quiet))
+process.leave(cli.run(body, quiet=flags.quiet))
 """
 
 
