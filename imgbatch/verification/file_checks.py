@@ -126,7 +126,7 @@ class CheckedLog(Log):
         end = f"its last part is {self.uri(self.last[0])}" if self.last is not None else "it has no part"
         return (
             f"{self.folder.uri} is not sealed: _SUCCESS names the seal of run {run_id or 'none'}, and {end}, so that a late "
-            "write of a killed run could still add rows; run the same command of classify again, it seals the tables"
+            "write of a killed run could still add rows; run the same classify.py command again, it seals the tables"
         )
 
     def foreign_problem(self) -> str | None:
@@ -204,8 +204,8 @@ class Check:
         ]
         if wrong:
             raise BooksError(
-                f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same command of "
-                "classify again"
+                f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same "
+                "classify.py command again"
             )
 
     def _check_seals(self) -> None:
@@ -215,7 +215,7 @@ class Check:
     def _sum_up(self) -> None:
         self.findings.foreign += [problem for log in self._logs if (problem := log.foreign_problem())]
         self.findings.foreign += self._other_fingerprints()
-        remedy = "move these parts away and run the same command of classify again: their images are labelled again"
+        remedy = "move these parts away and run the same classify.py command again: their images are labelled again"
         self.findings.wrong += [f"{rows}; {remedy}" for rows in self._rows.values()]
 
     def _other_fingerprints(self) -> list[str]:
@@ -228,7 +228,7 @@ class Check:
                 named = ", ".join(parts.examples) + (", …" if parts.parts > len(parts.examples) else "")
                 said.append(
                     f"{named}: {parts.parts} of the parts have another fingerprint than the output ({shown}). Labels of two "
-                    "fingerprints do not belong in one table: move these parts away, and run the same command of classify again"
+                    "fingerprints do not belong in one table: move these parts away, and run the same classify.py command again"
                 )
         return said
 
