@@ -121,7 +121,8 @@ def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path
 def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
     show = (
         "import sys; from pathlib import Path; from imgbatch import cli; from imgbatch.commands import demo;"
-        "cli.parser(''); demo.show(Path(sys.argv[1])); cli.leave(0)"
+        "from imgbatch.concurrency import process;"
+        "cli.parser(''); demo.show(Path(sys.argv[1])); process.leave(0)"
     )
     done = shell(redirection, "-c", show, output, env={"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
@@ -132,14 +133,14 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
 def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
     """rich draws the bar in a thread of its own."""
     draw = (
-        "import logging, os, sys, time; from imgbatch import cli\n"
+        "import logging, os, sys, time; from imgbatch import cli; from imgbatch.concurrency import process\n"
         "from imgbatch.terminal import console; from imgbatch.terminal.progress import Progress\n"
         "def body():\n"
         "    shown = Progress('labelling', 10); shown.start(10, 10); shown.update(1, 0); os.close(int(sys.argv[1]))\n"
         "    for n in range(10): shown.update(n, 0); logging.warning('still there'); time.sleep(0.05)\n"
         "    assert 'imgbatch.terminal.live_line' in sys.modules\n"
         "    return 0\n"
-        "cli.parser(''); cli.leave(cli.run(body))"
+        "cli.parser(''); process.leave(cli.run(body))"
     )
     terminal, inside = os.openpty()
     process = subprocess.Popen(
