@@ -175,7 +175,7 @@ class Sample:
         parts = Counter(row[PART] for row, _ in found.faults)
         return (
             f"{wrong:,} not what {model.reference} says now, that is {share} of the labels with 95 % probability:\n- "
-            f"{shown}{more}\nThey lie in {len(parts):,} parts. Move these away and run the same command of classify again, "
+            f"{shown}{more}\nThey lie in {len(parts):,} parts. Move these away and run the same classify.py command again, "
             "which labels their images again; or label all into an --output of its own"
         )
 

@@ -254,7 +254,7 @@ def test_of_many_foreign_files_the_first_few_are_named(output: Folder) -> None:
 def test_a_missing_seal_is_named_with_its_table(output: Folder, table: str) -> None:
     output.delete(f"{table}/part-00000003.parquet")
     with pytest.raises(
-        BooksError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same command"
+        BooksError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same classify\.py command"
     ) as caught:
         check(output)
     assert str(caught.value).count("is not sealed") == 1
