@@ -124,7 +124,7 @@ def test_books_that_do_not_balance_are_told_even_where_nothing_may_be_deleted(
     [
         ("classify", ["--model"], "."),
         ("train", ["--base"], "_training"),
-        ("evaluate", ["--labels", "there", "--model"], ""),
+        ("evaluate", ["--labels", ".", "--model"], ""),
     ],
 )
 def test_a_signal_while_a_failing_store_is_listed(
