@@ -222,8 +222,8 @@ def test_the_result_is_the_mean_of_both_phases_unless_it_lies_on_a_hill(
 
 CHANGES = [
     {"mixup": 0.4, "cutmix": 1.0},
-    {"balance": "weights", "flip": True, "pretrained": False},
-    {"balance": "sampling", "frozen_stages": 2},
+    {"class_balancing": "weights", "flip": True, "pretrained": False},
+    {"class_balancing": "sampling", "frozen_stages": 2},
 ]
 
 
