@@ -32,12 +32,17 @@ exit codes:
 """
 
 
-def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """Return a parser with what every job has; from here on, stdout and stderr never raise."""
+def parser(description: str, epilog: str = "", *, verb: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser with what every job has; from here on, stdout and stderr never raise.
+
+    Args:
+        verb: shown as `imgbatch VERB`, however the job was started; None: the name of the program.
+    """
     make_streams_safe()
     made = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog=verb and f"imgbatch {verb}", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
     common = made.add_argument_group("options of all jobs")  # after those of the job itself
     common.add_argument(
         "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"

@@ -17,9 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Label every image of a store with a CNN, and write the label tables back to it.\n"
         "The same command goes on where an earlier run was stopped, and labels what is new since.",
         f"examples:\n"
-        f"  classify.py --input s3://bucket/photos --output s3://bucket/labels\n"
-        f"  classify.py --input 'photos/*.jpg' --input list.csv --output out --model ./my-model --set top_k=3\n\n"
+        f"  imgbatch classify --input s3://bucket/photos --output s3://bucket/labels\n"
+        f"  imgbatch classify --input 'photos/*.jpg' --input list.csv --output out --model ./my-model --set top_k=3\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
+        verb="classify",
     )
     parser.add_argument(
         "--input",

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Label the photos that ship in scikit-image and scikit-learn with the default model, without a network, into\n"
         f"./{OUTPUT}, and print the labels. --config and --set are those of classify.py.",
         cli.EXIT_CODES,
+        verb="demo",
     )
     flags = cli.arguments(parser, argv)
     common = [*(["--config", flags.config] if flags.config else []), *(["--quiet"] if flags.quiet else [])]

@@ -18,10 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluation.html. The class is the column label of a manifest or Parquet file, a tar's .cls, or else the folder\n"
         "that holds the image.",
         f"examples:\n"
-        f"  evaluate.py --input s3://bucket/photos --model s3://bucket/models/fruit --output s3://bucket/evaluation\n"
-        f"  evaluate.py --input truths.csv --model ./new --against ./old --output out\n"
-        f"  evaluate.py --input truths.csv --labels s3://bucket/labels --output out\n\n"
+        f"  imgbatch evaluate --input s3://bucket/photos --model s3://bucket/models/fruit --output s3://bucket/evaluation\n"
+        f"  imgbatch evaluate --input truths.csv --model ./new --against ./old --output out\n"
+        f"  imgbatch evaluate --input truths.csv --labels s3://bucket/labels --output out\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys()}",
+        verb="evaluate",
     )
     parser.add_argument(
         "--input", action="append", metavar="URI", help="required: images whose class is known; may be repeated"

@@ -21,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Train a model on labelled images and write a model directory that classify.py and timm open.\n"
         "The same command goes on where an earlier run was stopped.",
         f"examples:\n"
-        f"  train.py --input photos-by-class --output my-model\n"
-        f"  train.py --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.method=finetune\n\n"
+        f"  imgbatch train --input photos-by-class --output my-model\n"
+        f"  imgbatch train --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.method=finetune\n\n"
         f"{cli.EXIT_CODES}\n{cli.config_keys(Training)}",
+        verb="train",
     )
     parser.add_argument(
         "--input", action="append", metavar="LABELLED",

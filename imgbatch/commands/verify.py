@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "impossible values, files that are no parts, and missing seals. Reads the tables and the listing; writes nothing.\n"
         "With --sample, images are fetched and labelled again on this machine, and compared with their rows.",
         _CODES,
+        verb="verify",
     )
     parser.add_argument("output", metavar="OUTPUT", help="what classify.py was given as --output")
     parser.add_argument("--sample", type=int, metavar="N", help="label N rows of labels/, drawn at random, again")

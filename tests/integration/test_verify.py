@@ -143,7 +143,9 @@ def test_a_missing_seal_is_seen_and_made_by_the_same_command(
 ) -> None:
     max((output / table).iterdir()).unlink()
     ended = job("verify", output)
-    assert ended.code == 6 and f"{output / table} is not sealed" in ended.err and "same classify.py command" in ended.err
+    assert (
+        ended.code == 6 and f"{output / table} is not sealed" in ended.err and "same classify.py command" in ended.err
+    )
     ended = again(job, output, finished, tiny_model)
     assert ended.code == 0 and "12 already done" in ended.out, ended.err
     assert job("verify", output).code == 0
