@@ -36,6 +36,7 @@ from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
 from imgbatch.pipeline import preflight, run
 from imgbatch.storage.stores import Folder, Stores, time
+from imgbatch.verification import run as verification_run
 from tests.histories.stores import LABELS, STEP, Image, Input, Memory
 
 WRITES = ("create", "put", "replace", "delete")
@@ -256,7 +257,7 @@ class World:
         with contextlib.ExitStack() as stack:
             for target, name, value in (
                 (preflight, "Stores", self.stores),
-                (verify, "Stores", self.stores),
+                (verification_run, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
                 (candidates, "ticking", lambda items, stall_s, **options: items),
                 (run, "ticking", lambda items, stall_s, **options: items),
