@@ -21,7 +21,7 @@ from tests.unit.pictures import encode, scene
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> tuple[str, dict[str, str]]:
     """The URI of an output that is not there yet, and the environment that it needs."""
     if request.param == "disk":
