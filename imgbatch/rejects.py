@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
+import pyarrow as pa
+import pyarrow.compute as pc
 
 REASONS = (
     "empty", "not_an_image", "truncated", "corrupt", "unsupported", "too_large", "vanished", "changed", "forbidden",
@@ -44,7 +43,15 @@ Example = tuple[str, str]
 """The URI of a reject, and its message."""
 
 
-def note_examples(examples: dict[str, Example], reasons: list[Any], uris: list[Any], messages: list[Any]) -> None:
-    """Keep the first reject of each reason: there are 14."""
-    for reason, uri, message in zip(reasons, uris, messages, strict=True):
-        examples.setdefault(reason, (uri, message or ""))
+def note_examples(examples: dict[str, Example], rejects: pa.Table) -> None:
+    """Keep the URI and message of the first reject of each reason; of the others nothing is made into Python objects.
+
+    Args:
+        examples: is added to.
+        rejects: has the columns `reason`, `uri` and `message`.
+    """
+    reasons = rejects["reason"]
+    for reason in pc.unique(reasons).to_pylist():
+        if reason is not None and reason not in examples:
+            at = pc.index(reasons, reason).as_py()
+            examples[reason] = (rejects["uri"][at].as_py(), rejects["message"][at].as_py() or "")

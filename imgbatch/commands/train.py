@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.reading import load_as
 from imgbatch.config.training import Training
-
-if TYPE_CHECKING:
-    pass
 from imgbatch.training import run
 
 

@@ -27,8 +27,8 @@ class StopRequest:
     """Remembers the first SIGHUP, SIGINT or SIGTERM; a second one ends the process at once, with 128 + its number.
 
     The handlers of Python run between two instructions of the main thread, which may be in a call into C++ or Rust that does
-    not return. So a thread is told as well, by `signal.set_wakeup_fd`, and limits the orderly end to `timeout_s`. Behind that
-    it calls `on_timeout`, 3 s long at most, and ends the process with its children.
+    not return. So a thread is notified as well, by `signal.set_wakeup_fd`, and limits the orderly end to `timeout_s`. After
+    that it calls `on_timeout`, for at most 3 s, and ends the process with its children.
     """
 
     _current: ClassVar[StopRequest | None] = None

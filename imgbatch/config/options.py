@@ -48,7 +48,7 @@ class Section:
     def __post_init__(self) -> None:
         prefix = type(self).__name__.removesuffix("Config").lower() if self.SECTION is None else self.SECTION
         kind: Any = type(self)
-        for name, hint in _hints(kind).items():
+        for name, hint in hints_of(kind).items():
             _require(f"{prefix}.{name}" if prefix else name, hint, getattr(self, name))
         self.validate()
 
@@ -62,8 +62,8 @@ class Section:
 
 def described(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, help) of every option, sections in the order of a run."""
-    for entry in _fields(kind):
-        hint = _hints(kind)[entry.name]
+    for entry in fields_of(kind):
+        hint = hints_of(kind)[entry.name]
         if is_dataclass(hint):
             yield from described(typing.cast(type, hint), f"{prefix}{entry.name}.")
         else:
@@ -77,12 +77,12 @@ def _shown(entry: Field[Any]) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _fields(kind: type) -> tuple[Field[Any], ...]:
+def fields_of(kind: type) -> tuple[Field[Any], ...]:
     return fields(typing.cast(Any, kind))
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
+def hints_of(kind: Any) -> dict[str, Any]:
     """Return the type of each field, bounds included."""
     return typing.get_type_hints(kind, include_extras=True)
 

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from imgbatch.config.options import _fields, _hints, described
+from imgbatch.config.options import described, fields_of, hints_of
 from imgbatch.config.sections import Config
 from imgbatch.errors import ConfigError
 
@@ -31,7 +31,7 @@ def load_as(kind: type[Kind], path: str | None, settings: Sequence[str] = (), **
     Raises:
         ConfigError: the file cannot be read, a key or value is wrong, or a key is set by its old and its new name.
     """
-    sections = {name for name, hint in _hints(typing.cast(Any, kind)).items() if is_dataclass(hint)}
+    sections = {name for name, hint in hints_of(typing.cast(Any, kind)).items() if is_dataclass(hint)}
     former = dict(_former_keys(kind))
     tree: dict[str, Any] = {}
     given: list[tuple[str, Any]] = list((_read_toml(path) if path else {}).items())
@@ -79,8 +79,8 @@ def _assign(tree: dict[str, Any], key: str, value: Any, sections: Collection[str
 
 def _former_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (old key, new key) of every option that was renamed."""
-    for entry in _fields(kind):
-        hint = _hints(kind)[entry.name]
+    for entry in fields_of(kind):
+        hint = hints_of(kind)[entry.name]
         if is_dataclass(hint):
             yield from _former_keys(typing.cast(type, hint), f"{prefix}{entry.name}.")
         elif old := entry.metadata["formerly"]:
@@ -104,7 +104,7 @@ def _rename(tree: dict[str, Any], former: Mapping[str, str]) -> None:
 
 
 def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
-    hints, entries = _hints(kind), {entry.name: entry for entry in _fields(kind)}
+    hints, entries = hints_of(kind), {entry.name: entry for entry in fields_of(kind)}
     for key in tree:
         if key not in hints:
             close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,12 +15,13 @@ import pyarrow.compute as pc
 from imgbatch.errors import InputError
 from imgbatch.models.taxonomy import did_you_mean
 from imgbatch.schema import whole
-from imgbatch.sources.labelled import TRUTH, log
+from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.spelling import normalised
 from imgbatch.terminal.plurals import counted
 
-_SHOWN, _REMEMBERED = 5, 1_000
+log = logging.getLogger(__name__)
 
+_SHOWN, _REMEMBERED = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,17 +14,13 @@ from imgbatch.schema import (
     RESULTS,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 FATAL, NOTE, READ = -1, -2, -3
-"""Numbers of result rows that are no images: an error that ends the run; what a worker tells of itself, as JSON; that a tar
-was read to its end, as JSON."""
+"""Numbers of result rows that are no images: an error that ends the run; what a worker reports about itself, as JSON; that
+a tar was read to its end, as JSON."""
 
 
 def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of images in what came from a worker, what it tells of itself, and which tars it has read.
+    """Return the rows of images in what came from a worker, what the worker reports about itself, and which tars it has read.
 
     Raises:
         ImgbatchError: the worker sent an error in place of rows.
@@ -44,15 +40,18 @@ def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[di
 
 
 def message(number: int, reason: str, message: str) -> pa.Table:
+    """Return a row that is no image; `number` says of which kind it is."""
     row = {"index": number, "uri": "", "reason": reason, "message": message}
     return pa.Table.from_pylist([row], schema=RESULTS)
 
 
 def with_note(results: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    """Return result rows, followed by what the worker reports about itself."""
     return pa.concat_tables([results, message(NOTE, "note", json.dumps(facts))], promote_options="default")
 
 
 def fatal(error: Exception) -> pa.Table:
+    """Return the row that ends the run with this error; a bug keeps its traceback."""
     if isinstance(error, ImgbatchError):
         return message(FATAL, type(error).__name__, str(error))
     return message(FATAL, "bug", "".join(traceback.format_exception(error)))

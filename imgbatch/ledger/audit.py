@@ -109,9 +109,8 @@ def audit(
             books.rows += len(table)
             doubles.note(name, number, table, ~new)
             if reject:
-                reasons, uris, messages = (table[each].to_pylist() for each in ("reason", "uri", "message"))
-                books.reasons.update(reasons)
-                note_examples(books.examples, reasons, uris, messages)
+                books.reasons.update(table["reason"].to_pylist())
+                note_examples(books.examples, table)
     if listing is not None:
         _count_listed(books, seen, listing, tars, pulse, limited=limited)
     for columns, _ in seen.rows():

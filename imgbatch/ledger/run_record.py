@@ -55,7 +55,7 @@ def new_run_id(before: str | None = None) -> str:
 
 @dataclass
 class Record:
-    """What a run tells of itself. Written at the start, with each heartbeat, and at every exit."""
+    """What a run reports about itself. Written at the start, with each heartbeat, and at every exit."""
 
     output: Folder
     facts: dict[str, Any]

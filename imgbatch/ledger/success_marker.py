@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgbatch.errors import Conflict, Exists, NotFound, OutputChangedError
-from imgbatch.storage.stores import Folder
-
-if TYPE_CHECKING:
-    pass
 from imgbatch.ledger.run_record import json_object
+from imgbatch.storage.stores import Folder
 
 SUCCESS = "_SUCCESS"
 

@@ -4,7 +4,7 @@ it is read.
 The footer of a part names each tar of which its commit holds rows: the version that was read, the offset of the last image
 up to which all rows are in the tables with this commit, and how many rows these are. How far a tar is read is not what the
 last part says, but what all parts say together: the largest offset up to which the parts that are there hold as many rows as
-were counted. If a part is lost, that is an offset before the gap, and reading goes on from there; members behind the gap
+were counted. If a part is lost, that is an offset before the gap, and reading resumes there; members after the gap
 that have a row already keep it. Rejects are written first: a kill between the two logs leaves rejects whose neighbours are
 read again.
 """
@@ -47,7 +47,7 @@ class Said:
     through: int
     """The offset of the last image up to which all rows are in the tables, with this part and those before it."""
     group: int
-    """Where a reader that goes on from there may start."""
+    """Where a reader that resumes may start."""
     total: int | None
     """How many rows these are, in both logs; None: not known, as version 0.1 did not write it for a tar that is half read."""
     closed: bool

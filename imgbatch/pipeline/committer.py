@@ -143,9 +143,8 @@ class Committer:
         self.labelled += len(rows) - len(refused)
         self.rejected += len(refused)
         if len(refused):
-            reasons = refused["reason"].to_pylist()
-            self.reasons.update(reasons)
-            note_examples(self.examples, reasons, refused["uri"].to_pylist(), refused["message"].to_pylist())
+            self.reasons.update(refused["reason"].to_pylist())
+            note_examples(self.examples, refused)
         self._watch_the_store(rows)
 
     @property

@@ -1,4 +1,4 @@
-"""Effects: what one run did, apart from what its tables hold: logged at its end, and kept in run.json as `this_run`."""
+"""Effects: what one run did, apart from what its tables hold: logged when it ends, and kept in run.json as `this_run`."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import StorageConfig
@@ -26,7 +27,12 @@ def record(tmp_path: Path) -> Record:
 
 def test_one_example_of_each_reason_is_kept() -> None:
     examples: dict[str, tuple[str, str]] = {}
-    note_examples(examples, ["truncated", "empty", "truncated"], ["a", "b", "c"], ["cut", None, "cut too"])
+    rejects = {
+        "reason": ["truncated", "empty", "truncated"],
+        "uri": ["a", "b", "c"],
+        "message": ["cut", None, "cut too"],
+    }
+    note_examples(examples, pa.table(rejects))
     assert examples == {"truncated": ("a", "cut"), "empty": ("b", "")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -14,7 +15,9 @@ from imgbatch.config.sections import ClassifyConfig
 from imgbatch.errors import Full, ModelError
 from imgbatch.models import self_check
 from imgbatch.models.model import Model
-from imgbatch.models.runtimes.base import Pixels, Prediction, Runtime, log
+from imgbatch.models.runtimes.base import Pixels, Prediction, Runtime
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class TorchRuntime:
         )
 
     def _halving(self, run: Callable[[], Found]) -> Found:
-        """Return run(). Where memory does not suffice, the batch is halved, for good, down to one image."""
+        """Return run(). Where memory does not suffice, the batch is halved, down to one image; it stays at that size."""
         while True:
             try:
                 return run()
