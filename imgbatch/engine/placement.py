@@ -174,11 +174,11 @@ def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
         left_out: by the id of the node its `host`, and `why` it is left out.
 
     Raises:
-        ClusterError: no other node has what a worker needs.
+        ClusterError: no other node has what a worker needs, or the cluster does not answer.
     """
     if set(left_out) <= set(found.left_out):
         return found
-    alive = _alive(left_out)
+    alive = bounded(partial(_alive, left_out), ClusterConfig().call_s, "ray.nodes")
     cpus, gpus = sum(int(node.get("CPU", 0)) for node in alive), sum(node.get("GPU", 0.0) for node in alive)
     each = found.gpus_per_actor
     fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if found.split else cpus
