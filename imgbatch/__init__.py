@@ -152,13 +152,12 @@ def verify(
         BooksError: rows are missing, duplicated or wrong.
         ImgbatchError: the checks could not be finished.
     """
-    from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config import reading
     from imgbatch.verification import run
 
     path, keys = _options(config)
     chosen = reading.load(path, **keys, model=model)
-    return run.verify(output, chosen, StopRequest(), sample=sample, model=model, seed=seed)
+    return run.verify(output, chosen, sample=sample, model=model, seed=seed)
 
 
 def _options(config: Options) -> tuple[str | None, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
-from imgbatch.concurrency.signals import StopRequest
+from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.pipeline import run
 
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classify(flags: Any) -> int:
     """Run the job, or say what it would do."""
-    stop = StopRequest().install()
-    chosen = reading.load(
-        flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
-    )
-    stop.timeout_s = chosen.run.stop_timeout_s
-    cli.result(run.dry_run(chosen, stop) if flags.dry_run else str(run.classify(chosen, stop)))
+    with signals.handled() as stop:
+        chosen = reading.load(
+            flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
+        )
+        stop.timeout_s = chosen.run.stop_timeout_s
+        cli.result(run.dry_run(chosen) if flags.dry_run else str(run.classify(chosen, stop)))
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
-from imgbatch.concurrency.signals import StopRequest
+from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.pipeline import evaluation_run
 
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: Any) -> int:
     """Run the job."""
-    stop = StopRequest().install()
-    chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
-    stop.timeout_s = chosen.run.stop_timeout_s
-    more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
-    cli.result(str(evaluation_run.evaluate(chosen, stop, **more)))
+    with signals.handled() as stop:
+        chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+        stop.timeout_s = chosen.run.stop_timeout_s
+        more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
+        cli.result(str(evaluation_run.evaluate(chosen, stop, **more)))
     return 0

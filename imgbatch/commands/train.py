@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
-from imgbatch.concurrency.signals import StopRequest
+from imgbatch.concurrency import signals
 from imgbatch.config.reading import load_as
 from imgbatch.config.training import Training
 from imgbatch.training import run
@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(flags: Any) -> int:
     """Run the job, or show what it understands of the inputs."""
-    stop = StopRequest().install()
-    chosen = load_as(
-        Training, flags.config, flags.settings,
-        input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
-    )  # fmt: skip
-    stop.timeout_s = chosen.run.stop_timeout_s
-    cli.result(run.dry_run(chosen, stop) if flags.dry_run else str(run.train(chosen, stop)))
+    with signals.handled() as stop:
+        chosen = load_as(
+            Training, flags.config, flags.settings,
+            input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
+        )  # fmt: skip
+        stop.timeout_s = chosen.run.stop_timeout_s
+        cli.result(run.dry_run(chosen) if flags.dry_run else str(run.train(chosen, stop)))
     return 0

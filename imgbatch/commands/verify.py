@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
-from imgbatch.concurrency.signals import StopRequest
+from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.verification import run
 
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(flags: Any) -> int:
     """Run the checks."""
-    stop = StopRequest().install()
-    settings = reading.load(flags.config, flags.settings, model=flags.model)
-    more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
-    cli.result(str(run.verify(flags.output, settings, stop, **more)))
+    with signals.handled():
+        settings = reading.load(flags.config, flags.settings, model=flags.model)
+        more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
+        cli.result(str(run.verify(flags.output, settings, **more)))
     return 0

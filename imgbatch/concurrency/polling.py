@@ -11,6 +11,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TypeVar
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import ClusterError
 
 Item = TypeVar("Item")
@@ -84,13 +85,13 @@ def _as_they_come(
         yield item
 
 
-def waited(call: Callable[[], Item], pulse: Callable[[], None]) -> Item:
-    """Return call(), made in a thread, while `pulse` is called four times a second: it raises to wait no longer."""
-    return bounded(call, math.inf, "", pulse)
+def waited(call: Callable[[], Item]) -> Item:
+    """Return call(), made in a thread, while `tick` is called four times a second: it raises to wait no longer."""
+    return bounded(call, math.inf, "")
 
 
-def bounded(call: Callable[[], Item], limit_s: float, what: str, pulse: Callable[[], None] = lambda: None) -> Item:
-    """Return call(), made in a daemon thread; meanwhile `pulse` is called four times a second, and raises to wait no longer.
+def bounded(call: Callable[[], Item], limit_s: float, what: str) -> Item:
+    """Return call(), made in a daemon thread; meanwhile `tick` is called four times a second, and raises to wait no longer.
 
     Ray's calls into C++ have no timeout of their own, and no signal reaches Python in the thread that makes one.
 
@@ -106,14 +107,14 @@ def bounded(call: Callable[[], Item], limit_s: float, what: str, pulse: Callable
             answer.set_exception(error)
 
     threading.Thread(target=make, name=what or None, daemon=True).start()
-    return awaited(answer, limit_s, what, pulse)
+    return awaited(answer, limit_s, what)
 
 
-def awaited(answer: Future[Item], limit_s: float, what: str, pulse: Callable[[], None] = lambda: None) -> Item:
+def awaited(answer: Future[Item], limit_s: float, what: str) -> Item:
     """Return what `answer` will hold, like `bounded`."""
     started = time.monotonic()
     while not wait([answer], timeout=min(_TICK_S, limit_s)).done:
-        pulse()
+        tick()
         if time.monotonic() - started >= limit_s:
             raise ClusterError(
                 f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; look at "

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.concurrency.process import leave_at_once
 from imgbatch.errors import Interrupted
 
@@ -117,6 +118,14 @@ class StopRequest:
     def _say(self, signum: int) -> None:
         sys.stderr.write(f"error: {Interrupted(signum, self.timeout_s)}\n")
         sys.stderr.flush()
+
+
+@contextmanager
+def handled() -> Iterator[StopRequest]:
+    """Take the signals over, and have each `tick` within raise if one has come; in the main thread only."""
+    stop = StopRequest().install()
+    with on_tick(stop.check):
+        yield stop
 
 
 def _listen() -> None:

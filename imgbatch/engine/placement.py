@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import bounded
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine.capacity import Costs, images_per_second
@@ -75,8 +76,8 @@ class Plan:
         return f"{where}: {pool} to fetch, decode and classify"
 
 
-def plan(config: ClusterConfig, *, workers: int | None = None, pulse: Callable[[], None] = lambda: None) -> Plan:
-    """Wait until the cluster has what the run asks for, and say what fits it; `pulse` is called each second.
+def plan(config: ClusterConfig, *, workers: int | None = None) -> Plan:
+    """Wait until the cluster has what the run asks for, and say what fits it.
 
     Args:
         workers: of a training, which messages then name; None: the run labels images.
@@ -85,16 +86,12 @@ def plan(config: ClusterConfig, *, workers: int | None = None, pulse: Callable[[
         ClusterError: it does not, `cluster.startup_timeout_s` seconds long, or does not answer.
     """
     console.step("waiting for CPUs and GPUs")
-    found = _awaited(
-        partial(_look, config, workers), partial(_ask, config), config.startup_timeout_s, config.call_s, pulse
-    )
+    found = _awaited(partial(_look, config, workers), partial(_ask, config), config.startup_timeout_s, config.call_s)
     log.info("%s", found)
     return found
 
 
-def cpus_of_each(
-    workers: int, asked: int | None, *, gpus: bool, config: ClusterConfig, pulse: Callable[[], None] = lambda: None
-) -> int:
+def cpus_of_each(workers: int, asked: int | None, *, gpus: bool, config: ClusterConfig) -> int:
     """Return how many CPUs each of so many training workers may have, with a GPU each or none: as many as nodes allow.
 
     Args:
@@ -126,7 +123,7 @@ def cpus_of_each(
         each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
         return partial(remove_placement_group, placement_group([each] * workers))
 
-    return _awaited(look, ask, config.startup_timeout_s, config.call_s, pulse)
+    return _awaited(look, ask, config.startup_timeout_s, config.call_s)
 
 
 def _awaited(
@@ -134,27 +131,26 @@ def _awaited(
     ask: Callable[[], Callable[[], None]],
     wait_s: float,
     call_s: float,
-    pulse: Callable[[], None],
 ) -> Found:
     """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back.
 
-    Where a call does not return, or `pulse` raises, nothing is taken back: it ends with this process.
+    Where a call does not return, or `tick` raises, nothing is taken back: it ends with this process.
     """
     started = time.monotonic()
     said = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    while isinstance(found := bounded(look, call_s, "ray.nodes", pulse), str):
+    while isinstance(found := bounded(look, call_s, "ray.nodes"), str):
         now = time.monotonic()
         if now - started >= wait_s:
             break
         if now - said >= _REMIND_S:
             log.warning("%s; waiting up to %.0f s", found, wait_s)
             said = now
-        withdraw = withdraw or bounded(ask, call_s, "a request for resources to Ray", pulse)
-        pulse()
+        withdraw = withdraw or bounded(ask, call_s, "a request for resources to Ray")
+        tick()
         time.sleep(min(1.0, wait_s))
     if withdraw is not None:
-        bounded(withdraw, call_s, "the end of a request for resources to Ray", pulse)
+        bounded(withdraw, call_s, "the end of a request for resources to Ray")
     if isinstance(found, str):
         raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
     return found
@@ -232,7 +228,7 @@ def _look(config: ClusterConfig, workers: int | None = None) -> Plan | str:
     return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
 
 
-def nodes(config: ClusterConfig, pulse: Callable[[], None] = lambda: None) -> set[str]:
+def nodes(config: ClusterConfig) -> set[str]:
     """Return the names of the nodes that are alive; one that is replaced has another name.
 
     Raises:
@@ -240,7 +236,7 @@ def nodes(config: ClusterConfig, pulse: Callable[[], None] = lambda: None) -> se
     """
     import ray
 
-    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes", pulse) if node["Alive"]}
+    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
 
 
 def _ask(config: ClusterConfig) -> Callable[[], None]:

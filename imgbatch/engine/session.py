@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -32,14 +32,14 @@ _ended = threading.Event()
 
 
 @contextmanager
-def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterConfig().call_s) -> Iterator[None]:
+def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
     """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
 
     Where the block raises, Ray is left as it is and ends with the process (`cli.leave`): threads of Ray Data are at work then,
     and one that calls Ray behind its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
 
     Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
-    starts or ends, `pulse` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
+    starts or ends, `tick` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
 
     Args:
         call_s: seconds that the end may take; the start may take 300 s.
@@ -69,14 +69,14 @@ def connected(pulse: Callable[[], None] = lambda: None, call_s: float = ClusterC
             return
         try:
             with _hushed():
-                _start(address, pulse)
-        except ImgbatchError:  # of the pulse
+                _start(address)
+        except ImgbatchError:  # of `tick`
             raise
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
         yield
-        bounded(_shut_down, call_s, "ray.shutdown", pulse)
+        bounded(_shut_down, call_s, "ray.shutdown")
 
 
 def _use_own_token() -> None:
@@ -88,7 +88,7 @@ def _use_own_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(address: str, pulse: Callable[[], None]) -> None:
+def _start(address: str) -> None:
     """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
     started: Future[bool] = Future()
     _ended.clear()
@@ -103,7 +103,7 @@ def _start(address: str, pulse: Callable[[], None]) -> None:
         _ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
 
     threading.Thread(target=start, name="ray", daemon=True).start()
-    awaited(started, _START_S, "ray.init", pulse)
+    awaited(started, _START_S, "ray.init")
 
 
 def _init(address: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -80,20 +80,18 @@ class Truths:
         output: Folder,
         resolver: Resolver,
         split: str | None = None,
-        pulse: Callable[[], None] = lambda: None,
     ) -> None:
         """Read from the tables of an output which members the listed tars have, and their classes.
 
         Args:
             resolver: decides again where labels and splits come from, with these members.
             split: take the members of this split alone.
-            pulse: called with each part.
 
         Raises:
             BooksError: a tar has no row at all.
             InputError: a member has no class, or one that is none of the labels.
         """
-        members = TarMembers(output, resolver, pulse)
+        members = TarMembers(output, resolver)
         for table in members.labelled(split):
             # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
             itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))

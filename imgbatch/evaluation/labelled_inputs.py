@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.candidates import candidates
@@ -185,7 +186,6 @@ def relisted(
     stores: Stores,
     given: Sequence[Source],
     config: SourceConfig,
-    pulse: Callable[[], None],
     wanted: Callable[[pa.Table, Ints], pa.Array],
     *,
     splits: bool = True,
@@ -203,11 +203,11 @@ def relisted(
         folder = Folder(stores, place)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
         sources, columns = marked(given, config, splits=splits)
-        with candidates(sources, pulse, allow_empty=config.allow_empty) as batches:
-            listing.take(batches, pulse)
+        with candidates(sources, allow_empty=config.allow_empty) as batches:
+            listing.take(batches)
         resolver = Resolver(stores, given, columns, config, splits)
         for page in pages(folder):
-            pulse()
+            tick()
             resolver.add(page)
         resolver.decide()
         counts = listing.counts
@@ -269,8 +269,8 @@ class TarMembers:
     for sidecars that are elsewhere in it.
     """
 
-    def __init__(self, output: Folder, resolver: Resolver, pulse: Callable[[], None] = lambda: None) -> None:
-        self._output, self._resolver, self._pulse = output, resolver, pulse
+    def __init__(self, output: Folder, resolver: Resolver) -> None:
+        self._output, self._resolver = output, resolver
         self._elsewhere: dict[str, Mapping[str, Mapping[str, str]]] = {}
         self._matched: set[str] = set()
         """The tars in which sidecars elsewhere have an image."""
@@ -302,7 +302,7 @@ class TarMembers:
             log = Log(self._output.folder(name))
             log.scan()
             for number in log.numbers:
-                self._pulse()
+                tick()
                 rows, _ = log.part(number)
                 tars = self._tars_of(rows["uri"]) if len(rows) else pa.nulls(0, pa.string())
                 rows, tars = rows.filter(pc.is_valid(tars)), tars.drop_null()

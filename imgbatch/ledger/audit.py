@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import BooksError, NotFound
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import Doubles
@@ -72,13 +73,12 @@ class Books:
 def audit(
     output: Folder,
     listing: Folder | None,
-    pulse: Callable[[], None] = lambda: None,
     *,
     limited: bool = False,
     known: Mapping[str, Sequence[int]] = {},
     log_of: Callable[[Folder, Sequence[int]], Log] = Log,
 ) -> Books:
-    """Count both tables against a listing; without one, every row counts as listed. `pulse` is called with each part and page.
+    """Count both tables against a listing; without one, every row counts as listed.
 
     What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
     was read counts. Memory: 19 bytes a row.
@@ -98,7 +98,7 @@ def audit(
         log.scan()
         books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
         for number, table, footer in log.read(["uri", "reason", "message"] if reject else ["uri"]):
-            pulse()
+            tick()
             member = tars.take(name, number, table, footer.shards)
             new = seen.add(
                 uri_keys(table["uri"].combine_chunks()),
@@ -112,7 +112,7 @@ def audit(
                 books.reasons.update(table["reason"].to_pylist())
                 note_examples(books.examples, table)
     if listing is not None:
-        _count_listed(books, seen, listing, tars, pulse, limited=limited)
+        _count_listed(books, seen, listing, tars, limited=limited)
     for columns, _ in seen.rows():
         alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
         books.labelled += int(np.count_nonzero(alone & listed & ~rejected))
@@ -129,12 +129,11 @@ def _count_listed(
     seen: UriIndex,
     listing: Folder,
     tars: Shards,
-    pulse: Callable[[], None],
     *,
     limited: bool,
 ) -> None:
     for page in _listed(listing):
-        pulse()
+        tick()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         found = np.zeros(len(page), bool)
         for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):

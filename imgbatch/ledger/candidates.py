@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import ticking
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.ledger.listing import Counts
@@ -15,10 +16,8 @@ from imgbatch.terminal.plurals import counted
 
 
 @contextmanager
-def candidates(
-    found: list[Source], pulse: Callable[[], None], *, allow_empty: bool
-) -> Iterator[Iterator[ListingBatch]]:
-    """Give what the sources list, in batches; `pulse` is called however slow their stores are.
+def candidates(found: list[Source], *, allow_empty: bool) -> Iterator[Iterator[ListingBatch]]:
+    """Give what the sources list, in batches; `tick` is called however slow their stores are.
 
     Raises:
         InputError: a source is not there, or one of several holds no image and may not be empty.
@@ -34,7 +33,7 @@ def candidates(
         # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
         with closing(ticking(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
-                pulse()
+                tick()
                 if batch is not None:
                     yield batch
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import Conflict, Exists, NotFound, OutputBusyError, OutputChangedError, StoreError
 from imgbatch.ledger import owners, run_record
 from imgbatch.storage.stores import Folder
@@ -110,7 +111,6 @@ def take(
     output: Folder,
     *,
     check: bool = True,
-    pulse: Callable[[], None] = lambda: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Claim:
     """Claim an output for a new run.
@@ -119,22 +119,21 @@ def take(
     heartbeat has not changed for 25 s. Without `check` it is taken over in any case.
 
     Args:
-        pulse: is called while that takes long; it may raise.
 
     Raises:
         OutputBusyError: a live run holds the output, or another one has just taken it.
     """
     if not output.conditional:
-        newest = _require_no_live_record(output, check, pulse, sleep)
+        newest = _require_no_live_record(output, check, sleep)
         return Claim(output, run_record.new_run_id(newest), held=False)
     for tries in range(_MOST_TRIES):
         known, tag = _read(output)
         if known and "run_id" in known:
             newest = str(known["run_id"])
             if check and known.get("state") != "ended":
-                _require_dead(output, {newest: known}, pulse, sleep if tries == 0 else None)
+                _require_dead(output, {newest: known}, sleep if tries == 0 else None)
         else:  # an output of 0.1, or a damaged claim
-            newest = _require_no_live_record(output, check, pulse, sleep)
+            newest = _require_no_live_record(output, check, sleep)
         claim = Claim(output, run_record.new_run_id(newest), checked=check)
         if _write(claim, tag, exists=known is not None):
             return claim
@@ -164,7 +163,6 @@ def _write(claim: Claim, tag: str | None, *, exists: bool) -> bool:
 def _require_dead(
     output: Folder,
     claims: Mapping[str, Mapping[str, Any]],
-    pulse: Callable[[], None],
     sleep: Callable[[float], None] | None,
 ) -> None:
     """Refuse if the owner of one of these claims, by run id, is alive. Records of runs have an owner as well.
@@ -187,7 +185,7 @@ def _require_dead(
     waited = 0.0
     while waiting and sleep is not None and waited < run_record.OWNER_IS_DEAD_S:
         sleep(1.0)
-        pulse()
+        tick()
         waited += 1.0
         for run_id, before in list(waiting.items()):
             now = run_record.read_record(output, run_id)
@@ -197,14 +195,12 @@ def _require_dead(
                 raise _busy(output, claims[run_id])
 
 
-def _require_no_live_record(
-    output: Folder, check: bool, pulse: Callable[[], None], sleep: Callable[[float], None]
-) -> str | None:
+def _require_no_live_record(output: Folder, check: bool, sleep: Callable[[float], None]) -> str | None:
     """Refuse if one of the newest run records is that of a live run; return the newest name. For outputs without a claim."""
     names = run_record.newest(output)
     records = {name: {"run_id": name, **run_record.read_record(output, name)} for name in names if check}
     running = {name: record for name, record in records.items() if record.get("status") == "running"}
-    _require_dead(output, running, pulse, sleep)
+    _require_dead(output, running, sleep)
     return names[-1] if names else None
 
 

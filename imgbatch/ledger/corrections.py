@@ -7,7 +7,7 @@ is fetched or classified for such a row; its part is rewritten (`Ledger.correct`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.carried import NewValues, has_value, row_hashes
 from imgbatch.ledger.ledger import REJECT, Corrections, Ledger
 from imgbatch.ledger.listing import pages
@@ -80,11 +81,10 @@ def corrections(
     listing: Folder,
     carried: pa.Schema,
     pending: Mask,
-    pulse: Callable[[], None] = lambda: None,
     *,
     limited: bool = False,
 ) -> Iterator[Corrections]:
-    """Yield what is to be corrected, in batches of bounded size; `pulse` is called with each part and page.
+    """Yield what is to be corrected, in batches of bounded size.
 
     Args:
         ledger: open, and all images visited.
@@ -95,12 +95,12 @@ def corrections(
     """
     if not carried.names:
         return
-    parts = _hash_parts(ledger, carried, pulse)
+    parts = _hash_parts(ledger, carried)
     if not parts.schemas:
         return
     found, first = _Found(), 0
     for page in pages(listing):
-        pulse()
+        tick()
         _compare(ledger, page, pending[first : first + len(page)], parts, found, limited=limited)
         first += len(page)
         if found.bytes > MAX_BUFFERED_BYTES:
@@ -115,12 +115,12 @@ def count_rows(corrected: Corrections) -> int:
     return sum(len(new.keys) for parts in corrected.values() for new in parts.values())
 
 
-def _hash_parts(ledger: Ledger, carried: pa.Schema, pulse: Callable[[], None]) -> _Parts:
+def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _Parts:
     """Note the hash of the carried values of each row in the ledger's index; return which columns the parts have."""
     parts = _Parts()
     for name, log in ((LABELS_LOG, ledger.labels), (REJECTS_LOG, ledger.rejects)):
         for number, table, _ in log.read(["uri"], carried.names):
-            pulse()
+            tick()
             schema = carried_fields(table.schema.remove_metadata())
             if not len(table) or not schema.names:
                 continue

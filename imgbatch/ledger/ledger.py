@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.carried import NewValues
 from imgbatch.ledger.commit_log import Footer, Log, require_same
 from imgbatch.ledger.duplicate_parts import Doubles
@@ -70,8 +71,8 @@ class Ledger:
         self.labels = Log(self.output.folder("labels"))
         self.rejects = Log(self.output.folder("rejects"))
 
-    def open(self, pulse: Callable[[], None] = lambda: None) -> Ledger:
-        """Read what is done; `pulse` is called with each part.
+    def open(self) -> Ledger:
+        """Read what is done.
 
         Raises:
             OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
@@ -85,13 +86,13 @@ class Ledger:
                 log.fence(self.fingerprint)
         doubles = Doubles(self.output)
         for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
-            pulse()
+            tick()
             table = self._without_tars(LABELS_LOG, number, table, footer)
             doubles.note(LABELS_LOG, number, table, ~self._add(number, table, 0))
         doubles.refuse()
         surplus: dict[int, pa.Table] = {}
         for number, table, footer in self._rows(self.rejects, [*VERSION_COLUMNS, "passing"]):
-            pulse()
+            tick()
             table = self._without_tars(REJECTS_LOG, number, table, footer)
             double = ~self._add(number, table, _rejected(table))
             if double.any():
@@ -210,13 +211,14 @@ class Ledger:
                 written += log.append(table.select(columns.names).cast(columns), footer, self._absorb)
         return written
 
-    def correct(self, corrections: Corrections, pulse: Callable[[], None] = lambda: None) -> None:
-        """Write new carried values into the parts that hold the rows; `pulse` is called with each part.
+    def correct(self, corrections: Corrections) -> None:
+        """Write new carried values into the parts that hold the rows.
 
         A kill in between leaves parts with old values, which the next run finds and corrects.
         """
         for log, name in ((self.labels, LABELS_LOG), (self.rejects, REJECTS_LOG)):
-            self._rewrite(log, {number: new.into for number, new in sorted(corrections[name].items())}, pulse)
+            for _ in self._rewritten(log, {number: new.into for number, new in sorted(corrections[name].items())}):
+                tick()
 
     def seal(self, run_id: str) -> None:
         """Take the next number of each log with an empty part.
@@ -274,8 +276,8 @@ class Ledger:
         self.shards = Shards()
         self._closed = {}
 
-    def prune(self, pulse: Callable[[], None] = lambda: None, unread: Sequence[str] = ()) -> int:
-        """Take out the rows of all images that were not visited; return how many went. `pulse` is called with each part.
+    def prune(self, unread: Sequence[str] = ()) -> int:
+        """Take out the rows of all images that were not visited; return how many went.
 
         Args:
             unread: Parquet files that were listed and could not be read: nobody knows which of their rows are there still.
@@ -284,13 +286,16 @@ class Ledger:
         for tar, progress in self.shards.kept():
             for name in (LABELS_LOG, REJECTS_LOG):
                 keep = partial(_without_members, tar)
-                gone += self._rewrite(
-                    self._log(name), {part: keep for log, part in sorted(progress.parts) if log == name}, pulse
-                )
+                parts = {part: keep for log, part in sorted(progress.parts) if log == name}
+                for rows in self._rewritten(self._log(name), parts):
+                    gone += rows
+                    tick()
         for log, kind in ((self.labels, 0), (self.rejects, REJECT)):
             gone_of = self._rows_where(_SEEN | REJECT, kind)
             rewrites = {number: partial(_without, keys, but=unread) for number, keys in gone_of.items()}
-            gone += self._rewrite(log, rewrites, pulse)
+            for rows in self._rewritten(log, rewrites):
+                gone += rows
+                tick()
         return gone
 
     def _rows(self, log: Log, columns: list[str]) -> Iterator[tuple[int, pa.Table, Footer]]:
@@ -346,20 +351,16 @@ class Ledger:
                 chosen.setdefault(number, []).append(keys[matching][parts == number])
         return {number: np.concatenate(found) for number, found in chosen.items()}
 
-    def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> int:
-        """Take the rows of these keys out of each part; return how many went."""
-        return self._rewrite(log, {number: partial(_without, keys) for number, keys in keys_of.items()}, lambda: None)
+    def _remove(self, log: Log, keys_of: Mapping[int, Keys]) -> None:
+        """Take the rows of these keys out of each part. A commit depends on it, so that no `tick` interrupts it."""
+        for _ in self._rewritten(log, {number: partial(_without, keys) for number, keys in keys_of.items()}):
+            pass
 
-    def _rewrite(
-        self, log: Log, change: Mapping[int, Callable[[pa.Table], pa.Table]], pulse: Callable[[], None]
-    ) -> int:
-        """Replace parts by what is made of each; return how many rows went."""
-        log.announced.add(change)  # all at once: `rewrite` would say them one by one
-        gone = 0
+    def _rewritten(self, log: Log, change: Mapping[int, Callable[[pa.Table], pa.Table]]) -> Iterator[int]:
+        """Replace parts by what is made of each; yield, after each part, how many rows were removed from it."""
+        log.announced.add(change)  # all at once: `rewrite` would announce them one by one
         for number, changed in change.items():
-            pulse()
-            gone += log.rewrite(number, changed)
-        return gone
+            yield log.rewrite(number, changed)
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):

@@ -13,7 +13,7 @@ import io
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.prefetch import ahead
 from imgbatch.config.sections import StorageConfig
 from imgbatch.ledger.carried import Columns
@@ -106,8 +107,8 @@ class Listing:
     def __post_init__(self) -> None:
         self._repeats = Repeats(self.agree)
 
-    def take(self, found: Iterable[ListingBatch], pulse: Callable[[], None] = lambda: None) -> None:
-        """List everything, or up to the limit, and write the pages; `pulse` is called with each page that is read again.
+    def take(self, found: Iterable[ListingBatch]) -> None:
+        """List everything, or up to the limit, and write the pages.
 
         Beyond the limit nothing is drawn, so that values of later rows of an image are not known.
 
@@ -126,7 +127,7 @@ class Listing:
                 self._take(batch.slice(0, room), each.origin)
                 batch = batch.slice(room)
                 if self._repeats.full:
-                    self._rework(self._repeats.drain(self._columns), pulse)
+                    self._rework(self._repeats.drain(self._columns))
             if each.whole:
                 self._wholes.append((first, self._entries))
             if self.full:
@@ -135,8 +136,8 @@ class Listing:
             self._write_page()
         fill = self._repeats.drain(self._columns)
         self._columns.settle()
-        self._test_casts(pulse)
-        self._rework(fill, pulse, last=True)
+        self._test_casts()
+        self._rework(fill, last=True)
         self._repeats.warn()
 
     @property
@@ -245,23 +246,23 @@ class Listing:
         self.pages.put(page_name(number), sink.getvalue())
         self._schemas[number] = page.schema
 
-    def _read_ahead(self, numbers: Iterable[int], pulse: Callable[[], None]) -> Iterator[tuple[int, pa.Table]]:
+    def _read_ahead(self, numbers: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
         with ThreadPoolExecutor(_PAGES_AHEAD, "pages") as pool:
             for number, page in ahead(pool, partial(read_page, self.pages), numbers, most=_PAGES_AHEAD):
-                pulse()
+                tick()
                 yield number, page
 
-    def _test_casts(self, pulse: Callable[[], None]) -> None:
+    def _test_casts(self) -> None:
         """Find the columns whose values on pages do not fit the type that they are to have: these become text."""
         doubtful = [number for number, schema in enumerate(self._schemas) if self._columns.doubtful(schema)]
-        for _, page in self._read_ahead(doubtful, pulse):
+        for _, page in self._read_ahead(doubtful):
             self._columns.cast(page)
 
-    def _rework(self, fill: Fill, pulse: Callable[[], None], *, last: bool = False) -> None:
+    def _rework(self, fill: Fill, *, last: bool = False) -> None:
         """Fill the pages with what is known of their images; the last time, bring all of them to one schema as well."""
         schema = self._columns.schema
         wanted = [number for number, known in enumerate(self._schemas) if len(fill) or (last and known != schema)]
-        for number, page in self._read_ahead(wanted, pulse):
+        for number, page in self._read_ahead(wanted):
             filled = self._filled(number * PAGE_ROWS, self._columns.cast(page), fill)
             if filled is not None or (last and page.schema != self._columns.schema):
                 self._put(number, self._columns.cast(page) if filled is None else filled)

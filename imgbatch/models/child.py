@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from imgbatch.concurrency import process_limits
+from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import ModelError
 
 SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
@@ -22,8 +22,8 @@ _POLL_S = 0.2
 Answer = dict[str, Any]
 
 
-def ask(question: dict[str, Any], *, limit_s: float, pulse: Callable[[], None] = lambda: None) -> Answer:
-    """Return what `answer` returns of the question, from a new process; `pulse` is called while it works.
+def ask(question: dict[str, Any], *, limit_s: float) -> Answer:
+    """Return what `answer` returns of the question, from a new process; `tick` is called while it works.
 
     Raises:
         ModelError: the process said so, died, or did not end in time.
@@ -50,7 +50,7 @@ def ask(question: dict[str, Any], *, limit_s: float, pulse: Callable[[], None] =
                     break
                 except subprocess.TimeoutExpired:
                     asked = None  # it has been handed over
-                    pulse()
+                    tick()
                     if time.monotonic() > ends:
                         raise ModelError(f"{about}: its network was not there within {limit_s:.0f} s") from None
         finally:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -55,7 +55,6 @@ def read(
     uri: str,
     stores: Stores,
     chosen: ModelConfig,
-    pulse: Callable[[], None] = lambda: None,
     name: str | None = None,
     *,
     replaces_head: bool = False,
@@ -66,7 +65,6 @@ def read(
         uri: where the directory is.
         stores: where URIs lead to.
         chosen: labels and preprocessing in place of the directory's own.
-        pulse: called while the network is checked.
         name: what the model is called; None: by its URI.
         replaces_head: the head is not used, so that it may be one for sigmoids.
 
@@ -94,7 +92,7 @@ def read(
     said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
     question = {"description": said, "choice": builtin.choice(chosen), "classes": classes}
     about = {"name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file), "where": where}
-    found = _checked(question, {**question, **about, "task": "check"}, digest, pulse)
+    found = _checked(question, {**question, **about, "task": "check"}, digest)
     description.say_what_is_assumed(config, stated, found, chosen, where)
     for note in found["notes"]:
         log.info("%s: %s", name or folder.uri, note)
@@ -285,9 +283,7 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     return builtin.imagenet_taxonomy() if labels == imagenet.imagenet_labels() else None
 
 
-def _checked(
-    question: Mapping[str, Any], asked: dict[str, Any], digest: str, pulse: Callable[[], None]
-) -> dict[str, Any]:
+def _checked(question: Mapping[str, Any], asked: dict[str, Any], digest: str) -> dict[str, Any]:
     """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does.
 
     Args:
@@ -300,7 +296,7 @@ def _checked(
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
-        path.write_text(json.dumps(ask(asked, limit_s=_CHECK_S, pulse=pulse)))
+        path.write_text(json.dumps(ask(asked, limit_s=_CHECK_S)))
 
     found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())
     return found

@@ -6,7 +6,7 @@ The driver reads what a model says of itself and never imports torch for it; the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,21 +19,18 @@ from imgbatch.storage.stores import Folder, Stores, absolute
 _MOST_TAXONOMY = 16 << 20
 
 
-def load(
-    chosen: ModelConfig, stores: Stores, pulse: Callable[[], None] = lambda: None, *, replaces_head: bool = False
-) -> Model:
+def load(chosen: ModelConfig, stores: Stores, *, replaces_head: bool = False) -> Model:
     """Return the model of a name or URI, checked as far as that is possible without an image.
 
     Args:
         chosen: the section `model` of the config.
         stores: where URIs lead to.
-        pulse: called while weights are fetched and the network is checked, once a machine and model; may raise to end it.
         replaces_head: the model is the base of a training, whose head is not used: it may be one for sigmoids.
 
     Raises:
         ModelError: there is no such model, its weights cannot be had, or it contradicts itself.
     """
-    model = _found(chosen, stores, pulse, replaces_head=replaces_head)
+    model = _found(chosen, stores, replaces_head=replaces_head)
     if chosen.taxonomy is None:
         return model
     try:
@@ -43,21 +40,21 @@ def load(
     return replace(model, taxonomy=read_taxonomy(content, chosen.taxonomy, model.labels))
 
 
-def _found(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None], *, replaces_head: bool) -> Model:
+def _found(chosen: ModelConfig, stores: Stores, *, replaces_head: bool) -> Model:
     from imgbatch.models import builtin, directory, state_dict
 
     name = chosen.name
     if name in builtin.MODELS:
         _refuse(chosen, "weights", "architecture", "labels")
-        return builtin.MODELS[name](chosen, pulse)
+        return builtin.MODELS[name](chosen)
     if name.startswith(state_dict.ZOOS):
         _refuse(chosen, "architecture")
-        return state_dict.of_zoo(name, chosen.weights, name, chosen, stores, pulse)
+        return state_dict.of_zoo(name, chosen.weights, name, chosen, stores)
     if "/" in name or name.startswith("."):
         _refuse(chosen, "weights")
         if chosen.architecture or name.lower().endswith(state_dict.SUFFIXES):
-            return state_dict.read(chosen, stores, pulse)
-        return directory.read(name, stores, chosen, pulse, replaces_head=replaces_head)
+            return state_dict.read(chosen, stores)
+        return directory.read(name, stores, chosen, replaces_head=replaces_head)
     close = difflib.get_close_matches(name, builtin.MODELS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(builtin.MODELS)};"
     raise ModelError(

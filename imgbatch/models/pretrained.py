@@ -152,7 +152,7 @@ def reference_of(name: str, choice: dict[str, Any]) -> dict[str, Any]:
     Args:
         choice: what the config says of preprocessing.
     """
-    model = builtin.MODELS[name](ModelConfig(name=name), lambda: None)
+    model = builtin.MODELS[name](ModelConfig(name=name))
     size = Preprocess.from_timm({**builtin.LITE0_CFG, **choice})
     return {"logits": _reference(model.network(), size)}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,7 @@ _FETCH_S = 3600.0
 _MADE = "made.json"
 
 
-def read(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None]) -> Model:
+def read(chosen: ModelConfig, stores: Stores) -> Model:
     """Return the model of a state dict, whose network `model.architecture` names.
 
     Raises:
@@ -39,12 +38,10 @@ def read(chosen: ModelConfig, stores: Stores, pulse: Callable[[], None]) -> Mode
             "torchvision:NAME), and name its classes with --set model.labels=URI, one a line"
         )
     architecture = chosen.architecture if chosen.architecture.startswith(ZOOS) else f"timm:{chosen.architecture}"
-    return of_zoo(architecture, chosen.name, absolute(chosen.name), chosen, stores, pulse)
+    return of_zoo(architecture, chosen.name, absolute(chosen.name), chosen, stores)
 
 
-def of_zoo(
-    architecture: str, weights: str | None, name: str, chosen: ModelConfig, stores: Stores, pulse: Callable[[], None]
-) -> Model:
+def of_zoo(architecture: str, weights: str | None, name: str, chosen: ModelConfig, stores: Stores) -> Model:
     """Return the model of a zoo's network, `timm:NAME[.TAG]` or `torchvision:NAME[@WEIGHTS]`.
 
     Its directory is made in the node's cache by a process of its own, so that the driver needs neither library.
@@ -87,7 +84,7 @@ def of_zoo(
             "weights_from": weights,
             "labels_from": f"model.labels={chosen.labels}",
         }
-        found = child.ask(question, limit_s=_FETCH_S, pulse=pulse)
+        found = child.ask(question, limit_s=_FETCH_S)
         own.unlink(missing_ok=True)
         (path / _MADE).write_text(json.dumps(found))
 
@@ -96,7 +93,7 @@ def of_zoo(
     for note in made["notes"]:
         log.info("%s: %s", name, note)
     full = made["name"] if weights is None else absolute(weights)
-    return directory.read(str(path), stores, replace(chosen, labels=None), pulse, name=full)
+    return directory.read(str(path), stores, replace(chosen, labels=None), name=full)
 
 
 def _content(uri: str, stores: Stores) -> bytes:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading, sections
 from imgbatch.errors import InputError, NotFound, OutputError, UsageError
@@ -91,17 +92,17 @@ def evaluate(
         raise UsageError("--labels runs no model, so there is none to compare with: omit --against or --labels")
     beside = replace(chosen, model=sections.ModelConfig(name=against or ""))
     # It is asked for its classes before the first one begins to work.
-    second = loading.load(beside.model, Stores(chosen.storage), stop.check) if against else None
+    second = loading.load(beside.model, Stores(chosen.storage)) if against else None
     if labels:
-        output, truths, first = from_tables(chosen, labels, model, split, stop)
+        output, truths, first = from_tables(chosen, labels, model, split)
     else:
         output, truths, first = from_model(chosen, split, stop, second)
-    ours, mistakes = score(first, truths, output, stop)
+    ours, mistakes = score(first, truths, output)
     other = None
     if second is not None:
         place = replace(chosen.output, uri=output.at("against"))
         folder, _, labelled = from_model(replace(beside, output=place), split, stop)
-        other, _ = score(labelled, truths, folder, stop)
+        other, _ = score(labelled, truths, folder)
     return finish(output, chosen, ours, other, mistakes)
 
 
@@ -124,19 +125,19 @@ def from_model(
     chosen = replace(chosen, output=replace(chosen.output, columns=(), content_hash=True))
     if temperature is not None:  # what scores were before it follows from all of them alone
         chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
-    job = prepare(chosen, stop.check)
+    job = prepare(chosen)
     with naming_the_output(job):
         unhashed = written_without_hashes(job.output)
     if unhashed:  # an output of 0.1, or of classify.py, is continued as it is
         chosen = replace(chosen, output=replace(chosen.output, content_hash=False))
-        job = prepare(chosen, stop.check)
+        job = prepare(chosen)
     who = [job.model] if against is None else [job.model, against]
     with naming_the_output(job):
         job.output.folders()
-        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+        claim = claims.take(job.output, check=job.config.run.check_owner)
     with claim:
         withdraw(job.output)
-        listing = (job.stores, job.sources, chosen.source, stop.check, partial(of_split, split))
+        listing = (job.stores, job.sources, chosen.source, partial(of_split, split))
         console.step("reading the true classes")
         with relisted(*listing, splits=split is not None) as listed:
             require_classes(listed, who, split, chosen.source.label_is)
@@ -144,7 +145,7 @@ def from_model(
             truths = Truths(
                 (each.batch for each in listed.source.list_images()), job.model.labels, chosen.source.label_is
             )
-    add_members(truths, job.output, listed, split, stop)
+    add_members(truths, job.output, listed, split)
     return job.output, truths, (job.model, job.output, temperature, training_images)
 
 
@@ -159,7 +160,7 @@ def written_without_hashes(output: Folder) -> bool:
 
 
 def from_tables(
-    chosen: sections.Config, labels: str, named: str | None, split: str | None, stop: StopRequest
+    chosen: sections.Config, labels: str, named: str | None, split: str | None
 ) -> tuple[Folder, Truths, Labels]:
     """Take the labels of an earlier run; the model is only asked for its classes and levels.
 
@@ -177,27 +178,27 @@ def from_tables(
     if not (named or record):
         raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
     chosen = replace(chosen, model=model_of(record, chosen.model, named))
-    model = loading.load(chosen.model, stores, stop.check)
+    model = loading.load(chosen.model, stores)
     log.info("model %s", model.summary())
     chosen = reading.with_output(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
     given = recognise.recognise(stores, chosen.input, chosen.source)
-    listing = (stores, given, chosen.source, stop.check, partial(of_split, split))
+    listing = (stores, given, chosen.source, partial(of_split, split))
     console.step("reading the true classes")
     with relisted(*listing, splits=split is not None) as listed:
         require_classes(listed, [model], split, chosen.source.label_is)
         truths = Truths((each.batch for each in listed.source.list_images()), model.labels, chosen.source.label_is)
-    add_members(truths, written, listed, split, stop)
+    add_members(truths, written, listed, split)
     name = chosen.model.name
     return output, truths, (model, written, temperature_of(name, stores), of_model(name, stores))
 
 
-def add_members(truths: Truths, output: Folder, listed: Relisted, split: str | None, stop: StopRequest) -> None:
+def add_members(truths: Truths, output: Folder, listed: Relisted, split: str | None) -> None:
     """Add the members of tars, which are known from the tables, and show what is understood then."""
     if listed.resolver.tars:
-        truths.add_members(output, listed.resolver, split, stop.check)
+        truths.add_members(output, listed.resolver, split)
         show(listed)
 
 
@@ -288,7 +289,7 @@ def temperature_of(name: str, stores: Stores) -> float | None:
     return float(found) if isinstance(found, int | float) and found > 0 else None
 
 
-def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> tuple[Evaluation, pa.Table]:
+def score(labels: Labels, truths: Truths, output: Folder) -> tuple[Evaluation, pa.Table]:
     """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
     model, written, temperature, training_images = labels
     if not len(truths):
@@ -298,7 +299,7 @@ def score(labels: Labels, truths: Truths, output: Folder, stop: StopRequest) -> 
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
         for rows in scored.take(written.folder("labels")):
-            stop.check()
+            tick()
             writer.write_table(rows.select(PREDICTIONS.names).cast(PREDICTIONS))
             mistakes = worst(mistakes, rows, _SHOWN)
     scored.require_all(written)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config import reading, sections
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger.candidates import candidates, no_image
@@ -36,14 +37,14 @@ class Job:
     ledger: Ledger
 
 
-def prepare(chosen: sections.Config, pulse: Callable[[], None] = lambda: None) -> Job:
-    """Check everything that can be checked before any work; `pulse` is called while that takes long."""
+def prepare(chosen: sections.Config) -> Job:
+    """Check everything that can be checked before any work."""
     stores = Stores(chosen.storage)
     for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
         for uri in uris:
             recognise.require_utf8(uri, what)
     console.step("loading the model")
-    model = loading.load(chosen.model, stores, pulse)
+    model = loading.load(chosen.model, stores)
     chosen = reading.with_output(chosen, model=model.slug)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
@@ -93,26 +94,23 @@ def naming_the_output(job: Job) -> Iterator[None]:
         raise UsageError(f"--output {job.output.uri}: {error}") from error
 
 
-def list_images(job: Job, folder: Folder | None, pulse: Callable[[], None]) -> Listing:
+def list_images(job: Job, folder: Folder | None) -> Listing:
     """List the inputs against what the ledger says is done, onto numbered pages in the folder.
-
-    It may take minutes: with each batch `pulse` is called, which raises if the run is to stop.
 
     Raises:
         InputError: there is not one image.
     """
     console.step("reading the tables of earlier runs")
-    job.ledger.open(pulse)
+    job.ledger.open()
     console.step("listing")
     label = CARRIED + (job.config.source.label_column or "label")
     listing = Listing(job.ledger, folder, job.config.limit, agree=(label,))
 
-    def pulse_of_listing() -> None:
-        pulse()
+    def show() -> None:
         console.show(f"{listing.counts.listed:,} images so far")
 
-    with candidates(job.sources, pulse_of_listing, allow_empty=job.config.source.allow_empty) as batches:
-        listing.take(batches, pulse)
+    with on_tick(show), candidates(job.sources, allow_empty=job.config.source.allow_empty) as batches:
+        listing.take(batches)
     counts = listing.counts
     log.info(
         "%s listed, %s already done, %s ignored, %s",

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.concurrency import process
+from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.polling import ticking
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
@@ -45,17 +46,17 @@ def classify(chosen: Config, stop: StopRequest) -> RunSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` says who has to act. Rows that had arrived are committed.
     """
-    job = opened(chosen, stop)
+    job = opened(chosen)
     console.step("checking that no other run writes the output")
     with naming_the_output(job):
-        claim = claims.take(job.output, check=job.config.run.check_owner, pulse=stop.check)
+        claim = claims.take(job.output, check=job.config.run.check_owner)
     with claim:
         return recorded(job, claim, stop)
 
 
-def opened(chosen: Config, stop: StopRequest) -> Job:
+def opened(chosen: Config) -> Job:
     """Return the run, checked; the output is there, and lets us in."""
-    job = prepare(chosen, stop.check)
+    job = prepare(chosen)
     with naming_the_output(job):
         job.output.folders()
     if not job.output.conditional:
@@ -63,13 +64,13 @@ def opened(chosen: Config, stop: StopRequest) -> Job:
     return job
 
 
-def dry_run(chosen: Config, stop: StopRequest) -> str:
+def dry_run(chosen: Config) -> str:
     """Return what a run would do; nothing is written."""
-    job = opened(chosen, stop)
+    job = opened(chosen)
     job.ledger.read_only = True
-    listing = list_images(job, None, stop.check)
+    listing = list_images(job, None)
     counts, work = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, stop.check, limited=listing.full)
+    changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
     todo = int(work.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
@@ -102,7 +103,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
         record.start()
     tally = Tally()
     log.info("model %s", job.model.summary())
-    with stop.on_timeout(record.give_up), record.telling(), tally.reported(record):
+    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling(), tally.reported(record):
         try:
             counts, rejects = work_through(job, claim, record, success, stop, tally)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
@@ -151,38 +152,32 @@ def work_through(
     job: Job, claim: claims.Claim, record: run_record.Record, success: Success, stop: StopRequest, tally: Tally
 ) -> tuple[dict[str, int], dict[str, int]]:
     """List, label what is to be done, count, and write `_SUCCESS`; return the counts, and the rejects by reason."""
-
-    def pulse() -> None:
-        """Show that the run lives, and end it if that was asked for: called at least once in a few seconds."""
-        stop.check()
-        record.beat()
-
     success.look()  # first of all: one that another run writes from now on is not this run's to remove
-    listing = list_images(job, record.folder.folder("listing"), pulse)
+    listing = list_images(job, record.folder.folder("listing"))
     listed, todo = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, pulse, limited=listing.full)
+    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, limited=listing.full)
     record.listed_rows = len(todo.pending)
     del listing  # and with it 16 bytes an image
     process.release_memory()
     for some in changed:
         withdraw(claim, success)
-        job.ledger.correct(some, pulse)
+        job.ledger.correct(some)
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
     if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
         withdraw(claim, success)
     if todo.pending.any():
-        label(job, record, listed, todo, stop, pulse, tally)
+        label(job, record, listed, todo, stop, tally)
     console.step("reading the tables back")
     process.release_memory()
-    pulse()
+    tick()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
-        job.ledger.prune(pulse, listed.unread)
-    sealed_by = seal(job, record, success.said, pulse)
+        job.ledger.prune(listed.unread)
+    sealed_by = seal(job, record, success.said)
     job.ledger.forget()
     success.look()  # a newer one, of a run that ends during the audit, is not replaced
-    counts, totals = count(job, record, listed, pulse, tally)
+    counts, totals = count(job, record, listed, tally)
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
     release(claim, success)
@@ -214,7 +209,7 @@ def release(claim: claims.Claim, success: Success) -> None:
 
 
 def label(
-    job: Job, record: run_record.Record, counts: Counts, todo: Todo, stop: StopRequest, pulse: Callable[[], None], tally: Tally
+    job: Job, record: run_record.Record, counts: Counts, todo: Todo, stop: StopRequest, tally: Tally
 ) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch.engine import placement, session  # Ray and torch are not needed where there is nothing to do
@@ -246,7 +241,7 @@ def label(
         )
         with closing(blocks):
             for block in blocks:
-                stop.check()
+                tick()
                 if block is not None:
                     committer.take(block)
                 if committer.due:
@@ -262,15 +257,15 @@ def label(
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
-        with stop.beside_ray(), session.connected(pulse, limits.call_s), committer, closing(shown):
-            stop.check()  # which takes the signals over in C, too, where Ray has taken SIGTERM
-            plan = placement.plan(limits, pulse=pulse)
+        with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
+            tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
+            plan = placement.plan(limits)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
-                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits, pulse))
+                hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)
     finally:
         record.facts |= {**facts_on_the_way(counts, committer, tally), **committer.report()}
@@ -306,20 +301,18 @@ def hand_out(
         receive(units.ROUNDS[-1])
 
 
-def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None, pulse: Callable[[], None]) -> str:
+def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
     job.ledger.fill_gaps(record.id)
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)
     if len(job.ledger.absorbed):  # another writer was here: what he rejected and we labelled is settled by reading anew
-        job.ledger.open(pulse)
+        job.ledger.open()
     return record.id
 
 
-def count(
-    job: Job, record: run_record.Record, listed: Counts, pulse: Callable[[], None], tally: Tally
-) -> tuple[dict[str, int], audit.Books]:
+def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> tuple[dict[str, int], audit.Books]:
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
@@ -327,9 +320,7 @@ def count(
         BudgetError: too many have no label.
     """
     known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
-    totals = audit.audit(
-        job.output, record.folder.folder("listing"), pulse, limited=job.config.limit is not None, known=known
-    )
+    totals = audit.audit(job.output, record.folder.folder("listing"), limited=job.config.limit is not None, known=known)
     tally.audited(totals)
     counts = {
         "listed": totals.listed,

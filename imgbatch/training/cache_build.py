@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import ticking
 from imgbatch.engine import placement
 from imgbatch.engine.units import ROUNDS
@@ -63,9 +63,7 @@ class Prepared:
         return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
 
 
-def prepare(
-    work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Plan, *, stall_s: float, pulse: Callable[[], None]
-) -> Prepared:
+def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Plan, *, stall_s: float) -> Prepared:
     """Make all shards that are missing; return what the shards say of the images that are to be done.
 
     What could not be read is tried again, as far as another time may be better.
@@ -91,7 +89,7 @@ def prepare(
             blocks = ticking(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:
-                    pulse()
+                    tick()
                     if block is not None:
                         rows, notes, tars = received(block)
                         for note in notes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.evaluation.labelled_inputs import AGREE, Resolver
@@ -68,7 +69,7 @@ class Listed:
         return Resolver(self.inputs.stores, self.inputs.sources, self.columns, self.inputs.config)
 
 
-def list_images(inputs: Inputs, folder: Folder, pulse: Callable[[], None]) -> Listed:
+def list_images(inputs: Inputs, folder: Folder) -> Listed:
     """List the inputs onto numbered pages.
 
     Raises:
@@ -76,8 +77,8 @@ def list_images(inputs: Inputs, folder: Folder, pulse: Callable[[], None]) -> Li
     """
     given, columns = marked(inputs.sources, inputs.config)
     listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-    with candidates(given, pulse, allow_empty=inputs.config.allow_empty) as batches:
-        listing.take(batches, pulse)
+    with candidates(given, allow_empty=inputs.config.allow_empty) as batches:
+        listing.take(batches)
     counts = listing.counts
     if not counts.listed and not counts.tars:
         raise InputError(no_image(counts, list(inputs.sources)))
@@ -89,7 +90,7 @@ def list_images(inputs: Inputs, folder: Folder, pulse: Callable[[], None]) -> Li
     )
     digest, kept = hashlib.sha256(), []
     for page in pages(folder):
-        pulse()
+        tick()
         digest.update(json.dumps(page.to_pydict(), default=str).encode())
         kept.append(page.drop_columns(["size", "etag", "last_modified"]))
     return Listed(inputs, pa.concat_tables(kept), folder, listing.todo(), digest.hexdigest(), columns)
@@ -144,7 +145,7 @@ def read(listed: Listed, made: Prepared) -> tuple[Labelled, Resolver]:
     return labels_module.read(labels, splits, whole(table[GROUP])), resolver
 
 
-def preview(listed: Listed, pulse: Callable[[], None]) -> tuple[list[str], Sequence[str] | None]:
+def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
     """Return what is understood of the inputs, as lines, and the labels; None: not all tars were read.
 
     Of tars the headers of the first members of the first ones are read.
@@ -155,7 +156,7 @@ def preview(listed: Listed, pulse: Callable[[], None]) -> tuple[list[str], Seque
     resolver, tables, every = listed.resolver(), [listed.table], True
     opened = list(listed.todo.shards.items())[:_PREVIEWED_TARS]
     for number, tar in opened:
-        pulse()
+        tick()
         rows, whole_tar = tars.read_members(
             listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS
         )

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 
 from imgbatch import errors
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import bounded
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ImgbatchError, UsageError
@@ -34,7 +35,6 @@ def fit(
     cpus_per_worker: int,
     limits: ClusterConfig,
     tell: Callable[[dict[str, Any]], None],
-    pulse: Callable[[], None],
 ) -> None:
     """Fine-tune on as many workers as the config says; the result is then in the run's folder.
 
@@ -42,7 +42,6 @@ def fit(
 
     Args:
         tell: takes what the first worker tells, see `epochs`.
-        pulse: called several times a second; raises if the run is to stop.
 
     Raises:
         ClusterError: workers were lost too often, told nothing for `cluster.stall_timeout_s` seconds, or Ray does not answer.
@@ -50,11 +49,11 @@ def fit(
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    told = bounded(_queue, limits.call_s, "the start of an actor", pulse)
+    told = bounded(_queue, limits.call_s, "the start of an actor")
     ended: list[BaseException | None] = []
     with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
         made = partial(_trainer, job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
-        trainer = bounded(made, limits.call_s, "TorchTrainer", pulse)  # it tells the cluster that it is used
+        trainer = bounded(made, limits.call_s, "TorchTrainer")  # it tells the cluster that it is used
 
         def run() -> None:
             try:
@@ -64,8 +63,8 @@ def fit(
                 ended.append(error)
 
         threading.Thread(target=run, name="train", daemon=True).start()
-        failed = _follow(told, ended, limits, tell, pulse)
-        bounded(lambda: told.shutdown(force=True), limits.call_s, "ray.kill", pulse)
+        failed = _follow(told, ended, limits, tell)
+        bounded(lambda: told.shutdown(force=True), limits.call_s, "ray.kill")
     if ended[0] is not None:
         raise _what(failed, ended[0])
 
@@ -82,7 +81,6 @@ def _follow(
     ended: list[BaseException | None],
     limits: ClusterConfig,
     tell: Callable[[dict[str, Any]], None],
-    pulse: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Pass on what workers tell until all have ended; return what one said that failed."""
     from ray.exceptions import RayActorError
@@ -90,9 +88,9 @@ def _follow(
 
     last, failed = time.monotonic(), None
     while not ended:
-        pulse()
+        tick()
         try:
-            fact = bounded(lambda: told.get(timeout=_TICK_S), limits.call_s, "ray.get", pulse)
+            fact = bounded(lambda: told.get(timeout=_TICK_S), limits.call_s, "ray.get")
         except RayActorError as gone:
             raise ClusterError(
                 "the node is gone that passed on what workers tell: the same command goes on from the last checkpoint"

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
 from imgbatch.config.training import Training
@@ -70,8 +71,8 @@ class Job:
         return Inputs(self.stores, self.sources, self.config.source)
 
 
-def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
-    """Check everything that can be checked before any work; `pulse` is called while that takes long.
+def prepare(chosen: Training) -> Job | None:
+    """Check everything that can be checked before any work.
 
     None: there is nothing to do but for what a killed run of this config had left to clear up behind its model.
     """
@@ -84,7 +85,7 @@ def prepare(chosen: Training, pulse: Callable[[], None]) -> Job | None:
             f"source.label_is={chosen.source.label_is} is for evaluate.py: training numbers its classes itself, by name"
         )
     console.step("loading the base model")
-    base = loading.load(sections.ModelConfig(name=chosen.base), stores, pulse, replaces_head=True)
+    base = loading.load(sections.ModelConfig(name=chosen.base), stores, replaces_head=True)
     tree = given_tree(chosen, stores)
     try:
         if publish.finished(output, chosen.public(), Training().public()):
@@ -143,21 +144,21 @@ def train(chosen: Training, stop: StopRequest) -> TrainingSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` says who has to act.
     """
-    job = prepare(chosen, stop.check)
+    job = prepare(chosen)
     if job is None:
         return TrainingSummary(absolute(chosen.output), "", {}, 0, 0.0)
-    with claims.take(job.run, pulse=stop.check) as claim:
+    with claims.take(job.run) as claim:
         return recorded(job, claim, stop)
 
 
-def dry_run(chosen: Training, stop: StopRequest) -> str:
+def dry_run(chosen: Training) -> str:
     """Return what is understood of the inputs; nothing is written."""
-    job = prepare(chosen, stop.check)
+    job = prepare(chosen)
     if job is None:
         return f"trained already: {absolute(chosen.output)}"
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
-        listed = inputs.list_images(job.inputs, Folder(job.stores, place), stop.check)
-        lines, labels = inputs.preview(listed, stop.check)
+        listed = inputs.list_images(job.inputs, Folder(job.stores, place))
+        lines, labels = inputs.preview(listed)
     if labels is not None:
         tree_of(job, labels)
     return "\n".join([*lines, "nothing was written"])
@@ -173,7 +174,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummar
     )
     record.start()
     log.info("base %s", job.base.summary())
-    with stop.on_timeout(record.give_up), record.telling():
+    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling():
         return work_through(job, record, stop)
 
 
@@ -181,18 +182,13 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     """List, make ready, learn, and write the model."""
     started = time.monotonic()
 
-    def pulse() -> None:
-        """Show that the run lives, and end it if that was asked for: called at least once in a few seconds."""
-        stop.check()
-        record.beat()
-
     console.step("listing")
-    listed = inputs.list_images(job.inputs, record.folder.folder("listing"), pulse)
+    listed = inputs.list_images(job.inputs, record.folder.folder("listing"))
     wanted, known = inputs.wanted(listed)
     if known is not None:  # without tars all is known before anything is read
         inputs.say_what_is_empty(job.inputs, listed.table["uri"])
         tree_of(job, known.labels)
-    way, made, found, resolver, trained = learn(job, listed, wanted, stop, pulse)
+    way, made, found, resolver, trained = learn(job, listed, wanted, stop)
     tree, refused = tree_of(job, found.labels), made.rejects
     console.step("writing the model")
     truths = found.classes[trained.held]
@@ -209,22 +205,22 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
 
 
 def learn(
-    job: Job, listed: Listed, wanted: Any, stop: StopRequest, pulse: Callable[[], None]
+    job: Job, listed: Listed, wanted: Any, stop: StopRequest
 ) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Have the images made ready on the cluster, split them, and train; return the way, the images and what came of it."""
     from imgbatch.engine import placement, session  # Ray and torch are not needed before all of the input is sound
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), session.connected(pulse, job.config.cluster.call_s):
-        stop.check()  # which takes the signals over in C, too, where Ray has taken SIGTERM
-        plan = placement.plan(job.config.cluster, workers=job.config.train.workers, pulse=pulse)
+    with stop.beside_ray(), session.connected(job.config.cluster.call_s):
+        tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
+        plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
         with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
-                plan, pulse,
+                plan,
             )  # fmt: skip
             work, made = strategies.ready_for(task, way, wanted)
             found, resolver, fold = split(job, listed, made)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -59,7 +58,6 @@ class Task:
     todo: Todo
     run: Folder
     plan: Plan
-    pulse: Callable[[], None]
 
     def digest(self, *of: Any) -> str:
         """Return a name that changes with the listing, and with what else is given."""
@@ -93,9 +91,7 @@ class Task:
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
         todo = replace(self.todo, pending=wanted)
-        return prepare(
-            work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s, pulse=self.pulse
-        )
+        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s)
 
     @property
     def gpus(self) -> bool:
@@ -139,16 +135,16 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     places = np.flatnonzero(fold != splits.NEVER)
     # In a thread each, meanwhile the run shows that it lives, and can be ended.
     console.step("reading the features")
-    features = waited(lambda: cache_module.load(work.shards, made.keys[places], np.empty), task.pulse)
+    features = waited(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
     classes, fold, config = found.classes[places], fold[places], task.config.train
     weights = _class_weights(classes, len(found.labels)) if config.class_balancing != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
     console.step("choosing the strength of L2")
-    chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known), task.pulse)
+    chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     console.step("fitting the head")
-    solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known), task.pulse)
+    solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
     network.divide_logits(net, temperature)
@@ -191,10 +187,8 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
     console.step("starting the training workers")
     if not run.exists(trainer.RESULT):
         limits = task.config.cluster
-        each = placement.cpus_of_each(
-            config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits, pulse=task.pulse
-        )
-        ray_train.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_tell, pulse=task.pulse)
+        each = placement.cpus_of_each(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
+        ray_train.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_tell)
     console.step("reading the trained network")
     result = torch.load(io.BytesIO(run.read(trainer.RESULT)), map_location="cpu", weights_only=True)
     arrays = np.load(io.BytesIO(run.read(trainer.HELD_OUT)), allow_pickle=False)

@@ -167,8 +167,8 @@ class Check:
     _label_of: dict[int, str] = field(default_factory=dict)
     _id_of: dict[str, int] = field(default_factory=dict)
 
-    def run(self, pulse: Callable[[], None] = lambda: None) -> Books:
-        """Read everything; return the counts. `pulse` is called with each part and page.
+    def run(self) -> Books:
+        """Read everything; return the counts.
 
         Raises:
             ImgbatchError: whatever is wrong, after all has been looked at.
@@ -179,7 +179,7 @@ class Check:
         limited = self.success.get("limit") is not None
         counted = Books()
         try:
-            counted = audit.audit(self.output, listing, pulse, limited=limited, log_of=self._log)
+            counted = audit.audit(self.output, listing, limited=limited, log_of=self._log)
             self._check_seals()  # of tables that were read to their ends
             counted.require_balance()
             self._compare_counts(counted)

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imgbatch.concurrency.monitor import tick
 from imgbatch.config.sections import Config
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.inference.messages import received
@@ -219,8 +220,8 @@ def _label(block: pa.Table) -> list[pa.Table]:
     return list(_resamplers[0](block))
 
 
-def label_again(task: Task, images: pa.Table, pulse: Callable[[], None]) -> dict[int, Mapping[str, Any]]:
-    """Return what the model says of images now, by their `index`: rows of RESULTS. `pulse` is called four times a second.
+def label_again(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
+    """Return what the model says of images now, by their `index`: rows of RESULTS. `tick` is called four times a second.
 
     Raises:
         ClusterError: a process died with one image at a time, or nothing came for `cluster.stall_timeout_s`.
@@ -236,7 +237,7 @@ def label_again(task: Task, images: pa.Table, pulse: Callable[[], None]) -> dict
             log.warning("a process ended while it labelled: the images that it had are decoded one by one")
             task = replace(task, isolated=True)
         try:
-            for number, tables in _completed(task, left, min(processes, len(left)), pulse):
+            for number, tables in _completed(task, left, min(processes, len(left))):
                 del left[number]
                 for table in tables:
                     rows, _, _ = received(table)
@@ -249,9 +250,7 @@ def label_again(task: Task, images: pa.Table, pulse: Callable[[], None]) -> dict
     return found
 
 
-def _completed(
-    task: Task, left: Mapping[int, pa.Table], processes: int, pulse: Callable[[], None]
-) -> Iterator[tuple[int, list[pa.Table]]]:
+def _completed(task: Task, left: Mapping[int, pa.Table], processes: int) -> Iterator[tuple[int, list[pa.Table]]]:
     """Yield (number, results) of the blocks as they are done."""
     with _pool(task, processes) as pool:
         numbers: dict[Future[list[pa.Table]], int] = {
@@ -259,7 +258,7 @@ def _completed(
         }
         last = time.monotonic()
         while numbers:
-            pulse()
+            tick()
             done, _ = wait(numbers, timeout=_TICK_S, return_when=FIRST_COMPLETED)
             if done:
                 last = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.ledger.success_marker import read_success
@@ -40,7 +39,6 @@ class VerificationSummary:
 def verify(
     place: str,
     settings: Config,
-    stop: StopRequest,
     *,
     sample: int | None = None,
     model: str | None = None,
@@ -78,8 +76,8 @@ def verify(
         drawn = Sample(output, settings, model, sample, secrets.randbelow(1 << 31) if seed is None else seed)
         check.take = drawn.take
     console.step("counting the rows")
-    found = check.run(stop.check)
-    said = drawn.compare(check.fingerprint, check.record, stop.check) if drawn is not None else ""
+    found = check.run()
+    said = drawn.compare(check.fingerprint, check.record) if drawn is not None else ""
     return VerificationSummary(output.uri, found.listed, found.labelled, found.rejected, found.kept, found.rows, said)
 
 

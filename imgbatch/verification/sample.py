@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ class Sample:
         """Let a part pass by."""
         self._reservoir.take(log, number, file, footer)
 
-    def compare(self, fingerprint: Mapping[str, Any], record: Mapping[str, Any], pulse: Callable[[], None]) -> str:
+    def compare(self, fingerprint: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         """Label the drawn images again; return what that came to, as a sentence.
 
         Raises:
@@ -56,24 +56,24 @@ class Sample:
                 f"{self._output.at('labels')} has neither label nor label_id (output.columns): nothing to compare"
             )
         chosen = restored(self._chosen, self._named, fingerprint, record)
-        model = self._model(chosen.model, fingerprint, pulse)
+        model = self._model(chosen.model, fingerprint)
         chosen, exact = in_the_format_of(chosen, self._records(rows, record))
         log.info("labelling %s images again with %s", f"{len(rows):,}", model.reference)
         by_format = (record.get("config") or {}).get("source", {}).get("format") == "parquet"
         images = listed(rows, parquet=by_format)
         task = Task(self._output.stores, self._output, chosen, model.digest, isolated=False)
         judge = Judge(model.labels, chosen.answer.min_score)
-        found = self._judged(judge, task, rows.to_pylist(), images, exact=exact, pulse=pulse)
+        found = self._judged(judge, task, rows.to_pylist(), images, exact=exact)
         return self._said(found, model)
 
-    def _model(self, chosen: sections.ModelConfig, fingerprint: Mapping[str, Any], pulse: Callable[[], None]) -> Model:
+    def _model(self, chosen: sections.ModelConfig, fingerprint: Mapping[str, Any]) -> Model:
         """Return the model of the output.
 
         Raises:
             ModelError: it is not to be had, or it is another one.
         """
         try:
-            model = loading.load(chosen, self._output.stores, pulse)
+            model = loading.load(chosen, self._output.stores)
         except ModelError as error:
             hint = "" if self._named else "; if the model lies elsewhere now, say where with --model"
             raise ModelError(f"{error}{hint}") from error
@@ -104,9 +104,8 @@ class Sample:
         images: pa.Table,
         *,
         exact: bool,
-        pulse: Callable[[], None],
     ) -> Outcome:
-        now = label_again(task, images, pulse)
+        now = label_again(task, images)
         outcome = Outcome(drawn=len(rows))
         doubtful: dict[int, str] = {}
         for at, row in enumerate(rows):
@@ -119,9 +118,7 @@ class Sample:
                 if fault := judge.fault(row, now[at]):
                     doubtful[at] = fault
         if doubtful and not exact:
-            doubtful = self._second_opinion(
-                judge, task, rows, images.take(pa.array(list(doubtful))), now, doubtful, pulse
-            )
+            doubtful = self._second_opinion(judge, task, rows, images.take(pa.array(list(doubtful))), now, doubtful)
         outcome.faults = [(rows[at], fault) for at, fault in doubtful.items()]
         return outcome
 
@@ -133,10 +130,9 @@ class Sample:
         images: pa.Table,
         now: Mapping[int, Row],
         doubtful: Mapping[int, str],
-        pulse: Callable[[], None],
     ) -> dict[int, str]:
         """Label images whose rows were made in 16 bits, perhaps, in another number format; return the faults that remain."""
-        again = label_again(replace(task, config=in_another_format(task.config)), images, pulse)
+        again = label_again(replace(task, config=in_another_format(task.config)), images)
         left = {}
         for at, fault in doubtful.items():
             if at in again and skipped(rows[at], again[at]) is None:

@@ -91,8 +91,8 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "_SUCCESS is written conditionally": (Success, "write", _written_always),
     "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
     "passing rejects are tried again": (ledger, "_PASSING", 0),
-    "run.prune takes rows out": (Ledger, "prune", lambda self, pulse, unread: 0),
-    "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections, pulse: None),
+    "run.prune takes rows out": (Ledger, "prune", lambda self, unread: 0),
+    "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections: None),
     "a changed ETag is a change": (versions, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),
 }
 

@@ -263,7 +263,7 @@ class World:
                 (run, "ticking", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
                 (placement, "nodes", lambda *arguments: set()),
-                (placement, "plan", lambda config, pulse: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
+                (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (placement, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
                 (run_record, "_versions", dict),

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, OutputBusyError, OutputChangedError
 from imgbatch.ledger import claims, owners, run_record
@@ -174,8 +175,8 @@ def test_a_signal_ends_the_wait(output: Folder, monkeypatch: pytest.MonkeyPatch)
     def stop() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        claims.take(output, sleep=lambda _: None, pulse=stop)
+    with pytest.raises(KeyboardInterrupt), on_tick(stop):
+        claims.take(output, sleep=lambda _: None)
 
 
 def test_a_takeover_that_another_run_was_first_with_is_refused(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.T
     """Return what is listed of a split, and the lines of the table that is shown."""
     chosen = SourceConfig(**config)
     given = recognise(STORES, [str(place) for place in places], chosen)
-    with relisted(STORES, given, chosen, lambda: None, partial(of_split, split), splits=split is not None) as found:
+    with relisted(STORES, given, chosen, partial(of_split, split), splits=split is not None) as found:
         tables = [pa.Table.from_batches([each.batch]) for each in found.source.list_images()]
         return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
 
@@ -192,7 +192,7 @@ def test_row_groups_stay_whole_when_they_are_listed_again(tmp_path: Path) -> Non
     rows = {"image": [b"x"] * 30, "label": ["Gala", "Fuji"] * 15}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=10)
     given = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
-    with relisted(STORES, given, SourceConfig(), lambda: None, partial(of_split, None)) as found:
+    with relisted(STORES, given, SourceConfig(), partial(of_split, None)) as found:
         batches = [each for each in found.source.list_images() if len(each.batch)]
     assert [(len(each.batch), each.whole) for each in batches] == [(10, True)] * 3
 
@@ -226,7 +226,7 @@ def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), Footer("r", {}).metadata()))
     chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
         resolver: Resolver = found.resolver
     (labelled,) = TarMembers(output, resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji", "Lime"]
@@ -242,7 +242,7 @@ def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Pa
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
         (labelled,) = TarMembers(output, found.resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji"]
 
@@ -263,7 +263,7 @@ def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, memb
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     for chosen in (SourceConfig(), SourceConfig(labels="folders")):
-        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, lambda: None, partial(of_split, None)) as found:
+        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
             members_of = TarMembers(output, found.resolver).labelled(None)
         if chosen.labels == "folders":
             assert [row for each in members_of for row in each[TRUTH].to_pylist()] == ["a", "b"]

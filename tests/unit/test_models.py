@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import ClassifyConfig, ModelConfig
 from imgbatch.errors import Interrupted, ModelError
 from imgbatch.models import architectures, child, directory, imagenet, loading, pretrained
@@ -369,12 +370,12 @@ def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monke
 
 
 def test_a_signal_ends_the_wait_for_the_child() -> None:
-    def pulse() -> None:
+    def interrupt() -> None:
         raise Interrupted(15)
 
     question = {"task": "check", "name": "x"}
-    with pytest.raises(Interrupted):
-        child.ask(question, limit_s=60, pulse=pulse)
+    with pytest.raises(Interrupted), on_tick(interrupt):
+        child.ask(question, limit_s=60)
     with pytest.raises(ModelError, match="not there within 0 s"):
         child.ask(question, limit_s=0)
 

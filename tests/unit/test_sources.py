@@ -57,7 +57,7 @@ def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
     """List the inputs as the job does."""
     sources = recognise(place.stores, inputs, SourceConfig(**config))
     columns, batches = Columns(), []
-    with candidates(sources, lambda: None, allow_empty=True) as found:
+    with candidates(sources, allow_empty=True) as found:
         for each in found:
             assert each.batch.schema == with_carried(LISTING, carried_fields(each.batch.schema))
             columns.take(each.batch.schema)
@@ -736,7 +736,7 @@ def refusal(place: Folder, *inputs: str, **config: Any) -> str:
     with pytest.raises(InputError) as refused:
         sources = recognise(place.stores, inputs, SourceConfig(**config))
         counts = Counts()
-        with candidates(sources, lambda: None, allow_empty=False) as found:
+        with candidates(sources, allow_empty=False) as found:
             for each in found:
                 counts.listed, counts.ignored = counts.listed + len(each.batch), counts.ignored + each.ignored
                 counts.ignored_example = counts.ignored_example or each.example

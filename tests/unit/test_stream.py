@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.concurrency.polling import bounded, ticking
 from imgbatch.errors import ClusterError
 
@@ -90,11 +91,14 @@ def test_what_is_closed_early_closes_what_it_drew_from() -> None:
 
 def test_a_call_that_does_not_return_is_named_with_its_limit() -> None:
     gate = threading.Event()
-    pulses = []
-    with pytest.raises(ClusterError, match=r"ray\.nodes did not return within 0\.6 s: .* same command"):
-        bounded(gate.wait, 0.6, "ray.nodes", lambda: pulses.append(1))
+    ticks = []
+    with (
+        pytest.raises(ClusterError, match=r"ray\.nodes did not return within 0\.6 s: .* same command"),
+        on_tick(lambda: ticks.append(1)),
+    ):
+        bounded(gate.wait, 0.6, "ray.nodes")
     gate.set()
-    assert len(pulses) >= 2
+    assert len(ticks) >= 2
 
 
 def test_what_a_call_returns_or_raises_comes_through() -> None:
@@ -107,11 +111,11 @@ def test_what_a_call_returns_or_raises_comes_through() -> None:
         bounded(fails, 60, "a call")
 
 
-def test_a_pulse_ends_the_wait_for_a_call() -> None:
+def test_a_tick_ends_the_wait_for_a_call() -> None:
     def stop() -> None:
         raise KeyError("asked to stop")
 
     gate = threading.Event()
-    with pytest.raises(KeyError, match="asked to stop"):
-        bounded(gate.wait, 600, "a call", stop)
+    with pytest.raises(KeyError, match="asked to stop"), on_tick(stop):
+        bounded(gate.wait, 600, "a call")
     gate.set()

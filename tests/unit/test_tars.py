@@ -797,7 +797,7 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), lambda: None, Tally())
+    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), Tally())
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 

@@ -169,9 +169,7 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
 ) -> None:
     preprocess = Preprocess(height=8, width=8, resize=(8,))
     base, nothing = Model(name="m", digest="0", labels=("a",), preprocess=preprocess, network=list), cast(Any, None)
-    task = strategies.Task(
-        Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing, lambda: None
-    )
+    task = strategies.Task(Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing)
     now = task.images(preprocess).shards.uri
     assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.output.content_hash
     at = cache.ROWS.get_field_index("content_hash")
