@@ -1,43 +1,28 @@
-"""Ray: what of Ray a run may use, and the operators that label images on it."""
+"""Ray: which nodes, CPUs and GPUs of the cluster a run uses, and how many actors fit on them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import pyarrow as pa
+from typing import TypeVar
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import bounded
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine.capacity import Costs, images_per_second
-from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
-from imgbatch.inference.worker import CHUNK, Classify, LabelImages, Work, Worker, decode_block
-from imgbatch.ledger.listing import Todo
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted, plural
-
-if TYPE_CHECKING:
-    from ray.data import DataContext
 
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
 _REMIND_S = 20.0
-TRIES = 2
-"""How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
-
-_INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
-_NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
-_STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +177,6 @@ def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
     )  # fmt: skip
 
 
-def this_node() -> str:
-    """Return the id of the node of this process."""
-    import ray
-
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
-
-
 def _look(config: ClusterConfig, workers: int | None = None) -> Plan | str:
     """Return what fits now, or what is missing: the thing asked for and the thing found."""
     alive = _alive()
@@ -256,75 +233,3 @@ def _ask(config: ClusterConfig) -> Callable[[], None]:
             ray.cancel(each)
 
     return withdraw
-
-
-def label_images(
-    work: Work, plan: Plan, todo: Todo, round: Round, operator: type[Worker] = LabelImages
-) -> Iterator[pa.Table]:
-    """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
-
-    Where the plan is not split, one actor a core of the kind `operator` does it all.
-
-    A block whose task kills its process again and again is left out; the caller sees that its rows never came.
-    """
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    context = _quiet()
-    # Set either way: the context outlives a run.
-    context.execution_options.label_selector = (
-        {_NODE_LABEL: f"!in({','.join(plan.left_out)})"} if plan.left_out else None
-    )
-    work = replace(work, node=this_node)
-    if not plan.split:
-        context.target_max_block_size = _STREAMED_BYTES
-    tables = list(units(todo, round, plan.actors))
-    # from_arrow would ask tasks for the sizes of the tables, whose workers come too many and a second before the actors.
-    images, most = ray.data.from_blocks(tables), len(tables)
-    del tables
-    calls = 2 if plan.split and not round.alone else 1  # with two, pixels travel while others are labelled
-    options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    pool = ActorPoolStrategy(
-        min_size=min(plan.min_actors, most),
-        max_size=min(plan.max_actors, most),
-        # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
-        initial_size=min(plan.min_actors if plan.split else plan.actors, most),
-        max_tasks_in_flight_per_actor=1 if round.alone else 2 * calls,
-        max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=True,
-    )
-    actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": TRIES - 1}
-    if plan.split:
-        images = images.map_batches(
-            decode_block, fn_kwargs={"work": work, "isolated": round.alone}, batch_size=None, num_cpus=1,
-            max_retries=TRIES - 1, **options,
-        )  # fmt: skip
-        gpus = plan.gpus_per_actor
-        images = images.map_batches(
-            Classify, batch_size=min(round.rows, CHUNK), num_cpus=0, num_gpus=gpus, **actor, **options
-        )
-    else:
-        alone = {"isolated": round.alone}
-        images = images.map_batches(
-            operator, fn_constructor_kwargs=alone, batch_size=None, num_cpus=1, **actor, **options
-        )
-    try:
-        yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again") from error
-
-
-def _quiet() -> DataContext:
-    """Return the context of the datasets to come, without bars and reports."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # what kills a process is narrowed down by rounds, not by failing the job
-    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
-    # Ray Data will name its own parameters for restarts and retries; until then this is how they are set.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return context

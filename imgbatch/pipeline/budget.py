@@ -12,7 +12,7 @@ _JUDGED_FROM = 1_000
 _SHARE_APPLIES_ABOVE = 20
 
 
-def judge(
+def check_budget(
     config: RejectsConfig, *, listed: int, labelled: int, rejected: int, at_end: bool, where: str = "rejects/"
 ) -> None:
     """Hold the number of rejects against the budget.

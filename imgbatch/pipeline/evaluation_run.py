@@ -141,7 +141,7 @@ def from_model(
         console.step("reading the true classes")
         with relisted(*listing, splits=split is not None) as listed:
             require_classes(listed, who, split, chosen.source.label_is)
-            log.info("%s", run.recorded(replace(job, sources=[listed.source]), claim, stop))
+            log.info("%s", run.run_job(replace(job, sources=[listed.source]), claim, stop))
             truths = Truths(
                 (each.batch for each in listed.source.list_images()), job.model.labels, chosen.source.label_is
             )

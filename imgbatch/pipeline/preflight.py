@@ -37,7 +37,21 @@ class Job:
     ledger: Ledger
 
 
-def prepare(chosen: sections.Config) -> Job:
+def open_output(config: sections.Config, *, read_only: bool = False) -> Job:
+    """Return the run, checked: the output exists, and grants access.
+
+    Args:
+        read_only: the ledger writes nothing.
+    """
+    job = prepare(config, read_only=read_only)
+    with naming_the_output(job):
+        job.output.folders()
+    if not job.output.conditional:
+        log.warning("%s has no conditional writes: make sure that only one run writes there at a time", job.output.uri)
+    return job
+
+
+def prepare(chosen: sections.Config, *, read_only: bool = False) -> Job:
     """Check everything that can be checked before any work."""
     stores = Stores(chosen.storage)
     for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
@@ -62,6 +76,7 @@ def prepare(chosen: sections.Config) -> Job:
             **({"output.content_hash": True} if chosen.output.content_hash else {}),
         },
         retry=chosen.rejects.retry,
+        read_only=read_only,
         label_columns=labels_with(
             chosen.output.columns,
             model.width() if chosen.output.embeddings else None,

@@ -16,8 +16,9 @@ from imgbatch.terminal.plurals import number
 
 if TYPE_CHECKING:
     from imgbatch.ledger.audit import Books
+    from imgbatch.ledger.listing import Counts
     from imgbatch.ledger.run_record import Record
-    from imgbatch.pipeline.committer import Committer
+    from imgbatch.pipeline.run_statistics import RunStatistics
 
 log = logging.getLogger("imgbatch")
 
@@ -65,10 +66,10 @@ class Tally:
     def __post_init__(self) -> None:
         self._started = self.now()
 
-    def take(self, committer: Committer) -> None:
-        """Take over what the committer has counted so far."""
-        self.labelled, self.rejected, self.rate = committer.labelled, committer.rejected, committer.rate()
-        self.reasons, self.examples = Counter(committer.reasons), dict(committer.examples)
+    def take(self, statistics: RunStatistics) -> None:
+        """Take over what has been counted so far."""
+        self.labelled, self.rejected, self.rate = statistics.labelled, statistics.rejected, statistics.rate()
+        self.reasons, self.examples = Counter(statistics.reasons), dict(statistics.examples)
 
     def audited(self, books: Books) -> None:
         """Take over the rejects that the tables hold, among them those of earlier runs."""
@@ -120,3 +121,17 @@ class Tally:
                 for name in ("labels", "rejects"):
                     log.info("%s: %s", name, masked(record.output.at(name)))
                 log.info("record: %s", masked(record.folder.at("run.json")))
+
+
+def counts_so_far(listed: Counts, statistics: RunStatistics) -> dict[str, int]:
+    """Return the `counts` of run.json in the middle of a run."""
+    return {
+        "listed": listed.listed,
+        "labelled": statistics.labelled,
+        "rejected": statistics.rejected,
+        "already_done": listed.already_done,
+        "updated": listed.updated,
+        "ignored": listed.ignored,
+        "duplicates": listed.duplicates,
+        "unpaired_sidecars": listed.unpaired,
+    }

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
-from imgbatch.engine import placement
-from imgbatch.engine.units import ROUNDS
-from imgbatch.errors import ClusterError
+from imgbatch.config.sections import ClusterConfig
+from imgbatch.engine.attempts import run_attempts
+from imgbatch.engine.dataset import Attempt, Images
+from imgbatch.engine.placement import Plan
 from imgbatch.inference.messages import received
 from imgbatch.ledger.listing import Todo
 from imgbatch.ledger.tar_progress import doubles_rejected
@@ -63,55 +64,68 @@ class Prepared:
         return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
 
 
-def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Plan, *, stall_s: float) -> Prepared:
-    """Make all shards that are missing; return what the shards say of the images that are to be done.
+@dataclass
+class _Images:
+    """Takes the blocks of `run_attempts`: which images and tars have shards now."""
 
-    What could not be read is tried again, as far as another time may be better.
+    todo: Todo
+    arrived: int = 0
+    rejected: int = 0
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def take(self, block: pa.Table) -> None:
+        """Take one block of rows, whose shards are in the store.
+
+        Raises:
+            ImgbatchError: the block holds an error in place of rows.
+        """
+        rows, notes, tars_read = received(block)
+        for note in notes:
+            for node, fault in note.get("left_out", {}).items():
+                if node not in self.left_out:
+                    log.warning("node %s: %s: the node is left out", fault["host"], fault["why"])
+                self.left_out[node] = fault
+        numbers = rows["index"].to_numpy()
+        # Rows of members have the number of their tar, which is pending until it is read to its end.
+        self.todo.pending[numbers[~np.isin(numbers, list(self.todo.shards))]] = False
+        self.todo.pending[[tar["number"] for tar in tars_read if tar["whole"]]] = False
+        self.arrived += len(rows)
+        self.rejected += len(rows) - rows["reason"].null_count
+
+
+def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: Plan, limits: ClusterConfig) -> Prepared:
+    """Make all missing shards; return what the shards hold of the pending images.
+
+    Images that could not be read are tried again, if the reason is transient.
 
     Args:
         listed: the listing's `uri` and carried columns.
 
     Raises:
-        ClusterError: the workers hang, or so many images did not come back that it is not their fault.
+        ClusterError: the workers hang, or so many images were lost that the cluster must be at fault.
     """
     wanted = todo.pending.copy()
-    missing = Todo(wanted & ~_known(work, todo), todo.wholes, todo.shards)
-    here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = Progress("preparing images", None if todo.shards else int(missing.pending.sum()))
-    done = rejected = 0
-    left_out: dict[str, dict[str, str]] = {}
-    rounds = list(ROUNDS)
-    with closing(shown):
-        while rounds and (before := int(missing.pending.sum())):
-            round = rounds[0]
-            here = placement.without(here, left_out)
-            shown.start(before, round.rows)
-            blocks = ticking(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
-            with closing(blocks):
-                for block in blocks:
-                    tick()
-                    if block is not None:
-                        rows, notes, tars = received(block)
-                        for note in notes:
-                            left_out |= note.get("left_out", {})
-                        numbers = rows["index"].to_numpy()
-                        missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
-                        missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
-                        done += len(rows)
-                        rejected += len(rows) - rows["reason"].null_count
-                    shown.update(done, rejected)
-                    if len(left_out) > len(here.left_out):
-                        break
-            if len(left_out) > len(here.left_out):
-                names = (f"{told['host']} ({told['why']})" for told in left_out.values())
-                log.warning("nodes are left out, since the network gives wrong answers there: %s", ", ".join(names))
-                continue
-            rounds.pop(0)
-            if (lost := int(missing.pending.sum())) > max(20, round.lost * before):
-                raise ClusterError(
-                    f"{lost:,} of {before:,} images did not come back: the workers die; look at Ray's logs"
-                )
-    return _result(work, listed, wanted, missing)
+    known = _known(work, todo)
+    images = _Images(Todo(wanted & ~known, todo.wholes, todo.shards))
+    pending = int(np.count_nonzero(images.todo.pending))
+    on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
+    shown = Progress("preparing images", None if todo.shards else pending)
+    # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
+    retried = pending if known.any() else 0
+    attempts = run_attempts(
+        partial(_prepare_images, work), on_cpus, images, limits, on_attempt=shown.start, retried=retried
+    )
+    with closing(shown), closing(attempts) as blocks:
+        for block in blocks:
+            if block is not None:
+                images.take(block)
+            shown.update(images.arrived, images.rejected)
+    return _result(work, listed, wanted, images.todo)
+
+
+def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
+    """Have the pending images of an attempt fetched, decoded and written as shards, in one actor per core."""
+    yield from Images(attempt, work).map_actors(Prepare)
 
 
 def _known(work: Preparation, todo: Todo) -> Mask:

@@ -30,7 +30,7 @@ from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import Taxonomy
-from imgbatch.pipeline import budget
+from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
 from imgbatch.storage.stores import Folder, Stores, absent, absolute
@@ -257,7 +257,7 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     good = len(made.images) + len(made.torn) - rejected
     if rejected:  # if it ends here, somebody wants to know why
         job.run.put("rejects.parquet", artifacts.parquet(made.rejects))
-    budget.judge(
+    check_budget(
         job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip

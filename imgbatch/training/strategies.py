@@ -91,7 +91,7 @@ class Task:
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
         todo = replace(self.todo, pending=wanted)
-        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s)
+        return prepare(work, self.listed, todo, self.plan, self.config.cluster)
 
     @property
     def gpus(self) -> bool:

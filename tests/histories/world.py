@@ -26,7 +26,8 @@ from imgbatch.commands import classify, verify
 from imgbatch.concurrency import process, signals
 from imgbatch.config.sections import StorageConfig
 from imgbatch.decode import decode
-from imgbatch.engine import placement, session
+from imgbatch.engine import attempts, placement, session
+from imgbatch.engine.dataset import Attempt
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
 from imgbatch.ledger import candidates, commit_log, listing, owners, run_record
@@ -260,11 +261,11 @@ class World:
                 (verification_run, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
                 (candidates, "ticking", lambda items, stall_s, **options: items),
-                (run, "ticking", lambda items, stall_s, **options: items),
+                (attempts, "ticking", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
                 (placement, "nodes", lambda *arguments: set()),
                 (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
-                (placement, "label_images", self._label_images),
+                (run, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
                 (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
@@ -277,9 +278,9 @@ class World:
                 stack.enter_context(mock.patch.object(target, name, value))
             yield
 
-    def _label_images(self, work: Any, plan: Any, todo: Any, round: Any) -> Iterator[pa.Table]:
+    def _label_images(self, work: Any, attempt: Attempt) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
-        numbers = np.flatnonzero(todo.pending).astype(np.uint32)
+        round, numbers = attempt.round, np.flatnonzero(attempt.todo.pending).astype(np.uint32)
         self.chance.shuffle(numbers)
         rows = min(_UNIT, round.rows)
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]

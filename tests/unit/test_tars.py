@@ -31,7 +31,10 @@ from imgbatch.ledger.listing import Counts, Listing, Todo
 from imgbatch.ledger.tar_progress import OpenShard
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
+from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.run_statistics import RunStatistics
+from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.rejects import Refusal
 from imgbatch.sources.recognise import everything, recognise
 from imgbatch.sources.tars import End, Member, Tar, key_of
@@ -430,7 +433,7 @@ class Run:
         rounds: int = 1,
         prune: bool = False,
         retry: str = "transient",
-        give_up: bool = False,
+        reject_lost: bool = False,
     ) -> audit.Books:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
@@ -444,8 +447,10 @@ class Run:
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
         room = None if limit is None else limit - self.counts.listed
+        arrivals, statistics, health = Arrivals(todo, ledger, room), RunStatistics(), StoreHealth()
+        clock = iter(range(10**6)).__next__
         with Committer(
-            ledger, f"run{self.number}", "mean", todo, 0.0, clock=iter(range(10**6)).__next__, room=room
+            ledger, f"run{self.number}", "mean", arrivals, statistics, health, commit_s=0.0, clock=clock
         ) as taken:
             for _ in range(rounds):
                 for unit in units.units(todo, units.ROUNDS[0], 1):
@@ -453,17 +458,17 @@ class Run:
                         taken.take(block)
                         if taken.due:
                             taken.commit()
-                        if taken.close_at_limit():
+                        if arrivals.close_at_limit():
                             break
-            if give_up:
-                taken.give_up(pages, 3)
-        taken.warn_of_unpaired()
-        self.unpaired = taken.unpaired, taken.unpaired_example
+            if reject_lost:
+                taken.reject_lost(pages, 3)
+        arrivals.warn_of_unpaired()
+        self.unpaired = arrivals.tar_counts.unpaired, arrivals.unpaired_example
         if prune:
             ledger.prune(unread=self.counts.unread)
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
-        self.counts.listed += taken.of_tars
+        self.counts = arrivals.tar_counts.added_to(self.counts)
         totals = audit.audit(self.output, pages, limited=limit is not None)
         totals.require_balance()
         assert totals.listed == self.counts.listed
@@ -781,7 +786,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
     run.put("b.tar", packed(*pictures(6, 6)))
     run(limit=8)
     for limit in (7, 2):
-        assert run(limit=limit, give_up=True).labelled == 8
+        assert run(limit=limit, reject_lost=True).labelled == 8
     assert run().labelled == 12
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6) and run.rows("rejects") == {}
 
@@ -789,6 +794,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
 def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.pipeline import run as job_run
+    from imgbatch.pipeline.active_run import ActiveRun
     from imgbatch.pipeline.run_summary import Tally
 
     shard = OpenShard("a.tar", "v", refused=True)
@@ -796,8 +802,9 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
-    counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), Tally())
+    record, nothing = SimpleNamespace(id="r", facts={}), cast(Any, None)
+    active = ActiveRun(cast(Any, job), nothing, cast(Any, record), nothing, Tally())
+    counts = job_run.label(active, Counts(listed=4), todo, StopRequest())
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 
@@ -820,7 +827,7 @@ def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
 def test_a_tar_that_never_came_is_a_reject_and_read_by_the_next_run(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run.put("b.tar", packed(*pictures(9, 9)))
-    totals = run(lambda stream: [], give_up=True)
+    totals = run(lambda stream: [], reject_lost=True)
     assert (totals.listed, totals.rejected) == (2, 2)
     assert run.rows("rejects") == {"a.tar": "crashed", "b.tar": "crashed"}
     assert run().labelled == 18
