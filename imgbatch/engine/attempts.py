@@ -95,14 +95,14 @@ class _Attempts:
         """Yield the blocks of one round after the other."""
         for round in ROUNDS:
             while self.consumer.todo.pending.any():
-                nodes, left_out = placement.nodes(self.config), len(self.consumer.left_out)
+                nodes, left_out = placement.node_ids(self.config), len(self.consumer.left_out)
                 yield from self.attempt(round)
                 # What a left-out node had is pending still. The others get it in units of the same size: it killed nothing.
                 if len(self.consumer.left_out) > left_out:
                     continue
                 # A node that is replaced has another id, so that a node that came back counts as lost. Without progress
                 # the nodes may be dying of the images, which only smaller units can tell.
-                if nodes <= placement.nodes(self.config) or not self.made_progress():
+                if nodes <= placement.node_ids(self.config) or not self.made_progress():
                     break
                 log.warning("nodes were lost in the middle of a run: what they had is handed out again")
             lost = int(np.count_nonzero(self.consumer.todo.pending))
@@ -114,7 +114,7 @@ class _Attempts:
     def attempt(self, round: Round) -> Generator[pa.Table | None, None, None]:
         """Yield the blocks of one pass over what is pending; end early when another node is left out."""
         todo, left_out = self.consumer.todo, len(self.consumer.left_out)
-        plan = placement.without(self.plan, self.consumer.left_out)
+        plan = placement.exclude_nodes(self.plan, self.consumer.left_out)
         self.on_attempt(int(np.count_nonzero(todo.pending)), round.rows)
         # `closes`: an attempt may be left early, and its threads must not outlive Ray (see `session.connected`).
         blocks = ticking(self.operators(Attempt(todo, round, plan)), self.config.stall_timeout_s, closes=True)

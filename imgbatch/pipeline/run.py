@@ -160,7 +160,7 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
     with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
-        plan = placement.plan(limits)
+        plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)

@@ -187,7 +187,7 @@ def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled
     console.step("starting the training workers")
     if not run.exists(trainer.RESULT):
         limits = task.config.cluster
-        each = placement.cpus_of_each(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
+        each = placement.wait_for_cpus_per_worker(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
         ray_train.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_tell)
     console.step("reading the trained network")
     result = torch.load(io.BytesIO(run.read(trainer.RESULT)), map_location="cpu", weights_only=True)

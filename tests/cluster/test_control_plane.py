@@ -46,8 +46,8 @@ def stopping(original):
 """
 SLOW = "original = module.decode\nmodule.decode = lambda *a, **k: (time.sleep(0.03), original(*a, **k))[1]\n"
 POINTS = {
-    "plan": ("imgbatch.engine.placement", "module._alive = stopping(module._alive)"),
-    "request": ("imgbatch.engine.placement", "module._ask = stopping(module._ask)"),
+    "plan": ("imgbatch.engine.placement", "module._node_resources = stopping(module._node_resources)"),
+    "request": ("imgbatch.engine.placement", "module._request_resources = stopping(module._request_resources)"),
     "rows": ("imgbatch.pipeline.committer", "module.Committer.commit = stopping(module.Committer.commit)"),
     "dataset": ("imgbatch.engine.dataset", "module.Images.__init__ = stopping(module.Images.__init__)"),
     "end": ("imgbatch.engine.session", "module._end_datasets = stopping(module._end_datasets)"),

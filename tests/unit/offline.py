@@ -26,8 +26,8 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
             yield from worker(unit)
 
     monkeypatch.setattr(session, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(placement, "nodes", lambda *_: set())
-    monkeypatch.setattr(placement, "plan", lambda *_, **__: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1))
+    monkeypatch.setattr(placement, "node_ids", lambda *_: set())
+    monkeypatch.setattr(placement, "wait_for_plan", lambda *_, **__: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1))
     monkeypatch.setattr(run, "label_images", label_images)
     monkeypatch.setattr(process, "release_memory", lambda: None)
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}

@@ -13,10 +13,10 @@ import pytest
 
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine import placement
-from imgbatch.engine.attempts import run_attempts
+from imgbatch.engine.attempts import abort_if_systemic, run_attempts
 from imgbatch.engine.dataset import Attempt
 from imgbatch.engine.placement import Plan
-from imgbatch.engine.units import ROUNDS, units
+from imgbatch.engine.units import ROUNDS, Round, units
 from imgbatch.errors import ClusterError
 from imgbatch.ledger.listing import Todo
 
@@ -59,8 +59,8 @@ class Images:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The ids of the nodes that are alive, which a test may change."""
     alive = {"one", "two"}
-    monkeypatch.setattr(placement, "nodes", lambda config: set(alive))
-    monkeypatch.setattr(placement, "_alive", lambda left_out=(): [{"CPU": 1.0} for _ in alive - set(left_out)])
+    monkeypatch.setattr(placement, "node_ids", lambda config: set(alive))
+    monkeypatch.setattr(placement, "_node_resources", lambda left_out=(): [{"CPU": 1.0} for _ in alive - set(left_out)])
     return alive
 
 
@@ -162,3 +162,27 @@ def test_the_operators_end_when_the_caller_stops(nodes: set[str]) -> None:
     assert next(block for block in blocks if block is not None)["index"].to_pylist() == [0]
     blocks.close()
     assert ended.wait(60) and list(blocks) == []
+
+
+FIRST, SECOND, LAST = ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("lost", "arrived", "round", "retried"),
+    [
+        (200, 1000, LAST, 0),  # of which each may have killed its process
+        (300, 900, FIRST, 0),  # a large unit went with one of its images
+        (21, 0, SECOND, 0),  # all may have gone with one of them
+        (20, 0, LAST, 0),
+        (21, 0, LAST, 21),  # they died in an earlier run, perhaps
+        (0, 0, LAST, 0),
+    ],
+)
+def test_a_few_lost_images_are_their_own_fault(lost: int, arrived: int, round: Round, retried: int) -> None:
+    abort_if_systemic(lost, arrived, round, nodes=1, retried=retried)
+
+
+@pytest.mark.parametrize(("lost", "arrived", "round", "retried"), [(300, 900, SECOND, 0), (21, 0, LAST, 20)])
+def test_many_lost_images_are_the_clusters_fault(lost: int, arrived: int, round: Round, retried: int) -> None:
+    with pytest.raises(ClusterError, match=f"{lost} images never came back from 3 node"):
+        abort_if_systemic(lost, arrived, round, nodes=3, retried=retried)

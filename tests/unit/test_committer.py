@@ -14,9 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.engine.attempts import abort_if_systemic
-from imgbatch.engine.units import ROUNDS, Round
-from imgbatch.errors import ClusterError, StoreError, Unreachable
+from imgbatch.errors import StoreError, Unreachable
 from imgbatch.ledger.listing import Todo, page_name
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
@@ -191,30 +189,6 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     assert found["u3"].items() >= carried.items()
     assert (taken.statistics.labelled, taken.statistics.rejected) == (2, 2) and not taken.todo.pending.any()
     taken.reject_lost(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
-
-
-FIRST, SECOND, LAST = ROUNDS
-
-
-@pytest.mark.parametrize(
-    ("lost", "arrived", "round", "retried"),
-    [
-        (200, 1000, LAST, 0),  # of which each may have killed its process
-        (300, 900, FIRST, 0),  # a large unit went with one of its images
-        (21, 0, SECOND, 0),  # all may have gone with one of them
-        (20, 0, LAST, 0),
-        (21, 0, LAST, 21),  # they died in an earlier run, perhaps
-        (0, 0, LAST, 0),
-    ],
-)
-def test_a_few_lost_images_are_their_own_fault(lost: int, arrived: int, round: Round, retried: int) -> None:
-    abort_if_systemic(lost, arrived, round, nodes=1, retried=retried)
-
-
-@pytest.mark.parametrize(("lost", "arrived", "round", "retried"), [(300, 900, SECOND, 0), (21, 0, LAST, 20)])
-def test_many_lost_images_are_the_clusters_fault(lost: int, arrived: int, round: Round, retried: int) -> None:
-    with pytest.raises(ClusterError, match=f"{lost} images never came back from 3 node"):
-        abort_if_systemic(lost, arrived, round, nodes=3, retried=retried)
 
 
 def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
