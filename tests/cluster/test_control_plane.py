@@ -210,7 +210,7 @@ def test_a_gcs_that_stands_still_in_training(run: Run, point: str) -> None:
 
 def test_a_ray_that_does_not_start(started: Start, images: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    body = "module._START_S = 2.0\nmodule._init = lambda address: time.sleep(600)\n"
+    body = "module._START_TIMEOUT_S = 2.0\nmodule._init = lambda address: time.sleep(600)\n"
     process = started(
         *("classify", "--input", images, "--output", output, "--model", tiny_model),
         env=faults.patched(tmp_path / "stuck", "imgbatch.engine.session", body),
