@@ -17,7 +17,7 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import Doubles
 from imgbatch.ledger.listing import pages
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.ledger.tar_progress import Shards, version_of
+from imgbatch.ledger.tar_progress import TarIndex, version_of
 from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import TAR
 from imgbatch.storage.stores import Folder
@@ -91,7 +91,7 @@ def audit(
         OutputChangedError: one of those is gone.
     """
     doubles = Doubles(output)
-    books, tars = Books(doubles=doubles), Shards()
+    books, tars = Books(doubles=doubles), TarIndex()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     for name, reject in ((LABELS_LOG, False), (REJECTS_LOG, True)):
         log = log_of(output.folder(name), known.get(name, ()))
@@ -99,7 +99,7 @@ def audit(
         books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
         for number, table, footer in log.read(["uri", "reason", "message"] if reject else ["uri"]):
             tick()
-            member = tars.take(name, number, table, footer.shards)
+            member = tars.take(name, number, table, footer.tars)
             new = seen.add(
                 uri_keys(table["uri"].combine_chunks()),
                 reject=np.full(len(table), reject),
@@ -119,7 +119,7 @@ def audit(
         books.rejected += int(np.count_nonzero(alone & listed & rejected))
         books.kept += int(np.count_nonzero(alone & ~listed))
     if listing is not None:
-        books.kept += sum(progress.rows for _, progress in tars.kept())
+        books.kept += sum(progress.rows for _, progress in tars.unlisted())
     books.listed = books.listed if listing is not None else len(seen)
     return books
 
@@ -128,7 +128,7 @@ def _count_listed(
     books: Books,
     seen: UriIndex,
     listing: Folder,
-    tars: Shards,
+    tars: TarIndex,
     *,
     limited: bool,
 ) -> None:
@@ -165,13 +165,13 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
         yield page
 
 
-def _count_tar(books: Books, row: dict[str, Any], tars: Shards, *, limited: bool, refused: bool) -> None:
+def _count_tar(books: Books, row: dict[str, Any], tars: TarIndex, *, limited: bool, refused: bool) -> None:
     """Count the members of a listed tar; one that has a reject itself was perhaps not read to its end."""
-    read = tars.visit(row["uri"], version_of(row["etag"], row["last_modified"]))
+    read = tars.mark_seen(row["uri"], version_of(row["etag"], row["last_modified"]))
     books.listed += read.rows
     books.labelled += read.rows_in(LABELS_LOG)
     books.rejected += read.rows_in(REJECTS_LOG)
-    whole = read.closed and not read.reached.torn
+    whole = read.closed and not read.reached.truncated
     if not (limited or refused or whole) and len(books.missing) < _SHOWN:
         members = "?" if read.images is None else read.images
         books.missing.append(f"{row['uri']}#… ({read.rows} rows of {members} members)")

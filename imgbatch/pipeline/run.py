@@ -19,7 +19,7 @@ from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedErr
 from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
 from imgbatch.ledger.corrections import corrections, count_rows
-from imgbatch.ledger.listing import Counts, Todo
+from imgbatch.ledger.listing import Counts, WorkPlan
 from imgbatch.ledger.success_marker import Success
 from imgbatch.models import loading
 from imgbatch.pipeline import budget
@@ -69,17 +69,17 @@ def dry_run(chosen: Config) -> str:
     job = opened(chosen)
     job.ledger.read_only = True
     listing = list_images(job, None)
-    counts, work = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
+    counts, work_plan = listing.counts, listing.work_plan()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
-    todo = int(work.pending.sum()) - counts.tars
+    pending = int(work_plan.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
     updated = f" ({counts.updated:,} of these to get other carried values)" if counts.updated else ""
-    stale = f", {counts.stale:,} of the {todo:,} to classify changed or to be tried again" if counts.stale else ""
+    stale = f", {counts.stale:,} of the {pending:,} to classify changed or to be tried again" if counts.stale else ""
     return (
         f"model {job.model.summary()}\n"
-        f"would classify {todo:,} of {counted(counts.listed, 'image')}{tars} "
+        f"would classify {pending:,} of {counted(counts.listed, 'image')}{tars} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done{updated}{stale}, {counted(counts.ignored, 'object')} ignored, "
         f"{counted(counts.duplicates, 'duplicate')}; nothing was written"
@@ -154,9 +154,9 @@ def work_through(
     """List, label what is to be done, count, and write `_SUCCESS`; return the counts, and the rejects by reason."""
     success.look()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"))
-    listed, todo = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, limited=listing.full)
-    record.listed_rows = len(todo.pending)
+    listed, work_plan = listing.counts, listing.work_plan()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
+    record.listed_rows = len(work_plan.pending)
     del listing  # and with it 16 bytes an image
     process.release_memory()
     for some in changed:
@@ -165,17 +165,17 @@ def work_through(
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
-    if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
+    if work_plan.pending.any() or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         withdraw(claim, success)
-    if todo.pending.any():
-        label(job, record, listed, todo, stop, tally)
+    if work_plan.pending.any():
+        label(job, record, listed, work_plan, stop, tally)
     console.step("reading the tables back")
     process.release_memory()
     tick()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(listed.unread)
     sealed_by = seal(job, record, success.said)
-    job.ledger.forget()
+    job.ledger.release_index()
     success.look()  # a newer one, of a run that ends during the audit, is not replaced
     counts, totals = count(job, record, listed, tally)
     claim.require_ours()
@@ -209,7 +209,7 @@ def release(claim: claims.Claim, success: Success) -> None:
 
 
 def label(
-    job: Job, record: run_record.Record, counts: Counts, todo: Todo, stop: StopRequest, tally: Tally
+    job: Job, record: run_record.Record, counts: Counts, work_plan: WorkPlan, stop: StopRequest, tally: Tally
 ) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch.engine import placement, session  # Ray and torch are not needed where there is nothing to do
@@ -218,26 +218,26 @@ def label(
 
     # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
-    room = None if job.config.limit is None else job.config.limit - counts.listed
+    remaining = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(recognise.answer, job.sources)
     committer = Committer(
         job.ledger,
         record.id,
         job.model.reference,
-        todo,
+        work_plan,
         job.config.run.commit_interval_s,
         asks,
-        room=room,
-        again=counts.stale,
+        remaining=remaining,
+        retried=counts.stale,
     )
-    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if work_plan.tars else int(work_plan.pending.sum()))
 
     def receive(work: Work, plan: placement.Plan, round: units.Round) -> None:
         left_out = len(committer.left_out)
         plan = placement.without(plan, committer.left_out)
-        shown.start(int(todo.pending.sum()), round.rows)
+        shown.start(int(work_plan.pending.sum()), round.rows)
         blocks = ticking(
-            placement.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True
+            placement.label_images(work, plan, work_plan, round), job.config.cluster.stall_timeout_s, closes=True
         )
         with closing(blocks):
             for block in blocks:
@@ -254,14 +254,16 @@ def label(
                     break
 
     try:
-        if not todo.pending.any():  # but for tars, and there are more images than the limit without them
+        if not work_plan.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
         with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
             tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
             plan = placement.plan(limits)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
-            if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
+            if (
+                work_plan.tars and job.config.limit is not None
+            ):  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
@@ -274,8 +276,8 @@ def label(
 
 def add_members(counts: Counts, committer: Committer) -> None:
     """Add to the counts of a listing what was found in tars."""
-    counts.listed += committer.of_tars
-    counts.ignored += committer.passed_over
+    counts.listed += committer.tar_rows
+    counts.ignored += committer.ignored_members
     counts.unpaired += committer.unpaired
     committer.warn_of_unpaired()
 
@@ -286,9 +288,9 @@ def hand_out(
     """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
     from imgbatch.engine import units
 
-    todo = committer.todo
+    work_plan = committer.work_plan
     for round in units.ROUNDS:
-        while todo.pending.any():
+        while work_plan.pending.any():
             there, left_out = alive(), len(committer.left_out)
             receive(round)
             if len(committer.left_out) > left_out:  # what the node had is handed out to the others
@@ -297,7 +299,7 @@ def hand_out(
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")
         committer.blame_the_cluster(nodes, round.lost, last=round is units.ROUNDS[-1])
-    while todo.shards and todo.pending.any() and committer.moved_on():
+    while work_plan.tars and work_plan.pending.any() and committer.moved_on():
         receive(units.ROUNDS[-1])
 
 
@@ -307,7 +309,9 @@ def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None) ->
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)
-    if len(job.ledger.absorbed):  # another writer was here: what he rejected and we labelled is settled by reading anew
+    if len(
+        job.ledger.written_by_others
+    ):  # another writer was here: what he rejected and we labelled is settled by reading anew
         job.ledger.open()
     return record.id
 
@@ -358,12 +362,12 @@ def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict
     """Return both kinds of counts as far as they are known in the middle of a run."""
     tally.take(committer)
     counts = {
-        "listed": listed.listed + committer.of_tars,
+        "listed": listed.listed + committer.tar_rows,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
         "already_done": listed.already_done,
         "updated": listed.updated,
-        "ignored": listed.ignored + committer.passed_over,
+        "ignored": listed.ignored + committer.ignored_members,
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }

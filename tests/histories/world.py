@@ -277,9 +277,9 @@ class World:
                 stack.enter_context(mock.patch.object(target, name, value))
             yield
 
-    def _label_images(self, work: Any, plan: Any, todo: Any, round: Any) -> Iterator[pa.Table]:
+    def _label_images(self, work: Any, plan: Any, work_plan: Any, round: Any) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
-        numbers = np.flatnonzero(todo.pending).astype(np.uint32)
+        numbers = np.flatnonzero(work_plan.pending).astype(np.uint32)
         self.chance.shuffle(numbers)
         rows = min(_UNIT, round.rows)
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]

@@ -57,7 +57,7 @@ def run(
     for name in output.folder("listing").names():
         output.folder("listing").delete(name)
     listing.take(map(ListingBatch, batches))
-    pending = listing.todo().pending
+    pending = listing.work_plan().pending
     corrected = 0
     for some in corrections(ledger, listing.pages, listing.carried, pending, limited=listing.full):
         apply(ledger, some)

@@ -230,7 +230,7 @@ def test_a_tar_that_version_0_1_left_half_read_is_read_from_its_beginning(run: R
         for number in parts(run, table):
             file = part(run, table, number)
             rows, footer = decode(file.read_bytes(), str(file))
-            for entry in footer.shards.values():
+            for entry in footer.tars.values():
                 del entry["rows"]  # type: ignore[attr-defined]
             file.write_bytes(encode(rows, footer.metadata()))
     part(run, "labels", 2).unlink()

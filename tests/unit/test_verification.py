@@ -51,7 +51,9 @@ def refusal(number: int) -> dict[str, Any]:
 def output(tmp_path: Any) -> Folder:
     """A finished output of two parts with three labels each, a part with two rejects, and the seals."""
     output = Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "out"))
-    schema = pa.schema([entry for entry in RESULTS if entry.name not in ("index", "offset", "previous", "group")])
+    schema = pa.schema(
+        [entry for entry in RESULTS if entry.name not in ("index", "offset", "previous_offset", "resume_offset")]
+    )
     for rows in ([row(0), row(1), row(2), refusal(6)], [row(3), row(4), row(5), refusal(7)]):
         Ledger(output, FINGERPRINT).open().commit(pa.Table.from_pylist(rows, schema=schema), "run", MODEL)
     batch = pa.RecordBatch.from_pylist([{"uri": f"s3://in/{number}"} for number in range(8)], schema=LISTING)
