@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.carried import NewValues
 from imgbatch.ledger.commit_log import Footer, Log, require_same
-from imgbatch.ledger.duplicate_parts import Doubles
+from imgbatch.ledger.duplicate_parts import DuplicateParts
 from imgbatch.ledger.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
 from imgbatch.ledger.tar_progress import TarCursor, TarIndex, TarProgress, members_of
 from imgbatch.ledger.versions import VERSION_COLUMNS, Versions, changed_since
@@ -84,7 +84,7 @@ class Ledger:
             log.warn_of_gaps()
             if not self.read_only:
                 log.fence(self.fingerprint)
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
             tick()
             table = self._without_tars(LABELS_LOG, number, table, footer)
@@ -150,7 +150,7 @@ class Ledger:
         progress = self.tars.mark_seen(uri, version)
         if progress.closed and not again and (refused or not progress.reached.truncated):
             return progress
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         surplus: dict[int, pa.Table] = {}
         for name, number, behind in self.tars.parts_of(uri, version):
             columns = [*VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
@@ -314,7 +314,7 @@ class Ledger:
 
     def _drop_rejects_of_labelled(self, surplus: Mapping[int, pa.Table]) -> None:
         """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
             rejected = np.ones(len(keys), bool)

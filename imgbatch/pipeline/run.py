@@ -20,7 +20,7 @@ from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.listing import Counts, WorkPlan
-from imgbatch.ledger.success_marker import Success
+from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.models import loading
 from imgbatch.pipeline import budget
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, prepare, warn_of_local_paths
@@ -98,12 +98,17 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
         claim.run_id,
         claim,
     )
-    success = Success(job.output)
+    success = SuccessMarker(job.output)
     with naming_the_output(job):
         record.start()
     tally = Tally()
     log.info("model %s", job.model.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling(), tally.reported(record):
+    with (
+        stop.on_timeout(record.record_interrupt),
+        on_tick(record.beat),
+        record.recording_failure(),
+        tally.reported(record),
+    ):
         try:
             counts, rejects = work_through(job, claim, record, success, stop, tally)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
@@ -113,7 +118,9 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     return RunSummary(record.id, job.output.uri, counts, rejects, tally.public())
 
 
-def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: Success) -> None:
+def blame_changes(
+    error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: SuccessMarker
+) -> None:
     """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
 
     Raises:
@@ -128,8 +135,8 @@ def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_r
         raise OutputChangedError(gone or str(lost)) from error
     if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
         try:
-            if success.said is None:  # it was not reached yet
-                success.look()
+            if success.content is None:  # it was not reached yet
+                success.refresh()
             success.withdraw()
         except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
             log.error("_SUCCESS could not be removed: %s", second)
@@ -142,17 +149,17 @@ def what_is_gone(job: Job, record: run_record.Record) -> str:
     seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
     seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
     try:
-        return deleted_files.deleted(job.output, seen)
+        return deleted_files.describe_deletion(job.output, seen)
     except StoreError as second:
         log.warning("the output could not be looked at: %s", second)
         return ""
 
 
 def work_through(
-    job: Job, claim: claims.Claim, record: run_record.Record, success: Success, stop: StopRequest, tally: Tally
+    job: Job, claim: claims.Claim, record: run_record.Record, success: SuccessMarker, stop: StopRequest, tally: Tally
 ) -> tuple[dict[str, int], dict[str, int]]:
     """List, label what is to be done, count, and write `_SUCCESS`; return the counts, and the rejects by reason."""
-    success.look()  # first of all: one that another run writes from now on is not this run's to remove
+    success.refresh()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"))
     listed, work_plan = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
@@ -174,9 +181,9 @@ def work_through(
     tick()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(listed.unread)
-    sealed_by = seal(job, record, success.said)
+    sealed_by = seal(job, record, success.content)
     job.ledger.release_index()
-    success.look()  # a newer one, of a run that ends during the audit, is not replaced
+    success.refresh()  # a newer one, of a run that ends during the audit, is not replaced
     counts, totals = count(job, record, listed, tally)
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
@@ -184,26 +191,26 @@ def work_through(
     return counts, dict(totals.reasons)
 
 
-def withdraw(claim: claims.Claim, success: Success) -> None:
+def withdraw(claim: claims.Claim, success: SuccessMarker) -> None:
     """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
-    if success.said is None:
+    if success.content is None:
         return
     claim.require_ours()
     try:
         success.withdraw()
     except OutputChangedError:
         claim.require_ours()
-        success.look()
+        success.refresh()
         success.withdraw()
 
 
-def release(claim: claims.Claim, success: Success) -> None:
+def release(claim: claims.Claim, success: SuccessMarker) -> None:
     """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
     try:
         claim.require_released()
     except OutputChangedError:
-        success.look()
-        if (success.said or {}).get("run_id") == claim.run_id:
+        success.refresh()
+        if (success.content or {}).get("run_id") == claim.run_id:
             success.withdraw()
         raise
 
@@ -316,7 +323,9 @@ def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None) ->
     return record.id
 
 
-def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> tuple[dict[str, int], audit.Books]:
+def count(
+    job: Job, record: run_record.Record, listed: Counts, tally: Tally
+) -> tuple[dict[str, int], audit.AuditResult]:
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
@@ -338,9 +347,9 @@ def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> 
         "unpaired_sidecars": listed.unpaired,
     }
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
-    totals.require_balance()
+    totals.require_reconciled()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
+        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
     budget.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )

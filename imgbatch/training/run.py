@@ -174,7 +174,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummar
     )
     record.start()
     log.info("base %s", job.base.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling():
+    with stop.on_timeout(record.record_interrupt), on_tick(record.beat), record.recording_failure():
         return work_through(job, record, stop)
 
 

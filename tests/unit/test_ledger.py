@@ -368,7 +368,7 @@ def test_a_late_put_of_a_dead_run_takes_its_number_and_its_images(place: Place) 
     assert uris(place()) == ["a", "b", "c", "d"]
     assert commit(book, results("b")) == 0
     finish(book)
-    assert audit.audit(place(), None).double == []
+    assert audit.audit(place(), None).duplicated == []
 
 
 def test_a_late_put_cannot_land_behind_a_commit_or_a_seal(place: Place) -> None:
@@ -975,4 +975,4 @@ def test_any_interleaving_of_three_writers_ends_with_each_image_once(steps: list
         finish(writer)
     labels, refused = uris(output), uris(output, "rejects")
     assert sorted(labels + refused) == sorted(set.union(*sent))
-    assert audit.audit(output, None).double == []
+    assert audit.audit(output, None).duplicated == []

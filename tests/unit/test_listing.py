@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.ledger import Ledger
@@ -377,7 +378,8 @@ def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: 
             yield labels_of(**{name: f"label of {name}" for name in reversed(everything[at : at + 50])})
 
     taken = listing(output)
-    taken.take(found(), lambda: beats.append(1))
+    with on_tick(lambda: beats.append(1)):
+        taken.take(found())
     assert [row["input_label"] for row in rows(output)] == [f"label of {name}" for name in everything]
     count = len(beats)
     assert 50 < count < 500  # several passes over 50 pages, not one a batch

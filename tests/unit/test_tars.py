@@ -441,7 +441,7 @@ class Run:
         prune: bool = False,
         retry: str = "transient",
         give_up: bool = False,
-    ) -> audit.Books:
+    ) -> audit.AuditResult:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
@@ -475,7 +475,7 @@ class Run:
         ledger.seal(f"run{self.number}")
         self.counts.listed += taken.tar_rows
         totals = audit.audit(self.output, pages, limited=limit is not None)
-        totals.require_balance()
+        totals.require_reconciled()
         assert totals.listed == self.counts.listed
         return totals
 
@@ -863,7 +863,7 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
     with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
-        totals.require_balance()
+        totals.require_reconciled()
 
 
 def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:

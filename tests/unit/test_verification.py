@@ -16,7 +16,7 @@ from imgbatch.errors import BooksError, OutputError
 from imgbatch.ledger.commit_log import encode
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
-from imgbatch.ledger.success_marker import Success, read_success
+from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -60,7 +60,7 @@ def output(tmp_path: Any) -> Folder:
     Listing(Ledger(output.folder("none"), {}).open(), output.folder("runs/run/listing")).take([ListingBatch(batch)])
     Ledger(output, FINGERPRINT).open().seal("run")
     output.put("runs/run/run.json", json.dumps({"run_id": "run", "fingerprint": FINGERPRINT}).encode())
-    Success(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
+    SuccessMarker(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
     return output
 
 
