@@ -14,7 +14,7 @@ from imgbatch.engine.placement import Plan
 from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
 from imgbatch.inference.worker import CHUNK, Classify, Work, Worker
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset
@@ -32,7 +32,7 @@ _OPTIONS: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
 class Attempt:
     """One pass over the pending images: which they are, how they are cut into units, and where they are processed."""
 
-    todo: Todo
+    work_plan: WorkPlan
     round: Round
     plan: Plan
 
@@ -55,7 +55,7 @@ class Images:
         )
         if not plan.split:
             context.target_max_block_size = _STREAMED_BYTES
-        tables = list(units(attempt.todo, attempt.round, plan.actors))
+        tables = list(units(attempt.work_plan, attempt.round, plan.actors))
         self._plan, self._round, self._units = plan, attempt.round, len(tables)
         self._work = replace(work, node=_this_node)
         # from_arrow would ask tasks for the sizes of the tables: too many workers, which start a second before the actors.

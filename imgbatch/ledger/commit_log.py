@@ -72,8 +72,8 @@ class Footer:
     """Drawn for each attempt to create a part: it tells our own retried PUT from another writer's."""
     seal: bool = False
     """An empty part that takes a number, so that a late PUT of a dead run cannot have it."""
-    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """How far tars are read (see `shards`)."""
+    tars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How far tars are read (see `tars`)."""
 
     def metadata(self) -> dict[str, str]:
         """Return the footer as key-value metadata."""
@@ -83,7 +83,7 @@ class Footer:
             "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
             "nonce": self.nonce,
             "seal": json.dumps(self.seal),
-            "shards": json.dumps(self.shards),
+            "shards": json.dumps(self.tars),
         }
 
 
@@ -143,7 +143,7 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
             fingerprint=fingerprint,
             nonce=metadata[b"nonce"].decode(),
             seal=json.loads(metadata[b"seal"]),
-            shards=json.loads(metadata[b"shards"]),
+            tars=json.loads(metadata[b"shards"]),
         )
     except (KeyError, ValueError) as error:
         raise OutputError(foreign) from error
@@ -292,10 +292,10 @@ class Log:
         table, _ = self.part(self.numbers[-1])
         return carried_fields(table.schema.remove_metadata())
 
-    def append(self, table: pa.Table, footer: Footer, absorb: Callable[[pa.Table, pa.Table], pa.Table]) -> int:
+    def append(self, table: pa.Table, footer: Footer, drop_written: Callable[[pa.Table, pa.Table], pa.Table]) -> int:
         """Create the next part with these rows; return how many were left to write.
 
-        Where the number is taken by another writer, `absorb(rows, theirs)` returns the rows that are still to be
+        Where the number is taken by another writer, `drop_written(rows, theirs)` returns the rows that are still to be
         written, and the next number is tried. A part that turns out to be our own, whose PUT succeeded though its
         answer was lost, is taken as written.
         """
@@ -320,8 +320,8 @@ class Log:
             if written:
                 return len(table)
             require_same(their_footer.fingerprint, footer.fingerprint, self.uri(number))
-            table = absorb(table, theirs)
-            if not len(table) and not footer.seal and not footer.shards:
+            table = drop_written(table, theirs)
+            if not len(table) and not footer.seal and not footer.tars:
                 return 0
         raise OutputError(f"{self.folder.uri}: {_MOST_CONFLICTS} numbers in a row were taken by another writer")
 

@@ -8,7 +8,7 @@ from imgbatch.errors import NotFound
 from imgbatch.storage.stores import Folder
 
 
-def deleted(output: Folder, seen: Mapping[str, Sequence[str]]) -> str:
+def describe_deletion(output: Folder, seen: Mapping[str, Sequence[str]]) -> str:
     """Return what to say of objects that are gone, "" if all are there. One listing for each folder.
 
     Args:

@@ -22,7 +22,7 @@ REMEDY = "then run the same classify.py command again"
 
 
 @dataclass
-class Doubles:
+class DuplicateParts:
     """The parts whose rows were found to be in a part before them."""
 
     output: Folder

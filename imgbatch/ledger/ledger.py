@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.carried import NewValues
 from imgbatch.ledger.commit_log import Footer, Log, require_same
-from imgbatch.ledger.duplicate_parts import Doubles
+from imgbatch.ledger.duplicate_parts import DuplicateParts
 from imgbatch.ledger.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
-from imgbatch.ledger.tar_progress import OpenShard, Progress, Shards, members_of
+from imgbatch.ledger.tar_progress import TarCursor, TarIndex, TarProgress, members_of
 from imgbatch.ledger.versions import VERSION_COLUMNS, Versions, changed_since
 from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
 from imgbatch.storage.stores import Folder
@@ -60,9 +60,9 @@ class Ledger:
     done: UriIndex = field(init=False)
     """Each row's image, version, part and state; `carried` is set by `corrections` where the input carries columns."""
     stale: int = field(init=False, default=0)
-    absorbed: UriIndex = field(init=False)
+    written_by_others: UriIndex = field(init=False)
     """Images that another writer labelled or rejected while this run went on."""
-    shards: Shards = field(init=False)
+    tars: TarIndex = field(init=False)
     """Tars whose members are not in `done`, unless they are still to be read."""
     _closed: dict[str, Mapping[str, Any]] = field(init=False, default_factory=dict)
     """What was said of the tars that this run came to the end of."""
@@ -78,13 +78,13 @@ class Ledger:
             OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
             BooksError: an image has two rows.
         """
-        self.forget()
+        self.release_index()
         for log in (self.labels, self.rejects):
             log.scan()
             log.warn_of_gaps()
             if not self.read_only:
                 log.fence(self.fingerprint)
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
             tick()
             table = self._without_tars(LABELS_LOG, number, table, footer)
@@ -103,7 +103,7 @@ class Ledger:
                 log.drop_empty_groups()
         return self
 
-    def visit(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
+    def mark_seen(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
         """Say of each listed image whether it is NEW, DONE, STALE or a DUPLICATE of one visited before.
 
         URIs must be unique within the batch. NEW ones are not remembered here.
@@ -116,13 +116,13 @@ class Ledger:
             changed = changed_since(size, versions.sizes[rows], tag, tags)
             again = (state & REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
             seen = state & _SEEN > 0
-            stale = (changed | again) & ~seen  # what a second row of an image says is compared by `visit_again`
+            stale = (changed | again) & ~seen  # what a second row of an image says is compared by `mark_changed`
             status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
             columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
         self.stale += int(np.count_nonzero(status == STALE))
         return status
 
-    def visit_again(self, batch: pa.Table, keys: Keys) -> npt.NDArray[np.bool_]:
+    def mark_changed(self, batch: pa.Table, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return which images, visited and found DONE, are STALE by what is now known of their size and version."""
         versions = Versions.of(batch, keys)
         changed = np.zeros(len(batch), bool)
@@ -134,8 +134,8 @@ class Ledger:
         self.stale += int(np.count_nonzero(changed))
         return changed
 
-    def visit_tar(self, uri: str, version: str, *, again: bool, refused: bool = False) -> OpenShard | Progress:
-        """Return how far a listed tar is read; an OpenShard if there is more to read.
+    def mark_tar_seen(self, uri: str, version: str, *, again: bool, refused: bool = False) -> TarCursor | TarProgress:
+        """Return how far a listed tar is read; a TarCursor if there is more to read.
 
         Args:
             uri: of the tar.
@@ -146,13 +146,13 @@ class Ledger:
         Raises:
             BooksError: a member has two rows.
         """
-        version = self.shards.version(uri, version)
-        progress = self.shards.visit(uri, version)
-        if progress.closed and not again and (refused or not progress.reached.torn):
+        version = self.tars.version(uri, version)
+        progress = self.tars.mark_seen(uri, version)
+        if progress.closed and not again and (refused or not progress.reached.truncated):
             return progress
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         surplus: dict[int, pa.Table] = {}
-        for name, number, behind in self.shards.parts_of(uri, version):
+        for name, number, behind in self.tars.parts_of(uri, version):
             columns = [*VERSION_COLUMNS, *(["passing"] if name == REJECTS_LOG else [])]
             table, _ = self._log(name).part(number, columns)
             table = table.filter(members_of(table["uri"], uri))
@@ -166,9 +166,9 @@ class Ledger:
                 surplus[number] = table.filter(pa.array(double))
         doubles.refuse()
         self._drop_rejects_of_labelled(surplus)
-        shard = OpenShard.of(uri, version, progress)
-        shard.there -= sum(map(len, surplus.values()))
-        return shard
+        cursor = TarCursor.of(uri, version, progress)
+        cursor.there -= sum(map(len, surplus.values()))
+        return cursor
 
     def renew(self, uri: str) -> None:
         """Make the row of a tar itself STALE: it is read again, and says anew how it ended."""
@@ -176,39 +176,39 @@ class Ledger:
             columns["state"][positions] |= np.uint8(_STALE)
             self.stale += len(positions)
 
-    def kept(self) -> int:
+    def unlisted_rows(self) -> int:
         """Return how many rows belong to images that were not visited."""
         alone = sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self.done.columns("state"))
-        return alone + sum(progress.rows for _, progress in self.shards.kept())
+        return alone + sum(progress.rows for _, progress in self.tars.unlisted())
 
     def commit(
-        self, rows: pa.Table, run_id: str, model: str, shards: Mapping[str, Mapping[str, Any]] | None = None
+        self, rows: pa.Table, run_id: str, model: str, tars: Mapping[str, Mapping[str, Any]] | None = None
     ) -> int:
         """Write the rows into the two logs; return how many were written: not those that another writer was first with.
 
         Args:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
-            shards: how far tars are read with these rows.
+            tars: how far tars are read with these rows.
         """
         keys = uri_keys(whole(rows["uri"]))
         if self.stale:
-            closed = [tar for tar, entry in (shards or {}).items() if "images" in entry]
+            closed = [tar for tar, entry in (tars or {}).items() if "images" in entry]
             self._take_out(np.concatenate([keys, uri_keys(pa.array(closed, pa.string()))]))
-        rows = self._without_absorbed(rows, keys)
+        rows = self._not_yet_written(rows, keys)
         rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
         rows = rows.append_column("model", pa.repeat(model, len(rows)))
         if EMBEDDING in self.label_columns.names and EMBEDDING not in rows.column_names:  # no image was labelled
             column = self.label_columns.field(EMBEDDING)
             rows = rows.append_column(column, pa.nulls(len(rows), column.type))
-        footer = Footer(run_id, self.fingerprint, shards=shards or {})
-        self._closed |= {tar: entry for tar, entry in (shards or {}).items() if "images" in entry}
+        footer = Footer(run_id, self.fingerprint, tars=tars or {})
+        self._closed |= {tar: entry for tar, entry in (tars or {}).items() if "images" in entry}
         labelled = pc.is_null(rows["reason"])
         written = 0
         for log, mask in ((self.rejects, pc.invert(labelled)), (self.labels, labelled)):
             table = rows.filter(mask)
-            if len(table) or (shards and log is self.labels):
+            if len(table) or (tars and log is self.labels):
                 columns = self._columns(log, rows.schema)
-                written += log.append(table.select(columns.names).cast(columns), footer, self._absorb)
+                written += log.append(table.select(columns.names).cast(columns), footer, self._drop_written)
         return written
 
     def correct(self, corrections: Corrections) -> None:
@@ -226,10 +226,10 @@ class Ledger:
         That of rejects/ says again how many members the tars have that this run came to the end of: what is known of a tar is
         not lost with one part.
         """
-        for log, shards in ((self.labels, {}), (self.rejects, self._closed)):
+        for log, tars in ((self.labels, {}), (self.rejects, self._closed)):
             log.announced.take_back()
-            footer = Footer(run_id, self.fingerprint, seal=True, shards=shards)
-            log.append(self._empty(log), footer, self._absorb)
+            footer = Footer(run_id, self.fingerprint, seal=True, tars=tars)
+            log.append(self._empty(log), footer, self._drop_written)
 
     def fill_gaps(self, run_id: str) -> None:
         """Take the numbers that are missing with empty parts, once what was in them has been made again.
@@ -247,8 +247,8 @@ class Ledger:
 
     def _without_tars(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
         """Return the rows of a part that are no members of tars; those are counted."""
-        members = self.shards.take(name, number, table, footer.shards)
-        return table.filter(pa.array(~members)) if footer.shards else table
+        members = self.tars.take(name, number, table, footer.tars)
+        return table.filter(pa.array(~members)) if footer.tars else table
 
     def _log(self, name: str) -> Log:
         return self.labels if name == LABELS_LOG else self.rejects
@@ -269,11 +269,11 @@ class Ledger:
                 return False
         return True
 
-    def forget(self) -> None:
+    def release_index(self) -> None:
         """Let go of what is known of the rows; the books are read from the store, and want the memory."""
         self.done = UriIndex(size=np.uint32, tag=np.uint64, part=np.int32, state=np.uint8, carried=np.uint32)
-        self.absorbed = UriIndex()
-        self.shards = Shards()
+        self.written_by_others = UriIndex()
+        self.tars = TarIndex()
         self._closed = {}
 
     def prune(self, unread: Sequence[str] = ()) -> int:
@@ -283,7 +283,7 @@ class Ledger:
             unread: Parquet files that were listed and could not be read: nobody knows which of their rows are there still.
         """
         gone = 0
-        for tar, progress in self.shards.kept():
+        for tar, progress in self.tars.unlisted():
             for name in (LABELS_LOG, REJECTS_LOG):
                 keep = partial(_without_members, tar)
                 parts = {part: keep for log, part in sorted(progress.parts) if log == name}
@@ -314,7 +314,7 @@ class Ledger:
 
     def _drop_rejects_of_labelled(self, surplus: Mapping[int, pa.Table]) -> None:
         """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
-        doubles = Doubles(self.output)
+        doubles = DuplicateParts(self.output)
         keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
             rejected = np.ones(len(keys), bool)
@@ -362,13 +362,13 @@ class Ledger:
         for number, changed in change.items():
             yield log.rewrite(number, changed)
 
-    def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
+    def _drop_written(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):
-            self.absorbed.add(uri_keys(whole(theirs["uri"])))
-        return self._without_absorbed(rows, uri_keys(whole(rows["uri"])))
+            self.written_by_others.add(uri_keys(whole(theirs["uri"])))
+        return self._not_yet_written(rows, uri_keys(whole(rows["uri"])))
 
-    def _without_absorbed(self, rows: pa.Table, keys: Keys) -> pa.Table:
-        return rows.filter(pa.array(~self.absorbed.contains(keys))) if len(self.absorbed) else rows
+    def _not_yet_written(self, rows: pa.Table, keys: Keys) -> pa.Table:
+        return rows.filter(pa.array(~self.written_by_others.contains(keys))) if len(self.written_by_others) else rows
 
 
 def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:

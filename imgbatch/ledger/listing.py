@@ -31,7 +31,7 @@ from imgbatch.ledger.carried import Columns
 from imgbatch.ledger.ledger import Ledger, Status
 from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
-from imgbatch.ledger.tar_progress import OpenShard, Progress, version_of
+from imgbatch.ledger.tar_progress import TarCursor, TarProgress, version_of
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -41,7 +41,7 @@ PAGE_ROWS = 8_192
 _PAGES_AHEAD = 4
 
 Mask = npt.NDArray[np.bool_]
-Wholes = npt.NDArray[np.int64]
+RowRanges = npt.NDArray[np.int64]
 Counted = npt.NDArray[np.int64]
 
 
@@ -70,14 +70,14 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
+class WorkPlan:
     """What a run has to do, by the numbers of its listing."""
 
     pending: Mask
     """The images, and tars, whose rows are to come; set to False as they do."""
-    wholes: Wholes
+    row_group_ranges: RowRanges
     """(first, end) of what is read as a whole, such as a row group of a Parquet file; ascending, n×2."""
-    shards: dict[int, OpenShard]
+    tars: dict[int, TarCursor]
     """The tars among them."""
 
 
@@ -100,9 +100,9 @@ class Listing:
     _buffered: int = 0
     _schemas: list[pa.Schema] = field(default_factory=list)
     """Of each page that is written."""
-    _wholes: list[tuple[int, int]] = field(default_factory=list)
+    _row_group_ranges: list[tuple[int, int]] = field(default_factory=list)
     _entries: int = 0
-    _shards: dict[int, OpenShard] = field(default_factory=dict)
+    _tars: dict[int, TarCursor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._repeats = Repeats(self.agree)
@@ -129,7 +129,7 @@ class Listing:
                 if self._repeats.full:
                     self._rework(self._repeats.drain(self._columns))
             if each.whole:
-                self._wholes.append((first, self._entries))
+                self._row_group_ranges.append((first, self._entries))
             if self.full:
                 break
         while self._buffered:
@@ -159,9 +159,9 @@ class Listing:
             self.folder = Folder(Stores(StorageConfig(), {}), path)
         return self.folder
 
-    def todo(self) -> Todo:
+    def work_plan(self) -> WorkPlan:
         """Return what is to be done."""
-        return Todo(self._all_pending(), np.array(self._wholes, np.int64).reshape(-1, 2), self._shards)
+        return WorkPlan(self._all_pending(), np.array(self._row_group_ranges, np.int64).reshape(-1, 2), self._tars)
 
     def _all_pending(self) -> Mask:
         self._pending = [np.concatenate(self._pending) if self._pending else np.zeros(0, bool)]
@@ -173,7 +173,7 @@ class Listing:
         once = first_of_each(keys)
         status = np.full(len(batch), DUPLICATE, np.uint8)
         firsts = batch.filter(pa.array(once))
-        known = self.ledger.visit(firsts, keys[once])
+        known = self.ledger.mark_seen(firsts, keys[once])
         fresh = np.flatnonzero(known == NEW)
         known[fresh[~self._new.add(keys[once][fresh])]] = DUPLICATE
         status[once] = known
@@ -203,7 +203,7 @@ class Listing:
     def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Counted, Counted]:
         """Return how many images each row stands for, as far as that is known, and how many of them are done.
 
-        The status of a tar that is read to its end becomes DONE here; others become shards, which are read from the first
+        The status of a tar that is read to its end becomes DONE here; others get a cursor, and are read from the first
         point on where rows are missing.
         """
         images = np.ones(len(batch), np.int64)
@@ -211,8 +211,8 @@ class Listing:
         for at in np.flatnonzero(np.asarray(pc.fill_null(pc.equal(batch["container"], TAR), False))).tolist():
             row = batch.slice(at, 1).to_pylist()[0]
             version = version_of(row["etag"], row["last_modified"])
-            found = self.ledger.visit_tar(row["uri"], version, again=status[at] == STALE, refused=status[at] != NEW)
-            if isinstance(found, Progress):
+            found = self.ledger.mark_tar_seen(row["uri"], version, again=status[at] == STALE, refused=status[at] != NEW)
+            if isinstance(found, TarProgress):
                 images[at] = done[at] = found.rows + int(status[at] == DONE)
                 status[at] = DONE
                 continue
@@ -223,7 +223,7 @@ class Listing:
             images[at] = done[at] = found.there + refused
             if not refused:
                 found.refused = bool(status[at] == STALE)
-                self._shards[self._entries + at] = found
+                self._tars[self._entries + at] = found
                 self.counts.tars += 1
         return images, done
 
@@ -277,17 +277,17 @@ class Listing:
             return None
         page, versions = fill.of(rows)
         if versions.any():
-            self._visit_again(first, rows, page, np.flatnonzero(versions))
+            self._mark_changed(first, rows, page, np.flatnonzero(versions))
         return None if page is rows else page
 
-    def _visit_again(self, first: int, before: pa.Table, page: pa.Table, rows: Wholes) -> None:
+    def _mark_changed(self, first: int, before: pa.Table, page: pa.Table, rows: RowRanges) -> None:
         """Compare images with the ledger again of which more is known than when they were visited."""
         pending = self._all_pending()
         chosen = page.take(pa.array(rows)).combine_chunks()
         was, sizes = (np.asarray(whole(each["size"]).fill_null(0)) for each in (before.take(pa.array(rows)), chosen))
         todo = pending[first + rows]
         self.counts.unversioned -= int(np.count_nonzero(_unversioned(before.take(pa.array(rows))) & ~todo))
-        stale = self.ledger.visit_again(chosen, uri_keys(whole(chosen["uri"]))) & ~todo
+        stale = self.ledger.mark_changed(chosen, uri_keys(whole(chosen["uri"]))) & ~todo
         pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())

@@ -116,7 +116,7 @@ class Record:
         self._write()
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def recording_failure(self) -> Iterator[None]:
         """Say in the record how the work within ended, if it did not end well."""
         try:
             yield
@@ -129,7 +129,7 @@ class Record:
                 log.error("run.json could not be written: %s", second)
             raise
 
-    def give_up(self, signum: int) -> None:
+    def record_interrupt(self, signum: int) -> None:
         """Say that a signal ended the run. Called in another thread, since that of the run does not come to its end."""
         if self._over:
             return

@@ -23,21 +23,21 @@ def read_success(output: Folder) -> dict[str, Any] | None:
 
 
 @dataclass
-class Success:
+class SuccessMarker:
     """`_SUCCESS` as this run saw it last. What another run has written since is neither replaced nor removed."""
 
     output: Folder
-    said: dict[str, Any] | None = None
+    content: dict[str, Any] | None = None
     """What it says, None if it is not there."""
     _tag: str | None = None
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read it, one GET."""
         try:
             content, self._tag = self.output.read_tagged(SUCCESS)
-            self.said = json_object(content)
+            self.content = json_object(content)
         except NotFound:
-            self.said = self._tag = None
+            self.content = self._tag = None
 
     def withdraw(self) -> None:
         """Remove it, if it was there: the run has found work, or an error.
@@ -47,13 +47,13 @@ class Success:
         Raises:
             OutputChangedError: another run has written a newer one.
         """
-        if self.said is None:
+        if self.content is None:
             return
         try:
             self.output.delete(SUCCESS, self._tag)
         except Conflict as error:
             raise _changed(self.output, "since this run began") from error
-        self.said = self._tag = None
+        self.content = self._tag = None
 
     def write(self, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
         """Write it: its existence means that the counts reconcile. `seal` names the run that sealed the logs.
@@ -64,7 +64,7 @@ class Success:
         said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
         content = json.dumps(said, indent=2).encode()
         try:
-            if self.said is None:
+            if self.content is None:
                 self.output.create(SUCCESS, content)
             else:
                 self.output.replace(SUCCESS, content, self._tag)

@@ -41,12 +41,12 @@ def members_of(uris: pa.Array | pa.ChunkedArray, tar: str) -> pa.Array | pa.Chun
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TarEntry:
     """What one part says of a version of a tar."""
 
-    through: int
+    last_offset: int
     """The offset of the last image up to which all rows are in the tables, with this part and those before it."""
-    group: int
+    resume_offset: int
     """Where a reader that resumes may start."""
     total: int | None
     """How many rows these are, in both logs; None: not known, as version 0.1 did not write it for a tar that is half read."""
@@ -54,47 +54,54 @@ class Said:
     """The tar ends there."""
     rows: int
     """Rows of its members that are in this part now."""
-    torn: bool = False
+    truncated: bool = False
     """It ends there with a tear, for which there has to be a reject of the tar itself."""
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any], *, rows: int) -> TarEntry:
+        """Read an entry of a footer, in the format of `TarCursor.entry`; the part now has so many rows of members."""
+        total = content.get("rows", content.get("images"))
+        closed, truncated = "images" in content, content.get("torn", False)
+        return cls(content["through"], content["group"], total, closed, rows, truncated)
 
-_UNREAD = Said(through=-1, group=0, total=0, closed=False, rows=0)
+
+_UNREAD = TarEntry(last_offset=-1, resume_offset=0, total=0, closed=False, rows=0)
 
 
 @dataclass(slots=True)
-class Progress:
+class TarProgress:
     """How far one version of a tar is read, by the parts."""
 
-    parts: dict[tuple[str, int], Said] = field(default_factory=dict)
+    parts: dict[tuple[str, int], TarEntry] = field(default_factory=dict)
     """By log and number of the part."""
-    _reached: Said | None = None
+    _reached: TarEntry | None = None
 
-    def note(self, log: str, number: int, said: Said) -> None:
+    def note(self, log: str, number: int, entry: TarEntry) -> None:
         """Note what a part says."""
-        self.parts[log, number] = said
+        self.parts[log, number] = entry
         self._reached = None
 
     @property
-    def reached(self) -> Said:
+    def reached(self) -> TarEntry:
         """The furthest point up to which no row is missing; `rows` is the number of rows up to there."""
         if self._reached is None:
             self._reached, rows = _UNREAD, 0
-            ordered = sorted(self.parts.values(), key=lambda said: (said.through, said.closed))
-            for through, group in groupby(ordered, key=lambda said: said.through):
+            ordered = sorted(self.parts.values(), key=lambda entry: (entry.last_offset, entry.closed))
+            for last_offset, group in groupby(ordered, key=lambda entry: entry.last_offset):
                 there = list(group)
-                rows += sum(said.rows for said in there)
-                if whole := [said for said in there if said.total == rows]:
-                    self._reached = replace(whole[-1], through=through, rows=rows)
+                rows += sum(entry.rows for entry in there)
+                if whole := [entry for entry in there if entry.total == rows]:
+                    self._reached = replace(whole[-1], last_offset=last_offset, rows=rows)
         return self._reached
 
     @property
     def rows(self) -> int:
         """Rows of its members."""
-        return sum(said.rows for said in self.parts.values())
+        return sum(entry.rows for entry in self.parts.values())
 
     def rows_in(self, log: str) -> int:
         """Return how many of these are in one log."""
-        return sum(said.rows for (name, _), said in self.parts.items() if name == log)
+        return sum(entry.rows for (name, _), entry in self.parts.items() if name == log)
 
     @property
     def closed(self) -> bool:
@@ -104,31 +111,29 @@ class Progress:
     @property
     def unbroken(self) -> bool:
         """Whether no row is missing up to the last image that was ever read."""
-        return all(said.through <= self.reached.through for said in self.parts.values())
+        return all(entry.last_offset <= self.reached.last_offset for entry in self.parts.values())
 
     @property
     def images(self) -> int | None:
         """How many rows there have to be, as far as a part is left that says so."""
-        return next((said.total for said in self.parts.values() if said.closed), None)
+        return next((entry.total for entry in self.parts.values() if entry.closed), None)
 
 
-class Shards:
+class TarIndex:
     """What the parts say of tars: a few hundred bytes for each."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[str, Progress]] = {}
+        self._known: dict[str, dict[str, TarProgress]] = {}
         self._visited: dict[str, str] = {}
         self._loaded: set[str] = set()
 
-    def take(self, log: str, number: int, table: pa.Table, told: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    def take(self, log: str, number: int, table: pa.Table, entries: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
         """Note what a part says of tars; return a mask of its rows that are members of them."""
         members = np.zeros(len(table), bool)
-        for tar, entry in told.items():
+        for tar, content in entries.items():
             mine = np.asarray(members_of(table["uri"], tar)) if len(table) else members
-            closed, rows = "images" in entry, int(np.count_nonzero(mine))
-            total, torn = entry.get("rows", entry.get("images")), entry.get("torn", False)
-            said = Said(entry["through"], entry["group"], total, closed, rows, torn)
-            self._known.setdefault(tar, {}).setdefault(entry["version"], Progress()).note(log, number, said)
+            entry = TarEntry.read(content, rows=int(np.count_nonzero(mine)))
+            self._known.setdefault(tar, {}).setdefault(content["version"], TarProgress()).note(log, number, entry)
             members |= mine
         return members
 
@@ -136,11 +141,11 @@ class Shards:
         """Return which version a listing means; one that tells none, as of a link that leads nowhere, means the last known."""
         return listed or next(reversed(self._known.get(tar, {})), "")
 
-    def visit(self, tar: str, version: str) -> Progress:
+    def mark_seen(self, tar: str, version: str) -> TarProgress:
         """Return how far a listed tar is read."""
         version = self.version(tar, version)
         self._visited[tar] = version
-        return self._known.get(tar, {}).get(version) or Progress()
+        return self._known.get(tar, {}).get(version) or TarProgress()
 
     def parts_of(self, tar: str, version: str) -> list[tuple[str, int, bool]]:
         """Return the parts that hold rows of any version of a tar, whose rows are in the ledger's index from now on.
@@ -149,12 +154,12 @@ class Shards:
         """
         self._loaded.add(tar)
         versions = self._known.get(tar, {})
-        read = self.visit(tar, version)
-        behind = {part for part, said in read.parts.items() if said.through <= read.reached.through}
-        parts = sorted({part for progress in versions.values() for part, said in progress.parts.items() if said.rows})
+        read = self.mark_seen(tar, version)
+        behind = {part for part, entry in read.parts.items() if entry.last_offset <= read.reached.last_offset}
+        parts = sorted({part for progress in versions.values() for part, entry in progress.parts.items() if entry.rows})
         return [(log, number, (log, number) in behind) for log, number in parts]
 
-    def kept(self) -> Iterator[tuple[str, Progress]]:
+    def unlisted(self) -> Iterator[tuple[str, TarProgress]]:
         """Yield the tars, or older versions of them, whose rows no listed tar stands for."""
         for tar, versions in self._known.items():
             if tar not in self._loaded:
@@ -163,14 +168,14 @@ class Shards:
 
 
 @dataclass(slots=True)
-class OpenShard:
+class TarCursor:
     """A tar that is being read: which of its rows have arrived."""
 
     uri: str
     version: str
-    through: int = -1
+    last_offset: int = -1
     """The offset of the last image whose row has arrived."""
-    group: int = 0
+    resume_offset: int = 0
     rows: int = 0
     """Rows of images up to there, in the tables or about to be."""
     there: int = 0
@@ -180,20 +185,26 @@ class OpenShard:
     closed: bool = False
     refused: bool = False
     """A reject of the tar itself, of an earlier run, stands in the tables until this one has a row in its place."""
-    torn: bool = False
+    truncated: bool = False
     """A reject of the tar itself came in this run."""
     arrived: UriIndex = field(default_factory=UriIndex)
     """The members whose rows came in this run: a tar may hold two of one name."""
-    told: dict[str, Any] | None = None
-    """What its reader said at its end, which may come before the last rows do."""
+    end_report: dict[str, Any] | None = None
+    """What its reader entry at its end, which may come before the last rows do."""
     _ahead: pa.Table | None = None
 
     @classmethod
-    def of(cls, uri: str, version: str, progress: Progress) -> OpenShard:
+    def of(cls, uri: str, version: str, progress: TarProgress) -> TarCursor:
         """Go on from the point up to which no row is missing."""
         reached = progress.reached
         return cls(
-            uri, version, reached.through, reached.group, reached.rows, there=progress.rows, unbroken=progress.unbroken
+            uri,
+            version,
+            reached.last_offset,
+            reached.resume_offset,
+            reached.rows,
+            there=progress.rows,
+            unbroken=progress.unbroken,
         )
 
     def admit(self, rows: pa.Table, most: int | None) -> pa.Table:
@@ -204,10 +215,10 @@ class OpenShard:
         """
         if self._ahead is not None:
             rows = pa.concat_tables([self._ahead, rows], promote_options="default").sort_by("offset")
-        offsets, previous = rows["offset"].to_numpy(), rows["previous"].to_numpy()
-        fresh = (offsets > self.through) & (np.diff(offsets, prepend=-1) > 0)
+        offsets, previous = rows["offset"].to_numpy(), rows["previous_offset"].to_numpy()
+        fresh = (offsets > self.last_offset) & (np.diff(offsets, prepend=-1) > 0)
         rows, offsets, previous = rows.filter(pa.array(fresh)), offsets[fresh], previous[fresh]
-        before = np.concatenate([[self.through], offsets[:-1]]) if len(offsets) else offsets
+        before = np.concatenate([[self.last_offset], offsets[:-1]]) if len(offsets) else offsets
         gaps = np.flatnonzero(previous != before)
         there = int(gaps[0]) if len(gaps) else len(rows)
         there = there if most is None else min(there, most)
@@ -216,68 +227,70 @@ class OpenShard:
         self._ahead = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
         rows = rows.slice(0, there)
         if len(rows):
-            self.through, self.group = int(offsets[len(rows) - 1]), rows["group"][-1].as_py()
+            self.last_offset, self.resume_offset = int(offsets[len(rows) - 1]), rows["resume_offset"][-1].as_py()
         return rows
 
     def entry(self) -> dict[str, Any]:
         """Return what the footers of the next commit say of this tar."""
-        said: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "version": self.version,
-            "through": self.through,
-            "group": self.group,
+            "through": self.last_offset,
+            "group": self.resume_offset,
             "rows": self.rows,
         }
         if self.closed:
-            said |= {"images": self.rows}
-        return said | ({"torn": True} if self.closed and self.torn else {})
+            entry |= {"images": self.rows}
+        return entry | ({"torn": True} if self.closed and self.truncated else {})
 
 
-def once(shard: OpenShard, rows: pa.Table, visit: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]]) -> pa.Table:
+def deduplicate(
+    tar: TarCursor, rows: pa.Table, mark_seen: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]]
+) -> pa.Table:
     """Return the rows of members as they go into the tables: a second one of a name as a reject of its own.
 
     Args:
-        shard: the tar, whose count goes up.
+        tar: the tar, whose count goes up.
         rows: RESULTS that it admitted.
-        visit: says of listed images with unique URIs what the ledger knows of them.
+        mark_seen: says of listed images with unique URIs what the ledger knows of them.
     """
-    own = np.asarray(pc.equal(rows["uri"], shard.uri))  # the tar's, which says why its end was not reached
+    own = np.asarray(pc.equal(rows["uri"], tar.uri))  # the tar's, which says why its end was not reached
     keys = uri_keys(pa.concat_arrays(rows["uri"].chunks))
-    first = shard.arrived.add(keys) & ~own
+    first = tar.arrived.add(keys) & ~own
     known = np.full(len(rows), NEW, np.uint8)
 
     def ask(which: npt.NDArray[np.bool_], named: pa.Table) -> None:
         if which.any():
             (batch,) = named.select(LISTING.names[:4]).combine_chunks().to_batches()
-            known[which] = visit(batch)
+            known[which] = mark_seen(batch)
 
     ask(first, rows.filter(pa.array(first)))
     # Read again behind a gap, or behind a kill between the two logs: these rows are in, others around them were not.
     again = first & (known == DONE)
     double = ~own & (~first | (known == DUPLICATE))
-    ask(double, doubles_rejected(rows.filter(pa.array(double)), np.ones(int(double.sum()), bool)))
+    ask(double, reject_duplicates(rows.filter(pa.array(double)), np.ones(int(double.sum()), bool)))
     again |= double & (known == DONE)
     if own.any():  # which comes again where the tar is read again behind it
-        again |= own & (shard.torn | (np.cumsum(own) > 1))
-        shard.torn, shard.refused = True, False
-    shard.rows += int(np.count_nonzero(~own))
-    return doubles_rejected(rows.filter(pa.array(~again)), double[~again])
+        again |= own & (tar.truncated | (np.cumsum(own) > 1))
+        tar.truncated, tar.refused = True, False
+    tar.rows += int(np.count_nonzero(~own))
+    return reject_duplicates(rows.filter(pa.array(~again)), double[~again])
 
 
-def doubles_rejected(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
+def reject_duplicates(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
     """Return the rows with those of the mask, members of tars, made rejects `duplicate`, named by where they stand."""
     if not double.any():
         return rows
     given = rows.filter(pa.array(double))
     uris, offsets = whole(given["uri"]), whole(given["offset"]).cast(pa.string())
-    said = {
+    entry = {
         "uri": pc.binary_join_element_wise(uris, offsets, "@"),
         "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,
         "message": pc.binary_join_element_wise("a second member of the name", uris, " "),
     }  # fmt: skip
     columns = []
     for column in rows.schema:
-        if column.name in said:
-            value = said[column.name]
+        if column.name in entry:
+            value = entry[column.name]
             columns.append(
                 value if isinstance(value, pa.Array) else pa.repeat(pa.scalar(value, column.type), len(given))
             )

@@ -9,7 +9,7 @@ from imgbatch.ledger import deleted_files
 from imgbatch.ledger import listing as listing_pages
 from imgbatch.ledger.claims import Claim
 from imgbatch.ledger.run_record import Record
-from imgbatch.ledger.success_marker import Success
+from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.pipeline.preflight import Job
 from imgbatch.pipeline.run_summary import Tally, log
 
@@ -21,7 +21,7 @@ class ActiveRun:
     job: Job
     claim: Claim
     record: Record
-    success: Success
+    success: SuccessMarker
     tally: Tally
 
     def withdraw_success(self) -> None:
@@ -32,14 +32,14 @@ class ActiveRun:
         Raises:
             OutputChangedError: another run has taken over.
         """
-        if self.success.said is None:
+        if self.success.content is None:
             return
         self.claim.require_ours()
         try:
             self.success.withdraw()
         except OutputChangedError:  # it was replaced since it was read: by a late write, if the claim is still ours
             self.claim.require_ours()
-            self.success.look()
+            self.success.refresh()
             self.success.withdraw()
 
     def release_claim(self) -> None:
@@ -51,8 +51,8 @@ class ActiveRun:
         try:
             self.claim.require_released()
         except OutputChangedError:
-            self.success.look()
-            if (self.success.said or {}).get("run_id") == self.claim.run_id:
+            self.success.refresh()
+            if (self.success.content or {}).get("run_id") == self.claim.run_id:
                 self.success.withdraw()
             raise
 
@@ -74,8 +74,8 @@ class ActiveRun:
             raise OutputChangedError(deleted or str(lost)) from error
         if deleted or isinstance(error, BooksError):  # `_SUCCESS` may be of an earlier run
             try:
-                if self.success.said is None:  # the run failed before it read it
-                    self.success.look()
+                if self.success.content is None:  # the run failed before it read it
+                    self.success.refresh()
                 self.success.withdraw()
             except (StoreError, OutputChangedError) as second:  # the first error is the one to report
                 log.error("_SUCCESS could not be removed: %s", second)
@@ -88,7 +88,7 @@ class ActiveRun:
         seen = {"labels": ledger.labels.names, "rejects": ledger.rejects.names}
         seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
         try:
-            return deleted_files.deleted(self.job.output, seen)
+            return deleted_files.describe_deletion(self.job.output, seen)
         except StoreError as second:
             log.warning("the output could not be looked at: %s", second)
             return ""

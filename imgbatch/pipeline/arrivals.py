@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Pages, Todo
-from imgbatch.ledger.tar_progress import once
+from imgbatch.ledger.listing import Counts, Pages, WorkPlan
+from imgbatch.ledger.tar_progress import deduplicate
 from imgbatch.schema import RESULTS, carried_fields, with_carried
 from imgbatch.storage.stores import Folder
 
@@ -48,10 +48,10 @@ class TarCounts:
 class Arrivals:
     """Accepts each image's first row, and those of a tar in the order of its members; owns what is pending."""
 
-    todo: Todo
+    work_plan: WorkPlan
     ledger: Ledger
     """Says which members of tars have a row already."""
-    room: int | None = None
+    remaining: int | None = None
     """How many members of tars may come yet; None: no limit."""
     _tar_rows: int = 0
     _ignored_members: int = 0
@@ -61,8 +61,8 @@ class Arrivals:
     """Tars whose progress the next commit records."""
 
     def __post_init__(self) -> None:
-        if self.room is not None:  # the members that have rows already may be more than the limit
-            self.room = max(0, self.room)
+        if self.remaining is not None:  # the members that have rows already may be more than the limit
+            self.remaining = max(0, self.remaining)
             self.close_at_limit()
 
     def accept(self, rows: pa.Table, tars_read: Sequence[dict[str, Any]]) -> pa.Table:
@@ -72,7 +72,7 @@ class Arrivals:
             rows: RESULTS with carried columns.
             tars_read: the reports of readers that came to the end of their tar.
         """
-        if not self.todo.shards:
+        if not self.work_plan.tars:
             return self._first_rows(rows)
         is_member = pc.is_valid(rows["offset"])
         members = rows.filter(is_member)
@@ -93,16 +93,16 @@ class Arrivals:
     def take_tar_progress(self) -> dict[str, dict[str, Any]]:
         """Return how far tars are read with all rows accepted so far, by URI: of the tars that changed since the last call."""
         numbers, self._touched = sorted(self._touched), set()
-        return {self.todo.shards[number].uri: self.todo.shards[number].entry() for number in numbers}
+        return {self.work_plan.tars[number].uri: self.work_plan.tars[number].entry() for number in numbers}
 
     def close_at_limit(self) -> bool:
-        """Stop reading tars once the run's limit is reached; return whether nothing is pending then."""
-        if self.room == 0:
-            for number, shard in self.todo.shards.items():
+        """Stop reading tars deduplicate the run's limit is reached; return whether nothing is pending then."""
+        if self.remaining == 0:
+            for number, tar in self.work_plan.tars.items():
                 # A reject of the tar itself, of an earlier run, counts as long as this run has no row in its place.
-                self._tar_rows += bool(shard.refused and self.todo.pending[number])
-                self.todo.pending[number] = False
-        return self.room == 0 and not self.todo.pending.any()
+                self._tar_rows += bool(tar.refused and self.work_plan.pending[number])
+                self.work_plan.pending[number] = False
+        return self.remaining == 0 and not self.work_plan.pending.any()
 
     def lost_rows(self, listing: Folder, tries: int) -> pa.Table | None:
         """Return rejects for what is pending after the last attempt: alone in its process, each image ended it `tries` times.
@@ -110,13 +110,13 @@ class Arrivals:
         They are transient, so that the next run tries again: images are decoded in a child process by then, so that it was
         the process around the decoder that died. Of a tar one reject stands for all that was not read.
         """
-        for number, shard in self.todo.shards.items():
-            if shard.torn:  # and has its reject
-                self.todo.pending[number] = False
-        lost = np.flatnonzero(self.todo.pending)
+        for number, tar in self.work_plan.tars.items():
+            if tar.truncated:  # and has its reject
+                self.work_plan.pending[number] = False
+        lost = np.flatnonzero(self.work_plan.pending)
         if not len(lost):
             return None
-        self._tar_rows += int(np.isin(lost, list(self.todo.shards)).sum())
+        self._tar_rows += int(np.isin(lost, list(self.work_plan.tars)).sum())
         listed = Pages(listing).rows(lost)
         message = "the process that worked on it died, each time, with nothing else in it"
         values = {"stage": "decode", "reason": "crashed", "message": message, "passing": True, "attempts": tries}
@@ -140,25 +140,25 @@ class Arrivals:
     def _first_rows(self, rows: pa.Table) -> pa.Table:
         """Return the rows of images that did not arrive before."""
         numbers = rows["index"].to_numpy()
-        new = self.todo.pending[numbers]
-        self.todo.pending[numbers] = False
+        new = self.work_plan.pending[numbers]
+        self.work_plan.pending[numbers] = False
         return rows if new.all() else rows.filter(pa.array(new))
 
     def _next_members(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield, tar by tar, the rows that follow the last ones that arrived. Members are not in the listing."""
         numbers = rows["index"].to_numpy()
         for number in np.unique(numbers).tolist():
-            shard = self.todo.shards[number]
+            tar = self.work_plan.tars[number]
             offered = rows.filter(pa.array(numbers == number))
             # Up to a limit they are admitted step by step: rows that are in the tables already do not count. `admit` keeps
             # what it does not return, so that nothing is offered in the later steps.
-            while self.room != 0 and len(admitted := shard.admit(offered, self.room)):
+            while self.remaining != 0 and len(admitted := tar.admit(offered, self.remaining)):
                 self._touched.add(number)
-                admitted = once(shard, admitted, self.ledger.visit)
+                admitted = deduplicate(tar, admitted, self.ledger.mark_seen)
                 self._tar_rows += len(admitted)
-                self.room = None if self.room is None else self.room - len(admitted)
+                self.remaining = None if self.remaining is None else self.remaining - len(admitted)
                 yield admitted
-                if self.room is None:
+                if self.remaining is None:
                     break
                 offered = offered.slice(0, 0)
 
@@ -168,13 +168,13 @@ class Arrivals:
         The report of the end may overtake rows: it is kept until they have arrived.
         """
         for report in tars_read:
-            self.todo.shards[report["number"]].told = report
+            self.work_plan.tars[report["number"]].end_report = report
         for number in sorted(moved | {report["number"] for report in tars_read}):
-            shard = self.todo.shards[number]
-            end = shard.told
-            if end is not None and end["through"] == shard.through and self.todo.pending[number]:
-                shard.closed = end["whole"]
-                self.todo.pending[number] = False
+            tar = self.work_plan.tars[number]
+            end = tar.end_report
+            if end is not None and end["last_offset"] == tar.last_offset and self.work_plan.pending[number]:
+                tar.closed = end["whole"]
+                self.work_plan.pending[number] = False
                 self._touched.add(number)
                 self._ignored_members += end["ignored"]
                 if end["unpaired"]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from imgbatch.errors import ImgbatchError
 from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.store_health import StoreHealth
@@ -44,9 +44,9 @@ class Committer:
         self._committed = self.clock()
 
     @property
-    def todo(self) -> Todo:
+    def work_plan(self) -> WorkPlan:
         """What is pending."""
-        return self.arrivals.todo
+        return self.arrivals.work_plan
 
     @property
     def arrived(self) -> int:

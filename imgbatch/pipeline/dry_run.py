@@ -12,7 +12,7 @@ def dry_run(config: Config) -> str:
     """Return what a run would do, for people."""
     job = open_output(config, read_only=True)
     listing = list_images(job, None)
-    counts, work = listing.counts, listing.todo()
+    counts, work = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
     updated_rows = sum(map(count_rows, changed))
     images = int(work.pending.sum()) - counts.tars

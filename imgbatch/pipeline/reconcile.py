@@ -11,13 +11,13 @@ from imgbatch.pipeline.budget import check_budget
 
 def seal(run: ActiveRun) -> str:
     """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
-    ledger, run_id, success = run.job.ledger, run.record.id, run.success.said
+    ledger, run_id, success = run.job.ledger, run.record.id, run.success.content
     ledger.fill_gaps(run_id)
     if success is not None and ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     ledger.seal(run_id)
     # Another writer was here: an image that it rejected and this run labelled has two rows, which reading anew resolves.
-    if len(ledger.absorbed):
+    if len(ledger.written_by_others):
         ledger.open()
     return run_id
 
@@ -46,7 +46,7 @@ def reconcile(run: ActiveRun, listed: Counts) -> tuple[dict[str, int], dict[str,
         "unpaired_sidecars": listed.unpaired,
     }
     run.record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
-    totals.require_balance()
+    totals.require_reconciled()
     if totals.listed != listed.listed:
         raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
     check_budget(config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True)

@@ -19,8 +19,8 @@ from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedErr
 from imgbatch.ledger import claims, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.ledger import Corrections
-from imgbatch.ledger.listing import Counts, Todo
-from imgbatch.ledger.success_marker import Success
+from imgbatch.ledger.listing import Counts, WorkPlan
+from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.models import loading
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
@@ -65,11 +65,16 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
         "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
     }
     record = run_record.Record(job.output, facts, claim.run_id, claim)
-    run = ActiveRun(job, claim, record, Success(job.output), Tally())
+    run = ActiveRun(job, claim, record, SuccessMarker(job.output), Tally())
     with naming_the_output(job):
         record.start()
     log.info("model %s", job.model.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling(), run.tally.reported(record):
+    with (
+        stop.on_timeout(record.record_interrupt),
+        on_tick(record.beat),
+        record.recording_failure(),
+        run.tally.reported(record),
+    ):
         try:
             counts, rejects = work_through(run, stop)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
@@ -83,20 +88,20 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
     # Read first of all: a `_SUCCESS` that another run writes from now on is not this run's to remove.
-    run.success.look()
+    run.success.refresh()
 
     listing = list_images(job, run.record.folder.folder("listing"))
-    listed, todo = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, limited=listing.full)
-    run.record.listed_rows = len(todo.pending)
+    listed, work_plan = listing.counts, listing.work_plan()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
+    run.record.listed_rows = len(work_plan.pending)
     del listing  # and with it 16 bytes an image
     process.release_memory()
     listed = replace(listed, updated=correct_rows(run, changed))
 
-    if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
+    if work_plan.pending.any() or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
-    if todo.pending.any():
-        listed = label(run, listed, todo, stop)
+    if work_plan.pending.any():
+        listed = label(run, listed, work_plan, stop)
 
     console.step("reading the tables back")
     process.release_memory()
@@ -104,8 +109,8 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to remove all
         job.ledger.prune(listed.unread)
     sealed_by = seal(run)
-    job.ledger.forget()
-    run.success.look()  # one that another run writes during the audit is not replaced
+    job.ledger.release_index()
+    run.success.refresh()  # one that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
     run.claim.require_ours()
     run.success.write(run.record.id, counts, job.config.limit, sealed_by)
@@ -125,7 +130,7 @@ def correct_rows(run: ActiveRun, changed: Iterator[Corrections]) -> int:
     return updated
 
 
-def label(run: ActiveRun, listed: Counts, todo: Todo, stop: StopRequest) -> Counts:
+def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest) -> Counts:
     """Label the pending images on the cluster, and commit their rows as they arrive.
 
     Returns:
@@ -133,13 +138,13 @@ def label(run: ActiveRun, listed: Counts, todo: Todo, stop: StopRequest) -> Coun
     """
     job, record = run.job, run.record
     limit = job.config.limit
-    arrivals = Arrivals(todo, job.ledger, room=None if limit is None else limit - listed.listed)
+    arrivals = Arrivals(work_plan, job.ledger, remaining=None if limit is None else limit - listed.listed)
     statistics = RunStatistics()
     health = StoreHealth(partial(recognise.answer, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:
-        if todo.pending.any():  # otherwise only tars were, and without them there are more images than the limit
+        if work_plan.pending.any():  # otherwise only tars were, and without them there are more images than the limit
             label_on_cluster(run, listed, committer, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
@@ -154,15 +159,15 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     from imgbatch.engine.attempts import run_attempts
     from imgbatch.inference.worker import Work
 
-    job, todo, limits = run.job, committer.todo, run.job.config.cluster
+    job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
     # Ray shows the arguments of an operator: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
-    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if work_plan.tars else int(work_plan.pending.sum()))
     with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
+        if work_plan.tars and job.config.limit is not None:  # the first members are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.shared(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), without_secrets, model)

@@ -15,7 +15,7 @@ from imgbatch.rejects import Example
 from imgbatch.terminal.plurals import number
 
 if TYPE_CHECKING:
-    from imgbatch.ledger.audit import Books
+    from imgbatch.ledger.audit import AuditResult
     from imgbatch.ledger.listing import Counts
     from imgbatch.ledger.run_record import Record
     from imgbatch.pipeline.run_statistics import RunStatistics
@@ -71,10 +71,10 @@ class Tally:
         self.labelled, self.rejected, self.rate = statistics.labelled, statistics.rejected, statistics.rate()
         self.reasons, self.examples = Counter(statistics.reasons), dict(statistics.examples)
 
-    def audited(self, books: Books) -> None:
+    def audited(self, result: AuditResult) -> None:
         """Copy the counts of rejects in the tables, which include those of earlier runs."""
-        self.reasons, self._audited = Counter(books.reasons), True
-        self.examples = {**books.examples, **self.examples}
+        self.reasons, self._audited = Counter(result.reasons), True
+        self.examples = {**result.examples, **self.examples}
 
     @property
     def seconds(self) -> float:

@@ -18,8 +18,8 @@ from imgbatch.engine.attempts import run_attempts
 from imgbatch.engine.dataset import Attempt, Images
 from imgbatch.engine.placement import Plan
 from imgbatch.inference.messages import received
-from imgbatch.ledger.listing import Todo
-from imgbatch.ledger.tar_progress import doubles_rejected
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.tar_progress import reject_duplicates
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.terminal.progress import Progress
@@ -68,7 +68,7 @@ class Prepared:
 class _Images:
     """Takes the blocks of `run_attempts`: which images and tars have shards now."""
 
-    todo: Todo
+    work_plan: WorkPlan
     arrived: int = 0
     rejected: int = 0
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -87,13 +87,13 @@ class _Images:
                 self.left_out[node] = fault
         numbers = rows["index"].to_numpy()
         # Rows of members have the number of their tar, which is pending until it is read to its end.
-        self.todo.pending[numbers[~np.isin(numbers, list(self.todo.shards))]] = False
-        self.todo.pending[[tar["number"] for tar in tars_read if tar["whole"]]] = False
+        self.work_plan.pending[numbers[~np.isin(numbers, list(self.work_plan.tars))]] = False
+        self.work_plan.pending[[tar["number"] for tar in tars_read if tar["whole"]]] = False
         self.arrived += len(rows)
         self.rejected += len(rows) - rows["reason"].null_count
 
 
-def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: Plan, limits: ClusterConfig) -> Prepared:
+def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan, limits: ClusterConfig) -> Prepared:
     """Make all missing shards; return what the shards hold of the pending images.
 
     Images that could not be read are tried again, if the reason is transient.
@@ -104,12 +104,12 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: Plan, limits:
     Raises:
         ClusterError: the workers hang, or so many images were lost that the cluster must be at fault.
     """
-    wanted = todo.pending.copy()
-    known = _known(work, todo)
-    images = _Images(Todo(wanted & ~known, todo.wholes, todo.shards))
-    pending = int(np.count_nonzero(images.todo.pending))
+    wanted = work_plan.pending.copy()
+    known = _known(work, work_plan)
+    images = _Images(WorkPlan(wanted & ~known, work_plan.row_group_ranges, work_plan.tars))
+    pending = int(np.count_nonzero(images.work_plan.pending))
     on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = Progress("preparing images", None if todo.shards else pending)
+    shown = Progress("preparing images", None if work_plan.tars else pending)
     # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
     retried = pending if known.any() else 0
     attempts = run_attempts(
@@ -120,7 +120,7 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: Plan, limits:
             if block is not None:
                 images.take(block)
             shown.update(images.arrived, images.rejected)
-    return _result(work, listed, wanted, images.todo)
+    return _result(work, listed, wanted, images.work_plan)
 
 
 def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
@@ -128,15 +128,15 @@ def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
     yield from Images(attempt, work).map_actors(Prepare)
 
 
-def _known(work: Preparation, todo: Todo) -> Mask:
-    known = np.zeros(len(todo.pending), bool)
+def _known(work: Preparation, work_plan: WorkPlan) -> Mask:
+    known = np.zeros(len(work_plan.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
         known[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
                 known[row["index"]] = True
-    known[list(todo.shards)] = False
+    known[list(work_plan.tars)] = False
     known[_whole_tars(work)] = True
     return known
 
@@ -146,7 +146,7 @@ def _whole_tars(work: Preparation) -> list[int]:
     return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
-def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) -> Prepared:
+def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
     lost = np.flatnonzero(missing.pending)
     refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
     entries = listed.take(pa.array(lost))
@@ -169,7 +169,7 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
     images = images.filter(pc.invert(itself))
-    images = doubles_rejected(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading

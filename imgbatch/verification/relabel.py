@@ -99,7 +99,7 @@ class Reservoir:
 def _tars(table: pa.Table, footer: Footer) -> pa.Array:
     """Return for each row the tar that its image is a member of, null if it is of none."""
     tars = np.full(len(table), None, object)
-    for tar in footer.shards:
+    for tar in footer.tars:
         tars[np.asarray(members_of(whole(table["uri"]), tar))] = tar
     return pa.array(tars, pa.string())
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from imgbatch.ledger import claims, commit_log, ledger, versions
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.success_marker import SUCCESS, Success
+from imgbatch.ledger.success_marker import SUCCESS, SuccessMarker
 from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
 from tests.histories.machine import Histories, totals
@@ -70,13 +70,13 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
     print(dict(totals))
 
 
-def _written_always(self: Success, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
+def _written_always(self: SuccessMarker, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
     said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
     self.output.put(SUCCESS, json.dumps(said).encode())
 
 
 SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
-    "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
+    "another writer's rows are dropped": (Ledger, "_drop_written", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
     "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
     "what a dead run was rewriting is written again": (commit_log.Log, "fence", lambda self, fingerprint: None),
@@ -88,7 +88,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "a part is created conditionally": (Folder, "create", Folder.put),
     "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name, tag=None: None),
     "_SUCCESS is removed conditionally": (Memory, "delete", lambda self, path, tag=None: self.objects.pop(path, None)),
-    "_SUCCESS is written conditionally": (Success, "write", _written_always),
+    "_SUCCESS is written conditionally": (SuccessMarker, "write", _written_always),
     "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
     "passing rejects are tried again": (ledger, "_PASSING", 0),
     "run.prune takes rows out": (Ledger, "prune", lambda self, unread: 0),

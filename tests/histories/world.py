@@ -280,7 +280,7 @@ class World:
 
     def _label_images(self, work: Any, attempt: Attempt) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
-        round, numbers = attempt.round, np.flatnonzero(attempt.todo.pending).astype(np.uint32)
+        round, numbers = attempt.round, np.flatnonzero(attempt.work_plan.pending).astype(np.uint32)
         self.chance.shuffle(numbers)
         rows = min(_UNIT, round.rows)
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]

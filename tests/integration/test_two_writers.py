@@ -104,7 +104,7 @@ def test_a_paused_driver_leaves_a_newer_success_alone(
         stops = f"original = module.audit\nmodule.audit = lambda *a, **k: ({STOP}, original(*a, **k))[1]\n"
         stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.audit", stops)
     else:
-        stops = f"original = module.Success.write\nmodule.Success.write = lambda *a: ({STOP}, original(*a))[1]\n"
+        stops = f"original = module.SuccessMarker.write\nmodule.SuccessMarker.write = lambda *a: ({STOP}, original(*a))[1]\n"
         stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.success_marker", stops)
     paused = started(*command, env=environment | stopping)
     wait_for(lambda: state_of(paused) == "T", paused)

@@ -22,7 +22,7 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
 
     def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:
         worker = LabelImages(work, isolated=attempt.round.alone)
-        for unit in units.units(attempt.todo, attempt.round, 1):
+        for unit in units.units(attempt.work_plan, attempt.round, 1):
             yield from worker(unit)
 
     monkeypatch.setattr(session, "connected", lambda *_: nullcontext())

@@ -18,7 +18,7 @@ from imgbatch.engine.dataset import Attempt
 from imgbatch.engine.placement import Plan
 from imgbatch.engine.units import ROUNDS, Round, units
 from imgbatch.errors import ClusterError
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 
 PLAN = Plan(split=False, actors=2, min_actors=1, max_actors=2, gpus_per_actor=1.0, cpus=2, gpus=0.0, nodes=2)
 LEFT_OUT = {"two": {"host": "b", "why": "its logits differ"}}
@@ -37,7 +37,7 @@ class Images:
 
     def __post_init__(self) -> None:
         shards: Any = dict.fromkeys(self.tars)
-        self.todo = Todo(np.ones(self.count, bool), np.zeros((0, 2), np.int64), shards)
+        self.work_plan = WorkPlan(np.ones(self.count, bool), np.zeros((0, 2), np.int64), shards)
 
     def run(self, operators: Callable[[Attempt], Iterator[pa.Table]], retried: int = 0) -> None:
         """Take the blocks of all attempts."""
@@ -51,8 +51,8 @@ class Images:
 
     def take(self, block: pa.Table) -> None:
         numbers = block["index"].to_numpy()
-        self.arrived += int(self.todo.pending[numbers].sum())
-        self.todo.pending[numbers[~np.isin(numbers, self.tars)]] = False
+        self.arrived += int(self.work_plan.pending[numbers].sum())
+        self.work_plan.pending[numbers[~np.isin(numbers, self.tars)]] = False
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def killing(*numbers: int) -> Callable[[Attempt], Iterator[pa.Table]]:
     """Return operators that lose each unit with one of these images in it."""
 
     def operators(attempt: Attempt) -> Iterator[pa.Table]:
-        for unit in units(attempt.todo, attempt.round, attempt.plan.actors):
+        for unit in units(attempt.work_plan, attempt.round, attempt.plan.actors):
             if not np.isin(unit["index"].to_numpy(), numbers).any():
                 yield unit
 
@@ -78,7 +78,7 @@ def killing(*numbers: int) -> Callable[[Attempt], Iterator[pa.Table]]:
 def test_what_kills_its_process_is_narrowed_down_to_single_images(nodes: set[str]) -> None:
     images = Images(200)
     images.run(killing(5, 150))
-    assert np.flatnonzero(images.todo.pending).tolist() == [5, 150] and images.arrived == 198
+    assert np.flatnonzero(images.work_plan.pending).tolist() == [5, 150] and images.arrived == 198
     sizes = [rows for _, rows in images.attempts]
     assert sizes == [round.rows for round in ROUNDS]
     lost = [pending for pending, _ in images.attempts]
@@ -88,7 +88,7 @@ def test_what_kills_its_process_is_narrowed_down_to_single_images(nodes: set[str
 def test_nothing_is_handed_out_again_where_all_rows_come(nodes: set[str]) -> None:
     images = Images()
     images.run(killing())
-    assert images.attempts == [(100, ROUNDS[0].rows)] and not images.todo.pending.any()
+    assert images.attempts == [(100, ROUNDS[0].rows)] and not images.work_plan.pending.any()
 
 
 def test_what_a_lost_node_had_is_handed_out_in_units_of_the_same_size(
@@ -101,7 +101,7 @@ def test_what_a_lost_node_had_is_handed_out_in_units_of_the_same_size(
         nodes.discard("two")
 
     images.run(operators)
-    assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and not images.todo.pending.any()
+    assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and not images.work_plan.pending.any()
     assert [record.getMessage() for record in caplog.records] == [
         "nodes were lost in the middle of a run: what they had is handed out again"
     ]
@@ -125,14 +125,14 @@ def test_an_attempt_ends_where_a_node_is_left_out_and_the_others_get_its_units(n
 
     def operators(attempt: Attempt) -> Iterator[pa.Table]:
         plans.append(attempt.plan)
-        for unit in units(attempt.todo, attempt.round, attempt.plan.actors):
+        for unit in units(attempt.work_plan, attempt.round, attempt.plan.actors):
             yield unit
             images.left_out = LEFT_OUT
 
     images.run(operators)
     assert [plan.left_out for plan in plans] == [(), ("two",)] and [plan.nodes for plan in plans] == [2, 1]
     assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and images.attempts[1][0] < 100
-    assert not images.todo.pending.any()
+    assert not images.work_plan.pending.any()
 
 
 def test_a_tar_is_read_on_as_long_as_rows_come(nodes: set[str]) -> None:
@@ -145,7 +145,7 @@ def test_a_tar_is_read_on_as_long_as_rows_come(nodes: set[str]) -> None:
             yield pa.table({"index": [0]})
 
     images.run(operators)
-    assert [rows for _, rows in images.attempts] == [4096, 16, 1, 1, 1, 1] and images.todo.pending[0]
+    assert [rows for _, rows in images.attempts] == [4096, 16, 1, 1, 1, 1] and images.work_plan.pending[0]
 
 
 def test_the_operators_end_when_the_caller_stops(nodes: set[str]) -> None:

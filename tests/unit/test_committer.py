@@ -15,7 +15,7 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import StoreError, Unreachable
-from imgbatch.ledger.listing import Todo, page_name
+from imgbatch.ledger.listing import WorkPlan, page_name
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -49,9 +49,9 @@ def committer(
     reachable: bool = True,
 ) -> Committer:
     """Return a committer for that many pending images, with a clock that stands still."""
-    todo = Todo(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
+    work_plan = WorkPlan(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
     memory = cast(Any, ledger or Memory())
-    parts = Arrivals(todo, memory), RunStatistics(clock), StoreHealth(lambda: reachable)
+    parts = Arrivals(work_plan, memory), RunStatistics(clock), StoreHealth(lambda: reachable)
     return Committer(memory, "run", "model", *parts, commit_s, clock)
 
 
@@ -76,13 +76,13 @@ def test_a_second_arrival_is_dropped() -> None:
         taken.take(block(2, 5))
         assert (taken.statistics.labelled, taken.statistics.rejected, taken.arrived) == (5, 0, 5)
     assert ledger.commits == [["u1", "u2", "u3", "u4"], ["u5"]]
-    assert np.flatnonzero(taken.todo.pending).tolist() == [0, 6, 7, 8, 9]
+    assert np.flatnonzero(taken.work_plan.pending).tolist() == [0, 6, 7, 8, 9]
 
 
 def test_what_is_not_pending_is_not_taken() -> None:
     ledger = Memory()
     taken = committer(3, ledger)
-    taken.todo.pending[1] = False
+    taken.work_plan.pending[1] = False
     with taken:
         taken.take(block(0, 1, 2))
     assert ledger.commits == [["u0", "u2"]]
@@ -187,7 +187,7 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
     assert found["u3"]["size"] == 3 and found["u3"]["passing"] is True
     assert found["u3"].items() >= carried.items()
-    assert (taken.statistics.labelled, taken.statistics.rejected) == (2, 2) and not taken.todo.pending.any()
+    assert (taken.statistics.labelled, taken.statistics.rejected) == (2, 2) and not taken.work_plan.pending.any()
     taken.reject_lost(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
 
 

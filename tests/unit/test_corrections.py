@@ -57,7 +57,7 @@ def run(
     for name in output.folder("listing").names():
         output.folder("listing").delete(name)
     listing.take(map(ListingBatch, batches))
-    pending = listing.todo().pending
+    pending = listing.work_plan().pending
     corrected = 0
     for some in corrections(ledger, listing.pages, listing.carried, pending, limited=listing.full):
         apply(ledger, some)
@@ -72,7 +72,7 @@ def run(
     schema = pa.schema([*(entry for entry in RESULTS if entry.name != "index"), *carried_fields(listed.schema)])
     ledger.commit(pa.Table.from_pylist(answers, schema=schema), "run", "model")
     ledger.seal("run")
-    audit(output, output.folder("listing"), limited=limit is not None).require_balance()
+    audit(output, output.folder("listing"), limited=limit is not None).require_reconciled()
     return corrected, len(todo)
 
 

@@ -112,7 +112,7 @@ def commit(book: Ledger, *tables: pa.Table, run: str = RUN) -> int:
 def finish(book: Ledger, run: str = RUN) -> None:
     """End a run as the job does."""
     book.seal(run)
-    if len(book.absorbed):
+    if len(book.written_by_others):
         book.open()
 
 
@@ -132,7 +132,7 @@ def part(number: int) -> str:
 
 
 def states(book: Ledger, *batches: pa.RecordBatch) -> list[list[int]]:
-    return [book.visit(batch).tolist() for batch in batches]
+    return [book.mark_seen(batch).tolist() for batch in batches]
 
 
 # One writer
@@ -146,7 +146,7 @@ def test_what_was_committed_is_done_and_nothing_else(place: Place) -> None:
     assert states(again, images("a", "b", "c", "d", "e")) == [[DONE, DONE, DONE, DONE, NEW]]
     assert states(again, images("a", "e")) == [[DUPLICATE, NEW]]
     assert (uris(place()), uris(place(), "rejects")) == (["a", "b", "d"], ["c"])
-    assert again.kept() == 0
+    assert again.unlisted_rows() == 0
 
 
 def test_an_empty_commit_makes_no_part(place: Place) -> None:
@@ -200,7 +200,7 @@ def test_the_old_row_leaves_its_part_before_the_new_one_arrives(place: Place) ->
 def test_only_the_rows_of_the_batch_are_taken_out(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
     book = ledger(place())
-    book.visit(images("a", "b", etag="new"))
+    book.mark_seen(images("a", "b", etag="new"))
     commit(book, results("a", etag="new"))
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
 
@@ -214,7 +214,7 @@ def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_r
         real(path, data)
 
     book = ledger(place(create=killed))
-    book.visit(images("a", etag="new"))
+    book.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(book, results("a", etag="new"))
     assert states(ledger(place()), images("a", "b", etag="new")) == [[NEW, STALE]]
@@ -245,9 +245,9 @@ def test_prune_takes_out_what_was_not_listed_and_nothing_else(place: Place) -> N
     commit(book, results("a", "b"), rejects("c", "d"))
     commit(book, results("x"))
     again = ledger(place())
-    again.visit(images("a", "c", "new"))
+    again.mark_seen(images("a", "c", "new"))
     commit(again, results("new"))
-    assert again.kept() == 3
+    assert again.unlisted_rows() == 3
     assert again.prune() == 3
     assert (uris(place()), uris(place(), "rejects")) == (["a", "new"], ["c"])
 
@@ -293,7 +293,7 @@ def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_fo
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
     table, footer = commit_log.decode(place().read(f"labels/{part(1)}"), "labels")
-    assert table.schema.names == wanted.names and footer.shards == {"empty.tar": end}
+    assert table.schema.names == wanted.names and footer.tars == {"empty.tar": end}
 
 
 @pytest.mark.parametrize("verb", ["create", "replace"])
@@ -308,7 +308,7 @@ def test_a_request_that_succeeded_though_its_answer_was_lost_is_not_done_twice(p
             raise Unreachable("the answer was lost")
 
     book = ledger(place(**{verb: without_answer}))
-    book.visit(images("a", etag="new"))
+    book.mark_seen(images("a", etag="new"))
     assert commit(book, results("a", etag="new")) == 1
     assert len(lost) == 1
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
@@ -368,7 +368,7 @@ def test_a_late_put_of_a_dead_run_takes_its_number_and_its_images(place: Place) 
     assert uris(place()) == ["a", "b", "c", "d"]
     assert commit(book, results("b")) == 0
     finish(book)
-    assert audit.audit(place(), None).double == []
+    assert audit.audit(place(), None).duplicated == []
 
 
 def test_a_late_put_cannot_land_behind_a_commit_or_a_seal(place: Place) -> None:
@@ -399,11 +399,11 @@ def test_a_late_replacement_of_a_dead_run_brings_no_row_back(place: Place) -> No
         raise KeyboardInterrupt
 
     dead = ledger(place(replace=replace))
-    dead.visit(images("a", etag="new"))
+    dead.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     book = ledger(place())
-    book.visit(images("b", etag="new"))
+    book.mark_seen(images("b", etag="new"))
     commit(book, results("b", etag="new"))
     with pytest.raises(Exception, match=r"(?i)precondition|replaced"):
         late[0]()
@@ -415,7 +415,7 @@ def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Plac
     commit(ledger(place()), results(*names))
     opened = [ledger(place()) for _ in names]
     for name, book in zip(names, opened, strict=True):
-        book.visit(images(name, etag="new"))
+        book.mark_seen(images(name, etag="new"))
     with ThreadPoolExecutor(8) as pool:
         written = pool.map(lambda pair: commit(pair[1], results(pair[0], etag="new")), zip(names, opened, strict=True))
         assert sum(written) == 24
@@ -435,7 +435,7 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
         real(path, data, tag)
 
     dead = ledger(place(replace=replace))
-    dead.visit(images("a", etag="new"))
+    dead.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     before = rows(place())
@@ -509,7 +509,7 @@ def test_a_row_that_another_writer_labelled_first_is_his_also_where_ours_was_sta
     commit(ledger(place()), results("a", "b"))
     one, two = ledger(place()), ledger(place())
     for book in (one, two):
-        book.visit(images("a", "b", etag="new"))
+        book.mark_seen(images("a", "b", etag="new"))
     assert commit(one, results("a", etag="new"), run="one") == 1
     assert commit(two, results("a", "b", etag="new"), run="two") == 1
     assert sorted((row["uri"], row["etag"], row["run_id"]) for row in rows(place())) == [
@@ -739,7 +739,7 @@ def test_parts_keep_their_schema_and_footer_when_rows_are_taken_out(place: Place
     commit(ledger(place()), table)
     before = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     book = ledger(place())
-    book.visit(images("a"))
+    book.mark_seen(images("a"))
     assert book.prune() == 1
     after = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     assert after.equals(before)
@@ -755,7 +755,7 @@ def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: 
 
     def write() -> None:
         book = ledger(output)
-        book.visit(images(*names, etag="new"))
+        book.mark_seen(images(*names, etag="new"))
         for name in names:
             commit(book, results(name, etag="new"))
 
@@ -975,4 +975,4 @@ def test_any_interleaving_of_three_writers_ends_with_each_image_once(steps: list
         finish(writer)
     labels, refused = uris(output), uris(output, "rejects")
     assert sorted(labels + refused) == sorted(set.union(*sent))
-    assert audit.audit(output, None).double == []
+    assert audit.audit(output, None).duplicated == []

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.ledger import Ledger
@@ -57,7 +58,7 @@ def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
     assert [len(read_page(folder, number)) for number in range(3)] == [PAGE_ROWS, PAGE_ROWS, 7]
     assert folder.names() == [page_name(number) for number in range(3)]
     assert uris(output) == everything
-    assert len(taken.todo().pending) == taken.counts.listed == len(everything)
+    assert len(taken.work_plan().pending) == taken.counts.listed == len(everything)
     assert taken.counts.bytes == 5 * len(everything)
 
 
@@ -78,7 +79,7 @@ def test_what_is_listed_twice_is_listed_once_and_counted(output: Folder) -> None
         ]
     )
     assert uris(output) == ["a", "done", "again", "b"]
-    assert taken.todo().pending.tolist() == [True, False, True, True]
+    assert taken.work_plan().pending.tolist() == [True, False, True, True]
     counts = taken.counts
     assert (counts.listed, counts.duplicates, counts.already_done, counts.stale) == (4, 6, 1, 1)
 
@@ -89,10 +90,10 @@ def test_only_what_has_no_row_or_changed_or_may_pass_is_pending(output: Folder) 
     labelled(output, "passing", reason="timeout", passing=True)
     taken = listing(output)
     taken.take([ListingBatch(batch("done", "permanent", "passing", "new")), ListingBatch(batch("changed", size=6))])
-    assert dict(zip(uris(output), taken.todo().pending.tolist(), strict=True)) == {
+    assert dict(zip(uris(output), taken.work_plan().pending.tolist(), strict=True)) == {
         "done": False, "permanent": False, "passing": True, "new": True, "changed": True,
     }  # fmt: skip
-    assert taken.ledger.kept() == 1
+    assert taken.ledger.unlisted_rows() == 1
     assert taken.counts.bytes == 16
 
 
@@ -127,8 +128,8 @@ def test_what_is_ignored_is_counted(output: Folder) -> None:
 def test_an_empty_listing_has_no_page_and_nothing_pending(output: Folder) -> None:
     taken = listing(output)
     taken.take([])
-    assert (taken.counts.listed, taken.todo().pending.tolist(), uris(output)) == (0, [], [])
-    assert taken.todo().pending.dtype == np.bool_
+    assert (taken.counts.listed, taken.work_plan().pending.tolist(), uris(output)) == (0, [], [])
+    assert taken.work_plan().pending.dtype == np.bool_
 
 
 def test_a_dry_listing_writes_nothing(output: Folder) -> None:
@@ -377,7 +378,8 @@ def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: 
             yield labels_of(**{name: f"label of {name}" for name in reversed(everything[at : at + 50])})
 
     taken = listing(output)
-    taken.take(found(), lambda: beats.append(1))
+    with on_tick(lambda: beats.append(1)):
+        taken.take(found())
     assert [row["input_label"] for row in rows(output)] == [f"label of {name}" for name in everything]
     count = len(beats)
     assert 50 < count < 500  # several passes over 50 pages, not one a batch
@@ -394,7 +396,7 @@ def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(o
         ListingBatch(batch("other etag", etag="f")),
     ]
     taken.take([manifest, *folder][::order])
-    pending = dict(zip(uris(output), taken.todo().pending.tolist(), strict=True))
+    pending = dict(zip(uris(output), taken.work_plan().pending.tolist(), strict=True))
     assert pending == {"same": False, "other size": True, "other etag": True, "unknown": False, "new": True}
     counts = taken.counts
     assert (counts.listed, counts.already_done, counts.stale, counts.bytes) == (5, 2, 2, 6 + 5 + 5)

@@ -151,7 +151,7 @@ def test_the_reject_of_a_torn_tar_alone_is_made_again(run: Run) -> None:
     assert run.rows("rejects") == {"a.tar": "truncated"} and labels
     part(run, "rejects", 1).unlink()
     with pytest.raises(BooksError, match=r"missing: .*rejects/part-00000001\.parquet; in no row: .*a\.tar#"):
-        audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     assert run.rows("rejects") == {"a.tar": "truncated"} and run.rows() == labels
 
@@ -230,7 +230,7 @@ def test_a_tar_that_version_0_1_left_half_read_is_read_from_its_beginning(run: R
         for number in parts(run, table):
             file = part(run, table, number)
             rows, footer = decode(file.read_bytes(), str(file))
-            for entry in footer.shards.values():
+            for entry in footer.tars.values():
                 del entry["rows"]  # type: ignore[attr-defined]
             file.write_bytes(encode(rows, footer.metadata()))
     part(run, "labels", 2).unlink()
@@ -249,7 +249,7 @@ def test_a_missing_part_is_named_with_what_to_do(run: Run, table: str) -> None:
         kept = part(run, table, lost).read_bytes()
         part(run, table, lost).unlink()
         with pytest.raises(BooksError) as caught:
-            audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+            audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
         said = str(caught.value)
         assert f"missing: {part(run, table, lost)}" in said and "run the same classify.py command again" in said
         if len(decode(kept, "a part")[0]):
@@ -265,10 +265,10 @@ def test_a_missing_part_of_loose_images_is_named_although_no_row_is_missing(run:
     run()
     part(run, "labels", 2).unlink()  # a seal
     with pytest.raises(BooksError, match=r"missing: .*labels/part-00000002\.parquet"):
-        audit.audit(run.output, run.output.folder("runs/2/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/2/listing")).require_reconciled()
     run()
     assert len(run.rows()) == 4 and parts(run, "labels") == [1, 2, 3, 4, 5]
-    audit.audit(run.output, run.output.folder("runs/3/listing")).require_balance()
+    audit.audit(run.output, run.output.folder("runs/3/listing")).require_reconciled()
 
 
 # Parts that were copied
@@ -293,7 +293,7 @@ def test_a_copied_part_is_named_and_what_is_advised_helps(run: Run, table: str, 
     target = {"next": log.next, "later": log.next + 3, "over a lost one": with_rows[0]}[to]
     shutil.copy(part(run, table, with_rows[1]), part(run, table, target))
     with pytest.raises(BooksError) as caught:
-        audit.audit(run.output, run.output.folder(f"runs/{run.number}/listing")).require_balance()
+        audit.audit(run.output, run.output.folder(f"runs/{run.number}/listing")).require_reconciled()
     assert all(str(part(run, table, number)) in str(caught.value) for number in (with_rows[1], target))
     with pytest.raises(BooksError) as caught:
         run()
@@ -330,7 +330,7 @@ def test_a_member_with_a_label_and_a_reject_is_settled_by_the_next_run(run: Run)
     second = rows.slice(0, 1).set_column(0, rows.schema.field("uri"), labelled)
     file.write_bytes(encode(pa.concat_tables([rows, second]), footer.metadata()))
     with pytest.raises(BooksError, match=r"in two rows: .*0001\.png.*run the same classify\.py command again"):
-        audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     require_whole(run)
 

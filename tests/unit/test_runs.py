@@ -12,7 +12,7 @@ import pytest
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputChangedError
 from imgbatch.ledger import run_record
-from imgbatch.ledger.success_marker import Success, read_success
+from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.storage.stores import Folder, Stores
 
 
@@ -47,25 +47,25 @@ def test_a_record_of_a_run_that_is_given_up(output: Folder) -> None:
     record = run_record.Record(output, {})
     record.start()
     record.facts["counts"] = {"listed": 1}
-    record.give_up(15)
+    record.record_interrupt(15)
     said = read(record)
     assert (said["status"], said["exit_code"], said["counts"]) == ("interrupted", 143, {"listed": 1})
     record.finish("failed", 3)
-    record.give_up(15)
+    record.record_interrupt(15)
     assert read(record)["status"] == "failed", "its last word was said"
 
 
-def success_of(output: Folder) -> Success:
+def success_of(output: Folder) -> SuccessMarker:
     """Return `_SUCCESS` as it is now."""
-    success = Success(output)
-    success.look()
+    success = SuccessMarker(output)
+    success.refresh()
     return success
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_damaged_success_is_there_and_says_nothing(output: Folder, content: bytes) -> None:
     output.put("_SUCCESS", content)
-    assert read_success(output) == {} == success_of(output).said
+    assert read_success(output) == {} == success_of(output).content
 
 
 class Late(Stores):
@@ -120,7 +120,7 @@ def test_a_success_of_another_run_is_neither_replaced_nor_removed(output: Folder
     for act in (lambda: seen.write("paused", {}, None, "paused"), seen.withdraw):
         with pytest.raises(OutputChangedError):
             act()
-    assert success_of(output).said == {"run_id": "second", "counts": {}, "limit": None, "seal": "first"}
+    assert success_of(output).content == {"run_id": "second", "counts": {}, "limit": None, "seal": "first"}
     success_of(output).withdraw()
     with pytest.raises(OutputChangedError):  # a run with work has taken it away
         seen.write("paused", {}, None, "paused")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.ledger.audit import Books
+from imgbatch.ledger.audit import AuditResult
 from imgbatch.ledger.run_record import Record
 from imgbatch.pipeline.run_summary import Tally
 from imgbatch.rejects import note_examples
@@ -47,7 +47,7 @@ def test_a_run_reports_itself_and_what_the_tables_hold() -> None:
         "rejected in this run: 10 truncated, such as b.jpg: cut",
     ]
     tally.audited(
-        Books(reasons=Counter(truncated=12, empty=1), examples={"truncated": ("a.jpg", "x"), "empty": ("e", "")})
+        AuditResult(reasons=Counter(truncated=12, empty=1), examples={"truncated": ("a.jpg", "x"), "empty": ("e", "")})
     )
     assert list(tally.lines())[1:] == [
         "rejects/ holds 12 truncated, such as b.jpg: cut", "rejects/ holds 1 empty, such as e",
@@ -71,7 +71,7 @@ def test_a_run_that_fails_reports_what_it_did_if_anything(
     with (
         pytest.raises(ZeroDivisionError),
         caplog.at_level("INFO", "imgbatch"),
-        record.telling(),
+        record.recording_failure(),
         tally.reported(record),
     ):
         tally.labelled = labelled

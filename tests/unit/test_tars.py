@@ -27,8 +27,8 @@ from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Listing, Todo
-from imgbatch.ledger.tar_progress import OpenShard
+from imgbatch.ledger.listing import Counts, Listing, WorkPlan
+from imgbatch.ledger.tar_progress import TarCursor
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.arrivals import Arrivals
@@ -72,13 +72,15 @@ def pictures(first: int, count: int) -> list[Entry]:
     return [(f"{number:04d}.png", picture(number)) for number in range(first, first + count)]
 
 
-def read(place: Path, data: bytes, *, name: str = "a.tar", group: int = 0, through: int = -1, **more: Any) -> list[Any]:
+def read(
+    place: Path, data: bytes, *, name: str = "a.tar", resume_offset: int = 0, last_offset: int = -1, **more: Any
+) -> list[Any]:
     """Return what a tar of these bytes gives."""
     (place / name).write_bytes(data)
     tar = Tar(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
     )
-    return list(tar.members(group, through))
+    return list(tar.members(resume_offset, last_offset))
 
 
 def whole(found: list[Any]) -> tuple[list[Member], End]:
@@ -115,7 +117,9 @@ def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: st
     data = gzip.compress(data) if name.endswith("gz") else data
     members, end = whole(read(tmp_path, data, name=name))
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
         assert rest == members[at + 1 :]
         assert (again.offset, again.tear) == (end.offset, None)
 
@@ -209,7 +213,11 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
     ]  # fmt: skip
     assert (end.ignored, end.tear) == (2, None)
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, pack(packed(*SHARD)), name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(
+                tmp_path, pack(packed(*SHARD)), name=name, resume_offset=member.resume_offset, last_offset=member.offset
+            )
+        )
         assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
 
 
@@ -303,7 +311,9 @@ def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, 
     members, end = whole(read(tmp_path, data, name=name))
     assert [member.content for member in members] == [b"zero", b"left", b"right", b"two", b"z"] and end.tear is None
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
         assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
 
 
@@ -434,7 +444,7 @@ class Run:
         prune: bool = False,
         retry: str = "transient",
         reject_lost: bool = False,
-    ) -> audit.Books:
+    ) -> audit.AuditResult:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
@@ -442,18 +452,18 @@ class Run:
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
         listing.take(everything(found))
-        todo, self.counts = listing.todo(), listing.counts
+        work_plan, self.counts = listing.work_plan(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
         room = None if limit is None else limit - self.counts.listed
-        arrivals, statistics, health = Arrivals(todo, ledger, room), RunStatistics(), StoreHealth()
+        arrivals, statistics, health = Arrivals(work_plan, ledger, room), RunStatistics(), StoreHealth()
         clock = iter(range(10**6)).__next__
         with Committer(
             ledger, f"run{self.number}", "mean", arrivals, statistics, health, commit_s=0.0, clock=clock
         ) as taken:
             for _ in range(rounds):
-                for unit in units.units(todo, units.ROUNDS[0], 1):
+                for unit in units.units(work_plan, units.ROUNDS[0], 1):
                     for block in tamper(self._labelled(work, unit)):
                         taken.take(block)
                         if taken.due:
@@ -470,7 +480,7 @@ class Run:
         ledger.seal(f"run{self.number}")
         self.counts = arrivals.tar_counts.added_to(self.counts)
         totals = audit.audit(self.output, pages, limited=limit is not None)
-        totals.require_balance()
+        totals.require_reconciled()
         assert totals.listed == self.counts.listed
         return totals
 
@@ -797,15 +807,15 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
     from imgbatch.pipeline.active_run import ActiveRun
     from imgbatch.pipeline.run_summary import Tally
 
-    shard = OpenShard("a.tar", "v", refused=True)
-    todo = Todo(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: shard})
+    cursor = TarCursor("a.tar", "v", refused=True)
+    work_plan = WorkPlan(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: cursor})
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     record, nothing = SimpleNamespace(id="r", facts={}), cast(Any, None)
     active = ActiveRun(cast(Any, job), nothing, cast(Any, record), nothing, Tally())
-    counts = job_run.label(active, Counts(listed=4), todo, StopRequest())
-    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
+    counts = job_run.label(active, Counts(listed=4), work_plan, StopRequest())
+    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not work_plan.pending.any()
 
 
 def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
@@ -860,7 +870,7 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
     with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
-        totals.require_balance()
+        totals.require_reconciled()
 
 
 def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:
@@ -897,6 +907,6 @@ def test_a_footer_tells_how_far_each_tar_is_read(run: Run) -> None:
     run()
     log = Log(run.output.folder("labels"))
     log.scan()
-    first, last = (log.footer(number).shards[f"{run.input}/a.tar"] for number in (1, 2))
+    first, last = (log.footer(number).tars[f"{run.input}/a.tar"] for number in (1, 2))
     assert "images" not in first and last["images"] == 6 and first["through"] < last["through"]
     assert json.loads(json.dumps(last)) == last
