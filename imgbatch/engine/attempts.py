@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from imgbatch.concurrency.monitor import tick
@@ -25,7 +24,7 @@ from imgbatch.engine.dataset import Attempt
 from imgbatch.engine.placement import Plan
 from imgbatch.engine.units import ROUNDS, Round
 from imgbatch.errors import ClusterError
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class _Attempts:
     def run(self) -> Generator[pa.Table | None, None, None]:
         """Yield the blocks of one round after the other."""
         for round in ROUNDS:
-            while self.consumer.work_plan.pending.any():
+            while self.consumer.work_plan.remaining:
                 nodes, left_out = placement.node_ids(self.config), len(self.consumer.left_out)
                 yield from self.attempt(round)
                 # What a left-out node had is pending still. The others get it in units of the same size: it killed nothing.
@@ -105,17 +104,17 @@ class _Attempts:
                 if nodes <= placement.node_ids(self.config) or not self.made_progress():
                     break
                 log.warning("nodes were lost in the middle of a run: what they had is handed out again")
-            lost = int(np.count_nonzero(self.consumer.work_plan.pending))
+            lost = self.consumer.work_plan.remaining
             abort_if_systemic(lost, self.consumer.arrived, round, nodes=self.plan.nodes, retried=self.retried)
         # A tar is one unit in each round. Each of its members may kill a process, and each attempt gets past some of them.
-        while self.consumer.work_plan.tars and self.consumer.work_plan.pending.any() and self.made_progress():
+        while self.consumer.work_plan.tars and self.consumer.work_plan.remaining and self.made_progress():
             yield from self.attempt(ROUNDS[-1])
 
     def attempt(self, round: Round) -> Generator[pa.Table | None, None, None]:
         """Yield the blocks of one pass over what is pending; end early when another node is left out."""
         work_plan, left_out = self.consumer.work_plan, len(self.consumer.left_out)
         plan = placement.exclude_nodes(self.plan, self.consumer.left_out)
-        self.on_attempt(int(np.count_nonzero(work_plan.pending)), round.rows)
+        self.on_attempt(work_plan.remaining, round.rows)
         # `closes`: an attempt may be left early, and its threads must not outlive Ray (see `session.connected`).
         blocks = ticking(self.operators(Attempt(work_plan, round, plan)), self.config.stall_timeout_s, closes=True)
         with closing(blocks):

@@ -14,7 +14,7 @@ from imgbatch.engine.placement import Plan
 from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
 from imgbatch.inference.worker import CHUNK, Classify, Work, Worker
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.ledger.listing import RowRanges, WorkPlan
+from imgbatch.ledger.work_plan import RowRanges, WorkPlan
 
 _LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
 _WHERE = ("resume_offset", "last_offset")  # columns of a unit that is a tar: where to read on

@@ -32,6 +32,7 @@ from imgbatch.ledger.ledger import Ledger, Status
 from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.ledger.tar_progress import TarCursor, TarProgress, version_of
+from imgbatch.ledger.work_plan import RowRanges, WorkPlan
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -41,7 +42,6 @@ PAGE_ROWS = 8_192
 _PAGES_AHEAD = 4
 
 Mask = npt.NDArray[np.bool_]
-RowRanges = npt.NDArray[np.int64]
 Counted = npt.NDArray[np.int64]
 
 
@@ -67,18 +67,6 @@ class Counts:
     """Parquet files whose rows could not be read."""
     unpaired: int = 0
     """Sidecars in tars that do not lie beside an image of their name."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkPlan:
-    """What a run has to do, by the numbers of its listing."""
-
-    pending: Mask
-    """The images, and tars, whose rows are to come; set to False as they do."""
-    row_group_ranges: RowRanges
-    """(first, end) of what is read as a whole, such as a row group of a Parquet file; ascending, n×2."""
-    tars: dict[int, TarCursor]
-    """The tars among them."""
 
 
 @dataclass

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Pages, WorkPlan
+from imgbatch.ledger.listing import Counts, Pages
 from imgbatch.ledger.tar_progress import deduplicate
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import RESULTS, carried_fields, with_carried
 from imgbatch.storage.stores import Folder
 
@@ -96,13 +97,13 @@ class Arrivals:
         return {self.work_plan.tars[number].uri: self.work_plan.tars[number].entry() for number in numbers}
 
     def close_at_limit(self) -> bool:
-        """Stop reading tars deduplicate the run's limit is reached; return whether nothing is pending then."""
+        """Stop reading tars once the run's limit is reached; return whether nothing is pending then."""
         if self.remaining == 0:
             for number, tar in self.work_plan.tars.items():
                 # A reject of the tar itself, of an earlier run, counts as long as this run has no row in its place.
                 self._tar_rows += bool(tar.refused and self.work_plan.pending[number])
-                self.work_plan.pending[number] = False
-        return self.remaining == 0 and not self.work_plan.pending.any()
+            self.work_plan.mark_arrived(self.work_plan.tars)
+        return self.remaining == 0 and not self.work_plan.remaining
 
     def lost_rows(self, listing: Folder, tries: int) -> pa.Table | None:
         """Return rejects for what is pending after the last attempt: alone in its process, each image ended it `tries` times.
@@ -110,9 +111,8 @@ class Arrivals:
         They are transient, so that the next run tries again: images are decoded in a child process by then, so that it was
         the process around the decoder that died. Of a tar one reject stands for all that was not read.
         """
-        for number, tar in self.work_plan.tars.items():
-            if tar.truncated:  # and has its reject
-                self.work_plan.pending[number] = False
+        # A truncated tar has its reject already.
+        self.work_plan.mark_arrived(number for number, tar in self.work_plan.tars.items() if tar.truncated)
         lost = np.flatnonzero(self.work_plan.pending)
         if not len(lost):
             return None
@@ -140,8 +140,7 @@ class Arrivals:
     def _first_rows(self, rows: pa.Table) -> pa.Table:
         """Return the rows of images that did not arrive before."""
         numbers = rows["index"].to_numpy()
-        new = self.work_plan.pending[numbers]
-        self.work_plan.pending[numbers] = False
+        new = self.work_plan.mark_arrived(numbers)
         return rows if new.all() else rows.filter(pa.array(new))
 
     def _next_members(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -174,7 +173,7 @@ class Arrivals:
             end = tar.end_report
             if end is not None and end["last_offset"] == tar.last_offset and self.work_plan.pending[number]:
                 tar.closed = end["whole"]
-                self.work_plan.pending[number] = False
+                self.work_plan.mark_arrived([number])
                 self._touched.add(number)
                 self._ignored_members += end["ignored"]
                 if end["unpaired"]:

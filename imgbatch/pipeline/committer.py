@@ -12,7 +12,7 @@ import pyarrow as pa
 from imgbatch.errors import ImgbatchError
 from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.store_health import StoreHealth

@@ -15,7 +15,7 @@ def dry_run(config: Config) -> str:
     counts, work = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
     updated_rows = sum(map(count_rows, changed))
-    images = int(work.pending.sum()) - counts.tars
+    images = work.remaining - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
     updated = f" ({updated_rows:,} of these to get other carried values)" if updated_rows else ""

@@ -19,8 +19,9 @@ from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedErr
 from imgbatch.ledger import claims, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.ledger import Corrections
-from imgbatch.ledger.listing import Counts, WorkPlan
+from imgbatch.ledger.listing import Counts
 from imgbatch.ledger.success_marker import SuccessMarker
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models import loading
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
@@ -98,9 +99,9 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     process.release_memory()
     listed = replace(listed, updated=correct_rows(run, changed))
 
-    if work_plan.pending.any() or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
+    if work_plan.remaining or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
-    if work_plan.pending.any():
+    if work_plan.remaining:
         listed = label(run, listed, work_plan, stop)
 
     console.step("reading the tables back")
@@ -144,7 +145,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:
-        if work_plan.pending.any():  # otherwise only tars were, and without them there are more images than the limit
+        if work_plan.remaining:  # otherwise only tars were, and without them there are more images than the limit
             label_on_cluster(run, listed, committer, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
@@ -162,7 +163,7 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
     # Ray shows the arguments of an operator: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
-    shown = progress.Progress("labelling", None if work_plan.tars else int(work_plan.pending.sum()))
+    shown = progress.Progress("labelling", None if work_plan.tars else work_plan.remaining)
     with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.wait_for_plan(limits)

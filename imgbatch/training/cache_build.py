@@ -18,8 +18,8 @@ from imgbatch.engine.attempts import run_attempts
 from imgbatch.engine.dataset import Attempt, Images
 from imgbatch.engine.placement import Plan
 from imgbatch.inference.messages import received
-from imgbatch.ledger.listing import WorkPlan
 from imgbatch.ledger.tar_progress import reject_duplicates
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.terminal.progress import Progress
@@ -87,8 +87,8 @@ class _Images:
                 self.left_out[node] = fault
         numbers = rows["index"].to_numpy()
         # Rows of members have the number of their tar, which is pending until it is read to its end.
-        self.work_plan.pending[numbers[~np.isin(numbers, list(self.work_plan.tars))]] = False
-        self.work_plan.pending[[tar["number"] for tar in tars_read if tar["whole"]]] = False
+        self.work_plan.mark_arrived(numbers[~np.isin(numbers, list(self.work_plan.tars))])
+        self.work_plan.mark_arrived(tar["number"] for tar in tars_read if tar["whole"])
         self.arrived += len(rows)
         self.rejected += len(rows) - rows["reason"].null_count
 
@@ -106,8 +106,8 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
     """
     wanted = work_plan.pending.copy()
     known = _known(work, work_plan)
-    images = _Images(WorkPlan(wanted & ~known, work_plan.row_group_ranges, work_plan.tars))
-    pending = int(np.count_nonzero(images.work_plan.pending))
+    images = _Images(work_plan.restricted(wanted & ~known))
+    pending = images.work_plan.remaining
     on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
     shown = Progress("preparing images", None if work_plan.tars else pending)
     # What is missing beside shards of an earlier run may have killed its process then: it has no shard.

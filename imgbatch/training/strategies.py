@@ -20,7 +20,7 @@ from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.evaluation.calibration import fit_temperature
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores, absolute
@@ -90,8 +90,7 @@ class Task:
 
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
-        work_plan = replace(self.work_plan, pending=wanted)
-        return prepare(work, self.listed, work_plan, self.plan, self.config.cluster)
+        return prepare(work, self.listed, self.work_plan.restricted(wanted), self.plan, self.config.cluster)
 
     @property
     def gpus(self) -> bool:

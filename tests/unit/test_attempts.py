@@ -18,7 +18,7 @@ from imgbatch.engine.dataset import Attempt
 from imgbatch.engine.placement import Plan
 from imgbatch.engine.units import ROUNDS, Round, units
 from imgbatch.errors import ClusterError
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 
 PLAN = Plan(split=False, actors=2, min_actors=1, max_actors=2, gpus_per_actor=1.0, cpus=2, gpus=0.0, nodes=2)
 LEFT_OUT = {"two": {"host": "b", "why": "its logits differ"}}
@@ -52,7 +52,7 @@ class Images:
     def take(self, block: pa.Table) -> None:
         numbers = block["index"].to_numpy()
         self.arrived += int(self.work_plan.pending[numbers].sum())
-        self.work_plan.pending[numbers[~np.isin(numbers, self.tars)]] = False
+        self.work_plan.mark_arrived(numbers[~np.isin(numbers, self.tars)])
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import StoreError, Unreachable
-from imgbatch.ledger.listing import WorkPlan, page_name
+from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -82,7 +83,7 @@ def test_a_second_arrival_is_dropped() -> None:
 def test_what_is_not_pending_is_not_taken() -> None:
     ledger = Memory()
     taken = committer(3, ledger)
-    taken.work_plan.pending[1] = False
+    taken.work_plan.mark_arrived([1])
     with taken:
         taken.take(block(0, 1, 2))
     assert ledger.commits == [["u0", "u2"]]

@@ -15,7 +15,7 @@ import pytest
 from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.engine import units
 from imgbatch.errors import InputError
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal
 from imgbatch.sources import parquet
 from imgbatch.sources.base import ListingBatch

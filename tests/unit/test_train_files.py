@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +14,7 @@ import pytest
 from imgbatch.config.sections import Config, SourceConfig, StorageConfig
 from imgbatch.config.training import Training
 from imgbatch.errors import ClusterError, OutputError
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -87,9 +86,7 @@ def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
     known = cache_build._known(work, work_plan)
-    return known.tolist(), cache_build._result(
-        work, listed, work_plan.pending, replace(work_plan, pending=np.zeros(n, bool))
-    )
+    return known.tolist(), cache_build._result(work, listed, work_plan.pending, work_plan.restricted(np.zeros(n, bool)))
 
 
 def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(folder: Folder) -> None:
