@@ -71,8 +71,8 @@ class Truths:
     def numbers(self, uris: pa.Array) -> Numbers:
         """Return the number of each image, -1 where it is none of the evaluation's."""
         numbers = np.full(len(uris), -1, np.int32)
-        for columns, rows, positions in self._index.lookup(uri_keys(uris)):
-            numbers[rows] = columns["number"][positions]
+        for match in self._index.lookup(uri_keys(uris)):
+            numbers[match.rows] = match["number"]
         return numbers
 
     def add_members(

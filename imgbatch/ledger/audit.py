@@ -138,9 +138,9 @@ def _count_listed(
         tick()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         found = np.zeros(len(page), bool)
-        for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):
-            columns["listed"][positions] = True
-            found[rows] = True
+        for match in seen.lookup(uri_keys(page["uri"].combine_chunks())):
+            match.write("listed", True)
+            found[match.rows] = True
         result.listed += int(np.count_nonzero(found | ~is_tar))
         if len(result.missing) < _SHOWN:
             result.missing += page.filter(pa.array(~found & ~is_tar))["uri"].to_pylist()[:_SHOWN]

@@ -163,8 +163,8 @@ class NewValues:
         index = UriIndex(row=np.int64)
         index.add(self.keys, row=np.arange(len(self.keys)))
         source = np.arange(len(part))
-        for columns, rows, positions in index.lookup(uri_keys(whole(part["uri"]))):
-            source[rows] = len(part) + columns["row"][positions]
+        for match in index.lookup(uri_keys(whole(part["uri"]))):
+            source[match.rows] = len(part) + match["row"]
         for at, entry in enumerate(part.schema):
             if entry.name in self.values.column_names:
                 values = _in_one_type(entry.name, whole(part[entry.name]), whole(self.values[entry.name]))

@@ -126,10 +126,10 @@ def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _Parts:
                 continue
             parts.of[name][number] = parts.schemas.setdefault(schema, len(parts.schemas))
             hashes = row_hashes(table, schema)
-            for columns, rows, positions in ledger.done.lookup(uri_keys(whole(table["uri"]))):
-                state, part = columns["state"][positions], columns["part"][positions]
-                mine = (part == number) & (state & REJECT == (0 if name == LABELS_LOG else REJECT))
-                columns["carried"][positions[mine]] = hashes[rows[mine]]
+            for match in ledger.done.lookup(uri_keys(whole(table["uri"]))):
+                kind = 0 if name == LABELS_LOG else REJECT
+                mine = (match["part"] == number) & (match["state"] & REJECT == kind)
+                match.write("carried", hashes[match.rows[mine]], where=mine)
     return parts
 
 
@@ -137,10 +137,10 @@ def _compare(ledger: Ledger, page: pa.Table, pending: Mask, parts: _Parts, found
     """Add the rows of a page whose images are done and have other carried values in their parts."""
     keys = uri_keys(whole(page["uri"]))
     left_alone = pending | np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
-    for columns, rows, positions in ledger.done.lookup(keys):
-        rows, positions = rows[~left_alone[rows]], positions[~left_alone[rows]]
-        part, hashes = columns["part"][positions].astype(np.int64), columns["carried"][positions]
-        rejects = columns["state"][positions] & REJECT > 0
+    for match in ledger.done.lookup(keys):
+        compared = ~left_alone[match.rows]
+        rows, part = match.rows[compared], match["part"][compared].astype(np.int64)
+        hashes, rejects = match["carried"][compared], match["state"][compared] & REJECT > 0
         schemas = parts.schemas_of(part, rejects)
         for schema, number in parts.schemas.items():
             mine = np.flatnonzero(schemas == number)

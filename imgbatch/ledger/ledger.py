@@ -110,15 +110,14 @@ class Ledger:
         """
         versions = Versions.of(batch, keys)
         status = np.full(len(batch), NEW, np.uint8)
-        for columns, rows, positions in self.done.lookup(versions.keys):
-            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            tags = versions.tags[rows]
-            changed = changed_since(size, versions.sizes[rows], tag, tags)
+        for match in self.done.lookup(versions.keys):
+            rows, state = match.rows, match["state"]
+            changed = changed_since(match["size"], versions.sizes[rows], match["tag"], versions.tags[rows])
             again = (state & REJECT > 0) & ((state & _PASSING > 0) | (self.retry == "all"))
             seen = state & _SEEN > 0
             stale = (changed | again) & ~seen  # what a second row of an image says is compared by `mark_changed`
             status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
-            columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
+            match.write("state", state | np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8))
         self.stale += int(np.count_nonzero(status == STALE))
         return status
 
@@ -126,10 +125,11 @@ class Ledger:
         """Return which images, visited and found DONE, are STALE by what is now known of their size and version."""
         versions = Versions.of(batch, keys)
         changed = np.zeros(len(batch), bool)
-        for columns, rows, positions in self.done.lookup(keys):
-            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            stale = (state & _STALE == 0) & changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
-            columns["state"][positions] |= np.where(stale, _STALE, 0).astype(np.uint8)
+        for match in self.done.lookup(keys):
+            rows, state = match.rows, match["state"]
+            newer = changed_since(match["size"], versions.sizes[rows], match["tag"], versions.tags[rows])
+            stale = (state & _STALE == 0) & newer
+            match.write("state", state | np.where(stale, _STALE, 0).astype(np.uint8))
             changed[rows] = stale
         self.stale += int(np.count_nonzero(changed))
         return changed
@@ -172,9 +172,9 @@ class Ledger:
 
     def renew(self, uri: str) -> None:
         """Make the row of a tar itself STALE: it is read again, and says anew how it ended."""
-        for columns, _, positions in self.done.lookup(uri_keys(pa.array([uri]))):
-            columns["state"][positions] |= np.uint8(_STALE)
-            self.stale += len(positions)
+        for match in self.done.lookup(uri_keys(pa.array([uri]))):
+            match.write("state", match["state"] | np.uint8(_STALE))
+            self.stale += len(match.rows)
 
     def unlisted_rows(self) -> int:
         """Return how many rows belong to images that were not visited."""
@@ -318,8 +318,8 @@ class Ledger:
         keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
             rejected = np.ones(len(keys), bool)
-            for columns, rows, positions in self.done.lookup(keys):
-                rejected[rows] = columns["state"][positions] & REJECT > 0
+            for match in self.done.lookup(keys):
+                rejected[match.rows] = match["state"] & REJECT > 0
             doubles.note(REJECTS_LOG, number, surplus[number], rejected)
         doubles.refuse()
         if not self.read_only:
@@ -328,14 +328,14 @@ class Ledger:
     def _take_out(self, keys: Keys) -> None:
         """Take the old rows of these images out of their parts."""
         old: dict[tuple[int, int], list[Keys]] = {}
-        for columns, rows, positions in self.done.lookup(keys):
-            stale = columns["state"][positions] & _STALE > 0
-            rows, positions = rows[stale], positions[stale]
-            parts, kinds = columns["part"][positions], columns["state"][positions] & REJECT
+        for match in self.done.lookup(keys):
+            state = match["state"]
+            stale = state & _STALE > 0
+            rows, parts, kinds = match.rows[stale], match["part"][stale], state[stale] & REJECT
             for number, kind in {*zip(parts.tolist(), kinds.tolist(), strict=True)}:
                 chosen = (parts == number) & (kinds == kind)
                 old.setdefault((number, kind), []).append(keys[rows[chosen]])
-            columns["state"][positions] &= np.uint8(255 - _STALE)
+            match.write("state", state & np.uint8(255 - _STALE))
             self.stale -= len(rows)
         for log, rejected in ((self.labels, 0), (self.rejects, REJECT)):
             self._remove(

@@ -151,7 +151,7 @@ class Fill:
     def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
         """Return the rows that name images of a page, and which row of the page each names."""
         keys = uri_keys(whole(page["uri"]))
-        found = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
+        found = [(match["group"], match.rows) for match in self._index.lookup(keys)]
         groups, rows = (np.concatenate([pair[side] for pair in found] or [np.zeros(0, np.int64)]) for side in (0, 1))
         starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
         # Of each group all its rows, which lie beside each other: starts[0], starts[0] + 1, …, starts[1], …
