@@ -140,11 +140,11 @@ def abort_if_systemic(lost: int, arrived: int, round: Round, *, nodes: int, retr
         retried: how many of the images may have killed their process in an earlier run.
 
     Raises:
-        ClusterError: more than 200 images, and more than the share `round.lost` of all, are lost. After the last round also
+        ClusterError: more than 200 images, and more than the share `round.max_lost` of all, are lost. After the last round also
             if not one has arrived and more than 20 are lost, apart from those that were retried.
     """
     last = round is ROUNDS[-1]
-    if lost > max(_MAX_KILLERS, round.lost * (lost + arrived)) or (
+    if lost > max(_MAX_KILLERS, round.max_lost * (lost + arrived)) or (
         last and not arrived and lost > max(_MAX_KILLERS_ALONE, retried)
     ):
         raise ClusterError(

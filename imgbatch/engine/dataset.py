@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from imgbatch.engine.placement import Plan
-from imgbatch.engine.units import Round, units
+from imgbatch.engine.units import Round, cut_units
 from imgbatch.errors import ClusterError
 from imgbatch.inference.worker import CHUNK, Classify, Work, Worker
 from imgbatch.ledger.work_plan import WorkPlan
@@ -55,7 +55,7 @@ class Images:
         )
         if not plan.split:
             context.target_max_block_size = _STREAMED_BYTES
-        tables = list(units(attempt.work_plan, attempt.round, plan.actors))
+        tables = list(cut_units(attempt.work_plan, attempt.round, plan.actors))
         self._plan, self._round, self._units = plan, attempt.round, len(tables)
         self._work = replace(work, node=_this_node)
         # from_arrow would ask tasks for the sizes of the tables: too many workers, which start a second before the actors.
@@ -63,7 +63,7 @@ class Images:
 
     def map_tasks(self, function: Callable[..., Iterator[pa.Table]]) -> Images:
         """Apply `function(block, work, isolated)` in tasks of one CPU each."""
-        arguments = {"work": self._work, "isolated": self._round.alone}
+        arguments = {"work": self._work, "isolated": self._round.isolated}
         self._images = self._images.map_batches(
             function, fn_kwargs=arguments, batch_size=None, num_cpus=1, max_retries=TRIES - 1, **_OPTIONS
         )
@@ -73,7 +73,7 @@ class Images:
         """Apply an operator in actors that have their share of a GPU, and no CPU of their own."""
         rows, gpus = min(self._round.rows, CHUNK), self._plan.gpus_per_actor
         # With two calls, pixels travel while others are labelled.
-        actors = self._actors(calls=1 if self._round.alone else 2, initial=self._plan.min_actors)
+        actors = self._actors(calls=1 if self._round.isolated else 2, initial=self._plan.min_actors)
         self._images = self._images.map_batches(
             operator, batch_size=rows, num_cpus=0, num_gpus=gpus, **actors, **_OPTIONS
         )
@@ -82,7 +82,7 @@ class Images:
     def map_actors(self, operator: type[Worker]) -> Images:
         """Apply an operator in actors of one CPU each."""
         actors = self._actors(calls=1, initial=self._plan.actors)
-        arguments = {"isolated": self._round.alone}
+        arguments = {"isolated": self._round.isolated}
         self._images = self._images.map_batches(
             operator, fn_constructor_kwargs=arguments, batch_size=None, num_cpus=1, **actors, **_OPTIONS
         )
@@ -117,7 +117,7 @@ class Images:
             min_size=min(self._plan.min_actors, self._units),
             max_size=min(self._plan.max_actors, self._units),
             initial_size=min(initial, self._units),
-            max_tasks_in_flight_per_actor=1 if self._round.alone else 2 * calls,
+            max_tasks_in_flight_per_actor=1 if self._round.isolated else 2 * calls,
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
         )

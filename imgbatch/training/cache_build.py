@@ -1,4 +1,4 @@
-"""Effects: has images fetched and decoded on the cluster and kept as shards, and books those that cannot be read."""
+"""Effects: has images fetched, decoded and written as shards on the cluster, and records those that cannot be read."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """n images that are ready, or that could not be read, in the order of the listing; those of a tar in its own."""
+    """n images that are ready or could not be read, in the order of the listing; members in the order of their tar."""
 
     images: pa.Table
     """`ROWS`, and the listing's `container`."""
-    torn: pa.Table
-    """The same of tars that are themselves what could not be read."""
+    failed_tars: pa.Table
+    """The same columns, for tars that could not be read to their end."""
 
     @property
     def read(self) -> Mask:
-        """Which could be read."""
+        """A mask of the images that could be read."""
         return np.asarray(self.images["reason"].is_null())
 
     @property
     def aspects(self) -> npt.NDArray[np.float32]:
-        """Width / height of each that could."""
+        """The width / height of each image; 1 for one that could not be read."""
         width, height = (np.asarray(self.images[name].fill_null(1)) for name in ("width", "height"))
         ratio: npt.NDArray[np.float32] = (width / height).astype(np.float32)
         return ratio
 
     @property
     def keys(self) -> Keys:
-        """The names of their arrays in the shards."""
+        """The keys of their arrays in the shards."""
         return keys_of(self.images)
 
     @property
     def rejects(self) -> pa.Table:
-        """What could not be read, and why."""
+        """The images and tars that could not be read, and why."""
         refused = self.images.filter(pc.is_valid(self.images["reason"]))
-        return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
+        return pa.concat_tables([refused, self.failed_tars]).select(["uri", "stage", "reason", "message"])
 
 
 @dataclass
@@ -105,13 +105,13 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
         ClusterError: the workers hang, or so many images were lost that the cluster must be at fault.
     """
     wanted = work_plan.pending.copy()
-    known = _known(work, work_plan)
-    images = _Images(work_plan.restricted(wanted & ~known))
+    done = _done(work, work_plan)
+    images = _Images(work_plan.restricted(wanted & ~done))
     pending = images.work_plan.remaining
     on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
     shown = Progress("preparing images", None if work_plan.tars else pending)
     # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
-    retried = pending if known.any() else 0
+    retried = pending if done.any() else 0
     attempts = run_attempts(
         partial(_prepare_images, work), on_cpus, images, limits, on_attempt=shown.start, retried=retried
     )
@@ -120,7 +120,7 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
             if block is not None:
                 images.take(block)
             shown.update(images.arrived, images.rejected)
-    return _result(work, listed, wanted, images.work_plan)
+    return _collect(work, listed, wanted, images.work_plan)
 
 
 def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
@@ -128,25 +128,50 @@ def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
     yield from Images(attempt, work).map_actors(Prepare)
 
 
-def _known(work: Preparation, work_plan: WorkPlan) -> Mask:
-    known = np.zeros(len(work_plan.pending), bool)
+def _done(work: Preparation, work_plan: WorkPlan) -> Mask:
+    """Return a mask of the images and tars that need no further attempt: read, or rejected for a permanent reason."""
+    done = np.zeros(len(work_plan.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
-        known[numbers[~refused]] = True
+        done[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
-                known[row["index"]] = True
-    known[list(work_plan.tars)] = False
-    known[_whole_tars(work)] = True
-    return known
+                done[row["index"]] = True
+    done[list(work_plan.tars)] = False
+    done[_complete_tars(work)] = True
+    return done
 
 
-def _whole_tars(work: Preparation) -> list[int]:
+def _complete_tars(work: Preparation) -> list[int]:
     """Return the numbers of the tars that were read to their end."""
     return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
-def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
+def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
+    """Return what the shards hold of the wanted images, and a reject for each image that is missing in them."""
+    rows = [_lost_rows(listed, missing), *(shard.rows for shard in shards(work.shards))]
+    images = pa.concat_tables([ROWS.empty_table(), *rows], promote_options="permissive").select(ROWS.names).cast(ROWS)
+    images = _one_row_each(images.filter(pa.array(wanted[images["index"].to_numpy()])))
+    entries = listed.take(images["index"])
+    is_tar = pc.fill_null(pc.equal(whole(entries["container"]), TAR), False)
+    tars = pc.if_else(is_tar, whole(entries["uri"]), None)
+    images = with_late_sidecars(images, tars, work.shards, work.config.source)
+    images = images.append_column("container", entries["container"])
+    is_tar_itself = pc.and_(pc.equal(images["uri"], entries["uri"]), is_tar)
+    failed_tars = images.filter(is_tar_itself)
+    images = images.filter(pc.invert(is_tar_itself))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
+    # A transient reject of a tar no longer holds if the tar was read to its end later.
+    reasons = failed_tars.select(["stage", "reason"]).to_pylist()
+    transient = np.array([is_passing(row["stage"], row["reason"]) for row in reasons], bool)
+    resolved = np.isin(failed_tars["index"].to_numpy(), _complete_tars(work)) & transient
+    failed_tars = failed_tars.filter(pa.array(~resolved))
+    return Prepared(images, failed_tars.filter(pa.array(first_of_each(uri_keys(whole(failed_tars["uri"]))))))
+
+
+def _lost_rows(listed: pa.Table, missing: WorkPlan) -> pa.Table:
+    """Return rejects for the images that ended their process in each attempt."""
     lost = np.flatnonzero(missing.pending)
     refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
     entries = listed.take(pa.array(lost))
@@ -154,24 +179,15 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan
     columns["index"] = pa.array(lost, pa.int64())
     for name in ("stage", "reason", "message"):
         columns[name] = pa.repeat(getattr(refusal, name), len(lost))
-    found = [pa.table(columns), *(shard.rows for shard in shards(work.shards))]
-    images = pa.concat_tables([ROWS.empty_table(), *found], promote_options="permissive").select(ROWS.names).cast(ROWS)
-    images = images.filter(pa.array(wanted[images["index"].to_numpy()]))
-    # An image may be there twice: its tar was read twice, or it was tried again. What could be read goes first.
+    return pa.table(columns)
+
+
+def _one_row_each(images: pa.Table) -> pa.Table:
+    """Return one row of each image, in the order of the listing.
+
+    An image has two rows if its tar was read twice, or if it was tried again. The one that could be read is taken.
+    """
     images = images.append_column("rejected", pc.is_valid(images["reason"]))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending"), ("rejected", "ascending")])
-    once = np.unique(keys_of(images), return_index=True)[1]
-    images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
-    entries = listed.take(images["index"])
-    tars = pc.if_else(pc.fill_null(pc.equal(whole(entries["container"]), TAR), False), whole(entries["uri"]), None)
-    images = with_late_sidecars(images, tars, work.shards, work.config.source)
-    images = images.append_column("container", entries["container"])
-    itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
-    torn = images.filter(itself)
-    images = images.filter(pc.invert(itself))
-    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
-    images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
-    passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
-    settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
-    torn = torn.filter(pa.array(~settled))
-    return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"]))))))
+    first = np.unique(keys_of(images), return_index=True)[1]
+    return images.drop_columns("rejected").take(pa.array(np.sort(first))).combine_chunks()

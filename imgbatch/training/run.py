@@ -254,7 +254,7 @@ def what_is_held_out(fold: npt.NDArray[np.int64]) -> str:
 def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver, Any]:
     """Return the classes of the images that are ready, and the fold of each; all that training needs has to be sound."""
     rejected = len(made.rejects)
-    good = len(made.images) + len(made.torn) - rejected
+    good = len(made.images) + len(made.failed_tars) - rejected
     if rejected:  # if it ends here, somebody wants to know why
         job.run.put("rejects.parquet", artifacts.parquet(made.rejects))
     check_budget(

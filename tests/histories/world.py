@@ -288,7 +288,7 @@ class World:
         for unit in units:
             listed = listing.Pages(work.listing).rows(unit)["uri"].to_pylist()
             images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
-            lost = not round.alone and self.chance.random() < self.lossy
+            lost = not round.isolated and self.chance.random() < self.lossy
             if lost or any(image and image.kind == "crashed" and not image.mood for image in images):
                 continue
             for _ in range(2 if self.chance.random() < self.lossy else 1):

@@ -21,8 +21,8 @@ def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """Run the job; return its exit code."""
 
     def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:
-        worker = LabelImages(work, isolated=attempt.round.alone)
-        for unit in units.units(attempt.work_plan, attempt.round, 1):
+        worker = LabelImages(work, isolated=attempt.round.isolated)
+        for unit in units.cut_units(attempt.work_plan, attempt.round, 1):
             yield from worker(unit)
 
     monkeypatch.setattr(session, "connected", lambda *_: nullcontext())

@@ -16,7 +16,7 @@ from imgbatch.engine import placement
 from imgbatch.engine.attempts import abort_if_systemic, run_attempts
 from imgbatch.engine.dataset import Attempt
 from imgbatch.engine.placement import Plan
-from imgbatch.engine.units import ROUNDS, Round, units
+from imgbatch.engine.units import ROUNDS, Round, cut_units
 from imgbatch.errors import ClusterError
 from imgbatch.ledger.work_plan import WorkPlan
 
@@ -68,7 +68,7 @@ def killing(*numbers: int) -> Callable[[Attempt], Iterator[pa.Table]]:
     """Return operators that lose each unit with one of these images in it."""
 
     def operators(attempt: Attempt) -> Iterator[pa.Table]:
-        for unit in units(attempt.work_plan, attempt.round, attempt.plan.actors):
+        for unit in cut_units(attempt.work_plan, attempt.round, attempt.plan.actors):
             if not np.isin(unit["index"].to_numpy(), numbers).any():
                 yield unit
 
@@ -125,7 +125,7 @@ def test_an_attempt_ends_where_a_node_is_left_out_and_the_others_get_its_units(n
 
     def operators(attempt: Attempt) -> Iterator[pa.Table]:
         plans.append(attempt.plan)
-        for unit in units(attempt.work_plan, attempt.round, attempt.plan.actors):
+        for unit in cut_units(attempt.work_plan, attempt.round, attempt.plan.actors):
             yield unit
             images.left_out = LEFT_OUT
 

@@ -464,7 +464,7 @@ class Run:
             ledger, f"run{self.number}", "mean", arrivals, statistics, health, commit_s=0.0, clock=clock
         ) as taken:
             for _ in range(rounds):
-                for unit in units.units(work_plan, units.ROUNDS[0], 1):
+                for unit in units.cut_units(work_plan, units.ROUNDS[0], 1):
                     for block in tamper(self._labelled(work, unit)):
                         taken.take(block)
                         if taken.due:

@@ -85,8 +85,10 @@ def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[
     work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    known = cache_build._known(work, work_plan)
-    return known.tolist(), cache_build._result(work, listed, work_plan.pending, work_plan.restricted(np.zeros(n, bool)))
+    known = cache_build._done(work, work_plan)
+    return known.tolist(), cache_build._collect(
+        work, listed, work_plan.pending, work_plan.restricted(np.zeros(n, bool))
+    )
 
 
 def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(folder: Folder) -> None:
@@ -183,7 +185,7 @@ def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
     work_plan = WorkPlan(np.array([False, True]), np.zeros((0, 2), np.int64), {})
-    made = cache_build._result(work, listed, np.ones(2, bool), work_plan)
+    made = cache_build._collect(work, listed, np.ones(2, bool), work_plan)
     assert made.images["input_label"].to_pylist() == ["7", "8"] and made.rejects["reason"].to_pylist() == ["crashed"]
 
 
