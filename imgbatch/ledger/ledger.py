@@ -53,8 +53,6 @@ class Ledger:
     """What stands in labels/, carried columns apart."""
     carried: Sequence[str] = ()
     """Which carried columns go into labels/; none named: all."""
-    listed: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """The carried columns of this run's listing: those of the first part of a log if that is a seal."""
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     done: UriIndex = field(init=False)
@@ -220,16 +218,19 @@ class Ledger:
             for _ in self._rewritten(log, {number: new.into for number, new in sorted(corrections[name].items())}):
                 tick()
 
-    def seal(self, run_id: str) -> None:
+    def seal(self, run_id: str, carried: pa.Schema | None = None) -> None:
         """Take the next number of each log with an empty part.
 
         That of rejects/ says again how many members the tars have that this run came to the end of: what is known of a tar is
         not lost with one part.
+
+        Args:
+            carried: the carried columns of the listing, which are those of a log that has no other part than the seal.
         """
         for log, tars in ((self.labels, {}), (self.rejects, self._closed)):
             log.announced.take_back()
             footer = Footer(run_id, self.fingerprint, seal=True, tars=tars)
-            log.append(self._empty(log), footer, self._drop_written)
+            log.append(self._empty(log, carried), footer, self._drop_written)
 
     def fill_gaps(self, run_id: str) -> None:
         """Take the numbers that are missing with empty parts, once what was in them has been made again.
@@ -241,9 +242,9 @@ class Ledger:
             if log.missing:
                 log.fill(self._empty(log), footer)
 
-    def _empty(self, log: Log) -> pa.Table:
+    def _empty(self, log: Log, carried: pa.Schema | None = None) -> pa.Table:
         """Return no rows, with all columns of a log: a reader of *.parquet may want the same ones in each file."""
-        return self._columns(log, log.carried() if log.numbers else self.listed).empty_table()
+        return self._columns(log, log.carried() if log.numbers else carried or pa.schema([])).empty_table()
 
     def _without_tars(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
         """Return the rows of a part that are no members of tars; those are counted."""

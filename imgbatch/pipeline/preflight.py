@@ -151,7 +151,6 @@ def list_images(job: Job, folder: Folder | None) -> Listing:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
     if counts.listed and not listing.full:  # else a column may be one of those that were not listed
         require_carried(job.config.output.columns, listing.carried)
-    job.ledger.listed = listing.carried
     return listing
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from imgbatch.errors import BooksError
 from imgbatch.ledger import audit
 from imgbatch.ledger.listing import Counts
@@ -9,13 +11,17 @@ from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.budget import check_budget
 
 
-def seal(run: ActiveRun) -> str:
-    """Seal both logs, unless they still are since the last success; return the run whose seal holds."""
+def seal(run: ActiveRun, carried: pa.Schema) -> str:
+    """Seal both logs, unless they still are since the last success; return the run whose seal holds.
+
+    Args:
+        carried: the carried columns of the listing.
+    """
     ledger, run_id, success = run.job.ledger, run.record.id, run.success.content
     ledger.fill_gaps(run_id)
     if success is not None and ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
-    ledger.seal(run_id)
+    ledger.seal(run_id, carried)
     # Another writer was here: an image that it rejected and this run labelled has two rows, which reading anew resolves.
     if len(ledger.written_by_others):
         ledger.open()

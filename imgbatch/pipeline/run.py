@@ -91,25 +91,28 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     # Read first of all: a `_SUCCESS` that another run writes from now on is not this run's to remove.
     run.success.refresh()
 
+    # List the inputs, and plan: the work plan has the images that are new, changed, or to be tried again.
     listing = list_images(job, run.record.folder.folder("listing"))
-    listed, work_plan = listing.counts, listing.work_plan()
-    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
+    listed, work_plan, carried = listing.counts, listing.work_plan(), listing.carried
+    changed = corrections(job.ledger, listing.pages, carried, work_plan.pending, limited=listing.full)
     run.record.listed_rows = len(work_plan.pending)
     del listing  # and with it 16 bytes an image
     process.release_memory()
     listed = replace(listed, updated=correct_rows(run, changed))
 
+    # Fetch, decode and classify on the cluster; commit here.
     if work_plan.remaining or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
     if work_plan.remaining:
         listed = label(run, listed, work_plan, stop)
 
+    # Audit what is in the store, and write `_SUCCESS`.
     console.step("reading the tables back")
     process.release_memory()
     tick()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to remove all
         job.ledger.prune(listed.unread)
-    sealed_by = seal(run)
+    sealed_by = seal(run, carried)
     job.ledger.release_index()
     run.success.refresh()  # one that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
@@ -154,7 +157,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
 
 
 def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop: StopRequest) -> None:
-    """Hand out what is pending, commit the rows that arrive, and reject the images that never did."""
+    """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed where nothing is to be labelled.
     from imgbatch.engine import dataset, placement, session
     from imgbatch.engine.attempts import run_attempts
