@@ -54,6 +54,6 @@ def reconcile(run: ActiveRun, listed: Counts) -> tuple[dict[str, int], dict[str,
     run.record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_reconciled()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
+        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
     check_budget(config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True)
     return counts, dict(totals.reasons)
