@@ -27,7 +27,7 @@ Rows = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-class Columns:
+class CarriedColumns:
     """The union of the carried columns of all batches, each with a type that holds the values of every batch.
 
     Types are unified by Arrow's permissive promotion. What has no common type becomes text.
@@ -108,7 +108,7 @@ class Columns:
             if pa.types.is_null(kind):
                 self._types[name] = pa.string()
 
-    def doubtful(self, schema: pa.Schema) -> list[str]:
+    def may_not_fit(self, schema: pa.Schema) -> list[str]:
         """Return the columns of a page with this schema whose values may not fit their type in `schema`."""
         return [
             entry.name
@@ -174,7 +174,7 @@ class NewValues:
 
 def _in_one_type(name: str, own: pa.Array, others: pa.Array) -> pa.Array:
     """Return the values of both arrays as one."""
-    columns = Columns()
+    columns = CarriedColumns()
     for values, origin in ((own, "the output"), (others, "the input")):
         columns.take(pa.schema([(name, values.type)]), origin)
     for _ in range(2):  # the second time as text, if values do not fit

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.ledger.carried import Columns, as_text, has_value, shown_column
+from imgbatch.ledger.carried import CarriedColumns, as_text, has_value, shown_column
 from imgbatch.schema import CARRIED, LISTING, carried_fields, whole
 from imgbatch.sources.spelling import normalised
 from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys
@@ -69,7 +69,7 @@ class Repeats:
             self._keys.append(keys[some])
             self._bytes += self._rows[-1].nbytes + self._keys[-1].nbytes
 
-    def drain(self, columns: Columns) -> Fill:
+    def drain(self, columns: CarriedColumns) -> Fill:
         """Return what was kept, as rows with these columns, and keep nothing any more."""
         tables = [columns.cast(_with_listing(rows)) for rows in self._rows]
         keys = np.concatenate(self._keys) if self._keys else np.zeros((0, 2), np.uint64)

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Pages, WorkPlan
-from imgbatch.ledger.tar_progress import deduplicate
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.listing_pages import Pages
+from imgbatch.ledger.tar_cursor import deduplicate
 from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.storage.stores import Folder
@@ -233,7 +234,7 @@ class Committer:
             # Up to a limit they are admitted step by step: rows that are in the tables already do not count.
             while self.remaining != 0 and len(admitted := tar.admit(given, self.remaining)):
                 self._touched.add(number)
-                admitted = deduplicate(tar, admitted, self.ledger.mark_seen)
+                admitted = deduplicate(tar, admitted, self.ledger.index.mark_seen)
                 self.tar_rows += len(admitted)
                 self.remaining = None if self.remaining is None else self.remaining - len(admitted)
                 yield admitted

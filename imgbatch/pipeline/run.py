@@ -16,8 +16,7 @@ from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
 from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
-from imgbatch.ledger import audit, claims, deleted_files, run_record
-from imgbatch.ledger import listing as listing_pages
+from imgbatch.ledger import audit, claims, deleted_files, listing_pages, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.listing import Counts, WorkPlan
 from imgbatch.ledger.success_marker import SuccessMarker

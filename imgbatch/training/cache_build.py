@@ -18,7 +18,7 @@ from imgbatch.engine.units import ROUNDS
 from imgbatch.errors import ClusterError
 from imgbatch.inference.messages import received
 from imgbatch.ledger.listing import WorkPlan
-from imgbatch.ledger.tar_progress import reject_duplicates
+from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.terminal.progress import Progress

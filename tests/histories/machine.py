@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from imgbatch.ledger.commit_log import Log, decode
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import decode
 from tests.histories.stores import KINDS, LABELS, MOODS, Image
 from tests.histories.world import Point, World
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch.ledger import claims, commit_log, ledger, versions
+from imgbatch.ledger import claims, commit_log, ledger, row_index, versions
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.success_marker import SUCCESS, SuccessMarker
 from imgbatch.storage.stores import Folder
@@ -78,7 +78,7 @@ def _written_always(self: SuccessMarker, run_id: str, counts: Any, limit: int | 
 SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "another writer's rows are dropped": (Ledger, "_drop_written", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
-    "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
+    "the old row of a changed image goes first": (Ledger, "_remove_stale", lambda self, keys: None),
     "what a dead run was rewriting is written again": (commit_log.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
     "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
@@ -90,7 +90,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "_SUCCESS is removed conditionally": (Memory, "delete", lambda self, path, tag=None: self.objects.pop(path, None)),
     "_SUCCESS is written conditionally": (SuccessMarker, "write", _written_always),
     "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
-    "passing rejects are tried again": (ledger, "_PASSING", 0),
+    "passing rejects are tried again": (row_index, "_PASSING", 0),
     "run.prune takes rows out": (Ledger, "prune", lambda self, unread: 0),
     "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections: None),
     "a changed ETag is a change": (versions, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),

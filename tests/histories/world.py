@@ -29,7 +29,7 @@ from imgbatch.decode import decode
 from imgbatch.engine import placement, session
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
-from imgbatch.ledger import candidates, commit_log, listing, owners, run_record
+from imgbatch.ledger import candidates, commit_log, listing, listing_pages, owners, run_record
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -285,7 +285,7 @@ class World:
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]
         worker = workers.LabelImages(work, load=lambda work: _Shades())
         for unit in units:
-            listed = listing.Pages(work.listing).rows(unit)["uri"].to_pylist()
+            listed = listing_pages.Pages(work.listing).rows(unit)["uri"].to_pylist()
             images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
             lost = not round.alone and self.chance.random() < self.lossy
             if lost or any(image and image.kind == "crashed" and not image.mood for image in images):

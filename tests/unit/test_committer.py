@@ -15,7 +15,8 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
-from imgbatch.ledger.listing import WorkPlan, page_name
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.pipeline.committer import STORE_IS_AWAY, Committer
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError, Unreachable
-from imgbatch.ledger import audit, commit_log
-from imgbatch.ledger.commit_log import Footer
+from imgbatch.ledger import audit, commit_log, part_file
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.rewrite_intents import Announced
+from imgbatch.ledger.part_file import Footer
+from imgbatch.ledger.rewrite_intents import RewriteIntents
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS, labels_with
 from imgbatch.storage.stores import Folder, Meta, Stores
@@ -132,7 +132,7 @@ def part(number: int) -> str:
 
 
 def states(book: Ledger, *batches: pa.RecordBatch) -> list[list[int]]:
-    return [book.mark_seen(batch).tolist() for batch in batches]
+    return [book.index.mark_seen(batch).tolist() for batch in batches]
 
 
 # One writer
@@ -200,7 +200,7 @@ def test_the_old_row_leaves_its_part_before_the_new_one_arrives(place: Place) ->
 def test_only_the_rows_of_the_batch_are_taken_out(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
     book = ledger(place())
-    book.mark_seen(images("a", "b", etag="new"))
+    book.index.mark_seen(images("a", "b", etag="new"))
     commit(book, results("a", etag="new"))
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
 
@@ -214,7 +214,7 @@ def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_r
         real(path, data)
 
     book = ledger(place(create=killed))
-    book.mark_seen(images("a", etag="new"))
+    book.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(book, results("a", etag="new"))
     assert states(ledger(place()), images("a", "b", etag="new")) == [[NEW, STALE]]
@@ -234,7 +234,7 @@ def test_which_rejects_are_tried_again(place: Place, passing: bool, retry: str, 
     commit(ledger(place()), rejects("a", passing=passing), results("b"))
     book = ledger(place(), retry=retry)
     assert states(book, images("a", etag=etag), images("b")) == [[said], [DONE]]
-    assert book.stale == (said == STALE)
+    assert book.index.stale == (said == STALE)
     if said == STALE:
         commit(book, results("a", etag=etag))
         assert (uris(place()), uris(place(), "rejects")) == (["a", "b"], [])
@@ -245,7 +245,7 @@ def test_prune_takes_out_what_was_not_listed_and_nothing_else(place: Place) -> N
     commit(book, results("a", "b"), rejects("c", "d"))
     commit(book, results("x"))
     again = ledger(place())
-    again.mark_seen(images("a", "c", "new"))
+    again.index.mark_seen(images("a", "c", "new"))
     commit(again, results("new"))
     assert again.unlisted_rows() == 3
     assert again.prune() == 3
@@ -278,7 +278,7 @@ def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Plac
     ]  # fmt: skip
     assert rows(place(), "rejects")[0]["input_split"] == "val"
     for name in place().names("labels"):
-        table, _ = commit_log.decode(place().folder("labels").read(name), name)
+        table, _ = part_file.decode(place().folder("labels").read(name), name)
         assert table.schema.names == [*wanted.names, "input_split"]
         assert table.schema.field("embedding").type == pa.list_(pa.float16(), 3)
     assert states(ledger(place()), images("a", "b", "c")) == [[DONE, DONE, DONE]]
@@ -292,7 +292,7 @@ def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_fo
 ) -> None:
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
-    table, footer = commit_log.decode(place().read(f"labels/{part(1)}"), "labels")
+    table, footer = part_file.decode(place().read(f"labels/{part(1)}"), "labels")
     assert table.schema.names == wanted.names and footer.tars == {"empty.tar": end}
 
 
@@ -308,7 +308,7 @@ def test_a_request_that_succeeded_though_its_answer_was_lost_is_not_done_twice(p
             raise Unreachable("the answer was lost")
 
     book = ledger(place(**{verb: without_answer}))
-    book.mark_seen(images("a", etag="new"))
+    book.index.mark_seen(images("a", etag="new"))
     assert commit(book, results("a", etag="new")) == 1
     assert len(lost) == 1
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
@@ -399,11 +399,11 @@ def test_a_late_replacement_of_a_dead_run_brings_no_row_back(place: Place) -> No
         raise KeyboardInterrupt
 
     dead = ledger(place(replace=replace))
-    dead.mark_seen(images("a", etag="new"))
+    dead.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     book = ledger(place())
-    book.mark_seen(images("b", etag="new"))
+    book.index.mark_seen(images("b", etag="new"))
     commit(book, results("b", etag="new"))
     with pytest.raises(Exception, match=r"(?i)precondition|replaced"):
         late[0]()
@@ -415,7 +415,7 @@ def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Plac
     commit(ledger(place()), results(*names))
     opened = [ledger(place()) for _ in names]
     for name, book in zip(names, opened, strict=True):
-        book.mark_seen(images(name, etag="new"))
+        book.index.mark_seen(images(name, etag="new"))
     with ThreadPoolExecutor(8) as pool:
         written = pool.map(lambda pair: commit(pair[1], results(pair[0], etag="new")), zip(names, opened, strict=True))
         assert sum(written) == 24
@@ -435,7 +435,7 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
         real(path, data, tag)
 
     dead = ledger(place(replace=replace))
-    dead.mark_seen(images("a", etag="new"))
+    dead.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     before = rows(place())
@@ -449,7 +449,7 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
 
 def test_a_run_of_another_fingerprint_writes_no_part_again(place: Place) -> None:
     commit(ledger(place()), results("a"))
-    ledger(place()).labels.announced.add([1])
+    ledger(place()).labels.intents.add([1])
     before = place().read("labels/part-00000001.parquet")
     with pytest.raises(OutputError, match="fingerprint"):
         Ledger(place(), {"top_k": 7}).open()
@@ -464,16 +464,16 @@ def test_announcements_that_are_damaged_are_named(place: Place) -> None:
 
 
 def test_two_writers_announce_and_take_back_each_for_itself(place: Place) -> None:
-    one, two = (Announced(place().folder("runs"), "rewriting-labels.json") for _ in range(2))
+    one, two = (RewriteIntents(place().folder("runs"), "rewriting-labels.json") for _ in range(2))
     one.add([1, 2])
     two.add([2, 3])
-    one.take_back()
-    assert list(two.left().values()) == [[2, 3]]
-    one.take_back(two.left())
-    assert two.left() == {}
-    two.doubt(3)
+    one.withdraw()
+    assert list(two.pending().values()) == [[2, 3]]
+    one.withdraw(two.pending())
+    assert two.pending() == {}
+    two.invalidate(3)
     two.add([3])
-    assert list(one.left().values()) == [[2, 3]]
+    assert list(one.pending().values()) == [[2, 3]]
 
 
 # Two writers and more
@@ -502,14 +502,14 @@ def test_many_writers_at_once_make_no_double_row_and_lose_none(place: Place) -> 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(work, range(6))) == 96
     assert uris(place()) == shared
-    assert len(ledger(place()).done) == 96
+    assert len(ledger(place()).index) == 96
 
 
 def test_a_row_that_another_writer_labelled_first_is_his_also_where_ours_was_stale(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
     one, two = ledger(place()), ledger(place())
     for book in (one, two):
-        book.mark_seen(images("a", "b", etag="new"))
+        book.index.mark_seen(images("a", "b", etag="new"))
     assert commit(one, results("a", etag="new"), run="one") == 1
     assert commit(two, results("a", "b", etag="new"), run="two") == 1
     assert sorted((row["uri"], row["etag"], row["run_id"]) for row in rows(place())) == [
@@ -557,7 +557,7 @@ def test_a_seal_whose_number_is_taken_seals_behind_it(place: Place) -> None:
     commit(two, results("a"), rejects("b"))
     finish(one, "one")
     assert ledger(place()).sealed_by("one")
-    assert len(one.done) == 2  # read anew, since another writer was here
+    assert len(one.index) == 2  # read anew, since another writer was here
 
 
 def test_numbers_go_on_behind_a_gap(place: Place) -> None:
@@ -592,23 +592,23 @@ def test_a_seal_alone_holds_its_fingerprint_too(place: Place) -> None:
 
 
 def parquet(table: pa.Table, **metadata: str) -> bytes:
-    return commit_log.encode(table, metadata)
+    return part_file.encode(table, metadata)
 
 
 OURS = Footer(RUN, FINGERPRINT).metadata()
 
 
 def whole() -> bytes:
-    return commit_log.encode(LABELS.empty_table(), OURS)
+    return part_file.encode(LABELS.empty_table(), OURS)
 
 
 @pytest.mark.parametrize(
     "name, data, told",
     [
-        (part(1), b"", "not a whole Parquet file"),
-        (part(1), b"uri,label\na,cat\n", "not a whole Parquet file"),
-        (part(1), whole()[:-20], "not a whole Parquet file"),
-        (part(1), whole()[:-8] + b"\xff\xff\xff\x7fPAR1", "not a whole Parquet file"),
+        (part(1), b"", "not a complete Parquet file"),
+        (part(1), b"uri,label\na,cat\n", "not a complete Parquet file"),
+        (part(1), whole()[:-20], "not a complete Parquet file"),
+        (part(1), whole()[:-8] + b"\xff\xff\xff\x7fPAR1", "not a complete Parquet file"),
         (part(1), parquet(pa.table({"uri": ["a"]})), "not written by imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), format_version="x"), "not written by imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), format_version="2"), "format version 2.*newer imgbatch"),
@@ -634,7 +634,7 @@ def test_what_is_no_part_of_ours_is_refused_by_name(
 def test_a_foreign_part_that_takes_our_number_is_refused(place: Place) -> None:
     book = ledger(place())
     place().put(f"labels/{part(1)}", b"PAR1")
-    with pytest.raises(OutputError, match="not a whole Parquet file"):
+    with pytest.raises(OutputError, match="not a complete Parquet file"):
         commit(book, results("a"))
 
 
@@ -739,7 +739,7 @@ def test_parts_keep_their_schema_and_footer_when_rows_are_taken_out(place: Place
     commit(ledger(place()), table)
     before = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     book = ledger(place())
-    book.mark_seen(images("a"))
+    book.index.mark_seen(images("a"))
     assert book.prune() == 1
     after = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     assert after.equals(before)
@@ -755,7 +755,7 @@ def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: 
 
     def write() -> None:
         book = ledger(output)
-        book.mark_seen(images(*names, etag="new"))
+        book.index.mark_seen(images(*names, etag="new"))
         for name in names:
             commit(book, results(name, etag="new"))
 
@@ -799,7 +799,7 @@ def test_a_writer_killed_at_any_step_leaves_no_torn_part(
 
 def _commit_for_ever(uri: str, environment: dict[str, str]) -> None:
     book = ledger(Folder(Stores(StorageConfig(), environment), uri))
-    number = len(book.done)
+    number = len(book.index)
     while True:
         commit(book, results(*(f"i{number + each}" for each in range(50))))
         number += 50
@@ -827,7 +827,7 @@ def test_writers_killed_by_sigkill_leave_whole_parts_and_each_image_once(place: 
         found = uris(output)
         assert len(found) >= 50 * (before + 3)
         assert sorted(found) == sorted(f"i{number}" for number in range(len(found)))
-    assert len(ledger(output).done) == len(found)
+    assert len(ledger(output).index) == len(found)
 
 
 # Small histories against simple models

@@ -15,7 +15,8 @@ from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import PAGE_ROWS, Listing, page_name, pages, read_page
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import PAGE_ROWS, page_name, pages, read_page
 from imgbatch.schema import LISTING, RESULTS, with_carried
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -400,7 +401,7 @@ def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(o
     assert pending == {"same": False, "other size": True, "other etag": True, "unknown": False, "new": True}
     counts = taken.counts
     assert (counts.listed, counts.already_done, counts.stale, counts.bytes) == (5, 2, 2, 6 + 5 + 5)
-    assert taken.ledger.stale == 2
+    assert taken.ledger.index.stale == 2
 
 
 @pytest.mark.parametrize("order", [1, -1])

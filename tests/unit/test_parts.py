@@ -11,7 +11,9 @@ import pytest
 from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputError
 from imgbatch.ledger import commit_log
-from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, decode, encode, require_same
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.fingerprint import DEFAULTS, require_same
+from imgbatch.ledger.part_file import Footer, decode, encode
 from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS, labels_with
 from imgbatch.storage.stores import Folder, Stores
 
@@ -99,7 +101,7 @@ def test_some_columns_are_read_alone() -> None:
 @pytest.mark.parametrize("cut", [0, 1, 4, 8, 40])
 def test_a_part_that_was_cut_is_told_from_a_whole_one(cut: int) -> None:
     data = encode(table("a"), OURS.metadata())
-    with pytest.raises(OutputError, match=r"s3://b/part.*not a whole Parquet file.*move it away"):
+    with pytest.raises(OutputError, match=r"s3://b/part.*not a complete Parquet file.*move it away"):
         decode(data[: len(data) - cut - 1], "s3://b/part")
 
 
@@ -162,7 +164,7 @@ def test_rows_that_another_writer_holds_all_make_no_part_but_a_seal_is_always_wr
 
 
 def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
+    monkeypatch.setattr(commit_log, "_MAX_CONFLICTS", 3)
     other = Log(log.folder)
     for name in "abcd":
         other.append(table(name), OURS, keep_all)
@@ -211,7 +213,7 @@ def test_a_part_that_gets_its_old_values_back_is_another_one(log: Log) -> None:
 
 def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append(table("a"), OURS, keep_all)
-    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
+    monkeypatch.setattr(commit_log, "_MAX_CONFLICTS", 3)
 
     def replace(self: Folder, name: str, data: bytes, tag: str | None) -> None:
         raise Conflict(name)

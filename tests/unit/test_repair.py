@@ -18,7 +18,8 @@ import pytest
 
 from imgbatch.errors import BooksError, ImgbatchError, OutputError
 from imgbatch.ledger import audit
-from imgbatch.ledger.commit_log import Log, decode, encode
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import decode, encode
 from tests.unit.test_tars import COLOURS, Killed, Run, packed, picture, pictures
 
 MEMBERS = 28
