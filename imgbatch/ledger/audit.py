@@ -82,7 +82,7 @@ def audit(
 ) -> AuditResult:
     """Count both tables against a listing.
 
-    The footers of the parts record how many members a tar has: as many rows there must be. Of the tars of a `limited` run,
+    The footers of the parts record how many members a tar has, and so many rows must exist. Of the tars of a `limited` run,
     only what was read counts. Memory: 19 bytes a row.
 
     Args:
