@@ -21,7 +21,8 @@ from imgbatch.errors import InputError
 from imgbatch.ledger.candidates import candidates
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, pages
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.schema import CARRIED, LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source

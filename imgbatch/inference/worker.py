@@ -28,7 +28,7 @@ from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.label_columns import answers
 from imgbatch.inference.messages import FATAL, NOTE, READ, fatal, message, with_note
-from imgbatch.ledger.listing import Pages
+from imgbatch.ledger.listing_pages import Pages
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Runtime

@@ -1,17 +1,15 @@
-"""Values: tars in the books. Which members a tar has, only reading it tells; so the parts say in their footers how far
-it is read.
+"""Values: how far tars are read, as the footers of the parts record it. The members of a tar are known only by reading it.
 
-The footer of a part names each tar of which its commit holds rows: the version that was read, the offset of the last image
-up to which all rows are in the tables with this commit, and how many rows these are. How far a tar is read is not what the
-last part says, but what all parts say together: the largest offset up to which the parts that are there hold as many rows as
-were counted. If a part is lost, that is an offset before the gap, and reading resumes there; members after the gap
-that have a row already keep it. Rejects are written first: a kill between the two logs leaves rejects whose neighbours are
-read again.
+The footer of a part has an entry for each tar of which its commit holds rows: the version that was read, the offset of the
+last image up to which all rows are in the tables with this commit, and the number of these rows. How far a tar is read
+follows from all parts together, not from the last one: it is the largest offset up to which the existing parts hold as many
+rows as were counted. If a part is lost, that is an offset before the gap, and reading resumes there. Members after the gap
+that have a row keep it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
@@ -22,16 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.ledger.status import DONE, DUPLICATE, NEW
-from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, whole
-from imgbatch.uri_index import UriIndex, uri_keys
-
-_OF_THE_PLACE = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
-_MOST_AHEAD = 16_384  # rows of a tar that wait for others before them; beyond that they are read again
-
 
 def version_of(etag: str | None, last_modified: datetime | None) -> str:
-    """Return what tells versions of a tar apart."""
+    """Return the version of a tar as text: its ETag, or its time where there is no ETag."""
     return etag or (last_modified.isoformat() if last_modified is not None else "")
 
 
@@ -42,24 +33,24 @@ def members_of(uris: pa.Array | pa.ChunkedArray, tar: str) -> pa.Array | pa.Chun
 
 @dataclass(frozen=True, slots=True)
 class TarEntry:
-    """What one part says of a version of a tar."""
+    """What one part records about a version of a tar."""
 
     last_offset: int
     """The offset of the last image up to which all rows are in the tables, with this part and those before it."""
     resume_offset: int
     """Where a reader that resumes may start."""
     total: int | None
-    """How many rows these are, in both logs; None: not known, as version 0.1 did not write it for a tar that is half read."""
+    """The number of these rows, in both logs; None: unknown, as version 0.1 did not write it for a tar that is half read."""
     closed: bool
-    """The tar ends there."""
+    """Whether the tar ends there."""
     rows: int
-    """Rows of its members that are in this part now."""
+    """The number of rows of its members that are in this part now."""
     truncated: bool = False
-    """It ends there with a tear, for which there has to be a reject of the tar itself."""
+    """Whether the tar is truncated there. Then the tar itself has a reject."""
 
     @classmethod
     def read(cls, content: Mapping[str, Any], *, rows: int) -> TarEntry:
-        """Read an entry of a footer, in the format of `TarCursor.entry`; the part now has so many rows of members."""
+        """Read an entry of a footer, in the format of `TarCursor.entry`; `rows` rows of members are in the part now."""
         total = content.get("rows", content.get("images"))
         closed, truncated = "images" in content, content.get("torn", False)
         return cls(content["through"], content["group"], total, closed, rows, truncated)
@@ -70,33 +61,34 @@ _UNREAD = TarEntry(last_offset=-1, resume_offset=0, total=0, closed=False, rows=
 
 @dataclass(slots=True)
 class TarProgress:
-    """How far one version of a tar is read, by the parts."""
+    """How far one version of a tar is read, according to the parts."""
 
     parts: dict[tuple[str, int], TarEntry] = field(default_factory=dict)
     """By log and number of the part."""
     _reached: TarEntry | None = None
 
     def note(self, log: str, number: int, entry: TarEntry) -> None:
-        """Note what a part says."""
+        """Note the entry of a part."""
         self.parts[log, number] = entry
         self._reached = None
 
     @property
     def reached(self) -> TarEntry:
-        """The furthest point up to which no row is missing; `rows` is the number of rows up to there."""
+        """The furthest offset up to which no row is missing; `rows` is the number of rows up to there."""
         if self._reached is None:
             self._reached, rows = _UNREAD, 0
             ordered = sorted(self.parts.values(), key=lambda entry: (entry.last_offset, entry.closed))
             for last_offset, group in groupby(ordered, key=lambda entry: entry.last_offset):
-                there = list(group)
-                rows += sum(entry.rows for entry in there)
-                if whole := [entry for entry in there if entry.total == rows]:
-                    self._reached = replace(whole[-1], last_offset=last_offset, rows=rows)
+                entries = list(group)
+                rows += sum(entry.rows for entry in entries)
+                # A lost part, or one of which rows were removed, leaves fewer rows than the entries after it counted.
+                if complete := [entry for entry in entries if entry.total == rows]:
+                    self._reached = replace(complete[-1], last_offset=last_offset, rows=rows)
         return self._reached
 
     @property
     def rows(self) -> int:
-        """Rows of its members."""
+        """The number of rows of its members."""
         return sum(entry.rows for entry in self.parts.values())
 
     def rows_in(self, log: str) -> int:
@@ -114,189 +106,54 @@ class TarProgress:
         return all(entry.last_offset <= self.reached.last_offset for entry in self.parts.values())
 
     @property
-    def images(self) -> int | None:
-        """How many rows there have to be, as far as a part is left that says so."""
+    def member_count(self) -> int | None:
+        """The number of rows that a complete reading gives; None: no part that records it is left."""
         return next((entry.total for entry in self.parts.values() if entry.closed), None)
 
 
 class TarIndex:
-    """What the parts say of tars: a few hundred bytes for each."""
+    """What the parts record about all tars: a few hundred bytes for each."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[str, TarProgress]] = {}
-        self._visited: dict[str, str] = {}
-        self._loaded: set[str] = set()
+        self._progress: dict[str, dict[str, TarProgress]] = {}  # by tar and version
+        self._listed_version: dict[str, str] = {}
+        self._indexed: set[str] = set()
 
     def take(self, log: str, number: int, table: pa.Table, entries: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-        """Note what a part says of tars; return a mask of its rows that are members of them."""
+        """Note the entries of a part; return a mask of its rows that are members of these tars."""
         members = np.zeros(len(table), bool)
         for tar, content in entries.items():
-            mine = np.asarray(members_of(table["uri"], tar)) if len(table) else members
-            entry = TarEntry.read(content, rows=int(np.count_nonzero(mine)))
-            self._known.setdefault(tar, {}).setdefault(content["version"], TarProgress()).note(log, number, entry)
-            members |= mine
+            of_tar = np.asarray(members_of(table["uri"], tar)) if len(table) else members
+            entry = TarEntry.read(content, rows=int(np.count_nonzero(of_tar)))
+            self._progress.setdefault(tar, {}).setdefault(content["version"], TarProgress()).note(log, number, entry)
+            members |= of_tar
         return members
 
     def version(self, tar: str, listed: str) -> str:
-        """Return which version a listing means; one that tells none, as of a link that leads nowhere, means the last known."""
-        return listed or next(reversed(self._known.get(tar, {})), "")
+        """Return the version that a listing means; an unknown one, as of a broken link, means the last that was read."""
+        return listed or next(reversed(self._progress.get(tar, {})), "")
 
     def mark_seen(self, tar: str, version: str) -> TarProgress:
-        """Return how far a listed tar is read."""
+        """Mark a tar as listed in this version; return how far it is read."""
         version = self.version(tar, version)
-        self._visited[tar] = version
-        return self._known.get(tar, {}).get(version) or TarProgress()
+        self._listed_version[tar] = version
+        return self._progress.get(tar, {}).get(version) or TarProgress()
 
     def parts_of(self, tar: str, version: str) -> list[tuple[str, int, bool]]:
-        """Return the parts that hold rows of any version of a tar, whose rows are in the ledger's index from now on.
+        """Return the parts that hold rows of any version of a tar. From now on the ledger's index counts these rows.
 
-        With each: whether its rows are before the point where a reader goes on with this version, who will not come by them.
+        Each with whether its rows are before the offset where the reading of this version resumes.
         """
-        self._loaded.add(tar)
-        versions = self._known.get(tar, {})
+        self._indexed.add(tar)
+        versions = self._progress.get(tar, {})
         read = self.mark_seen(tar, version)
-        behind = {part for part, entry in read.parts.items() if entry.last_offset <= read.reached.last_offset}
+        before = {part for part, entry in read.parts.items() if entry.last_offset <= read.reached.last_offset}
         parts = sorted({part for progress in versions.values() for part, entry in progress.parts.items() if entry.rows})
-        return [(log, number, (log, number) in behind) for log, number in parts]
+        return [(log, number, (log, number) in before) for log, number in parts]
 
     def unlisted(self) -> Iterator[tuple[str, TarProgress]]:
-        """Yield the tars, or older versions of them, whose rows no listed tar stands for."""
-        for tar, versions in self._known.items():
-            if tar not in self._loaded:
-                listed = self._visited.get(tar)
+        """Yield the tars that are not listed, and the older versions of those that are."""
+        for tar, versions in self._progress.items():
+            if tar not in self._indexed:
+                listed = self._listed_version.get(tar)
                 yield from ((tar, progress) for version, progress in versions.items() if version != listed)
-
-
-@dataclass(slots=True)
-class TarCursor:
-    """A tar that is being read: which of its rows have arrived."""
-
-    uri: str
-    version: str
-    last_offset: int = -1
-    """The offset of the last image whose row has arrived."""
-    resume_offset: int = 0
-    rows: int = 0
-    """Rows of images up to there, in the tables or about to be."""
-    there: int = 0
-    """Rows in the tables before this run, also of images behind a gap."""
-    unbroken: bool = True
-    """Whether no row was missing before the last image that was ever read."""
-    closed: bool = False
-    refused: bool = False
-    """A reject of the tar itself, of an earlier run, stands in the tables until this one has a row in its place."""
-    truncated: bool = False
-    """A reject of the tar itself came in this run."""
-    arrived: UriIndex = field(default_factory=UriIndex)
-    """The members whose rows came in this run: a tar may hold two of one name."""
-    end_report: dict[str, Any] | None = None
-    """What its reader entry at its end, which may come before the last rows do."""
-    _ahead: pa.Table | None = None
-
-    @classmethod
-    def of(cls, uri: str, version: str, progress: TarProgress) -> TarCursor:
-        """Go on from the point up to which no row is missing."""
-        reached = progress.reached
-        return cls(
-            uri,
-            version,
-            reached.last_offset,
-            reached.resume_offset,
-            reached.rows,
-            there=progress.rows,
-            unbroken=progress.unbroken,
-        )
-
-    def admit(self, rows: pa.Table, most: int | None) -> pa.Table:
-        """Return those of this tar's rows that go on where the last ones ended, up to `most`, and move on to their end.
-
-        Ray may deliver rows again, which are dropped. Where rows are missing in between, which may have been overtaken, some
-        of those behind them wait; so do those beyond `most`.
-        """
-        if self._ahead is not None:
-            rows = pa.concat_tables([self._ahead, rows], promote_options="default").sort_by("offset")
-        offsets, previous = rows["offset"].to_numpy(), rows["previous_offset"].to_numpy()
-        fresh = (offsets > self.last_offset) & (np.diff(offsets, prepend=-1) > 0)
-        rows, offsets, previous = rows.filter(pa.array(fresh)), offsets[fresh], previous[fresh]
-        before = np.concatenate([[self.last_offset], offsets[:-1]]) if len(offsets) else offsets
-        gaps = np.flatnonzero(previous != before)
-        there = int(gaps[0]) if len(gaps) else len(rows)
-        there = there if most is None else min(there, most)
-        # Its own row does not wait: it says that this time the end was not reached.
-        waiting = rows.slice(there, _MOST_AHEAD)
-        self._ahead = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
-        rows = rows.slice(0, there)
-        if len(rows):
-            self.last_offset, self.resume_offset = int(offsets[len(rows) - 1]), rows["resume_offset"][-1].as_py()
-        return rows
-
-    def entry(self) -> dict[str, Any]:
-        """Return what the footers of the next commit say of this tar."""
-        entry: dict[str, Any] = {
-            "version": self.version,
-            "through": self.last_offset,
-            "group": self.resume_offset,
-            "rows": self.rows,
-        }
-        if self.closed:
-            entry |= {"images": self.rows}
-        return entry | ({"torn": True} if self.closed and self.truncated else {})
-
-
-def deduplicate(
-    tar: TarCursor, rows: pa.Table, mark_seen: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]]
-) -> pa.Table:
-    """Return the rows of members as they go into the tables: a second one of a name as a reject of its own.
-
-    Args:
-        tar: the tar, whose count goes up.
-        rows: RESULTS that it admitted.
-        mark_seen: says of listed images with unique URIs what the ledger knows of them.
-    """
-    own = np.asarray(pc.equal(rows["uri"], tar.uri))  # the tar's, which says why its end was not reached
-    keys = uri_keys(pa.concat_arrays(rows["uri"].chunks))
-    first = tar.arrived.add(keys) & ~own
-    known = np.full(len(rows), NEW, np.uint8)
-
-    def ask(which: npt.NDArray[np.bool_], named: pa.Table) -> None:
-        if which.any():
-            (batch,) = named.select(LISTING.names[:4]).combine_chunks().to_batches()
-            known[which] = mark_seen(batch)
-
-    ask(first, rows.filter(pa.array(first)))
-    # Read again behind a gap, or behind a kill between the two logs: these rows are in, others around them were not.
-    again = first & (known == DONE)
-    double = ~own & (~first | (known == DUPLICATE))
-    ask(double, reject_duplicates(rows.filter(pa.array(double)), np.ones(int(double.sum()), bool)))
-    again |= double & (known == DONE)
-    if own.any():  # which comes again where the tar is read again behind it
-        again |= own & (tar.truncated | (np.cumsum(own) > 1))
-        tar.truncated, tar.refused = True, False
-    tar.rows += int(np.count_nonzero(~own))
-    return reject_duplicates(rows.filter(pa.array(~again)), double[~again])
-
-
-def reject_duplicates(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
-    """Return the rows with those of the mask, members of tars, made rejects `duplicate`, named by where they stand."""
-    if not double.any():
-        return rows
-    given = rows.filter(pa.array(double))
-    uris, offsets = whole(given["uri"]), whole(given["offset"]).cast(pa.string())
-    entry = {
-        "uri": pc.binary_join_element_wise(uris, offsets, "@"),
-        "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,
-        "message": pc.binary_join_element_wise("a second member of the name", uris, " "),
-    }  # fmt: skip
-    columns = []
-    for column in rows.schema:
-        if column.name in entry:
-            value = entry[column.name]
-            columns.append(
-                value if isinstance(value, pa.Array) else pa.repeat(pa.scalar(value, column.type), len(given))
-            )
-        elif column.name in _OF_THE_PLACE or column.name.startswith(CARRIED):
-            columns.append(given[column.name])
-        else:
-            columns.append(pa.nulls(len(given), column.type))
-    changed = pa.Table.from_arrays(columns, schema=rows.schema)
-    return pa.concat_tables([rows.filter(pa.array(~double)), changed])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.ledger.tar_progress import TarCursor
+from imgbatch.ledger.tar_cursor import TarCursor
 
 Mask = npt.NDArray[np.bool_]
 RowRanges = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ class WorkPlan:
 
     Args:
         pending: by number, whether rows are to come; the plan takes the array over, one byte per image.
-        row_group_ranges: (first, end) of what is read as a whole, such as a row group of a Parquet file; ascending, n×2.
+        row_group_ranges: (first, end) of images that are read together, such as a row group of a Parquet file; ascending, n×2.
         tars: the tars among them.
     """
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imgbatch.errors import BooksError, OutputChangedError, StoreError
-from imgbatch.ledger import deleted_files
-from imgbatch.ledger import listing as listing_pages
+from imgbatch.ledger import deleted_files, listing_pages
 from imgbatch.ledger.claims import Claim
 from imgbatch.ledger.run_record import Record
 from imgbatch.ledger.success_marker import SuccessMarker

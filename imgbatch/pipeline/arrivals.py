@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Pages
-from imgbatch.ledger.tar_progress import deduplicate
+from imgbatch.ledger.listing import Counts
+from imgbatch.ledger.listing_pages import Pages
+from imgbatch.ledger.tar_cursor import deduplicate
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import RESULTS, carried_fields, with_carried
 from imgbatch.storage.stores import Folder
@@ -153,7 +154,7 @@ class Arrivals:
             # what it does not return, so that nothing is offered in the later steps.
             while self.remaining != 0 and len(admitted := tar.admit(offered, self.remaining)):
                 self._touched.add(number)
-                admitted = deduplicate(tar, admitted, self.ledger.mark_seen)
+                admitted = deduplicate(tar, admitted, self.ledger.index.mark_seen)
                 self._tar_rows += len(admitted)
                 self.remaining = None if self.remaining is None else self.remaining - len(admitted)
                 yield admitted

@@ -18,7 +18,7 @@ from imgbatch.engine.attempts import run_attempts
 from imgbatch.engine.dataset import Attempt, Images
 from imgbatch.engine.placement import Plan
 from imgbatch.inference.messages import received
-from imgbatch.ledger.tar_progress import reject_duplicates
+from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole

@@ -20,7 +20,8 @@ from imgbatch.errors import InputError
 from imgbatch.evaluation.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, pages
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import whole
 from imgbatch.sources import tars

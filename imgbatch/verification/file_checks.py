@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from imgbatch.errors import BooksError, ImgbatchError, NotFound, OutputError
 from imgbatch.ledger import audit
 from imgbatch.ledger.audit import AuditResult
-from imgbatch.ledger.commit_log import Footer, Log, differences, is_hidden
+from imgbatch.ledger.commit_log import Log, is_hidden
+from imgbatch.ledger.fingerprint import differences
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.schema import CONTENT_HASH, labels_with, whole
 from imgbatch.storage.stores import Folder
@@ -105,7 +107,7 @@ class CheckedLog(Log):
         self._seals: set[str] = set()
         self._inspect = inspect
 
-    def refuse(self, others: Any) -> None:
+    def refuse_foreign(self, others: Any) -> None:
         """Keep the names of what a reader of the folder, or of `*.parquet` in it, takes up."""
         self.others = [name for name in others if not is_hidden(name) or _is_taken_up(name)]
 

@@ -32,7 +32,8 @@ from imgbatch.config.sections import Config
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
-from imgbatch.ledger.commit_log import Footer, Log
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.tar_progress import members_of, version_of
 from imgbatch.models import loading
 from imgbatch.rejects import Refusal

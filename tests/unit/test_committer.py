@@ -15,7 +15,7 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import StoreError, Unreachable
-from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer

@@ -1,4 +1,4 @@
-"""What one run did, as its end reports it."""
+"""The summary of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_one_example_of_each_reason_is_kept() -> None:
     assert examples == {"truncated": ("a", "cut"), "empty": ("b", "")}
 
 
-def test_a_run_reports_itself_and_what_the_tables_hold() -> None:
+def test_a_summary_reports_the_run_and_the_tables() -> None:
     now = 0.0
     tally = Tally(lambda: now)
     tally.labelled, tally.rejected, tally.rate = 1990, 10, 123.4
@@ -64,9 +64,7 @@ def test_secrets_in_examples_are_masked_and_messages_are_short() -> None:
 
 
 @pytest.mark.parametrize("labelled", [0, 5])
-def test_a_run_that_fails_reports_what_it_did_if_anything(
-    record: Record, labelled: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_run_reports_what_it_did(record: Record, labelled: int, caplog: pytest.LogCaptureFixture) -> None:
     tally = Tally()
     with (
         pytest.raises(ZeroDivisionError),

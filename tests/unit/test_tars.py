@@ -28,7 +28,7 @@ from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Counts, Listing
-from imgbatch.ledger.tar_progress import TarCursor
+from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess

@@ -13,9 +13,9 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError
-from imgbatch.ledger.commit_log import encode
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.part_file import encode
 from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.sources.base import ListingBatch

@@ -1,4 +1,4 @@
-"""The audit: whatever the tables and the listing hold, an image that is missing or double is found and named."""
+"""The audit: an image that is missing or in two rows is found and named, whatever the tables and the listing hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def list_images(output: Folder, *uris: str) -> Folder:
     return folder
 
 
-def test_balanced_books_tell_every_sum(output: Folder) -> None:
+def test_reconciled_counts_include_every_sum(output: Folder) -> None:
     write(output, "a", "b", "old")
     write(output, "c", "older", reason="corrupt")
     write(output, "d", reason="timeout")
@@ -92,7 +92,7 @@ def test_two_rows_do_not_make_up_for_a_missing_one(output: Folder) -> None:
         result.require_reconciled()
 
 
-def test_an_image_that_a_listing_holds_twice_does_not_balance(output: Folder) -> None:
+def test_an_image_listed_twice_does_not_reconcile(output: Folder) -> None:
     write(output, "a", "b")
     folder = list_images(output, "a", "b")
     folder.put("page-000001.parquet", folder.read("page-000000.parquet"))
@@ -108,7 +108,7 @@ def test_without_a_listing_every_row_counts_as_listed(output: Folder) -> None:
     assert (result.listed, result.labelled, result.rejected, result.kept) == (2, 1, 1, 0)
 
 
-def test_empty_books_balance(output: Folder) -> None:
+def test_an_empty_output_reconciles(output: Folder) -> None:
     audit(output, None).require_reconciled()
     audit(output, list_images(output)).require_reconciled()
 
@@ -121,7 +121,7 @@ def test_only_the_first_few_of_many_missing_images_are_named(output: Folder) -> 
     assert 1 <= str(caught.value).count("lost") <= 10
 
 
-def test_a_torn_part_is_not_counted_as_nothing(output: Folder) -> None:
+def test_a_truncated_part_is_refused_by_the_audit(output: Folder) -> None:
     write(output, "a")
     output.put("labels/part-00000002.parquet", b"PAR1")
     with pytest.raises(OutputError, match="part-00000002"):
