@@ -1,4 +1,4 @@
-"""Effects: ends a process in which a call does not return: a thread that hangs in C cannot be stopped in another way."""
+"""Effects: ends a process in which a call does not return: a thread that hangs in C cannot be stopped otherwise."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LOOKS_EVERY_S = 1.0
+_POLL_S = 1.0
 
 
 class Watchdog:
-    """Watches calls in all threads of its process. What the process had under way is then Ray's to do again."""
+    """Limits the time of calls in all threads of its process. Ray repeats the work of a process that was ended."""
 
     def __init__(self, seconds: float, end: Callable[[int], object] = os._exit) -> None:
         self._seconds, self._end = seconds, end
-        self._began: dict[int, float] = {}
+        self._started: dict[int, float] = {}
         self._armed = False
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -25,25 +25,25 @@ class Watchdog:
     def watching(self) -> Iterator[None]:
         """End the process if the block takes longer than `seconds`."""
         thread = threading.get_ident()
-        self._began[thread] = time.monotonic()
+        self._started[thread] = time.monotonic()
         try:
             yield
         finally:
-            del self._began[thread]
-            if self._armed and not self._began:
+            del self._started[thread]
+            if self._armed and not self._started:
                 self._disarm()
 
     def _watch(self) -> None:
-        tick = threading.Event()
-        while not tick.wait(min(_LOOKS_EVERY_S, self._seconds / 4)):
-            began = list(self._began.values())
-            if not began:
+        never = threading.Event()
+        while not never.wait(min(_POLL_S, self._seconds / 4)):
+            started = list(self._started.values())
+            if not started:
                 self._disarm()
-            elif time.monotonic() - min(began) > self._seconds:
-                faulthandler.dump_traceback()  # into the worker's log: where it hangs
+            elif time.monotonic() - min(started) > self._seconds:
+                faulthandler.dump_traceback()  # into the worker's log: it shows where the call hangs
                 self._end(1)
                 return
-            else:  # a call that never lets go of the GIL stops this thread as well; C's timer needs no GIL
+            else:  # a call that never releases the GIL stops this thread as well; the timer in C needs no GIL
                 self._armed = True
                 faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
 

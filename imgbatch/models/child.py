@@ -57,7 +57,7 @@ def ask(question: dict[str, Any], *, limit_s: float) -> Answer:
             process.kill()
     if process.returncode:
         said = err.decode(errors="replace").strip().rpartition("\n")[2][:300]
-        ended = f"the process that looked at its network ended with {process.returncode}{process_limits.hint()}"
+        ended = f"the process that looked at its network ended with {process.returncode}{process_limits.address_space_hint()}"
         raise ModelError(f"{about}: {ended}: {said}")
     found: Answer = json.loads(out)
     if "error" in found:

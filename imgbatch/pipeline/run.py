@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
 from imgbatch.config.sections import Config
@@ -236,7 +236,7 @@ def label(
         left_out = len(committer.left_out)
         plan = placement.without(plan, committer.left_out)
         shown.start(int(todo.pending.sum()), round.rows)
-        blocks = ticking(
+        blocks = poll_items(
             placement.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True
         )
         with closing(blocks):
@@ -246,7 +246,7 @@ def label(
                     committer.take(block)
                 if committer.due:
                     committer.commit()
-                    process.release_freed()
+                    process.trim_memory()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
                 record.beat(**facts_on_the_way(counts, committer, tally))
@@ -257,7 +257,7 @@ def label(
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
-        with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
+        with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
             tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
             plan = placement.plan(limits)
             warn_of_local_paths(job.output, job.sources, plan.nodes)

@@ -212,7 +212,7 @@ def learn(
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), session.connected(job.config.cluster.call_s):
+    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)

@@ -135,7 +135,7 @@ ours = owners()
 def say(when):
     print(when, owners() == ours, file=sys.stderr)
 
-with stop.beside_ray(), session.connected():
+with stop.reinstall_after_ray(), session.connected():
     say("started")
     stop.check()
     say("checked")

@@ -45,7 +45,7 @@ def body():
     cli.result("3,000 images")
     return 0
 flags = cli.arguments(cli.parser(""), [each for each in sys.argv[1:] if each != "fail"])
-process.leave(cli.run(body, quiet=flags.quiet))
+process.exit_process(cli.run(body, quiet=flags.quiet))
 """
 
 

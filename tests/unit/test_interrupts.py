@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     stop = StopRequest._current
-    while stop is not None and stop.signum is not None and stop._asked is None:
+    while stop is not None and stop.signum is not None and stop._requested_at is None:
         time.sleep(
             0.01
         )  # the listening thread has the signal still before it, and is not to take it for the next test's
@@ -56,7 +56,7 @@ def test_iteration_ends_with_the_next_item() -> None:
 
 def test_behind_ray_signals_are_requests_again() -> None:
     stop = StopRequest().install()
-    with stop.beside_ray():
+    with stop.reinstall_after_ray():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     assert stop.signum == signal.SIGTERM
@@ -78,7 +78,7 @@ def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
         "stop = StopRequest().install()\n"
         "def blocked():\n"
         "    deadline = time.monotonic() + 60\n"
-        "    signal.pthread_sigmask(signal.SIG_BLOCK, stop._taken)\n"  # they go to another thread
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, stop._signals)\n"  # they go to another thread
         "    while time.monotonic() < deadline: ctypes.CDLL(None).sleep(60)\n"
     )
     command = [*prefix, sys.executable, "-c", before + program]
