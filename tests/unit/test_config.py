@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from imgbatch.config import sections
 from imgbatch.config.options import Section, option
-from imgbatch.config.reading import load, load_as, with_output
+from imgbatch.config.reading import fill_output_template, load, load_as
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe
 from imgbatch.config.training import TrainConfig
@@ -46,7 +46,7 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
     [
         ("topk=3", "unknown config key 'topk'; did you mean 'top_k'"),
         ("cluster.devices=cpu", "did you mean 'cluster.device'"),
-        ("xyzzy=1", "unknown config key 'xyzzy'; there are: "),
+        ("xyzzy=1", "unknown config key 'xyzzy'; the keys are: "),
         ("top_k", "expected section.key=value"),
         ("=3", "expected section.key=value"),
         ("top_k=", "expected int"),
@@ -59,8 +59,8 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("model.crop_pct=0", "more than 0 and at most 1"),
         ("model.crop_pct=87.5", "more than 0 and at most 1"),
         ("model.image_size=0", "must be 1 or more"),
-        ("model.mean=[0.5, 0.5]", "three numbers are needed"),
-        ("model.mean=0.5", "three numbers are needed"),
+        ("model.mean=[0.5, 0.5]", "give three numbers"),
+        ("model.mean=0.5", "give three numbers"),
         ("model.mean=grey", r"expected numbers, such as \[0.5, 0.5, 0.5\]"),
         ("model.std=[0.5, 0, 0.5]", "each must be more than 0"),
         ("model.std=[true, true, true]", "expected numbers"),
@@ -166,16 +166,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_model_and_date_are_filled_into_the_output() -> None:
     chosen = load(None, output="s3://b/{model}/{date}")
-    assert with_output(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
-    assert with_output(load(None, output="plain"), model="net", date="d").output.uri == "plain"
+    assert fill_output_template(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
+    assert fill_output_template(load(None, output="plain"), model="net", date="d").output.uri == "plain"
 
 
 @pytest.mark.parametrize(
     "output", ["{x}", "{}", "{0}", "{model", "{model.x}", "{model[x]}", "{date:%Y}", "}", "{model!z}"]
 )
 def test_anything_else_in_braces_is_refused(output: str) -> None:
-    with pytest.raises(ConfigError, match="may stand in braces"):
-        with_output(load(None, output=output), model="net", date="2026-01-02")
+    with pytest.raises(ConfigError, match="can be filled in"):
+        fill_output_template(load(None, output=output), model="net", date="2026-01-02")
 
 
 def test_no_secret_is_shown() -> None:
