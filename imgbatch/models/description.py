@@ -144,7 +144,7 @@ def preprocessing(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {key: stated[key] for key in _OF_PIXELS if stated.get(key) is not None}
 
 
-def of_processor(content: bytes, where: str) -> dict[str, Any]:
+def from_processor(content: bytes, where: str) -> dict[str, Any]:
     """Return what transformers' `preprocessor_config.json` says of preprocessing, under timm's keys.
 
     Raises:
@@ -208,7 +208,7 @@ def require_softmax(config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def one_class(where: str) -> ModelError:
+def one_class_error(where: str) -> ModelError:
     """Return the error for a head of one class."""
     return ModelError(
         f"{where}: a head of one class would give every image that class with a score of 1.0. Make it a head of two: put a row "
@@ -250,10 +250,10 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if all(map(_PLACEHOLDER.fullmatch, names)):
         log.warning("%s: its labels are the placeholders %s, …: name them with model.labels", where, names[0])
     # What somebody called classes while training stays; a hub's WordNet ids become words.
-    return imagenet.unique(tuple(names) if config.get(AS_GIVEN) else imagenet.readable(names), where)
+    return imagenet.require_unique(tuple(names) if config.get(AS_GIVEN) else imagenet.readable(names), where)
 
 
-def warn_of_likeness(labels: Sequence[str], where: str) -> None:
+def warn_about_similar_labels(labels: Sequence[str], where: str) -> None:
     """Say which labels a person would take for one: public models have such labels, so that they are not refused."""
     if pairs := alike(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
@@ -279,7 +279,7 @@ def _names(config: Mapping[str, Any], where: str) -> list[str] | None:
     return next(iter(found.values()), None)
 
 
-def say_what_is_assumed(
+def warn_about_assumptions(
     config: Mapping[str, Any], stated: Mapping[str, Any], found: Mapping[str, Any], chosen: ModelConfig, where: str
 ) -> None:
     """Warn of preprocessing that is a guess, and of what 0.1 read otherwise.
@@ -292,7 +292,7 @@ def say_what_is_assumed(
     given = {*stated, *(key for key in ("crop_pct", "interpolation", "mean", "std") if getattr(chosen, key))}
     given |= {"input_size"} if chosen.image_size else set()
     if missing := [key for key in STATED if key not in given]:
-        own = Preprocess.from_timm(builtin.with_choice(found["registered"], chosen)) if found["registered"] else used
+        own = Preprocess.from_timm(builtin.with_overrides(found["registered"], chosen)) if found["registered"] else used
         other = "" if own == used else f"; weights of timm's own for this network have {own.summary()}"
         log.warning(
             "%s does not say %s: timm's defaults are used, %s%s. Set model.mean, model.std, model.interpolation, "
@@ -302,7 +302,7 @@ def say_what_is_assumed(
     if max(map(abs, (*used.mean, *used.std))) > _LARGEST:
         log.warning("%s: mean and std belong to values of 0 to 1; %s looks like 0 to 255", where, used.summary())
     if stated and not config["pretrained_cfg"]:
-        before = Preprocess.from_timm(builtin.with_choice({}, chosen))
+        before = Preprocess.from_timm(builtin.with_overrides({}, chosen))
         if before != used:
             log.warning(
                 "%s: since 0.2.0 the preprocessing at its top, or in %s beside it, is used: %s; 0.1 ignored it and used %s: "

@@ -27,7 +27,7 @@ from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
 from imgbatch.models import builtin, description, imagenet, node_cache, self_check
 from imgbatch.models.child import ask
 from imgbatch.models.description import AS_GIVEN
-from imgbatch.models.label_file import hint_at_background
+from imgbatch.models.label_file import background_hint
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
@@ -35,7 +35,7 @@ from imgbatch.models.taxonomy import read as read_taxonomy
 from imgbatch.storage.stores import Folder, Stores, absent, absolute, is_local
 from imgbatch.terminal.plurals import counted
 
-__all__ = ["AS_GIVEN", "Network", "read", "saved", "write", "write_directory"]
+__all__ = ["AS_GIVEN", "Network", "read", "to_files", "write", "write_directory"]
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ _CONFIG, _SAFE = "config.json", "model.safetensors"
 _WEIGHTS = (_SAFE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Under which names weights are looked for, in timm's order. Those of torch.save are read as tensors alone."""
 _TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
-_MOST_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
+_MAX_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
 _CHECK_S = 600.0
 
 
@@ -73,27 +73,27 @@ def read(
     """
     folder = Folder(stores, absolute(uri))
     where = folder.at(_CONFIG)
-    config = description.parse(_required(folder, _CONFIG, _MOST_CONFIG), where)
+    config = description.parse(_read_required(folder, _CONFIG, _MAX_CONFIG), where)
     stated = description.preprocessing(config, where)
     if not stated:
         with suppress(NotFound):
-            stated = description.of_processor(folder.read(description.PROCESSOR), folder.at(description.PROCESSOR))
+            stated = description.from_processor(folder.read(description.PROCESSOR), folder.at(description.PROCESSOR))
     classes = description.classes_of(config, where)
     if not replaces_head:
         description.require_softmax(config, where)
-    labels = builtin.own_labels(chosen, stores) or description.labels_of(config, where)
+    labels = builtin.configured_labels(chosen, stores) or description.labels_of(config, where)
     _require_as_many(labels, classes, f"model.labels={chosen.labels}" if chosen.labels else where)
     if classes == 1 and not replaces_head:
-        raise description.one_class(name or where)
+        raise description.one_class_error(name or where)
     if name is None:
-        description.warn_of_likeness(labels, chosen.labels or where)
+        description.warn_about_similar_labels(labels, chosen.labels or where)
     taxonomy = None if chosen.taxonomy else _taxonomy(folder, labels)
-    file, weights, digest = _weights(folder)
+    file, weights, digest = _local_weights_of(folder)
     said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
-    question = {"description": said, "choice": builtin.choice(chosen), "classes": classes}
+    question = {"description": said, "overrides": builtin.overrides(chosen), "classes": classes}
     about = {"name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file), "where": where}
-    found = _checked(question, {**question, **about, "task": "check"}, digest)
-    description.say_what_is_assumed(config, stated, found, chosen, where)
+    found = _check_network(question, {**question, **about, "task": "check"}, digest)
+    description.warn_about_assumptions(config, stated, found, chosen, where)
     for note in found["notes"]:
         log.info("%s: %s", name or folder.uri, note)
     return Model(
@@ -110,7 +110,7 @@ def read(
 
 def _require_as_many(labels: Sequence[str], classes: int, where: str) -> None:
     if len(labels) != classes:
-        hint = hint_at_background(labels)
+        hint = background_hint(labels)
         raise ModelError(
             f"{where} has {counted(len(labels), 'name')}, and the network has {counted(classes, 'class', 'classes')}: one name "
             f"a class is needed, in the order of the head{hint}"
@@ -138,13 +138,13 @@ def write_directory(
         pretrained_cfg: how images were prepared for it, as far as it differs from what timm says of the network:
             input_size, crop_pct, interpolation, mean, std.
     """
-    for name, content in saved(
+    for name, content in to_files(
         net, {"label_names": list(labels), "pretrained_cfg": dict(pretrained_cfg or {})}
     ).items():
         folder.put(name, content)
 
 
-def saved(
+def to_files(
     net: nn.Module, model_config: Mapping[str, Any], data_config: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
     """Return `model.safetensors` and `config.json` of a network of timm, as timm and transformers read them.
@@ -188,9 +188,9 @@ class Network:
         """
         from imgbatch.models import architectures, weights
 
-        net = architectures.make(self.architecture, self.classes, self.arguments)
+        net = architectures.create(self.architecture, self.classes, self.arguments)
         where = self.folder.at(self.file)
-        architectures.fill(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
+        architectures.load_weights(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
         return net
 
     @property
@@ -199,7 +199,7 @@ class Network:
         return is_local(self.folder.uri)
 
     @contextmanager
-    def shared(self, place: Folder) -> Iterator[Network]:
+    def share_weights(self, place: Folder) -> Iterator[Network]:
         """Have the same network with its weights copied to the place, for as long as the block lasts."""
         place.put(self.file, self._local_weights().read_bytes())
         try:
@@ -216,7 +216,7 @@ class Network:
             def fetch(path: Path) -> None:
                 path.write_bytes(self.folder.read(self.file))
 
-            path = node_cache.once(_cached(self.digest), fetch, sha256=self.digest)
+            path = node_cache.get_or_make(_cache_name(self.digest), fetch, sha256=self.digest)
         if node_cache.sha256_of(path) != self.digest:
             raise ModelError(
                 f"{self.folder.at(self.file)} is not what it was when the run started: start the run again"
@@ -224,11 +224,11 @@ class Network:
         return path
 
 
-def _cached(digest: str) -> str:
+def _cache_name(digest: str) -> str:
     return f"weights-{digest}"
 
 
-def _weights(folder: Folder) -> tuple[str, Path, str]:
+def _local_weights_of(folder: Folder) -> tuple[str, Path, str]:
     """Return the name of the weights, a file of this machine that holds them, and their digest.
 
     Those of a store are kept for the actors of this node.
@@ -237,16 +237,16 @@ def _weights(folder: Folder) -> tuple[str, Path, str]:
         for name in _WEIGHTS:
             if (path := Path(folder.uri, name)).is_file():
                 return name, path, node_cache.sha256_of(path)
-    name, content = _first(folder)
+    name, content = _read_weights(folder)
     digest = hashlib.sha256(content).hexdigest()
 
     def keep(path: Path) -> None:
         path.write_bytes(content)
 
-    return name, node_cache.once(_cached(digest), keep, sha256=digest), digest
+    return name, node_cache.get_or_make(_cache_name(digest), keep, sha256=digest), digest
 
 
-def _first(folder: Folder) -> tuple[str, bytes]:
+def _read_weights(folder: Folder) -> tuple[str, bytes]:
     """Return name and content of the weights of a directory; of several files the one that timm prefers."""
     for name in _WEIGHTS:
         with suppress(NotFound):
@@ -256,10 +256,10 @@ def _first(folder: Folder) -> tuple[str, bytes]:
             raise ModelError(
                 f"{folder.uri}: its weights lie in several files, {name}.index.json says: save them as one"
             )
-    return _SAFE, _required(folder, _SAFE)
+    return _SAFE, _read_required(folder, _SAFE)
 
 
-def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
+def _read_required(folder: Folder, name: str, limit: int | None = None) -> bytes:
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
@@ -283,7 +283,7 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     return builtin.imagenet_taxonomy() if labels == imagenet.imagenet_labels() else None
 
 
-def _checked(question: Mapping[str, Any], asked: dict[str, Any], digest: str) -> dict[str, Any]:
+def _check_network(question: Mapping[str, Any], asked: dict[str, Any], digest: str) -> dict[str, Any]:
     """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does.
 
     Args:
@@ -298,5 +298,5 @@ def _checked(question: Mapping[str, Any], asked: dict[str, Any], digest: str) ->
     def check(path: Path) -> None:
         path.write_text(json.dumps(ask(asked, limit_s=_CHECK_S)))
 
-    found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())
+    found: dict[str, Any] = json.loads(node_cache.get_or_make(f"checked-{key}.json", check).read_text())
     return found

@@ -26,7 +26,7 @@ _SUBSETS = {
 
 
 # Two classes of ImageNet share the one word that each of them has.
-_TELLING = {"n02012849": "crane (bird)", "n03126707": "crane (machine)"}
+_DISAMBIGUATED = {"n02012849": "crane (bird)", "n03126707": "crane (machine)"}
 
 
 def package_file(package: str, path: str) -> Path:
@@ -63,22 +63,22 @@ def readable(labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(labels)
     whole = [_words()[synset] for synset in labels]
     firsts = [words.partition(",")[0] for words in whole]
-    shared, twice = _twice(firsts), _twice(whole)
+    shared, twice = _duplicates(firsts), _duplicates(whole)
     names = [
-        _TELLING.get(synset, f"{words} ({synset})" if words in twice else words if first in shared else first)
+        _DISAMBIGUATED.get(synset, f"{words} ({synset})" if words in twice else words if first in shared else first)
         for synset, words, first in zip(labels, whole, firsts, strict=True)
     ]
-    again = _twice(names)  # all words of one class may be the first of another
+    again = _duplicates(names)  # all words of one class may be the first of another
     return tuple(f"{name} ({synset})" if name in again else name for name, synset in zip(names, labels, strict=True))
 
 
-def _twice(names: Sequence[str]) -> set[str]:
+def _duplicates(names: Sequence[str]) -> set[str]:
     return {name for name, number in Counter(names).items() if number > 1}
 
 
-def unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
+def require_unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the labels; ModelError if one stands for more than one class."""
-    for label in sorted(_twice(labels)):
+    for label in sorted(_duplicates(labels)):
         places = ", ".join(str(number) for number, name in enumerate(labels) if name == label)
         hint = "; a head of ImageNet's 1,000 classes needs no names" if len(labels) == 1000 else ""
         raise ModelError(

@@ -59,10 +59,10 @@ def read(content: bytes, where: str) -> list[str]:
     return names
 
 
-def hint_at_background(names: Sequence[str]) -> str:
+def background_hint(names: Sequence[str]) -> str:
     """Return the end of a message about too many names: the first may be a class that the head does not have.
 
-    >>> hint_at_background(["background", "cat"])
+    >>> background_hint(["background", "cat"])
     "; the first name is 'background': remove it if the head has no such class"
     """
     if names and names[0].lower() in _BACKGROUND:

@@ -50,10 +50,12 @@ def folder() -> Path:
             and not path.is_symlink()
         ):
             return path
-    return _own(None)
+    return _private_folder(None)
 
 
-def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, doubted: str | None = None) -> Path:
+def get_or_make(
+    name: str, make: Callable[[Path], None], *, sha256: str | None = None, rejected_stamp: str | None = None
+) -> Path:
     """Return the file or folder `name`, made by the first process of the node that wants it; the others wait for it.
 
     It is compared with its digests, and made again if it is not what was made. Where the cache takes nothing (its disk is
@@ -63,7 +65,7 @@ def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, 
         name: must tell what is to be made: the same name, the same content.
         make: makes the path that it is given.
         sha256: of the content, a file, where that is known beforehand.
-        doubted: the `stamp` of an entry that proved useless; if it is still that one, it is made again.
+        rejected_stamp: the `stamp` of an entry that proved useless; if it is still that one, it is made again.
 
     Raises:
         Full: no disk of this node has room for it.
@@ -71,10 +73,10 @@ def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, 
     """
     try:
         path = folder() / name
-        if doubted is None and _is_sound(path, sha256):
+        if rejected_stamp is None and _is_sound(path, sha256):
             return path
         with FileLock(f"{path}.lock", timeout=_LOCK_S):
-            if not _is_sound(path, sha256) or (doubted is not None and stamp(path) == doubted):
+            if not _is_sound(path, sha256) or (rejected_stamp is not None and stamp(path) == rejected_stamp):
                 if path.exists():
                     log.warning("%s is damaged, or gives wrong answers: it is made again", path)
                 _make(path, make)
@@ -85,13 +87,13 @@ def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, 
         if error.errno not in _DISK:
             raise
         log.warning("%s cannot be kept on this node, this process makes a copy of its own: %s", name, error)
-    return _apart(name, make)
+    return _make_private_copy(name, make)
 
 
 def stamp(path: Path) -> str:
     """Return what tells one making of an entry from the next; nothing for an entry without digests beside it."""
     try:
-        return str(json.loads(_sums(path).read_text())["made"])
+        return str(json.loads(_digest_file(path).read_text())["made"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -106,7 +108,7 @@ def sha256_of(path: Path) -> str:
     return _hashed[key]
 
 
-def _sums(path: Path) -> Path:
+def _digest_file(path: Path) -> Path:
     return path.with_name(f"{path.name}{_SUMS}")
 
 
@@ -115,13 +117,13 @@ def _is_sound(path: Path, sha256: str | None) -> bool:
     try:
         if sha256 is not None:
             return sha256_of(path) == sha256
-        told = json.loads(_sums(path).read_text())
-        return isinstance(told, dict) and bool(told["made"]) and told["files"] == _digests(path)
+        told = json.loads(_digest_file(path).read_text())
+        return isinstance(told, dict) and bool(told["made"]) and told["files"] == _digests_of(path)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _digests(path: Path) -> dict[str, str]:
+def _digests_of(path: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of an entry, by its name within it."""
     return {str(file.relative_to(path)): sha256_of(file) for file in sorted(_files(path))}
 
@@ -140,23 +142,23 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as partial:
         made, sums = Path(partial, path.name), Path(partial, _SUMS)
         make(made)
-        sums.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests(made)}))
+        sums.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests_of(made)}))
         for each in (*_files(made), *(each for each in (made, *made.rglob("*")) if each.is_dir()), sums):
             _sync(each)
-        _sums(path).unlink(missing_ok=True)  # first: without it the entry does not count
+        _digest_file(path).unlink(missing_ok=True)  # first: without it the entry does not count
         _remove(path)
         made.rename(path)
         _sync(path.parent)
-        sums.rename(_sums(path))
+        sums.rename(_digest_file(path))
         _sync(path.parent)
 
 
-def _apart(name: str, make: Callable[[Path], None]) -> Path:
+def _make_private_copy(name: str, make: Callable[[Path], None]) -> Path:
     """Return a copy that goes with this process, on the first disk that has room."""
     said: OSError | None = None
     for place in (None, *_ELSEWHERE):
         try:
-            path = _own(place) / name
+            path = _private_folder(place) / name
             make(path)
             return path
         except OSError as error:
@@ -168,7 +170,7 @@ def _apart(name: str, make: Callable[[Path], None]) -> Path:
     )
 
 
-def _own(place: str | None) -> Path:
+def _private_folder(place: str | None) -> Path:
     path = Path(tempfile.mkdtemp(prefix="imgbatch-", dir=place))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

@@ -51,8 +51,8 @@ class Preprocess:
     """Of R, G and B, on the scale 0 to 1; divided by in the network."""
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("crop_mode", self.crop_mode, _CROP_MODES)
+        _require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        _require_choice("crop_mode", self.crop_mode, _CROP_MODES)
         sides = (2,) if self.crop_mode == "squash" else (1, 2)
         if len(self.resize) not in sides or min(self.height, self.width, *self.resize) < 1:
             raise ModelError(
@@ -87,8 +87,8 @@ class Preprocess:
             resize=scaled[:1] if crop_mode == "center" and scaled[0] == scaled[1] else scaled,
             interpolation=pretrained_cfg.get("interpolation") or "bicubic",
             crop_mode=crop_mode,
-            mean=_three(pretrained_cfg.get("mean") or _IMAGENET_MEAN),
-            std=_three(pretrained_cfg.get("std") or _IMAGENET_STD),
+            mean=_three_numbers(pretrained_cfg.get("mean") or _IMAGENET_MEAN),
+            std=_three_numbers(pretrained_cfg.get("std") or _IMAGENET_STD),
         )
 
     @property
@@ -104,7 +104,7 @@ class Preprocess:
         """
         import torch
 
-        picture = self._without_far_ends(torch.from_numpy(pixels).permute(2, 0, 1))
+        picture = self._trim_long_sides(torch.from_numpy(pixels).permute(2, 0, 1))
         resized = _resize(picture, self._scaled_size(*picture.shape[-2:]), self.interpolation)
         return self._centre(resized).permute(1, 2, 0).numpy()
 
@@ -161,7 +161,7 @@ class Preprocess:
             picture = torch.nn.functional.pad(picture, sides)
         return picture
 
-    def _without_far_ends(self, picture: torch.Tensor) -> torch.Tensor:
+    def _trim_long_sides(self, picture: torch.Tensor) -> torch.Tensor:
         """Cut a strip (a panorama, a line of 1×60,000 pixels) down to the middle that the crop can reach and more.
 
         Otherwise resizing 1×60,000 to 256×15,360,000 would take 12 GB. Ordinary photos pass untouched. Both ends lose
@@ -196,7 +196,7 @@ def _resize(picture: torch.Tensor, size: list[int], interpolation: str) -> torch
     return resized if native else resized.round_().clamp_(0, 255).byte()
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
@@ -204,7 +204,7 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported; {hint}{settable}")
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _three_numbers(values: Any) -> tuple[float, float, float]:
     """Return three floats; one number stands for all channels, as in timm."""
     numbers = [float(value) for value in values]
     if len(numbers) not in (1, 3):

@@ -26,8 +26,8 @@ from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
 from imgbatch.models import architectures, builtin, directory, imagenet, self_check
 from imgbatch.models import weights as files
-from imgbatch.models.architectures import TORCHVISION, nearest
-from imgbatch.models.label_file import hint_at_background
+from imgbatch.models.architectures import TORCHVISION, did_you_mean
+from imgbatch.models.label_file import background_hint
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
@@ -41,22 +41,22 @@ _REMEDY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class StateDict:
     """A state dict in place of the zoo's weights."""
 
     state: files.State
     where: str
-    """Names it in messages."""
+    """ClassNames it in messages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ClassNames:
     """The names of the classes."""
 
     labels: list[str] | None
     """None: the zoo's own."""
     where: str
-    """Names their file in messages."""
+    """ClassNames their file in messages."""
 
     def require(self, number: int, classes: int, network: str) -> None:
         """Refuse another number of names than the network has classes.
@@ -73,7 +73,7 @@ class Names:
             )
         raise ModelError(
             f"{self.where} has {counted(number, 'name')}, and {network} has {counted(classes, 'class', 'classes')}: one name "
-            f"a class is needed, in the order of the head{hint_at_background(self.labels)}"
+            f"a class is needed, in the order of the head{background_hint(self.labels)}"
         )
 
 
@@ -99,14 +99,14 @@ def make_directory(
     Raises:
         ModelError: there is no such network, its weights cannot be had, or they do not fit.
     """
-    make = _of_torchvision if architecture.startswith(TORCHVISION) else _of_timm
+    make = _make_from_torchvision if architecture.startswith(TORCHVISION) else _make_from_timm
     given = None
     notes: list[str] = []
     if weights:
         state, notes = files.read(Path(weights), weights_from or weights)
-        given = Given(state, weights_from or weights)
+        given = StateDict(state, weights_from or weights)
     folder = Folder(Stores(StorageConfig(), {}), path)
-    full, more = make(folder, name, architecture.removeprefix("timm:"), given, Names(labels, labels_from))
+    full, more = make(folder, name, architecture.removeprefix("timm:"), given, ClassNames(labels, labels_from))
     return {"name": full, "notes": notes + more}
 
 
@@ -114,7 +114,7 @@ def check_directory(
     name: str,
     where: str,
     description: dict[str, Any],
-    choice: dict[str, Any],
+    overrides: dict[str, Any],
     classes: int,
     weights: str,
     called: str,
@@ -126,7 +126,7 @@ def check_directory(
     Args:
         where: names the description in messages.
         description: `architecture`, `model_args`, and the keys of preprocessing as `pretrained_cfg`.
-        choice: what the config says of preprocessing.
+        overrides: what the config says of preprocessing.
         weights: a file of this machine.
         called: names it in messages.
 
@@ -135,38 +135,38 @@ def check_directory(
     """
     architecture = description["architecture"]
     architectures.require_known(architecture)
-    found = resolve(description, choice, where)
+    found = resolve(description, overrides, where)
     size = Preprocess.from_timm(found["data"])
-    net = architectures.make(architecture, classes, found["arguments"])
+    net = architectures.create(architecture, classes, found["arguments"])
     state, notes = files.read(Path(weights), called)
-    notes += architectures.fill(net, state, called, architecture)
-    architectures.check(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
-    head = architectures.head(net, classes)
+    notes += architectures.load_weights(net, state, called, architecture)
+    architectures.require_logits(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
+    head = architectures.find_head(net, classes)
     features = None if head is None else head.weight.shape[1]
-    return {**found, "features": features, "notes": notes, "logits": _reference(net, size)}
+    return {**found, "features": features, "notes": notes, "logits": _reference_logits(net, size)}
 
 
-def reference_of(name: str, choice: dict[str, Any]) -> dict[str, Any]:
+def reference_of(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Return {"logits": …}, the reference of the workers' check, of a model that needs no hub.
 
     Args:
-        choice: what the config says of preprocessing.
+        overrides: what the config says of preprocessing.
     """
     model = builtin.MODELS[name](ModelConfig(name=name))
-    size = Preprocess.from_timm({**builtin.LITE0_CFG, **choice})
-    return {"logits": _reference(model.network(), size)}
+    size = Preprocess.from_timm({**builtin.LITE0_CFG, **overrides})
+    return {"logits": _reference_logits(model.network(), size)}
 
 
-def _reference(net: torch.nn.Module, size: Preprocess) -> str:
+def _reference_logits(net: torch.nn.Module, size: Preprocess) -> str:
     """Return the logits of the fixed images of `selfcheck` in 32 bits, as base64."""
-    pixels = torch.from_numpy(self_check.pixels(size.height, size.width)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(self_check.fixed_images(size.height, size.width)).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
     with torch.inference_mode():
         logits = net.eval()((pixels.float() / 255 - mean) / std)
-    return base64.b64encode(self_check.packed(logits.float().numpy())).decode()
+    return base64.b64encode(self_check.to_bytes(logits.float().numpy())).decode()
 
 
-def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> dict[str, Any]:
+def resolve(description: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
     """Return what timm makes of a description: "data", "arguments" of the network, and "registered".
 
     "registered" is how images are prepared for timm's own weights of the network; None: it has none.
@@ -179,7 +179,7 @@ def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> 
             Path(place, "config.json").write_text(json.dumps(description))
             stated, name, arguments = load_model_config_from_path(place)
         known = timm.models.resolve_pretrained_cfg(name, stated).to_dict()
-        data = timm.data.resolve_data_config(args=choice, pretrained_cfg=known)
+        data = timm.data.resolve_data_config(args=overrides, pretrained_cfg=known)
         Preprocess.from_timm(data)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
@@ -196,12 +196,16 @@ def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> 
     }
 
 
-def _of_timm(folder: Folder, name: str, architecture: str, given: Given | None, own: Names) -> tuple[str, list[str]]:
+def _make_from_timm(
+    folder: Folder, name: str, architecture: str, given: StateDict | None, own: ClassNames
+) -> tuple[str, list[str]]:
     plain, _, tag = architecture.partition(".")
     architectures.require_known(plain)
     tags = [each.partition(".")[2] for each in timm.list_models(f"{plain}.*", pretrained=True)]
     if tag and tag not in tags:
-        raise ModelError(f"timm has no weights {tag!r} for {plain!r}{nearest(tag, tags)}; it has: {', '.join(tags)}")
+        raise ModelError(
+            f"timm has no weights {tag!r} for {plain!r}{did_you_mean(tag, tags)}; it has: {', '.join(tags)}"
+        )
     known = timm.get_pretrained_cfg(architecture)
     if known is None or (given is None and not known.has_weights):
         raise ModelError(f"timm has no weights for {plain!r}: give yours with --set model.weights=URI")
@@ -212,21 +216,21 @@ def _of_timm(folder: Folder, name: str, architecture: str, given: Given | None, 
         try:
             net = timm.create_model(architecture, pretrained=True)
         except Exception as error:  # of the hub's client, its HTTP library, the network, or a torn file
-            raise _not_there(
-                name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached(known)
+            raise _unavailable_error(
+                name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached_files(known)
             ) from error
         names = own.labels or imagenet.labels_of(known.num_classes, known.label_names)
     else:
         names = own.labels or imagenet.labels_of(known.num_classes or 0, None)
         net = timm.create_model(architecture, pretrained=False, num_classes=len(names))
-        notes = _filled(net, given, architecture, own, len(names))
+        notes = _load_weights(net, given, architecture, own, len(names))
     own.require(len(names), net.num_classes, name)
     directory.write_directory(folder, net, names)
     return (f"timm:{plain}.{known.tag}" if known.tag else f"timm:{plain}"), notes
 
 
-def _of_torchvision(
-    folder: Folder, name: str, architecture: str, given: Given | None, own: Names
+def _make_from_torchvision(
+    folder: Folder, name: str, architecture: str, given: StateDict | None, own: ClassNames
 ) -> tuple[str, list[str]]:
     plain, _, chosen = architecture.removeprefix(TORCHVISION).partition("@")
     architectures.require_known(f"{TORCHVISION}{plain}")
@@ -234,37 +238,37 @@ def _of_torchvision(
     if chosen and chosen not in entries.__members__:
         there = ", ".join(entries.__members__)
         raise ModelError(
-            f"torchvision has no weights {chosen!r} for {plain!r}{nearest(chosen, entries.__members__)}; it has: {there}"
+            f"torchvision has no weights {chosen!r} for {plain!r}{did_you_mean(chosen, entries.__members__)}; it has: {there}"
         )
     entry = entries[chosen] if chosen else entries.DEFAULT
     if given is None:
         try:
             state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
         except Exception as error:  # of the network, or a torn file
-            raise _not_there(name, entry.url, "TORCH_HOME", error, [_in_torch_hub(entry.url)]) from error
-        given = Given(files.with_todays_names(state), name)
+            raise _unavailable_error(name, entry.url, "TORCH_HOME", error, [_in_torch_hub(entry.url)]) from error
+        given = StateDict(files.with_current_names(state), name)
     names = own.labels or list(imagenet.labels_of(1000, None))
     arguments: dict[str, Any] = {}
     if plain in _ADAPTED:
         auxiliary = any(key.startswith(("AuxLogits.", "aux1.")) for key in given.state)
         arguments = {"transform_input": True, "aux_logits": auxiliary, "init_weights": False}
-    net = architectures.make(f"{TORCHVISION}{plain}", len(names), arguments)
-    notes = _filled(net, given, f"{TORCHVISION}{plain}", own, len(names))
+    net = architectures.create(f"{TORCHVISION}{plain}", len(names), arguments)
+    notes = _load_weights(net, given, f"{TORCHVISION}{plain}", own, len(names))
     config = {
         "architecture": f"{TORCHVISION}{plain}",
         "num_classes": len(names),
         "label_names": names,
-        "pretrained_cfg": _as_timm_says_it(entry.transforms()),
+        "pretrained_cfg": _to_pretrained_cfg(entry.transforms()),
         "model_args": arguments,
     }
     directory.write(folder, net.state_dict(), config)
     return f"{TORCHVISION}{plain}@{entry.name}", notes
 
 
-def _filled(net: torch.nn.Module, given: Given, architecture: str, own: Names, number: int) -> list[str]:
+def _load_weights(net: torch.nn.Module, given: StateDict, architecture: str, own: ClassNames, number: int) -> list[str]:
     """Load a state dict into a network whose head is made for `number` classes; return notes."""
     try:
-        return architectures.fill(net, given.state, given.where, architecture)
+        return architectures.load_weights(net, given.state, given.where, architecture)
     except ModelError:
         classes = architectures.classes_of(net, given.state, number)
         if classes is not None:
@@ -272,7 +276,7 @@ def _filled(net: torch.nn.Module, given: Given, architecture: str, own: Names, n
         raise
 
 
-def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:
+def _to_pretrained_cfg(transform: Any) -> Mapping[str, Any]:
     """Return torchvision's preset for classification as timm's `pretrained_cfg`."""
     (crop,), (side,) = transform.crop_size, transform.resize_size
     ratio = crop / side
@@ -288,7 +292,7 @@ def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:
     }
 
 
-def _cached(known: Any) -> list[Path]:
+def _cached_files(known: Any) -> list[Path]:
     """Return where the libraries keep the weights of a network of timm, once they have fetched them."""
     found: list[Path] = []
     if known.hf_hub_id:
@@ -303,7 +307,7 @@ def _in_torch_hub(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
 
 
-def _not_there(name: str, place: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
+def _unavailable_error(name: str, place: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
     """Return what to say where a zoo's weights cannot be had; a file in its cache that holds none is named."""
     for path in cached:
         if path.is_file():

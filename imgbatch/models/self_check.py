@@ -35,11 +35,11 @@ Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 
-class Disagrees(Exception):
+class SelfCheckError(Exception):
     """The network does not answer as it should on this node."""
 
 
-def pixels(height: int, width: int) -> Pixels:
+def fixed_images(height: int, width: int) -> Pixels:
     """Return the images that are shown, (2, height, width, 3): coloured fields over each other, small and large.
 
     Made of the raw output of PCG64, which is the same in every version of NumPy.
@@ -56,7 +56,7 @@ def pixels(height: int, width: int) -> Pixels:
     return found
 
 
-def packed(logits: Logits) -> bytes:
+def to_bytes(logits: Logits) -> bytes:
     """Return the reference as a model carries it."""
     return np.ascontiguousarray(logits, "<f4").tobytes()
 
@@ -71,7 +71,7 @@ def difference(found: Logits, reference: Logits) -> float:
     return float(np.max(apart / np.maximum(scale, np.finfo(np.float32).tiny)))
 
 
-class Answers(Protocol):
+class LoadedNetwork(Protocol):
     """A network that is loaded, such as a `Runtime`."""
 
     def logits(self, pixels: Pixels) -> Logits:
@@ -81,24 +81,24 @@ class Answers(Protocol):
         """Return its `dtype`, and more."""
 
 
-def require(model: Model, network: Answers) -> None:
+def run_check(model: Model, network: LoadedNetwork) -> None:
     """Have the network answer the fixed images: one forward pass.
 
     Raises:
-        Disagrees: its logits are not those of the model.
+        SelfCheckError: its logits are not those of the model.
     """
     if model.logits is None:  # a model that code has made, without a reference
         return
     reference = np.frombuffer(model.logits, "<f4").reshape(IMAGES, -1)
-    found = network.logits(pixels(model.preprocess.height, model.preprocess.width))
+    found = network.logits(fixed_images(model.preprocess.height, model.preprocess.width))
     dtype = str(network.facts()["dtype"])
     if found.shape != reference.shape or not np.isfinite(found).all():
         numbers = "finite" if np.isfinite(found).all() else "not finite"
-        raise Disagrees(f"it gives {found.shape[-1]} logits for the fixed images, {numbers} ({dtype})")
+        raise SelfCheckError(f"it gives {found.shape[-1]} logits for the fixed images, {numbers} ({dtype})")
     apart, scale = _apart(found, reference)
     rounding = _ROUNDINGS * _ROUNDING[dtype] * np.abs(reference).max(1)
     if not (apart <= TOLERANCE[dtype] * scale + rounding).all():
-        raise Disagrees(
+        raise SelfCheckError(
             f"its logits of the fixed images differ from the model's by {difference(found, reference):.2f} of their spread, "
             f"{TOLERANCE[dtype]} is tolerated ({dtype})"
         )

@@ -26,22 +26,22 @@ _FETCH_S = 3600.0
 _MADE = "made.json"
 
 
-def read(chosen: ModelConfig, stores: Stores) -> Model:
+def read(config: ModelConfig, stores: Stores) -> Model:
     """Return the model of a state dict, whose network `model.architecture` names.
 
     Raises:
         ModelError: it names none, or the two do not fit.
     """
-    if chosen.architecture is None:
+    if config.architecture is None:
         raise ModelError(
-            f"{chosen.name} holds weights alone: say of which network with --set model.architecture=NAME (timm's name, or "
+            f"{config.name} holds weights alone: say of which network with --set model.architecture=NAME (timm's name, or "
             "torchvision:NAME), and name its classes with --set model.labels=URI, one a line"
         )
-    architecture = chosen.architecture if chosen.architecture.startswith(ZOOS) else f"timm:{chosen.architecture}"
-    return of_zoo(architecture, chosen.name, absolute(chosen.name), chosen, stores)
+    architecture = config.architecture if config.architecture.startswith(ZOOS) else f"timm:{config.architecture}"
+    return read_from_zoo(architecture, config.name, absolute(config.name), config, stores)
 
 
-def of_zoo(architecture: str, weights: str | None, name: str, chosen: ModelConfig, stores: Stores) -> Model:
+def read_from_zoo(architecture: str, weights: str | None, name: str, config: ModelConfig, stores: Stores) -> Model:
     """Return the model of a zoo's network, `timm:NAME[.TAG]` or `torchvision:NAME[@WEIGHTS]`.
 
     Its directory is made in the node's cache by a process of its own, so that the driver needs neither library.
@@ -54,11 +54,11 @@ def of_zoo(architecture: str, weights: str | None, name: str, chosen: ModelConfi
     Raises:
         ModelError: there is no such network, its weights cannot be had, or they do not fit.
     """
-    labels = builtin.own_labels(chosen, stores)
+    labels = builtin.configured_labels(config, stores)
     if len(labels) == 1:
-        raise description.one_class(name)
+        raise description.one_class_error(name)
     if labels:
-        description.warn_of_likeness(labels, f"model.labels={chosen.labels}")
+        description.warn_about_similar_labels(labels, f"model.labels={config.labels}")
     content = None if weights is None else _content(weights, stores)
     made_of = [
         architecture,
@@ -82,18 +82,18 @@ def of_zoo(architecture: str, weights: str | None, name: str, chosen: ModelConfi
             "labels": list(labels) or None,
             "path": str(path),
             "weights_from": weights,
-            "labels_from": f"model.labels={chosen.labels}",
+            "labels_from": f"model.labels={config.labels}",
         }
         found = child.ask(question, limit_s=_FETCH_S)
         own.unlink(missing_ok=True)
         (path / _MADE).write_text(json.dumps(found))
 
-    path = node_cache.once(f"model-{key}", make)
+    path = node_cache.get_or_make(f"model-{key}", make)
     made = json.loads((path / _MADE).read_text())
     for note in made["notes"]:
         log.info("%s: %s", name, note)
     full = made["name"] if weights is None else absolute(weights)
-    return directory.read(str(path), stores, replace(chosen, labels=None), name=full)
+    return directory.read(str(path), stores, replace(config, labels=None), name=full)
 
 
 def _content(uri: str, stores: Stores) -> bytes:

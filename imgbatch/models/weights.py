@@ -27,7 +27,7 @@ WRAPPERS = (
 
 _AVERAGED = ("state_dict_ema", "model_ema")
 
-_NOT_NEEDED = (
+_OPTIONAL_BUFFERS = (
     *("num_batches_tracked", "n_averaged"),  # counters of training
     # Tables of indices that a network computes from its sizes when it is made.
     *("relative_position_index", "relative_coords_table", "attn_mask", "attention_bias_idxs"),
@@ -55,37 +55,37 @@ def read(path: Path, where: str) -> tuple[State, list[str]]:
     Raises:
         ModelError: it is another kind of file, torn, a pickle that holds more than tensors, or no state dict.
     """
-    state, notes = _unwrapped(_loaded(path, where), where)
-    return with_todays_names(state), notes
+    state, notes = _unwrap(_load(path, where), where)
+    return with_current_names(state), notes
 
 
-def with_todays_names(state: State) -> State:
+def with_current_names(state: State) -> State:
     """Return the tensors under the names that the libraries use today."""
     return {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in state.items()}
 
 
-def fitted(net: nn.Module, state: State) -> tuple[State, list[str]]:
+def match_names(net: nn.Module, state: State) -> tuple[State, list[str]]:
     """Return the tensors under the network's own names, and notes: prefixes are removed if all names then fit.
 
     Where no way fits, the tensors come back under the names that share most with the network's.
     """
     wanted = net.state_dict()
-    ways = list(_renamed(state))
+    ways = list(_name_candidates(state))
     for names, notes in ways:
-        if unlike(net, names) == ([], []):
-            return names, notes + _not_needed(wanted, names)
+        if differing_names(net, names) == ([], []):
+            return names, notes + _buffer_notes(wanted, names)
     return max(ways, key=lambda way: len(way[0].keys() & wanted.keys()))[0], []
 
 
-def unlike(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
+def differing_names(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
     """Return the names that a network lacks and those that are left over, buffers without effect at inference apart."""
     wanted, buffers = net.state_dict(), dict(net.named_buffers())
-    missing = [name for name in wanted if name not in state and not (name in buffers and _is_not_needed(name))]
-    surplus = [name for name in state if name not in wanted and not _is_not_needed(name)]
+    missing = [name for name in wanted if name not in state and not (name in buffers and _is_optional(name))]
+    surplus = [name for name in state if name not in wanted and not _is_optional(name)]
     return sorted(missing), sorted(surplus)
 
 
-def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
+def _name_candidates(state: State) -> Iterator[tuple[State, list[str]]]:
     """Yield the tensors under shorter and shorter names, with a note of what was removed."""
     yield state, []
     removed = sorted({part for name in state for part in _INSERTED.findall(name)})
@@ -93,8 +93,8 @@ def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
         state = {_INSERTED.sub("", name): value for name, value in state.items()}
         yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
     while True:
-        firsts = {name.partition(".")[0] for name in state if not _is_not_needed(name)}
-        if len(firsts) != 1 or not all("." in name for name in state if not _is_not_needed(name)):
+        firsts = {name.partition(".")[0] for name in state if not _is_optional(name)}
+        if len(firsts) != 1 or not all("." in name for name in state if not _is_optional(name)):
             return
         prefix = f"{firsts.pop()}."
         removed.append(prefix)
@@ -102,7 +102,7 @@ def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
         yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
 
 
-def _not_needed(wanted: State, state: State) -> list[str]:
+def _buffer_notes(wanted: State, state: State) -> list[str]:
     """Return a note of the buffers that are missing or left over."""
     names = sorted(wanted.keys() ^ state.keys())
     if not names:
@@ -111,11 +111,11 @@ def _not_needed(wanted: State, state: State) -> list[str]:
     return [f"buffers that do not matter at inference are missing or left over: {names[0]}{more}"]
 
 
-def _is_not_needed(name: str) -> bool:
-    return name.rpartition(".")[2] in _NOT_NEEDED
+def _is_optional(name: str) -> bool:
+    return name.rpartition(".")[2] in _OPTIONAL_BUFFERS
 
 
-def _unwrapped(content: Any, where: str) -> tuple[State, list[str]]:
+def _unwrap(content: Any, where: str) -> tuple[State, list[str]]:
     notes: list[str] = []
     while isinstance(content, Mapping):
         if content and all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -127,10 +127,10 @@ def _unwrapped(content: Any, where: str) -> tuple[State, list[str]]:
         averaged = " (averaged weights)" if inside[0] in _AVERAGED else ""
         notes.append(f"{inside[0]!r}{averaged} of the checkpoint is used{others}")
         content = content[inside[0]]
-    raise ModelError(f"{where} holds no state dict: {_of_what(content)}; save net.state_dict()")
+    raise ModelError(f"{where} holds no state dict: {_describe_content(content)}; save net.state_dict()")
 
 
-def _of_what(content: Any) -> str:
+def _describe_content(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"it is {type(content).__name__}, not names with tensors"
     others = [f"{name!r} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)]
@@ -141,7 +141,7 @@ def _of_what(content: Any) -> str:
     return f"it has {', '.join(others[:_SHOWN])}{more} {beside}"
 
 
-def _loaded(path: Path, where: str) -> Any:
+def _load(path: Path, where: str) -> Any:
     """Return what a file holds, told by its content: names are often wrong."""
     start = require_weights(path, where)
     try:
@@ -153,7 +153,7 @@ def _loaded(path: Path, where: str) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors have each their own
-        raise _unreadable(path, where, error) from error
+        raise _unreadable_error(path, where, error) from error
 
 
 def require_weights(path: Path, where: str) -> bytes:
@@ -186,7 +186,7 @@ def require_weights(path: Path, where: str) -> bytes:
     return start
 
 
-def _unreadable(path: Path, where: str, error: Exception) -> ModelError:
+def _unreadable_error(path: Path, where: str, error: Exception) -> ModelError:
     """Return what to say of a file that is not read, with the classes that a pickle would bring."""
     unsafe: list[str] = []
     if zipfile.is_zipfile(path):

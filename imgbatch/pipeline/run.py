@@ -263,7 +263,7 @@ def label(
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
-            with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
+            with loading.share_weights(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)

@@ -217,7 +217,7 @@ def learn(
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
-        with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+        with loading.share_weights(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
                 plan,

@@ -280,9 +280,9 @@ def test_weights_of_this_disk_are_shared_with_other_nodes_while_a_run_lasts(
 ) -> None:
     net = tiny()
     model, place = load(write(tmp_path / "mine", net)), Folder(STORES, str(tmp_path / "run" / "model"))
-    with loading.shared(model, None) as alone:
+    with loading.share_weights(model, None) as alone:
         assert alone is model
-    with loading.shared(model, place) as travels:
+    with loading.share_weights(model, place) as travels:
         (tmp_path / "mine" / "model.safetensors").unlink()  # as on a node that has no such disk
         require_same_network(travels.network(), net)
         assert replace(travels, network=model.network) == model
@@ -397,7 +397,7 @@ def test_labels_are_words_that_people_understand_and_occur_once() -> None:
     with pytest.raises(ModelError, match=r"its 7 classes are called is not known.*model\.labels"):
         imagenet.labels_of(7, None)
     with pytest.raises(ModelError, match="more than one class"):
-        imagenet.unique(("a", "a"), "here")
+        imagenet.require_unique(("a", "a"), "here")
 
 
 def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
@@ -406,7 +406,7 @@ def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
     assert len(entries) > 100
     for entry in entries:
         preset = entry.transforms()
-        ours = Preprocess.from_timm(pretrained._as_timm_says_it(preset))
+        ours = Preprocess.from_timm(pretrained._to_pretrained_cfg(preset))
         assert (ours.height, ours.width, ours.resize) == (*preset.crop_size * 2, tuple(preset.resize_size)), entry
         assert (ours.mean, ours.std) == (tuple(preset.mean), tuple(preset.std))
         assert (ours.interpolation, preset.antialias) == (preset.interpolation.value, True)
@@ -415,7 +415,7 @@ def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "inception_v3", "efficientnet_b1", "efficientnet_v2_l"])
 def test_photos_look_as_torchvision_would_show_them(name: str, photos: list[Path]) -> None:
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    ours = Preprocess.from_timm(pretrained._as_timm_says_it(preset))
+    ours = Preprocess.from_timm(pretrained._to_pretrained_cfg(preset))
     for path in photos[:3]:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
@@ -482,7 +482,7 @@ def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, lab
     save_file(net.state_dict(), tmp_path / "own.safetensors")
     model = load("torchvision:squeezenet1_1", weights=str(tmp_path / "own.safetensors"), labels=labels, image_size=160)
     seen: list[torch.Tensor] = []
-    architectures.head(net, 3).register_forward_hook(lambda *called: seen.append(called[1][0]))  # type: ignore[union-attr]
+    architectures.find_head(net, 3).register_forward_hook(lambda *called: seen.append(called[1][0]))  # type: ignore[union-attr]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
     with torch.inference_mode():
         scores = net((torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)

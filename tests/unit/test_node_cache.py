@@ -73,17 +73,17 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 def test_an_entry_is_made_once() -> None:
     make = Made()
-    assert whole(node_cache.once("entry", make)) and whole(node_cache.once("entry", make))
+    assert whole(node_cache.get_or_make("entry", make)) and whole(node_cache.get_or_make("entry", make))
     assert make.times == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_is_damaged_is_made_again(damage: str) -> None:
     make = Made()
-    path = node_cache.once("entry", make)
+    path = node_cache.get_or_make("entry", make)
     DAMAGE[damage](path)
-    assert whole(node_cache.once("entry", make)) and make.times == 2
-    assert whole(node_cache.once("entry", make)) and make.times == 2, "and then it is kept"
+    assert whole(node_cache.get_or_make("entry", make)) and make.times == 2
+    assert whole(node_cache.get_or_make("entry", make)) and make.times == 2, "and then it is kept"
 
 
 @pytest.mark.parametrize(
@@ -97,30 +97,30 @@ def test_a_file_whose_digest_is_known_beforehand_is_held_against_it(damage: Call
         made.append(path)
         path.write_bytes(content)
 
-    path = node_cache.once("weights", make, sha256=known)
-    assert node_cache.once("weights", make, sha256=known) == path and len(made) == 1
+    path = node_cache.get_or_make("weights", make, sha256=known)
+    assert node_cache.get_or_make("weights", make, sha256=known) == path and len(made) == 1
     damage(path)
-    assert node_cache.once("weights", make, sha256=known).read_bytes() == content and len(made) == 2
+    assert node_cache.get_or_make("weights", make, sha256=known).read_bytes() == content and len(made) == 2
 
 
 def test_what_is_doubted_is_made_again_by_the_first_who_doubts_it() -> None:
     make = Made()
-    stamp = node_cache.stamp(node_cache.once("entry", make))
+    stamp = node_cache.stamp(node_cache.get_or_make("entry", make))
     assert stamp
-    path = node_cache.once("entry", make, doubted=stamp)
+    path = node_cache.get_or_make("entry", make, rejected_stamp=stamp)
     assert make.times == 2 and node_cache.stamp(path) not in ("", stamp)
-    node_cache.once("entry", make, doubted=stamp)
+    node_cache.get_or_make("entry", make, rejected_stamp=stamp)
     assert make.times == 2, "another one has made it again since"
 
 
 def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> None:
-    zeroed(node_cache.once("entry", Made()) / "network.bin")
+    zeroed(node_cache.get_or_make("entry", Made()) / "network.bin")
     code = (
         "import sys, time; from pathlib import Path\n"
         "from imgbatch.models import node_cache; from tests.unit import test_node_cache\n"
         "def make(path):\n"
         "    Path(sys.argv[1], str(time.time_ns())).touch(); time.sleep(0.3); test_node_cache.Made()(path)\n"
-        "assert test_node_cache.whole(node_cache.once('entry', make))"
+        "assert test_node_cache.whole(node_cache.get_or_make('entry', make))"
     )
     (made := place / "made").mkdir()
     environment = {**clean_environment(), "TMPDIR": str(place)}
@@ -138,7 +138,7 @@ def test_what_a_killed_process_left_is_no_hindrance_and_is_removed(place: Path) 
         left.mkdir()
         (left / "network.bin").write_bytes(b"half")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    assert whole(node_cache.once("entry", Made()))
+    assert whole(node_cache.get_or_make("entry", Made()))
     assert not old.exists() and young.exists()
 
 
@@ -148,7 +148,7 @@ def test_a_maker_that_fails_leaves_nothing() -> None:
         raise ValueError("no such network")
 
     with pytest.raises(ValueError, match="no such network"):
-        node_cache.once("entry", fail)
+        node_cache.get_or_make("entry", fail)
     assert [path.name for path in node_cache.folder().iterdir()] == ["entry.lock"]
 
 
@@ -161,7 +161,7 @@ def test_a_lock_that_is_never_let_go_is_not_waited_for_for_ever(monkeypatch: pyt
     command = [sys.executable, "-c", holder, str(node_cache.folder() / "entry.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        path = node_cache.once("entry", Made())
+        path = node_cache.get_or_make("entry", Made())
         process.kill()
     assert whole(path) and path.parent != node_cache.folder()
 
@@ -185,7 +185,7 @@ def taken(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def test_a_folder_that_others_can_write_is_not_used(taken: Path) -> None:
     make = Made()
     for times in (1, 2):
-        path = node_cache.once("entry", make)
+        path = node_cache.get_or_make("entry", make)
         assert whole(path) and make.times == times and taken not in path.parents
 
 
@@ -198,7 +198,7 @@ def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
     """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
     code = (
         "import sys; from imgbatch.models import node_cache\n"
-        "path = node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
+        "path = node_cache.get_or_make('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "assert path.stat().st_size == 1 << 20; print(path)"
     )
     disk = place / "disk"
@@ -217,7 +217,7 @@ def test_no_disk_at_all_is_an_error_that_says_so(place: Path) -> None:
     code = (
         "import resource; from imgbatch.models import node_cache; from imgbatch.errors import Full\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
+        "try: node_cache.get_or_make('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "except Full as error: print(error)"
     )
     environment = {**clean_environment(), "TMPDIR": str(place)}

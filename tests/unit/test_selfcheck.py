@@ -19,7 +19,7 @@ from imgbatch.models import loading, node_cache, pretrained, self_check
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes import base, build, openvino_runtime
-from imgbatch.models.self_check import Disagrees
+from imgbatch.models.self_check import SelfCheckError
 from tests.unit.networks import STORES, Load, tiny, write
 
 
@@ -45,14 +45,14 @@ PIXELS = (28995874, [198, 95, 235])
 
 def forge(place: Path) -> None:
     """Make the digests those of what is there."""
-    sums = node_cache._sums(place)
-    sums.write_text(json.dumps({**json.loads(sums.read_text()), "files": node_cache._digests(place)}))
+    sums = node_cache._digest_file(place)
+    sums.write_text(json.dumps({**json.loads(sums.read_text()), "files": node_cache._digests_of(place)}))
 
 
 def test_the_shipped_reference_is_what_torch_gives() -> None:
     model = loading.load(ModelConfig(), STORES)
     assert model.logits is not None
-    again = pretrained._reference(model.network(), model.preprocess)
+    again = pretrained._reference_logits(model.network(), model.preprocess)
     shipped, computed = (np.frombuffer(each, "<f4") for each in (model.logits, base64.b64decode(again)))
     assert np.abs(shipped - computed).max() < 1e-3 < shipped.std()
 
@@ -62,7 +62,7 @@ def test_another_size_has_a_reference_of_its_own(load: Load) -> None:
         "efficientnet_lite0", image_size=96
     )  # fmt: skip
     assert plain.logits == cropped.logits != other.logits
-    self_check.require(
+    self_check.run_check(
         other, build.build(other, k=1, device="cpu", config=ClassifyConfig(runtime="torch", batch_size=2))
     )
 
@@ -102,15 +102,15 @@ def test_a_damaged_network_is_made_again_once(
     damage(converted() / name)
     if forged:
         forge(converted())
-        with pytest.raises((Disagrees, openvino_runtime.Unreadable)):
-            self_check.require(model, build.build(model, k=3, device="cpu", config=ClassifyConfig(dtype="float32")))
+        with pytest.raises((SelfCheckError, openvino_runtime.ConversionUnreadable)):
+            self_check.run_check(model, build.build(model, k=3, device="cpu", config=ClassifyConfig(dtype="float32")))
     repaired = checked(model, dtype="float32")
     facts = repaired.facts()
     assert facts["runtime"].startswith("openvino") and ("node_faults" in facts) == forged
     if forged:
         (fault,) = facts["node_faults"].values()
         assert fault.endswith(": made again")
-    self_check.require(model, repaired)
+    self_check.run_check(model, repaired)
     assert "node_faults" not in checked(model, dtype="float32").facts(), "the next process finds it sound"
 
 
@@ -118,15 +118,15 @@ def test_a_damaged_network_is_made_again_once(
 def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> None:
     model = load("efficientnet_lite0")
     chosen: dict[str, Any] = {"k": 5, "device": "cpu", "config": ClassifyConfig()}
-    self_check.require(model, build.build(model, **chosen))
+    self_check.run_check(model, build.build(model, **chosen))
     path = converted() / "network.bin"
     whole = path.read_bytes()
     for third in range(3):
         path.write_bytes(whole)
         zero(path, third)
         forge(converted())
-        with pytest.raises((Disagrees, openvino_runtime.Unreadable)):
-            self_check.require(model, build.build(model, **chosen))
+        with pytest.raises((SelfCheckError, openvino_runtime.ConversionUnreadable)):
+            self_check.run_check(model, build.build(model, **chosen))
 
 
 def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +146,14 @@ def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pyte
         ": torch in 32 bits is used"
     )
     assert json.dumps(facts)
-    self_check.require(model, found)
-    assert len(found(self_check.pixels(160, 160)).ids) == 2
+    self_check.run_check(model, found)
+    assert len(found(self_check.fixed_images(160, 160)).ids) == 2
 
 
 def test_where_torch_does_not_agree_either_the_node_cannot_be_used(model: Model) -> None:
     logits = np.frombuffer(model.logits or b"", "<f4")
-    other = replace(model, logits=self_check.packed(logits[::-1].copy()))
-    with pytest.raises(Disagrees, match=r"differ from the model's by \d.*\(float32\)"):
+    other = replace(model, logits=self_check.to_bytes(logits[::-1].copy()))
+    with pytest.raises(SelfCheckError, match=r"differ from the model's by \d.*\(float32\)"):
         checked(other)
 
 
@@ -176,28 +176,28 @@ def test_what_is_tolerated() -> None:
     model = Model(
         name="x", digest="", labels=tuple(map(str, range(50))), network=lambda: None,  # type: ignore[arg-type, return-value]
         preprocess=Preprocess(height=8, width=8, resize=(8,), mean=(0.5,) * 3, std=(0.5,) * 3),
-        logits=self_check.packed(reference),
+        logits=self_check.to_bytes(reference),
     )  # fmt: skip
     for dtype, share in (("float32", 0.001), ("float16", 0.1), ("bfloat16", 0.1)):
-        self_check.require(model, Answers(reference + share * noise, dtype))
+        self_check.run_check(model, Answers(reference + share * noise, dtype))
         wrong = [
             reference[::-1], reference * 0, reference[:, ::-1], np.full((2, 50), -7.0), reference + noise,
             np.where(np.arange(100).reshape(2, 50) == 60, np.nan, reference), reference[:, :49],
         ]  # fmt: skip
         for answer in wrong:
-            with pytest.raises(Disagrees):
-                self_check.require(model, Answers(answer, dtype))
-    with pytest.raises(Disagrees):
-        self_check.require(model, Answers(reference + 0.1 * noise, "float32"))
+            with pytest.raises(SelfCheckError):
+                self_check.run_check(model, Answers(answer, dtype))
+    with pytest.raises(SelfCheckError):
+        self_check.run_check(model, Answers(reference + 0.1 * noise, "float32"))
     # A head that knows nothing yet: all logits are alike, and rounding is all that tells them apart.
-    alike = replace(model, logits=self_check.packed(np.full((2, 50), 8.0)))
-    self_check.require(alike, Answers(np.full((2, 50), 8.03), "bfloat16"))
-    with pytest.raises(Disagrees):
-        self_check.require(alike, Answers(np.full((2, 50), 9.0), "bfloat16"))
+    alike = replace(model, logits=self_check.to_bytes(np.full((2, 50), 8.0)))
+    self_check.run_check(alike, Answers(np.full((2, 50), 8.03), "bfloat16"))
+    with pytest.raises(SelfCheckError):
+        self_check.run_check(alike, Answers(np.full((2, 50), 9.0), "bfloat16"))
 
 
 def test_the_pixels_are_the_same_everywhere() -> None:
     """They may never change without `VERSION` and the shipped reference."""
-    found = self_check.pixels(224, 160)
+    found = self_check.fixed_images(224, 160)
     assert found.shape == (2, 224, 160, 3) and found.dtype == np.uint8 and found.std() > 50
     assert (int(found.sum()), found[0, 100, 100].tolist()) == PIXELS
