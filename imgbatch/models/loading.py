@@ -1,6 +1,6 @@
-"""Effects: the model of a name or URI.
+"""Effects: loading of a model by name or URI.
 
-The driver reads what a model says of itself and never imports torch for it; the network is built in the actors.
+The driver reads the description of the model and does not import torch; the actors build the network.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _MAX_TAXONOMY = 16 << 20
 
 
 def load(config: ModelConfig, stores: Stores, *, replaces_head: bool = False) -> Model:
-    """Return the model of a name or URI, checked as far as that is possible without an image.
+    """Return the model of a name or URI, after all checks that need no image.
 
     Args:
         config: the section `model` of the config.
-        stores: where URIs lead to.
-        replaces_head: the model is the base of a training, whose head is not used: it may be one for sigmoids.
+        stores: the stores of URIs.
+        replaces_head: the model is the base of a training, which does not use its head; it may be one for sigmoids.
 
     Raises:
-        ModelError: there is no such model, its weights cannot be had, or it contradicts itself.
+        ModelError: the model does not exist, its weights are not available, or its files contradict each other.
     """
     model = _select(config, stores, replaces_head=replaces_head)
     if config.taxonomy is None:
@@ -36,7 +36,7 @@ def load(config: ModelConfig, stores: Stores, *, replaces_head: bool = False) ->
     try:
         content = stores.read(absolute(config.taxonomy), _MAX_TAXONOMY)[0]
     except (NotFound, TooLarge) as error:
-        raise ModelError(f"model.taxonomy={config.taxonomy}: no taxonomy is there: {error}") from error
+        raise ModelError(f"model.taxonomy={config.taxonomy}: the taxonomy cannot be read: {error}") from error
     return replace(model, taxonomy=read_taxonomy(content, config.taxonomy, model.labels))
 
 
@@ -56,7 +56,7 @@ def _select(config: ModelConfig, stores: Stores, *, replaces_head: bool) -> Mode
             return state_dict.read(config, stores)
         return directory.read(name, stores, config, replaces_head=replaces_head)
     close = difflib.get_close_matches(name, builtin.MODELS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(builtin.MODELS)};"
+    hint = f"did you mean {close[0]!r}?" if close else f"the built-in models are: {', '.join(builtin.MODELS)}."
     raise ModelError(
         f"unknown model {name!r}; {hint} A network of timm is timm:{name}, one of torchvision torchvision:{name}, and a model "
         f"directory is given by its path or URI, e.g. ./{name}"
@@ -65,9 +65,9 @@ def _select(config: ModelConfig, stores: Stores, *, replaces_head: bool) -> Mode
 
 @contextmanager
 def share_weights(model: Model, place: Folder | None) -> Iterator[Model]:
-    """Have a model that every node can build: weights on this machine's disk lie in the place meanwhile, a store's stay.
+    """Yield a model that every node can build: weights on a disk of this machine are copied to a folder for the block.
 
-    With no place, the model is the same: there are no other nodes.
+    Weights in a store are not copied. Without a folder (a run on one machine), the model is yielded unchanged.
     """
     from imgbatch.models.directory import Network
 
@@ -81,4 +81,4 @@ def share_weights(model: Model, place: Folder | None) -> Iterator[Model]:
 def _refuse(config: ModelConfig, *keys: str) -> None:
     for key in keys:
         if getattr(config, key) is not None:
-            raise ModelError(f"model.{key} does not go with --model {config.name}, which has its own: omit it")
+            raise ModelError(f"model.{key} does not go with --model {config.name}, which has its own; omit it")

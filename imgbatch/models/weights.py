@@ -1,5 +1,6 @@
-"""Values: files of weights: what they are, the tensors in them without wrappers, and names that fit a network. No pickle
-is loaded.
+"""Values: files of weights: their format, their tensors without wrappers, and names that fit a network.
+
+Arbitrary pickles are never loaded.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ WRAPPERS = (
     *("state_dict_ema", "model_ema", "state_dict", "model"),  # in timm's order: averaged weights come first
     *("model_state_dict", "model_state", "net", "network", "weights", "params"),
 )
-"""Under which keys of a checkpoint its state dict is looked for, in this order."""
+"""Keys of a checkpoint that may contain its state dict, in order of preference."""
 
 _AVERAGED = ("state_dict_ema", "model_ema")
 
 _OPTIONAL_BUFFERS = (
     *("num_batches_tracked", "n_averaged"),  # counters of training
-    # Tables of indices that a network computes from its sizes when it is made.
+    # Tables of indices that a network computes from its sizes when it is created.
     *("relative_position_index", "relative_coords_table", "attn_mask", "attention_bias_idxs"),
 )
-"""The last part of the names of buffers that do not matter at inference: they may be missing, or left over."""
+"""The last part of the names of buffers without effect at inference. They may be missing or left over."""
 
-# What torch.compile, FSDP and activation checkpointing put into names, at any depth.
+# Parts that torch.compile, FSDP and activation checkpointing insert into names, at any depth.
 _INSERTED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# torchvision's DenseNet weights of 2017 have a dot where today's names have none.
+# torchvision's DenseNet weights of 2017 have a dot that the current names do not have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 _MAGIC = {
@@ -50,35 +51,35 @@ _SHOWN = 3
 
 
 def read(path: Path, where: str) -> tuple[State, list[str]]:
-    """Return the tensors of a file of safetensors or of torch.save, and what was done to find them, as notes.
+    """Return the tensors of a file of safetensors or of torch.save, and notes about where they were found.
 
     Raises:
-        ModelError: it is another kind of file, torn, a pickle that holds more than tensors, or no state dict.
+        ModelError: the file is of another kind, truncated, a pickle with more than tensors, or not a state dict.
     """
     state, notes = _unwrap(_load(path, where), where)
     return with_current_names(state), notes
 
 
 def with_current_names(state: State) -> State:
-    """Return the tensors under the names that the libraries use today."""
+    """Return the tensors under the current names of the libraries."""
     return {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in state.items()}
 
 
 def match_names(net: nn.Module, state: State) -> tuple[State, list[str]]:
-    """Return the tensors under the network's own names, and notes: prefixes are removed if all names then fit.
+    """Return the tensors under the network's names, and notes about the changes: prefixes are removed if all names then fit.
 
-    Where no way fits, the tensors come back under the names that share most with the network's.
+    If nothing fits, return the tensors under the candidate names that have most in common with the network's.
     """
     wanted = net.state_dict()
-    ways = list(_name_candidates(state))
-    for names, notes in ways:
+    candidates = list(_name_candidates(state))
+    for names, notes in candidates:
         if differing_names(net, names) == ([], []):
             return names, notes + _buffer_notes(wanted, names)
-    return max(ways, key=lambda way: len(way[0].keys() & wanted.keys()))[0], []
+    return max(candidates, key=lambda candidate: len(candidate[0].keys() & wanted.keys()))[0], []
 
 
 def differing_names(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
-    """Return the names that a network lacks and those that are left over, buffers without effect at inference apart."""
+    """Return the missing and the left-over names of a state dict, without buffers that have no effect at inference."""
     wanted, buffers = net.state_dict(), dict(net.named_buffers())
     missing = [name for name in wanted if name not in state and not (name in buffers and _is_optional(name))]
     surplus = [name for name in state if name not in wanted and not _is_optional(name)]
@@ -86,7 +87,7 @@ def differing_names(net: nn.Module, state: State) -> tuple[list[str], list[str]]
 
 
 def _name_candidates(state: State) -> Iterator[tuple[State, list[str]]]:
-    """Yield the tensors under shorter and shorter names, with a note of what was removed."""
+    """Yield the tensors under shorter and shorter names, with a note about the removed parts."""
     yield state, []
     removed = sorted({part for name in state for part in _INSERTED.findall(name)})
     if removed:
@@ -103,12 +104,12 @@ def _name_candidates(state: State) -> Iterator[tuple[State, list[str]]]:
 
 
 def _buffer_notes(wanted: State, state: State) -> list[str]:
-    """Return a note of the buffers that are missing or left over."""
+    """Return a note about buffers that are missing or left over."""
     names = sorted(wanted.keys() ^ state.keys())
     if not names:
         return []
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"buffers that do not matter at inference are missing or left over: {names[0]}{more}"]
+    return [f"buffers without effect at inference are missing or left over: {names[0]}{more}"]
 
 
 def _is_optional(name: str) -> bool:
@@ -127,7 +128,7 @@ def _unwrap(content: Any, where: str) -> tuple[State, list[str]]:
         averaged = " (averaged weights)" if inside[0] in _AVERAGED else ""
         notes.append(f"{inside[0]!r}{averaged} of the checkpoint is used{others}")
         content = content[inside[0]]
-    raise ModelError(f"{where} holds no state dict: {_describe_content(content)}; save net.state_dict()")
+    raise ModelError(f"{where} has no state dict: {_describe_content(content)}; save net.state_dict()")
 
 
 def _describe_content(content: Any) -> str:
@@ -142,25 +143,25 @@ def _describe_content(content: Any) -> str:
 
 
 def _load(path: Path, where: str) -> Any:
-    """Return what a file holds, told by its content: names are often wrong."""
+    """Return the content of a file. Its format is recognised by the content, since names are often wrong."""
     start = require_weights(path, where)
     try:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # An open file: of a path, torch would believe the suffix. timm's checkpoints hold their arguments as a Namespace.
+        # An open file, since torch goes by the suffix of a path. Checkpoints of timm contain their arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors have each their own
+    except Exception as error:  # torch, pickle and safetensors have errors of their own
         raise _unreadable_error(path, where, error) from error
 
 
 def require_weights(path: Path, where: str) -> bytes:
-    """Refuse what is another kind of file; return how the file begins.
+    """Raise if a file is of another kind; return its first bytes.
 
     Raises:
-        ModelError: naming the kind.
+        ModelError: with the kind of the file.
     """
     with path.open("rb") as file:
         start = file.read(_MAX_TEXT)
@@ -181,13 +182,13 @@ def require_weights(path: Path, where: str) -> bytes:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ModelError(
-                    f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
+                    f"{where} is TorchScript, which is a program: save the state_dict() of its network instead"
                 )
     return start
 
 
 def _unreadable_error(path: Path, where: str, error: Exception) -> ModelError:
-    """Return what to say of a file that is not read, with the classes that a pickle would bring."""
+    """Return the error for a file that is not read. It names the classes that a pickle would import."""
     unsafe: list[str] = []
     if zipfile.is_zipfile(path):
         try:
@@ -196,10 +197,10 @@ def _unreadable_error(path: Path, where: str, error: Exception) -> ModelError:
             unsafe = []
     if unsafe:
         more = f" and {len(unsafe) - _SHOWN} more" if len(unsafe) > _SHOWN else ""
-        what = f"is a pickle that holds more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
+        what = f"is a pickle with more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
     else:
         what = (
-            "cannot be read as a state dict: it is torn, or a pickle that holds more than tensors, which is never loaded "
+            "cannot be read as a state dict: it is truncated, or a pickle with more than tensors, which is never loaded "
             f"({(str(error).splitlines() or [repr(error)])[0][:200]})"
         )
     return ModelError(f"{where} {what}; save net.state_dict() with safetensors or torch.save")

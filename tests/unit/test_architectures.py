@@ -136,7 +136,7 @@ def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(child, "ask", lambda question, **_: check.answer(dict(question)))
+    monkeypatch.setattr(child, "run_task", lambda question, **_: check.run_task(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])

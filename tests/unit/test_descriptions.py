@@ -183,7 +183,7 @@ def test_what_is_not_said_is_named_with_the_values_that_are_used(
         ({"crop_mode": "border"}, "crop_mode='border', which is not supported"),
         ({"interpolation": "random"}, "interpolation='random'.*model.interpolation sets another"),
         ({"input_size": [1, 128, 128]}, "repeat the weight of its first convolution"),
-        ({"input_size": 128}, "does not say how images are prepared"),
+        ({"input_size": 128}, "does not define the preprocessing"),
         ({"mean": [0.5, 0.5]}, "three numbers"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_taxonomy_can_be_given_to_any_model(load: Load, tmp_path: Path) -> Non
     )
     default = load("efficientnet_lite0", taxonomy=str(coarse))
     assert default.taxonomy is not None and [level.name for level in default.taxonomy.levels] == ["half", "label"]
-    with pytest.raises(ModelError, match=r"model\.taxonomy=.*nowhere\.csv: no taxonomy is there"):
+    with pytest.raises(ModelError, match=r"model\.taxonomy=.*nowhere\.csv: the taxonomy cannot be read"):
         load(place, taxonomy=str(tmp_path / "nowhere.csv"))
     with pytest.raises(ModelError, match=r"tree\.csv.*1,000 labels of the model are missing"):
         load("efficientnet_lite0", taxonomy=str(tree))

@@ -81,8 +81,8 @@ def test_what_torchvision_does_for_its_weights_alone_is_done(load: Load, tmp_pat
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("timm:test_resnet", "cannot be had from https://huggingface.co/timm/test_resnet.*HF_HOME.*model.weights"),
-        ("torchvision:resnet18", "cannot be had from https://download.pytorch.org/.*TORCH_HOME.*model.weights"),
+        ("timm:test_resnet", "are not available from https://huggingface.co/timm/test_resnet.*HF_HOME.*model.weights"),
+        ("torchvision:resnet18", "are not available from https://download.pytorch.org/.*TORCH_HOME.*model.weights"),
         ("timm:resnet5O", "did you mean 'resnet50'"),
         ("timm:resnet50.a1_in2k", "did you mean 'a1_in1k'.*; it has: a1_in1k,"),
         ("torchvision:resnet5O", "did you mean 'resnet50'"),
@@ -303,8 +303,8 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("architecture", "test_resnets", "did you mean 'test_resnet'"),
         ("architecture", "test_efficientnet", "does not fit 'test_efficientnet'.*missing"),
         ("model_args", {"checkpoint_path": "/evil.pth"}, "may not have checkpoint_path"),
-        ("model_args", {"nonsense": 1}, "cannot make 'test_resnet'"),
-        ("model_args", {"channels": (10**13,) * 4}, "cannot make 'test_resnet'"),
+        ("model_args", {"nonsense": 1}, "cannot create 'test_resnet'"),
+        ("model_args", {"channels": (10**13,) * 4}, "cannot create 'test_resnet'"),
         ("model_args", [1], "'model_args' is not an object"),
         ("num_classes", 10**9, "has 3 names, and the network has 1,000,000,000 classes"),
         ("num_classes", True, "num_classes is True"),
@@ -365,7 +365,7 @@ def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monke
     chosen = ModelConfig(name=str(write(tmp_path / "dir", tiny())))
     assert loading.load(chosen, STORES).features == 96
     assert list(tmp_path.glob("imgbatch-*/checked-*.json"))
-    monkeypatch.setattr(child, "ask", None)
+    monkeypatch.setattr(child, "run_task", None)
     assert loading.load(chosen, STORES).features == 96, "once a machine and model"
 
 
@@ -373,16 +373,16 @@ def test_a_signal_ends_the_wait_for_the_child() -> None:
     def interrupt() -> None:
         raise Interrupted(15)
 
-    question = {"task": "check", "name": "x"}
+    task = {"task": "check", "name": "x"}
     with pytest.raises(Interrupted), on_tick(interrupt):
-        child.ask(question, limit_s=60)
-    with pytest.raises(ModelError, match="not there within 0 s"):
-        child.ask(question, limit_s=0)
+        child.run_task(task, limit_s=60)
+    with pytest.raises(ModelError, match="took more than 0 s"):
+        child.run_task(task, limit_s=0)
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(ModelError, match="x: the process that looked at its network ended with 1: KeyError"):
-        child.ask({"name": "x"}, limit_s=60)
+    with pytest.raises(ModelError, match="x: the process that checked its network ended with 1: KeyError"):
+        child.run_task({"name": "x"}, limit_s=60)
 
 
 def test_labels_are_words_that_people_understand_and_occur_once() -> None:

@@ -73,7 +73,7 @@ def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, l
         ("deep", "'module.', 'net.', 'backbone.' was removed"),
         (
             "no counters",
-            "buffers that do not matter at inference are missing or left over: bn1.num_batches_tracked and",
+            "buffers without effect at inference are missing or left over: bn1.num_batches_tracked and",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) 
     require_same_network(model.network(), net)
     assert model.labels == safe.labels and model.preprocess == safe.preprocess
     torch.save(tiny(), place / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle that holds more than tensors"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle with more than tensors"):
         load(place)
 
 
@@ -198,5 +198,5 @@ def test_weights_in_several_files_and_none_at_all_are_told_apart(load: Load, tmp
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         load(place)
     (place / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ModelError, match="its weights lie in several files"):
+    with pytest.raises(ModelError, match="its weights are in several files"):
         load(place)
