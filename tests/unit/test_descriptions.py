@@ -153,7 +153,7 @@ def test_what_is_not_said_is_named_with_the_values_that_are_used(
     place = described(tmp_path / "dir", {"pretrained_cfg": None})
     assert load(place).preprocess == Preprocess.from_timm({})
     assert (
-        "does not say input_size, crop_pct, interpolation, mean, std: timm's defaults are used, 224×224 px"
+        "does not state input_size, crop_pct, interpolation, mean, std: timm's defaults are used, 224×224 px"
         in caplog.text
     )
     assert (
@@ -166,7 +166,7 @@ def test_what_is_not_said_is_named_with_the_values_that_are_used(
     load(described(tmp_path / "full", {"pretrained_cfg": OWN}))
     assert caplog.text == ""
     load(described(tmp_path / "part", {"pretrained_cfg": {key: OWN[key] for key in OWN if key != "mean"}}))
-    assert "does not say mean: timm's defaults are used" in caplog.text
+    assert "does not state mean: timm's defaults are used" in caplog.text
     caplog.clear()
     load(described(tmp_path / "bytes", {"pretrained_cfg": {**OWN, "mean": [123.7, 116.3, 103.5]}}))
     assert "looks like 0 to 255" in caplog.text
@@ -175,7 +175,7 @@ def test_what_is_not_said_is_named_with_the_values_that_are_used(
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"input_space": "BGR"}, "input_space='BGR' would change what the network is shown"),
+        ({"input_space": "BGR"}, "input_space='BGR' would change the input of the network"),
         ({"input_range": [0, 255]}, r"input_range=\[0, 255\] would change"),
         ({"do_center_crop": False}, "do_center_crop=False would change"),
         ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.*Say it with timm's keys"),
@@ -254,13 +254,13 @@ def test_names_of_classes_stand_under_several_keys(load: Load, tmp_path: Path, k
     [
         ({"labels": NAMES[::-1]}, "label_names and labels name the classes differently"),
         ({"id2label": {"0": "a", "1": "c", "2": "b"}}, "label_names and id2label name the classes differently"),
-        ({"label_names": {"0": "a", "2": "c"}}, "from 0 to 2, and holds 2"),
-        ({"label_names": [1, 2, 3]}, "class 0 is called 1, which is no text"),
+        ({"label_names": {"0": "a", "2": "c"}}, "its 2 names from 0 to 2"),
+        ({"label_names": [1, 2, 3]}, "the name of class 0 is 1, which is not a text"),
         (
             {"label_names": ["background", "a", "b", "c"]},
             "has 4 names, and the network has 3 classes.*'background': remove it",
         ),
-        ({"label_names": ["Cafe\u0301", "Caf\u00e9", "x"]}, "'Caf\u00e9' stands for more than one class"),
+        ({"label_names": ["Cafe\u0301", "Caf\u00e9", "x"]}, "'Caf\u00e9' is the name of more than one class"),
         ({"num_classes": 4, "model_args": {"num_classes": 3}}, "num_classes is 4, and 3 in model_args"),
     ],
 )

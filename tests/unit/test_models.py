@@ -216,9 +216,9 @@ def test_keys_that_do_not_go_together(load: Load, name: str, keys: dict[str, str
         ),
         (b"<!doctype html>\n<p>\nlog in", r"bad\.txt is an HTML page"),
         (b"a\n\nc\n", "line 2 is empty"),
-        (b"a\nb\na\n", "'a' stands for more than one class"),
+        (b"a\nb\na\n", "'a' is the name of more than one class"),
         (b"\n", "is empty"),
-        (b"\xff\xfe\x00", "no text file"),
+        (b"\xff\xfe\x00", "not a text file"),
     ],
 )
 def test_a_file_of_labels_that_cannot_be(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
@@ -309,11 +309,11 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("num_classes", 10**9, "has 3 names, and the network has 1,000,000,000 classes"),
         ("num_classes", True, "num_classes is True"),
         ("num_classes", 0, "num_classes is 0"),
-        ("label_names", ["a", "b", "a"], "'a' stands for more than one class"),
+        ("label_names", ["a", "b", "a"], "'a' is the name of more than one class"),
         ("label_names", ["a", "b"], "has 2 names, and the network has 3 classes"),
-        ("label_names", {"a": 1}, "numbers its names from 1 to 1"),
+        ("label_names", {"a": 1}, "numbers its 1 name from 1 to 1"),
         ("label_names", "a, b, c", "no 'label_names'"),
-        ("problem_type", "multi_label_classification", "several labels to an image"),
+        ("problem_type", "multi_label_classification", "an image any number of labels"),
         ("model_args", {"in_chans": 1}, r"3 channels.*repeat the weight"),
         ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
     ],
@@ -394,7 +394,7 @@ def test_labels_are_words_that_people_understand_and_occur_once() -> None:
         assert len(set(names)) == len(names) == classes
     assert imagenet.labels_of(2, ["n02124075", "n02123159"]) == ("Egyptian cat", "tiger cat")
     assert imagenet.labels_of(2, ["n02124075", "other"]) == ("n02124075", "other")
-    with pytest.raises(ModelError, match=r"its 7 classes are called is not known.*model\.labels"):
+    with pytest.raises(ModelError, match=r"the names of its 7 classes are unknown.*model\.labels"):
         imagenet.labels_of(7, None)
     with pytest.raises(ModelError, match="more than one class"):
         imagenet.require_unique(("a", "a"), "here")
