@@ -205,7 +205,7 @@ def require_softmax(config: Mapping[str, Any], where: str) -> None:
         if keys:
             raise ModelError(
                 f"{where}: {keys[0]} is {section[keys[0]]!r}: a head for sigmoids, which gives an image any number of labels. "
-                "Here each image gets the best class of a softmax. If the classes of the model exclude each other, remove that key"
+                "Here each image gets the best class of a softmax. If its classes exclude each other, remove that key"
             )
 
 

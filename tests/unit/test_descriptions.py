@@ -363,7 +363,7 @@ def test_preprocessing_can_be_chosen(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"mean": (0.5,)}, r"model\.mean=\[0.5\]: three numbers"),
+        ({"mean": (0.5,)}, r"model\.mean=\[0.5\]: give three numbers"),
         ({"mean": (0.5, float("nan"), 0.5)}, "three numbers"),
         ({"mean": (123.7, 116.3, 103.5)}, "divide values of 0 to 255 by 255"),
         ({"std": (0.5, 0.0, 0.5)}, r"model\.std=.*more than 0"),

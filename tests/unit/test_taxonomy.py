@@ -52,7 +52,7 @@ def test_labels_that_the_model_lacks_are_left_out_with_a_warning(caplog: pytest.
     assert found == taxonomy.read(CSV, "t.csv", FRUIT) and found.digest == taxonomy.read(CSV, "t.csv", FRUIT).digest
     taxonomy.read(more, "surplus.csv", FRUIT)
     (said,) = caplog.messages
-    assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): left out of the tree"
+    assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): omitted from the tree"
 
 
 def test_surplus_labels_of_two_spellings_are_refused_and_the_models_own_are_not() -> None:
@@ -89,7 +89,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
         (CSV.replace(b"Gala,Apple", b"Gala,Pome").replace(b"Banana,Banana,Fruit", b"Banana,Pome,Vegetable"),
          "kind 'Pome' has two parents, 'Fruit' (line 3) and 'Vegetable' (line 4)"),
         (CSV + b"Gala,Pear,Fruit\n", "label 'Gala' has two parents, 'Apple' (line 3) and 'Pear' (line 6)"),
-        (CSV + b"Gala,Apple,Fruit\n", "'Gala' stands in two places (line 3 and line 6)"),
+        (CSV + b"Gala,Apple,Fruit\n", "'Gala' is in two places (line 3 and line 6)"),
         (b"label,kind\nA,B\nB,C\nC,A\n", "a cycle, 'A' > 'B' > 'C' > 'A'"),
         (CSV.replace(b"Banana,Banana,", b"Banana,,"), "line 4: 'Banana,,Fruit' is not as deep as the levels"),
         (CSV.replace(b"Banana,Banana,Fruit", b"Banana,Fruit"), "line 4: 'Banana,Fruit' is not as deep"),
@@ -109,17 +109,17 @@ def test_a_csv_that_is_no_tree_of_the_labels_is_refused_by_name(content: bytes, 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"Fruit": {"Apple": ["Gala"]}, "Fruit": {}}', "'Fruit' stands twice"),
+        ('{"Fruit": {"Apple": ["Gala"]}, "Fruit": {}}', "'Fruit' occurs twice"),
         ('{"Fruit": {"Apple": ["Gala", "Fuji"]}, "Carrot": ["Carrot"]}', "Carrot > Carrot is 2 levels deep, not 3"),
         ('{"A": {"B": {"A": {"B": ["Gala"]}}}}', "a cycle, 'A' > 'B' > 'A'"),
         ('{"Fruit": ["Gala", "Fuji"], "Root": ["Gala"]}', "'Gala' has two parents, 'Fruit'"),
-        ('{"Fruit": ["Gala", "Gala"]}', "'Gala' stands in two places"),
-        ('{"Fruit": {}}', "Fruit holds {}"),
-        ('{"Fruit": 3}', "Fruit holds 3"),
+        ('{"Fruit": ["Gala", "Gala"]}', "'Gala' is in two places"),
+        ('{"Fruit": {}}', "Fruit has {}"),
+        ('{"Fruit": 3}', "Fruit has 3"),
         ('["Gala"]', "no levels above the labels"),
-        ('{"levels": ["kind", "kind"], "tree": {"Fruit": ["Gala"]}}', "levels holds"),
-        ('{"levels": 2, "tree": {"Fruit": ["Gala"]}}', "levels holds 2"),
-        ("{", "is no tree of labels"),
+        ('{"levels": ["kind", "kind"], "tree": {"Fruit": ["Gala"]}}', "levels is"),
+        ('{"levels": 2, "tree": {"Fruit": ["Gala"]}}', "levels is 2"),
+        ("{", "is not a tree of labels"),
     ],
 )
 def test_a_json_that_is_no_tree_is_refused_by_name(content: str, told: str) -> None:
@@ -152,7 +152,7 @@ def test_in_json_as_well() -> None:
     ):
         with pytest.raises(ModelError, match="differ only in case"):
             taxonomy.read(json.dumps(tree).encode(), "t.json", FRUIT)
-    with pytest.raises(ModelError, match="'Apple' stands twice"):
+    with pytest.raises(ModelError, match="'Apple' occurs twice"):
         taxonomy.read(b'{"Apple": ["Fuji"], "Apple ": ["Gala"]}', "t.json", FRUIT)
 
 
@@ -162,7 +162,7 @@ def test_names_are_composed_and_trimmed_where_they_are_read() -> None:
     assert taxonomy.read(odd.encode(), "t.csv", ["Caf\u00e9", "Tea"]) == known
     tree = {"levels": [" kind", "label"], "tree": {"Drink ": ["Cafe\u0301", " Tea"]}}
     assert taxonomy.read(json.dumps(tree).encode(), "t.json", ["Caf\u00e9", "Tea"]) == known
-    with pytest.raises(ModelError, match="'Caf\u00e9' stands in two places"):
+    with pytest.raises(ModelError, match="'Caf\u00e9' is in two places"):
         taxonomy.read("label,kind\nCafe\u0301,A\nCaf\u00e9,A\n".encode(), "t.csv", ["Caf\u00e9"])
 
 
@@ -247,7 +247,7 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
     assert known.taxonomy is not None and known.taxonomy.path(0) == ["x", "a"]
     assert known.fingerprint() == {**plain.fingerprint(), "taxonomy": known.taxonomy.digest}
     (directory / "taxonomy.csv").rename(directory / "taxonomy.json")
-    with pytest.raises(ModelError, match=r"taxonomy\.json is no tree"):
+    with pytest.raises(ModelError, match=r"taxonomy\.json is not a tree"):
         loading.load(ModelConfig(name=str(directory)), stores)
 
 
