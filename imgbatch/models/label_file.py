@@ -231,8 +231,8 @@ def _require_complete(numbers: Sequence[int], where: str) -> range:
         return range(len(numbers))
     raise ModelError(
         f"{where} numbers its {counted(len(numbers), 'name')} from {min(numbers)} to {max(numbers)}: classes are numbered from "
-        "0, each once, in the order of the head. If the numbers are part of the names, give a JSON list of the names; else number "
-        "them from 0, or omit the numbers"
+        "0, each once, in the order of the head. If the numbers are part of the names, give a JSON list of the names; else "
+        "number them from 0, or omit the numbers"
     )
 
 

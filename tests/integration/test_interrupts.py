@@ -74,7 +74,7 @@ def require_heeded(process: subprocess.Popen[str], output: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_a_signal_in_mid_run(
+def test_signal_in_the_middle_of_a_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     output = tmp_path / "out"
@@ -122,7 +122,7 @@ def test_a_signal_in_mid_run(
     assert tables.labels(output).items() >= done.items()
 
 
-def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_signal_before_the_first_row(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
     """While Ray starts, a signal is a request as well."""
     output = tmp_path / "out"
     process = started("classify", "--input", many, "--output", output, "--model", tiny_model)
@@ -131,7 +131,7 @@ def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: P
     require_heeded(process, output)
 
 
-def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
     """On a machine under load its calls into C++ were seen to take a minute, in which no handler of Python's is run."""
     output, starting = tmp_path / "out", tmp_path / "starting"
     body = f"module._init = lambda address: (open({str(starting)!r}, 'w').close(), time.sleep(600))\n"
@@ -144,7 +144,7 @@ def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_mode
 
 
 @pytest.mark.long
-def test_a_disk_that_is_full(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_full_disk(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """No space left for a part: exit 3, and the same command goes on later."""
     output = tmp_path / "out"
     body = """

@@ -68,7 +68,7 @@ def record_of(name: str, s3: S3Server, prefix: str, place: Path) -> tuple[Path, 
 @pytest.mark.parametrize(
     "name", ["classify", *(pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "train"))]
 )
-def test_sigterm_where_each_put_takes_five_seconds(
+def test_sigterm_with_slow_puts(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
     model, first, *settings = FLAGS[name]
@@ -94,7 +94,7 @@ def test_sigterm_where_each_put_takes_five_seconds(
 @pytest.mark.parametrize(
     ("only", "status"), [("/part-", "interrupted"), pytest.param("", "running", marks=pytest.mark.long)]
 )
-def test_sigterm_where_puts_are_never_answered(
+def test_sigterm_with_unanswered_puts(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, only: str, status: str
 ) -> None:
     """The main thread waits for the store, for minutes: the run is given up, and says so if it can."""
@@ -154,7 +154,7 @@ say("ended")
 """
 
 
-def test_ray_has_no_signal_of_ours_once_it_has_started() -> None:
+def test_ray_does_not_replace_signal_handlers() -> None:
     """Looked at in C, since Python does not see what Ray's C++ does."""
     ran = subprocess.run(
         [sys.executable, "-c", OWNERS], capture_output=True, text=True, env=clean_environment(), cwd=ROOT, timeout=200

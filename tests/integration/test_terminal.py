@@ -42,7 +42,7 @@ def require_clean(job: InTerminal) -> list[str]:
     return job.screen.lines
 
 
-def test_a_run_in_a_terminal(mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_run_in_a_terminal(mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ["jobs/classify.py", "--input", mixed, "--output", output, "--model", tiny_model]
     job = InTerminal(command, 80, clean_environment(), ROOT)
@@ -80,9 +80,7 @@ def test_ctrl_c_in_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
     assert "Traceback" not in "\n".join(lines)
 
 
-def test_a_log_file_gets_lines_and_the_record_what_this_run_did(
-    warm: Job, mixed: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_log_file_and_record_report_the_run(warm: Job, mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ("classify", "--input", mixed, "--output", output, "--model", tiny_model)
     first = warm(*command, "--set", "rejects.max_share=0.5")
@@ -115,7 +113,7 @@ def test_a_log_file_gets_lines_and_the_record_what_this_run_did(
     assert (done["labelled"], done["rejected"], done["images_per_second"]) == (0, 0, 0.0)
 
 
-def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_quiet_run_prints_only_the_summary(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     ended = warm("classify", "--input", folder, "--output", output, "--model", tiny_model, "--quiet")
     assert (ended.code, ended.err) == (0, "")
@@ -126,7 +124,7 @@ def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_job_has_a_version_and_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_job_has_version_and_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = importlib.import_module(f"imgbatch.commands.{name}").main
     for flag in ("--version", "--help"):
         with pytest.raises(SystemExit) as ended:

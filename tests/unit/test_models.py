@@ -44,7 +44,7 @@ def put_into_hub_cache(cache: Path, repository: str, net: nn.Module) -> None:
     save_file(net.state_dict(), place / "snapshots" / revision / "model.safetensors")
 
 
-def test_a_network_of_timm_from_the_hubs_cache(load: Load, tmp_path: Path) -> None:
+def test_timm_network_from_hub_cache(load: Load, tmp_path: Path) -> None:
     net = tiny(1000)
     put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", net)
     model = load("timm:test_resnet")
@@ -56,7 +56,7 @@ def test_a_network_of_timm_from_the_hubs_cache(load: Load, tmp_path: Path) -> No
     assert again.digest == model.digest, "both names mean the same weights"
 
 
-def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> None:
+def test_torchvision_network_from_cache(load: Load, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = torchvision.models.shufflenet_v2_x0_5().eval()
     entry = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
@@ -69,7 +69,7 @@ def test_a_network_of_torchvision_from_its_cache(load: Load, tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_what_torchvision_does_for_its_weights_alone_is_done(load: Load, tmp_path: Path) -> None:
+def test_torchvision_arguments_for_pretrained_weights_are_used(load: Load, tmp_path: Path) -> None:
     torch.manual_seed(0)
     options = {"transform_input": True, "aux_logits": False, "init_weights": False}
     net = torchvision.models.googlenet(**options).eval()
@@ -95,13 +95,13 @@ def test_what_torchvision_does_for_its_weights_alone_is_done(load: Load, tmp_pat
         ("eficientnet_lite0", "did you mean 'efficientnet_lite0'"),
     ],
 )
-def test_a_name_that_leads_nowhere_says_what_to_do(load: Load, name: str, told: str) -> None:
+def test_unknown_model_name_is_refused_with_a_remedy(load: Load, name: str, told: str) -> None:
     with pytest.raises(ModelError, match=told):
         load(name)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_plain_state_dict(load: Load, tmp_path: Path, labels: str, suffix: str) -> None:
+def test_plain_state_dict(load: Load, tmp_path: Path, labels: str, suffix: str) -> None:
     net, path = tiny(), tmp_path / f"own.{suffix}"
     save_file(net.state_dict(), path) if suffix == "safetensors" else torch.save({"state_dict": net.state_dict()}, path)
     model = load(path, architecture="test_resnet", labels=labels)
@@ -111,7 +111,7 @@ def test_a_plain_state_dict(load: Load, tmp_path: Path, labels: str, suffix: str
     assert (same.digest, same.name) == (model.digest, model.name)
 
 
-def test_a_state_dict_that_does_not_fit_is_refused_by_its_tensors(load: Load, tmp_path: Path, labels: str) -> None:
+def test_state_dict_that_does_not_fit_names_its_tensors(load: Load, tmp_path: Path, labels: str) -> None:
     state = dict(tiny().state_dict())
     state["head.weight"] = state.pop("fc.weight")
     state["fc.bias"] = torch.zeros(4)
@@ -123,7 +123,7 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_its_tensors(load: Load, tm
     assert "fc.bias is 4 instead of 3" in told
 
 
-def test_a_wrong_number_of_names_is_not_blamed_on_the_weights(load: Load, tmp_path: Path, labels: str) -> None:
+def test_wrong_number_of_names_names_the_label_file(load: Load, tmp_path: Path, labels: str) -> None:
     put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", tiny(1000))
     save_file(tiny(5).state_dict(), tmp_path / "five.safetensors")
     five = str(tmp_path / "five.safetensors")
@@ -140,7 +140,7 @@ def test_a_wrong_number_of_names_is_not_blamed_on_the_weights(load: Load, tmp_pa
         assert ("labels" not in keys) or f"model.labels={labels} has" in str(refused.value)
 
 
-def test_a_head_of_another_width_is_still_blamed_on_the_weights(load: Load, tmp_path: Path, labels: str) -> None:
+def test_head_of_another_width_names_the_weights(load: Load, tmp_path: Path, labels: str) -> None:
     state = dict(tiny(5).state_dict())
     state["fc.weight"] = state["fc.weight"][:, :7].contiguous()
     save_file(state, tmp_path / "own.safetensors")
@@ -149,7 +149,7 @@ def test_a_head_of_another_width_is_still_blamed_on_the_weights(load: Load, tmp_
 
 
 @pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:resnet18"])
-def test_a_zoos_cache_that_holds_pointers_is_named(load: Load, tmp_path: Path, name: str) -> None:
+def test_cache_with_git_lfs_pointers_is_named(load: Load, tmp_path: Path, name: str) -> None:
     put_into_hub_cache(tmp_path / "hf", "timm/test_resnet.r160_in1k", tiny(1000))
     (kept,) = tmp_path.glob("hf/*/snapshots/*/model.safetensors")
     if name.startswith("torchvision"):
@@ -173,7 +173,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_no_pickle_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
+def test_pickles_are_never_loaded(load: Load, tmp_path: Path, labels: str) -> None:
     torch.save({"state_dict": tiny().state_dict(), "extra": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pth")
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     (tmp_path / "bomb.safetensors").write_bytes((tmp_path / "bomb.pth").read_bytes())
@@ -200,7 +200,7 @@ def test_no_pickle_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
         ("timm:test_resnet", {"labels": "x/nowhere.txt"}, "model.labels=x/nowhere.txt"),
     ],
 )
-def test_keys_that_do_not_go_together(load: Load, name: str, keys: dict[str, str], told: str) -> None:
+def test_contradicting_model_keys_are_refused(load: Load, name: str, keys: dict[str, str], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         load(name, **keys)
 
@@ -221,7 +221,7 @@ def test_keys_that_do_not_go_together(load: Load, name: str, keys: dict[str, str
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )
-def test_a_file_of_labels_that_cannot_be(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_wrong_label_file_is_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "bad.txt").write_bytes(content)
     save_file(tiny().state_dict(), tmp_path / "own.safetensors")
     place = write(tmp_path / "dir", tiny())
@@ -230,7 +230,7 @@ def test_a_file_of_labels_that_cannot_be(load: Load, tmp_path: Path, content: by
             load(name, labels=str(tmp_path / "bad.txt"), **keys)
 
 
-def test_timm_reads_what_we_write_and_we_read_what_timm_writes(load: Load, tmp_path: Path) -> None:
+def test_directories_are_exchanged_with_timm(load: Load, tmp_path: Path) -> None:
     net = timm.create_model("test_efficientnet", num_classes=3, global_pool="max", act_layer="relu").eval()
     ours = write(tmp_path / "ours", net)
     said = timm.create_model(f"local-dir:{ours}", pretrained=True).eval()
@@ -245,7 +245,7 @@ def test_timm_reads_what_we_write_and_we_read_what_timm_writes(load: Load, tmp_p
     assert theirs.labels == LABELS and theirs.digest == load(ours).digest
 
 
-def test_transformers_reads_what_we_write_and_we_read_what_transformers_writes(load: Load, tmp_path: Path) -> None:
+def test_directories_are_exchanged_with_transformers(load: Load, tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification
 
     net = timm.create_model("test_efficientnet", num_classes=3).eval()
@@ -260,7 +260,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_transformers_writes(l
     assert theirs.labels == LABELS
 
 
-def test_a_directory_in_a_store_travels_once_a_node(load: Load, s3: S3Server, tmp_path: Path) -> None:
+def test_directory_in_a_store_is_fetched_once_per_node(load: Load, s3: S3Server, tmp_path: Path) -> None:
     stores, net = s3.stores(), tiny()
     place = Folder(stores, "s3://out/models/tiny")
     directory.write_directory(place, net, LABELS, {"crop_pct": 0.5})
@@ -275,7 +275,7 @@ def test_a_directory_in_a_store_travels_once_a_node(load: Load, s3: S3Server, tm
         model.network()
 
 
-def test_weights_of_this_disk_are_shared_with_other_nodes_while_a_run_lasts(
+def test_local_weights_are_shared_with_other_nodes_during_a_run(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = tiny()
@@ -318,7 +318,7 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
     ],
 )
-def test_a_directory_that_contradicts_itself(load: Load, tmp_path: Path, key: str, value: Any, told: str) -> None:
+def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str, value: Any, told: str) -> None:
     place = write(tmp_path / "dir", tiny())
     config = json.loads((place / "config.json").read_text())
     change(config, key, value)
@@ -336,14 +336,14 @@ def test_a_directory_that_contradicts_itself(load: Load, tmp_path: Path, key: st
         (b"\xff", "not JSON"),
     ],
 )
-def test_a_description_that_is_none(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_invalid_description_is_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
     place = write(tmp_path / "dir", tiny())
     (place / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=told):
         load(place)
 
 
-def test_weights_that_are_damaged(load: Load, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(load: Load, tmp_path: Path) -> None:
     net = tiny()
     with torch.no_grad():
         net.get_classifier().weight[0, 0] = float("nan")
@@ -355,12 +355,12 @@ def test_weights_that_are_damaged(load: Load, tmp_path: Path) -> None:
         load(torn)
 
 
-def test_a_size_that_the_network_does_not_take(load: Load, tmp_path: Path) -> None:
+def test_unsupported_image_size_is_refused(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"takes no images of 100x100.*model\.image_size"):
         load(write(tmp_path / "vit", tiny(name="test_vit")), image_size=100)
 
 
-def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_process_result_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     chosen = ModelConfig(name=str(write(tmp_path / "dir", tiny())))
     assert loading.load(chosen, STORES).features == 96
@@ -369,7 +369,7 @@ def test_the_child_says_the_same_from_a_process_of_its_own(tmp_path: Path, monke
     assert loading.load(chosen, STORES).features == 96, "once a machine and model"
 
 
-def test_a_signal_ends_the_wait_for_the_child() -> None:
+def test_tick_ends_the_wait_for_the_child() -> None:
     def interrupt() -> None:
         raise Interrupted(15)
 
@@ -380,12 +380,12 @@ def test_a_signal_ends_the_wait_for_the_child() -> None:
         child.run_task(task, limit_s=0)
 
 
-def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
+def test_child_that_dies_raises_with_its_last_line() -> None:
     with pytest.raises(ModelError, match="x: the process that checked its network ended with 1: KeyError"):
         child.run_task({"name": "x"}, limit_s=60)
 
 
-def test_labels_are_words_that_people_understand_and_occur_once() -> None:
+def test_labels_are_readable_and_unique() -> None:
     assert imagenet.imagenet_labels()[281:287] == (
         "tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "cougar"
     )  # fmt: skip
@@ -400,7 +400,7 @@ def test_labels_are_words_that_people_understand_and_occur_once() -> None:
         imagenet.require_unique(("a", "a"), "here")
 
 
-def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
+def test_all_torchvision_weights_have_preprocessing() -> None:
     names = torchvision.models.list_models(module=torchvision.models)
     entries = [entry for name in names for entry in torchvision.models.get_model_weights(name)]
     assert len(entries) > 100
@@ -413,7 +413,7 @@ def test_all_of_torchvisions_weights_bring_their_preprocessing() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "inception_v3", "efficientnet_b1", "efficientnet_v2_l"])
-def test_photos_look_as_torchvision_would_show_them(name: str, photos: list[Path]) -> None:
+def test_preprocessing_agrees_with_torchvision(name: str, photos: list[Path]) -> None:
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     ours = Preprocess.from_timm(pretrained._to_pretrained_cfg(preset))
     for path in photos[:3]:
@@ -426,7 +426,7 @@ def test_photos_look_as_torchvision_would_show_them(name: str, photos: list[Path
 
 
 @pytest.mark.parametrize("keys", [{"crop_pct": 1.0}, {"image_size": 128}, {"crop_pct": 0.8, "image_size": 192}])
-def test_crop_and_size_can_be_chosen(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_crop_and_size_can_be_overridden(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
     net = tiny()
     place = write(tmp_path / "dir", net)
     chosen, plain = load(place, **keys), load(place)
@@ -461,7 +461,7 @@ def by_hand(net: nn.Module, model: Model, pixels: npt.NDArray[np.uint8]) -> tupl
     ("runtime", "name"), [("torch", "mobilenetv3_small_050"), ("torch", "test_resnet"), ("openvino", "test_resnet")]
 )
 @pytest.mark.long
-def test_embeddings_are_what_the_head_sees(load: Load, tmp_path: Path, runtime: str, name: str) -> None:
+def test_embeddings_are_the_input_of_the_head(load: Load, tmp_path: Path, runtime: str, name: str) -> None:
     net = tiny(4, name).eval()
     model = load(write(tmp_path / "dir", net, "wxyz"), image_size=160)
     scores, features = by_hand(net, model, PIXELS)
@@ -476,7 +476,7 @@ def test_embeddings_are_what_the_head_sees(load: Load, tmp_path: Path, runtime: 
         assert plain.embeddings is None and np.allclose(plain.scores, found.scores, atol=1e-5)
 
 
-def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, labels: str) -> None:
+def test_embeddings_of_a_convolutional_head_are_averaged(load: Load, tmp_path: Path, labels: str) -> None:
     torch.manual_seed(0)
     net = torchvision.models.squeezenet1_1(num_classes=3).eval()
     save_file(net.state_dict(), tmp_path / "own.safetensors")
@@ -491,7 +491,7 @@ def test_a_head_that_is_a_convolution_sees_a_map(load: Load, tmp_path: Path, lab
     assert np.allclose(found.scores, scores.topk(3).values, atol=1e-4) and model.features == 512
 
 
-def test_a_network_without_a_single_head_has_no_embeddings(load: Load, tmp_path: Path) -> None:
+def test_network_without_single_head_layer_has_no_embeddings(load: Load, tmp_path: Path) -> None:
     model = replace(load(write(tmp_path / "dir", tiny())), features=None)
     with pytest.raises(ModelError, match=r"output\.embeddings.*no single layer"):
         model.width()

@@ -71,14 +71,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_an_entry_is_made_once() -> None:
+def test_entry_is_made_once() -> None:
     make = Made()
     assert whole(node_cache.get_or_make("entry", make)) and whole(node_cache.get_or_make("entry", make))
     assert make.times == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_made_again(damage: str) -> None:
+def test_damaged_entry_is_made_again(damage: str) -> None:
     make = Made()
     path = node_cache.get_or_make("entry", make)
     DAMAGE[damage](path)
@@ -89,7 +89,7 @@ def test_what_is_damaged_is_made_again(damage: str) -> None:
 @pytest.mark.parametrize(
     "damage", [zeroed, Path.unlink, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 9)]
 )
-def test_a_file_whose_digest_is_known_beforehand_is_held_against_it(damage: Callable[[Path], object]) -> None:
+def test_file_is_compared_with_known_digest(damage: Callable[[Path], object]) -> None:
     content, made = b"weights" * 100, []
     known = hashlib.sha256(content).hexdigest()
 
@@ -103,7 +103,7 @@ def test_a_file_whose_digest_is_known_beforehand_is_held_against_it(damage: Call
     assert node_cache.get_or_make("weights", make, sha256=known).read_bytes() == content and len(made) == 2
 
 
-def test_what_is_doubted_is_made_again_by_the_first_who_doubts_it() -> None:
+def test_rejected_entry_is_made_again_once() -> None:
     make = Made()
     stamp = node_cache.stamp(node_cache.get_or_make("entry", make))
     assert stamp
@@ -113,7 +113,7 @@ def test_what_is_doubted_is_made_again_by_the_first_who_doubts_it() -> None:
     assert make.times == 2, "another one has made it again since"
 
 
-def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> None:
+def test_processes_repair_the_same_damage_once(place: Path) -> None:
     zeroed(node_cache.get_or_make("entry", Made()) / "network.bin")
     code = (
         "import sys, time; from pathlib import Path\n"
@@ -130,7 +130,7 @@ def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> 
     assert len(list(made.iterdir())) == 1
 
 
-def test_what_a_killed_process_left_is_no_hindrance_and_is_removed(place: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(place: Path) -> None:
     kept = node_cache.folder()
     (kept / "entry.lock").write_bytes(b"12345")
     old, young = kept / ".partial-old", kept / ".partial-young"
@@ -142,7 +142,7 @@ def test_what_a_killed_process_left_is_no_hindrance_and_is_removed(place: Path) 
     assert not old.exists() and young.exists()
 
 
-def test_a_maker_that_fails_leaves_nothing() -> None:
+def test_failed_make_leaves_no_entry() -> None:
     def fail(path: Path) -> None:
         path.mkdir()
         raise ValueError("no such network")
@@ -152,7 +152,7 @@ def test_a_maker_that_fails_leaves_nothing() -> None:
     assert [path.name for path in node_cache.folder().iterdir()] == ["entry.lock"]
 
 
-def test_a_lock_that_is_never_let_go_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_is_never_released_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_cache, "_LOCK_S", 0.2)
     holder = (
         "import sys, time; from filelock import FileLock\n"
@@ -182,7 +182,7 @@ def taken(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("taken", ["open to others", "a file", "a link"], indirect=True)
-def test_a_folder_that_others_can_write_is_not_used(taken: Path) -> None:
+def test_folder_writable_by_others_is_not_used(taken: Path) -> None:
     make = Made()
     for times in (1, 2):
         path = node_cache.get_or_make("entry", make)
@@ -194,7 +194,7 @@ READ_ONLY = 'mkdir "$0/imgbatch-0" && mount -t tmpfs -o ro,mode=700 none "$0/img
 
 
 @pytest.mark.parametrize("mounts", [FULL, READ_ONLY])
-def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
+def test_full_or_read_only_disk_gives_a_private_copy(place: Path, mounts: str) -> None:
     """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
     code = (
         "import sys; from imgbatch.models import node_cache\n"
@@ -213,7 +213,7 @@ def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
     assert path.parent.name != "imgbatch-0" and not path.exists()
 
 
-def test_no_disk_at_all_is_an_error_that_says_so(place: Path) -> None:
+def test_no_disk_with_room_is_an_error(place: Path) -> None:
     code = (
         "import resource; from imgbatch.models import node_cache; from imgbatch.errors import Full\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -19,7 +19,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
     yield made
 
 
-def test_the_rate_forgets_what_is_long_ago() -> None:
+def test_rate_uses_the_last_half_minute() -> None:
     now = 0.0
     rate = Rate(lambda: now)
     assert rate() == 0
@@ -29,14 +29,14 @@ def test_the_rate_forgets_what_is_long_ago() -> None:
     assert rate() == pytest.approx(50)
 
 
-def test_no_rate_no_time_left() -> None:
+def test_time_left_is_unknown_without_rate() -> None:
     assert progress_line(0, 10, 0, 0.0) == "0/10 images, time left unknown, 0/s, 0 rejects"
     assert progress_line(10, 10, 1, 5.0) == "10/10 images, 0:00 left, 5.0/s, 1 reject"
     assert progress_line(0, 0, 0, 0.0).startswith("0/0 images")
     assert progress_line(1234, None, 0, 70.4) == "1,234 images, 70/s, 0 rejects"
 
 
-def test_workers_are_shown_as_starting_until_they_label(shown: Console) -> None:
+def test_start_of_workers_is_shown_until_first_row(shown: Console) -> None:
     progress = Progress("labelling", 1000)
     progress.start(1000, 4096)
     progress.update(0, 0)

@@ -49,7 +49,7 @@ def forge(place: Path) -> None:
     sums.write_text(json.dumps({**json.loads(sums.read_text()), "files": node_cache._digests_of(place)}))
 
 
-def test_the_shipped_reference_is_what_torch_gives() -> None:
+def test_shipped_reference_equals_torch() -> None:
     model = loading.load(ModelConfig(), STORES)
     assert model.logits is not None
     again = pretrained._reference_logits(model.network(), model.preprocess)
@@ -57,7 +57,7 @@ def test_the_shipped_reference_is_what_torch_gives() -> None:
     assert np.abs(shipped - computed).max() < 1e-3 < shipped.std()
 
 
-def test_another_size_has_a_reference_of_its_own(load: Load) -> None:
+def test_other_size_has_its_own_reference(load: Load) -> None:
     plain, cropped, other = load("efficientnet_lite0"), load("efficientnet_lite0", crop_pct=1.0), load(
         "efficientnet_lite0", image_size=96
     )  # fmt: skip
@@ -67,7 +67,7 @@ def test_another_size_has_a_reference_of_its_own(load: Load) -> None:
     )
 
 
-def test_a_sound_network_passes_in_every_runtime_and_type(model: Model) -> None:
+def test_sound_network_passes_in_every_runtime_and_dtype(model: Model) -> None:
     for name, dtype in (("openvino", "float32"), ("openvino", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")):
         facts = checked(model, runtime=name, dtype=dtype).facts()
         assert "node_faults" not in facts and facts["dtype"] == dtype and facts["runtime"].startswith(name)
@@ -94,7 +94,7 @@ def halved(path: Path) -> None:
     ("name", "damage"),
     [("network.bin", zeroed), ("network.bin", halved), ("network.xml", halved), ("network.xml", zeroed)],
 )
-def test_a_damaged_network_is_made_again_once(
+def test_damaged_network_is_converted_again_once(
     model: Model, name: str, damage: Callable[[Path], object], forged: bool
 ) -> None:
     """With forged digests, the worker's own check has to find it."""
@@ -115,7 +115,7 @@ def test_a_damaged_network_is_made_again_once(
 
 
 @pytest.mark.long
-def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> None:
+def test_zeroed_third_of_the_default_model_is_detected(load: Load) -> None:
     model = load("efficientnet_lite0")
     chosen: dict[str, Any] = {"k": 5, "device": "cpu", "config": ClassifyConfig()}
     self_check.run_check(model, build.build(model, **chosen))
@@ -129,7 +129,7 @@ def test_a_third_of_the_default_model_is_missed_wherever_it_lies(load: Load) -> 
             self_check.run_check(model, build.build(model, **chosen))
 
 
-def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_failure_falls_back_to_torch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     convert, made = openvino_runtime._convert, []
 
     def badly(*arguments: Any) -> None:
@@ -150,7 +150,7 @@ def test_what_is_wrong_each_time_is_run_in_torch(model: Model, monkeypatch: pyte
     assert len(found(self_check.fixed_images(160, 160)).ids) == 2
 
 
-def test_where_torch_does_not_agree_either_the_node_cannot_be_used(model: Model) -> None:
+def test_node_is_unusable_if_torch_disagrees(model: Model) -> None:
     logits = np.frombuffer(model.logits or b"", "<f4")
     other = replace(model, logits=self_check.to_bytes(logits[::-1].copy()))
     with pytest.raises(SelfCheckError, match=r"differ from the model's by \d.*\(float32\)"):
@@ -170,7 +170,7 @@ class Answers:
         return {"dtype": self._dtype}
 
 
-def test_what_is_tolerated() -> None:
+def test_tolerance_of_the_self_check() -> None:
     random = np.random.default_rng(0)
     reference, noise = random.normal(-7, 2, (2, 50)), random.normal(0, 2, (2, 50))
     model = Model(
@@ -196,7 +196,7 @@ def test_what_is_tolerated() -> None:
         self_check.run_check(alike, Answers(np.full((2, 50), 9.0), "bfloat16"))
 
 
-def test_the_pixels_are_the_same_everywhere() -> None:
+def test_fixed_images_never_change() -> None:
     """They may never change without `VERSION` and the shipped reference."""
     found = self_check.fixed_images(224, 160)
     assert found.shape == (2, 224, 160, 3) and found.dtype == np.uint8 and found.std() > 50

@@ -13,12 +13,12 @@ from imgbatch.concurrency.polling import call_with_timeout, poll_items
 from imgbatch.errors import ClusterError
 
 
-def test_items_come_in_order_and_end() -> None:
+def test_items_arrive_in_order() -> None:
     assert [item for item in poll_items(iter(range(100)), 10) if item is not None] == list(range(100))
     assert [item for item in poll_items(iter(()), 10) if item is not None] == []
 
 
-def test_an_error_is_raised_where_the_items_are_wanted() -> None:
+def test_error_is_raised_in_the_consumer() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise KeyError("the worker")
@@ -29,7 +29,7 @@ def test_an_error_is_raised_where_the_items_are_wanted() -> None:
         list(taken)
 
 
-def test_a_blocked_iterator_ticks_and_a_stalled_one_is_an_error() -> None:
+def test_blocked_iterator_yields_none_and_stall_raises() -> None:
     gate = threading.Event()
 
     def items() -> Iterator[int]:
@@ -49,7 +49,7 @@ def test_a_blocked_iterator_ticks_and_a_stalled_one_is_an_error() -> None:
     assert time.monotonic() - started < 30
 
 
-def test_a_slow_consumer_is_not_a_stall() -> None:
+def test_slow_consumer_is_not_a_stall() -> None:
     taken = poll_items(iter(range(3)), 0.1)
     seen = []
     for item in taken:
@@ -59,7 +59,7 @@ def test_a_slow_consumer_is_not_a_stall() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_what_is_drawn_ahead_is_bounded() -> None:
+def test_prefetched_items_are_limited() -> None:
     drawn = []
 
     def items() -> Iterator[int]:
@@ -73,7 +73,7 @@ def test_what_is_drawn_ahead_is_bounded() -> None:
     assert len(drawn) < 20
 
 
-def test_what_is_closed_early_closes_what_it_drew_from() -> None:
+def test_closing_early_closes_the_source() -> None:
     closed = threading.Event()
 
     def items() -> Iterator[int]:
@@ -89,7 +89,7 @@ def test_what_is_closed_early_closes_what_it_drew_from() -> None:
     assert closed.wait(10)
 
 
-def test_a_call_that_does_not_return_is_named_with_its_limit() -> None:
+def test_call_timeout_names_the_call_and_limit() -> None:
     gate = threading.Event()
     ticks = []
     with (
@@ -101,7 +101,7 @@ def test_a_call_that_does_not_return_is_named_with_its_limit() -> None:
     assert len(ticks) >= 2
 
 
-def test_what_a_call_returns_or_raises_comes_through() -> None:
+def test_result_or_error_of_a_call_is_passed_on() -> None:
     assert call_with_timeout(lambda: None, 60, "a call") is None
 
     def fails() -> None:
@@ -111,7 +111,7 @@ def test_what_a_call_returns_or_raises_comes_through() -> None:
         call_with_timeout(fails, 60, "a call")
 
 
-def test_a_tick_ends_the_wait_for_a_call() -> None:
+def test_exception_of_tick_ends_the_wait() -> None:
     def stop() -> None:
         raise KeyError("asked to stop")
 

@@ -27,7 +27,7 @@ CSV = b"label,kind,department\nFuji,Apple,Fruit\nGala,Apple,Fruit\nBanana,Banana
 JSON = {"Fruit": {"Apple": ["Gala", "Fuji"], "Banana": ["Banana"]}, "Vegetable": {"Root": ["Carrot"]}}
 
 
-def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
+def test_csv_gives_paths_in_the_models_order() -> None:
     found = taxonomy.read(CSV, "t.csv", FRUIT)
     assert [level.name for level in found.levels] == ["department", "kind", "label"]
     assert [found.path(number) for number in range(4)] == [
@@ -39,14 +39,14 @@ def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
     assert found.levels[-1].nodes == tuple(FRUIT) and found.levels[-1].node_of == (0, 1, 2, 3)
 
 
-def test_a_pointer_or_a_page_in_place_of_a_tree_is_called_so() -> None:
+def test_pointer_or_web_page_instead_of_a_tree_is_named() -> None:
     with pytest.raises(ModelError, match=r"t\.csv is a Git LFS pointer.*git lfs pull"):
         taxonomy.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "t.csv", FRUIT)
     with pytest.raises(ModelError, match=r"t\.json is an HTML page"):
         taxonomy.read(b"<html>Please log in", "t.json", FRUIT)
 
 
-def test_labels_that_the_model_lacks_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_unknown_to_the_model_are_omitted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     more = CSV + b"Plum,Stone,Fruit\nLime,Citrus,Fruit\n"
     found = taxonomy.read(more, "surplus.csv", FRUIT)
     assert found == taxonomy.read(CSV, "t.csv", FRUIT) and found.digest == taxonomy.read(CSV, "t.csv", FRUIT).digest
@@ -55,14 +55,14 @@ def test_labels_that_the_model_lacks_are_left_out_with_a_warning(caplog: pytest.
     assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): omitted from the tree"
 
 
-def test_surplus_labels_of_two_spellings_are_refused_and_the_models_own_are_not() -> None:
+def test_two_spellings_are_refused_for_unknown_labels_only() -> None:
     tree = b"label,kind\nCardigan,dog\ncardigan,cloth\nPlum,fruit\n"
     assert taxonomy.read(tree, "t.csv", ["Cardigan", "cardigan"]).path(0) == ["dog", "Cardigan"]
     with pytest.raises(ModelError, match="'Plum' and 'plum'"):
         taxonomy.read(tree + b"plum,fruit\n", "t.csv", ["Cardigan", "cardigan"])
 
 
-def test_json_and_csv_say_the_same() -> None:
+def test_json_and_csv_give_the_same_tree() -> None:
     from_csv = taxonomy.read(CSV, "t.csv", FRUIT)
     named = {"levels": ["department", "kind", "label"], "tree": JSON}
     assert taxonomy.read(json.dumps(named).encode(), "t.json", FRUIT) == from_csv
@@ -71,7 +71,7 @@ def test_json_and_csv_say_the_same() -> None:
     assert [level.nodes for level in plain.levels] == [level.nodes for level in from_csv.levels]
 
 
-def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest() -> None:
+def test_written_tree_and_row_order_keep_the_digest() -> None:
     found = taxonomy.read(b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"), "t.csv", FRUIT)
     assert taxonomy.read(found.to_csv(), "t.csv", FRUIT) == found
     head, *rows = CSV.splitlines()
@@ -100,7 +100,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
         (b"\xff\xfe", "is not UTF-8"),
     ],
 )  # fmt: skip
-def test_a_csv_that_is_no_tree_of_the_labels_is_refused_by_name(content: bytes, told: str) -> None:
+def test_invalid_csv_names_the_fault(content: bytes, told: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content, "s3://b/m/t.csv", FRUIT)
     assert told in str(refused.value) and "t.csv" in str(refused.value)
@@ -122,7 +122,7 @@ def test_a_csv_that_is_no_tree_of_the_labels_is_refused_by_name(content: bytes, 
         ("{", "is not a tree of labels"),
     ],
 )
-def test_a_json_that_is_no_tree_is_refused_by_name(content: str, told: str) -> None:
+def test_invalid_json_names_the_fault(content: str, told: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content.encode(), "t.json", FRUIT)
     assert told in str(refused.value)
@@ -138,14 +138,14 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("what", SPELLINGS)
-def test_one_name_in_two_spellings_is_refused(what: str) -> None:
+def test_name_in_two_spellings_is_refused(what: str) -> None:
     with pytest.raises(
         ModelError, match=r"t\.csv: .* that differ only in case, spaces or invisible characters: .* and "
     ):
         taxonomy.read(SPELLINGS[what], "t.csv", FRUIT)
 
 
-def test_in_json_as_well() -> None:
+def test_name_in_two_spellings_is_refused_in_json() -> None:
     for tree in (
         {"Apple": ["Fuji"], "apple": ["Gala"], "B": ["Banana", "Carrot"]},
         {"levels": ["kind", "Kind ", "label"], "tree": {"A": {"B": FRUIT}}},
@@ -156,7 +156,7 @@ def test_in_json_as_well() -> None:
         taxonomy.read(b'{"Apple": ["Fuji"], "Apple ": ["Gala"]}', "t.json", FRUIT)
 
 
-def test_names_are_composed_and_trimmed_where_they_are_read() -> None:
+def test_names_are_normalised() -> None:
     known = taxonomy.read(b"label,kind\nCaf\xc3\xa9,Drink\nTea,Drink\n", "t.csv", ["Caf\u00e9", "Tea"])
     odd = " label, kind \nCafe\u0301 , Drink\nTea,Drink \n"
     assert taxonomy.read(odd.encode(), "t.csv", ["Caf\u00e9", "Tea"]) == known
@@ -166,12 +166,12 @@ def test_names_are_composed_and_trimmed_where_they_are_read() -> None:
         taxonomy.read("label,kind\nCafe\u0301,A\nCaf\u00e9,A\n".encode(), "t.csv", ["Caf\u00e9"])
 
 
-def test_a_models_own_labels_may_differ_in_case_alone() -> None:
+def test_labels_of_a_model_may_differ_only_in_case() -> None:
     found = taxonomy.read(b"label,kind\nCardigan,dog\ncardigan,cloth\n", "t.csv", ["Cardigan", "cardigan"])
     assert found.path(0) == ["dog", "Cardigan"]
 
 
-def test_a_parent_is_never_less_likely_than_its_child_to_the_last_bit() -> None:
+def test_parent_is_never_less_likely_than_its_child() -> None:
     tree, generator = builtin.imagenet_taxonomy(), np.random.default_rng(0)
     for sharpness in (0.003, 0.03, 1):
         probabilities = generator.dirichlet(np.full(1000, sharpness), 300).astype(np.float32)
@@ -197,7 +197,7 @@ def model(labels: list[str], tree: bytes) -> Model:
     return Model(name="mean", digest="0", labels=tuple(labels), preprocess=preprocess, network=Mean, taxonomy=known)
 
 
-def test_the_network_itself_sums_up_the_tree() -> None:
+def test_network_computes_the_sums_of_the_tree() -> None:
     fruit = model(FRUIT, CSV)
     runtime = TorchRuntime(fruit, k=4, batch_size=4, device="cpu", dtype="float32")
     pixels = np.random.default_rng(0).integers(0, 256, (7, 1, 1, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
@@ -223,7 +223,7 @@ def test_the_network_itself_sums_up_the_tree() -> None:
         (0.91, (None, None, None)),
     ],
 )
-def test_the_answer_is_the_finest_label_that_is_sure_enough(
+def test_answer_is_the_finest_label_above_min_score(
     min_score: float, expected: tuple[str | None, str | None, float | None]
 ) -> None:
     above = Prediction(np.array([[0, 0]], np.int32), np.array([[0.9, 0.7]], np.float32))
@@ -236,9 +236,7 @@ def test_the_answer_is_the_finest_label_that_is_sure_enough(
     ]  # fmt: skip
 
 
-def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_taxonomy_of_a_directory_is_part_of_the_fingerprint(tiny_model: Path, tmp_path: Path) -> None:
     directory, stores = shutil.copytree(tiny_model, tmp_path / "tiny"), Stores(StorageConfig(), {})
     plain = loading.load(ModelConfig(name=str(directory)), stores)
     assert plain.taxonomy is None and plain.fingerprint()["taxonomy"] is None
@@ -251,7 +249,7 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
         loading.load(ModelConfig(name=str(directory)), stores)
 
 
-def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
+def test_levels_of_imagenet_classes() -> None:
     tree, labels = builtin.imagenet_taxonomy(), imagenet.imagenet_labels()
     paths = {label: tree.path(number) for number, label in enumerate(labels)}
     assert [level.name for level in tree.levels] == ["domain", "group", "kind", "label"]
@@ -264,7 +262,7 @@ def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
     assert sum(path[0] == "animal" for path in paths.values()) == 398, "as in WordNet"
 
 
-def test_the_shipped_table_has_a_row_for_each_class_in_their_order() -> None:
+def test_shipped_taxonomy_has_all_classes_in_order() -> None:
     path = Path(builtin.__file__).with_name("imagenet_taxonomy.csv")
     rows = list(csv.reader(path.read_text().splitlines()))[1:]
     assert [row[0] for row in rows] == list(imagenet.imagenet_labels())

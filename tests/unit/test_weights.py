@@ -54,7 +54,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, labels: str, form: str) -> None:
+def test_wrapped_and_prefixed_tensors_are_loaded(load: Load, tmp_path: Path, labels: str, form: str) -> None:
     net = tiny()
     torch.save(FORMS[form](net.state_dict()), tmp_path / "own.pth")
     model = load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
@@ -77,7 +77,7 @@ def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, l
         ),
     ],
 )
-def test_the_log_says_what_was_done(
+def test_changes_of_names_are_logged(
     load: Load, tmp_path: Path, labels: str, form: str, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -88,7 +88,7 @@ def test_the_log_says_what_was_done(
         assert told in caplog.text
 
 
-def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, labels: str) -> None:
+def test_timm_checkpoint_with_arguments_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
     import argparse
 
     net = tiny()
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, la
         (lambda state: {**state, "conv1.0.weight": state["conv1.0.weight"][:, :1]}, "repeat the weight"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(
+def test_tensors_that_do_not_fit_are_named(
     load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], told: str
 ) -> None:
     torch.save(change(tiny().state_dict()), tmp_path / "own.pth")
@@ -142,7 +142,7 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_what_is_no_file_of_weights_is_called_what_it_is(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
+def test_file_that_is_not_weights_is_named_by_kind(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
     make, told = NO_WEIGHTS[kind]
     make(tmp_path / "own.pth")
     with pytest.raises(ModelError, match=rf"own\.pth.*{told}|{told}"):
@@ -154,7 +154,7 @@ def test_what_is_no_file_of_weights_is_called_what_it_is(load: Load, tmp_path: P
     assert str(place / "model.safetensors") in str(refused.value)
 
 
-def test_the_content_tells_what_a_file_is_not_its_name(tmp_path: Path) -> None:
+def test_format_is_recognised_by_content(tmp_path: Path) -> None:
     state = tiny().state_dict()
     save_file(state, tmp_path / "safe.pth")
     torch.save(state, tmp_path / "torch.safetensors")
@@ -165,7 +165,7 @@ def test_the_content_tells_what_a_file_is_not_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["swin_tiny_patch4_window7_224", "levit_128s"])
-def test_tables_of_indices_may_be_there_or_not(architecture: str) -> None:
+def test_index_buffers_are_optional(architecture: str) -> None:
     """timm has written such buffers in some versions and not in others: the network computes them when it is made."""
     net = timm.create_model(architecture, num_classes=3)
     state = dict(net.state_dict())
@@ -178,7 +178,7 @@ def test_tables_of_indices_may_be_there_or_not(architecture: str) -> None:
     )
 
 
-def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) -> None:
+def test_directory_with_torch_save_weights(load: Load, tmp_path: Path) -> None:
     net = tiny()
     place = write(tmp_path / "dir", net)
     safe = load(place)
@@ -192,7 +192,7 @@ def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) 
         load(place)
 
 
-def test_weights_in_several_files_and_none_at_all_are_told_apart(load: Load, tmp_path: Path) -> None:
+def test_split_weights_and_missing_weights_have_different_messages(load: Load, tmp_path: Path) -> None:
     place = write(tmp_path / "dir", tiny())
     (place / "model.safetensors").rename(place / "model-00001-of-00002.safetensors")
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
