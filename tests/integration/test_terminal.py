@@ -1,4 +1,4 @@
-"""What a person sees of a run: in a terminal, in a log file, and at its end."""
+"""The output of a run: in a terminal, in a log file, and its summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOBS = ("classify", "train", "evaluate", "verify", "demo")
 
 @pytest.fixture
 def mixed(folder: Path) -> Path:
-    """A dozen pictures, a text and two torn pictures."""
+    """Twelve images, a text and two truncated images."""
     (folder / "text.jpg").write_text("bread, butter")
     for name in ("torn-1.jpg", "torn-2.jpg"):
         (folder / name).write_bytes((folder / "00.jpg").read_bytes()[:500])
@@ -29,12 +29,12 @@ def mixed(folder: Path) -> Path:
 
 
 def steps_of(job: InTerminal) -> str:
-    """Return every state in which the line of the current step was seen."""
+    """Return every state of the line of the current step."""
     return "\n".join(sorted(line for line in job.screen.seen if SPINNER.match(line)))
 
 
 def require_clean(job: InTerminal) -> list[str]:
-    """Require that no log line ever shared a line with the step, and that nothing of it is left; return the lines."""
+    """Require that log lines and the step never mixed, and that the step was removed; return the lines."""
     for line in job.screen.seen:
         assert not (SPINNER.search(line) and (DATED.search(line) or "labelled" in line)), line
     assert not any(SPINNER.search(line) or "━" in line for line in job.screen.lines)

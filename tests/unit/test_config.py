@@ -1,4 +1,4 @@
-"""The configuration: where values come from, which are refused, and what is shown of them."""
+"""The configuration: sources of values, refusals, and masking of secrets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_flags_override_settings_file_and_defaults(tmp_path: Path) -> None:
 
 
 def test_every_option_has_help_and_can_be_set() -> None:
-    knobs = list(describe())
-    assert len({key for key, _, _ in knobs}) == len(knobs) > 20
-    for key, default, help in knobs:
+    options = list(describe())
+    assert len({key for key, _, _ in options}) == len(options) > 20
+    for key, default, help in options:
         assert len(help) > 10
         assert default != "None"
         plain = load(None)
@@ -42,7 +42,7 @@ def test_every_option_has_help_and_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting, told",
+    "setting, message",
     [
         ("topk=3", "unknown config key 'topk'; did you mean 'top_k'"),
         ("cluster.devices=cpu", "did you mean 'cluster.device'"),
@@ -95,8 +95,8 @@ def test_every_option_has_help_and_can_be_set() -> None:
         ("run.commit_interval_s=0", "more than 0"),
     ],
 )
-def test_wrong_setting_names_its_key(setting: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_setting_names_its_key(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(None, [setting])
 
 
@@ -141,7 +141,7 @@ def test_values_are_toml_or_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b"top_k = ", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
@@ -150,10 +150,10 @@ def test_values_are_toml_or_text() -> None:
         (b"cluster = 3", "cluster is a section"),
     ],
 )
-def test_invalid_config_file_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+def test_invalid_config_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "run.toml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load(str(file))
 
 
@@ -215,7 +215,7 @@ def test_config_is_frozen_and_can_be_pickled(tmp_path: Path) -> None:
 
 
 def test_sections_made_by_code_are_checked() -> None:
-    """Also where code makes it, not only where a file is read; NaN is no number of seconds."""
+    """Not only files are checked. NaN is refused as well."""
     for make in (
         lambda: sections.FetchConfig(concurrency=0),
         lambda: sections.StorageConfig(timeout_s=float("nan")),

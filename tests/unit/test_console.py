@@ -1,4 +1,4 @@
-"""Log lines and the current step: on a terminal of any width, and elsewhere."""
+"""Log lines and the current step, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ process.exit_process(cli.run(body, quiet=flags.quiet))
 
 @pytest.fixture(autouse=True)
 def logs() -> Iterator[None]:
-    """Put the log handlers of pytest back."""
+    """Restore the log handlers of pytest."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
@@ -61,7 +61,7 @@ def logs() -> Iterator[None]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment that says nothing about colours."""
+    """Return an environment without settings of colours."""
     return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **more}
 
 

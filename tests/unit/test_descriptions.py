@@ -1,4 +1,4 @@
-"""`config.json` of model directories: read as timm reads it, in its forms of all years; what is refused or warned of."""
+"""`config.json` of model directories: all forms of timm, refusals and warnings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "input_size": [3, 128, 1
 
 
 def described(path: Path, changes: dict[str, Any], classes: int = 3) -> Path:
-    """Write a directory and change its description; None takes a key out."""
+    """Write a directory and change its description; None removes a key."""
     labels = LABELS if classes == 3 else [f"class {number}" for number in range(classes)]
     place = write(path, tiny(classes), labels)
     config = json.loads((place / "config.json").read_text())
@@ -39,7 +39,7 @@ def described(path: Path, changes: dict[str, Any], classes: int = 3) -> Path:
 
 
 def flat(path: Path, keys: dict[str, Any]) -> Path:
-    """Write a directory as timm did before 0.9: everything at the top."""
+    """Write a directory in the form of timm before 0.9, with all keys at the top."""
     place = write(path, tiny())
     config = {"architecture": "test_resnet", "num_classes": 3, "label_names": list(LABELS), **keys}
     (place / "config.json").write_text(json.dumps(config))
@@ -47,7 +47,7 @@ def flat(path: Path, keys: dict[str, Any]) -> Path:
 
 
 def by_timm(place: Path) -> dict[str, Any]:
-    """Return how timm itself prepares images for a directory."""
+    """Return the preprocessing that timm itself uses for a directory."""
     net = timm.create_model(f"local-dir:{place}", pretrained=False)
     data: dict[str, Any] = timm.data.resolve_model_data_config(net)
     return data
@@ -124,7 +124,7 @@ def test_transformers_processor_is_read_without_other_preprocessing(load: Load, 
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not supported"),
         ({"do_rescale": False}, "do_rescale=False is not supported"),
@@ -138,10 +138,10 @@ def test_transformers_processor_is_read_without_other_preprocessing(load: Load, 
         ({"size": [1]}, "in a way that is supported"),
     ],
 )
-def test_unsupported_processor_is_refused(load: Load, tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+def test_unsupported_processor_is_refused(load: Load, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     place = described(tmp_path / "dir", {"pretrained_cfg": None})
     (place / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **keys}))
-    with pytest.raises(ModelError, match=f"preprocessor_config.json.*{told}"):
+    with pytest.raises(ModelError, match=f"preprocessor_config.json.*{message}"):
         load(place)
 
 
@@ -171,7 +171,7 @@ def test_missing_preprocessing_is_logged_with_defaults(
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"input_space": "BGR"}, "input_space='BGR' would change the input of the network"),
         ({"input_range": [0, 255]}, r"input_range=\[0, 255\] would change"),
@@ -187,14 +187,14 @@ def test_missing_preprocessing_is_logged_with_defaults(
 )
 @pytest.mark.parametrize("form", ["flat", "nested"])
 def test_unsupported_pixel_keys_are_refused(
-    load: Load, tmp_path: Path, form: str, keys: dict[str, Any], told: str
+    load: Load, tmp_path: Path, form: str, keys: dict[str, Any], message: str
 ) -> None:
     said = {**OWN, **keys}
     if form == "flat":
         place = flat(tmp_path / "dir", said)
     else:
         place = described(tmp_path / "dir", {"pretrained_cfg": said, "model_args": None})
-    with pytest.raises(ModelError, match=f"config.json.*{told}"):
+    with pytest.raises(ModelError, match=f"config.json.*{message}"):
         load(place)
 
 
@@ -248,7 +248,7 @@ def test_class_names_are_read_from_several_keys(load: Load, tmp_path: Path, keys
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"labels": NAMES[::-1]}, "label_names and labels name the classes differently"),
         ({"id2label": {"0": "a", "1": "c", "2": "b"}}, "label_names and id2label name the classes differently"),
@@ -262,8 +262,8 @@ def test_class_names_are_read_from_several_keys(load: Load, tmp_path: Path, keys
         ({"num_classes": 4, "model_args": {"num_classes": 3}}, "num_classes is 4, and 3 in model_args"),
     ],
 )
-def test_contradictory_class_names_are_refused(load: Load, tmp_path: Path, keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_contradictory_class_names_are_refused(load: Load, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         load(described(tmp_path / "dir", keys))
 
 
@@ -353,7 +353,7 @@ def test_preprocessing_can_be_overridden(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"mean": (0.5,)}, r"model\.mean=\[0.5\]: give three numbers"),
         ({"mean": (0.5, float("nan"), 0.5)}, "three numbers"),
@@ -364,8 +364,8 @@ def test_preprocessing_can_be_overridden(load: Load, tmp_path: Path) -> None:
         ({"interpolation": "lanczos"}, "one of bicubic, bilinear, nearest"),
     ],
 )
-def test_invalid_preprocessing_options_are_refused(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_preprocessing_options_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ModelConfig(**keys)
 
 
@@ -406,7 +406,7 @@ def test_summary_of_a_model_is_one_line(load: Load, tmp_path: Path) -> None:
 
 
 def test_digest_of_a_directory_equals_that_of_0_1(load: Load, tmp_path: Path) -> None:
-    """Outputs of 0.1 carry it in their fingerprint."""
+    """Outputs of 0.1 have it in their fingerprint."""
     place = write(tmp_path / "dir", tiny())
     config = json.loads((place / "config.json").read_text())
     config["model_args"].pop("num_classes", None)

@@ -1,4 +1,4 @@
-"""Signals as requests."""
+"""Signals as stop requests."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from imgbatch.errors import Interrupted
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Put the handlers of pytest back. Under nohup, SIGHUP is ignored at the start."""
+    """Restore the handlers of pytest. Under nohup, SIGHUP is ignored at the start."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     stop = StopRequest._current
     while stop is not None and stop.signum is not None and stop._requested_at is None:
-        time.sleep(
-            0.01
-        )  # the listening thread has the signal still before it, and is not to take it for the next test's
+        time.sleep(0.01)  # the listener must read the signal before the next test, or it would count for that test
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -71,7 +69,7 @@ def test_check_reinstalls_signal_handlers() -> None:
 
 
 def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that has a StopRequest; `blocked()` is a call that keeps signals from Python's handlers."""
+    """Run a program that has a StopRequest; `blocked()` is a call in which Python runs no signal handler."""
     before = (
         "import ctypes, os, signal, subprocess, sys, time\n"
         "from imgbatch.concurrency.signals import StopRequest\n"
@@ -100,7 +98,7 @@ def test_duplicated_ctrl_c_is_one_request() -> None:
 
 
 def test_second_signal_works_in_a_blocking_call() -> None:
-    """The main thread is in a call into C, where no handler of Python's is run."""
+    """The main thread is in a call into C, in which Python runs no signal handler."""
     ended = run(
         "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True)\n"
         "other = 'import os, signal, sys, time; time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)\\n'\n"
@@ -108,7 +106,7 @@ def test_second_signal_works_in_a_blocking_call() -> None:
         "subprocess.Popen([sys.executable, '-c', other]); blocked()"
     )
     assert ended.returncode == 128 + signal.SIGINT
-    with suppress(psutil.NoSuchProcess):  # a zombie, where nobody reaps it
+    with suppress(psutil.NoSuchProcess):  # the process is a zombie if no parent reaps it
         assert psutil.Process(int(ended.stdout)).status() == psutil.STATUS_ZOMBIE, "a child stays"
 
 

@@ -94,7 +94,7 @@ def test_imagenets_own_files_are_read_by_their_wordnet_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("latin.txt", "rot\ngrün\nblau\n".encode("latin-1"), r"not a text file in UTF-8: line 2 .*0xfc.*iconv"),
         ("cut.txt", b"\xff\xfe\x00", "not a text file"),
@@ -120,13 +120,13 @@ def test_imagenets_own_files_are_read_by_their_wordnet_ids() -> None:
         ("bomb.json", b"[" * 100_000, "starts like JSON"),
     ],
 )
-def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, content: bytes, told: str) -> None:
-    with pytest.raises(ModelError, match=rf"(?s){name}.*{told}"):
+def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?s){name}.*{message}"):
         label_file.read(content, name)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (
             b"background\na\nb\nc\n",
@@ -138,10 +138,10 @@ def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, conten
         ("Cafe\u0301\nCaf\u00e9\nx\n".encode(), "label 'Caf\u00e9' is the name of more than one class"),
     ],
 )
-def test_names_that_do_not_suit_the_head_are_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_names_that_do_not_suit_the_head_are_refused(load: Load, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "names.txt").write_bytes(content)
     save_file(tiny().state_dict(), tmp_path / "own.safetensors")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(tmp_path / "own.safetensors", architecture="test_resnet", labels=str(tmp_path / "names.txt"))
 
 

@@ -1,4 +1,4 @@
-"""Where models come from: zoos, state dicts, directories; what is refused of them, and that the right weights answer."""
+"""Loading of models: zoos, state dicts and directories, refusals, and results of the right weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PIXELS = np.stack([scene(160, 160, seed=number) for number in range(5)])
 
 
 def put_into_hub_cache(cache: Path, repository: str, net: nn.Module) -> None:
-    """Lay weights where huggingface_hub looks for what it has fetched before."""
+    """Write weights into the cache of huggingface_hub."""
     place, revision = cache / f"models--{repository.replace('/', '--')}", "0" * 40
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(revision)
@@ -79,7 +79,7 @@ def test_torchvision_arguments_for_pretrained_weights_are_used(load: Load, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("timm:test_resnet", "are not available from https://huggingface.co/timm/test_resnet.*HF_HOME.*model.weights"),
         ("torchvision:resnet18", "are not available from https://download.pytorch.org/.*TORCH_HOME.*model.weights"),
@@ -95,8 +95,8 @@ def test_torchvision_arguments_for_pretrained_weights_are_used(load: Load, tmp_p
         ("eficientnet_lite0", "did you mean 'efficientnet_lite0'"),
     ],
 )
-def test_unknown_model_name_is_refused_with_a_remedy(load: Load, name: str, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_unknown_model_name_is_refused_with_a_remedy(load: Load, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         load(name)
 
 
@@ -118,9 +118,9 @@ def test_state_dict_that_does_not_fit_names_its_tensors(load: Load, tmp_path: Pa
     save_file(state, tmp_path / "own.safetensors")
     with pytest.raises(ModelError) as raised:
         load(tmp_path / "own.safetensors", architecture="test_resnet", labels=labels)
-    told = str(raised.value)
-    assert "1 missing: fc.weight" in told and "1 left over: head.weight" in told
-    assert "fc.bias is 4 instead of 3" in told
+    message = str(raised.value)
+    assert "1 missing: fc.weight" in message and "1 left over: head.weight" in message
+    assert "fc.bias is 4 instead of 3" in message
 
 
 def test_wrong_number_of_names_names_the_label_file(load: Load, tmp_path: Path, labels: str) -> None:
@@ -133,10 +133,10 @@ def test_wrong_number_of_names_names_the_label_file(load: Load, tmp_path: Path, 
         ("timm:test_resnet", {"weights": five}, f"{five} has 5 classes, and its zoo names 1,000: name them with"),
         (five, {"architecture": "test_resnet", "labels": labels}, f"has 3 names, and {five} has 5 classes"),
     ]
-    for name, keys, told in cases:
+    for name, keys, message in cases:
         with pytest.raises(ModelError) as refused:
             load(name, **keys)
-        assert told in str(refused.value) and "fc.weight" not in str(refused.value)
+        assert message in str(refused.value) and "fc.weight" not in str(refused.value)
         assert ("labels" not in keys) or f"model.labels={labels} has" in str(refused.value)
 
 
@@ -190,7 +190,7 @@ def test_pickles_are_never_loaded(load: Load, tmp_path: Path, labels: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "told"),
+    ("name", "keys", "message"),
     [
         ("x/own.pth", {}, "say of which network with --set model.architecture"),
         ("x/nowhere.pth", {"architecture": "test_resnet"}, "no state dict x/nowhere.pth"),
@@ -200,13 +200,13 @@ def test_pickles_are_never_loaded(load: Load, tmp_path: Path, labels: str) -> No
         ("timm:test_resnet", {"labels": "x/nowhere.txt"}, "model.labels=x/nowhere.txt"),
     ],
 )
-def test_contradicting_model_keys_are_refused(load: Load, name: str, keys: dict[str, str], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_contradicting_model_keys_are_refused(load: Load, name: str, keys: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         load(name, **keys)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"a\nb\n", r"model\.labels=.*bad\.txt has 2 names, and (the network|.*own\.safetensors) has 3 classes"),
         (b"background\na\nb\nc\n", r"has 4 names, and .* has 3 classes.*the first name is 'background': remove it"),
@@ -221,12 +221,12 @@ def test_contradicting_model_keys_are_refused(load: Load, name: str, keys: dict[
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )
-def test_wrong_label_file_is_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_wrong_label_file_is_refused(load: Load, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad.txt").write_bytes(content)
     save_file(tiny().state_dict(), tmp_path / "own.safetensors")
     place = write(tmp_path / "dir", tiny())
     for name, keys in ((tmp_path / "own.safetensors", {"architecture": "test_resnet"}), (place, {})):
-        with pytest.raises(ModelError, match=told):
+        with pytest.raises(ModelError, match=message):
             load(name, labels=str(tmp_path / "bad.txt"), **keys)
 
 
@@ -283,19 +283,19 @@ def test_local_weights_are_shared_with_other_nodes_during_a_run(
     with loading.share_weights(model, None) as alone:
         assert alone is model
     with loading.share_weights(model, place) as travels:
-        (tmp_path / "mine" / "model.safetensors").unlink()  # as on a node that has no such disk
+        (tmp_path / "mine" / "model.safetensors").unlink()  # as on another node
         require_same_network(travels.network(), net)
         assert replace(travels, network=model.network) == model
     assert place.names() == []
 
 
 def change(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key; None takes it out."""
+    """Set a key; None removes it."""
     config.pop(key) if value is None else config.__setitem__(key, value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("architecture", None, "names no 'architecture'"),
         ("architecture", "hf-hub:somebody/something", "no network 'hf-hub:somebody/something'"),
@@ -318,17 +318,17 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
     ],
 )
-def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str, value: Any, told: str) -> None:
+def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str, value: Any, message: str) -> None:
     place = write(tmp_path / "dir", tiny())
     config = json.loads((place / "config.json").read_text())
     change(config, key, value)
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(place)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"[" * 200_000, "not JSON"),
         (b'{"architecture": "' + b"a" * (17 << 20) + b'"}', "larger than"),
@@ -336,10 +336,10 @@ def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str
         (b"\xff", "not JSON"),
     ],
 )
-def test_invalid_description_is_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_invalid_description_is_refused(load: Load, tmp_path: Path, content: bytes, message: str) -> None:
     place = write(tmp_path / "dir", tiny())
     (place / "config.json").write_bytes(content)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(place)
 
 
@@ -366,7 +366,7 @@ def test_child_process_result_is_cached(tmp_path: Path, monkeypatch: pytest.Monk
     assert loading.load(chosen, STORES).features == 96
     assert list(tmp_path.glob("imgbatch-*/checked-*.json"))
     monkeypatch.setattr(child, "run_task", None)
-    assert loading.load(chosen, STORES).features == 96, "once a machine and model"
+    assert loading.load(chosen, STORES).features == 96, "once per machine and model"
 
 
 def test_tick_ends_the_wait_for_the_child() -> None:
@@ -444,13 +444,13 @@ def test_crop_and_size_can_be_overridden(load: Load, tmp_path: Path, keys: dict[
 
 
 def predict(model: Model, runtime: str, pixels: npt.NDArray[np.uint8], embeddings: bool = True) -> Prediction:
-    """Return what a runtime answers in 32 bits."""
+    """Return the prediction of a runtime in 32 bits."""
     config = ClassifyConfig(runtime=runtime, dtype="float32", batch_size=2)
     return build(model, k=3, device="cpu", config=config, embeddings=embeddings)(pixels)
 
 
 def by_hand(net: nn.Module, model: Model, pixels: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return probabilities and the features before the head, as timm gives them."""
+    """Return probabilities and the features before the head, computed with timm."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The cache of a node: what is damaged is made again, whoever finds it, and what cannot be kept is made apart."""
+"""The cache of a node: damaged entries are made again; without a usable cache there are private copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT = {"network.xml": b"<net/>" * 50, "network.bin": bytes(range(1, 256)) * 
 
 
 class Made:
-    """Makes an entry, and counts how often."""
+    """Makes an entry and counts the calls."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -35,7 +35,7 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of the test's own."""
+    """A folder for temporary files of this test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -45,7 +45,7 @@ def whole(path: Path) -> bool:
 
 
 def zeroed(path: Path) -> None:
-    """Zero a third of the file, as a power cut leaves what was not synced: its length stays."""
+    """Zero a third of the file, like a power cut before a sync: the length stays."""
     content = bytearray(path.read_bytes())
     third = len(content) // 3
     content[third : 2 * third] = bytes(third)
@@ -168,7 +168,7 @@ def test_lock_that_is_never_released_times_out(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def taken(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The folder of the cache, which is not ours alone, or is none."""
+    """A folder of the cache that others can write, or that is not a folder."""
     path = place / f"imgbatch-{os.getuid()}"
     if request.param == "a file":
         path.write_bytes(b"")
@@ -195,7 +195,7 @@ READ_ONLY = 'mkdir "$0/imgbatch-0" && mount -t tmpfs -o ro,mode=700 none "$0/img
 
 @pytest.mark.parametrize("mounts", [FULL, READ_ONLY])
 def test_full_or_read_only_disk_gives_a_private_copy(place: Path, mounts: str) -> None:
-    """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
+    """TMPDIR or the cache is a separate disk: a private copy is made elsewhere, and deleted with the process."""
     code = (
         "import sys; from imgbatch.models import node_cache\n"
         "path = node_cache.get_or_make('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"

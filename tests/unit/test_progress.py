@@ -1,4 +1,4 @@
-"""How far the images of a run are."""
+"""The progress of a run."""
 
 from __future__ import annotations
 

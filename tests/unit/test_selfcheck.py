@@ -1,4 +1,4 @@
-"""Workers that check themselves: a damaged network is seen even where its digests are right, and what is done about it."""
+"""The self-check of workers: a damaged network is detected even with matching digests, and replaced."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def model(load: Load, tmp_path: Path) -> Model:
 
 
 def checked(model: Model, **chosen: Any) -> base.Runtime:
-    """Return what a worker would run the model in."""
+    """Return the runtime that a worker would use for the model."""
     return build.build_checked(model, k=3, device="cpu", config=ClassifyConfig(batch_size=2, **chosen))
 
 
 def converted() -> Path:
-    """Return the network that the node keeps."""
+    """Return the converted network in the node's cache."""
     (place,) = (path for path in node_cache.folder().glob("openvino-*") if path.is_dir())
     return place
 
@@ -44,7 +44,7 @@ PIXELS = (28995874, [198, 95, 235])
 
 
 def forge(place: Path) -> None:
-    """Make the digests those of what is there."""
+    """Write the digests of the current content."""
     sums = node_cache._digest_file(place)
     sums.write_text(json.dumps({**json.loads(sums.read_text()), "files": node_cache._digests_of(place)}))
 
@@ -74,7 +74,7 @@ def test_sound_network_passes_in_every_runtime_and_dtype(model: Model) -> None:
 
 
 def zero(path: Path, third: int) -> None:
-    """Zero a third of a file. Of the small network the last one counts: its residual branches begin with zeros anyway."""
+    """Zero a third of a file. Only the last third of the small network matters: its residual branches start with zeros."""
     content = bytearray(path.read_bytes())
     length = len(content) // 3
     content[third * length : (third + 1) * length] = bytes(length)
@@ -97,7 +97,7 @@ def halved(path: Path) -> None:
 def test_damaged_network_is_converted_again_once(
     model: Model, name: str, damage: Callable[[Path], object], forged: bool
 ) -> None:
-    """With forged digests, the worker's own check has to find it."""
+    """With forged digests, the self-check must detect the damage."""
     assert "node_faults" not in checked(model, dtype="float32").facts()
     damage(converted() / name)
     if forged:
@@ -158,7 +158,7 @@ def test_node_is_unusable_if_torch_disagrees(model: Model) -> None:
 
 
 class Answers:
-    """A network that answers what it is told to."""
+    """A network that returns fixed logits."""
 
     def __init__(self, logits: npt.NDArray[Any], dtype: str) -> None:
         self._logits, self._dtype = logits.astype(np.float32), dtype
@@ -189,7 +189,7 @@ def test_tolerance_of_the_self_check() -> None:
                 self_check.run_check(model, Answers(answer, dtype))
     with pytest.raises(SelfCheckError):
         self_check.run_check(model, Answers(reference + 0.1 * noise, "float32"))
-    # A head that knows nothing yet: all logits are alike, and rounding is all that tells them apart.
+    # An untrained head: all logits are almost equal, and differ only by rounding.
     alike = replace(model, logits=self_check.to_bytes(np.full((2, 50), 8.0)))
     self_check.run_check(alike, Answers(np.full((2, 50), 8.03), "bfloat16"))
     with pytest.raises(SelfCheckError):
@@ -197,7 +197,7 @@ def test_tolerance_of_the_self_check() -> None:
 
 
 def test_fixed_images_never_change() -> None:
-    """They may never change without `VERSION` and the shipped reference."""
+    """A change needs a new `VERSION` and a new shipped reference."""
     found = self_check.fixed_images(224, 160)
     assert found.shape == (2, 224, 160, 3) and found.dtype == np.uint8 and found.std() > 50
     assert (int(found.sum()), found[0, 100, 100].tolist()) == PIXELS

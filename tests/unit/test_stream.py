@@ -1,4 +1,4 @@
-"""An iterator that may block, made one that always comes back."""
+"""Waiting with timeouts for iterators and calls."""
 
 from __future__ import annotations
 

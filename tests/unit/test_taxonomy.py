@@ -1,4 +1,4 @@
-"""The label tree: what is read, what is refused and how, and sums that never fall from child to parent."""
+"""The label tree: reading, refusals, and sums that never decrease from child to parent."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_written_tree_and_row_order_keep_the_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 label of the model is missing ('Carrot')"),
         (CSV.replace(b"Carrot", b"carot"), "1 label unknown to the model ('carot', did you mean 'Carrot'?)"),
@@ -100,14 +100,14 @@ def test_written_tree_and_row_order_keep_the_digest() -> None:
         (b"\xff\xfe", "is not UTF-8"),
     ],
 )  # fmt: skip
-def test_invalid_csv_names_the_fault(content: bytes, told: str) -> None:
+def test_invalid_csv_names_the_fault(content: bytes, message: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content, "s3://b/m/t.csv", FRUIT)
-    assert told in str(refused.value) and "t.csv" in str(refused.value)
+    assert message in str(refused.value) and "t.csv" in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('{"Fruit": {"Apple": ["Gala"]}, "Fruit": {}}', "'Fruit' occurs twice"),
         ('{"Fruit": {"Apple": ["Gala", "Fuji"]}, "Carrot": ["Carrot"]}', "Carrot > Carrot is 2 levels deep, not 3"),
@@ -122,10 +122,10 @@ def test_invalid_csv_names_the_fault(content: bytes, told: str) -> None:
         ("{", "is not a tree of labels"),
     ],
 )
-def test_invalid_json_names_the_fault(content: str, told: str) -> None:
+def test_invalid_json_names_the_fault(content: str, message: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content.encode(), "t.json", FRUIT)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 SPELLINGS = {
@@ -204,10 +204,10 @@ def test_network_computes_the_sums_of_the_tree() -> None:
     found = runtime(pixels)
     every = np.zeros((7, 4), np.float32)
     np.put_along_axis(every, found.ids, found.scores, 1)
-    by_hand = fruit.taxonomy.roll_up(every)  # type: ignore[union-attr]
+    expected = fruit.taxonomy.roll_up(every)  # type: ignore[union-attr]
     assert found.above is not None
-    assert found.above.ids.tolist() == np.stack([level.argmax(1) for level in by_hand[:2]], 1).tolist()
-    assert np.allclose(found.above.scores, np.stack([level.max(1) for level in by_hand[:2]], 1), atol=1e-6)
+    assert found.above.ids.tolist() == np.stack([level.argmax(1) for level in expected[:2]], 1).tolist()
+    assert np.allclose(found.above.scores, np.stack([level.max(1) for level in expected[:2]], 1), atol=1e-6)
     assert len(np.unique(found.above.ids[:, 1])) > 1, "the pictures tell nothing"
     assert runtime(pixels[:0]).ids.shape == (0, 4)
 

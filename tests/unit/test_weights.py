@@ -1,4 +1,4 @@
-"""Files of weights as people have them: wrapped, prefixed, without counters; and files that are none."""
+"""Files of weights: wrapped, with prefixes, without counters; and files of other kinds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_wrapped_and_prefixed_tensors_are_loaded(load: Load, tmp_path: Path, lab
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "message"),
     [
         ("PyTorch's tutorial", "'model_state_dict' of the checkpoint is used"),
         ("averaged", "'state_dict_ema' (averaged weights) of the checkpoint is used; 'state_dict' is not"),
@@ -78,14 +78,14 @@ def test_wrapped_and_prefixed_tensors_are_loaded(load: Load, tmp_path: Path, lab
     ],
 )
 def test_changes_of_names_are_logged(
-    load: Load, tmp_path: Path, labels: str, form: str, told: str, caplog: pytest.LogCaptureFixture
+    load: Load, tmp_path: Path, labels: str, form: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     torch.save(FORMS[form](tiny().state_dict()), tmp_path / "own.pth")
     for _ in range(2):  # also when the model directory is in the node's cache
         caplog.clear()
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
-        assert told in caplog.text
+        assert message in caplog.text
 
 
 def test_timm_checkpoint_with_arguments_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
@@ -97,7 +97,7 @@ def test_timm_checkpoint_with_arguments_is_loaded(load: Load, tmp_path: Path, la
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda state: {**state, "extra.weight": torch.zeros(2)}, "1 left over: extra.weight"),
         (lambda state: {name: value for name, value in state.items() if name != "bn1.running_mean"},
@@ -114,10 +114,10 @@ def test_timm_checkpoint_with_arguments_is_loaded(load: Load, tmp_path: Path, la
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(
-    load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], told: str
+    load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], message: str
 ) -> None:
     torch.save(change(tiny().state_dict()), tmp_path / "own.pth")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
 
 
@@ -143,13 +143,13 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
 def test_file_that_is_not_weights_is_named_by_kind(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
-    make, told = NO_WEIGHTS[kind]
+    make, message = NO_WEIGHTS[kind]
     make(tmp_path / "own.pth")
-    with pytest.raises(ModelError, match=rf"own\.pth.*{told}|{told}"):
+    with pytest.raises(ModelError, match=rf"own\.pth.*{message}|{message}"):
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
     place = write(tmp_path / "dir", tiny())
     make(place / "model.safetensors")
-    with pytest.raises(ModelError, match=told.replace("own.pth", "model.safetensors")) as refused:
+    with pytest.raises(ModelError, match=message.replace("own.pth", "model.safetensors")) as refused:
         load(place)
     assert str(place / "model.safetensors") in str(refused.value)
 
@@ -166,7 +166,7 @@ def test_format_is_recognised_by_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["swin_tiny_patch4_window7_224", "levit_128s"])
 def test_index_buffers_are_optional(architecture: str) -> None:
-    """timm has written such buffers in some versions and not in others: the network computes them when it is made."""
+    """Only some versions of timm write these buffers; the network computes them when it is created."""
     net = timm.create_model(architecture, num_classes=3)
     state = dict(net.state_dict())
     tables = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in weights._OPTIONAL_BUFFERS]
