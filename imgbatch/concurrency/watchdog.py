@@ -6,6 +6,7 @@ import faulthandler
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,8 @@ class Watchdog:
         self._seconds, self._end = seconds, end
         self._started: dict[int, float] = {}
         self._armed = False
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        interval_s = min(_POLL_S, seconds / 4)
+        threading.Thread(target=_watch, args=(weakref.ref(self), interval_s), name="watchdog", daemon=True).start()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -33,20 +35,32 @@ class Watchdog:
             if self._armed and not self._started:
                 self._disarm()
 
-    def _watch(self) -> None:
-        never = threading.Event()
-        while not never.wait(min(_POLL_S, self._seconds / 4)):
-            started = list(self._started.values())
-            if not started:
-                self._disarm()
-            elif time.monotonic() - min(started) > self._seconds:
-                faulthandler.dump_traceback()  # into the worker's log: it shows where the call hangs
-                self._end(1)
-                return
-            else:  # a call that never releases the GIL stops this thread as well; the timer in C needs no GIL
-                self._armed = True
-                faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
+    def check(self) -> bool:
+        """End the process if a call has taken too long; return whether the timer in C runs. Called in a separate thread."""
+        started = list(self._started.values())
+        if not started:
+            self._disarm()
+        elif time.monotonic() - min(started) > self._seconds:
+            faulthandler.dump_traceback()  # into the worker's log: it shows where the call hangs
+            self._end(1)
+        else:  # a call that never releases the GIL stops this thread as well; the timer in C needs no GIL
+            self._armed = True
+            faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
+        return self._armed
 
     def _disarm(self) -> None:
-        self._armed = False
-        faulthandler.cancel_dump_traceback_later()
+        if self._armed:
+            self._armed = False
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _watch(watchdog: weakref.ref[Watchdog], interval_s: float) -> None:
+    """Check at regular intervals until the watchdog is deleted. The thread has a weak reference, or it would keep it alive."""
+    never, armed = threading.Event(), False
+    while not never.wait(interval_s):
+        if (current := watchdog()) is None:
+            if armed:  # the timer was started after the last call had ended
+                faulthandler.cancel_dump_traceback_later()
+            return
+        armed = current.check()
+        del current

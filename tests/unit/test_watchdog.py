@@ -37,6 +37,18 @@ def test_calls_that_return_do_not_end_the_process() -> None:
     assert not ended.wait(1)
 
 
+def test_thread_ends_with_its_watchdog() -> None:
+    before = set(threading.enumerate())
+    watchdog = Watchdog(0.4)
+    with watchdog.watching():
+        time.sleep(0.2)  # the timer in C is armed
+    (thread,) = set(threading.enumerate()) - before
+    del watchdog
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not threading.Event().wait(1), "the timer would have ended the process"
+
+
 @pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["freely", "with the GIL"])
 def test_process_ends_with_a_traceback_of_the_hang(hanging: str) -> None:
     code = f"""
