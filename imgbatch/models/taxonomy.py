@@ -169,14 +169,14 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
 
 
 def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(normalise(key) for key, _ in found)
-        if twice := [key for key, number in counts.items() if number > 1]:
-            raise ModelError(f"{where}: {twice[0]!r} occurs twice at one place: put its children together")
-        return {normalise(key): value for key, value in found}
+    def to_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(normalise(key) for key, _ in items)
+        if repeated := [key for key, number in counts.items() if number > 1]:
+            raise ModelError(f"{where}: {repeated[0]!r} occurs twice at one place: put its children together")
+        return {normalise(key): value for key, value in items}
 
     try:
-        tree = json.loads(text, object_pairs_hook=pairs)
+        tree = json.loads(text, object_pairs_hook=to_dict)
         names = tree.get("levels") if isinstance(tree, dict) and tree.keys() == {"levels", "tree"} else None
         paths = list(_paths(tree["tree"] if names else tree, ()))
     except (ValueError, RecursionError) as error:
