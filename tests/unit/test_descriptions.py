@@ -129,13 +129,13 @@ def test_transformers_processor_is_read_without_other_preprocessing(load: Load, 
         ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not supported"),
         ({"do_rescale": False}, "do_rescale=False is not supported"),
         ({"crop_pct": 0.875, "size": {"shortest_edge": 224}}, "crop_pct=0.875 is not supported"),
-        ({"resample": 1}, "in a way that is supported"),
+        ({"resample": 1}, "its preprocessing is not supported"),
         ({"size": {"shortest_edge": 224}}, "nothing is cropped"),
         (
             {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 200}},
             "not square",
         ),
-        ({"size": [1]}, "in a way that is supported"),
+        ({"size": [1]}, "its preprocessing is not supported"),
     ],
 )
 def test_unsupported_processor_is_refused(load: Load, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
@@ -155,7 +155,7 @@ def test_missing_preprocessing_is_logged_with_defaults(
         in caplog.text
     )
     assert (
-        "weights of timm's own for this network have 160×160 px from 168" in caplog.text
+        "timm's own weights for this network have 160×160 px from 168" in caplog.text
         and "Set model.mean" in caplog.text
     )
     caplog.clear()
@@ -176,7 +176,7 @@ def test_missing_preprocessing_is_logged_with_defaults(
         ({"input_space": "BGR"}, "input_space='BGR' would change the input of the network"),
         ({"input_range": [0, 255]}, r"input_range=\[0, 255\] would change"),
         ({"do_center_crop": False}, "do_center_crop=False would change"),
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.*Say it with timm's keys"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.*Use timm's keys"),
         ({"resize_mode": "longest"}, "resize_mode='longest' would change"),
         ({"crop_mode": "border"}, "crop_mode='border', which is not supported"),
         ({"interpolation": "random"}, "interpolation='random'.*model.interpolation sets another"),
@@ -276,7 +276,7 @@ def test_thousand_named_classes_keep_their_names(load: Load, tmp_path: Path, cap
 
 def test_placeholder_labels_are_logged(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(described(tmp_path / "dir", {"label_names": ["LABEL_0", "LABEL_1", "LABEL_2"]}))
-    assert "placeholders LABEL_0, …: name them with model.labels" in caplog.text
+    assert "placeholders LABEL_0, …: set model.labels" in caplog.text
 
 
 def test_number_of_classes_from_arguments_or_names(load: Load, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_number_of_classes_from_arguments_or_names(load: Load, tmp_path: Path) -
 def test_sigmoid_head_is_refused_unless_replaced(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
     for name, changes in (("top", keys), ("nested", {"pretrained_cfg": {**OWN, **keys}})):
         place = described(tmp_path / name, changes)
-        with pytest.raises(ModelError, match=f"{next(iter(keys))} is .*one best class of a softmax.*remove that key"):
+        with pytest.raises(ModelError, match=f"{next(iter(keys))} is .*best class of a softmax.*remove that key"):
             load(place)
         assert loading.load(ModelConfig(name=str(place)), STORES, replaces_head=True).labels == LABELS
 

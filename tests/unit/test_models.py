@@ -130,7 +130,7 @@ def test_wrong_number_of_names_names_the_label_file(load: Load, tmp_path: Path, 
     cases: list[tuple[str, dict[str, str], str]] = [
         ("timm:test_resnet", {"labels": labels}, "has 3 names, and timm:test_resnet has 1,000 classes"),
         ("timm:test_resnet", {"labels": labels, "weights": five}, f"has 3 names, and {five} has 5 classes"),
-        ("timm:test_resnet", {"weights": five}, f"{five} has 5 classes, and its zoo names 1,000: name them with"),
+        ("timm:test_resnet", {"weights": five}, f"{five} has 5 classes, and its zoo names 1,000: give the names with"),
         (five, {"architecture": "test_resnet", "labels": labels}, f"has 3 names, and {five} has 5 classes"),
     ]
     for name, keys, message in cases:
@@ -192,7 +192,7 @@ def test_pickles_are_never_loaded(load: Load, tmp_path: Path, labels: str) -> No
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("x/own.pth", {}, "say of which network with --set model.architecture"),
+        ("x/own.pth", {}, "give the network with --set model.architecture"),
         ("x/nowhere.pth", {"architecture": "test_resnet"}, "no state dict x/nowhere.pth"),
         ("x/dir", {"weights": "x"}, "model.weights does not go with"),
         ("timm:test_resnet", {"architecture": "resnet18"}, "model.architecture does not go with"),
@@ -315,7 +315,7 @@ def change(config: dict[str, Any], key: str, value: Any) -> None:
         ("label_names", "a, b, c", "no 'label_names'"),
         ("problem_type", "multi_label_classification", "an image any number of labels"),
         ("model_args", {"in_chans": 1}, r"3 channels.*repeat the weight"),
-        ("pretrained_cfg", {"mean": "grey"}, "how images are prepared"),
+        ("pretrained_cfg", {"mean": "grey"}, "does not define the preprocessing"),
     ],
 )
 def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -332,7 +332,7 @@ def test_contradictory_directory_is_refused(load: Load, tmp_path: Path, key: str
     [
         (b"[" * 200_000, "not JSON"),
         (b'{"architecture": "' + b"a" * (17 << 20) + b'"}', "larger than"),
-        (b'{"architectures": ["ResNetForImageClassification"]}', "transformers for a network of its own"),
+        (b'{"architectures": ["ResNetForImageClassification"]}', "transformers wrote it for one of its own networks"),
         (b"\xff", "not JSON"),
     ],
 )
