@@ -134,7 +134,7 @@ def run(body: Callable[[], int], *, quiet: bool = False) -> int:
         return body()
     except ImgbatchError as error:
         console.close()  # the last line on the screen is the error
-        print(f"error: {console.escaped(masked(str(error)))}", file=sys.stderr)
+        print(f"error: {console.escape_control_characters(masked(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # in a job that does not make a request of it
         console.close()

@@ -17,7 +17,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine import placement
 from imgbatch.engine.dataset import Attempt
@@ -116,7 +116,7 @@ class _Attempts:
         plan = placement.exclude_nodes(self.plan, self.consumer.left_out)
         self.on_attempt(work_plan.remaining, round.rows)
         # `closes`: an attempt may be left early, and its threads must not outlive Ray (see `session.connected`).
-        blocks = ticking(self.operators(Attempt(work_plan, round, plan)), self.config.stall_timeout_s, closes=True)
+        blocks = poll_items(self.operators(Attempt(work_plan, round, plan)), self.config.stall_timeout_s, closes=True)
         with closing(blocks):
             for block in blocks:
                 tick()

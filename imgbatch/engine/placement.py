@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import bounded
+from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine.capacity import Costs, images_per_second
 from imgbatch.errors import ClusterError
@@ -133,18 +133,18 @@ def _poll(
     started = time.monotonic()
     warned = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    while isinstance(result := bounded(look, call_s, "ray.nodes"), str):
+    while isinstance(result := call_with_timeout(look, call_s, "ray.nodes"), str):
         now = time.monotonic()
         if now - started >= wait_s:
             break
         if now - warned >= _REMIND_S:
             log.warning("%s; waiting up to %.0f s", result, wait_s)
             warned = now
-        withdraw = withdraw or bounded(request, call_s, "a request for resources to Ray")
+        withdraw = withdraw or call_with_timeout(request, call_s, "a request for resources to Ray")
         tick()
         time.sleep(min(1.0, wait_s))
     if withdraw is not None:
-        bounded(withdraw, call_s, "the end of a request for resources to Ray")
+        call_with_timeout(withdraw, call_s, "the end of a request for resources to Ray")
     if isinstance(result, str):
         raise ClusterError(f"{result}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
     return result
@@ -181,7 +181,7 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
     """
     if set(left_out) <= set(plan.left_out):
         return plan
-    nodes = bounded(partial(_node_resources, left_out), ClusterConfig().call_s, "ray.nodes")
+    nodes = call_with_timeout(partial(_node_resources, left_out), ClusterConfig().call_s, "ray.nodes")
     cpus, gpus = _total_cpus(nodes), _total_gpus(nodes)
     fitting = _fitting_gpu_actors(nodes, plan.gpus_per_actor) if plan.split else cpus
     if not fitting or not cpus:
@@ -235,7 +235,7 @@ def node_ids(config: ClusterConfig) -> set[str]:
     """
     import ray
 
-    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
+    return {node["NodeID"] for node in call_with_timeout(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
 
 
 def _request_resources(config: ClusterConfig) -> Callable[[], None]:

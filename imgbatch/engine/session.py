@@ -19,7 +19,7 @@ import psutil
 
 import imgbatch
 from imgbatch.concurrency import process_limits
-from imgbatch.concurrency.polling import RESULTS, awaited, bounded
+from imgbatch.concurrency.polling import RESULT_THREADS, call_with_timeout, wait_for
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.terminal import console
@@ -35,7 +35,7 @@ _shut_down_event = threading.Event()
 def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or to a local Ray that ends with the block.
 
-    If the block raises, Ray is not shut down and ends with the process (`process.leave`): threads of Ray Data are still
+    If the block raises, Ray is not shut down and ends with the process (`process.exit_process`): threads of Ray Data are still
     running then, and if one calls Ray after its end, Ray's C++ ends the process at once with exit code 1 (2.60).
 
     Inside the block stdout is discarded, since Ray writes to it: the output of a job is for people and for pipes. While Ray
@@ -49,7 +49,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
         ConfigError: RAY_ADDRESS is of a kind that jobs cannot run on.
         UsageError: a limit of the operating system is too low for Ray.
     """
-    process_limits.require_room()
+    process_limits.require_limits()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start Ray again
     # Without a GCS for 60 s Ray's C++ ends the driver with exit code 1 and no message (2.60): our own timeouts come first.
@@ -76,7 +76,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}{'' if address else _advice(error)}") from error
         yield
-        bounded(_shut_down, call_s, "ray.shutdown")
+        call_with_timeout(_shut_down, call_s, "ray.shutdown")
 
 
 def _use_own_token() -> None:
@@ -103,7 +103,7 @@ def _start(address: str) -> None:
         _shut_down_event.wait()  # the kernel kills Ray's processes when the thread that started them ends
 
     threading.Thread(target=start, name="ray", daemon=True).start()
-    awaited(started, _START_TIMEOUT_S, "ray.init")
+    wait_for(started, _START_TIMEOUT_S, "ray.init")
 
 
 def _init(address: str) -> None:
@@ -126,7 +126,7 @@ def shut_down(limit_s: float = ClusterConfig().call_s) -> None:
     Raises:
         ClusterError: Ray did not shut down within `limit_s` seconds.
     """
-    bounded(_shut_down, limit_s, "ray.shutdown")
+    call_with_timeout(_shut_down, limit_s, "ray.shutdown")
 
 
 def _shut_down() -> None:
@@ -144,7 +144,7 @@ def _end_datasets() -> None:
             thread.shutdown(force=False)  # type: ignore[attr-defined]
     deadline = time.monotonic() + _END_TIMEOUT_S
     for thread in threading.enumerate():
-        if thread.name == RESULTS:  # the dataset that it reads has ended
+        if thread.name == RESULT_THREADS:  # the dataset that it reads has ended
             thread.join(max(0.0, deadline - time.monotonic()))
 
 

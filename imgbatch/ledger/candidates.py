@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.ledger.listing import Counts
 from imgbatch.sources import recognise
@@ -31,7 +31,7 @@ def candidates(sources: list[Source], *, allow_empty: bool) -> Iterator[Iterator
 
     def with_ticks() -> Generator[ListingBatch, None, None]:
         # The sources list in a thread, so that a signal does not wait for a slow store.
-        with closing(ticking(listed(), math.inf, closes=True)) as ticks:
+        with closing(poll_items(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
                 tick()
                 if batch is not None:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.errors import Conflict, Exists, NotFound, OutputChangedError, OutputError
 from imgbatch.ledger.fingerprint import require_same
 from imgbatch.ledger.part_file import Footer, decode, encode
@@ -151,7 +151,7 @@ class Log:
             return self.folder.read(_name(number))
 
         with ThreadPoolExecutor(_PREFETCHED_PARTS, "parts") as pool:
-            for number, data in ahead(pool, load, iter(self.numbers), most=_PREFETCHED_PARTS):
+            for number, data in prefetch_calls(pool, load, iter(self.numbers), max_pending=_PREFETCHED_PARTS):
                 table, footer = decode(data, self.uri(number), columns, optional)
                 if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
                     self._with_empty_groups.append(number)

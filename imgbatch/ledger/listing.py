@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import StorageConfig
 from imgbatch.ledger.carried import CarriedColumns
 from imgbatch.ledger.ledger import Ledger
@@ -242,7 +242,9 @@ class Listing:
     def _read(self, numbers: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
         """Yield these pages, while the next ones are fetched."""
         with ThreadPoolExecutor(_PREFETCHED_PAGES, "pages") as pool:
-            for number, page in ahead(pool, partial(read_page, self.pages), numbers, most=_PREFETCHED_PAGES):
+            for number, page in prefetch_calls(
+                pool, partial(read_page, self.pages), numbers, max_pending=_PREFETCHED_PAGES
+            ):
                 tick()
                 yield number, page
 

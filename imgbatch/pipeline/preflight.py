@@ -63,7 +63,7 @@ def prepare(config: sections.Config, *, read_only: bool = False) -> Job:
             recognise.require_utf8(uri, what)
     console.step("loading the model")
     model = loading.load(config.model, stores)
-    config = reading.with_output(config, model=model.slug)
+    config = reading.fill_output_template(config, model=model.slug)
     if not config.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(config.output.uri))

@@ -167,13 +167,13 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     # Ray shows the arguments of an operator: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     shown = progress.Progress("labelling", None if work_plan.tars else work_plan.remaining)
-    with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
+    with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         if work_plan.tars and job.config.limit is not None:  # the first members are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
-        with loading.shared(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
+        with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), without_secrets, model)
             attempts = run_attempts(
                 partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=listed.stale
@@ -184,7 +184,7 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
                         committer.take(block)
                     if committer.due:
                         committer.commit()
-                        process.release_freed()
+                        process.trim_memory()
                         check_budget_so_far(run, listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
                     run.record.beat(**facts_so_far(run, listed, committer))

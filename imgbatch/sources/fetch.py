@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.concurrency.prefetch import ahead, chained, drawn
+from imgbatch.concurrency.prefetch import prefetch_calls, prefetch_items, prefetch_streams
 from imgbatch.config.sections import Config, FetchConfig, SourceConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
@@ -53,13 +53,13 @@ class Fetcher:
             yield from self._objects(of_kind) if container is None else self._table_rows(of_kind)
 
     def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
-        calls = ahead(
+        calls = prefetch_calls(
             self._pool,
             self._fetch,
             rows,
-            most=self._config.concurrency,
+            max_pending=self._config.concurrency,
             cost=lambda row: row["size"] or _ASSUMED_BYTES,
-            most_cost=self._config.max_inflight_bytes,
+            max_cost=self._config.max_inflight_bytes,
         )
         return (fetched for _, fetched in calls)
 
@@ -80,7 +80,7 @@ class Fetcher:
                     groups.append(partial(self._group, table.images(group, chosen), of_file[start:end]))
             except (StoreError, InputError) as error:
                 groups.append(partial(_refused, of_file, error))
-        yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
+        yield from prefetch_streams(groups, concurrency=_GROUPS_AT_ONCE, max_pending=_IMAGES_AHEAD)
 
     def _group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         left = list(reversed(rows))
@@ -139,7 +139,7 @@ def members_of_tar(
     place = {"offset": last_offset, "previous_offset": last_offset, "resume_offset": resume_offset}
     refusal, whole, end = None, True, End(0, 0)
     try:
-        for found in drawn(partial(reader.members, resume_offset, last_offset), _MEMBERS_AHEAD):
+        for found in prefetch_items(partial(reader.members, resume_offset, last_offset), _MEMBERS_AHEAD):
             if isinstance(found, End):
                 refusal, end = found.tear, found
                 if keep is not None:
