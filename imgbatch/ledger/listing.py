@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import StorageConfig
+from imgbatch.ledger import listing_pages
 from imgbatch.ledger.carried import CarriedColumns
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing_pages import PAGE_ROWS, page_name, read_page
+from imgbatch.ledger.listing_pages import page_name, read_page
 from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
@@ -188,7 +189,7 @@ class Listing:
         self.counts.unversioned += int(np.count_nonzero(_unversioned(batch) & ~pending))
         self._rows.append(batch)
         self._buffered += len(batch)
-        while self._buffered >= PAGE_ROWS:
+        while self._buffered >= listing_pages.PAGE_ROWS:
             self._write_page()
 
     def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Numbers, Numbers]:
@@ -222,7 +223,7 @@ class Listing:
 
     def _write_page(self) -> None:
         rows = self._buffer()
-        page, rest = rows.slice(0, PAGE_ROWS), rows.slice(PAGE_ROWS)
+        page, rest = rows.slice(0, listing_pages.PAGE_ROWS), rows.slice(listing_pages.PAGE_ROWS)
         self._schemas.append(page.schema)
         self._put(len(self._schemas) - 1, page)
         self._rows, self._buffered = rest.to_batches(), len(rest)
@@ -258,12 +259,12 @@ class Listing:
         final = self._columns.schema
         numbers = [at for at, schema in enumerate(self._schemas) if len(fill) or (last and schema != final)]
         for number, page in self._read(numbers):
-            filled = self._filled(number * PAGE_ROWS, self._columns.cast(page), fill)
+            filled = self._filled(number * listing_pages.PAGE_ROWS, self._columns.cast(page), fill)
             if filled is not None or (last and page.schema != self._columns.schema):
                 self._put(number, self._columns.cast(page) if filled is None else filled)
         if self._rows and len(fill):
             rows = self._buffer()
-            filled = self._filled(len(self._schemas) * PAGE_ROWS, rows, fill)
+            filled = self._filled(len(self._schemas) * listing_pages.PAGE_ROWS, rows, fill)
             self._rows = (rows if filled is None else filled).to_batches()
 
     def _filled(self, first: int, rows: pa.Table, fill: Fill) -> pa.Table | None:

@@ -30,7 +30,7 @@ from imgbatch.engine import attempts, placement, session
 from imgbatch.engine.dataset import Attempt
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
-from imgbatch.ledger import candidates, commit_log, listing, listing_pages, owners, run_record
+from imgbatch.ledger import candidates, commit_log, listing_pages, owners, run_record
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -271,7 +271,7 @@ class World:
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),
                 (time, "sleep", lambda seconds: None),
                 (commit_log.time, "sleep", lambda seconds: None),
-                (listing, "PAGE_ROWS", _SMALL_PAGE),
+                (listing_pages, "PAGE_ROWS", _SMALL_PAGE),
                 (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
             ):
                 stack.enter_context(mock.patch.object(target, name, value))

@@ -213,7 +213,7 @@ def test_a_limited_run_removes_no_value_beyond_its_limit(output: Folder) -> None
 
 
 def test_many_rows_are_corrected_in_batches(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 10)
     monkeypatch.setattr("imgbatch.ledger.corrections.MAX_BUFFERED_BYTES", 1_000)
     names = [f"i{number:03d}" for number in range(200)]
     for start in range(0, 200, 50):

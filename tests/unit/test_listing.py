@@ -195,7 +195,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
     output: Folder, batches: list[pa.Array], kind: pa.DataType, values: list[Any], page_rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take(carrying(number, x=column) for number, column in enumerate(batches))
     schemas = {page.schema for page in pages(output.folder("listing"))}
@@ -208,7 +208,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
 def test_a_column_that_the_first_batches_lack_is_not_lost(
     output: Folder, page_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take([ListingBatch(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
     values = [(row["uri"], row["input_a"], row["input_b"]) for row in rows(output)]
@@ -217,7 +217,7 @@ def test_a_column_that_the_first_batches_lack_is_not_lost(
 
 
 def test_only_pages_that_differ_are_rewritten(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 1)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 1)
     written, put = [], Folder.put
     monkeypatch.setattr(Folder, "put", lambda self, name, data: (written.append(name), put(self, name, data)))
     listing(output).take(carrying(at, x=pa.array([value])) for at, value in enumerate([1, 2, 0.5, 3]))
@@ -303,7 +303,7 @@ FOLDER, MANIFEST = ListingBatch(batch("a", "b", "c")), labels_of(b="cat", c=None
 def test_a_row_with_a_value_takes_precedence_in_any_order(
     output: Folder, order: list[ListingBatch], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", buffered)
     taken = listing(output)
     taken.take(order)
@@ -368,7 +368,7 @@ def test_duplicates_without_new_values_are_not_kept_in_memory(output: Folder, la
 
 
 def test_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 10)
     monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", 4_000)
     everything, count = names(500), 0
     beats: list[int] = []

@@ -290,7 +290,9 @@ def test_a_torn_part_does_not_hide_what_was_found_before_it(output: Folder) -> N
     output.put("rejects/part-00000002.parquet", b"PAR1")
     with pytest.raises(OutputError) as caught:
         check(output)
-    assert "_copy.parquet" in str(caught.value) and "rejects/part-00000002.parquet is not a whole" in str(caught.value)
+    assert "_copy.parquet" in str(caught.value) and "rejects/part-00000002.parquet is not a complete" in str(
+        caught.value
+    )
     assert "not sealed" not in str(caught.value)
 
 
