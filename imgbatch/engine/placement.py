@@ -20,7 +20,7 @@ from imgbatch.engine.capacity import Costs, images_per_second
 from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
 from imgbatch.inference.worker import CHUNK, Classify, LabelImages, Work, Worker, decode_block
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted, plural
 
@@ -259,7 +259,7 @@ def _ask(config: ClusterConfig) -> Callable[[], None]:
 
 
 def label_images(
-    work: Work, plan: Plan, todo: Todo, round: Round, operator: type[Worker] = LabelImages
+    work: Work, plan: Plan, work_plan: WorkPlan, round: Round, operator: type[Worker] = LabelImages
 ) -> Iterator[pa.Table]:
     """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
 
@@ -278,7 +278,7 @@ def label_images(
     work = replace(work, node=this_node)
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
-    tables = list(units(todo, round, plan.actors))
+    tables = list(units(work_plan, round, plan.actors))
     # from_arrow would ask tasks for the sizes of the tables, whose workers come too many and a second before the actors.
     images, most = ray.data.from_blocks(tables), len(tables)
     del tables

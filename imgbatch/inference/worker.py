@@ -28,7 +28,7 @@ from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.label_columns import answers
 from imgbatch.inference.messages import FATAL, NOTE, READ, fatal, message, with_note
-from imgbatch.ledger.listing import Pages
+from imgbatch.ledger.listing_pages import Pages
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Runtime
@@ -199,9 +199,9 @@ class Worker:
     def _members(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a tar, and at last a row that says that it was read to its end."""
         (number,), (tar,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
-        (group,), (through,) = block["group"].to_pylist(), block["through"].to_pylist()
+        (resume_offset,), (last_offset,) = block["resume_offset"].to_pylist(), block["last_offset"].to_pylist()
         keep = self.keeps_sidecars(number)
-        found = members_of_tar(self._work.stores, number, tar, self._work.config, group, through, keep)
+        found = members_of_tar(self._work.stores, number, tar, self._work.config, resume_offset, last_offset, keep)
         isolated = _ISOLATED_MEMBERS if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
         while few := list(islice(found, rows)):

@@ -20,7 +20,7 @@ from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.evaluation.calibration import fit_temperature
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores, absolute
@@ -55,7 +55,7 @@ class Task:
     """The listing's `uri` and carried columns."""
     fingerprint: str
     """Tells this listing from others."""
-    todo: Todo
+    work_plan: WorkPlan
     run: Folder
     plan: Plan
 
@@ -90,8 +90,8 @@ class Task:
 
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
-        todo = replace(self.todo, pending=wanted)
-        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s)
+        work_plan = replace(self.work_plan, pending=wanted)
+        return prepare(work, self.listed, work_plan, self.plan, stall_s=self.config.cluster.stall_timeout_s)
 
     @property
     def gpus(self) -> bool:

@@ -191,7 +191,7 @@ def test_parts_that_are_not_ours(refused: Callable[..., str], folder: Path, tmp_
     newer = {"format_version": "2", "fingerprint": "{}", "run_id": "x", "nonce": "", "seal": "false"}
     for name, write, hint in (
         ("part-00000001.parquet", lambda path: pq.write_table(rows, path), "was not written by imgbatch"),
-        ("part-00000001.parquet", lambda path: path.write_bytes(b"PAR1 torn"), "not a whole Parquet file"),
+        ("part-00000001.parquet", lambda path: path.write_bytes(b"PAR1 torn"), "not a complete Parquet file"),
         ("part-00000001.parquet", lambda path: pq.write_table(rows.replace_schema_metadata(newer), path), "version 2"),
         ("labels.csv", lambda path: path.write_text("uri,label"), "not a part of ours"),
     ):

@@ -28,7 +28,7 @@ from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, Mode
 from imgbatch.decode import decode
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
-from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models import architectures, check, child, directory, loading, pretrained
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.schema import LISTING

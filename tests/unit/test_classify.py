@@ -20,7 +20,7 @@ from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
-from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Pixels, Prediction, run_in_batches
