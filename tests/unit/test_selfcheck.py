@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,3 +203,20 @@ def test_fixed_images_never_change() -> None:
     found = self_check.fixed_images(224, 160)
     assert found.shape == (2, 224, 160, 3) and found.dtype == np.uint8 and found.std() > 50
     assert (int(found.sum()), found[0, 100, 100].tolist()) == PIXELS
+
+
+def test_a_signal_after_openvino_was_used_in_another_thread() -> None:
+    code = """
+import faulthandler, signal, threading
+from imgbatch.models.runtimes.openvino_runtime import get_core
+faulthandler.enable()  # whose stack for signals the plugin replaces
+held = [get_core()]
+held[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *ignored: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class OpenVinoRuntime:
         rejected_stamp: str | None = None,
     ) -> None:
         self.batch_size, self._k = batch_size or BATCH_SIZE, min(k, len(model.labels))
-        core = openvino.Core()
+        core = get_core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._dtype = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(dtype, "bf16" if has_bf16 else "f32")
         self._features = model.features if embeddings else None
@@ -106,6 +107,17 @@ class OpenVinoRuntime:
         return list(self._request.infer([batch], share_inputs=True, share_outputs=True).values())
 
 
+@cache
+def get_core() -> openvino.Core:
+    """Return the one core of this process, which is never unloaded.
+
+    The CPU plugin gives the thread that loads it an alternate signal stack, and unmaps it in the thread that unloads it. Where
+    these are two threads, for example because the garbage collector ran in another one, the next signal ends the process with
+    SIGSEGV (OpenVINO 2026.4).
+    """
+    return openvino.Core()
+
+
 def _key(model: Model, k: int, embeddings: bool) -> str:
     """Return a key of the converted network that depends on everything it is made from."""
     parts = [
@@ -142,7 +154,7 @@ def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
         expected = [output.numpy() for output in end_to_end(pixels)]
         try:
             network = openvino.convert_model(end_to_end.eval(), example_input=pixels)
-            compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = get_core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             outputs = [np.array(output) for output in compiled([pixels.numpy()]).values()]
         except Exception as error:
             raise ConversionError(str(error).splitlines()[0]) from error
@@ -158,6 +170,6 @@ def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
     path.mkdir()
     try:
         openvino.save_model(network, path / _NETWORK, compress_to_fp16=False)
-        openvino.Core().read_model(path / _NETWORK)  # a full disk truncates the file without an error
+        get_core().read_model(path / _NETWORK)  # a full disk truncates the file without an error
     except RuntimeError as error:
         raise OSError(errno.ENOSPC, f"the converted network cannot be written: {str(error).splitlines()[0]}") from error
