@@ -31,7 +31,8 @@ from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.sources.tars import key_of, loose_label, read_sidecars
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label, read_sidecars
 from imgbatch.sources.understood import Understood
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -20,6 +20,7 @@ import pyarrow.types as pt
 from imgbatch.errors import InputError
 from imgbatch.schema import whole
 from imgbatch.sources import spelling
+from imgbatch.sources.column_types import _leaves, as_plain, holds_bytes, is_bytes, plain
 
 MAX_CARRIED_BYTES = 1024
 """Binary values above this are not carried along."""
@@ -48,71 +49,6 @@ def distinct_names(names: Sequence[str], where: str) -> list[str]:
             )
         first[name] = raw
     return [spelling.normalise(raw.strip("\ufeff")) for raw in names]
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether a type is a binary one, of any of Arrow's layouts.
-
-    >>> is_bytes(pa.binary_view()), is_bytes(pa.dictionary(pa.int8(), pa.binary())), is_bytes(pa.string())
-    (True, True, False)
-    """
-    if pt.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(
-        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
-    )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a type is a string, of any of Arrow's layouts."""
-    return bool(pt.is_string(plain(kind)))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a type is a list, of any of Arrow's layouts; a map is none."""
-    return bool(
-        pt.is_list(kind)
-        or pt.is_large_list(kind)
-        or pt.is_fixed_size_list(kind)
-        or pt.is_list_view(kind)
-        or pt.is_large_list_view(kind)
-    )
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Return whether a type is binary or has binary values in it, at any depth."""
-    return is_bytes(kind) or any(holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which values are carried along: one for all layouts of the same values.
-
-    >>> plain(pa.dictionary(pa.int8(), pa.large_string())), plain(pa.large_list(pa.string_view()))
-    (DataType(string), ListType(list<item: string>))
-    """
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain(kind.storage_type)
-    if pt.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pt.is_large_string(kind) or pt.is_string_view(kind):
-        return pa.string()
-    if is_bytes(kind):
-        return pa.binary()
-    if is_list(kind):
-        return pa.list_(kind.field(0).with_type(plain(kind.field(0).type)))
-    if pt.is_struct(kind):
-        return pa.struct([field.with_type(plain(field.type)) for field in kind])
-    return kind
-
-
-def as_plain(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    """Return a column in the type that `plain` gives for its own."""
-    column = whole(column)
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pt.is_list_view(column.type) or pt.is_large_list_view(column.type):  # pyarrow 26's cast makes them empty lists
-        return pa.array(column.to_pylist(), kind)
-    return column.cast(kind)
 
 
 @dataclass(frozen=True)
@@ -219,13 +155,6 @@ class TableColumns:
             return {}
 
 
-def _leaves(kind: pa.DataType) -> int:
-    """Return how many columns of a Parquet file a field takes."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _leaves(kind.storage_type)
-    return sum(_leaves(kind.field(at).type) for at in range(kind.num_fields)) or 1
-
-
 @lru_cache(maxsize=4096)
 def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
     """Name columns once, not for each of the files of a folder."""
@@ -238,115 +167,3 @@ def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
 
 
 # Image bytes
-
-LIST = "*"
-"""A step from a list to its only value; other steps name a field of a struct."""
-
-_LEAST_FIXED = 65
-"""Fixed-size values of up to 64 bytes are hashes and ids, unless the column is named as that of the images."""
-
-Steps = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageColumn:
-    """Where in a table the bytes of an image are."""
-
-    name: str
-    """The trimmed name of the column."""
-    steps: Steps
-    """The way from a value of the column to the bytes."""
-
-    @property
-    def path(self) -> str:
-        """Its name with the fields of structs, as `source.image_column` names it."""
-        fields = [step for step in self.steps if step != LIST]
-        return ".".join([self.name, *(fields[:-1] if fields[-1:] == ["bytes"] else fields)])
-
-
-def image_column(schema: pa.Schema, named: str | None) -> ImageColumn | None:
-    """Return the column that holds images: the named one, or the one that the types tell, None if there is none.
-
-    Of the kinds in `_KINDS` the first counts of which there is a column.
-
-    Args:
-        schema: columns under their trimmed names.
-        named: a column, or with dots a field of a struct in it.
-
-    Raises:
-        InputError: several could be meant.
-
-    >>> image_column(pa.schema([("id", pa.int64()), ("jpg", pa.binary())]), None).path
-    'jpg'
-    """
-    if named is not None:
-        return _named(schema, spelling.normalise(named))
-    for kind in _KINDS:
-        found = [ImageColumn(field.name, steps) for field in schema for steps in kind(field.type)]
-        if found:
-            return _only(found)
-    return None
-
-
-def _named(schema: pa.Schema, named: str) -> ImageColumn | None:
-    for at in range(len(named.split(".")), 0, -1):  # a column's own name may have dots
-        parts = named.split(".")
-        name, fields = ".".join(parts[:at]), tuple(parts[at:])
-        if name not in schema.names:
-            continue
-        ways = list(_everywhere(schema.field(name).type))
-        meant = [steps for steps in ways if tuple(step for step in steps if step != LIST)[: len(fields)] == fields]
-        told = [steps for steps in meant if steps[-1:] == ("bytes",)]
-        if meant:
-            return _only([ImageColumn(name, steps) for steps in told or meant])
-    return None
-
-
-def _only(found: list[ImageColumn]) -> ImageColumn:
-    if len(found) > 1:
-        names = ", ".join(column.path for column in found)
-        raise InputError(f"the columns {names} could all be images: name one with source.image_column")
-    return found[0]
-
-
-def _everywhere(kind: pa.DataType) -> Iterator[Steps]:
-    """Yield the ways to all binary values in a type; of a struct with `bytes`, to those alone."""
-    if is_bytes(kind):
-        yield ()
-    elif is_list(kind):
-        yield from ((LIST, *steps) for steps in _everywhere(kind.field(0).type))
-    elif pt.is_struct(kind):
-        yield from _struct_of_bytes(kind) or (
-            (field.name, *steps) for field in kind for steps in _everywhere(field.type)
-        )
-
-
-def _struct_of_bytes(kind: pa.DataType) -> list[Steps]:
-    """As Hugging Face writes images."""
-    at = kind.get_field_index("bytes") if pt.is_struct(kind) else -1
-    return [("bytes",)] if at >= 0 and is_bytes(kind.field(at).type) else []
-
-
-def _struct_within(kind: pa.DataType) -> list[Steps]:
-    if _struct_of_bytes(kind) or not pt.is_struct(kind):
-        return _struct_of_bytes(kind)
-    return [(field.name, *steps) for field in kind for steps in _struct_within(field.type)]
-
-
-def _bytes_alone(kind: pa.DataType) -> list[Steps]:
-    return [()] if is_bytes(kind) and not pt.is_fixed_size_binary(kind) else []
-
-
-def _fixed(kind: pa.DataType) -> list[Steps]:
-    return [()] if pt.is_fixed_size_binary(kind) and kind.byte_width >= _LEAST_FIXED else []
-
-
-def _list_of_structs(kind: pa.DataType) -> list[Steps]:
-    return [(LIST, *steps) for steps in _struct_of_bytes(kind.field(0).type)] if is_list(kind) else []
-
-
-def _list_of_bytes(kind: pa.DataType) -> list[Steps]:
-    return [(LIST, *steps) for steps in _bytes_alone(kind.field(0).type)] if is_list(kind) else []
-
-
-_KINDS = (_struct_of_bytes, _struct_within, _bytes_alone, _fixed, _list_of_structs, _list_of_bytes)

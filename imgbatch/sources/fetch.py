@@ -19,7 +19,7 @@ from imgbatch.config.sections import Config, FetchConfig, SourceConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
 from imgbatch.sources.parquet import ImageTable
-from imgbatch.sources.tars import End, Tar
+from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Meta, Stores
 
 _ASSUMED_BYTES = 1 << 20
@@ -135,7 +135,7 @@ def members_of_tar(
     """  # fmt: skip
     meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
     limit = config.fetch.max_bytes
-    reader = Tar(stores, tar["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
+    reader = TarReader(stores, tar["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
     place = {"offset": through, "previous": through, "group": group}
     refusal, whole, end = None, True, End(0, 0)
     try:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ConfigError, InputError
 from imgbatch.sources import spelling
-from imgbatch.sources.columns import is_bytes, is_text, plain
+from imgbatch.sources.column_types import is_bytes, is_text, plain
 
 URI = "uri"
 DID_YOU_MEAN = "Did you mean"

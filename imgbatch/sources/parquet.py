@@ -24,7 +24,9 @@ from imgbatch.errors import Conflict, InputError, StoreError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
 from imgbatch.sources.base import ListingBatch
-from imgbatch.sources.columns import LIST, ImageColumn, Steps, TableColumns, image_column, is_text
+from imgbatch.sources.column_types import is_text
+from imgbatch.sources.columns import TableColumns
+from imgbatch.sources.image_column import LIST, ImageColumn, Steps, image_column
 from imgbatch.storage.stores import Meta, Stores
 
 _PATH = CARRIED + "path"

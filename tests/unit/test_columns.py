@@ -13,8 +13,10 @@ import pytest
 from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.rejects import Refusal
-from imgbatch.sources.columns import MAX_CARRIED_BYTES, as_plain, image_column, plain
+from imgbatch.sources.column_types import as_plain, plain
+from imgbatch.sources.columns import MAX_CARRIED_BYTES
 from imgbatch.sources.fetch import Fetcher
+from imgbatch.sources.image_column import image_column
 from imgbatch.storage.stores import Folder
 from tests.unit.test_parquet import BYTES_AND_PATH, _reads, contents, disk, fetched, listed, put
 

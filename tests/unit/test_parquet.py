@@ -19,8 +19,8 @@ from imgbatch.ledger.listing import Todo
 from imgbatch.rejects import Refusal
 from imgbatch.sources import parquet
 from imgbatch.sources.base import ListingBatch
-from imgbatch.sources.columns import image_column
 from imgbatch.sources.fetch import Fetched, Fetcher
+from imgbatch.sources.image_column import image_column
 from imgbatch.sources.recognise import Source, everything, recognise
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder

@@ -34,7 +34,7 @@ from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.committer import Committer
 from imgbatch.rejects import Refusal
 from imgbatch.sources.recognise import everything, recognise
-from imgbatch.sources.tars import End, Member, Tar, key_of
+from imgbatch.sources.tar_reader import End, Member, TarReader, key_of
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder, Meta, Stores
 from tests.unit.pictures import encode
@@ -72,7 +72,7 @@ def pictures(first: int, count: int) -> list[Entry]:
 def read(place: Path, data: bytes, *, name: str = "a.tar", group: int = 0, through: int = -1, **more: Any) -> list[Any]:
     """Return what a tar of these bytes gives."""
     (place / name).write_bytes(data)
-    tar = Tar(
+    tar = TarReader(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
     )
     return list(tar.members(group, through))
@@ -371,7 +371,7 @@ def test_sidecars_that_are_not_beside_their_image_are_counted(tmp_path: Path) ->
 def collected(place: Path, data: bytes) -> list[Any]:
     (place / "a.tar").write_bytes(data)
     stores = Stores(StorageConfig(retries=0), {})
-    return list(Tar(stores, str(place / "a.tar"), Meta(len(data)), "images", 1 << 20, collect=True).members())
+    return list(TarReader(stores, str(place / "a.tar"), Meta(len(data)), "images", 1 << 20, collect=True).members())
 
 
 def test_sidecars_are_collected_over_the_whole_tar_for_whoever_asks(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.sources.tars.MOST_COLLECTED_BYTES", 1 << 20)
+    monkeypatch.setattr("imgbatch.sources.tar_reader.MOST_COLLECTED_BYTES", 1 << 20)
     entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
     with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
         collected(tmp_path, packed(*entries))
@@ -866,14 +866,14 @@ def test_the_version_that_was_listed_is_the_one_that_is_read(s3: Any) -> None:
     place = Folder(s3.stores(retries=0), "s3://images/versions")
     place.put("a.tar", packed(*pictures(0, 3)))
     _, meta = place.stores.read(place.at("a.tar"))
-    tar = Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20)
+    tar = TarReader(place.stores, place.at("a.tar"), meta, "images", 1 << 20)
     assert len(list(tar.members())) == 4
     place.put("a.tar", packed(*pictures(3, 3)))
     with pytest.raises(Conflict):
-        list(Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
+        list(TarReader(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
     place.delete("a.tar")
     with pytest.raises(StoreError):
-        list(Tar(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
+        list(TarReader(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
 
 
 def test_a_stream_that_ends_early_is_no_end(tmp_path: Path) -> None:
