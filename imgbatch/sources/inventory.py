@@ -25,7 +25,7 @@ from imgbatch.errors import InputError
 from imgbatch.schema import LISTING, whole
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.patterns import Candidates
-from imgbatch.storage.base import unquoted_all
+from imgbatch.storage.base import unquote_etags
 from imgbatch.storage.stores import Stores
 
 NAME = "manifest.json"
@@ -150,7 +150,7 @@ def _listed(rows: pa.Table) -> pa.RecordBatch:
     columns = [
         pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
         pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
-        unquoted_all(whole(known["e_tag"])),
+        unquote_etags(whole(known["e_tag"])),
         moments.cast(LISTING.field("last_modified").type),
         pa.nulls(count, pa.string()),
     ]

@@ -23,7 +23,7 @@ from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.csv_rows import Rows
 from imgbatch.sources.lists import form_of, rows_of
 from imgbatch.sources.naming import FILE_NAME, Naming
-from imgbatch.storage.base import unquoted_all
+from imgbatch.storage.base import unquote_etags
 from imgbatch.storage.stores import Stores, join, scheme
 
 METADATA = r"(^|/)metadata\.(csv|jsonl|parquet)$"
@@ -119,7 +119,7 @@ class Manifest:
         columns = {
             "uri": self._uris(names, rows),
             "size": self._sizes(batch),
-            "etag": unquoted_all(self._text(batch, "etag")),
+            "etag": unquote_etags(self._text(batch, "etag")),
             "last_modified": pa.nulls(len(batch), LISTING.field("last_modified").type),
             "container": pa.nulls(len(batch), pa.string()),
         }

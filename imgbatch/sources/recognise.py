@@ -20,7 +20,7 @@ from imgbatch.sources.manifest import Manifest
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.sources.patterns import numbered
 from imgbatch.storage.error_mapping import guarded
-from imgbatch.storage.stores import Folder, Meta, Stores, absent, absolute, is_local
+from imgbatch.storage.stores import Folder, Meta, Stores, absolute, is_local, missing_path
 
 _INPUTS_AT_ONCE = 4
 _UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
@@ -110,7 +110,7 @@ def require_there(uri: str, config: SourceConfig) -> None:
     if config.allow_empty or (magic and not is_local(uri)):
         return
     folder = uri[: magic.start()].rpartition("/")[0] if magic and not os.path.lexists(absolute(uri)) else uri
-    if missing := absent(folder or "/"):
+    if missing := missing_path(folder or "/"):
         raise InputError(f"--input {missing}" if folder == uri else f"--input {uri}: {missing}")
 
 
@@ -121,7 +121,7 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     if uri.lower().startswith(("http://", "https://")):
         raise InputError(f"{uri} is not there: https:// gives single objects and manifests, not folders")
     if config.format == "manifest":
-        raise InputError(f"{absent(uri) or f'{uri} is not there'}: it cannot be read as a manifest")
+        raise InputError(f"{missing_path(uri) or f'{uri} is not there'}: it cannot be read as a manifest")
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
     meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
     require_there(uri, config)

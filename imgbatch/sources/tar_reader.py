@@ -19,7 +19,7 @@ from imgbatch.errors import InputError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED
 from imgbatch.sources.patterns import Candidates, is_junk, is_no_image
-from imgbatch.storage.forward import Forward, looked_at, plain, unpacked
+from imgbatch.storage.forward import ForwardReader, gunzip, peek, read_chunks
 from imgbatch.storage.stores import Meta, Stores
 
 Result = TypeVar("Result")
@@ -144,14 +144,14 @@ class TarReader:
         start = 0 if group and self._begins() == _GZIP else group
         tar: tarfile.TarFile | None = None
         with self.stores.stream(self.uri, self.meta, start) as stream:
-            head, chunks = looked_at(plain(stream.read), _BLOCK)
+            head, chunks = peek(read_chunks(stream.read), _BLOCK)
             packed = not start and head.startswith(_GZIP)
-            file = Forward(chunks, start)
+            file = ForwardReader(chunks, start)
             tear: Refusal | None = None
             try:
                 if packed:
-                    head, chunks = looked_at(unpacked(chunks), _BLOCK)
-                    file = Forward(chunks)
+                    head, chunks = peek(gunzip(chunks), _BLOCK)
+                    file = ForwardReader(chunks)
                 follows, more = False, True
                 while more:
                     began, tar, found = file.tell(), _archive(file), 0
@@ -177,7 +177,7 @@ class TarReader:
             "read", self.uri, lambda store, path: store.read_range(path, 0, len(_GZIP), self.meta.etag)
         )
 
-    def _take(self, file: Forward, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
+    def _take(self, file: ForwardReader, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
         if info.isdir():
             return
         if is_junk(info.name):  # such as ._x.jpg, which macOS writes between x.jpg and x.cls
@@ -199,7 +199,7 @@ class TarReader:
         else:
             self._ignored += 1
 
-    def _image(self, file: Forward, info: tarfile.TarInfo) -> bytes | Refusal:
+    def _image(self, file: ForwardReader, info: tarfile.TarInfo) -> bytes | Refusal:
         if info.issym() or info.islnk():
             return Refusal("fetch", "unsupported", f"a link to {info.linkname[:200]}: links in tars are not followed")
         if not info.isreg() or info.issparse():
@@ -252,7 +252,7 @@ class TarReader:
                 "the order of its names (tar --sort=name), so that they do"
             )
 
-    def _no_tar(self, file: Forward, began: int, packed: bool) -> Refusal:
+    def _no_tar(self, file: ForwardReader, began: int, packed: bool) -> Refusal:
         """Say that something follows the end mark that is no tar."""
         size = self.meta.size
         if packed or size is None:
@@ -265,7 +265,7 @@ class TarReader:
         return Refusal("list", "corrupt", message)
 
 
-def _archive(file: Forward) -> tarfile.TarFile:
+def _archive(file: ForwardReader) -> tarfile.TarFile:
     """Return the archive that begins here."""
     # Names that are no UTF-8 stay distinct, and can stand in a table.
     return _sensible(lambda: tarfile.TarFile(fileobj=cast(Any, file), tarinfo=_Header, errors="backslashreplace"))
@@ -289,7 +289,7 @@ def _sensible(read: Callable[[], Result]) -> Result:
         raise tarfile.ReadError(f"a header that makes no sense: {error}") from error
 
 
-def _content(file: Forward, info: tarfile.TarInfo) -> bytes:
+def _content(file: ForwardReader, info: tarfile.TarInfo) -> bytes:
     file.seek(info.offset_data)
     data = file.read(info.size)
     if len(data) < info.size:

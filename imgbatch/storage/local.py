@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import BadPath, Conflict, NotFound, StoreError, TimedOut, TooLarge
-from imgbatch.storage.base import EARLIEST, FOUND, LATEST, Meta, moment
+from imgbatch.storage.base import EARLIEST, LATEST, STORE_LISTING, Meta, to_datetime
 from imgbatch.storage.local_names import explained, readable
 from imgbatch.storage.local_walk import walk
 
@@ -27,7 +27,7 @@ _STREAMED = 1 << 20
 
 
 class LocalStore:
-    """The local file system. A name appears with its whole content or not at all; creation is exclusive by hard link."""
+    """The local file system. Writes are atomic: a file appears with its whole content. Creation is exclusive, by hard link."""
 
     conditional = True
 
@@ -36,23 +36,23 @@ class LocalStore:
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return the content; anything but a regular file is refused, since a FIFO would never end."""
+        """Return the content. Only regular files are read: a FIFO would never end."""
         with explained("read", path):
             data, status = _read(path, limit)
         return data, _meta(status)
 
     def read_tagged(self, path: str) -> tuple[bytes, str | None]:
-        """Return the content and what tells this file from the one that may take its place."""
+        """Return the content and a tag that a file which replaces this one does not have."""
         data, status = _read(path, None)
         return data, _tag(status)
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
-        """Return some bytes of the file; files have no ETags."""
+        """Return a range of bytes; files have no ETags."""
         with explained("read", path), open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), end - start, start)
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
-        """Yield the bytes of the file from a position on."""
+        """Yield the content of the file from a position on."""
         with explained("read", path):
             file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
         with file:
@@ -61,12 +61,12 @@ class LocalStore:
                 yield data
 
     def open(self, path: str) -> BinaryIO:
-        """Return the file, to be read as a stream."""
+        """Open the file as a stream."""
         with explained("open", path):
             return open(path, "rb")
 
     def head(self, path: str) -> Meta:
-        """Return what is known of a file; a folder is not found."""
+        """Return the metadata of a file; NotFound for a folder."""
         with explained("look at", path):
             status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -74,15 +74,16 @@ class LocalStore:
         return _meta(status)
 
     def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Yield the regular files below `path`, in the order of their names; a folder that cannot be read is an error.
+        """Yield the regular files below `path`, in the order of their names.
 
-        Links are followed, but never into a folder that contains them. One whose target is not there is listed, with
-        neither size nor time: reading it tells that it leads nowhere.
+        Links are followed, but never into a folder that contains them. A broken link is listed without size and time, so
+        that reading it reports that its target is missing.
 
         Raises:
             InputError: too many links lead into one folder.
+            OSError: a folder cannot be read.
         """
-        if not os.path.lexists(path):  # as in an object store, a folder is there once something is in it
+        if not os.path.lexists(path):  # as in an object store, a missing folder is an empty one
             return
         names: list[bytes] = []
         statuses: list[os.stat_result | None] = []
@@ -105,15 +106,15 @@ class LocalStore:
         return []
 
     def create(self, path: str, data: bytes) -> None:
-        """Write a new file; an existing one of that name is left as it is and raises FileExistsError."""
-        temporary = _write_beside(path, data)
+        """Write a new file; FileExistsError if the name exists, and the existing file stays as it is."""
+        temporary = _write_temporary(path, data)
         try:
             os.link(temporary, path)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise StoreError(
-                    f"create {path}: this file system has no hard links, without which a part cannot be created "
-                    "exactly once; write to another file system or to an object store"
+                    f"create {path}: this file system has no hard links, so that a part cannot be created exactly once. "
+                    "Write to another file system or to an object store"
                 ) from error
             raise
         finally:
@@ -121,16 +122,16 @@ class LocalStore:
         _sync_folder(path)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, over an existing one if there is one."""
-        os.replace(_write_beside(path, data), path)
+        """Write a file, whether it exists or not."""
+        os.replace(_write_temporary(path, data), path)
         _sync_folder(path)
 
     def replace(self, path: str, data: bytes, tag: str | None) -> None:
-        """Write a file over one that is still the version with this tag; Conflict if it is not."""
-        os.stat(path)  # or `_write_beside` would make folders that were deleted again
-        temporary = _write_beside(path, data)
+        """Replace a file; Conflict if it no longer has this tag."""
+        os.stat(path)  # fails if the file is gone: `_write_temporary` would create its deleted folder again
+        temporary = _write_temporary(path, data)
         try:
-            with _alone_in(os.path.dirname(path)):
+            with _locked(os.path.dirname(path)):
                 if _tag(os.stat(path)) != tag:
                     raise Conflict(f"replace {path}: another writer has replaced it")
                 os.replace(temporary, path)
@@ -141,10 +142,10 @@ class LocalStore:
         _sync_folder(path)
 
     def delete(self, path: str, tag: str | None = None) -> None:
-        """Remove a file; one that is not there is no error. With a tag only that version of it."""
+        """Remove a file; a missing file is no error. With a tag only that version of it."""
         if tag is None:
             return Path(path).unlink(missing_ok=True)
-        with suppress(FileNotFoundError), _alone_in(os.path.dirname(path)):
+        with suppress(FileNotFoundError), _locked(os.path.dirname(path)):
             if _tag(os.stat(path)) != tag:
                 raise Conflict(f"delete {path}: another writer has replaced it")
             os.unlink(path)
@@ -167,18 +168,18 @@ def _tag(status: os.stat_result) -> str:
 
 
 @contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Let one writer at a time compare and replace in a folder. The lock goes with its process, however that ends.
+def _locked(folder: str) -> Iterator[None]:
+    """Hold an exclusive lock on a folder, so that comparing a tag and replacing the file are one step.
 
-    A file system without such locks (some of those that come over a network) leaves the moment between comparing and
-    replacing open.
+    The system releases the lock when the process ends. Some network file systems have no such locks. There, another writer
+    can replace the file between the comparison and the replacement.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        ends = time.monotonic() + _LOCK_S
+        deadline = time.monotonic() + _LOCK_S
         with suppress(OSError):
-            while not _locked(handle):
-                if time.monotonic() > ends:
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
                     raise TimedOut(f"lock {folder}: another process has held it for {_LOCK_S:.0f} s")
                 time.sleep(0.01)
         yield
@@ -186,7 +187,7 @@ def _alone_in(folder: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -194,8 +195,8 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def _write_beside(path: str, data: bytes) -> str:
-    """Write `data` durably under a temporary name in the folder of `path` that no reader of *.parquet takes up."""
+def _write_temporary(path: str, data: bytes) -> str:
+    """Write `data` durably to a temporary file in the folder of `path`, under a name that no reader of *.parquet matches."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
@@ -216,26 +217,26 @@ def _sync_folder(path: str) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # so say file systems that cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # errors of file systems that cannot sync a folder
             raise
     finally:
         os.close(handle)
 
 
 def _meta(status: os.stat_result) -> Meta:
-    return Meta(size=status.st_size, etag=None, last_modified=moment(status.st_mtime_ns // 1000))
+    return Meta(size=status.st_size, etag=None, last_modified=to_datetime(status.st_mtime_ns // 1000))
 
 
 def _batch(names: list[bytes], statuses: list[os.stat_result | None]) -> pa.RecordBatch:
     sizes = [None if status is None else status.st_size for status in statuses]
     times = pa.array([None if status is None else status.st_mtime_ns // 1000 for status in statuses], pa.int64())
-    known = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
+    valid = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
     return pa.record_batch(
         [
             pa.array([readable(name) for name in names], pa.string()),
             pa.array(sizes, pa.int64()),
             pa.nulls(len(names), pa.string()),
-            pc.if_else(known, times, None).cast(FOUND.field(3).type),
+            pc.if_else(valid, times, None).cast(STORE_LISTING.field(3).type),
         ],
-        schema=FOUND,
+        schema=STORE_LISTING,
     )

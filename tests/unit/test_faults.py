@@ -34,7 +34,7 @@ from imgbatch.errors import (
     TooLarge,
     Unreachable,
 )
-from imgbatch.storage.error_mapping import TABLE, guarded, judge, of_status, translate
+from imgbatch.storage.error_mapping import TABLE, classify_error, guarded, of_status, translate
 
 XML = 'Server returned non-2xx status code: {status}: <?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'  # fmt: skip # noqa: E501
 REQUEST: Any = SimpleNamespace(real_url="https://host/a.jpg", headers={}, method="GET", url="https://host/a.jpg")
@@ -224,12 +224,12 @@ def _named(case: Any) -> str | None:
 
 @pytest.mark.parametrize("error, meant", OBSTORE + BOTO + AIOHTTP + OTHERS + STANDARD, ids=_named)
 def test_each_exception_means_what_the_table_says(error: Exception, meant: type[StoreError]) -> None:
-    assert judge(error) is meant
+    assert classify_error(error) is meant
 
 
 @pytest.mark.parametrize("number", ERRNOS, ids=lambda number: errno.errorcode[number])
 def test_each_errno_means_what_the_table_says(number: int) -> None:
-    assert judge(OSError(number, os.strerror(number))) is ERRNOS[number]
+    assert classify_error(OSError(number, os.strerror(number))) is ERRNOS[number]
 
 
 @pytest.mark.parametrize(

@@ -757,7 +757,7 @@ def test_a_local_input_that_does_not_exist_is_called_so(disk: Folder, name: str)
 def test_what_may_be_meant_by_a_path_that_does_not_exist(disk: Folder) -> None:
     disk.put("photos/a.jpg", b"x")
     assert f"; did you mean {disk.at('photos')}?" in refusal(disk, disk.at("phtos"))
-    assert f"of its path there is {disk.at('photos')}" in refusal(disk, disk.at("photos/deep/er"))
+    assert f"of its path only {disk.at('photos')} exists" in refusal(disk, disk.at("photos/deep/er"))
     assert f"{disk.at('phtos')} does not exist" in refusal(disk, disk.at("phtos/*.jpg"))
 
 

@@ -39,7 +39,7 @@ from imgbatch.errors import (
     Unreachable,
 )
 from imgbatch.storage import fsspec_store
-from imgbatch.storage.base import FOUND, unquoted, unquoted_all
+from imgbatch.storage.base import STORE_LISTING, unquote_etag, unquote_etags
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder, Meta, Stores, absolute, is_local, join, time
 from tests.integration import faults
@@ -176,7 +176,7 @@ def test_what_is_written_is_read_and_listed(place: Folder) -> None:
     assert (meta.etag is None) == is_local(place.uri)
     assert place.names() == ["a/x.jpg", "y.jpg"]
     assert place.folders() == ["a"]
-    assert all(batch.schema == FOUND for batch in place.list_objects())
+    assert all(batch.schema == STORE_LISTING for batch in place.list_objects())
 
 
 def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
@@ -362,7 +362,7 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
     write(s3, Folder(s3.stores(), f"s3://images/{root}"), names[-1], b"x")
     store, path = s3.stores().resolve(f"s3://images/{root}")
 
-    streams = store._listing._apart(path)
+    streams = store._listing._split(path)
     assert len(streams) > folders
     found = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
 
@@ -687,7 +687,7 @@ print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size 
     program.chmod(0o700)
     (tmp_path / "c").write_text(f"[profile me]\ncredential_process = {program}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "c"))
-    monkeypatch.setattr("imgbatch.storage.s3._SIGNS_FOR", timedelta())
+    monkeypatch.setattr("imgbatch.storage.s3._CREDENTIALS_VALID_FOR", timedelta())
     s3.bucket("images").put("renewed/x", b"1")
     stores = Stores(StorageConfig(options={"profile": "me"}, retries=0), {"AWS_ENDPOINT_URL": s3.endpoint})
     with pytest.raises(Forbidden):
@@ -955,7 +955,7 @@ def test_any_fsspec_store_is_read_listed_and_written() -> None:
 def test_etags_are_held_without_quotes_and_otherwise_as_they_are() -> None:
     raw = ['"abc"', 'W/"abc"', "abc", "", '""', None, '"W/abcW"', "/x/", '"a"b"', "0x8D"]
     bare = ["abc", "abc", "abc", None, None, None, "W/abcW", "/x/", 'a"b', "0x8D"]
-    assert unquoted_all(pa.array(raw)).to_pylist() == bare == [unquoted(etag) for etag in raw]
+    assert unquote_etags(pa.array(raw)).to_pylist() == bare == [unquote_etag(etag) for etag in raw]
 
 
 def test_the_tests_own_client_sees_what_was_written(s3: Any) -> None:
