@@ -1,7 +1,7 @@
-"""Effects: columns of tables: their names, the types in which they are carried along, and which of them hold image bytes.
+"""Effects: the columns of a Parquet file: their names, and the values that are carried to the output tables.
 
-Names are trimmed and in Unicode's composed form wherever a table is read. Binary values of up to 1 kB, such as hashes and
-ids, are carried along as bytes. Longer ones are taken for pixels: they reach neither the listing nor the output tables.
+Wherever a table is read, the names are trimmed and in Unicode's composed form (NFC). Binary values of up to 1 kB, such as
+hashes and ids, are carried as bytes. Longer ones are taken for pixels and are omitted from the listing and the output tables.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pyarrow.types as pt
 from imgbatch.errors import InputError
 from imgbatch.schema import whole
 from imgbatch.sources import spelling
-from imgbatch.sources.column_types import _leaves, as_plain, holds_bytes, is_bytes, plain
+from imgbatch.sources.column_types import _leaves, as_carried, carried_type, holds_bytes, is_bytes
 
 MAX_CARRIED_BYTES = 1024
-"""Binary values above this are not carried along."""
+"""Longer binary values are not carried."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def distinct_names(names: Sequence[str], where: str) -> list[str]:
     """Return the names of columns, trimmed and in NFC.
 
     Raises:
-        InputError: two columns have the same name then.
+        InputError: two columns have the same name after that.
 
     >>> distinct_names(["\\ufeffuri", " label"], "list.csv")
     ['uri', 'label']
@@ -44,8 +44,8 @@ def distinct_names(names: Sequence[str], where: str) -> list[str]:
             if raw == first[name]:
                 raise InputError(f"{where} has more than one column {name!r}: rename or remove one")
             raise InputError(
-                f"{where}: the columns {first[name]!r} and {raw!r} both have the name {name!r} without the spaces around "
-                "them and in one Unicode form: rename one"
+                f"{where}: the columns {first[name]!r} and {raw!r} have the same name {name!r}, apart from spaces around it "
+                "and the Unicode form: rename one"
             )
         first[name] = raw
     return [spelling.normalise(raw.strip("\ufeff")) for raw in names]
@@ -61,7 +61,7 @@ class TableColumns:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns as the file names them."""
+        """The columns under the names in the file."""
         return self.footer.schema.to_arrow_schema()
 
     @cached_property
@@ -71,37 +71,37 @@ class TableColumns:
 
     @cached_property
     def raw(self) -> dict[str, str]:
-        """The names in the file by the trimmed ones."""
+        """The names in the file, by trimmed name."""
         return dict(zip(self.names, self.schema.names, strict=True))
 
     def field(self, name: str) -> pa.Field:
-        """Return the file's own field of a trimmed name."""
+        """Return the field of a trimmed name."""
         return self.schema.field(self.names.index(name))
 
     @cached_property
     def binary(self) -> list[str]:
-        """The binary columns as the file names them. They are read as dictionaries: a long value that occurs in many rows
-        is in memory once, and so can be recognised before it is copied into each row."""
+        """The binary columns, under the names in the file. They are read as dictionaries, so that a long value that many
+        rows share is in memory once and can be omitted before it is copied into each row."""
         return [field.name for field in self.schema if is_bytes(field.type) and not pt.is_fixed_size_binary(field.type)]
 
     def carried(self, *, image: str | None = None) -> dict[str, pa.DataType]:
-        """Return the names and types of the columns that are carried along.
+        """Return the names and types of the carried columns.
 
         Args:
             image: the trimmed name of the column of images, if the table has one.
         """
         named = [(name, self.schema.field(at)) for at, name in enumerate(self.names) if name and name != image]
-        left_out = [name for name, field in named if holds_bytes(field.type) and not self._is_small(name)]
-        if left_out:
-            _say_left_out(self.where.rpartition("/")[0], tuple(left_out))
+        omitted = [name for name, field in named if holds_bytes(field.type) and not self._is_small(name)]
+        if omitted:
+            _log_omitted(self.where.rpartition("/")[0], tuple(omitted))
         return {
-            name: pa.string() if field.name in self._class_names else plain(field.type)
+            name: pa.string() if field.name in self._class_names else carried_type(field.type)
             for name, field in named
-            if name not in left_out
+            if name not in omitted
         }
 
     def values(self, rows: pa.Table | pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
-        """Return a column of rows that were read from the file, as it is carried along.
+        """Return the carried values of a column, from rows that were read from the file.
 
         Raises:
             InputError: its values cannot be converted.
@@ -111,16 +111,17 @@ class TableColumns:
             column = whole(rows.column(rows.schema.get_field_index(raw)))
             if is_bytes(column.type):
                 column = self._without_pixels(column, name)
-            if raw in self._class_names:  # -1, or beyond the names: a test split whose classes are not given
+            if raw in self._class_names:
                 names = self._class_names[raw]
-                known = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
-                return pa.array(names, pa.string()).take(pc.if_else(known, column, None))
-            return as_plain(column, kind)
+                # Test splits without classes have -1, or a number beyond the names.
+                valid = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
+                return pa.array(names, pa.string()).take(pc.if_else(valid, column, None))
+            return as_carried(column, kind)
         except pa.ArrowException as error:
             raise InputError(f"{self.where}: the column {name!r} cannot be read as {kind}: {error}") from error
 
     def _is_small(self, name: str) -> bool:
-        """Return whether a column with binary values may be carried along, as far as the footer tells."""
+        """Return whether the values of a binary column may be short enough to be carried, according to the footer."""
         at = self.names.index(name)
         kind = self.schema.field(at).type
         if pt.is_fixed_size_binary(kind):
@@ -136,7 +137,7 @@ class TableColumns:
         long = pc.fill_null(pc.greater(pc.binary_length(values.cast(pa.large_binary())), MAX_CARRIED_BYTES), False)
         if not pc.any(long).as_py():
             return column
-        _say_left_out(self.where.rpartition("/")[0], (name,))
+        _log_omitted(self.where.rpartition("/")[0], (name,))
         if not pt.is_dictionary(column.type):
             return pc.if_else(long, None, values)
         short = pc.invert(long)
@@ -146,20 +147,20 @@ class TableColumns:
 
     @cached_property
     def _class_names(self) -> dict[str, list[str]]:
-        """The names of the classes, of columns of class numbers that Hugging Face describes in the footer."""
+        """The names of the classes, by column of class numbers, if Hugging Face has written them into the footer."""
         try:
-            described = json.loads((self.footer.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-            found = {name: kind["names"] for name, kind in described.items() if kind.get("_type") == "ClassLabel"}
-            return {name: names for name, names in found.items() if pt.is_integer(self.schema.field(name).type)}
+            features = json.loads((self.footer.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+            classes = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+            return {name: names for name, names in classes.items() if pt.is_integer(self.schema.field(name).type)}
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
 
 @lru_cache(maxsize=4096)
-def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
-    """Name columns once, not for each of the files of a folder."""
+def _log_omitted(folder: str, names: tuple[str, ...]) -> None:
+    """Log the names of omitted columns once per folder, not once per file."""
     log.info(
-        "%s: the columns %s hold binary values that are nested or longer than %s bytes: they are not carried along",
+        "%s: the columns %s are omitted from the tables: their binary values are nested or longer than %s bytes",
         folder,
         ", ".join(map(repr, names)),
         f"{MAX_CARRIED_BYTES:,}",

@@ -141,11 +141,11 @@ def members_of_tar(
     try:
         for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
             if isinstance(found, End):
-                refusal, end = found.tear, found
+                refusal, end = found.damage, found
                 if keep is not None:
                     keep(found.sidecars)
                 break
-            place = {"offset": found.offset, "previous": place["offset"], "group": found.group}
+            place = {"offset": found.offset, "previous": place["offset"], "group": found.resume_offset}
             size = None if isinstance(found.content, Refusal) else len(found.content)
             known = Meta(size, meta.etag, meta.last_modified)
             yield (

@@ -13,91 +13,89 @@ from imgbatch.sources import spelling
 from imgbatch.sources.column_types import is_bytes, is_list
 
 LIST = "*"
-"""A step from a list to its only value; other steps name a field of a struct."""
+"""A step from a list to its only value. Other steps are names of struct fields."""
 
-
-_LEAST_FIXED = 65
-"""Fixed-size values of up to 64 bytes are hashes and ids, unless the column is named as that of the images."""
-
+_MIN_FIXED_BYTES = 65
+"""Shorter fixed-size values are taken for hashes and ids, unless `source.image_column` names the column."""
 
 Steps = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageColumn:
-    """Where in a table the bytes of an image are."""
+    """The column of images, and where in its values the bytes are."""
 
     name: str
     """The trimmed name of the column."""
     steps: Steps
-    """The way from a value of the column to the bytes."""
+    """The steps from a value of the column to the bytes."""
 
     @property
     def path(self) -> str:
-        """Its name with the fields of structs, as `source.image_column` names it."""
+        """The name with the fields of structs, as in `source.image_column`."""
         fields = [step for step in self.steps if step != LIST]
         return ".".join([self.name, *(fields[:-1] if fields[-1:] == ["bytes"] else fields)])
 
 
 def image_column(schema: pa.Schema, named: str | None) -> ImageColumn | None:
-    """Return the column that holds images: the named one, or the one that the types tell, None if there is none.
+    """Return the column of images, None if there is none.
 
-    Of the kinds in `_KINDS` the first counts of which there is a column.
+    Without `named`, the types decide: the first entry of `_KINDS` that matches a column.
 
     Args:
         schema: columns under their trimmed names.
-        named: a column, or with dots a field of a struct in it.
+        named: the name of a column, or with dots a field of a struct in it.
 
     Raises:
-        InputError: several could be meant.
+        InputError: several columns match.
 
     >>> image_column(pa.schema([("id", pa.int64()), ("jpg", pa.binary())]), None).path
     'jpg'
     """
     if named is not None:
-        return _named(schema, spelling.normalise(named))
+        return _by_name(schema, spelling.normalise(named))
     for kind in _KINDS:
-        found = [ImageColumn(field.name, steps) for field in schema for steps in kind(field.type)]
-        if found:
-            return _only(found)
+        columns = [ImageColumn(field.name, steps) for field in schema for steps in kind(field.type)]
+        if columns:
+            return _single(columns)
     return None
 
 
-def _named(schema: pa.Schema, named: str) -> ImageColumn | None:
-    for at in range(len(named.split(".")), 0, -1):  # a column's own name may have dots
+def _by_name(schema: pa.Schema, named: str) -> ImageColumn | None:
+    for at in range(len(named.split(".")), 0, -1):  # the name of a column may itself have dots
         parts = named.split(".")
         name, fields = ".".join(parts[:at]), tuple(parts[at:])
         if name not in schema.names:
             continue
-        ways = list(_everywhere(schema.field(name).type))
-        meant = [steps for steps in ways if tuple(step for step in steps if step != LIST)[: len(fields)] == fields]
-        told = [steps for steps in meant if steps[-1:] == ("bytes",)]
-        if meant:
-            return _only([ImageColumn(name, steps) for steps in told or meant])
+        binary = list(_all_binary(schema.field(name).type))
+        below = [steps for steps in binary if tuple(step for step in steps if step != LIST)[: len(fields)] == fields]
+        in_bytes = [steps for steps in below if steps[-1:] == ("bytes",)]
+        if below:
+            return _single([ImageColumn(name, steps) for steps in in_bytes or below])
     return None
 
 
-def _only(found: list[ImageColumn]) -> ImageColumn:
-    if len(found) > 1:
-        names = ", ".join(column.path for column in found)
+def _single(columns: list[ImageColumn]) -> ImageColumn:
+    if len(columns) > 1:
+        names = ", ".join(column.path for column in columns)
         raise InputError(f"the columns {names} could all be images: name one with source.image_column")
-    return found[0]
+    return columns[0]
 
 
-def _everywhere(kind: pa.DataType) -> Iterator[Steps]:
-    """Yield the ways to all binary values in a type; of a struct with `bytes`, to those alone."""
+def _all_binary(kind: pa.DataType) -> Iterator[Steps]:
+    """Yield the steps to all binary values in a type. In a struct with a field `bytes`, only to that field."""
     if is_bytes(kind):
         yield ()
     elif is_list(kind):
-        yield from ((LIST, *steps) for steps in _everywhere(kind.field(0).type))
+        yield from ((LIST, *steps) for steps in _all_binary(kind.field(0).type))
     elif pt.is_struct(kind):
         yield from _struct_of_bytes(kind) or (
-            (field.name, *steps) for field in kind for steps in _everywhere(field.type)
+            (field.name, *steps) for field in kind for steps in _all_binary(field.type)
         )
 
 
 def _struct_of_bytes(kind: pa.DataType) -> list[Steps]:
-    """As Hugging Face writes images."""
+    """Match the struct in which Hugging Face writes images: `{bytes, path}`."""
     at = kind.get_field_index("bytes") if pt.is_struct(kind) else -1
     return [("bytes",)] if at >= 0 and is_bytes(kind.field(at).type) else []
 
@@ -113,7 +111,7 @@ def _bytes_alone(kind: pa.DataType) -> list[Steps]:
 
 
 def _fixed(kind: pa.DataType) -> list[Steps]:
-    return [()] if pt.is_fixed_size_binary(kind) and kind.byte_width >= _LEAST_FIXED else []
+    return [()] if pt.is_fixed_size_binary(kind) and kind.byte_width >= _MIN_FIXED_BYTES else []
 
 
 def _list_of_structs(kind: pa.DataType) -> list[Steps]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ConfigError, InputError
 from imgbatch.sources import spelling
-from imgbatch.sources.column_types import is_bytes, is_text, plain
+from imgbatch.sources.column_types import carried_type, is_bytes, is_text
 
 URI = "uri"
 DID_YOU_MEAN = "Did you mean"
@@ -137,7 +137,7 @@ class Naming:
         if field not in rows.schema.names:
             return pa.nulls(len(rows), pa.string())
         column = rows[field]
-        kind = plain(column.type)
+        kind = carried_type(column.type)
         number = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
         if not (is_text(kind) or is_bytes(kind) or pa.types.is_null(kind) or (number and self.template is not None)):
             raise InputError(f"the column {field!r} holds {column.type}, and the name of an image is text")

@@ -21,11 +21,11 @@ from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, 
 from imgbatch.schema import LISTING
 from imgbatch.sources import tars
 from imgbatch.sources.base import ListingBatch
-from imgbatch.sources.formats import TableFormats
 from imgbatch.sources.manifest import METADATA, Manifest
 from imgbatch.sources.naming import DID_YOU_MEAN
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.sources.patterns import NOTHING, Candidates, junk
+from imgbatch.sources.table_formats import TableFormats
 from imgbatch.storage.stores import Folder, Meta, Stores
 
 _FILES_AT_ONCE = 4
@@ -142,7 +142,7 @@ class Objects:
         sidecar = candidates.sidecar or found.sidecar
         yield replace(candidates, ignored=ignored, example=example, sidecar=sidecar)
         if len(shards := objects.filter(is_tar)):
-            yield tars.in_place_of_members(shards)
+            yield tars.tar_rows(shards)
         tables = objects.filter(is_table)
         if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
             yield ListingBatch(gone, unread=True)

@@ -151,7 +151,7 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
         manifest = Manifest(stores, uri, config)
         return Source(uri, "manifest", manifest.list_images)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
-        return Source(uri, "tar", lambda: tars.listed(uri, meta))
+        return Source(uri, "tar", lambda: tars.list_tar(uri, meta))
     if config.format == "auto" and lower.endswith((*NOT_READ, *(f"{suffix}.gz" for suffix in NOT_READ))):
         raise InputError(
             f"{uri} is no form of list that is read, and by its name no image. Lists are {NAMED}. source.format=manifest "

@@ -1,4 +1,8 @@
-"""Effects: tars read as a stream of images with their sidecars, in the order of the members, and never unpacked."""
+"""Effects: tars read as a stream of images with their sidecars, in the order of the members, and never unpacked.
+
+The name of a member up to its first dot is its key. `.cls`, `.json` and `.txt` members are sidecars of the images with the same
+key. If another archive follows the end mark of the first one (`cat a.tar b.tar`), it is read too.
+"""
 
 from __future__ import annotations
 
@@ -24,33 +28,22 @@ from imgbatch.storage.stores import Meta, Stores
 
 Result = TypeVar("Result")
 
-
 SIDECARS = ("cls", "json", "txt")
-
-
 CARRIED_FIELDS = pa.schema([(CARRIED + name, pa.string()) for name in SIDECARS])
 
-
-# What `tarfile` raises for a block of zeros, for nothing, and for less than a header; it does not name them in public.
+# `tarfile` raises these for a block of zeros, for no data, and for less than a header. They are not part of its public API.
 _EndMark, _EmptyHeader, _TruncatedHeader = (
     getattr(tarfile, name) for name in ("EOFHeaderError", "EmptyHeaderError", "TruncatedHeaderError")
 )
 
-
 _GZIP, _USTAR, _BLOCK = b"\x1f\x8b", b"ustar", 512
 
-
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_MAX_SIDECAR_BYTES = 1 << 20
 
-
-_MOST_SIDECAR_BYTES = 1 << 20
-
-
-MOST_COLLECTED_BYTES = 256 << 20
-"""Of the keys and texts of a tar's sidecars, as Python keeps them, with `collect`: some 600,000 short ones."""
-
-
-_BYTES_OF_A_KEY, _BYTES_OF_A_TEXT = 350, 60
+MAX_COLLECTED_BYTES = 256 << 20
+"""Maximum memory for the keys and texts that `collect` keeps: about 600,000 short ones."""
+_BYTES_OF_A_KEY, _BYTES_OF_A_TEXT = 350, 60  # the overhead of Python's objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,41 +52,43 @@ class Member:
 
     name: str
     offset: int
-    """Where its header begins."""
-    group: int
-    """Where the header of the first member of its key begins: a reader that comes again may start there."""
+    """The position of its header."""
+    resume_offset: int
+    """The position of the header of the first member with its key: a reader that resumes must start there to have the
+    sidecars, which may come before the image."""
     content: bytes | Refusal
     sidecars: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a tar, or the tear."""
+    """The end of a tar, or the place from which it cannot be read."""
 
     offset: int
     ignored: int
-    """Members that are neither images nor sidecars, nor folders."""
-    tear: Refusal | None = None
+    """Number of members that are neither images, sidecars nor folders."""
+    damage: Refusal | None = None
+    """Why the tar cannot be read to its end."""
     unpaired: int = 0
-    """Sidecars that do not lie beside an image of their key."""
+    """Number of sidecars that are not next to an image with their key."""
     unpaired_example: str = ""
     """The name of one of them."""
     sidecars: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """With `collect`: their texts by key, in the columns that `Member.sidecars` has."""
+    """With `collect`: the texts of the unpaired sidecars by key, in the columns of `Member.sidecars`."""
 
 
 def key_of(name: str) -> str | None:
-    """Return what an image and its sidecars have in common: the path, and the name up to its first dot; None: it has none.
+    """Return the key that an image and its sidecars share: the path and the name up to its first dot; None without a dot.
 
     >>> key_of("./a/x.left.jpg"), key_of("a/x.cls"), key_of("a/nosuffix")
     ('a/x', 'a/x', None)
     """
-    found = _KEY.fullmatch(posixpath.normpath(name))
-    return found[1] if found else None
+    match = _KEY.fullmatch(posixpath.normpath(name))
+    return match[1] if match else None
 
 
 class _Header(tarfile.TarInfo):
-    """A header that tells the tar what it found in place of another one: `tarfile` keeps silent about most tears."""
+    """A header that records in the tar why no header could be read. `tarfile` itself treats most damage as the end."""
 
     @classmethod
     def fromtarfile(cls, tar: Any) -> Any:
@@ -106,7 +101,7 @@ class _Header(tarfile.TarInfo):
 
 @dataclass
 class TarReader:
-    """One tar, to be read once from a position on."""
+    """One tar, which can be read once, from a position on."""
 
     stores: Stores
     uri: str
@@ -114,11 +109,11 @@ class TarReader:
     suffixes: str
     max_bytes: int
     collect: bool = False
-    """Remember the sidecars that do not lie beside an image of their key, for whoever has read all of them."""
+    """Keep the sidecars that are not next to an image with their key, and return them with the end."""
     wanted: Collection[str] | None = None
-    """The names of the images that are read, whatever `suffixes` says; None: all."""
+    """The names of the images to read, whatever `suffixes` says; None: all."""
     _key: str | None = None
-    _group: int = 0
+    _key_offset: int = 0
     _images: list[tuple[str, int, bytes | Refusal]] = field(default_factory=list)
     _sidecars: dict[str, str] = field(default_factory=dict)
     _sidecar_names: list[str] = field(default_factory=list)
@@ -133,67 +128,74 @@ class TarReader:
             Candidates(self.suffixes) if self.wanted is None else self.wanted
         )
 
-    def members(self, group: int = 0, through: int = -1) -> Iterator[Member | End]:
-        """Yield the images behind the one whose header begins at `through`, and the end; reading begins at `group`.
+    def members(self, resume_offset: int = 0, last_offset: int = -1) -> Iterator[Member | End]:
+        """Yield images, and then the end.
+
+        Args:
+            resume_offset: the position of a header, from which the tar is read.
+            last_offset: images whose header is at this position or before it are skipped.
 
         Raises:
-            StoreError: the store stayed away, or the tar is another than the one that was listed.
-            InputError: with `collect`: more sidecars are to be remembered than memory is given for.
+            StoreError: the store stayed unreachable, or the tar has changed since it was listed.
+            InputError: with `collect`: the sidecars exceed MAX_COLLECTED_BYTES.
         """
-        # The bytes decide, not the name. Within gzip data no position can be asked for.
-        start = 0 if group and self._begins() == _GZIP else group
+        # The first bytes decide, not the name. A position within compressed data cannot be requested, so a compressed tar is
+        # read from its beginning again.
+        start = 0 if resume_offset and self._begins() == _GZIP else resume_offset
         tar: tarfile.TarFile | None = None
         with self.stores.stream(self.uri, self.meta, start) as stream:
             head, chunks = peek(read_chunks(stream.read), _BLOCK)
-            packed = not start and head.startswith(_GZIP)
+            compressed = not start and head.startswith(_GZIP)
             file = ForwardReader(chunks, start)
-            tear: Refusal | None = None
+            damage: Refusal | None = None
             try:
-                if packed:
+                if compressed:
                     head, chunks = peek(gunzip(chunks), _BLOCK)
                     file = ForwardReader(chunks)
-                follows, more = False, True
-                while more:
-                    began, tar, found = file.tell(), _archive(file), 0
+                is_first, more = True, True
+                while more:  # an archive each
+                    began, tar, count = file.tell(), _archive(file), 0
                     while _ended_by(tar) is None and (info := _next(tar)) is not None:
-                        cast(Any, tar).members.clear()  # a tar of a million members would keep them all
-                        found += 1
-                        yield from self._take(file, info, through)
+                        cast(Any, tar).members.clear()  # `tarfile` keeps all members; there may be millions
+                        count += 1
+                        yield from self._take(file, info, last_offset)
                     ended_by = _ended_by(tar)
                     if not isinstance(ended_by, _EndMark):
-                        head = b"" if start or follows or found else head
-                        tear = self._no_tar(file, began, packed) if follows and not found else _torn(ended_by, head)
+                        head = head if is_first and not start and not count else b""
+                        follows = not is_first and not count
+                        damage = self._not_a_tar(file, began, compressed) if follows else _damage(ended_by, head)
                         break
-                    follows, more = True, file.skip_zeros()
+                    is_first, more = False, file.skip_zeros()
             except (tarfile.TarError, zlib.error, EOFError) as error:
-                tear = _torn(error, b"" if start or tar is not None else head)
-        yield from self._flush(through)
+                damage = _damage(error, b"" if start or tar is not None else head)
+        yield from self._flush(last_offset)
         offset = start if tar is None else tar.offset
-        yield End(offset, self._ignored, tear, self._unpaired, self._unpaired_example, self._collected)
+        yield End(offset, self._ignored, damage, self._unpaired, self._unpaired_example, self._collected)
 
     def _begins(self) -> bytes:
-        """Return the first bytes: one request more where a run resumes within a tar."""
+        """Return the first bytes. This takes a request, which is made only when a run resumes within a tar."""
         return self.stores.call(
             "read", self.uri, lambda store, path: store.read_range(path, 0, len(_GZIP), self.meta.etag)
         )
 
-    def _take(self, file: ForwardReader, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
+    def _take(self, file: ForwardReader, info: tarfile.TarInfo, last_offset: int) -> Iterator[Member]:
+        """Add a member to the images and sidecars of its key; yield those of the key before, if the key has changed."""
         if info.isdir():
             return
         if is_junk(info.name):  # such as ._x.jpg, which macOS writes between x.jpg and x.cls
             self._ignored += 1
             return
-        found = _KEY.fullmatch(posixpath.normpath(info.name))
-        key = found[1] if found else None
+        match = _KEY.fullmatch(posixpath.normpath(info.name))
+        key = match[1] if match else None
         if key is None or key != self._key:
-            yield from self._flush(through)
-            self._key, self._group = key, info.offset
-        plain_file = info.isreg() and not info.issparse()
-        if found and found[2].lower() in SIDECARS and plain_file and info.size <= _MOST_SIDECAR_BYTES:
-            self._sidecars[CARRIED + found[2].lower()] = _text(_content(file, info))
+            yield from self._flush(last_offset)
+            self._key, self._key_offset = key, info.offset
+        is_file = info.isreg() and not info.issparse()
+        if match and match[2].lower() in SIDECARS and is_file and info.size <= _MAX_SIDECAR_BYTES:
+            self._sidecars[CARRIED + match[2].lower()] = _text(_content(file, info))
             self._sidecar_names.append(info.name)
-        elif plain_file and info.name.lower().endswith(".cls") and info.size <= _MOST_SIDECAR_BYTES:
-            self._leave_loose_label(info.name, _text(_content(file, info)))
+        elif is_file and info.name.lower().endswith(".cls") and info.size <= _MAX_SIDECAR_BYTES:
+            self._add_loose_label(info.name, _text(_content(file, info)))
         elif info.name in self._candidates:
             self._images.append((info.name, info.offset, self._image(file, info)))
         else:
@@ -208,54 +210,54 @@ class TarReader:
             return Refusal("fetch", "too_large", f"{info.size} bytes are more than fetch.max_bytes={self.max_bytes}")
         return _content(file, info)
 
-    def _flush(self, through: int) -> Iterator[Member]:
-        """Yield the images of the key that has ended: now the sidecars beside them are known."""
+    def _flush(self, last_offset: int) -> Iterator[Member]:
+        """Yield the images of a key whose members have all been read, with their sidecars."""
         for name, offset, content in self._images:
-            if offset > through:
-                yield Member(name, offset, self._group, content, self._sidecars)
+            if offset > last_offset:
+                yield Member(name, offset, self._key_offset, content, self._sidecars)
         if self._sidecar_names and not self._images:
-            self._leave_unpaired(self._key or "")
+            self._add_unpaired(self._key or "")
         self._images, self._sidecars, self._sidecar_names = [], {}, []
 
-    def _leave_unpaired(self, key: str) -> None:
-        """Count the sidecars of a key that has ended without an image."""
+    def _add_unpaired(self, key: str) -> None:
+        """Count the sidecars of a key without an image."""
         if is_no_image(key):  # README.txt
             self._ignored += len(self._sidecar_names)
             return
         self._unpaired += len(self._sidecar_names)
         self._unpaired_example = self._unpaired_example or self._sidecar_names[0]
         if self.collect:
-            self._remember(key, self._sidecars)
+            self._collect(key, self._sidecars)
 
-    def _leave_loose_label(self, name: str, text: str) -> None:
-        """Count a `.cls` that no image can have as its own, since its name has other dots: `x.001.cls`."""
+    def _add_loose_label(self, name: str, text: str) -> None:
+        """Count a `.cls` that is no sidecar, since its name has other dots: `x.001.cls`."""
         self._unpaired += 1
         self._unpaired_example = self._unpaired_example or name
         if self.collect:
-            self._remember(posixpath.normpath(name)[: -len(".cls")], {CARRIED + "cls": text})
+            self._collect(posixpath.normpath(name)[: -len(".cls")], {CARRIED + "cls": text})
 
-    def _remember(self, key: str, sidecars: Mapping[str, str]) -> None:
+    def _collect(self, key: str, sidecars: Mapping[str, str]) -> None:
         texts = self._collected.setdefault(key, {})
         for column, text in sidecars.items():
             if texts.setdefault(column, text) != text and column != CARRIED + "txt":
                 raise InputError(
                     f"{self.uri} has two members {key}.{column.removeprefix(CARRIED)} that differ: {texts[column][:80]!r} and "
-                    f"{text[:80]!r}; take one of them out"
+                    f"{text[:80]!r}. Remove one of them"
                 )
         self._collected_bytes += (
             _BYTES_OF_A_KEY + len(key) + sum(len(text) + _BYTES_OF_A_TEXT for text in sidecars.values())
         )
-        if self._collected_bytes > MOST_COLLECTED_BYTES:
+        if self._collected_bytes > MAX_COLLECTED_BYTES:
             raise InputError(
-                f"{self.uri}: more than {len(self._collected) - 1:,} images do not lie beside their sidecars, such as "
-                f"{self._unpaired_example}, which takes more than {MOST_COLLECTED_BYTES >> 20} MB of memory: write the tar in "
-                "the order of its names (tar --sort=name), so that they do"
+                f"{self.uri}: more than {len(self._collected) - 1:,} images are not next to their sidecars, such as "
+                f"{self._unpaired_example}, which takes more than {MAX_COLLECTED_BYTES >> 20} MB of memory. Write the tar in "
+                "the order of the names (tar --sort=name)"
             )
 
-    def _no_tar(self, file: ForwardReader, began: int, packed: bool) -> Refusal:
-        """Say that something follows the end mark that is no tar."""
+    def _not_a_tar(self, file: ForwardReader, began: int, compressed: bool) -> Refusal:
+        """Return the damage of a tar after whose end mark something else follows."""
         size = self.meta.size
-        if packed or size is None:
+        if compressed or size is None:
             while file.read(1 << 20):
                 pass
             size = file.tell()
@@ -266,27 +268,31 @@ class TarReader:
 
 
 def _archive(file: ForwardReader) -> tarfile.TarFile:
-    """Return the archive that begins here."""
-    # Names that are no UTF-8 stay distinct, and can stand in a table.
-    return _sensible(lambda: tarfile.TarFile(fileobj=cast(Any, file), tarinfo=_Header, errors="backslashreplace"))
+    """Open the archive that begins at the current position."""
+    # Names that are not UTF-8 stay distinct, and are valid text for tables.
+    return _checked(lambda: tarfile.TarFile(fileobj=cast(Any, file), tarinfo=_Header, errors="backslashreplace"))
 
 
 def _ended_by(tar: tarfile.TarFile) -> Exception | None:
-    """Return what was found in place of another header; opening an archive reads its first one."""
+    """Return why no further header could be read, None if one may follow. Opening an archive already reads a header."""
     return getattr(tar, "ended_by", None)
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """Return the next member."""
-    return _sensible(tar.next)
+    return _checked(tar.next)
 
 
-def _sensible(read: Callable[[], Result]) -> Result:
-    """Return what `tarfile` reads; of headers that make no sense it raises whatever it stumbles over."""
+def _checked(read: Callable[[], Result]) -> Result:
+    """Call a method of `tarfile`, which raises all kinds of exceptions for invalid headers.
+
+    Raises:
+        ReadError: in place of them.
+    """
     try:
         return read()
     except (ValueError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
-        raise tarfile.ReadError(f"a header that makes no sense: {error}") from error
+        raise tarfile.ReadError(f"an invalid header: {error}") from error
 
 
 def _content(file: ForwardReader, info: tarfile.TarInfo) -> bytes:
@@ -298,17 +304,17 @@ def _content(file: ForwardReader, info: tarfile.TarInfo) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    """Return the text of a sidecar, without the byte order mark that Windows' editors and PowerShell begin it with."""
+    """Decode a sidecar: UTF-8, or UTF-16 with a byte order mark, as editors and PowerShell on Windows write it."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace").strip()
     return data.decode("utf-8-sig", "replace").strip()
 
 
-def _torn(error: Exception | None, head: bytes = b"") -> Refusal:
-    """Return what to say of the end of a tar that is none.
+def _damage(error: Exception | None, head: bytes = b"") -> Refusal:
+    """Return the damage of a tar that does not end with an end mark.
 
     Args:
-        head: how the object begins, if no member was found in it.
+        head: the first bytes of the object, if it has no member.
     """
     kind = named(head)
     if head and kind and _USTAR not in head[:_BLOCK]:
@@ -316,6 +322,6 @@ def _torn(error: Exception | None, head: bytes = b"") -> Refusal:
             kind += "; of archives only tars are read, plain or compressed with gzip: pack it so"
         return Refusal("list", "unsupported" if archive(head) else "corrupt", f"the object is no tar, but {kind}")
     text = str(error)
-    short = isinstance(error, EOFError | _EmptyHeader | _TruncatedHeader) or "end of" in text
-    message = f"the tar is torn ({text or 'it ends without an end mark'}): its members up to here were read"
-    return Refusal("list", "truncated" if short else "corrupt", message)
+    is_truncated = isinstance(error, EOFError | _EmptyHeader | _TruncatedHeader) or "end of" in text
+    message = f"the tar is damaged ({text or 'it ends without an end mark'}): its members up to here were read"
+    return Refusal("list", "truncated" if is_truncated else "corrupt", message)

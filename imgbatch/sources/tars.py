@@ -1,9 +1,7 @@
-"""Effects: images that are members of tars (WebDataset shards): read as a stream, in the order in which they stand,
-never unpacked.
+"""Effects: tars of images (WebDataset shards) as a source: how they are listed, and what their sidecars say.
 
-A member's URI is `TAR#NAME`. Its name up to the first dot is its key; `.cls`, `.json` and `.txt` members of the same key
-travel along. Which members a tar has is known once it is read to its end: only the pass that labels them reads it. An archive
-that follows the end mark of the one before it (`cat a.tar b.tar`) is read as well.
+A member's URI is `TAR#NAME`. A listing has one row for each tar, in place of its members: only reading a tar to its end shows
+which members it has, and only the pass that labels them does so.
 """
 
 from __future__ import annotations
@@ -21,69 +19,69 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def read_sidecars(stores: Stores, uri: str, suffixes: str) -> Mapping[str, Mapping[str, str]]:
-    """Return the sidecars of a tar that do not lie beside their image, by key; see `TarReader.collect`.
+    """Return the sidecars of a tar that are not next to their image, by key; see `TarReader.collect`.
 
     Raises:
         StoreError: the tar cannot be read.
-        InputError: they are more than memory is given for.
+        InputError: they exceed MAX_COLLECTED_BYTES.
     """
     _, end = _members_without_content(stores, uri, suffixes, None)
     return end.sidecars if end is not None else {}
 
 
 def loose_label(uri: str, sidecars: Mapping[str, Mapping[str, str]], keys: Collection[str | None]) -> str | None:
-    """Return what to say of a tar's `.cls` members that have no image of their key; None: there are none.
+    """Return a message about a `.cls` member that has no image with its key; None if there is none.
 
     Args:
-        sidecars: those that do not lie beside their image, by key.
-        keys: of all images.
+        sidecars: those that are not next to their image, by key.
+        keys: the keys of all images.
     """
     loose = next((key for key, texts in sidecars.items() if CARRIED + "cls" in texts and key not in keys), None)
-    return None if loose is None else f"{uri}#{loose}.cls may say a label, and there is no image of its key"
+    return None if loose is None else f"{uri}#{loose}.cls may hold a label, but no image has its key"
 
 
-def read_members(stores: Stores, uri: str, suffixes: str, *, most: int) -> tuple[pa.Table, bool]:
-    """Return the first images of a tar, and whether these are all.
+def read_members(stores: Stores, uri: str, suffixes: str, *, max_images: int) -> tuple[pa.Table, bool]:
+    """Return the first images of a tar without their content, and whether these are all.
 
-    The table has `uri`, the texts of their sidecars in `cls` and `json`, and in `loose` what is wrong with others. Sidecars
-    that do not lie beside their image are known if the images are all.
+    The table has `uri`, the texts of the sidecars in `cls` and `json`, and in `loose` the message of `loose_label`. Sidecars
+    that are not next to their image are included only if the tar was read to its end.
     """
-    found, end = _members_without_content(stores, uri, suffixes, most)
-    elsewhere = end.sidecars if end is not None else {}
+    members, end = _members_without_content(stores, uri, suffixes, max_images)
+    unpaired = end.sidecars if end is not None else {}
     rows: list[dict[str, str | None]] = []
-    for member in found:
-        said = {**elsewhere.get(key_of(member.name) or "", {}), **member.sidecars}
-        rows.append({"uri": f"{uri}#{member.name}", **{kind: said.get(CARRIED + kind) for kind in ("cls", "json")}})
+    for member in members:
+        texts = {**unpaired.get(key_of(member.name) or "", {}), **member.sidecars}
+        rows.append({"uri": f"{uri}#{member.name}", **{kind: texts.get(CARRIED + kind) for kind in ("cls", "json")}})
     if rows:
-        rows[0]["loose"] = loose_label(uri, elsewhere, {key_of(member.name) for member in found})
+        rows[0]["loose"] = loose_label(uri, unpaired, {key_of(member.name) for member in members})
     schema = pa.schema([(name, pa.string()) for name in ("uri", "cls", "json", "loose")])
     return pa.Table.from_pylist(rows, schema=schema), end is not None
 
 
 def _members_without_content(
-    stores: Stores, uri: str, suffixes: str, most: int | None
+    stores: Stores, uri: str, suffixes: str, max_images: int | None
 ) -> tuple[list[Member], End | None]:
-    """Return up to `most` images of a tar, and its end if it was reached; None: none of the images, but the end."""
+    """Return up to `max_images` images of a tar, and its end if it was reached. With None: no images, but the end."""
     meta = stores.call("look at", uri, lambda store, path: store.head(path))
-    found: list[Member] = []
+    members: list[Member] = []
     for member in TarReader(stores, uri, meta, suffixes, max_bytes=-1, collect=True).members():
         if isinstance(member, End):
-            return found, member
-        if most is not None:
-            found.append(member)
-            if len(found) == most:
+            return members, member
+        if max_images is not None:
+            members.append(member)
+            if len(members) == max_images:
                 break
-    return found, None
+    return members, None
 
 
-def listed(uri: str, meta: Meta) -> Iterator[ListingBatch]:
-    """Yield a tar as one row, in place of its members."""
+def list_tar(uri: str, meta: Meta) -> Iterator[ListingBatch]:
+    """Yield one tar as a row, in place of its members."""
     row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
-    yield in_place_of_members(pa.RecordBatch.from_pylist([row], schema=LISTING))
+    yield tar_rows(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
-def in_place_of_members(objects: pa.RecordBatch) -> ListingBatch:
-    """Return tars as rows in place of their members, with the columns that these are going to carry."""
+def tar_rows(objects: pa.RecordBatch) -> ListingBatch:
+    """Return tars as rows in place of their members, with the columns that the members will carry."""
     columns = {name: objects[name] for name in objects.schema.names}
     columns["container"] = pa.repeat(TAR, len(objects))
     columns |= {entry.name: pa.nulls(len(objects), entry.type) for entry in CARRIED_FIELDS}

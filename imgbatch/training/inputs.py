@@ -158,7 +158,7 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
     for number, tar in opened:
         tick()
         rows, whole_tar = tars.read_members(
-            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS
+            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, max_images=_PREVIEWED_MEMBERS
         )
         source, every = listed.table[OBJECT_OF][number], every and whole_tar
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))

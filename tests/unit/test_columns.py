@@ -13,7 +13,7 @@ import pytest
 from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.rejects import Refusal
-from imgbatch.sources.column_types import as_plain, plain
+from imgbatch.sources.column_types import as_carried, carried_type
 from imgbatch.sources.columns import MAX_CARRIED_BYTES
 from imgbatch.sources.fetch import Fetcher
 from imgbatch.sources.image_column import image_column
@@ -230,7 +230,7 @@ def test_values_are_carried_and_pixels_are_not(disk: Folder, kind: str, caplog: 
         assert {name for name in row if name.startswith("input_")} - {"input_path"} == {
             f"input_{name}" for name in VALUES
         }
-    told = [record.getMessage() for record in caplog.records if "are not carried along" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "are omitted from the tables" in record.getMessage()]
     assert len(told) == 1 and all(repr(name) in told[0] for name in NOT_CARRIED)
 
 
@@ -287,5 +287,5 @@ def test_the_plain_type_holds_the_same_values(value: list[Any], kind: pa.DataTyp
     if isinstance(kind, pa.BaseExtensionType):
         value = [each.bytes for each in value]
     array = pa.array(value, kind) if not pa.types.is_dictionary(kind) else pa.array(value).dictionary_encode()
-    assert as_plain(array, plain(kind)).to_pylist() == value
-    assert plain(plain(kind)) == plain(kind)
+    assert as_carried(array, carried_type(kind)).to_pylist() == value
+    assert carried_type(carried_type(kind)) == carried_type(kind)

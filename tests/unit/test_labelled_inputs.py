@@ -215,8 +215,8 @@ SAYS = {"day1/1.cls": b"Gala\n", "day1/2.json": b'{"label": "Fuji"}', "day2/3.cl
 def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members: dict[str, bytes]) -> None:
     tar = str(tar_of(tmp_path / "a.tar", members))
     prefix = "./" if "./day1/1.jpg" in members else ""
-    rows, complete = read_members(STORES, tar, "images", most=10)
-    assert complete and not read_members(STORES, tar, "images", most=2)[1]
+    rows, complete = read_members(STORES, tar, "images", max_images=10)
+    assert complete and not read_members(STORES, tar, "images", max_images=2)[1]
     assert rows["cls"].to_pylist() == ["Gala", None, "Lime"] and rows["json"].to_pylist()[1] == '{"label": "Fuji"}'
     assert sorted(read_sidecars(STORES, tar, "images")) == ["day1/1", "day1/2", "day2/3"]
 
@@ -268,7 +268,7 @@ def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, memb
         if chosen.labels == "folders":
             assert [row for each in members_of for row in each[TRUTH].to_pylist()] == ["a", "b"]
         else:
-            with pytest.raises(InputError, match=r"\.cls may say a label, and there is no image of its key"):
+            with pytest.raises(InputError, match=r"\.cls may hold a label, but no image has its key"):
                 list(members_of)
 
 

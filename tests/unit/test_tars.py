@@ -69,13 +69,15 @@ def pictures(first: int, count: int) -> list[Entry]:
     return [(f"{number:04d}.png", picture(number)) for number in range(first, first + count)]
 
 
-def read(place: Path, data: bytes, *, name: str = "a.tar", group: int = 0, through: int = -1, **more: Any) -> list[Any]:
+def read(
+    place: Path, data: bytes, *, name: str = "a.tar", resume_offset: int = 0, last_offset: int = -1, **more: Any
+) -> list[Any]:
     """Return what a tar of these bytes gives."""
     (place / name).write_bytes(data)
     tar = TarReader(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
     )
-    return list(tar.members(group, through))
+    return list(tar.members(resume_offset, last_offset))
 
 
 def whole(found: list[Any]) -> tuple[list[Member], End]:
@@ -101,7 +103,7 @@ def test_members_with_what_lies_beside_them(tmp_path: Path) -> None:
         ("nosuffix", b"bare", {}),
         ("x" * 200 + ".jpg", b"long", {}),
     ]
-    assert (end.ignored, end.tear) == (2, None)
+    assert (end.ignored, end.damage) == (2, None)
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -112,9 +114,11 @@ def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: st
     data = gzip.compress(data) if name.endswith("gz") else data
     members, end = whole(read(tmp_path, data, name=name))
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
         assert rest == members[at + 1 :]
-        assert (again.offset, again.tear) == (end.offset, None)
+        assert (again.offset, again.damage) == (end.offset, None)
 
 
 def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
         ("soft.jpg", "unsupported"), ("hard.jpg", "unsupported"), ("pipe.jpg", "unsupported"), ("large.jpg", "too_large"),
         ("../../up.jpg", b"up"), ("/etc/abs.jpg", b"abs"),
     ]  # fmt: skip
-    assert end.tear is None
+    assert end.damage is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is ever unpacked
 
 
@@ -145,7 +149,7 @@ def test_a_size_that_lies_is_a_tear(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, data))
     assert [member.name for member in members] == ["a.jpg", "huge.jpg"]
     assert isinstance(members[1].content, Refusal) and members[1].content.reason == "too_large"
-    assert end.tear is not None
+    assert end.damage is not None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_a_header_that_makes_no_sense_is_a_tear(tmp_path: Path, more: dict[str, 
     info.pax_headers = more
     data = packed(("a.jpg", b"a"))[:1024] + info.tobuf(tarfile.PAX_FORMAT) + b"x" * 2048
     members, end = whole(read(tmp_path, data))
-    assert members[0].name == "a.jpg" and end.tear is not None and end.tear.reason in ("corrupt", "truncated")
+    assert members[0].name == "a.jpg" and end.damage is not None and end.damage.reason in ("corrupt", "truncated")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
@@ -175,8 +179,8 @@ def test_a_torn_tar_gives_the_members_before_the_tear(tmp_path: Path, name: str)
         expected = [(name, content) for name, content in entries if isinstance(content, bytes)][: len(members)]
         assert [(member.name, member.content) for member in members] == expected
         told = cut < 4 * 1536 + 512 if name == "a.tar" else True  # behind the first block of zeros nothing is missed
-        assert (end.tear is not None) == told, cut
-        assert end.tear is None or end.tear.reason in ("truncated", "corrupt")
+        assert (end.damage is not None) == told, cut
+        assert end.damage is None or end.damage.reason in ("truncated", "corrupt")
         assert name != "a.tar" or len(members) >= min(4, cut // 1536)
 
 
@@ -185,14 +189,14 @@ def test_a_damaged_header_is_a_tear_and_not_the_end(tmp_path: Path) -> None:
     data[2048 : 2048 + 100] = b"\xff" * 100
     members, end = whole(read(tmp_path, bytes(data)))
     assert [member.name for member in members] == ["0.jpg", "1.jpg"]
-    assert end.tear is not None and end.tear.reason == "corrupt"
+    assert end.damage is not None and end.damage.reason == "corrupt"
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar", b"\x1f\x8b no gzip", np.random.default_rng(0).bytes(5000)])
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
 def test_what_is_no_tar_at_all_is_one_reject(tmp_path: Path, data: bytes, name: str) -> None:
     members, end = whole(read(tmp_path, data, name=name))
-    assert members == [] and end.tear is not None
+    assert members == [] and end.damage is not None
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "A.TAR", "shard"])
@@ -204,10 +208,14 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
     assert [member.name for member in members] == [
         "000.jpg", "b/001.left.jpg", "b/001.right.jpg", "002.png", "nosuffix", "x" * 200 + ".jpg"
     ]  # fmt: skip
-    assert (end.ignored, end.tear) == (2, None)
+    assert (end.ignored, end.damage) == (2, None)
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, pack(packed(*SHARD)), name=name, group=member.group, through=member.offset))
-        assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
+        rest, again = whole(
+            read(
+                tmp_path, pack(packed(*SHARD)), name=name, resume_offset=member.resume_offset, last_offset=member.offset
+            )
+        )
+        assert rest == members[at + 1 :] and (again.offset, again.damage) == (end.offset, None)
 
 
 @pytest.mark.parametrize(
@@ -233,14 +241,14 @@ def test_what_is_called_a_tar_and_is_none_is_named(
     tmp_path: Path, data: bytes, reason: str, told: str, name: str
 ) -> None:
     members, end = whole(read(tmp_path, data, name=name))
-    assert members == [] and end.tear is not None
-    assert end.tear.reason == reason and told in end.tear.message and "torn" not in end.tear.message
+    assert members == [] and end.damage is not None
+    assert end.damage.reason == reason and told in end.damage.message and "damaged" not in end.damage.message
 
 
 def test_a_torn_tar_is_not_taken_for_another_kind(tmp_path: Path) -> None:
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
         _, end = whole(read(tmp_path, packed(("a.jpg", b"x" * 600), format=format)[:700]))
-        assert end.tear is not None and "the tar is torn" in end.tear.message
+        assert end.damage is not None and "the tar is damaged" in end.damage.message
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.tar", gzip.compress), ("a.tar.gz", bytes)])
@@ -298,10 +306,12 @@ def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, 
     first, second, third = packed(*SHARD[:5]), packed(*SHARD[5:8]), packed(("z.jpg", b"z"))
     data = joined(name, first + bytes(zeros), second, third) + bytes(zeros)
     members, end = whole(read(tmp_path, data, name=name))
-    assert [member.content for member in members] == [b"zero", b"left", b"right", b"two", b"z"] and end.tear is None
+    assert [member.content for member in members] == [b"zero", b"left", b"right", b"two", b"z"] and end.damage is None
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
-        assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
+        assert rest == members[at + 1 :] and (again.offset, again.damage) == (end.offset, None)
 
 
 def test_a_tar_whose_gzip_data_come_in_many_members_is_read_to_its_end(tmp_path: Path) -> None:
@@ -322,13 +332,13 @@ def test_what_follows_a_tar_and_is_none_is_one_reject(tmp_path: Path, name: str,
     data = joined(name, packed(("a.jpg", b"a"))) + bytes(zeros) + tail
     members, end = whole(read(tmp_path, data, name=name))
     assert [member.name for member in members] == ["a.jpg"]
-    assert end.tear is not None and end.tear.reason == "corrupt"
-    assert (f"{len(tail):,} bytes after" if name == "a.tar" else "bytes behind") in end.tear.message
+    assert end.damage is not None and end.damage.reason == "corrupt"
+    assert (f"{len(tail):,} bytes after" if name == "a.tar" else "bytes after it") in end.damage.message
 
 
 def test_what_follows_a_tar_within_its_gzip_data_is_counted_too(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")) + b"no tar " * 100_000), name="a.tgz"))
-    assert len(members) == 1 and end.tear is not None and "700,000 bytes after" in end.tear.message
+    assert len(members) == 1 and end.damage is not None and "700,000 bytes after" in end.damage.message
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
@@ -337,19 +347,19 @@ def test_a_tear_in_the_second_tar_leaves_what_is_before_it(tmp_path: Path, name:
     data = joined(name, first, second[: 512 + 1024 + 100] if name == "a.tar" else second)
     data = data if name == "a.tar" else data[:-60]
     members, end = whole(read(tmp_path, data, name=name))
-    assert members[0].name == "a.jpg" and end.tear is not None and end.tear.reason == "truncated"
+    assert members[0].name == "a.jpg" and end.damage is not None and end.damage.reason == "truncated"
 
 
 def test_gzip_data_that_fail_their_checksum_are_a_tear(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(packed(("a.jpg", b"a"))))
     data[-8] ^= 1
     members, end = whole(read(tmp_path, bytes(data), name="a.tgz"))
-    assert len(members) == 1 and end.tear is not None and end.tear.reason == "corrupt"
+    assert len(members) == 1 and end.damage is not None and end.damage.reason == "corrupt"
 
 
 def test_gzip_data_that_lack_their_last_bytes_are_a_tear(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")))[:-3], name="a.tgz"))
-    assert len(members) == 1 and end.tear is not None and end.tear.reason == "truncated"
+    assert len(members) == 1 and end.damage is not None and end.damage.reason == "truncated"
 
 
 # Sidecars
@@ -390,7 +400,7 @@ def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.sources.tar_reader.MOST_COLLECTED_BYTES", 1 << 20)
+    monkeypatch.setattr("imgbatch.sources.tar_reader.MAX_COLLECTED_BYTES", 1 << 20)
     entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
     with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
         collected(tmp_path, packed(*entries))
