@@ -1,12 +1,7 @@
-"""Effects: stores by URI: the store of a URI, retries, and errors that name the operation and the URI.
-
-A URI has the form that `fsspec.url_to_fs` accepts and is not percent-encoded. A local URI is an absolute path without
-`file://`.
-"""
+"""Effects: stores by URI: the store of a URI, retries, and errors that name the operation and the URI."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -37,8 +32,9 @@ from imgbatch.storage.file_objects import RangeFile, StreamFile
 from imgbatch.storage.fsspec_store import FsspecStore
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.retry import backoff
+from imgbatch.storage.uris import is_local, split_scheme
 
-__all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join", "scheme"]
+__all__ = ["Folder", "Meta", "Stores"]
 
 log = logging.getLogger(__name__)
 
@@ -52,76 +48,6 @@ _MAX_CONFLICTS = 1000
 # The rule of S3, extended by the names of older buckets and of other servers. obstore puts the name into the URL of a signed
 # request. Other characters, such as the # in s3://evil.org#/x, could send that request to another host.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-
-_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
-
-
-def _parts(uri: str) -> tuple[str, str]:
-    match = _PROTOCOL.match(uri)
-    return (match[1], uri[match.end() :]) if match else ("", uri)
-
-
-def scheme(uri: str) -> str:
-    """Return the part before `://`; `file` for a local path.
-
-    >>> scheme("s3://b/x"), scheme("/data/x"), scheme("simplecache::s3://b/x")
-    ('s3', 'file', 'simplecache::s3')
-    """
-    return "file" if is_local(uri) else _parts(uri)[0]
-
-
-def is_local(uri: str) -> bool:
-    """Return whether a URI refers to this machine's file system."""
-    return _parts(uri)[0] in ("", "file", "local")
-
-
-def absolute(uri: str) -> str:
-    """Return a URI as the tables have it: local paths absolute and without a scheme, no slash at the end.
-
-    >>> absolute("s3://bucket/photos/"), absolute("file:///data/a.jpg")
-    ('s3://bucket/photos', '/data/a.jpg')
-    """
-    protocol, rest = _parts(uri)
-    if is_local(uri):
-        return os.path.abspath(os.path.expanduser(rest))
-    return f"{protocol}://{rest.rstrip('/')}"
-
-
-def missing_path(uri: str) -> str | None:
-    """Return the message for a local path that does not exist, with a near miss; None if it exists or is not local.
-
-    Object stores have no folders, so that only a listing shows whether something lies below a name.
-    """
-    if not is_local(uri) or os.path.lexists(path := absolute(uri)):
-        return None
-    parent, name = os.path.split(path)
-    if not os.path.isdir(parent):
-        above = parent
-        while above != os.path.dirname(above) and not os.path.isdir(above):
-            above = os.path.dirname(above)
-        return f"{path} does not exist; of its path only {above} exists"
-    try:
-        close = difflib.get_close_matches(name, sorted(os.listdir(parent)), n=1)
-    except OSError:  # the folder may not be listed; the message does not need the near miss
-        close = []
-    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, close[0])}?" if close else "")
-
-
-def join(folder: str, name: str) -> str:
-    """Return the URI of `name` in `folder`; a name that is a URI or an absolute path is returned as it is.
-
-    >>> join("s3://b/lists", "cats/1.jpg"), join("/data", "/other/2.jpg"), join("s3://b/lists", "../3.jpg")
-    ('s3://b/lists/cats/1.jpg', '/other/2.jpg', 's3://b/3.jpg')
-    """
-    if _parts(name)[0] or name.startswith("/"):
-        return absolute(name)
-    protocol, base = _parts(folder)
-    path = f"{base.rstrip('/')}/{name}"
-    if not protocol:
-        return os.path.abspath(path)
-    if {".", ".."} & set(name.split("/")):  # only then: in an object store a//b and a/b are different keys
-        path = os.path.normpath(path)
-    return f"{protocol}://{path}"
 
 
 class Stores:
@@ -156,7 +82,7 @@ class Stores:
             BadPath: the URI chains file systems (`::`), or names no bucket.
             ConfigError: fsspec has no such file system, or its package is not installed.
         """
-        protocol, rest = _parts(uri)
+        protocol, rest = split_scheme(uri)
         bucket = rest.partition("/")[0]
         if "::" in protocol:
             raise BadPath(f"{uri}: chained file systems (::) are not supported")
@@ -224,7 +150,7 @@ class Stores:
                 with guarded(operation, uri):
                     return action(*self.resolve(uri, via_fsspec=via_fsspec))
             except BadPath:
-                if via_fsspec or _parts(uri)[0] not in _S3:
+                if via_fsspec or split_scheme(uri)[0] not in _S3:
                     raise
                 via_fsspec = True  # obstore refuses some keys that s3fs supports
                 continue

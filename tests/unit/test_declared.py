@@ -11,10 +11,10 @@ from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.schema import PARQUET, TAR
 from imgbatch.sources.declared import Declaration, decide
+from imgbatch.sources.label_summary import LabelSummary
 from imgbatch.sources.labelled import OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.split_words import TEST, TRAIN, VAL
-from imgbatch.sources.understood import Understood
 
 FOLDER = (Root("/in", "folder"),)
 
@@ -290,7 +290,7 @@ def test_a_tar_that_is_not_read_is_a_place_without_images() -> None:
 
 def test_what_was_understood_is_a_table() -> None:
     listed = rows(*(f"train/c{n:02d}/1.jpg" for n in range(22)), "val/c00/2.jpg", "test/3.jpg")
-    declared, understood = decided(listed), Understood()
+    declared, understood = decided(listed), LabelSummary()
     labels, splits = declared.apply(listed)
     understood.add(labels, splits, listed["uri"])
     lines = understood.lines(declared.origins)

@@ -19,7 +19,7 @@ from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, TimedOut, 
 from imgbatch.rejects import Refusal
 from imgbatch.schema import LISTING
 from imgbatch.sources.fetch import Fetcher
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage import http as http_module
 from imgbatch.storage.stores import Folder, Stores
 
@@ -206,7 +206,7 @@ def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> No
 def uris(folder: Folder, name: str, **config: Any) -> list[str]:
     """List a manifest as the job does."""
     sources = recognise(folder.stores, [folder.at(name)], SourceConfig(**config))
-    found = everything(sources)
+    found = list_all(sources)
     return [uri for each in found for uri in each.batch["uri"].to_pylist()]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage.stores import Folder
 
 MOMENT = datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC)
@@ -66,7 +66,7 @@ def report(bucket: Folder, form: str, **more: Any) -> str:
 def test_the_latest_versions_of_candidates_are_listed(bucket: Folder, form: str) -> None:
     bucket.put(f"data/1.{form.lower()}", as_csv() if form == "CSV" else as_parquet())
     (source,) = recognise(bucket.stores, [report(bucket, form)], SourceConfig())
-    found = list(everything([source]))
+    found = list(list_all([source]))
     rows = [row for each in found for row in each.batch.to_pylist()]
     assert source.kind == "inventory" and sum(each.ignored for each in found) == 3
     known = {"etag": "abc", "last_modified": MOMENT, "container": None}
@@ -79,7 +79,7 @@ def test_a_report_without_versions_has_no_such_columns(bucket: Folder) -> None:
     text = "".join(f'"photos","{number}.jpg","5"\n' for number in range(3))
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     sources = recognise(bucket.stores, [report(bucket, "CSV", fileSchema="Bucket, Key, Size")], SourceConfig())
-    rows = [row for each in everything(sources) for row in each.batch.to_pylist()]
+    rows = [row for each in list_all(sources) for row in each.batch.to_pylist()]
     assert [(row["uri"], row["size"], row["etag"]) for row in rows] == [
         (f"s3://photos/{n}.jpg", 5, None) for n in range(3)
     ]
@@ -91,7 +91,7 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
     text = "".join(f'"photos","{quote_plus(key)}","5"\n' for key in keys)
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     uri = report(bucket, "CSV", fileSchema="Bucket, Key, Size")
-    found = list(everything(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
+    found = list(list_all(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
     uris = [uri for each in found for uri in each.batch["uri"].to_pylist()]
     assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in found) == 6
 
@@ -110,7 +110,7 @@ def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
     bucket.put("data/1.csv", data)
     sources = recognise(bucket.stores, [report(bucket, "CSV")], SourceConfig())
     with pytest.raises(InputError, match=r"data/1\.csv cannot be read"):
-        list(everything(sources))
+        list(list_all(sources))
 
 
 def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:
@@ -126,7 +126,7 @@ def test_a_csv_with_a_line_of_megabytes_is_named_with_its_line(bucket: Folder, b
     lines = [row % f"{number}.jpg" for number in range(before)] + [row % ("x" * (3 << 20)), row % "last.jpg"]
     bucket.put("data/1.csv", gzip.compress("".join(lines).encode()))
     with pytest.raises(InputError) as refused:
-        list(everything(recognise(bucket.stores, [uri], SourceConfig())))
+        list(list_all(recognise(bucket.stores, [uri], SourceConfig())))
     said = str(refused.value)
     assert (
         f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB" in said

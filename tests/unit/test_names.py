@@ -46,7 +46,7 @@ def test_each_name_is_told_alike_alone_and_in_a_column(suffixes: str) -> None:
     candidates = Candidates(suffixes)
     for some, expected in ((JUNK, False), (NOT_JUNK, True), (NO_IMAGES, False), (IMAGES, True)):
         assert (
-            candidates.among(pa.array(some)).to_pylist()
+            candidates.mask(pa.array(some)).to_pylist()
             == [name in candidates for name in some]
             == [expected] * len(some)
         )
@@ -60,7 +60,7 @@ def test_junk_is_a_matter_of_any_segment() -> None:
 @pytest.mark.parametrize("name", ["x.jpg\n", "x.jpg ", "x.txt", "x.jpg/", ""])
 def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
     candidates = Candidates("images")
-    assert candidates.among(pa.array([name])).to_pylist() == [name in candidates] == [False]
+    assert candidates.mask(pa.array([name])).to_pylist() == [name in candidates] == [False]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from imgbatch.sources import parquet
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.fetch import Fetched, Fetcher
 from imgbatch.sources.image_column import image_column
-from imgbatch.sources.recognise import Source, everything, recognise
+from imgbatch.sources.recognise import Source, list_all, recognise
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder
 from tests.unit.test_sources import disk, place
@@ -47,7 +47,7 @@ def put(place: Folder, name: str, rows: pa.Table, group: int = 3) -> str:
 
 def listed(place: Folder, *inputs: str, **config: Any) -> tuple[pa.Table, list[ListingBatch], list[Source]]:
     sources = recognise(place.stores, inputs, SourceConfig(**config))
-    found = list(everything(sources))
+    found = list(list_all(sources))
     tables = [pa.Table.from_batches([each.batch]) for each in found]
     return pa.concat_tables(tables, promote_options="permissive"), found, sources
 

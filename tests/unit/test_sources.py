@@ -23,7 +23,7 @@ from imgbatch.ledger.carried import Columns
 from imgbatch.ledger.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources.objects import are_images
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage.stores import Folder, Meta, Stores
 
 CANDIDATES = [
@@ -154,7 +154,7 @@ def test_a_folder_without_rights_is_told_not_passed_over(disk: Folder, monkeypat
     disk.put("closed/a.jpg", b"1")
     scandir = os.scandir
 
-    def guarded(path: Any) -> Any:  # root may read everything, so it is not done with chmod
+    def guarded(path: Any) -> Any:  # root may read list_all, so it is not done with chmod
         if os.fsencode(path).endswith(b"closed"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
@@ -715,8 +715,8 @@ def test_one_empty_input_among_several_is_told(disk: Folder) -> None:
     disk.put("2052/notes.txt", b"")
     sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
     with pytest.raises(InputError, match="2052"):
-        list(everything(sources, allow_empty=False))
-    assert sum(len(found.batch) for found in everything(sources, allow_empty=True)) == 1
+        list(list_all(sources, allow_empty=False))
+    assert sum(len(found.batch) for found in list_all(sources, allow_empty=True)) == 1
 
 
 def test_numbered_names_stand_for_each_of_them(place: Folder) -> None:
@@ -793,7 +793,7 @@ def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> Non
         place.put(name, content)
         with pytest.raises(InputError) as refused:
             sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
-            list(everything(sources))
+            list(list_all(sources))
         assert f"{place.at(name)} is no " in str(refused.value) and said in str(refused.value)
 
 

@@ -41,7 +41,8 @@ from imgbatch.errors import (
 from imgbatch.storage import fsspec_store
 from imgbatch.storage.base import STORE_LISTING, unquote_etag, unquote_etags
 from imgbatch.storage.local import LocalStore
-from imgbatch.storage.stores import Folder, Meta, Stores, absolute, is_local, join, time
+from imgbatch.storage.stores import Folder, Meta, Stores, time
+from imgbatch.storage.uris import absolute, is_local, join
 from tests.integration import faults
 
 STRANGE = [
@@ -878,7 +879,7 @@ def test_a_whole_answer_of_another_length_than_listed_is_no_image(
     if raised is None:
         assert stores.read("s3://b/x", None, known) == (b"half", Meta(size=4, **WAS))
     else:
-        with pytest.raises(raised, match=r"4 of 8 bytes"):
+        with pytest.raises(raised, match=r"4 .*8 bytes"):
             stores.read("s3://b/x", None, known)
     assert len(asked) == attempts
 

@@ -13,7 +13,7 @@ import pytest
 
 from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage.stores import Folder, Stores
 
 LOGS = {
@@ -45,7 +45,7 @@ def put_table(place: Folder, name: str) -> None:
 
 def found(place: Folder, uri: str, **config: Any) -> list[str]:
     sources = recognise(place.stores, [uri], SourceConfig(**config))
-    return [row["uri"] for each in everything(sources) for row in each.batch.to_pylist()]
+    return [row["uri"] for each in list_all(sources) for row in each.batch.to_pylist()]
 
 
 @pytest.mark.parametrize(("format", "log"), EACH)

@@ -33,7 +33,7 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.committer import Committer
 from imgbatch.rejects import Refusal
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.sources.tar_reader import End, Member, TarReader, key_of
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder, Meta, Stores
@@ -448,7 +448,7 @@ class Run:
         found = recognise(self.stores, [str(self.input)], SourceConfig())
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
-        listing.take(everything(found))
+        listing.take(list_all(found))
         todo, self.counts = listing.todo(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
