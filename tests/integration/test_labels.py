@@ -183,18 +183,18 @@ REFUSED = {
     "parts of a set": (folders(ham_part_1=2, ham_part_2=2), {}, "look like numbered parts"),
     "one class in two places": (folders(a__cat=1, b__cat=1, b__dog=1), {}, "'cat' is in two places"),
     "only a test split": (folders(train=0, test__cat=2, test__dog=2), {}, "there is none to train on"),
-    "another case": (table("uri,Label", *HALVES), {}, "did you mean 'Label'? Then say source.label_column=Label"),
+    "another case": (table("uri,Label", *HALVES), {}, "Did you mean 'Label'? Set source.label_column=Label"),
     "another name": (table("uri,class", *HALVES), {}, "source.label_column=class"),
     "no label at all": (
-        table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; beside the images it has: width",
+        table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; its other columns are: width",
     ),
     "one-hot": (table("uri,cat,cup", *[f"p/{n}.jpg,{n % 2},{1 - n % 2}" for n in range(8)]), {}, "no column 'label'"),
     "a split of another name": (with_column("subset", "train"), {}, "source.split_column=subset"),
     "a split in another case": (with_column("Split", "train"), {}, "source.split_column=Split"),
     "flags": (with_column("is_test", "0"), {}, "source.split_column=is_test"),
     "a word that is no split": (with_column("split", "trian"), {}, "'trian'"),
-    "several classes an image": (table("uri,label", LIST, *HALVES[1:]), {}, "an image has one label"),
-    "choices": (table("uri,label", CHOICES, *HALVES[1:]), {}, "an image has one label"),
+    "several classes an image": (table("uri,label", LIST, *HALVES[1:]), {}, "an image has only one label"),
+    "choices": (table("uri,label", CHOICES, *HALVES[1:]), {}, "an image has only one label"),
     "two labels": (table("uri,label", *HALVES, "p/0.jpg,cat"), {}, "two values of 'label'"),
     "invisible": (
         table("uri,label", *[f"{row}{chr(0x200B) * (n < 2)}" for n, row in enumerate(HALVES)]), {}, "'cat\\u200b'",
@@ -202,12 +202,12 @@ REFUSED = {
     "open quotes": (
         table("uri,label,caption", *[f"{row},{chr(34) * (n in (1, 5))}text" for n, row in enumerate(HALVES)]), {}, "list.csv",
     ),
-    "json as a list": (with_json('[{"label": "a"}]'), {}, "holds a list"),
+    "json as a list": (with_json('[{"label": "a"}]'), {}, "has a list"),
     "json with another key": (with_json('{"class": "a"}'), {}, "did you mean source.label_column=class?"),
     "json that is none": (with_json("label: a"), {}, "cannot be read"),
     "json with a split of another name": (with_json('{"label": "cN", "subset": "test"}'), {}, "source.split_column=subset"),
     "cls and json differ": (
-        tar({"a/0.jpg": b"", "a/0.cls": b"cat", "a/0.json": b'{"label": "cup"}'}), {}, "say 'cat' and 'cup'",
+        tar({"a/0.jpg": b"", "a/0.cls": b"cat", "a/0.json": b'{"label": "cup"}'}), {}, "have 'cat' and 'cup'",
     ),
 }  # fmt: skip
 

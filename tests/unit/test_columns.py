@@ -158,7 +158,7 @@ def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
     ):
         found = rejected(disk, column)
         assert found[0] == A
-        assert found[1] == ("unsupported", "the row holds 2 images: give each a row of its own")
+        assert found[1] == ("unsupported", "the row has 2 images: write one row per image")
         assert [each[0] for each in found[2:]] == ["empty"] * 3
 
 
@@ -167,7 +167,7 @@ def test_a_row_that_holds_a_path_alone_says_so(disk: Folder) -> None:
     nested = [None if each is None else {"image": each, "n": 1} for each in images]
     for column in (pa.array(images, BYTES_AND_PATH), pa.array(nested, NESTED)):
         found = rejected(disk, column)
-        assert found[1] == A and found[3] == found[4] == ("empty", "the row holds no bytes")
+        assert found[1] == A and found[3] == found[4] == ("empty", "the row has no bytes")
         for at, path in ((0, "cat.jpg"), (2, "dog.jpg")):
             reason, message = found[at]
             assert reason == "empty" and f"only the path '{path}'" in str(message) and "manifest" in str(message)

@@ -105,7 +105,7 @@ def test_split_folders_alone_name_no_class(kind: str) -> None:
 )
 def test_images_beside_split_folders_are_refused(paths: tuple[str, ...]) -> None:
     message = refused(rows(*paths))
-    assert "holds split folders" in message and "source.splits=none" in message
+    assert "has split folders" in message and "source.splits=none" in message
     if not paths[0].startswith("cat"):  # a user may say that train is a class, though not that cat is two
         assert [label for label, _ in said(rows(*paths), splits="none")] == [path.split("/")[-2] for path in paths]
 
@@ -140,7 +140,7 @@ def test_the_leaf_is_the_class_unless_a_depth_is_said() -> None:
     ("paths", "message"),
     [
         (("a/cat/1.jpg", "b/cat/2.jpg"), "'cat' is in two places"),
-        (("cat/1.jpg", "3.jpg"), "images lie in /in itself"),
+        (("cat/1.jpg", "3.jpg"), "images are directly in /in"),
         (("images_part_1/1.jpg", "images_part_2/2.jpg"), "look like numbered parts"),
         (("batch1/1.jpg", "batch2/2.jpg"), "look like numbered parts"),
         (("2024-01-05/1.jpg", "2024-01-06/2.jpg"), "look like dates"),
@@ -369,7 +369,7 @@ def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
     ],
 )
 def test_split_folders_that_lie_deep_are_asked_about(paths: tuple[str, ...]) -> None:
-    assert "source.splits=folders, which takes them at any depth" in refused(rows(*paths))
+    assert "source.splits=folders (at any depth)" in refused(rows(*paths))
     assert len({split for _, split in said(rows(*paths), splits="folders")}) == 2
 
 
@@ -395,5 +395,5 @@ def test_numbered_names_are_one_input() -> None:
 def test_files_beside_images_that_may_say_labels_are_asked_about() -> None:
     columns = (Columns(sidecar="/in/s0/0.cls"),)
     message = refused(rows("s0/0.jpg", "s1/1.jpg"), columns=columns)
-    assert "/in/s0/0.cls may say the labels" in message
+    assert "/in/s0/0.cls may hold labels" in message
     assert [label for label, _ in said(rows("s0/0.jpg", "s1/1.jpg"), columns=columns, labels="folders")] == ["s0", "s1"]

@@ -216,7 +216,7 @@ def uris(folder: Folder, name: str, **config: Any) -> list[str]:
 def test_a_manifest_in_a_bucket_may_not_name_files_of_the_machine_that_reads_it(s3: Any, name: str) -> None:
     folder = Folder(s3.stores(), "s3://images/hostile")
     folder.put("list.csv", f"uri\na.jpg\n{name}\n".encode())
-    with pytest.raises(InputError, match=r"list.csv names .*source.schemes=") as caught:
+    with pytest.raises(InputError, match=r"list\.csv, line \d, names .*source\.schemes=") as caught:
         uris(folder, "list.csv")
     assert caught.value.exit_code == 2
     allowed = "s3,file,memory,ftp"

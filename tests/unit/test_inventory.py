@@ -98,7 +98,7 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
 
 @pytest.mark.parametrize(
     ("told", "message"),
-    [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "no manifest of an S3 Inventory")],
+    [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "not the manifest of an S3 Inventory")],
 )
 def test_a_report_that_cannot_be_read_says_why(bucket: Folder, told: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -115,7 +115,7 @@ def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
 
 def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:
     bucket.put("manifest.json", b"[1, 2]")
-    with pytest.raises(InputError, match="no manifest of an S3 Inventory"):
+    with pytest.raises(InputError, match="not the manifest of an S3 Inventory"):
         recognise(bucket.stores, [bucket.at("manifest.json")], SourceConfig())
 
 

@@ -273,7 +273,7 @@ def test_rows_that_a_footer_only_promises_are_rejects_and_shift_no_others(disk: 
         b"image 101",
         b"image 102",
     ]
-    with pytest.raises(InputError, match=r"c\.parquet: row group 0 has 100 rows, its footer says 110"):
+    with pytest.raises(InputError, match=r"c\.parquet: row group 0 has 100 rows, but the footer says 110"):
         listed(disk, promising("c.parquet", table(0, 100)))
 
 

@@ -19,7 +19,7 @@ from imgbatch.sources.sidecars import NO_SPLIT, REFUSED, read
         ('{"width": 3}', None, None),
         ('{"Label": "cat"}', None, "source.label_column=Label"),
         ('{"label": ["a", "b"]}', None, REFUSED),
-        ("[1]", None, "holds a list"),
+        ("[1]", None, "has a list"),
         ("{", None, "cannot be read"),
         ("[" * 100_000, None, "cannot be read"),
         ('{"label": "cat\\ud83d"}', None, "cannot be read"),

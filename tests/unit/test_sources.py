@@ -367,7 +367,7 @@ def test_a_folder_or_object_whose_name_looks_like_a_glob_is_itself(place: Folder
 
 @pytest.mark.parametrize("uri", ["a/**.jpg", "[z-a].jpg"])
 def test_a_glob_that_cannot_be_read_is_a_wrong_input(disk: Folder, uri: str) -> None:
-    with pytest.raises(InputError, match="no glob"):
+    with pytest.raises(InputError, match="not a valid glob"):
         recognise(disk.stores, [f"{disk.uri}/{uri}"], SourceConfig())
 
 
@@ -460,7 +460,7 @@ def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
 @pytest.mark.parametrize(
     "inputs, told",
     [
-        ([], "nothing to classify"),
+        ([], "there is no input"),
         ([""], "empty"),
         (["  "], "empty"),
         (["simplecache::s3://b/x"], "chained"),
@@ -701,7 +701,7 @@ def test_an_empty_manifest_lists_nothing(disk: Folder, name: str, content: bytes
 def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Folder) -> None:
     disk.put("list.txt", b'{"uri": "a.jpg"}\n')
     disk.put("list.csv", b"uri\nb.jpg\n")
-    with pytest.raises(InputError, match=r"list\.txt is no form of list that is read.*Lists are \.csv"):
+    with pytest.raises(InputError, match=r"list\.txt has the suffix of neither.*lists are \.csv"):
         kind(disk, disk.at("list.txt"))
     assert kind(disk, disk.at("list.txt"), format="objects") == "object"
     assert below(disk, disk.at("list.txt"), format="manifest") == ["a.jpg"]
@@ -794,7 +794,7 @@ def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> Non
         with pytest.raises(InputError) as refused:
             sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
             list(list_all(sources))
-        assert f"{place.at(name)} is no " in str(refused.value) and said in str(refused.value)
+        assert f"{place.at(name)} is not a " in str(refused.value) and said in str(refused.value)
 
 
 def test_a_value_of_megabytes_is_read(disk: Folder) -> None:

@@ -55,7 +55,7 @@ def test_such_a_table_is_refused_at_any_depth(place: Folder, format: str, log: s
     place.put(f"lake/table/{log}", b"1")
     put_table(place, f"lake/table/{files}")
     for uri in (place.uri, place.at("lake/table"), place.at("lake/*/**")):
-        with pytest.raises(InputError, match=f"{place.uri}/lake/table is a table in {format}'s format.* plain Parquet"):
+        with pytest.raises(InputError, match=f"{place.uri}/lake/table is a table in the {format} format.* plain Parquet"):
             found(place, uri)
 
 
@@ -66,7 +66,7 @@ def test_a_glob_or_partition_of_such_a_table_is_refused(place: Folder, format: s
     put_table(place, "t/date=1/hour=2/0.parquet")
     partitions = [place.at("t/date=1"), place.at("t/date=1/hour=2/*.parquet")] if format in ("Delta", "Hudi") else []
     for uri in (place.at("t/*.parquet"), *partitions):
-        with pytest.raises(InputError, match=f"{place.uri}/t is a table in {format}'s format"):
+        with pytest.raises(InputError, match=f"{place.uri}/t is a table in the {format} format"):
             found(place, uri)
 
 
@@ -74,7 +74,7 @@ def test_the_data_folder_of_an_iceberg_table_is_refused(place: Folder) -> None:
     place.put("t/metadata/snap-1-1-c.avro", b"1")
     put_table(place, "t/data/date=1/0.parquet")
     for uri in (place.at("t/data"), place.at("t/data/date=1"), place.at("t/data/*/*.parquet")):
-        with pytest.raises(InputError, match=f"{place.uri}/t is a table in Iceberg's format"):
+        with pytest.raises(InputError, match=f"{place.uri}/t is a table in the Iceberg format"):
             found(place, uri)
 
 
