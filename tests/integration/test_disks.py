@@ -44,7 +44,7 @@ def test_a_temporary_folder_that_is_read_only(folder: Path, tiny_model: Path, tm
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_temporary_folder_that_does_not_take_files(
+def test_a_temporary_folder_without_permission(
     job: Job, folder: Path, tiny_model: Path, tmp_path: Path, variable: str
 ) -> None:
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
@@ -64,7 +64,9 @@ def test_a_temporary_folder_that_is_full(job: Job, folder: Path, tiny_model: Pat
 
 
 @pytest.mark.long
-def test_an_output_that_becomes_full_in_mid_run(job: Job, tiny_model: Path, tmp_path: Path, place: Path) -> None:
+def test_an_output_disk_that_becomes_full_during_the_run(
+    job: Job, tiny_model: Path, tmp_path: Path, place: Path
+) -> None:
     """The output is a disk of its own, with room for a few parts."""
     images = tmp_path / "images"
     images.mkdir()

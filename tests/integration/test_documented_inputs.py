@@ -60,7 +60,7 @@ def store(s3: S3Server) -> S3Server:
     return s3
 
 
-def test_every_form_has_a_command() -> None:
+def test_every_form_of_input_has_a_command() -> None:
     assert [command.rpartition("/")[2] for command in COMMANDS] == list(EXPECTED)
 
 

@@ -158,7 +158,7 @@ UNDERSTOOD = {
 
 
 @pytest.mark.parametrize("case", UNDERSTOOD)
-def test_ordinary_input_is_understood(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
+def test_ordinary_inputs_are_recognised(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
     make, settings, right = UNDERSTOOD[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
     assert code == 0, shown
@@ -213,9 +213,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_be_meant_in_two_ways_is_refused(
-    tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str
-) -> None:
+def test_ambiguous_input_is_refused(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
     make, settings, said = REFUSED[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
     assert code == 2 and said in shown, shown
@@ -232,7 +230,7 @@ def test_class_folders_and_a_table_of_corrections_in_both_orders(
         assert "1 image with another label than the folder" in shown
 
 
-def test_hugging_face_metadata_beside_the_images(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
+def test_hugging_face_metadata_files(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     place = folders(train=4, test=2)(tmp_path / "data")
     for split, count in (("train", 4), ("test", 2)):
         lines = [f"{n}.jpg,{('cat', 'cup')[n % 2]}" for n in range(count)]
@@ -252,7 +250,7 @@ def test_tables_named_after_splits(tmp_path: Path, dry_run: Callable[..., tuple[
     assert code == 0 and counts(shown)["cup"] == {"train": 2, "test": 1}, shown
 
 
-def test_a_late_key_of_json_lines_is_no_lost_column(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
+def test_a_late_key_of_json_lines_is_a_column(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     folders(monday=3, tuesday=3)(tmp_path)
     rows = [{"uri": "monday/0.jpg"}] * 10_001
     rows += [
@@ -266,7 +264,7 @@ def test_a_late_key_of_json_lines_is_no_lost_column(tmp_path: Path, dry_run: Cal
     }  # fmt: skip
 
 
-def test_junk_and_files_without_a_suffix_are_no_classes(
+def test_junk_and_files_without_a_suffix_are_not_classes(
     tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
     place = folders(cat=2, cup=2)(tmp_path / "data")
@@ -281,9 +279,7 @@ def test_junk_and_files_without_a_suffix_are_no_classes(
     assert "1 object without a suffix ignored" in shown
 
 
-def test_links_that_lead_nowhere_are_images_that_cannot_be_read(
-    tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
-) -> None:
+def test_broken_links_are_rejects(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     place = folders(cat=2, cup=2)(tmp_path / "data")
     os.symlink(tmp_path / "gone.jpg", place / "cat" / "linked.jpg")
     code, shown = dry_run(place)

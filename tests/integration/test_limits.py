@@ -46,7 +46,7 @@ def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
         ("-n 100", ["100 files", "RLIMIT_NOFILE", "ulimit -n 4096"]),
     ],
 )
-def test_a_limit_that_ray_cannot_live_with_is_named_before_it_starts(
+def test_a_limit_that_is_too_low_for_ray_is_reported_before_it_starts(
     folder: Path, tiny_model: Path, tmp_path: Path, limit: str, said: list[str]
 ) -> None:
     output = tmp_path / "out"
@@ -56,7 +56,7 @@ def test_a_limit_that_ray_cannot_live_with_is_named_before_it_starts(
     assert [(record["status"], record["exit_code"]) for record in tables.runs(output)] == [("failed", 2)]
 
 
-def test_training_names_it_as_well(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_training_reports_the_limit(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(folder.iterdir())):
         place = tmp_path / "classes" / f"class-{number % 2}" / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,7 @@ def test_training_names_it_as_well(folder: Path, tiny_model: Path, tmp_path: Pat
     assert ended.code == 2 and "RLIMIT_AS" in ended.err.splitlines()[-1] and "Traceback" not in ended.err, ended.err
 
 
-def test_a_process_that_has_no_room_for_a_network_names_the_limit(
-    folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_process_without_memory_for_a_network_names_the_limit(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """The network is built before Ray starts, in a process of its own."""
     copy = tmp_path / "model"
     copy.mkdir()
@@ -80,7 +78,7 @@ def test_a_process_that_has_no_room_for_a_network_names_the_limit(
     assert "ulimit -v" in message
 
 
-def test_the_number_of_open_files_is_raised_as_far_as_it_may_be() -> None:
+def test_the_limit_of_open_files_is_raised() -> None:
     ended = limited("-S -n 100", "-c", SHOW_FILES)
     assert ended.code == 0, ended.err
     soft, hard = map(int, ended.out.split())

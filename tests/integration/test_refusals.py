@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_used(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_an_input_with_unexpected_content(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "out")
     (tmp_path / "images.zip").write_bytes(b"PK")
     assert "of archives only" in refused(2, "--input", tmp_path / "images.zip", *output)
@@ -169,7 +169,7 @@ def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], fol
     assert not (tmp_path / "out" / "labels").exists()
 
 
-def test_an_output_that_cannot_be(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_output(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     for inside in (folder, folder / "out", f"{folder}/../images/out/"):
         assert "inside --input" in refused(2, "--input", folder, "--output", inside)
     assert "inside --input" in refused(2, "--input", f"{folder}/**", "--output", folder / "out")
@@ -183,7 +183,7 @@ def test_an_output_that_cannot_be(refused: Callable[..., str], folder: Path, tmp
 
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_parts_that_are_not_ours(refused: Callable[..., str], folder: Path, tmp_path: Path, table: str) -> None:
+def test_foreign_parts(refused: Callable[..., str], folder: Path, tmp_path: Path, table: str) -> None:
     place = tmp_path / "out" / table
     place.mkdir(parents=True)
     command = ("--input", folder, "--output", tmp_path / "out")
@@ -230,7 +230,7 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_store_that_does_not_answer(
+def test_a_store_that_does_not_respond(
     refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path, silent_port: int
 ) -> None:
     quick = ("--set", "storage.timeout_s=1", "--set", "storage.retries=1")

@@ -82,7 +82,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     assert tables.parts(output) != tables_before
 
 
-def test_what_has_vanished_is_tried_again(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_vanished_images_are_retried_by_the_next_run(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "list.csv"
     names = [*(f"images/{number:02d}.jpg" for number in range(12)), "images/late.jpg", "images/never.jpg", "images"]
     manifest.write_text("\n".join(["uri", *names]))
@@ -102,7 +102,7 @@ def test_what_has_vanished_is_tried_again(warm: Job, folder: Path, tiny_model: P
     assert tables.labels(output)["late.jpg"] == tables.labels(output)["03.jpg"]
 
 
-def test_a_store_with_moods(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_flaky_store(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path) -> None:
     """One object is forbidden, one gone since the listing, one never answered; two are had at the third attempt."""
     for number in range(12):
         obstore.put(s3.bucket("images"), f"moods/{number:02d}.jpg", encode(scene(seed=number), "JPEG"))
@@ -137,7 +137,9 @@ def test_a_store_with_moods(warm: Job, s3: S3Server, tiny_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("status", [500, 403])
-def test_a_store_that_goes_away(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, status: int) -> None:
+def test_a_store_that_becomes_unreachable(
+    warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, status: int
+) -> None:
     """Ten images are read, then not one more: the store is away, and what was had is kept."""
     prefix = f"away-{status}"
     for number in range(35):
@@ -188,7 +190,7 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     assert job("verify", output).code == 0, "the tables are what they were when that run succeeded"
 
 
-def test_nothing_labelled_at_all(warm: Job, tiny_model: Path, tmp_path: Path) -> None:
+def test_no_labelled_image(warm: Job, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(3):
         (tmp_path / "images" / f"{number}.jpg").write_text("no image")

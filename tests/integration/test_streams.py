@@ -94,7 +94,7 @@ def test_verify_ends_with_its_own_exit_code(output: Path, broken: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], None], ids=["help", "run"])
-def test_a_reader_that_is_gone(output: Path, arguments: list[str] | None) -> None:
+def test_a_closed_pipe(output: Path, arguments: list[str] | None) -> None:
     """As behind `| head -1`, when head has ended."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -107,7 +107,7 @@ def test_a_reader_that_is_gone(output: Path, arguments: list[str] | None) -> Non
 
 
 @pytest.mark.parametrize("narrow", NARROW)
-def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path) -> None:
+def test_names_outside_the_encoding(output: Path, narrow: str, tmp_path: Path) -> None:
     for command in (classify_again(output), ["jobs/verify.py", output]):
         done = shell("", *command, env=NARROW[narrow])
         assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
     assert done.stdout.isascii() and done.stdout.count(".jpg") == 4 * (redirection == "")
 
 
-def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
+def test_a_closed_terminal_does_not_stop_the_progress_bar() -> None:
     """rich draws the bar in a thread of its own."""
     draw = (
         "import logging, os, sys, time; from imgbatch import cli; from imgbatch.concurrency import process\n"

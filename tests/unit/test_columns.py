@@ -83,7 +83,7 @@ def test_images_are_read_from_every_binary_type(disk: Folder, column: pa.Array, 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_column_that_is_not_found_by_its_type_can_be_named(disk: Folder, column: pa.Array, named: str) -> None:
+def test_an_image_column_can_be_named(disk: Folder, column: pa.Array, named: str) -> None:
     expected = A[:16] if pa.types.is_fixed_size_binary(column.type) else A
     assert read(disk, column, image_column=named) == [expected]
 
@@ -102,7 +102,7 @@ def test_a_column_that_is_not_found_by_its_type_can_be_named(disk: Folder, colum
         ([("meta", pa.struct([("hash", pa.binary())]))], None),
     ],
 )
-def test_which_column_holds_the_images(fields: list[tuple[str, pa.DataType]], found: str | None) -> None:
+def test_the_image_column_is_recognised(fields: list[tuple[str, pa.DataType]], found: str | None) -> None:
     column = image_column(pa.schema(fields), None)
     assert (column and column.path) == found
 
@@ -117,14 +117,12 @@ def test_which_column_holds_the_images(fields: list[tuple[str, pa.DataType]], fo
         ([("a", pa.list_(pa.binary())), ("b", pa.list_(pa.binary()))], None, "a, b"),
     ],
 )
-def test_of_several_columns_one_has_to_be_named(
-    fields: list[tuple[str, pa.DataType]], named: str | None, told: str
-) -> None:
+def test_several_image_columns_are_refused(fields: list[tuple[str, pa.DataType]], named: str | None, told: str) -> None:
     with pytest.raises(InputError, match=rf"{told} could all be images: name one with source\.image_column"):
         image_column(pa.schema(fields), named)
 
 
-def test_in_a_folder_too(disk: Folder) -> None:
+def test_several_image_columns_in_a_folder_are_refused(disk: Folder) -> None:
     put(disk, "in/a.parquet", pa.table({"left": [A], "right": [B]}))
     with pytest.raises(InputError, match=r"a\.parquet: the columns left, right could all be images"):
         listed(disk, disk.at("in"))
@@ -132,7 +130,7 @@ def test_in_a_folder_too(disk: Folder) -> None:
     assert contents(list(Fetcher(disk.stores, FetchConfig(), SourceConfig(image_column="right"))(rows))) == [B]
 
 
-def test_a_file_with_a_named_image_column_is_no_manifest(disk: Folder) -> None:
+def test_a_file_with_a_named_image_column_is_not_a_manifest(disk: Folder) -> None:
     uri = put(disk, "a.parquet", pa.table({"uri": ["x.jpg"], "path": ["y.jpg"], "image": [A]}))
     assert listed(disk, uri)[2][0].kind == "manifest"
     assert listed(disk, uri, image_column="image")[2][0].kind == "parquet"
@@ -162,7 +160,7 @@ def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
         assert [each[0] for each in found[2:]] == ["empty"] * 3
 
 
-def test_a_row_that_holds_a_path_alone_says_so(disk: Folder) -> None:
+def test_a_row_with_only_a_path_is_rejected_with_the_path(disk: Folder) -> None:
     images = [image(None, "cat.jpg"), image(A), image(None, "dog.jpg"), None, {"bytes": None, "path": None}]
     nested = [None if each is None else {"image": each, "n": 1} for each in images]
     for column in (pa.array(images, BYTES_AND_PATH), pa.array(nested, NESTED)):
@@ -234,14 +232,14 @@ def test_values_are_carried_and_pixels_are_not(disk: Folder, kind: str, caplog: 
     assert len(told) == 1 and all(repr(name) in told[0] for name in NOT_CARRIED)
 
 
-def test_long_values_in_a_column_of_short_ones_are_left_out(disk: Folder) -> None:
+def test_long_values_in_a_column_of_short_ones_are_omitted(disk: Folder) -> None:
     ids = [b"id"] * 50 + [PIXELS] + [None]
     uri = put(disk, "m.parquet", pa.table({"uri": [f"{at}.jpg" for at in range(52)], "id": ids}), group=100)
     rows, _, _ = listed(disk, uri)
     assert rows["input_id"].to_pylist() == [b"id"] * 50 + [None, None]
 
 
-def test_a_long_value_of_many_rows_is_not_copied_for_each(disk: Folder) -> None:
+def test_a_long_value_is_not_copied_for_each_row(disk: Folder) -> None:
     """In the file it is there once; 4,000 copies of a megabyte would not fit into memory."""
     thumbs = pa.DictionaryArray.from_arrays(pa.array([0] * 4_000, pa.int32()), pa.array([b"p" * (1 << 20)]))
     uri = put(disk, "m.parquet", pa.table({"uri": [f"{at}.jpg" for at in range(4_000)], "thumb": thumbs}), group=4_000)
@@ -262,7 +260,7 @@ def test_pixels_are_not_read_by_the_driver(disk: Folder, monkeypatch: pytest.Mon
     assert sum(read) < 100_000
 
 
-def test_class_numbers_have_their_names_in_manifests_as_well(disk: Folder) -> None:
+def test_class_numbers_have_their_names_in_manifests(disk: Folder) -> None:
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     table = pa.table({"uri": ["a", "b", "c"], "label": pa.array([1, 0, -1])})
     told = json.dumps({"info": {"features": features}})
@@ -270,7 +268,7 @@ def test_class_numbers_have_their_names_in_manifests_as_well(disk: Folder) -> No
     assert rows["input_label"].to_pylist() == ["dog", "cat", None]
 
 
-def test_a_column_that_is_damaged_is_named_with_its_file(disk: Folder) -> None:
+def test_a_damaged_column_is_named_with_its_file(disk: Folder) -> None:
     texts = [f"{number:05d}" * 20 for number in range(100)]
     uri = put(disk, "a.parquet", pa.table({"text": texts, "image": [A] * 100}), group=100)
     data = bytearray(disk.read("a.parquet"))
@@ -283,7 +281,7 @@ def test_a_column_that_is_damaged_is_named_with_its_file(disk: Folder) -> None:
 @pytest.mark.parametrize(
     "value, kind", [(value.to_pylist(), value.type) for value, _ in VALUES.values()], ids=list(VALUES)
 )
-def test_the_plain_type_holds_the_same_values(value: list[Any], kind: pa.DataType) -> None:
+def test_the_carried_type_has_the_same_values(value: list[Any], kind: pa.DataType) -> None:
     if isinstance(kind, pa.BaseExtensionType):
         value = [each.bytes for each in value]
     array = pa.array(value, kind) if not pa.types.is_dictionary(kind) else pa.array(value).dictionary_encode()

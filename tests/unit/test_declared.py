@@ -82,12 +82,12 @@ def test_class_folders_are_the_labels_and_split_folders_the_splits() -> None:
         ("train/cat/1.jpg", "train/cup/2.jpg", "test2017/3.jpg"),
     ],
 )
-def test_images_that_lie_in_a_split_folder_itself_have_no_label(paths: tuple[str, ...]) -> None:
+def test_images_directly_in_a_split_folder_have_no_label(paths: tuple[str, ...]) -> None:
     assert said(rows(*paths)) == [("cat", "train"), ("cup", "train"), (None, "test")]
 
 
 @pytest.mark.parametrize("kind", ["", "images/"])
-def test_split_folders_alone_name_no_class(kind: str) -> None:
+def test_split_folders_are_not_classes(kind: str) -> None:
     flat = rows(f"{kind}train/1.jpg", f"{kind}val/2.jpg")
     assert said(flat) == [(None, "train"), (None, "val")]
     by_class = rows("cat/train/1.jpg", "dog/test/2.jpg")
@@ -103,14 +103,14 @@ def test_split_folders_alone_name_no_class(kind: str) -> None:
         ("vehicles/train/1.jpg", "vehicles/car/2.jpg"),
     ],
 )
-def test_images_beside_split_folders_are_refused(paths: tuple[str, ...]) -> None:
+def test_images_next_to_split_folders_are_refused(paths: tuple[str, ...]) -> None:
     message = refused(rows(*paths))
     assert "has split folders" in message and "source.splits=none" in message
     if not paths[0].startswith("cat"):  # a user may say that train is a class, though not that cat is two
         assert [label for label, _ in said(rows(*paths), splits="none")] == [path.split("/")[-2] for path in paths]
 
 
-def test_a_split_word_is_a_class_only_if_the_user_says_so() -> None:
+def test_a_split_word_is_a_class_only_with_source_labels() -> None:
     paths = rows("train/test/1.jpg", "train/cat/2.jpg")
     assert "source.labels=folders" in refused(paths)
     assert [label for label, _ in said(paths, labels="folders")] == ["test", "cat"]
@@ -124,12 +124,12 @@ def test_a_split_word_is_a_class_only_if_the_user_says_so() -> None:
         (("train/cats/1.jpg", "train/cats/more/2.jpg", "train/dogs/3.jpg"), 1),
     ],
 )
-def test_a_folder_of_images_and_of_folders_is_refused(paths: tuple[str, ...], depth: int) -> None:
+def test_a_folder_with_images_and_folders_is_refused(paths: tuple[str, ...], depth: int) -> None:
     assert f"source.label_depth={depth}" in refused(rows(*paths))
     assert [label for label, _ in said(rows(*paths), label_depth=depth)] == ["cats", "cats", "dogs"]
 
 
-def test_the_leaf_is_the_class_unless_a_depth_is_said() -> None:
+def test_the_innermost_folder_is_the_class_by_default() -> None:
     paths = rows("benign/P001/1.jpg", "malignant/P002/2.jpg")
     assert [label for label, _ in said(paths)] == ["P001", "P002"]
     assert [label for label, _ in said(paths, label_depth=1)] == ["benign", "malignant"]
@@ -146,7 +146,7 @@ def test_the_leaf_is_the_class_unless_a_depth_is_said() -> None:
         (("2024-01-05/1.jpg", "2024-01-06/2.jpg"), "look like dates"),
     ],
 )
-def test_folders_that_may_be_no_classes_are_refused(paths: tuple[str, ...], message: str) -> None:
+def test_folders_that_may_not_be_classes_are_refused(paths: tuple[str, ...], message: str) -> None:
     assert message in refused(rows(*paths))
 
 
@@ -169,7 +169,7 @@ def test_a_hash_in_a_folder_is_part_of_its_name() -> None:
     assert [label for label, _ in said(rows("C#/1.jpg", "#1/2.jpg", "v1.2/a#b.jpg"))] == ["C#", "#1", "v1.2"]
 
 
-def test_several_inputs_may_be_class_folders_or_split_folders_themselves() -> None:
+def test_inputs_may_be_class_folders_or_split_folders() -> None:
     def two(first: str, second: str) -> tuple[Root, Root]:
         return Root(f"/in/{first}", "folder"), Root(f"/in/{second}", "folder", group=1)
 
@@ -205,17 +205,17 @@ def test_split_words_in_tables_and_archives(paths: tuple[str, ...], splits: list
     assert [split for _, split in said(labelled, splits="none")] == ["train", "train"]
 
 
-def test_a_split_word_in_the_name_of_an_image_says_nothing() -> None:
+def test_a_split_word_in_the_name_of_an_image_is_ignored() -> None:
     assert [split for _, split in said(rows("cat/test_1.jpg", "dog/val.jpg"))] == ["train", "train"]
 
 
-def test_a_folder_and_a_file_that_name_two_splits_are_refused() -> None:
+def test_a_folder_and_a_file_with_different_splits_are_refused() -> None:
     message = refused(rows("test/train-0.tar#1.jpg", label="a"))
     assert "source.splits=folders or source.splits=names" in message
     assert [split for _, split in said(rows("test/train-0.tar#1.jpg", label="a"), splits="names")] == ["train"]
 
 
-def test_a_table_named_after_a_split_says_it_and_so_do_the_folders_of_its_images() -> None:
+def test_splits_in_names_of_tables_and_folders_of_their_images() -> None:
     roots = (Root("/in", "manifest", "train.csv"), Root("/in", "manifest", "test.csv", group=1))
     columns = (Columns({"label"}, tables=True), Columns({"label"}, tables=True))
     tables = rows("p/1.jpg", label="a", table=True), rows("p/2.jpg", label="a", table=True, number=1)
@@ -225,13 +225,13 @@ def test_a_table_named_after_a_split_says_it_and_so_do_the_folders_of_its_images
     assert [split for _, split in said(listed, roots=roots, columns=columns)] == ["train", "test"]
 
 
-def test_a_column_says_label_and_split_and_folders_nothing_then() -> None:
+def test_columns_take_precedence_over_folders() -> None:
     columns = (Columns({"label", "split"}, tables=True),)
     listed = rows("test/cat/1.jpg", "camera1/2.jpg", label=["cup", None], split=["", "Validation "])
     assert said(listed, columns=columns) == [("cup", "train"), (None, "val")]
 
 
-def test_values_of_a_split_column_are_known_or_refused() -> None:
+def test_unknown_values_of_a_split_column_are_refused() -> None:
     columns = (Columns({"split"}, tables=True),)
     assert "'trian'" in refused(rows("a/1.jpg", "b/2.jpg", split=["train", "trian"]), columns=columns)
     flag = (Columns({"is_test"}, tables=True),)
@@ -250,7 +250,7 @@ def test_in_a_tar_sidecars_or_folders_but_not_both() -> None:
     assert [label for label, _ in dots] == [None, "cat"], "a dot is no class"
 
 
-def test_a_label_of_another_input_goes_before_the_folder_and_is_counted() -> None:
+def test_a_label_of_another_input_takes_precedence_over_the_folder() -> None:
     roots = (*FOLDER, Root("/in", "manifest", "labels.csv", group=1))
     columns = (Columns(), Columns({"label"}, tables=True))
     listed = rows("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", label=["dog", None, "dog"])
@@ -259,13 +259,13 @@ def test_a_label_of_another_input_goes_before_the_folder_and_is_counted() -> Non
     assert labels.to_pylist() == ["dog", "cat", "dog"] and declared.overridden == 1
 
 
-def test_labels_from_one_place_alone() -> None:
+def test_labels_from_one_origin() -> None:
     listed = rows("cat/1.jpg", "dog/2.jpg", label=["x", None])
     assert [label for label, _ in said(listed, labels="folders")] == ["cat", "dog"]
     assert [label for label, _ in said(listed, labels="column")] == ["x", None]
 
 
-def test_objects_without_a_suffix_are_looked_into_before_they_refuse_anything() -> None:
+def test_objects_without_a_suffix_are_checked_before_a_refusal() -> None:
     asked: list[str] = []
 
     def none_are(uris: list[str]) -> list[bool]:
@@ -282,13 +282,13 @@ def test_objects_without_a_suffix_are_looked_into_before_they_refuse_anything() 
     assert len(asked) == 2, "where no image has a suffix, none of them decides anything"
 
 
-def test_a_tar_that_is_not_read_is_a_place_without_images() -> None:
+def test_an_unread_tar_is_a_place_without_images() -> None:
     listed = rows("test_0.tar", "training_0.tar")
     declared = decided(listed)
     assert declared.apply(listed)[1].tolist() == [TEST, TRAIN]
 
 
-def test_what_was_understood_is_a_table() -> None:
+def test_the_summary_is_a_table() -> None:
     listed = rows(*(f"train/c{n:02d}/1.jpg" for n in range(22)), "val/c00/2.jpg", "test/3.jpg")
     declared, understood = decided(listed), LabelSummary()
     labels, splits = declared.apply(listed)
@@ -312,7 +312,7 @@ def test_what_was_understood_is_a_table() -> None:
 FLAT = (Root("/in/photos", "folder"), Root("/in", "manifest", "labels.csv", group=1))
 
 
-def test_a_folder_whose_images_a_table_labels_is_no_class_itself() -> None:
+def test_a_folder_of_images_labelled_by_a_table_is_not_a_class() -> None:
     columns = (Columns(), Columns({"label"}, tables=True))
     listed = rows("photos/1.jpg", "photos/2.jpg", "photos/3.jpg", label=["cat", "dog", None])
     declared = decided(listed, roots=FLAT, columns=columns)
@@ -329,7 +329,7 @@ def test_a_folder_whose_images_a_table_labels_is_no_class_itself() -> None:
         ("test", "", "folder"),
     ],
 )
-def test_what_the_paths_of_inputs_say_differently_is_their_split(first: str, second: str, kind: str) -> None:
+def test_different_split_words_in_input_paths_are_splits(first: str, second: str, kind: str) -> None:
     roots = (Root(f"/in/{first}", kind), Root(f"/in/{second}".rstrip("/"), kind, group=1))
     member = {"tar": ".tar#1.jpg", "parquet": ".parquet#1"}.get(kind, "/cat/1.jpg")
     tables = rows(f"{first}/0{member}", label="a"), rows(f"{second}/1{member}".lstrip("/"), label="a", number=1)
@@ -346,7 +346,7 @@ def test_what_the_paths_of_inputs_say_differently_is_their_split(first: str, sec
         ("a.tar#my-train/cat/1.jpg", "a.tar#my-test/dog/2.jpg"),
     ],
 )
-def test_folders_that_may_be_splits_are_asked_about(paths: tuple[str, ...]) -> None:
+def test_folders_that_may_be_splits_are_refused(paths: tuple[str, ...]) -> None:
     message = refused(rows(*paths))
     assert "source.splits=folders if they are, or source.splits=none" in message
     assert {split for _, split in said(rows(*paths), splits="folders")} == {
@@ -356,7 +356,7 @@ def test_folders_that_may_be_splits_are_asked_about(paths: tuple[str, ...]) -> N
     assert {split for _, split in said(rows(*paths), splits="none")} == {"train"}
 
 
-def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
+def test_one_class_with_a_split_word_in_its_name_is_a_class() -> None:
     assert [label for label, _ in said(rows("test_tube/1.jpg", "beaker/2.jpg"))] == ["test_tube", "beaker"]
 
 
@@ -368,7 +368,7 @@ def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
         ("a/b/train/0.parquet#1", "a/b/test/0.parquet#1"),
     ],
 )
-def test_split_folders_that_lie_deep_are_asked_about(paths: tuple[str, ...]) -> None:
+def test_deep_split_folders_are_refused(paths: tuple[str, ...]) -> None:
     assert "source.splits=folders (at any depth)" in refused(rows(*paths))
     assert len({split for _, split in said(rows(*paths), splits="folders")}) == 2
 
@@ -386,13 +386,13 @@ def test_one_class_in_two_places_of_an_archive_is_refused() -> None:
     assert [label for label, _ in said(rows("a.tar#a/cat/1.jpg", "b.tar#b/cat/2.jpg"))] == ["cat", "cat"]
 
 
-def test_numbered_names_are_one_input() -> None:
+def test_an_expanded_range_is_one_input() -> None:
     roots = (Root("/in", "tar"), Root("/in", "tar"))
     tables = rows("x-0.tar#imgs/1.jpg", label="cat"), rows("x-1.tar#imgs/2.jpg", number=1)
     assert [label for label, _ in said(*tables, roots=roots)] == ["cat", None]
 
 
-def test_files_beside_images_that_may_say_labels_are_asked_about() -> None:
+def test_files_that_may_hold_labels_are_refused() -> None:
     columns = (Columns(sidecar="/in/s0/0.cls"),)
     message = refused(rows("s0/0.jpg", "s1/1.jpg"), columns=columns)
     assert "/in/s0/0.cls may hold labels" in message

@@ -100,7 +100,7 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
     ("told", "message"),
     [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "not the manifest of an S3 Inventory")],
 )
-def test_a_report_that_cannot_be_read_says_why(bucket: Folder, told: dict[str, Any], message: str) -> None:
+def test_an_unreadable_report_is_refused_with_the_reason(bucket: Folder, told: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recognise(bucket.stores, [report(bucket, "CSV", **told)], SourceConfig())
 
@@ -113,14 +113,14 @@ def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
         list(list_all(sources))
 
 
-def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:
+def test_another_file_of_that_name_is_an_input_error(bucket: Folder) -> None:
     bucket.put("manifest.json", b"[1, 2]")
     with pytest.raises(InputError, match="not the manifest of an S3 Inventory"):
         recognise(bucket.stores, [bucket.at("manifest.json")], SourceConfig())
 
 
 @pytest.mark.parametrize("before", [0, 40_000])
-def test_a_csv_with_a_line_of_megabytes_is_named_with_its_line(bucket: Folder, before: int) -> None:
+def test_a_line_of_megabytes_is_reported_with_its_number(bucket: Folder, before: int) -> None:
     uri = report(bucket, "CSV")
     row = '"photos","%s","true","false","1","2026-11-24T01:02:03.000Z","abc","STANDARD"\n'
     lines = [row % f"{number}.jpg" for number in range(before)] + [row % ("x" * (3 << 20)), row % "last.jpg"]

@@ -61,7 +61,7 @@ def carried(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_is_read_as_a_list(disk: Folder, name: str) -> None:
+def test_every_form_of_list_is_read(disk: Folder, name: str) -> None:
     uri = put(disk, name, FORMS[name]([{"uri": "p/a.jpg", "label": "cat"}, {"uri": "p/b.jpg", "label": "cup"}]))
     assert kind(disk, uri) == "manifest"
     assert below(disk, uri) == ["p/a.jpg", "p/b.jpg"]
@@ -71,7 +71,7 @@ def test_every_form_is_read_as_a_list(disk: Folder, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["list.txt", "LIST.TXT", "list.lst", "list.xlsx", "data.arrow", "list.txt.gz", "x.sqlite"]
 )
-def test_other_forms_are_refused_and_not_taken_as_one_image(disk: Folder, name: str) -> None:
+def test_unsupported_forms_of_list_are_refused(disk: Folder, name: str) -> None:
     with pytest.raises(
         InputError, match=r"neither an image nor a supported list.*\.csv, \.tsv, \.jsonl.*source\.format=manifest"
     ):
@@ -91,7 +91,7 @@ def test_other_forms_are_refused_and_not_taken_as_one_image(disk: Folder, name: 
     ],
     ids=["COCO in one line", "COCO", "text", "numbers", "torn", "empty"],
 )
-def test_json_that_is_no_list_is_refused(disk: Folder, content: str) -> None:
+def test_json_that_is_not_a_list_is_refused(disk: Folder, content: str) -> None:
     uri = put(disk, "instances.json", content)
     if not content:
         assert rows(disk, uri) == []
@@ -100,14 +100,14 @@ def test_json_that_is_no_list_is_refused(disk: Folder, content: str) -> None:
         kind(disk, uri)
 
 
-def test_an_array_that_has_the_name_of_an_inventory_is_a_list(disk: Folder) -> None:
+def test_an_array_with_the_name_of_an_inventory_is_a_list(disk: Folder) -> None:
     uri = put(disk, "manifest.json", '[{"uri": "a.jpg"}]')
     assert kind(disk, uri) == "manifest" and below(disk, uri) == ["a.jpg"]
     with pytest.raises(InputError, match="not the manifest of an S3 Inventory"):
         kind(disk, put(disk, "other/manifest.json", '{"files": 1}'))
 
 
-def test_a_large_array_is_refused_with_what_to_write(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_array_is_refused_with_a_remedy(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "MAX_JSON_CHARS", 50)
     with pytest.raises(InputError, match="JSON Lines"):
         kind(disk, put(disk, "m.json", as_json([{"uri": "a.jpg", "x": "y" * 50}])))
@@ -125,13 +125,13 @@ def test_a_large_array_is_refused_with_what_to_write(disk: Folder, monkeypatch: 
     ],
     ids=["JSON Lines", "JSON", "CSV", "TSV", "gzip", "Parquet"],
 )
-def test_a_list_of_another_name_is_known_by_its_content(disk: Folder, content: bytes, read: list[str]) -> None:
+def test_a_list_without_a_suffix_is_recognised_by_its_content(disk: Folder, content: bytes, read: list[str]) -> None:
     assert below(disk, put(disk, "list.txt", content), format="manifest") == read
 
 
 @pytest.mark.parametrize("cut", [5, 30], ids=["head", "tail"])
 @pytest.mark.parametrize("name", ["m.csv.gz", "m.jsonl.gz"])
-def test_torn_gzip_is_a_wrong_input(disk: Folder, name: str, cut: int) -> None:
+def test_truncated_gzip_is_an_input_error(disk: Folder, name: str, cut: int) -> None:
     table = [{"uri": f"{number}.jpg", "x": str(hash(number))} for number in range(50)]
     content = (as_csv if "csv" in name else as_jsonl)(table)
     with pytest.raises(InputError, match=name):
@@ -153,20 +153,22 @@ def test_names_of_columns_are_trimmed(disk: Folder, name: str, uri: str, label: 
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_names_of_columns_are_composed(disk: Folder, name: str) -> None:
+def test_names_of_columns_are_normalised(disk: Folder, name: str) -> None:
     found = rows(disk, put(disk, name, FORMS[name]([{"uri": "a.jpg", CAFE_DECOMPOSED: "yes"}])))
     assert carried(found) == [{f"input_{CAFE}": "yes"}]
 
 
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("first, second", [("label", "label "), (CAFE, CAFE_DECOMPOSED), ("uri", " uri")])
-def test_two_columns_that_become_one_are_refused_by_name(disk: Folder, name: str, first: str, second: str) -> None:
+def test_two_columns_with_the_same_normalised_name_are_refused(
+    disk: Folder, name: str, first: str, second: str
+) -> None:
     table = [{"uri": "a.jpg", first: "a.jpg", second: "b"}]
     with pytest.raises(InputError, match=r"(?s)m?\..*rename one"):
         rows(disk, put(disk, name, FORMS[name](table)))
 
 
-def test_a_key_that_is_twice_in_an_object_is_refused(disk: Folder) -> None:
+def test_a_repeated_key_in_an_object_is_refused(disk: Folder) -> None:
     with pytest.raises(InputError, match="line 2: an object has the key 'label' more than once"):
         rows(disk, put(disk, "m.jsonl", '{"uri": "a"}\n{"uri": "b", "label": "cat", "label": "cup"}\n'))
 
@@ -180,11 +182,11 @@ def test_a_key_that_is_twice_in_an_object_is_refused(disk: Folder) -> None:
         'uri,label\n" b/a.jpg",cat\n',
     ],
 )
-def test_spaces_around_a_uri_in_a_csv_are_padding(disk: Folder, content: str) -> None:
+def test_spaces_around_a_uri_in_a_csv_are_removed(disk: Folder, content: str) -> None:
     assert below(disk, put(disk, "m.csv", content)) == ["b/a.jpg"]
 
 
-def test_spaces_around_a_uri_are_part_of_it_elsewhere(disk: Folder) -> None:
+def test_spaces_around_a_uri_are_kept_in_other_forms(disk: Folder) -> None:
     for name in ("m.jsonl", "m.json", "m.parquet"):
         assert below(disk, put(disk, name, FORMS[name]([{"uri": " a.jpg "}]))) == [" a.jpg "]
 
@@ -193,7 +195,7 @@ def test_spaces_around_a_uri_are_part_of_it_elsewhere(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_another_column_can_name_the_images(disk: Folder, name: str) -> None:
+def test_the_uri_column_is_configurable(disk: Folder, name: str) -> None:
     uri = put(disk, name, FORMS[name]([{"uri": "no.jpg", "Image Path": "p/a.jpg", "label": "cat"}]))
     assert below(disk, uri, uri_column="Image Path ") == ["p/a.jpg"]
     assert carried(rows(disk, uri, uri_column="Image Path")) == [{"input_uri": "no.jpg", "input_label": "cat"}]
@@ -202,7 +204,7 @@ def test_another_column_can_name_the_images(disk: Folder, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_template_is_filled_from_columns(disk: Folder, name: str) -> None:
+def test_a_template_uses_columns(disk: Folder, name: str) -> None:
     uri = put(disk, name, FORMS[name]([{"id_code": "7f3a", "diagnosis": "2", "a.b": "x"}]))
     assert below(disk, uri, uri_template="train/{id_code}.jpg") == ["train/7f3a.jpg"]
     assert below(disk, uri, uri_template="{{{diagnosis}}}/{ id_code }-{id_code}.{a.b}") == ["{2}/7f3a-7f3a.x"]
@@ -221,7 +223,7 @@ def test_a_template_takes_numbers(disk: Folder) -> None:
             rows(disk, uri, uri_template="{id}.png")
 
 
-def test_a_row_that_lacks_a_part_of_its_name_is_refused_by_its_line(disk: Folder) -> None:
+def test_a_row_that_lacks_a_part_of_a_template_is_refused_with_its_line(disk: Folder) -> None:
     for name, content in (
         ("m.csv", "id,day\n1,mon\n\n,\n2,\n"),
         ("m.jsonl", '{"id": 1, "day": "mon"}\n\n{}\n\n{"id": 2}\n'),
@@ -231,7 +233,7 @@ def test_a_row_that_lacks_a_part_of_its_name_is_refused_by_its_line(disk: Folder
 
 
 @pytest.mark.parametrize("template", ["train.jpg", "{}.jpg", "{id:05}.jpg", "{id!r}.jpg", "{id", "}", "{ }"])
-def test_a_template_that_cannot_be_filled_is_a_wrong_config(disk: Folder, template: str) -> None:
+def test_an_invalid_template_is_a_config_error(disk: Folder, template: str) -> None:
     with pytest.raises(ConfigError, match=r"source\.uri_template="):
         rows(disk, put(disk, "m.csv", "id\n1\n"), uri_template=template)
 
@@ -239,7 +241,7 @@ def test_a_template_that_cannot_be_filled_is_a_wrong_config(disk: Folder, templa
 @pytest.mark.parametrize(
     "near", ["URI", "Uri", "url", "image_path", "Image Path", "filename", "file_name", "path", "id"]
 )
-def test_a_column_that_probably_names_the_images_is_asked_for(disk: Folder, near: str) -> None:
+def test_a_near_miss_of_the_uri_column_is_suggested(disk: Folder, near: str) -> None:
     for name in ("m.csv", "m.jsonl", "m.parquet"):
         uri = put(disk, name, FORMS[name]([{"label": "x", near: "a.jpg"}]))
         with pytest.raises(InputError, match=rf"no column 'uri'.*mean '{near}'\? .*--set 'source\.uri_column={near}'"):
@@ -247,20 +249,20 @@ def test_a_column_that_probably_names_the_images_is_asked_for(disk: Folder, near
         assert below(disk, uri, uri_column=near) == ["a.jpg"]
 
 
-def test_where_the_column_is_there_others_are_ordinary(disk: Folder) -> None:
+def test_near_misses_are_ordinary_columns_if_the_uri_column_exists(disk: Folder) -> None:
     uri = put(disk, "m.csv", "URI,url,uri,path\n1,2,a.jpg,4\n")
     assert below(disk, uri) == ["a.jpg"]
     assert carried(rows(disk, uri)) == [{"input_URI": "1", "input_url": "2", "input_path": "4"}]
 
 
 @pytest.mark.parametrize("value", ["5", "true", '["a.jpg"]', '{"x": 1}', "1.5"])
-def test_a_uri_that_is_no_text_is_refused_by_its_line(disk: Folder, value: str) -> None:
+def test_a_uri_that_is_not_text_is_refused_with_its_line(disk: Folder, value: str) -> None:
     uri = put(disk, "m.jsonl", f'{{"uri": null}}\n{{"uri": "a.jpg"}}\n{{"uri": {value}}}\n')
     with pytest.raises(InputError, match=r"m\.jsonl, line 3: 'uri' is "):
         rows(disk, uri)
 
 
-def test_rows_without_a_uri_are_named_in_the_log(disk: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_without_a_uri_are_logged(disk: Folder, caplog: pytest.LogCaptureFixture) -> None:
     for name, content, place in (
         ("m.csv", "uri,x\na.jpg,1\n,2\n,3\n", "line 3"),
         ("m.jsonl", '{"uri": "a.jpg"}\n\n{"uri": null}\n{"x": 1}\n', "line 3"),
@@ -292,13 +294,13 @@ def test_rows_without_a_uri_are_named_in_the_log(disk: Folder, caplog: pytest.Lo
         ('x,uri\n"Good,a.jpg\n1,b.jpg\nday",c.jpg\n', r"a quote in line 2 .*line 4.*'1.{1,2}b\.jpg'"),
     ],
 )
-def test_a_quote_that_swallows_rows_is_refused_by_its_line(disk: Folder, content: str, places: str) -> None:
+def test_an_unclosed_quote_around_rows_is_refused_with_its_line(disk: Folder, content: str, places: str) -> None:
     for name, text in (("m.csv", content), ("m.tsv", content.replace(",", "\t"))):
         with pytest.raises(InputError, match=places):
             rows(disk, put(disk, name, text))
 
 
-def test_a_swallowed_row_is_known_by_ids_as_well(disk: Folder) -> None:
+def test_rows_in_quotes_are_recognised_by_ids(disk: Folder) -> None:
     uri = put(disk, "m.csv", 'id,x\n7f3a,"Good morning\n8b2c,1\n9d01,hello"\n0000,1\n')
     with pytest.raises(InputError, match=r"a quote in line 2 .*line 4"):
         rows(disk, uri, uri_template="train/{id}.jpg")
@@ -336,7 +338,7 @@ def test_quotes_within_a_value_are_part_of_it(disk: Folder) -> None:
     assert [row["input_x"] for row in found] == ['5" wide', "x", 'said "hi" and "so', '1 "2" 3']
 
 
-def test_values_that_end_a_block_of_lines_are_whole(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_across_blocks_of_lines_are_complete(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [{"uri": f"{number}.jpg", "x": f'"{number}"\n5" wide, {number}\n'} for number in range(300)]
     for block in (1, 7, 64, 1000):
         monkeypatch.setattr("imgbatch.sources.csv_rows._BLOCK", block)
@@ -372,7 +374,7 @@ def test_csv_of_other_tools_is_read(disk: Folder, content: str, encoding: str) -
 
 
 @pytest.mark.parametrize("again", ["uri,label", '"uri", label', "\ufeffuri,label"])
-def test_a_header_that_is_repeated_is_no_row(disk: Folder, again: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_header_is_not_a_row(disk: Folder, again: str, caplog: pytest.LogCaptureFixture) -> None:
     uri = put(disk, "m.csv", f"uri,label\na.jpg,cat\n\n{again}\nb.jpg,cup\n,\n")
     assert carried(rows(disk, uri)) == [{"input_label": "cat"}, {"input_label": "cup"}]
     assert "line 4 repeats the header" in caplog.text and "the first is line 6" in caplog.text
@@ -380,7 +382,7 @@ def test_a_header_that_is_repeated_is_no_row(disk: Folder, again: str, caplog: p
 
 
 @pytest.mark.parametrize("again", ["label,uri", "uri,class"])
-def test_another_header_among_the_rows_is_refused(disk: Folder, again: str) -> None:
+def test_a_different_header_among_the_rows_is_refused(disk: Folder, again: str) -> None:
     with pytest.raises(InputError, match=r"line 3 is a different header.*separate --input"):
         rows(disk, put(disk, "m.csv", f"uri,label\na.jpg,cat\n{again}\ncup,b.jpg\n"))
 
@@ -400,12 +402,12 @@ def test_another_header_among_the_rows_is_refused(disk: Folder, again: str) -> N
         (b"PK\x03\x04" + bytes(100), "line 1 holds a NUL"),
     ],
 )  # fmt: skip
-def test_csv_that_cannot_be_read_is_refused_by_its_line(disk: Folder, content: bytes, told: str) -> None:
+def test_invalid_csv_is_refused_with_its_line(disk: Folder, content: bytes, told: str) -> None:
     with pytest.raises(InputError, match=rf"m\.csv.* {told}"):
         rows(disk, put(disk, "m.csv", content))
 
 
-def test_lines_without_end_do_not_fill_the_memory(disk: Folder) -> None:
+def test_long_lines_do_not_fill_the_memory(disk: Folder) -> None:
     long = "x" * (MAX_LINE + 2_000_000)
     for name, content, told in (
         ("m.csv", f"uri,x\na.jpg,{long}\n", "line 2 is longer"),
@@ -424,7 +426,7 @@ def test_lines_without_end_do_not_fill_the_memory(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "m.json", "m.ndjson.gz"])
-def test_a_key_that_appears_late_is_a_column(disk: Folder, name: str) -> None:
+def test_a_late_key_is_a_column(disk: Folder, name: str) -> None:
     table: list[dict[str, Any]] = [{"uri": f"{number}.jpg"} for number in range(10_003)]
     table += [{"uri": "late.jpg", "label": "cup"}, {"label ": "cat", "uri": "later.jpg", "day": 5}]
     found = rows(disk, put(disk, name, FORMS[name](table) if name in FORMS else gzip.compress(as_jsonl(table))))
@@ -436,7 +438,7 @@ def test_a_key_that_appears_late_is_a_column(disk: Folder, name: str) -> None:
     ]
 
 
-def test_each_batch_has_the_columns_that_were_seen(disk: Folder) -> None:
+def test_each_batch_has_the_columns_so_far(disk: Folder) -> None:
     table = [{"uri": "a.jpg"}] + [{"uri": "b.jpg", "label": "x"}] * 10_000 + [{"uri": "c.jpg", "z": "1"}]
     manifest = Manifest(disk.stores, put(disk, "m.jsonl", as_jsonl(table)), SourceConfig())
     assert [each.batch.schema.names[5:] for each in manifest.list_images()] == [
@@ -446,19 +448,19 @@ def test_each_batch_has_the_columns_that_were_seen(disk: Folder) -> None:
     ]
 
 
-def test_a_uri_that_comes_late_is_found(disk: Folder) -> None:
+def test_a_late_uri_key_is_found(disk: Folder) -> None:
     uri = put(disk, "m.jsonl", '{"x": 1}\n{"x": 2}\n{"uri": "a.jpg"}\n')
     assert below(disk, uri) == ["a.jpg"] and ignored(disk, uri) == 2
 
 
 @pytest.mark.parametrize("name, place", [("m.jsonl", "line 3"), ("m.json", "")])
-def test_json_that_is_damaged_is_refused_by_its_line(disk: Folder, name: str, place: str) -> None:
+def test_damaged_json_is_refused_with_its_line(disk: Folder, name: str, place: str) -> None:
     content = '{"uri": "a"}\n\n{"uri": "b"' if name == "m.jsonl" else '[{"uri": "a"}, {"uri": "b"]'
     with pytest.raises(InputError, match=rf"{name} cannot be read as JSON.*{place}"):
         rows(disk, put(disk, name, content))
 
 
-def test_text_that_is_not_unicode_is_refused_by_its_line(disk: Folder) -> None:
+def test_invalid_unicode_is_refused_with_its_line(disk: Folder) -> None:
     with pytest.raises(InputError, match=r"line 2: the value of 'label' is not Unicode text"):
         rows(disk, put(disk, "m.jsonl", b'{"uri": "a"}\n{"uri": "b", "label": "\xe4"}\n'))
 
@@ -469,7 +471,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_line(disk: Folder) -> None:
 @pytest.mark.parametrize(
     "kind", [pa.int64(), pa.list_(pa.string()), pa.struct([("x", pa.string())]), pa.timestamp("s")]
 )
-def test_a_uri_column_of_another_type_is_refused_by_name(disk: Folder, kind: pa.DataType) -> None:
+def test_a_uri_column_of_another_type_is_refused(disk: Folder, kind: pa.DataType) -> None:
     with pytest.raises(InputError, match=r"m\.parquet: the column 'uri' has"):
         rows(disk, put(disk, "m.parquet", as_parquet(pa.table({"uri": pa.array([None], kind)}))))
 
@@ -477,13 +479,13 @@ def test_a_uri_column_of_another_type_is_refused_by_name(disk: Folder, kind: pa.
 @pytest.mark.parametrize(
     "kind", [pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())]
 )
-def test_a_uri_may_be_text_of_any_kind(disk: Folder, kind: pa.DataType) -> None:
+def test_a_uri_may_have_any_text_type(disk: Folder, kind: pa.DataType) -> None:
     value: Any = b"a.jpg" if kind == pa.binary() else "a.jpg"
     column = pa.array([value]).cast(kind) if pa.types.is_dictionary(kind) else pa.array([value], kind)
     assert below(disk, put(disk, "m.parquet", as_parquet(pa.table({"uri": column})))) == ["a.jpg"]
 
 
-def test_a_damaged_page_is_a_wrong_input(disk: Folder) -> None:
+def test_a_damaged_page_is_an_input_error(disk: Folder) -> None:
     data = bytearray(as_parquet(pa.table({"uri": [f"{number}.jpg" for number in range(100)]})))
     data[30:60] = b"\xff" * 30
     with pytest.raises(InputError, match=r"m\.parquet cannot be read as parquet"):
@@ -503,7 +505,7 @@ def images(disk: Folder, *names: str) -> None:
 
 @pytest.mark.parametrize("name", METADATA)
 @pytest.mark.parametrize("folder", ["", "train/", "a/b/"])
-def test_metadata_beside_images_brings_columns(disk: Folder, name: str, folder: str) -> None:
+def test_metadata_files_add_columns(disk: Folder, name: str, folder: str) -> None:
     images(disk, f"in/{folder}0.jpg", f"in/{folder}deep/1.jpg", "in/other.jpg")
     table = [
         {"file_name": "0.jpg", "label": "cat", "size": "big"},
@@ -518,7 +520,7 @@ def test_metadata_beside_images_brings_columns(disk: Folder, name: str, folder: 
     assert len(found) == 3 + 2 and ignored(disk, disk.at("in")) == 0
 
 
-def test_every_folder_may_have_its_own(disk: Folder) -> None:
+def test_every_folder_may_have_a_metadata_file(disk: Folder) -> None:
     for split in ("train", "test"):
         images(disk, f"in/{split}/0.jpg")
         disk.put(f"in/{split}/metadata.csv", f"file_name,label\n0.jpg,{split}\n".encode())
@@ -527,20 +529,20 @@ def test_every_folder_may_have_its_own(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize("content", [b"id,label\n1,cat\n", b"", b"\xff\xfe\x00", b'{"x": 1}'])
-def test_metadata_that_names_no_files_is_an_object_like_others(disk: Folder, content: bytes) -> None:
+def test_metadata_without_file_names_is_ignored(disk: Folder, content: bytes) -> None:
     images(disk, "in/0.jpg")
     disk.put("in/metadata.csv", content)
     assert below(disk, disk.at("in")) == ["in/0.jpg"] and ignored(disk, disk.at("in")) == 1
 
 
-def test_metadata_that_is_damaged_is_refused_by_its_line(disk: Folder) -> None:
+def test_damaged_metadata_is_refused_with_its_line(disk: Folder) -> None:
     images(disk, "in/0.jpg")
     disk.put("in/metadata.jsonl", b'{"file_name": "0.jpg", "label": "cat"}\n{"file_name": ')
     with pytest.raises(InputError, match=r"metadata\.jsonl .*line 2"):
         rows(disk, disk.at("in"))
 
 
-def test_metadata_names_candidates_of_the_folder_or_glob_alone(disk: Folder) -> None:
+def test_metadata_names_only_candidates_of_the_folder_or_glob(disk: Folder) -> None:
     images(disk, "in/0.jpg", "in/1.png", "in/a/2.jpg")
     disk.put("in/metadata.csv", b"file_name,label\n0.jpg,x\n1.png,y\na/2.jpg,z\nnotes.txt,n\n")
 
@@ -555,7 +557,7 @@ def test_metadata_names_candidates_of_the_folder_or_glob_alone(disk: Folder) -> 
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/0.jpg", "s3://bucket/0.jpg", "https://host/0.jpg", "."])
-def test_metadata_found_in_a_folder_names_nothing_outside_it(disk: Folder, name: str) -> None:
+def test_metadata_cannot_name_images_outside_its_folder(disk: Folder, name: str) -> None:
     images(disk, "in/0.jpg")
     disk.put("in/metadata.csv", f"file_name,label\n{name},x\n".encode())
     with pytest.raises(InputError, match=r"metadata\.csv, line 2, names .*images in its folder"):
@@ -592,7 +594,7 @@ def test_metadata_is_read_from_a_store(s3: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"uri_column": "uri"}, {"uri_template": "{uri}"}, {"uri_template": "{x}:///{uri}"}]
 )
-def test_no_form_leads_from_a_bucket_to_files_of_this_machine(
+def test_a_manifest_in_a_bucket_cannot_name_local_files(
     s3: Any, tmp_path: Path, name: str, config: dict[str, Any]
 ) -> None:
     place = Folder(s3.stores(retries=0), f"s3://images/{tmp_path.name}")
@@ -601,12 +603,12 @@ def test_no_form_leads_from_a_bucket_to_files_of_this_machine(
         rows(place, place.at(name), **config)
 
 
-def test_both_ways_of_naming_are_too_many() -> None:
+def test_uri_column_and_uri_template_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="set one of them"):
         SourceConfig(uri_column="a", uri_template="{b}")
 
 
-def test_unnamed_columns_are_said_to_be_left_out(disk: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_omitted_unnamed_columns_are_logged(disk: Folder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     rows(disk, put(disk, "comma.csv", "uri,label,\na.jpg,cat,\n"))
     assert "without a name" not in caplog.text

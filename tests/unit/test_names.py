@@ -42,7 +42,7 @@ IMAGES = [
 
 
 @pytest.mark.parametrize("suffixes", ["images", "*"])
-def test_each_name_is_told_alike_alone_and_in_a_column(suffixes: str) -> None:
+def test_a_name_and_a_column_have_the_same_result(suffixes: str) -> None:
     candidates = Candidates(suffixes)
     for some, expected in ((JUNK, False), (NOT_JUNK, True), (NO_IMAGES, False), (IMAGES, True)):
         assert (
@@ -52,13 +52,13 @@ def test_each_name_is_told_alike_alone_and_in_a_column(suffixes: str) -> None:
         )
 
 
-def test_junk_is_a_matter_of_any_segment() -> None:
+def test_junk_in_any_segment_counts() -> None:
     for some, expected in ((JUNK, True), (NOT_JUNK + NO_IMAGES + IMAGES, False)):
         assert junk(pa.array(some)).to_pylist() == [is_junk(name) for name in some] == [expected] * len(some)
 
 
 @pytest.mark.parametrize("name", ["x.jpg\n", "x.jpg ", "x.txt", "x.jpg/", ""])
-def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
+def test_names_with_another_suffix_are_not_candidates(name: str) -> None:
     candidates = Candidates("images")
     assert candidates.mask(pa.array([name])).to_pylist() == [name in candidates] == [False]
 
@@ -68,7 +68,7 @@ def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
     [("**Junk** is", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images** are", patterns.NO_IMAGES)],
     ids=["junk", "no images"],
 )
-def test_the_page_about_inputs_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:
+def test_the_inputs_page_documents_each_of_them(before: str, listed: tuple[str, ...]) -> None:
     """Between the words and the end of the sentence, names stand in backticks."""
     sentence = PAGE[PAGE.index(before) :].partition(".\n")[0]
     told = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}

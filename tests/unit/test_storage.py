@@ -125,13 +125,13 @@ def test_a_name_in_a_manifest_is_resolved_against_its_place(folder: str, name: s
     assert join(folder, name) == uri
 
 
-def test_which_uris_are_local() -> None:
+def test_is_local() -> None:
     assert all(map(is_local, ("a", "/a", "file:///a", "local:///a", "a::b.jpg", "/a/b://c")))
     assert not any(map(is_local, ("s3://b/a", "https://h/a", "simplecache::s3://b/a", "memory://a")))
 
 
 @pytest.mark.parametrize("uri", ["simplecache::s3://b/x", "zip::s3://b/x.zip", "filecache::https://h/x"])
-def test_chained_file_systems_are_refused_instead_of_read_as_a_local_path(uri: str) -> None:
+def test_chained_file_systems_are_refused(uri: str) -> None:
     with pytest.raises(BadPath, match="chained"):
         local().read(uri)
 
@@ -142,14 +142,14 @@ def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
         local().read(uri)
 
 
-def test_a_protocol_that_does_not_exist_is_the_fault_of_the_one_object() -> None:
+def test_an_unknown_protocol_is_an_error_of_the_object() -> None:
     with pytest.raises(BadPath, match="foo"):
         local().read("foo://b/x.jpg")
     with pytest.raises(ConfigError, match="foo"):
         Folder(local(), "foo://b").names()
 
 
-def test_a_protocol_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*arguments: Any, **options: Any) -> None:
         raise ImportError("Please install gcsfs")
 
@@ -161,7 +161,7 @@ def test_a_protocol_whose_package_is_missing_says_which(monkeypatch: pytest.Monk
 # The verbs
 
 
-def test_what_is_written_is_read_and_listed(place: Folder) -> None:
+def test_written_objects_are_read_and_listed(place: Folder) -> None:
     before = datetime.now(UTC)
     place.create("a/x.jpg", b"one")
     place.put("y.jpg", b"three")
@@ -180,7 +180,7 @@ def test_what_is_written_is_read_and_listed(place: Folder) -> None:
     assert all(batch.schema == STORE_LISTING for batch in place.list_objects())
 
 
-def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
+def test_an_object_has_the_same_etag_in_list_head_and_read(place: Folder) -> None:
     place.put("x", b"1")
     head = place.stores.call("look at", place.at("x"), lambda store, path: store.head(path))
     _, meta = place.stores.read(place.at("x"))
@@ -189,7 +189,7 @@ def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Fold
     assert '"' not in (meta.etag or "")
 
 
-def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_creating_an_existing_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"first")
     with pytest.raises(Exists, match=r"create .*x"):
         place.create("x", b"second")
@@ -197,7 +197,7 @@ def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> Non
     assert place.names() == ["x"]
 
 
-def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
+def test_of_many_concurrent_creations_one_succeeds(place: Folder) -> None:
     def create(number: int) -> int | None:
         try:
             place.create(f"race{number % 8}", str(number).encode())
@@ -211,7 +211,7 @@ def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
     assert [place.read(f"race{number % 8}") for number in won] == [str(number).encode() for number in won]
 
 
-def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_replacing_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"0")
     _, tag = place.read_tagged("x")
     place.replace("x", b"1", tag)
@@ -222,7 +222,7 @@ def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Fo
     assert place.names() == ["x"]
 
 
-def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
+def test_of_many_concurrent_replacements_one_succeeds(place: Folder) -> None:
     place.create("n", b"0")
 
     def count(_: int) -> int:
@@ -241,7 +241,7 @@ def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
     assert place.names() == ["n"]
 
 
-def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
+def test_replacing_a_deleted_object_does_not_create_it(place: Folder) -> None:
     place.create("x", b"0")
     _, tag = place.read_tagged("x")
     place.delete("x")
@@ -250,7 +250,7 @@ def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
     assert place.names() == []
 
 
-def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_deleting_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"0")
     _, old = place.read_tagged("x")
     place.replace("x", b"1", old)
@@ -265,7 +265,7 @@ def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Fol
 
 
 @pytest.mark.parametrize("answer", [501, 403, 400, 405])
-def test_a_server_without_conditional_deletion_is_compared_with_first(s3: Any, answer: int) -> None:
+def test_without_conditional_deletion_the_etag_is_compared_first(s3: Any, answer: int) -> None:
     def plan(method: str, path: str, before: int) -> int | None:
         return answer if method == "DELETE" and "X-Amz-Signature" in path else None
 
@@ -282,7 +282,7 @@ def test_a_server_without_conditional_deletion_is_compared_with_first(s3: Any, a
     assert place.names() == []
 
 
-def test_a_conditional_deletion_that_fails_is_tried_again_and_names_no_signature(s3: Any) -> None:
+def test_a_failed_conditional_deletion_is_retried_and_logs_no_signature(s3: Any) -> None:
     answers = iter([503, "lost", 503, 503, 503])
 
     def plan(method: str, path: str, before: int) -> int | str | None:
@@ -303,7 +303,7 @@ def test_a_conditional_deletion_that_fails_is_tried_again_and_names_no_signature
         assert "Signature" not in str(caught.value) and s3.endpoint not in str(caught.value)
 
 
-def test_what_is_not_there(place: Folder) -> None:
+def test_missing_objects_are_not_found(place: Folder) -> None:
     with pytest.raises(NotFound, match=r"read .*/x"):
         place.read("x")
     assert not place.exists("x")
@@ -315,14 +315,14 @@ def test_what_is_not_there(place: Folder) -> None:
     assert not place.exists("x")
 
 
-def test_a_folder_is_no_object(place: Folder) -> None:
+def test_a_folder_is_not_an_object(place: Folder) -> None:
     place.put("a/x", b"")
     assert not place.exists("a")
     with pytest.raises(StoreError):
         place.read("a")
 
 
-def test_a_folder_does_not_hold_what_only_begins_like_it(place: Folder) -> None:
+def test_a_folder_does_not_include_names_with_the_same_prefix(place: Folder) -> None:
     for name in ("a/x", "ab/y", "a.txt", "a-b"):
         place.put(name, b"")
     assert place.names("a") == ["x"]
@@ -350,9 +350,7 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
 
 
 @pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
-def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
-    s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_listed_concurrently_without_losses(s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
@@ -375,7 +373,7 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
     ]
 
 
-def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_listing_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
@@ -390,7 +388,7 @@ def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name: str) -> None:
+def test_unusual_names_are_written_listed_and_read(place: Folder, name: str) -> None:
     place.put(name, name.encode())
     (found,) = listed(place)
     assert found == name
@@ -400,7 +398,7 @@ def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name:
 
 
 @pytest.mark.parametrize("name", CONTROL)
-def test_a_name_with_control_characters_is_listed_and_read(place: Folder, s3: Any, name: str) -> None:
+def test_names_with_control_characters_are_listed_and_read(place: Folder, s3: Any, name: str) -> None:
     if is_local(place.uri):
         place.put(name, b"x")
     else:  # as other clients write it
@@ -425,7 +423,7 @@ def write(s3: Any, place: Folder, name: str, data: bytes) -> None:
 # Disk
 
 
-def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_loops(tmp_path: Path) -> None:
     for name in ("a/x", "b/y"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"1")
@@ -446,7 +444,7 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "folder/y.jpg"])
-def test_a_target_that_may_not_be_looked_at_is_an_error(
+def test_a_link_target_without_permission_is_an_error(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link.jpg").symlink_to(f"/closed/{name}")
@@ -468,7 +466,7 @@ FAR = 253_402_300_800  # the first second of the year 10000
 @pytest.mark.parametrize(
     ("seconds", "year"), [(-11_644_473_601, 1600), (0, 1970), (1 << 33, 2242), (FAR - 1, 9999), (FAR, None), (1 << 41, None)]
 )  # fmt: skip
-def test_any_time_of_a_file_is_told_or_left_out(seconds: int, year: int | None) -> None:
+def test_file_times_out_of_range_are_null(seconds: int, year: int | None) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # a file system whose times have 64 bits
         path = Path(place) / "x.jpg"
         path.write_bytes(b"1")
@@ -485,12 +483,12 @@ def test_any_time_of_a_file_is_told_or_left_out(seconds: int, year: int | None) 
     ("told", "year"),
     [(float(FAR), None), (1e300, None), ("no time", None), (0.5, 1970), ("2026-11-28T01:02:03+00:00", 2026)],
 )
-def test_times_that_no_datetime_holds_are_left_out_for_other_stores_too(told: object, year: int | None) -> None:
+def test_times_out_of_range_are_null_in_other_stores(told: object, year: int | None) -> None:
     moment = fsspec_store._meta({"size": 1, "mtime": told}).last_modified
     assert (moment and moment.year) == year
 
 
-def test_pipes_sockets_and_devices_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:
+def test_pipes_sockets_and_devices_are_not_listed_or_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -510,7 +508,7 @@ def _same_working_directory() -> Iterator[None]:
     os.chdir(before)
 
 
-def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.jpg").write_bytes(b"1")
     scandir = os.scandir
@@ -525,7 +523,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monk
         list(Folder(local(), str(tmp_path)).list_objects())
 
 
-def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_listed_and_refused_when_read(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/a\xff.jpg", "wb") as file:
         file.write(b"1")
     assert list(listed(Folder(local(), str(tmp_path)))) == ["a\\xff.jpg"]
@@ -533,7 +531,7 @@ def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_pa
         local().read(f"{tmp_path}/a\\xff.jpg")
 
 
-def test_a_tree_deeper_than_the_interpreters_stack_is_listed(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_the_recursion_limit_is_listed(tmp_path: Path) -> None:
     os.chdir(tmp_path)
     for _ in range(1200):
         os.mkdir("d")
@@ -546,7 +544,7 @@ def test_a_tree_deeper_than_the_interpreters_stack_is_listed(tmp_path: Path) -> 
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # shutil's own recursion is as deep
 
 
-def test_files_that_vanish_while_listing_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_deleted_during_a_listing_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         (tmp_path / name).write_bytes(b"1")
     real = os.stat
@@ -560,7 +558,7 @@ def test_files_that_vanish_while_listing_are_passed_over(tmp_path: Path, monkeyp
     assert list(listed(Folder(local(), str(tmp_path)))) == ["a", "c"]
 
 
-def test_a_file_system_without_links_is_refused_with_the_way_out(
+def test_a_file_system_without_hard_links_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: Any) -> None:
@@ -572,7 +570,7 @@ def test_a_file_system_without_links_is_refused_with_the_way_out(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -591,7 +589,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert folder.read("y") == b"old"
 
 
-def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_cannot_sync_folders_is_supported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fsync
 
     def fsync(handle: int) -> None:
@@ -605,9 +603,7 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, m
     assert folder.read("x") == b"1"
 
 
-def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_a_lock_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.local._LOCK_S", 0.05)
     folder = Folder(local(retries=0), str(tmp_path))
     folder.create("x", b"1")
@@ -624,7 +620,7 @@ def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
 # S3
 
 
-def test_a_wrong_secret_is_forbidden_everywhere(s3: Any) -> None:
+def test_a_wrong_secret_is_forbidden_in_every_operation(s3: Any) -> None:
     wrong = Folder(Stores(StorageConfig(), {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}), "s3://images/wrong")
     for verb in (
         lambda: wrong.read("x"),
@@ -650,7 +646,7 @@ def test_a_missing_bucket_is_not_found(s3: Any) -> None:
     assert not missing.exists("a")
 
 
-def test_no_credentials_at_all_names_the_ways_to_give_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_name_the_ways_to_set_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -705,7 +701,7 @@ print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size 
         {"key": "K", "secret": "S", "endpoint_url": "E", "use_ssl": False},  # unknown to obstore: s3fs takes over
     ],
 )
-def test_options_are_understood_as_s3fs_writes_them(s3: Any, options: dict[str, Any]) -> None:
+def test_options_have_the_names_of_s3fs(s3: Any, options: dict[str, Any]) -> None:
     words = {
         "K": s3.environment["AWS_ACCESS_KEY_ID"],
         "S": s3.environment["AWS_SECRET_ACCESS_KEY"],
@@ -725,14 +721,14 @@ def test_options_are_understood_as_s3fs_writes_them(s3: Any, options: dict[str, 
         folder.create("x", b"2")
 
 
-def test_options_with_credentials_keep_those_of_the_environment_out(s3: Any) -> None:
+def test_credentials_in_options_exclude_those_of_the_environment(s3: Any) -> None:
     stores = Stores(StorageConfig(options={"key": "other", "secret": "one"}), s3.environment)
     with pytest.raises(Forbidden):
         stores.read("s3://images/x")
 
 
 @pytest.mark.parametrize("options", [{"anon": "perhaps"}, {"ServerSideEncryption": "bogus", "anon": True}])
-def test_an_option_that_cannot_be_used_is_a_wrong_config(options: dict[str, Any]) -> None:
+def test_an_unusable_option_is_a_config_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"storage\.options"):
         local(options=options).read("s3://bucket/x")
 
@@ -794,7 +790,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 MOMENT = {"Last_Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}
 
 
-def test_folders_that_the_console_of_s3_made_are_no_objects(fake: Any) -> None:
+def test_folder_markers_are_not_listed(fake: Any) -> None:
     keys = {"p/": 0, "p/sub/": 0, "p/sub/x.jpg": 3, "p/empty": 0}
 
     def reply(request: _Server) -> None:
@@ -812,7 +808,7 @@ def test_folders_that_the_console_of_s3_made_are_no_objects(fake: Any) -> None:
     assert list(listed(Folder(fake(reply), "s3://b/p"))) == ["sub/x.jpg", "empty"]
 
 
-def test_a_passing_failure_is_tried_again_and_a_final_one_is_not(fake: Any) -> None:
+def test_transient_failures_are_retried_and_permanent_ones_are_not(fake: Any) -> None:
     asked: list[int] = []
     todo = {"busy": [503, 429, 500, 200], "down": [503] * 9, "gone": [404], "closed": [403]}
 
@@ -830,7 +826,7 @@ def test_a_passing_failure_is_tried_again_and_a_final_one_is_not(fake: Any) -> N
         assert caught.value.attempts == attempts == len(asked)
 
 
-def test_a_final_failure_after_a_passing_one_counts_both_attempts(fake: Any) -> None:
+def test_a_permanent_failure_after_a_transient_one_counts_two_attempts(fake: Any) -> None:
     todo = [503, 404]
     stores = fake(lambda request: request.answer(todo.pop(0)), retries=3)
     with pytest.raises(NotFound) as caught:
@@ -838,7 +834,7 @@ def test_a_final_failure_after_a_passing_one_counts_both_attempts(fake: Any) -> 
     assert caught.value.attempts == 2
 
 
-def test_a_body_that_is_cut_short_is_never_taken_for_the_object(fake: Any) -> None:
+def test_a_truncated_body_is_an_error(fake: Any) -> None:
     asked = []
 
     def reply(request: _Server) -> None:
@@ -866,7 +862,7 @@ WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
         (Meta(), None, 1),
     ],
 )
-def test_a_whole_answer_of_another_length_than_listed_is_no_image(
+def test_a_body_of_another_length_than_listed_is_an_error(
     fake: Any, known: Meta, raised: type[Exception] | None, attempts: int
 ) -> None:
     asked = []
@@ -884,7 +880,7 @@ def test_a_whole_answer_of_another_length_than_listed_is_no_image(
     assert len(asked) == attempts
 
 
-def test_fsspec_stores_have_a_time_limit_too() -> None:
+def test_fsspec_stores_have_a_timeout() -> None:
     # An option that obstore does not know, so that s3fs reads.
     options = {"default_block_size": 1 << 20, "key": "k", "secret": "s"}
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -893,19 +889,19 @@ def test_fsspec_stores_have_a_time_limit_too() -> None:
             local(options=options, timeout_s=0.5, retries=0).read("s3://b/x")
 
 
-def test_stores_say_whether_they_create_conditionally(s3: Any, tmp_path: Path) -> None:
+def test_stores_declare_conditional_creation(s3: Any, tmp_path: Path) -> None:
     assert Folder(local(), str(tmp_path)).conditional and Folder(s3.stores(), "s3://out/x").conditional
     assert not Folder(local(), "memory://x").conditional
 
 
-def test_a_server_that_never_answers_is_given_up(fake: Any) -> None:
+def test_a_server_that_never_responds_times_out(fake: Any) -> None:
     done = threading.Event()
     with pytest.raises(TimedOut):
         fake(lambda request: done.wait(20), retries=1, timeout_s=0.2).read("s3://b/x")
     done.set()
 
 
-def test_a_server_that_is_not_there_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     with socket.socket() as free:
@@ -922,7 +918,7 @@ def test_a_server_that_is_not_there_is_unreachable(fake: Any, monkeypatch: pytes
 # Secrets, processes, others
 
 
-def test_secrets_are_in_no_representation_and_travel_to_workers(s3: Any) -> None:
+def test_secrets_are_pickled_but_not_in_the_repr(s3: Any) -> None:
     stores = Stores(StorageConfig(options={"secret": "hunter2", "key": "k"}), s3.environment)
     shown = f"{stores!r} {stores} {Folder(stores, 's3://b')!r}"
     assert "hunter2" not in shown
@@ -933,7 +929,7 @@ def test_secrets_are_in_no_representation_and_travel_to_workers(s3: Any) -> None
     assert pickle.loads(pickle.dumps(ours)).read("s3://images/travel/x")[0] == b"1"
 
 
-def test_any_fsspec_store_is_read_listed_and_written() -> None:
+def test_fsspec_stores_are_read_listed_and_written() -> None:
     root = f"memory://{uuid.uuid4().hex}"
     folder = Folder(local(), root)
     folder.create("a/x", b"1")
@@ -953,18 +949,18 @@ def test_any_fsspec_store_is_read_listed_and_written() -> None:
         folder.read("y")
 
 
-def test_etags_are_held_without_quotes_and_otherwise_as_they_are() -> None:
+def test_etags_are_unquoted() -> None:
     raw = ['"abc"', 'W/"abc"', "abc", "", '""', None, '"W/abcW"', "/x/", '"a"b"', "0x8D"]
     bare = ["abc", "abc", "abc", None, None, None, "W/abcW", "/x/", 'a"b', "0x8D"]
     assert unquote_etags(pa.array(raw)).to_pylist() == bare == [unquote_etag(etag) for etag in raw]
 
 
-def test_the_tests_own_client_sees_what_was_written(s3: Any) -> None:
+def test_another_client_sees_the_written_objects(s3: Any) -> None:
     Folder(s3.stores(), "s3://out/seen").create("x", b"1")
     assert bytes(obstore.get(s3.bucket("out"), "seen/x").bytes()) == b"1"
 
 
-def test_slashes_at_the_ends_of_a_key_are_never_dropped(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slashes_at_the_ends_of_a_key_are_kept(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = s3.stores().resolve("s3://images/a")
     for operation in (store.read, store.head):
         with pytest.raises(BadPath):

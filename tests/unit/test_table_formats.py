@@ -50,17 +50,19 @@ def found(place: Folder, uri: str, **config: Any) -> list[str]:
 
 @pytest.mark.parametrize(("format", "log"), EACH)
 @pytest.mark.parametrize("files", ["0.parquet", "data/split=train/z.parquet"])
-def test_such_a_table_is_refused_at_any_depth(place: Folder, format: str, log: str, files: str) -> None:
+def test_a_table_is_refused_at_any_depth(place: Folder, format: str, log: str, files: str) -> None:
     place.put("photos/a.jpg", b"1")
     place.put(f"lake/table/{log}", b"1")
     put_table(place, f"lake/table/{files}")
     for uri in (place.uri, place.at("lake/table"), place.at("lake/*/**")):
-        with pytest.raises(InputError, match=f"{place.uri}/lake/table is a table in the {format} format.* plain Parquet"):
+        with pytest.raises(
+            InputError, match=f"{place.uri}/lake/table is a table in the {format} format.* plain Parquet"
+        ):
             found(place, uri)
 
 
 @pytest.mark.parametrize(("format", "log"), EACH)
-def test_a_glob_or_partition_of_such_a_table_is_refused(place: Folder, format: str, log: str) -> None:
+def test_a_glob_or_partition_of_a_table_is_refused(place: Folder, format: str, log: str) -> None:
     place.put(f"t/{log}", b"1")
     put_table(place, "t/0.parquet")
     put_table(place, "t/date=1/hour=2/0.parquet")
@@ -79,7 +81,7 @@ def test_the_data_folder_of_an_iceberg_table_is_refused(place: Folder) -> None:
 
 
 @pytest.mark.parametrize(("format", "log"), EACH)
-def test_images_beside_a_log_are_read(place: Folder, format: str, log: str) -> None:
+def test_images_next_to_a_log_are_read(place: Folder, format: str, log: str) -> None:
     place.put(log, b"1")
     place.put("a.jpg", b"1")
     assert found(place, place.uri, suffixes="jpg") == [place.at("a.jpg")]
@@ -97,7 +99,7 @@ def test_other_folders_of_tables_are_read(place: Folder, name: str) -> None:
     assert place.at("data/0.parquet#0") in found(place, place.uri)
 
 
-def test_a_log_is_found_however_many_files_lie_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_after_many_files_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.local._BATCH", 2)
     place = Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path))
     for number in range(5):
