@@ -91,8 +91,8 @@ class Fetcher:
             yield from _refused(remaining[::-1], error)
             return
         if remaining:
-            error = InputError("its row group has fewer rows than the footer of the file says")
-            yield from _refused(remaining[::-1], error)
+            damage = InputError("its row group has fewer rows than the footer of the file says")
+            yield from _refused(remaining[::-1], damage)
 
     def _table_row(self, content: bytes | Refusal, row: dict[str, Any]) -> Fetched:
         size = None if isinstance(content, Refusal) else len(content)

@@ -1,4 +1,4 @@
-"""Columns that travel along, end to end: files whose columns differ, a manifest beside a folder, a manifest corrected."""
+"""Carried columns, end to end: files with different columns, a manifest next to a folder, a corrected manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.pictures import encode, scene
 
 @pytest.fixture
 def without_ray(tmp_path: Path) -> dict[str, str]:
-    """An environment in which whoever imports Ray or torch fails."""
+    """An environment in which imports of Ray and torch fail."""
     poison = tmp_path / "poison"
     poison.mkdir()
     for name in ("ray", "torch"):

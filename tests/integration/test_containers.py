@@ -1,4 +1,4 @@
-"""Tars and Parquet files of images on a real S3 server: labelled, killed in the middle, gone on with."""
+"""Tars and Parquet files of images on a real S3 server: labelled, killed in the middle, resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.pictures import encode, scene
 
 
 def tar_of(images: dict[str, bytes]) -> bytes:
-    """Return a tar with a `.cls` beside each image."""
+    """Return a tar with a `.cls` next to each image."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for name, content in images.items():
@@ -44,7 +44,7 @@ def parquet_of(images: dict[str, bytes], group: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 24 pictures that differ."""
+    """A folder with 24 different images."""
     folder = tmp_path_factory.mktemp("kinds")
     for number in range(24):
         (folder / f"{number:02d}.jpg").write_bytes(encode(scene(seed=number), "JPEG"))
@@ -167,12 +167,12 @@ def test_killed_in_the_middle_of_tars_and_tables(
 
 
 def parts(s3: S3Server) -> list[str]:
-    """Return the parts that are in the store."""
+    """Return the parts in the store."""
     return [entry["path"] for batch in s3.bucket("out").list("killed/labels") for entry in batch]
 
 
 def rows_without_doubles(s3: S3Server, place: Path) -> int:
-    """Return the number of rows in the tables; one image in two of them is an error."""
+    """Return the number of rows in the tables. An image in two rows is an error."""
     output = tables.download(s3.bucket("out"), "killed", place)
     if not any(output.glob("labels/*.parquet")):
         return 0

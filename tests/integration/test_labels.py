@@ -1,4 +1,4 @@
-"""What training understands of ordinary, messy input: shown by its dry run, or refused with the option that decides.
+"""Labels and splits of ordinary, messy inputs: the dry run of training shows them, or refuses with the option that decides.
 
 Each case is a set as people have it. The right answer is in `LABELS`: rows of the printed table.
 """
@@ -26,7 +26,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 def folders(**counts: int) -> Callable[[Path], Path]:
-    """Return what makes folders of images; `__` stands for `/` in a name."""
+    """Return a function that creates folders of images; `__` in a name means `/`."""
 
     def make(place: Path) -> Path:
         seed = 0
@@ -41,7 +41,7 @@ def folders(**counts: int) -> Callable[[Path], Path]:
 
 
 def table(header: str, *lines: str, name: str = "list.csv") -> Callable[[Path], Path]:
-    """Return what makes a table of images p/0.jpg … p/7.jpg, which lie in one folder."""
+    """Return a function that creates a table of the images p/0.jpg … p/7.jpg in one folder."""
 
     def make(place: Path) -> Path:
         folders(p=8)(place)
@@ -52,7 +52,7 @@ def table(header: str, *lines: str, name: str = "list.csv") -> Callable[[Path], 
 
 
 def tar(members: Mapping[str, bytes], name: str = "a.tar", mode: str = "w") -> Callable[[Path], Path]:
-    """Return what makes a tar; images are made for empty members."""
+    """Return a function that creates a tar; empty members become images."""
 
     def make(place: Path) -> Path:
         place.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def tar(members: Mapping[str, bytes], name: str = "a.tar", mode: str = "w") -> C
 
 
 def with_json(record: str, folder: str = "day{n}") -> Callable[[Path], Path]:
-    """Return what makes a tar of two images with a `.json` each, in which N is the number of the image."""
+    """Return a function that creates a tar of two images with a `.json` each, in which N becomes the number of the image."""
     members: dict[str, bytes] = {}
     for n in range(2):
         place = folder.format(n=n)
@@ -78,7 +78,7 @@ def with_json(record: str, folder: str = "day{n}") -> Callable[[Path], Path]:
 
 @pytest.fixture
 def dry_run(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run the dry run of a training; return its exit code, and what it shows or its last line on stderr."""
+    """Run training with --dry-run; return the exit code, and the output or the last line of stderr."""
 
     def run(*inputs: Path, **settings: str) -> tuple[int, str]:
         argv = [part for place in inputs for part in ("--input", str(place))]

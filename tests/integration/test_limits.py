@@ -1,4 +1,4 @@
-"""Limits of the operating system, as shells and batch systems set them: named before Ray starts, or lifted."""
+"""Limits of the operating system, as shells and batch systems set them: reported before Ray starts, or raised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
-    """Run Python under a limit, where an import of Ray fails if there is a folder for that."""
+    """Run Python under a limit. With `poison`, a folder, imports of Ray fail."""
     path = [str(ROOT)]
     if poison is not None:
         poison.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def test_training_reports_the_limit(folder: Path, tiny_model: Path, tmp_path: Pa
 
 
 def test_a_process_without_memory_for_a_network_names_the_limit(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """The network is built before Ray starts, in a process of its own."""
+    """The network is built before Ray starts, in a separate process."""
     copy = tmp_path / "model"
     copy.mkdir()
     for path in tiny_model.iterdir():  # another description is another model: nothing is known of it yet

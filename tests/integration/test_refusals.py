@@ -1,4 +1,4 @@
-"""What cannot work is refused at once: the right exit code, one screen that names thing, value and remedy, nothing lost.
+"""Invalid runs are refused at once: with the right exit code, a short message with value and remedy, and no loss.
 
 None of these runs may reach Ray: an import of it is made to fail.
 """
@@ -24,7 +24,7 @@ from tests.integration import tables
 
 @pytest.fixture
 def refused(job: Job, tmp_path: Path) -> Callable[..., str]:
-    """Run a job that must end with `code` before Ray is touched; return what it said on stderr."""
+    """Run a job that must end with `code` before it uses Ray; return its stderr."""
     poison = tmp_path / "poison"
     poison.mkdir()
     (poison / "ray.py").write_text("raise RuntimeError('ray was imported')")
@@ -225,7 +225,7 @@ def test_a_wrong_key(refused: Callable[..., str], s3: S3Server, folder: Path, tm
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield server.getsockname()[1]
 

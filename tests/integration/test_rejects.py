@@ -1,4 +1,4 @@
-"""Images that cannot be labelled: each is a row with its reason, its neighbours do not suffer, and the budget holds."""
+"""Images that cannot be labelled: each is a row with a reason, other images are labelled, and the budget is applied."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EXACT = ("--set", "classify.dtype=float32")
 
 
 def giant_png(side: int = 50_000) -> bytes:
-    """Return a PNG that promises 2.5 thousand million pixels in a few bytes."""
+    """Return a PNG of a few bytes whose header has 2.5 thousand million pixels."""
     header = png_chunk(b"IHDR", side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"x" * 20) + png_chunk(b"IEND", b"")
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Return what lies about in a store and is no whole picture, and the reason it is to be rejected for."""
+    """Return files that are not complete images, with the reason of their reject."""
     photo = encode(scene(640, 480), "JPEG", quality=95)
     return {
         "00-empty.jpg": (b"", "empty"),
@@ -103,7 +103,7 @@ def test_vanished_images_are_retried_by_the_next_run(warm: Job, folder: Path, ti
 
 
 def test_a_flaky_store(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path) -> None:
-    """One object is forbidden, one gone since the listing, one never answered; two are had at the third attempt."""
+    """One object is forbidden, one is deleted after the listing, one never responds, and two are read at the third attempt."""
     for number in range(12):
         obstore.put(s3.bucket("images"), f"moods/{number:02d}.jpg", encode(scene(seed=number), "JPEG"))
 
@@ -140,7 +140,7 @@ def test_a_flaky_store(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path
 def test_a_store_that_becomes_unreachable(
     warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, status: int
 ) -> None:
-    """Ten images are read, then not one more: the store is away, and what was had is kept."""
+    """The store becomes unreachable after ten images, whose rows are kept."""
     prefix = f"away-{status}"
     for number in range(35):
         obstore.put(s3.bucket("images"), f"{prefix}/{number:02d}.jpg", encode(scene(seed=number), "JPEG"))

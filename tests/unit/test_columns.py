@@ -1,4 +1,4 @@
-"""Columns of Parquet files: image bytes in all of Arrow's types, what is carried along, and pixels that are not."""
+"""Columns of Parquet files: image bytes in all of Arrow's types, and carried values without pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image(content: bytes | None, path: str = "x.jpg") -> dict[str, Any]:
 
 
 def read(disk: Folder, column: pa.Array, name: str = "column", **config: Any) -> list[bytes | str]:
-    """Write a file of this column and an id; return what a worker reads of it."""
+    """Write a file with this column and an id; return what a worker reads."""
     nested_view = pa.types.is_struct(column.type) and pa.types.is_binary_view(column.type.field(0).type)
     group = 10 if nested_view else 2  # pyarrow 26 cannot cut these into row groups
     uri = put(disk, "a.parquet", pa.table({"id": range(len(column)), name: column}), group)
@@ -171,7 +171,7 @@ def test_a_row_with_only_a_path_is_rejected_with_the_path(disk: Folder) -> None:
             assert reason == "empty" and f"only the path '{path}'" in str(message) and "manifest" in str(message)
 
 
-# What is carried along
+# Carried values
 
 
 def test_names_are_trimmed_composed_and_distinct(disk: Folder) -> None:
@@ -240,7 +240,7 @@ def test_long_values_in_a_column_of_short_ones_are_omitted(disk: Folder) -> None
 
 
 def test_a_long_value_is_not_copied_for_each_row(disk: Folder) -> None:
-    """In the file it is there once; 4,000 copies of a megabyte would not fit into memory."""
+    """The file has the value once. 4,000 copies of a megabyte would not fit into memory."""
     thumbs = pa.DictionaryArray.from_arrays(pa.array([0] * 4_000, pa.int32()), pa.array([b"p" * (1 << 20)]))
     uri = put(disk, "m.parquet", pa.table({"uri": [f"{at}.jpg" for at in range(4_000)], "thumb": thumbs}), group=4_000)
     before = pa.total_allocated_bytes()

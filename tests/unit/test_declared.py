@@ -1,4 +1,4 @@
-"""Where labels and splits come from: one way for each input, and a refusal wherever there could be two."""
+"""Where labels and splits come from: one origin for each input, and a refusal if several are possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `decode` makes of every kind of file: whole, turned, cut, damaged, huge, or no image at all."""
+"""`decode` for every kind of file: complete, rotated, truncated, damaged, huge, or not an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pixels_of(data: bytes, **options: Any) -> make.Array:
 
 
 def reason_of(data: bytes, max_pixels: int = LIMIT) -> str:
-    """Return the reason of the reject that the data must give."""
+    """Return the reason of the reject for these data."""
     with pytest.raises(Rejected) as caught:
         decode(data, max_pixels=max_pixels)
     assert str(caught.value)
@@ -49,7 +49,7 @@ def difference(left: make.Array, right: make.Array) -> float:
     return float(np.abs(left.astype(int) - right.astype(int)).mean())
 
 
-# Which kind it is
+# Recognition of formats
 
 
 @pytest.mark.parametrize("name", make.samples())
@@ -165,11 +165,11 @@ def test_rare_jpeg_variants_are_unsupported(frame: int, bits: int) -> None:
     assert reason_of(make.jpeg_header(8, 8, frame, bits)) == "unsupported"
 
 
-# The table of colours
+# Colours
 
 
 def ramp(dtype: str) -> make.Array:
-    """Return 0..65535 in steps of 257 * 5, as a picture of 4 rows."""
+    """Return 0..65535 in steps of 257 * 5, as an image of 4 rows."""
     return (np.arange(52).reshape(4, 13) * 257 * 5).astype(dtype)
 
 
@@ -330,7 +330,7 @@ def test_big_endian_exif() -> None:
     assert (picture.width, picture.height) == (48, 64)
 
 
-# Cut and damaged files
+# Truncated and damaged files
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
@@ -451,7 +451,7 @@ BOMBS = {
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """Let the process take 200 MB more than it has; the least of the bombs would take 768."""
+    """Limit the memory of the process to 200 MB more than it uses. The smallest bomb would take 768 MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200_000_000, hard))
@@ -522,7 +522,7 @@ def test_a_reduced_scale_rounds_up() -> None:
     assert pixels_of(data, short_side=100).shape == (201, 251, 3)
 
 
-# Whatever the bytes
+# Arbitrary bytes
 
 
 @pytest.mark.parametrize("name", [*make.samples(), "tiff deflate", "jpeg exif"])

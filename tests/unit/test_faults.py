@@ -1,4 +1,4 @@
-"""Every exception that a storage library may raise, and what it means here."""
+"""Every exception that a storage library may raise, and our error for it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer(code: str, status: int) -> boto.ClientError:
 
 
 def azure(name: str, *bases: type[Exception], **attributes: Any) -> Exception:
-    """Return an error of a class with this name, as the library that is not installed here has it."""
+    """Return an error of a class with this name, in place of a library that is not installed."""
     kind = type(name, bases or (Exception,), {"__module__": "azure.core.exceptions", **attributes})
     return kind("m")
 

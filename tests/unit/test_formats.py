@@ -1,4 +1,4 @@
-"""What each format of its own has to be told: depths, inks, frames, windows, and the bombs that fit only in it."""
+"""Features of single formats: depths, CMYK, frames, windows, and bombs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .test_decode import LIMIT, difference, grey, little_memory, pixels_of, reas
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 
 
-# Who reads it
+# Optional packages
 
 
 @pytest.mark.parametrize(("name", "module"), [("heic", "pillow_heif"), ("dicom", "pydicom")])
@@ -109,11 +109,11 @@ def test_16_bit_grey_of_tiff_may_be_white_at_zero() -> None:
     assert pixels_of(data)[0, :, 0].tolist() == [255, 0]
 
 
-# Inks
+# CMYK
 
 
 def without_adobe(data: bytes) -> bytes:
-    """Take the marker away that says how the inks are stored."""
+    """Remove the marker that says how CMYK values are stored."""
     at = data.index(b"\xff\xee")
     return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
 
@@ -147,7 +147,7 @@ def test_a_colour_profile_is_ignored(format: str) -> None:
 
 
 def tone(data: bytes) -> list[int]:
-    """Return the greys of the first row."""
+    """Return the grey values of the first row."""
     pixels = pixels_of(data)
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
     return [int(value) for value in pixels[0, :, 0]]
@@ -270,7 +270,7 @@ def test_unsupported_dicom_content_is_rejected() -> None:
 
 
 def packed_gigabyte() -> bytes:
-    """Return 1 MB that unpack to 1 GB of zeros (but for the checksum)."""
+    """Return 1 MB that decompresses to 1 GB of zeros (without a valid checksum)."""
     packer = zlib.compressobj(9)
     head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
     megabyte = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -361,7 +361,7 @@ def deep_jp2(**cuts: Any) -> bytes:
 
 
 def deflated() -> bytes:
-    """Return a DICOM whose elements are deflated: 1 MB that unpack to 1 GB."""
+    """Return a DICOM with deflated elements: 1 MB that decompresses to 1 GB."""
     plain = make.dicom(HOUNSFIELD, DeflatedExplicitVRLittleEndian)
     raw = packed_gigabyte()[2:-4]
     return plain[: 144 + int.from_bytes(plain[140:144], "little")] + raw

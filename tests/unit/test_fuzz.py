@@ -1,4 +1,4 @@
-"""A few hundred of the mutations that `make fuzz` tries by the ten thousand."""
+"""A few hundred of the mutations of which `make fuzz` tries tens of thousands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URIs that somebody else wrote: where they may not lead, and what they cannot do to the run."""
+"""Untrusted URIs: what they must not reach, and what they cannot do to a run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Served = Callable[..., str]
 
 
 def stores(**config: Any) -> Stores:
-    """Return stores with credentials, which must not be sent anywhere."""
+    """Return stores with credentials, which must not be sent to any server."""
     return Stores(StorageConfig(retries=0, **config), KEYS)
 
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """Start a web server that answers as it is told, on an address of this machine; return its URL."""
+    """Start a web server on an address of this machine, with replies that a test sets; return its URL."""
     with ExitStack() as running:
 
         def start(reply: Callable[[Any], None], host: str = "127.0.0.1") -> str:
@@ -52,7 +52,7 @@ def served() -> Iterator[Served]:
 
 
 def _silent(*arguments: object) -> None:
-    """Say nothing."""
+    """Log nothing."""
 
 
 def body(data: bytes, **headers: str) -> Callable[[Any], None]:
@@ -69,7 +69,7 @@ def body(data: bytes, **headers: str) -> Callable[[Any], None]:
 
 
 def redirect(url: str) -> Callable[[Any], None]:
-    """Return a reply that sends the reader on."""
+    """Return a reply that redirects."""
 
     def reply(request: Any) -> None:
         request.send_response(302)
@@ -94,7 +94,7 @@ def test_a_bucket_name_cannot_redirect_a_signed_request(bucket: str, monkeypatch
 
 
 def listed(*uris: str) -> pa.Table:
-    """Return listing rows of which nothing but the URI is known."""
+    """Return listing rows with only a URI."""
     return pa.Table.from_pylist([{"uri": uri} for uri in uris], schema=LISTING)
 
 
@@ -131,7 +131,7 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_by_default(served:
 
 
 def test_the_target_of_a_redirect_is_checked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two addresses of this machine stand for a public and a private one."""
+    """Two addresses of this machine are taken for a public and a private one."""
     asked: list[str] = []
 
     def guarded(address: tuple[Any, ...]) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Lists of images as people have them: names of columns, forms of files, CSV with stray quotes, metadata beside images."""
+"""Lists of images: names of columns, forms of files, CSV with stray quotes, metadata files."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_spaces_around_a_uri_are_kept_in_other_forms(disk: Folder) -> None:
         assert below(disk, put(disk, name, FORMS[name]([{"uri": " a.jpg "}]))) == [" a.jpg "]
 
 
-# Which columns name the images
+# Columns of names
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -492,7 +492,7 @@ def test_a_damaged_page_is_an_input_error(disk: Folder) -> None:
         rows(disk, put(disk, "m.parquet", bytes(data)))
 
 
-# Metadata files beside images
+# Metadata files
 
 
 METADATA = {"metadata.csv": as_csv, "metadata.jsonl": as_jsonl, "metadata.parquet": as_parquet}
@@ -587,7 +587,7 @@ def test_metadata_is_read_from_a_store(s3: Any, tmp_path: Path) -> None:
     }
 
 
-# What a list may name
+# URIs that a list may name
 
 
 @pytest.mark.parametrize("name", FORMS)

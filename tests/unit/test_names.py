@@ -1,4 +1,4 @@
-"""Which names are candidates: junk, markers and documents are not, whatever the input is."""
+"""Names of candidates, without junk, markers and documents, for every kind of input."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_names_with_another_suffix_are_not_candidates(name: str) -> None:
     ids=["junk", "no images"],
 )
 def test_the_inputs_page_documents_each_of_them(before: str, listed: tuple[str, ...]) -> None:
-    """Between the words and the end of the sentence, names stand in backticks."""
+    """Between the words and the end of the sentence, names are in backticks."""
     sentence = PAGE[PAGE.index(before) :].partition(".\n")[0]
     told = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
     assert told == {*listed}

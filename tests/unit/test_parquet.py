@@ -32,7 +32,7 @@ BYTES_AND_PATH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def table(first: int, count: int, **more: Any) -> pa.Table:
-    """Return rows as Hugging Face writes them; the bytes say which row they are."""
+    """Return rows as Hugging Face writes them. The bytes have the number of the row."""
     numbers = range(first, first + count)
     images = [{"bytes": f"image {number}".encode(), "path": f"{number}.jpg"} for number in numbers]
     return pa.table({"image": pa.array(images, BYTES_AND_PATH), "split": [f"s{number}" for number in numbers], **more})

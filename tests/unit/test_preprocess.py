@@ -1,4 +1,4 @@
-"""`Preprocess` against Pillow and timm's own transform, and on pictures of every shape."""
+"""`Preprocess` compared with Pillow and the transform of timm, on images of every shape."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SIZES = [(1, 1), (1, 7), (7, 1), (1, 60_000), (60_000, 1), (3, 20_000), (50, 40)
 
 
 def by_timm(config: dict[str, Any], image: Image.Image) -> make.Array:
-    """Return what timm's evaluation feeds a model, before normalisation: (H, W, 3)."""
+    """Return the input of a model in timm's evaluation, before normalisation: (H, W, 3)."""
     data = timm.data.resolve_data_config(pretrained_cfg=config, args={"num_classes": 1})
     tensor = timm.data.create_transform(**data, is_training=False, normalize=False)(image)
     return np.asarray(tensor).transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""What `.cls` and `.json` members of a tar say."""
+"""The labels in `.cls` and `.json` members of a tar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each kind of input lists: folders, globs, single objects, manifests."""
+"""The listing of each kind of input: folders, globs, single objects, manifests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def uris(place: Folder, *inputs: str, **config: Any) -> list[str]:
 
 
 def below(place: Folder, *inputs: str, **config: Any) -> list[str]:
-    """Return the names below the place, sorted."""
+    """Return the names below the folder, sorted."""
     found = uris(place, *inputs, **config)
     assert all(uri.startswith(f"{place.uri}/") for uri in found)
     return sorted(uri.removeprefix(f"{place.uri}/") for uri in found)
@@ -200,7 +200,7 @@ def test_hidden_objects_may_be_named_explicitly(disk: Folder) -> None:
     assert below(disk, disk.at("list.csv")) == [".a.jpg", ".git/b.jpg", "LICENSE"]
 
 
-# Which bare objects are images
+# Objects without a suffix
 
 
 def test_objects_without_a_suffix_are_recognised_by_their_first_bytes(place: Folder) -> None:
@@ -734,7 +734,7 @@ def test_a_missing_name_of_a_range_is_reported(place: Folder) -> None:
 
 
 def refusal(place: Folder, *inputs: str, **config: Any) -> str:
-    """Return what is said of inputs without an image."""
+    """Return the message for inputs without an image."""
     with pytest.raises(InputError) as refused:
         sources = recognise(place.stores, inputs, SourceConfig(**config))
         counts = Counts()

@@ -1,4 +1,4 @@
-"""Stores: the same verbs and errors on disk, on S3 and behind fsspec; strange names; retries."""
+"""Stores: the same operations and errors on disk, on S3 and through fsspec; unusual names; retries."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPa
         local().read("gs://b/x.jpg")
 
 
-# The verbs
+# Operations
 
 
 def test_written_objects_are_read_and_listed(place: Folder) -> None:
@@ -668,7 +668,7 @@ def test_credentials_of_a_profile_are_used(s3: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_credentials_that_expire_are_renewed(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A program that gives them, as single sign-on has one: those of a minute ago are refused, the new ones are not."""
+    """A program that returns credentials, like single sign-on: the server refuses those of a minute ago."""
     key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
     program, asked = tmp_path / "program", tmp_path / "asked"
     program.write_text(
@@ -743,7 +743,7 @@ def test_s3a_is_s3(s3: Any) -> None:
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Answers as the test's `reply(handler)` says."""
+    """Answers with the test's `reply(handler)`."""
 
     reply: Any
 
@@ -767,7 +767,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Start a server that answers as it is told: `fake(reply) -> Stores`."""
+    """Start a server with replies that a test sets: `fake(reply) -> Stores`."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     servers = []
 
@@ -915,7 +915,7 @@ def test_a_missing_server_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPa
     assert 0 < min(waits) <= max(waits) <= 20
 
 
-# Secrets, processes, others
+# Secrets, pickling, other stores
 
 
 def test_secrets_are_pickled_but_not_in_the_repr(s3: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tables that keep a log beside their Parquet files are refused, with what to do."""
+"""Tables with a log next to their Parquet files are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EACH = [(format, log) for format, logs in LOGS.items() for log in logs]
 
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
-    """Give an empty folder."""
+    """Return an empty folder."""
     if request.param == "disk":
         yield Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "set"))
         return

@@ -1,4 +1,4 @@
-"""Images that are members of tars: read as a stream, gone on with where a run ended, each in one row."""
+"""Images in tars: read as a stream, resumed where a run ended, one row for each."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def packed(*entries: Entry, **options: Any) -> bytes:
 
 
 def picture(number: int) -> bytes:
-    """Return a picture whose label is COLOURS[number % 3]."""
+    """Return an image whose label is COLOURS[number % 3]."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., number % 3] = 255
     return encode(pixels, "PNG")
@@ -72,7 +72,7 @@ def pictures(first: int, count: int) -> list[Entry]:
 def read(
     place: Path, data: bytes, *, name: str = "a.tar", resume_offset: int = 0, last_offset: int = -1, **more: Any
 ) -> list[Any]:
-    """Return what a tar of these bytes gives."""
+    """Return the members and the end of a tar with these bytes."""
     (place / name).write_bytes(data)
     tar = TarReader(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
@@ -278,7 +278,7 @@ def test_members_of_another_encoding_keep_their_images(tmp_path: Path) -> None:
 
 
 def test_junk_in_a_tar_is_ignored_and_separates_no_sidecars(tmp_path: Path) -> None:
-    """macOS writes ._x.jpg before each x.jpg, and a folder may stand anywhere."""
+    """macOS writes ._x.jpg before each x.jpg, and folders may be anywhere."""
     folder = tarfile.TarInfo("./")
     folder.type = tarfile.DIRTYPE
     data = packed(
@@ -293,7 +293,7 @@ def test_junk_in_a_tar_is_ignored_and_separates_no_sidecars(tmp_path: Path) -> N
     assert (end.ignored, end.unpaired) == (8, 0)
 
 
-# Tars behind each other
+# Concatenated tars
 
 
 def joined(name: str, *tars: bytes) -> bytes:
@@ -315,7 +315,7 @@ def test_concatenated_tars_are_read_as_one(tmp_path: Path, name: str, zeros: int
 
 
 def test_a_tar_with_many_gzip_members_is_read_to_its_end(tmp_path: Path) -> None:
-    """So write bgzip, pigz -i and the tools of container images."""
+    """bgzip, pigz -i and the tools of container images write such data."""
     data = packed(*SHARD)
     members, end = whole(read(tmp_path, data))
     cut = joined("gz", *(data[start : start + 700] for start in range(0, len(data), 700)))
@@ -418,7 +418,7 @@ def test_a_byte_order_mark_is_removed_from_a_class(tmp_path: Path, data: bytes) 
 
 
 class Run:
-    """One run after the other over the same tars, in this process: all of the job but Ray."""
+    """Consecutive runs over the same tars in this process, without Ray."""
 
     def __init__(self, place: Path) -> None:
         self.stores = Stores(StorageConfig(retries=0), {})
@@ -596,7 +596,7 @@ def test_rows_of_a_tar_whose_link_broke_are_kept(run: Run, tmp_path: Path, prune
 
 
 class Killed(BaseException):
-    """The driver is no more."""
+    """The driver was killed."""
 
 
 @pytest.mark.parametrize("blocks", range(7))

@@ -1,4 +1,4 @@
-"""URI keys and their index, against Python's own dict and set."""
+"""URI keys and their index, compared with Python's dict and set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imgbatch.uri_index import UriIndex, first_of_each, hash_strings, uri_keys
 _text = st.text(max_size=40)
 _bounded = settings(max_examples=60, deadline=None, database=None)
 
-# Few first halves and few second ones, so that keys share their first half all the time.
+# Few first and second halves, so that many keys share their first half.
 _half = st.integers(0, 3).map(lambda n: n * 0x5555_5555_5555_5555)
 _key = st.tuples(_half, st.integers(0, 4))
 
@@ -25,7 +25,7 @@ def keys(pairs: list[tuple[int, int]]) -> Any:
 
 
 def found(index: UriIndex, wanted: Any) -> dict[int, int]:
-    """Return {row: value} of everything that a lookup yields; a row that is yielded twice fails."""
+    """Return {row: value} of everything that a lookup yields. A row that is yielded twice is an error."""
     values: dict[int, int] = {}
     for columns, rows, positions in index.lookup(wanted):
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
