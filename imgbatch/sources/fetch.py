@@ -138,29 +138,29 @@ def members_of_tar(
     place = {"offset": through, "previous": through, "group": group}
     refusal, whole, end = None, True, End(0, 0)
     try:
-        for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
-            if isinstance(found, End):
-                refusal, end = found.damage, found
+        for member in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
+            if isinstance(member, End):
+                refusal, end = member.damage, member
                 if keep is not None:
-                    keep(found.sidecars)
+                    keep(member.sidecars)
                 break
-            place = {"offset": found.offset, "previous": place["offset"], "group": found.resume_offset}
-            size = None if isinstance(found.content, Refusal) else len(found.content)
-            known = Meta(size, meta.etag, meta.last_modified)
+            place = {"offset": member.offset, "previous": place["offset"], "group": member.resume_offset}
+            size = None if isinstance(member.content, Refusal) else len(member.content)
+            version = Meta(size, meta.etag, meta.last_modified)
             yield (
-                {"uri": f"{tar['uri']}#{found.name}", **place, **found.sidecars},
-                _fetched(found.content, known, known),
+                {"uri": f"{tar['uri']}#{member.name}", **place, **member.sidecars},
+                _fetched(member.content, version, version),
             )
     except StoreError as error:
         refusal, whole = Refusal("fetch", error.reason, str(error)[:300], error.attempts), False
     if refusal is not None:
         place = {"offset": place["offset"] + 1, "previous": place["offset"], "group": place["group"]}
         yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
-    told = {
+    end_report = {
         "number": number, "through": place["offset"], "whole": whole, "ignored": end.ignored,
         "unpaired": end.unpaired, "unpaired_example": f"{tar['uri']}#{end.unpaired_example}",
     }  # fmt: skip
-    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(told)), meta, meta)
+    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(end_report)), meta, meta)
 
 
 def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:

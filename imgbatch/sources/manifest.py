@@ -41,24 +41,24 @@ class Manifest:
     """One manifest file.
 
     Args:
-        beside: the manifest is a metadata file in a folder of images. It may name only images in that folder, and its
+        in_image_folder: the manifest is a metadata file in a folder of images. It may name only images in that folder, and its
             columns `size` and `etag` have no special meaning.
 
     Raises:
         InputError: no column names the images, or the content does not fit the suffix.
     """
 
-    def __init__(self, stores: Stores, uri: str, config: SourceConfig, *, beside: bool = False) -> None:
-        self._stores, self.uri, self._beside = stores, uri, beside
+    def __init__(self, stores: Stores, uri: str, config: SourceConfig, *, in_image_folder: bool = False) -> None:
+        self._stores, self.uri, self._in_image_folder = stores, uri, in_image_folder
         # Manifests are untrusted: by default they cannot refer to local files or private addresses (see `storage.http`).
         schemes = config.schemes
         allowed = (*_ANYWHERE, scheme(uri)) if schemes == "auto" else (part.strip() for part in schemes.split(","))
         self._schemes = frozenset(allowed)
         self._folder = uri.rpartition("/")[0]
         is_metadata = re.search(METADATA, uri.lower().removesuffix(".gz")) is not None
-        by_name = beside and config.uri_column is None
+        by_name = in_image_folder and config.uri_column is None
         self._naming = Naming(FILE_NAME) if by_name else Naming.of(config, metadata=is_metadata)
-        self._object_columns = () if beside else ("size", "etag")
+        self._object_columns = () if in_image_folder else ("size", "etag")
         self._naming = self._require_naming()
 
     def list_images(self) -> Iterator[ListingBatch]:
@@ -104,7 +104,7 @@ class Manifest:
             naming = self._naming.resolve(list(names))
             if {*naming.fields} <= names.keys():
                 return naming
-        if names or self._beside:
+        if names or self._in_image_folder:
             self._naming.require(list(names), self.uri)
         return self._naming
 
@@ -145,7 +145,7 @@ class Manifest:
 
     def _resolve(self, name: str, rows: Rows, at: int) -> str:
         uri = join(self._folder, name)
-        if self._beside and not uri.startswith(f"{self._folder}/"):
+        if self._in_image_folder and not uri.startswith(f"{self._folder}/"):
             raise InputError(
                 f"{self.uri}, {rows.place(at)}, names {uri[:200]!r}, but a metadata file may name only images in its folder. "
                 "Give it as a separate --input if it is to name others"

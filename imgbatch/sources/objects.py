@@ -189,7 +189,7 @@ class Objects:
         """Yield the rows of a metadata file that are also candidates of the folder or glob."""
         uri = listed["uri"][0].as_py()
         try:
-            metadata = Manifest(self.stores, uri, self.config, beside=True)
+            metadata = Manifest(self.stores, uri, self.config, in_image_folder=True)
         except InputError as error:
             log.info("%s is not read as a list of the images in its folder: %s", uri, error)
             yield from self._by_kind(ListingBatch(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
