@@ -75,17 +75,19 @@ def test_a_prefix_of_tars_tables_and_objects(
     )
     output = tables.download(s3.bucket("out"), "mixed", tmp_path / "out")
     expected = by_hand(tiny_model, sorted(kinds.iterdir()))
-    found = {row["uri"]: row for row in tables.rows(output)}
+    result = {row["uri"]: row for row in tables.rows(output)}
     ids = [f"s3://images/mixed/shard-000.tar#{name}" for name in names[:9]]
     ids += [f"s3://images/mixed/deep/shard-001.tar#{name}" for name in names[9:14]]
     ids += [f"s3://images/mixed/train.parquet#{row}" for row in range(8)]
     ids += [f"s3://images/mixed/{name}" for name in names[22:]]
-    assert sorted(found) == sorted(ids)
+    assert sorted(result) == sorted(ids)
     for uri, name in zip(ids, names, strict=True):
         label, score, lead = expected[name]
-        assert lead < 0.01 or (found[uri]["label"], found[uri]["score"]) == (label, pytest.approx(score, abs=0.05)), uri
-        assert found[uri]["size"] == len(images[name])
-    assert found[ids[0]]["input_cls"] == "00.jpg" and found[ids[14]]["input_label"] == "14.jpg"
+        assert lead < 0.01 or (result[uri]["label"], result[uri]["score"]) == (label, pytest.approx(score, abs=0.05)), (
+            uri
+        )
+        assert result[uri]["size"] == len(images[name])
+    assert result[ids[0]]["input_cls"] == "00.jpg" and result[ids[14]]["input_label"] == "14.jpg"
     assert {row["uri"].rpartition("/")[2]: row["reason"] for row in tables.rows(output, "rejects")} == {
         "shard-000.tar#bad.jpg": "not_an_image", "statistics.parquet": "not_an_image",
     }  # fmt: skip
@@ -115,17 +117,17 @@ def test_a_table_of_ids_and_images_in_other_types(
 
     ended = warm(*command, "--input", "s3://images/contest/train.csv", "--output", "s3://out/ids", env=s3.environment)
     assert ended.code == 0, ended.err
-    found = tables.rows(tables.download(s3.bucket("out"), "ids", tmp_path / "ids"))
-    assert [row["uri"] for row in found] == [f"s3://images/contest/train/{name}" for name in names]
-    assert [row["input_diagnosis"] for row in found] == list("012345")
-    assert [row["input_id_code"] for row in found] == [name.partition(".")[0] for name in names]
+    result = tables.rows(tables.download(s3.bucket("out"), "ids", tmp_path / "ids"))
+    assert [row["uri"] for row in result] == [f"s3://images/contest/train/{name}" for name in names]
+    assert [row["input_diagnosis"] for row in result] == list("012345")
+    assert [row["input_id_code"] for row in result] == [name.partition(".")[0] for name in names]
 
     pages = ("--input", "s3://images/contest/pages.parquet", "--set", "source.image_column=pages")
     ended = warm(*command[:3], *pages, "--output", "s3://out/pages", env=s3.environment)
     assert ended.code == 0, ended.err
     rows_of_pages = tables.rows(tables.download(s3.bucket("out"), "pages", tmp_path / "pages"))
     assert [(row["label"], row["input_box"], row["input_md5"]) for row in rows_of_pages] == [
-        (row["label"], box, b"\x00\xff") for row, box in zip(found, boxes, strict=True)
+        (row["label"], box, b"\x00\xff") for row, box in zip(result, boxes, strict=True)
     ]
     assert "input_pages" not in rows_of_pages[0]
 

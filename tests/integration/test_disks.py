@@ -38,8 +38,8 @@ def run_with(mounts: str, place: Path, *arguments: object) -> Ended:
 
 def test_a_temporary_folder_that_is_read_only(folder: Path, tiny_model: Path, tmp_path: Path, place: Path) -> None:
     ended = run_with(READ_ONLY, place, "--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
-    said = require_refusal(ended, 3)
-    assert "Read-only file system" in said and str(place) in said and "RAY_TMPDIR" in said
+    message = require_refusal(ended, 3)
+    assert "Read-only file system" in message and str(place) in message and "RAY_TMPDIR" in message
     assert [record["status"] for record in tables.runs(tmp_path / "out")] == ["failed"]
 
 
@@ -48,8 +48,8 @@ def test_a_temporary_folder_without_permission(
     job: Job, folder: Path, tiny_model: Path, tmp_path: Path, variable: str
 ) -> None:
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
-    said = require_refusal(job("classify", *command, env={variable: "/proc/self/fdinfo"}), 3)
-    assert "keeps its files in /proc/self/fdinfo" in said and "RAY_TMPDIR moves them" in said
+    message = require_refusal(job("classify", *command, env={variable: "/proc/self/fdinfo"}), 3)
+    assert "keeps its files in /proc/self/fdinfo" in message and "RAY_TMPDIR moves them" in message
 
 
 @pytest.mark.long

@@ -95,13 +95,13 @@ def counts(shown: str) -> dict[str, dict[str, int]]:
     """Return the printed table: images by class and split."""
     lines = shown.splitlines()
     splits = lines[0].split()[1:]
-    found = {}
+    result = {}
     for line in lines[1:]:
         match = re.fullmatch(rf"(.+?)((?: +[\d,]+){{{len(splits)}}})", line)
         if match is None:
             break
-        found[match[1].strip()] = {s: int(n) for s, n in zip(splits, match[2].split(), strict=True) if n != "0"}
-    return found
+        result[match[1].strip()] = {s: int(n) for s, n in zip(splits, match[2].split(), strict=True) if n != "0"}
+    return result
 
 
 HALVES = [f"p/{n}.jpg,{'cat' if n % 2 else 'cup'}" for n in range(8)]
@@ -162,9 +162,9 @@ def test_ordinary_inputs_are_recognised(tmp_path: Path, dry_run: Callable[..., t
     make, settings, right = UNDERSTOOD[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
     assert code == 0, shown
-    found = counts(shown)
-    found.pop("all")
-    assert found == right, shown
+    result = counts(shown)
+    result.pop("all")
+    assert result == right, shown
 
 
 def with_column(name: str, value: str) -> Callable[[Path], Path]:
@@ -214,9 +214,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_ambiguous_input_is_refused(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
-    make, settings, said = REFUSED[case]
+    make, settings, message = REFUSED[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
-    assert code == 2 and said in shown, shown
+    assert code == 2 and message in shown, shown
 
 
 def test_class_folders_and_a_table_of_corrections_in_both_orders(

@@ -37,7 +37,7 @@ def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "words"),
     [
         ("-v 3000000", ["2.9 GiB", "RLIMIT_AS", "ulimit -v unlimited"]),
         ("-v 8000000", ["7.6 GiB", "RLIMIT_AS", "ulimit -v unlimited"]),
@@ -47,12 +47,12 @@ def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
     ],
 )
 def test_a_limit_that_is_too_low_for_ray_is_reported_before_it_starts(
-    folder: Path, tiny_model: Path, tmp_path: Path, limit: str, said: list[str]
+    folder: Path, tiny_model: Path, tmp_path: Path, limit: str, words: list[str]
 ) -> None:
     output = tmp_path / "out"
     command = ("jobs/classify.py", "--input", folder, "--output", output, "--model", tiny_model)
     message = require_refusal(limited(limit, *command, poison=tmp_path / "poison"), 2)
-    assert all(each in message for each in said), message
+    assert all(each in message for each in words), message
     assert [(record["status"], record["exit_code"]) for record in tables.runs(output)] == [("failed", 2)]
 
 

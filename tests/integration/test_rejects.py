@@ -66,11 +66,11 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     assert tables.reasons(output) == {name: reason for name, (_, reason) in bad.items()} | nowhere
     passing = {row["passing"] for row in tables.rows(output, "rejects") if row["reason"] != "vanished"}
     assert passing == {False}
-    found = tables.labels(output)
-    assert found.keys() == good | {"misnamed.png"} | rare.keys()
-    assert found["misnamed.png"] == found["00.jpg"]
+    result = tables.labels(output)
+    assert result.keys() == good | {"misnamed.png"} | rare.keys()
+    assert result["misnamed.png"] == result["00.jpg"]
     clear = [name for name, (_, _, lead) in expected.items() if lead > 0.05]
-    assert len(clear) >= 9 and all(found[name] == expected[name][0] for name in clear)
+    assert len(clear) >= 9 and all(result[name] == expected[name][0] for name in clear)
 
     for name in bad:
         shutil.copy(folder / "00.jpg", folder / name)
@@ -78,7 +78,7 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     (folder / "02-text.jpg").write_bytes(bad["02-text.jpg"][0])
     assert warm(*command, "--set", "rejects.retry=all").code == 0, "mended files are changed files"
     assert tables.reasons(output) == {"02-text.jpg": "not_an_image"} | nowhere
-    assert set(tables.labels(output)) == found.keys() | bad.keys() - {"02-text.jpg"}
+    assert set(tables.labels(output)) == result.keys() | bad.keys() - {"02-text.jpg"}
     assert tables.parts(output) != tables_before
 
 
@@ -157,8 +157,8 @@ def test_a_store_that_becomes_unreachable(
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
         ended = warm(*command, "--set", "storage.retries=0", "--set", "fetch.concurrency=4", env=environment)
 
-    said = require_refusal(ended, 3)
-    assert "the store is away" in said and f"s3://images/{prefix}/" in said
+    message = require_refusal(ended, 3)
+    assert "the store is away" in message and f"s3://images/{prefix}/" in message
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     (record,) = tables.runs(tmp_path / "out")
     assert (record["status"], record["exit_code"]) == ("failed", 3) and "the store is away" in record["error"]
@@ -176,9 +176,9 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     output = tmp_path / "out"
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 
-    said = require_refusal(warm(*command), 4)
+    message = require_refusal(warm(*command), 4)
 
-    assert "25 of 37 images rejected (67.6%)" in said and "rejects.max_share" in said
+    assert "25 of 37 images rejected (67.6%)" in message and "rejects.max_share" in message
     assert len(tables.labels(output)) == 12 and len(tables.reasons(output)) == 25, "the rows are there all the same"
     assert not (output / "_SUCCESS").exists()
     # From here on nothing is left to be done: the verdict alone is new.
@@ -204,6 +204,6 @@ def test_weights_that_do_not_fit(warm: Job, folder: Path, tiny_model: Path, tmp_
     weights = broken / "model.safetensors"
     output = tmp_path / "out"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    said = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
-    assert "it is torn" in said and str(broken) in said
+    message = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
+    assert "it is torn" in message and str(broken) in message
     assert not tables.parts(output)

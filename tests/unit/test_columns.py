@@ -89,7 +89,7 @@ def test_an_image_column_can_be_named(disk: Folder, column: pa.Array, named: str
 
 
 @pytest.mark.parametrize(
-    "fields, found",
+    "fields, expected",
     [
         ([("image", BYTES_AND_PATH), ("crops", pa.list_(BYTES_AND_PATH))], "image"),
         ([("image", pa.binary()), ("thumbs", pa.list_(pa.binary()))], "image"),
@@ -102,13 +102,13 @@ def test_an_image_column_can_be_named(disk: Folder, column: pa.Array, named: str
         ([("meta", pa.struct([("hash", pa.binary())]))], None),
     ],
 )
-def test_the_image_column_is_recognised(fields: list[tuple[str, pa.DataType]], found: str | None) -> None:
+def test_the_image_column_is_recognised(fields: list[tuple[str, pa.DataType]], expected: str | None) -> None:
     column = image_column(pa.schema(fields), None)
-    assert (column and column.path) == found
+    assert (column and column.path) == expected
 
 
 @pytest.mark.parametrize(
-    "fields, named, told",
+    "fields, named, names",
     [
         ([("left", pa.binary()), ("right", pa.binary_view())], None, "left, right"),
         ([("left", BYTES_AND_PATH), ("right", BYTES_AND_PATH)], None, "left, right"),
@@ -117,8 +117,10 @@ def test_the_image_column_is_recognised(fields: list[tuple[str, pa.DataType]], f
         ([("a", pa.list_(pa.binary())), ("b", pa.list_(pa.binary()))], None, "a, b"),
     ],
 )
-def test_several_image_columns_are_refused(fields: list[tuple[str, pa.DataType]], named: str | None, told: str) -> None:
-    with pytest.raises(InputError, match=rf"{told} could all be images: name one with source\.image_column"):
+def test_several_image_columns_are_refused(
+    fields: list[tuple[str, pa.DataType]], named: str | None, names: str
+) -> None:
+    with pytest.raises(InputError, match=rf"{names} could all be images: name one with source\.image_column"):
         image_column(pa.schema(fields), named)
 
 
@@ -145,8 +147,8 @@ def test_a_file_with_a_named_image_column_is_not_a_manifest(disk: Folder) -> Non
 
 def rejected(disk: Folder, column: pa.Array) -> list[bytes | tuple[str, str]]:
     rows, _, _ = listed(disk, put(disk, "a.parquet", pa.table({"column": column}), group=2))
-    found = [each.content for each in fetched(disk, rows)]
-    return [(each.reason, each.message) if isinstance(each, Refusal) else each for each in found]
+    result = [each.content for each in fetched(disk, rows)]
+    return [(each.reason, each.message) if isinstance(each, Refusal) else each for each in result]
 
 
 def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
@@ -154,20 +156,20 @@ def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
         pa.array([[image(A)], [image(A), image(B)], [], None, [None]], pa.list_(BYTES_AND_PATH)),
         pa.array([[A], [A, B], [], None, [None]], pa.list_(pa.binary())),
     ):
-        found = rejected(disk, column)
-        assert found[0] == A
-        assert found[1] == ("unsupported", "the row has 2 images: write one row per image")
-        assert [each[0] for each in found[2:]] == ["empty"] * 3
+        result = rejected(disk, column)
+        assert result[0] == A
+        assert result[1] == ("unsupported", "the row has 2 images: write one row per image")
+        assert [each[0] for each in result[2:]] == ["empty"] * 3
 
 
 def test_a_row_with_only_a_path_is_rejected_with_the_path(disk: Folder) -> None:
     images = [image(None, "cat.jpg"), image(A), image(None, "dog.jpg"), None, {"bytes": None, "path": None}]
     nested = [None if each is None else {"image": each, "n": 1} for each in images]
     for column in (pa.array(images, BYTES_AND_PATH), pa.array(nested, NESTED)):
-        found = rejected(disk, column)
-        assert found[1] == A and found[3] == found[4] == ("empty", "the row has no bytes")
+        result = rejected(disk, column)
+        assert result[1] == A and result[3] == result[4] == ("empty", "the row has no bytes")
         for at, path in ((0, "cat.jpg"), (2, "dog.jpg")):
-            reason, message = found[at]
+            reason, message = result[at]
             assert reason == "empty" and f"only the path '{path}'" in str(message) and "manifest" in str(message)
 
 
@@ -182,9 +184,9 @@ def test_names_are_trimmed_composed_and_distinct(disk: Folder) -> None:
     for twice in (["image", "label", "label"], ["image", "label", "label "]):
         table = pa.Table.from_arrays([pa.array([A]), pa.array(["a"]), pa.array(["b"])], names=twice)
         put(disk, "b.parquet", table)
-        for given in (disk.at("b.parquet"), disk.uri):
+        for uri in (disk.at("b.parquet"), disk.uri):
             with pytest.raises(InputError, match=r"b\.parquet.*'label'.*rename"):
-                listed(disk, given)
+                listed(disk, uri)
 
 
 VALUES: dict[str, tuple[pa.Array, Any]] = {
@@ -228,8 +230,8 @@ def test_values_are_carried_and_pixels_are_not(disk: Folder, kind: str, caplog: 
         assert {name for name in row if name.startswith("input_")} - {"input_path"} == {
             f"input_{name}" for name in VALUES
         }
-    told = [record.getMessage() for record in caplog.records if "are omitted from the tables" in record.getMessage()]
-    assert len(told) == 1 and all(repr(name) in told[0] for name in NOT_CARRIED)
+    logged = [record.getMessage() for record in caplog.records if "are omitted from the tables" in record.getMessage()]
+    assert len(logged) == 1 and all(repr(name) in logged[0] for name in NOT_CARRIED)
 
 
 def test_long_values_in_a_column_of_short_ones_are_omitted(disk: Folder) -> None:
@@ -263,8 +265,8 @@ def test_pixels_are_not_read_by_the_driver(disk: Folder, monkeypatch: pytest.Mon
 def test_class_numbers_have_their_names_in_manifests(disk: Folder) -> None:
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     table = pa.table({"uri": ["a", "b", "c"], "label": pa.array([1, 0, -1])})
-    told = json.dumps({"info": {"features": features}})
-    rows, _, _ = listed(disk, put(disk, "m.parquet", table.replace_schema_metadata({"huggingface": told})))
+    metadata = json.dumps({"info": {"features": features}})
+    rows, _, _ = listed(disk, put(disk, "m.parquet", table.replace_schema_metadata({"huggingface": metadata})))
     assert rows["input_label"].to_pylist() == ["dog", "cat", None]
 
 

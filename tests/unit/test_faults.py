@@ -271,8 +271,8 @@ def test_every_exception_of_botocore_and_aiohttp_has_a_base_class_in_the_table()
 @pytest.mark.parametrize("name", [name for name in TABLE if name.partition(".")[0] in ("obstore", "botocore", "aiohttp", "builtins", "fsspec", "ssl", "socket")])  # fmt: skip # noqa: E501
 def test_every_entry_for_an_installed_library_names_a_class_that_exists(name: str) -> None:
     module, _, kind = name.rpartition(".")
-    found = getattr(__import__(module, fromlist=[kind]), kind)
-    assert f"{found.__module__}.{found.__qualname__}" == name
+    exception = getattr(__import__(module, fromlist=[kind]), kind)
+    assert f"{exception.__module__}.{exception.__qualname__}" == name
 
 
 def test_an_error_names_the_operation_the_uri_and_the_cause_in_one_line() -> None:

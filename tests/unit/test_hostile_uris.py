@@ -206,8 +206,8 @@ def test_web_servers_with_and_without_range_requests(served: Served) -> None:
 def uris(folder: Folder, name: str, **config: Any) -> list[str]:
     """List a manifest as the job does."""
     sources = recognise(folder.stores, [folder.at(name)], SourceConfig(**config))
-    found = list_all(sources)
-    return [uri for each in found for uri in each.batch["uri"].to_pylist()]
+    result = list_all(sources)
+    return [uri for each in result for uri in each.batch["uri"].to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -226,11 +226,11 @@ def test_a_manifest_in_a_bucket_cannot_name_other_schemes(s3: Any, name: str) ->
 def test_dots_in_a_manifest_stay_within_its_scheme(s3: Any, tmp_path: Path) -> None:
     folder = Folder(s3.stores(), "s3://images/hostile")
     folder.put("dots.csv", b"uri\n../../../../../etc/passwd\n../../..\n")
-    found = uris(folder, "dots.csv")
-    assert all(uri.startswith("s3://") for uri in found)
+    result = uris(folder, "dots.csv")
+    assert all(uri.startswith("s3://") for uri in result)
     reasons = [
         fetched.content.reason
-        for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*found))
+        for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*result))
     ]
     assert reasons == ["unsupported"] * 2
     local = Folder(s3.stores(), str(tmp_path))

@@ -56,9 +56,11 @@ SCHEMA = "Bucket, Key, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, S
 
 def report(bucket: Folder, form: str, **more: Any) -> str:
     key = f"{bucket.uri.removeprefix('s3://images/')}/data/1.{form.lower()}"
-    told = {"sourceBucket": "photos", "destinationBucket": "arn:aws:s3:::images", "version": "2016-11-30", "fileFormat": form,
-            "fileSchema": SCHEMA, "files": [{"key": key, "size": 1, "MD5checksum": ""}], **more}  # fmt: skip
-    bucket.put("manifest.json", json.dumps(told).encode())
+    manifest = {
+        "sourceBucket": "photos", "destinationBucket": "arn:aws:s3:::images", "version": "2016-11-30", "fileFormat": form,
+        "fileSchema": SCHEMA, "files": [{"key": key, "size": 1, "MD5checksum": ""}], **more,
+    }  # fmt: skip
+    bucket.put("manifest.json", json.dumps(manifest).encode())
     return bucket.at("manifest.json")
 
 
@@ -66,12 +68,12 @@ def report(bucket: Folder, form: str, **more: Any) -> str:
 def test_the_latest_versions_of_candidates_are_listed(bucket: Folder, form: str) -> None:
     bucket.put(f"data/1.{form.lower()}", as_csv() if form == "CSV" else as_parquet())
     (source,) = recognise(bucket.stores, [report(bucket, form)], SourceConfig())
-    found = list(list_all([source]))
-    rows = [row for each in found for row in each.batch.to_pylist()]
-    assert source.kind == "inventory" and sum(each.ignored for each in found) == 3
-    known = {"etag": "abc", "last_modified": MOMENT, "container": None}
+    result = list(list_all([source]))
+    rows = [row for each in result for row in each.batch.to_pylist()]
+    assert source.kind == "inventory" and sum(each.ignored for each in result) == 3
+    version = {"etag": "abc", "last_modified": MOMENT, "container": None}
     assert rows == [
-        {"uri": "s3://photos/a b+c ü.jpg", "size": 7, **known}, {"uri": "s3://photos/deep/x.png", "size": 9, **known},
+        {"uri": "s3://photos/a b+c ü.jpg", "size": 7, **version}, {"uri": "s3://photos/deep/x.png", "size": 9, **version},
     ]  # fmt: skip
 
 
@@ -91,18 +93,18 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
     text = "".join(f'"photos","{quote_plus(key)}","5"\n' for key in keys)
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     uri = report(bucket, "CSV", fileSchema="Bucket, Key, Size")
-    found = list(list_all(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
-    uris = [uri for each in found for uri in each.batch["uri"].to_pylist()]
-    assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in found) == 6
+    result = list(list_all(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
+    uris = [uri for each in result for uri in each.batch["uri"].to_pylist()]
+    assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in result) == 6
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("changes", "message"),
     [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "not the manifest of an S3 Inventory")],
 )
-def test_an_unreadable_report_is_refused_with_the_reason(bucket: Folder, told: dict[str, Any], message: str) -> None:
+def test_an_unreadable_report_is_refused_with_the_reason(bucket: Folder, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        recognise(bucket.stores, [report(bucket, "CSV", **told)], SourceConfig())
+        recognise(bucket.stores, [report(bucket, "CSV", **changes)], SourceConfig())
 
 
 @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'"photos"\n')])
@@ -127,8 +129,9 @@ def test_a_line_of_megabytes_is_reported_with_its_number(bucket: Folder, before:
     bucket.put("data/1.csv", gzip.compress("".join(lines).encode()))
     with pytest.raises(InputError) as refused:
         list(list_all(recognise(bucket.stores, [uri], SourceConfig())))
-    said = str(refused.value)
+    message = str(refused.value)
     assert (
-        f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB" in said
+        f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB"
+        in message
     )
-    assert "block size" not in said and "give the prefix itself" in said
+    assert "block size" not in message and "give the prefix itself" in message

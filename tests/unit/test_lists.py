@@ -53,8 +53,8 @@ def put(disk: Folder, name: str, content: str | bytes) -> str:
     return disk.at(name)
 
 
-def carried(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name.startswith("input_")} for row in found]
+def carried(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name.startswith("input_")} for row in result]
 
 
 # Forms
@@ -148,14 +148,14 @@ def test_names_of_columns_are_trimmed(disk: Folder, name: str, uri: str, label: 
         label = label.strip()
     if "\ufeff" in uri and "json" in name:
         uri = uri.strip("\ufeff")  # there the mark stands before the text, not in a key
-    found = rows(disk, put(disk, name, FORMS[name]([{uri: "a.jpg", label: "cat"}])))
-    assert carried(found) == [{"input_label": "cat"}]
+    result = rows(disk, put(disk, name, FORMS[name]([{uri: "a.jpg", label: "cat"}])))
+    assert carried(result) == [{"input_label": "cat"}]
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_names_of_columns_are_normalised(disk: Folder, name: str) -> None:
-    found = rows(disk, put(disk, name, FORMS[name]([{"uri": "a.jpg", CAFE_DECOMPOSED: "yes"}])))
-    assert carried(found) == [{f"input_{CAFE}": "yes"}]
+    result = rows(disk, put(disk, name, FORMS[name]([{"uri": "a.jpg", CAFE_DECOMPOSED: "yes"}])))
+    assert carried(result) == [{f"input_{CAFE}": "yes"}]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -208,8 +208,8 @@ def test_a_template_uses_columns(disk: Folder, name: str) -> None:
     uri = put(disk, name, FORMS[name]([{"id_code": "7f3a", "diagnosis": "2", "a.b": "x"}]))
     assert below(disk, uri, uri_template="train/{id_code}.jpg") == ["train/7f3a.jpg"]
     assert below(disk, uri, uri_template="{{{diagnosis}}}/{ id_code }-{id_code}.{a.b}") == ["{2}/7f3a-7f3a.x"]
-    found = carried(rows(disk, uri, uri_template="train/{id_code}.jpg"))
-    assert found == [{"input_id_code": "7f3a", "input_diagnosis": "2", "input_a.b": "x"}]
+    result = carried(rows(disk, uri, uri_template="train/{id_code}.jpg"))
+    assert result == [{"input_id_code": "7f3a", "input_diagnosis": "2", "input_a.b": "x"}]
     with pytest.raises(InputError, match=r"no column 'ID_code', which source\.uri_template names.*mean 'id_code'"):
         rows(disk, uri, uri_template="train/{ID_code}.jpg")
 
@@ -322,8 +322,8 @@ def test_captions_of_several_lines_are_values(disk: Folder, caption: str) -> Non
     table = [{"uri": f"p/{number}.jpg", "caption": caption} for number in range(3)] + [
         {"uri": "z.jpg", "caption": "one"}
     ]
-    found = rows(disk, put(disk, "m.csv", as_csv(table)))
-    assert [row["input_caption"] for row in found] == [caption, caption, caption, "one"]
+    result = rows(disk, put(disk, "m.csv", as_csv(table)))
+    assert [row["input_caption"] for row in result] == [caption, caption, caption, "one"]
 
 
 @pytest.mark.parametrize("name", ["new\nline.jpg", "a,b\nc.jpg", "\n.jpg"])
@@ -334,16 +334,16 @@ def test_a_uri_of_several_lines_is_a_value(disk: Folder, name: str) -> None:
 
 
 def test_quotes_within_a_value_are_part_of_it(disk: Folder) -> None:
-    found = rows(disk, put(disk, "m.csv", 'uri,x\na,5" wide\nb,x\nc,said "hi" and "so\nd,"1 ""2"" 3"\n'))
-    assert [row["input_x"] for row in found] == ['5" wide', "x", 'said "hi" and "so', '1 "2" 3']
+    result = rows(disk, put(disk, "m.csv", 'uri,x\na,5" wide\nb,x\nc,said "hi" and "so\nd,"1 ""2"" 3"\n'))
+    assert [row["input_x"] for row in result] == ['5" wide', "x", 'said "hi" and "so', '1 "2" 3']
 
 
 def test_values_across_blocks_of_lines_are_complete(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [{"uri": f"{number}.jpg", "x": f'"{number}"\n5" wide, {number}\n'} for number in range(300)]
     for block in (1, 7, 64, 1000):
         monkeypatch.setattr("imgbatch.sources.csv_rows._BLOCK", block)
-        found = rows(disk, put(disk, "m.csv", as_csv(table) + b'300.jpg,5" wide\n'))
-        assert [row["input_x"] for row in found] == [row["x"] for row in table] + ['5" wide']
+        result = rows(disk, put(disk, "m.csv", as_csv(table) + b'300.jpg,5" wide\n'))
+        assert [row["input_x"] for row in result] == [row["x"] for row in table] + ['5" wide']
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_different_header_among_the_rows_is_refused(disk: Folder, again: str) 
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b"# made on Monday\nuri,label\na.jpg,cat\n", "no column 'uri'; it has: # made on Monday.*first line of a CSV"),
         (b"uri,label\n# note\na.jpg,cat\n", "line 2: 1 values, the header has 2"),
@@ -402,14 +402,14 @@ def test_a_different_header_among_the_rows_is_refused(disk: Folder, again: str) 
         (b"PK\x03\x04" + bytes(100), "line 1 holds a NUL"),
     ],
 )  # fmt: skip
-def test_invalid_csv_is_refused_with_its_line(disk: Folder, content: bytes, told: str) -> None:
-    with pytest.raises(InputError, match=rf"m\.csv.* {told}"):
+def test_invalid_csv_is_refused_with_its_line(disk: Folder, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=rf"m\.csv.* {message}"):
         rows(disk, put(disk, "m.csv", content))
 
 
 def test_long_lines_do_not_fill_the_memory(disk: Folder) -> None:
     long = "x" * (MAX_LINE + 2_000_000)
-    for name, content, told in (
+    for name, content, message in (
         ("m.csv", f"uri,x\na.jpg,{long}\n", "line 2 is longer"),
         (
             "m.csv",
@@ -418,7 +418,7 @@ def test_long_lines_do_not_fill_the_memory(disk: Folder) -> None:
         ),
         ("m.jsonl", f'{{"uri": "a.jpg"}}\n{{"x": "{long}"}}\n', "line 2 is longer"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             rows(disk, put(disk, name, content))
 
 
@@ -429,9 +429,9 @@ def test_long_lines_do_not_fill_the_memory(disk: Folder) -> None:
 def test_a_late_key_is_a_column(disk: Folder, name: str) -> None:
     table: list[dict[str, Any]] = [{"uri": f"{number}.jpg"} for number in range(10_003)]
     table += [{"uri": "late.jpg", "label": "cup"}, {"label ": "cat", "uri": "later.jpg", "day": 5}]
-    found = rows(disk, put(disk, name, FORMS[name](table) if name in FORMS else gzip.compress(as_jsonl(table))))
-    assert len(found) == 10_005
-    assert carried(found[-3:]) == [
+    result = rows(disk, put(disk, name, FORMS[name](table) if name in FORMS else gzip.compress(as_jsonl(table))))
+    assert len(result) == 10_005
+    assert carried(result[-3:]) == [
         {"input_label": None, "input_day": None},
         {"input_label": "cup", "input_day": None},
         {"input_label": "cat", "input_day": "5"},
@@ -512,20 +512,20 @@ def test_metadata_files_add_columns(disk: Folder, name: str, folder: str) -> Non
         {"file_name": "deep/1.jpg", "label": "cup", "size": "5"},
     ]
     disk.put(f"in/{folder}{name}", METADATA[name](table))
-    found = rows(disk, disk.at("in"))
-    named = {row["uri"]: row["input_label"] for row in found if row["input_label"]}
+    result = rows(disk, disk.at("in"))
+    named = {row["uri"]: row["input_label"] for row in result if row["input_label"]}
     assert named == {disk.at(f"in/{folder}0.jpg"): "cat", disk.at(f"in/{folder}deep/1.jpg"): "cup"}
-    assert {row["input_size"] for row in found if row["input_label"]} == {"big", "5"}
-    assert {row["size"] for row in found if row["input_label"]} == {None}, "the store knows the size"
-    assert len(found) == 3 + 2 and ignored(disk, disk.at("in")) == 0
+    assert {row["input_size"] for row in result if row["input_label"]} == {"big", "5"}
+    assert {row["size"] for row in result if row["input_label"]} == {None}, "the store knows the size"
+    assert len(result) == 3 + 2 and ignored(disk, disk.at("in")) == 0
 
 
 def test_every_folder_may_have_a_metadata_file(disk: Folder) -> None:
     for split in ("train", "test"):
         images(disk, f"in/{split}/0.jpg")
         disk.put(f"in/{split}/metadata.csv", f"file_name,label\n0.jpg,{split}\n".encode())
-    found = {(row["uri"].removeprefix(disk.at("in/")), row["input_label"]) for row in rows(disk, disk.at("in"))}
-    assert found == {(f"{split}/0.jpg", label) for split in ("train", "test") for label in (None, split)}
+    result = {(row["uri"].removeprefix(disk.at("in/")), row["input_label"]) for row in rows(disk, disk.at("in"))}
+    assert result == {(f"{split}/0.jpg", label) for split in ("train", "test") for label in (None, split)}
 
 
 @pytest.mark.parametrize("content", [b"id,label\n1,cat\n", b"", b"\xff\xfe\x00", b'{"x": 1}'])
@@ -579,8 +579,8 @@ def test_metadata_is_read_from_a_store(s3: Any, tmp_path: Path) -> None:
         place.put(name, b"1")
     place.put("in/metadata.csv.gz", gzip.compress(b"file_name\nno.jpg\n"))  # Hugging Face has no such form
     place.put("in/metadata.csv", b"file_name,label\ntrain/0.jpg,cat\n")
-    found = {(row["uri"], row["input_label"]) for row in rows(place, place.at("in"))}
-    assert found == {
+    result = {(row["uri"], row["input_label"]) for row in rows(place, place.at("in"))}
+    assert result == {
         (place.at("in/train/0.jpg"), None),
         (place.at("in/test/0.jpg"), None),
         (place.at("in/train/0.jpg"), "cat"),

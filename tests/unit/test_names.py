@@ -71,5 +71,5 @@ def test_names_with_another_suffix_are_not_candidates(name: str) -> None:
 def test_the_inputs_page_documents_each_of_them(before: str, listed: tuple[str, ...]) -> None:
     """Between the words and the end of the sentence, names are in backticks."""
     sentence = PAGE[PAGE.index(before) :].partition(".\n")[0]
-    told = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
-    assert told == {*listed}
+    documented = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
+    assert documented == {*listed}

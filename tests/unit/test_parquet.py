@@ -47,22 +47,22 @@ def put(place: Folder, name: str, rows: pa.Table, group: int = 3) -> str:
 
 def listed(place: Folder, *inputs: str, **config: Any) -> tuple[pa.Table, list[ListingBatch], list[Source]]:
     sources = recognise(place.stores, inputs, SourceConfig(**config))
-    found = list(list_all(sources))
-    tables = [pa.Table.from_batches([each.batch]) for each in found]
-    return pa.concat_tables(tables, promote_options="permissive"), found, sources
+    result = list(list_all(sources))
+    tables = [pa.Table.from_batches([each.batch]) for each in result]
+    return pa.concat_tables(tables, promote_options="permissive"), result, sources
 
 
 def fetched(place: Folder, rows: pa.Table, **config: Any) -> list[Fetched]:
     return list(Fetcher(place.stores, FetchConfig(**config), SourceConfig())(rows))
 
 
-def contents(found: list[Fetched]) -> list[bytes | str]:
-    return [each.content.reason if isinstance(each.content, Refusal) else each.content for each in found]
+def contents(result: list[Fetched]) -> list[bytes | str]:
+    return [each.content.reason if isinstance(each.content, Refusal) else each.content for each in result]
 
 
 def test_rows_are_listed_with_carried_columns(place: Folder) -> None:
     uri = put(place, "a.parquet", table(0, 7, label=pa.array([0, 1, 2, 0, 1, -1, None], pa.int64())))
-    rows, found, (source,) = listed(place, uri)
+    rows, result, (source,) = listed(place, uri)
     _, meta = place.stores.read(uri)
     assert source.kind == "parquet"
     assert rows["uri"].to_pylist() == [f"{uri}#{number}" for number in range(7)]
@@ -72,20 +72,20 @@ def test_rows_are_listed_with_carried_columns(place: Folder) -> None:
     assert set(rows["etag"].to_pylist()) == {meta.etag}
     assert set(rows["last_modified"].to_pylist()) == {meta.last_modified}
     assert rows["size"].null_count == 7 and set(rows["container"].to_pylist()) == {"parquet"}
-    assert [(len(each.batch), each.whole) for each in found] == [(3, True), (3, True), (1, True)]
+    assert [(len(each.batch), each.whole) for each in result] == [(3, True), (3, True), (1, True)]
 
 
 def test_class_numbers_become_the_names_in_the_footer(disk: Folder) -> None:
     rows = table(0, 3, label=pa.array([1, 0, -1], pa.int64()))
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
-    told = json.dumps({"info": {"features": features}})
-    uri = put(disk, "a.parquet", rows.replace_schema_metadata({"huggingface": told}))
+    metadata = json.dumps({"info": {"features": features}})
+    uri = put(disk, "a.parquet", rows.replace_schema_metadata({"huggingface": metadata}))
     assert listed(disk, uri)[0]["input_label"].to_pylist() == ["dog", "cat", None]
 
 
-@pytest.mark.parametrize("told", ["", "no JSON", "[]", '{"info": {"features": {"label": 3}}}'])
-def test_an_invalid_huggingface_footer_is_ignored(disk: Folder, told: str) -> None:
-    rows = table(0, 1, label=pa.array([1], pa.int64())).replace_schema_metadata({"huggingface": told})
+@pytest.mark.parametrize("metadata", ["", "no JSON", "[]", '{"info": {"features": {"label": 3}}}'])
+def test_an_invalid_huggingface_footer_is_ignored(disk: Folder, metadata: str) -> None:
+    rows = table(0, 1, label=pa.array([1], pa.int64())).replace_schema_metadata({"huggingface": metadata})
     assert listed(disk, put(disk, "a.parquet", rows))[0]["input_label"].to_pylist() == [1]
 
 
@@ -103,15 +103,15 @@ def test_several_image_columns_are_refused(disk: Folder) -> None:
     uri = put(disk, "a.parquet", rows)
     with pytest.raises(InputError, match=r"thumb, full .*source.image_column"):
         listed(disk, uri)
-    found, _, _ = listed(disk, uri, image_column="full")
-    assert contents(list(Fetcher(disk.stores, FetchConfig(), SourceConfig(image_column="full"))(found))) == [b"f"]
+    result, _, _ = listed(disk, uri, image_column="full")
+    assert contents(list(Fetcher(disk.stores, FetchConfig(), SourceConfig(image_column="full"))(result))) == [b"f"]
     with pytest.raises(InputError, match="no column 'other' of bytes; it has: thumb, full"):
         listed(disk, uri, format="parquet", image_column="other")
 
 
 def test_a_struct_of_bytes_takes_precedence_over_plain_bytes() -> None:
-    found = image_column(pa.schema([("hash", pa.binary()), ("image", BYTES_AND_PATH)]), None)
-    assert found is not None and found.path == "image"
+    result = image_column(pa.schema([("hash", pa.binary()), ("image", BYTES_AND_PATH)]), None)
+    assert result is not None and result.path == "image"
     assert image_column(pa.schema([("id", pa.int64()), ("name", pa.string())]), None) is None
 
 
@@ -134,8 +134,8 @@ def test_a_folder_may_have_tables_and_images(place: Folder) -> None:
     put(place, "in/deep/c.parquet", table(4, 2).drop_columns("split"))
     place.put("in/x.jpg", b"loose")
     place.put("in/torn.parquet", b"PAR1 no more")
-    rows, found, (source,) = listed(place, place.at("in"))
-    assert source.kind == "folder" and sum(each.ignored for each in found) == 1
+    rows, result, (source,) = listed(place, place.at("in"))
+    assert source.kind == "folder" and sum(each.ignored for each in result) == 1
     by_name = dict(
         zip([uri.removeprefix(place.at("in/")) for uri in rows["uri"].to_pylist()], rows.to_pylist(), strict=True)
     )
@@ -145,8 +145,8 @@ def test_a_folder_may_have_tables_and_images(place: Folder) -> None:
     assert by_name["torn.parquet"]["container"] is None
     only, _, _ = listed(place, place.at("in"), format="parquet")
     assert len(only) == 7 and "x.jpg" not in str(only["uri"].to_pylist())
-    without, found, _ = listed(place, place.at("in"), format="objects")
-    assert without["uri"].to_pylist() == [place.at("in/x.jpg")] and sum(each.ignored for each in found) == 4
+    without, result, _ = listed(place, place.at("in"), format="objects")
+    assert without["uri"].to_pylist() == [place.at("in/x.jpg")] and sum(each.ignored for each in result) == 4
 
 
 def test_bytes_are_in_the_order_of_the_listing(place: Folder) -> None:
@@ -154,12 +154,12 @@ def test_bytes_are_in_the_order_of_the_listing(place: Folder) -> None:
     place.put("in/loose.jpg", b"loose")
     rows, _, _ = listed(place, *uris, place.at("in/loose.jpg"))
     expected = [f"image {number}".encode() for number in range(30)] + [b"loose"]
-    found = fetched(place, rows)
-    assert contents(found) == expected
-    assert [each.size for each in found] == [len(content) for content in expected]
-    assert [each.etag for each in found] == rows["etag"].to_pylist()
-    chosen = [2, 3, 7, 15, 29, 30]
-    assert contents(fetched(place, rows.take(chosen))) == [expected[at] for at in chosen]
+    result = fetched(place, rows)
+    assert contents(result) == expected
+    assert [each.size for each in result] == [len(content) for content in expected]
+    assert [each.etag for each in result] == rows["etag"].to_pylist()
+    selected = [2, 3, 7, 15, 29, 30]
+    assert contents(fetched(place, rows.take(selected))) == [expected[at] for at in selected]
 
 
 @pytest.mark.parametrize("at_once", [0, 1 << 20])
@@ -236,9 +236,9 @@ def test_a_file_that_changes_after_the_listing_is_a_conflict(
     place = Folder(s3.stores(retries=0), f"s3://images/{abs(hash(request.node.name))}")
     rows, _, _ = listed(place, put(place, "a.parquet", table(0, 5)))
     happens(place)
-    found = fetched(place, rows)
-    assert contents(found) == [reason] * 5
-    assert all(isinstance(each.content, Refusal) and each.content.passing for each in found)
+    result = fetched(place, rows)
+    assert contents(result) == [reason] * 5
+    assert all(isinstance(each.content, Refusal) and each.content.passing for each in result)
 
 
 def test_a_damaged_row_group_loses_only_its_own_rows(disk: Folder) -> None:
@@ -248,9 +248,9 @@ def test_a_damaged_row_group_loses_only_its_own_rows(disk: Folder) -> None:
     data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
     disk.put("a.parquet", bytes(data))
     rows, _, _ = listed(disk, uri)
-    found = contents(fetched(disk, rows))
-    assert found[:3] == [b"image 0", b"image 1", b"image 2"] and found[6:] == [b"image 6", b"image 7", b"image 8"]
-    assert found[3:6] == ["corrupt"] * 3
+    result = contents(fetched(disk, rows))
+    assert result[:3] == [b"image 0", b"image 1", b"image 2"] and result[6:] == [b"image 6", b"image 7", b"image 8"]
+    assert result[3:6] == ["corrupt"] * 3
 
 
 def test_missing_rows_are_rejects_and_shift_no_others(disk: Folder) -> None:
@@ -267,8 +267,8 @@ def test_missing_rows_are_rejects_and_shift_no_others(disk: Folder) -> None:
     rows, _, _ = listed(
         disk, first, put(disk, "b.parquet", pa.table({"image": [b"image 100", b"image 101", b"image 102"]}))
     )
-    found = contents(fetched(disk, rows))
-    assert found == [b"image %d" % number for number in range(100)] + ["corrupt"] * 10 + [
+    result = contents(fetched(disk, rows))
+    assert result == [b"image %d" % number for number in range(100)] + ["corrupt"] * 10 + [
         b"image 100",
         b"image 101",
         b"image 102",
@@ -282,8 +282,8 @@ def test_a_local_file_that_is_replaced_after_the_listing_is_a_conflict(disk: Fol
     uri = put(disk, "a.parquet", table(0, 9))
     rows, _, _ = listed(disk, uri)
     put(disk, "a.parquet", other)
-    found = fetched(disk, rows)
-    assert contents(found) == ["changed"] * 9
+    result = fetched(disk, rows)
+    assert contents(result) == ["changed"] * 9
 
 
 def test_row_groups_are_not_split_across_units() -> None:

@@ -157,15 +157,15 @@ def test_describe_names_what_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "summary"),
     [
         ("lite0", "224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
         ("squash and crop", "224×224 px from 248×248 (squash, crop 0.903), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
         ("tall", "256×128 px from 269×134 (crop 0.952), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
     ],
 )
-def test_the_summary_has_the_important_numbers(name: str, told: str) -> None:
-    assert Preprocess.from_timm(CONFIGS[name]).summary() == told
+def test_the_summary_has_the_important_numbers(name: str, summary: str) -> None:
+    assert Preprocess.from_timm(CONFIGS[name]).summary() == summary
 
 
 def test_preprocess_needs_no_torch() -> None:

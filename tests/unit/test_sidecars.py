@@ -27,20 +27,20 @@ from imgbatch.sources.sidecars import NO_SPLIT, REFUSED, read
     ],
 )
 def test_a_json_has_a_label_or_a_problem(record: str, label: str | None, problem: str | None) -> None:
-    said = read([None], [record], SourceConfig())
-    assert said.labels.to_pylist() == [label]
-    (found,) = said.problems.to_pylist()
-    assert found is None if problem is None else problem in found
+    sidecars = read([None], [record], SourceConfig())
+    assert sidecars.labels.to_pylist() == [label]
+    (message,) = sidecars.problems.to_pylist()
+    assert message is None if problem is None else problem in message
 
 
 def test_a_cls_and_a_json_with_different_labels_are_refused() -> None:
-    said = read(["cat", "cat"], ['{"label": "dog"}', '{"label": "cat"}'], SourceConfig())
-    assert said.labels.to_pylist() == [None, "cat"]
-    assert said.problems[0].as_py().startswith(REFUSED) and said.problems[1].as_py() is None
+    sidecars = read(["cat", "cat"], ['{"label": "dog"}', '{"label": "cat"}'], SourceConfig())
+    assert sidecars.labels.to_pylist() == [None, "cat"]
+    assert sidecars.problems[0].as_py().startswith(REFUSED) and sidecars.problems[1].as_py() is None
 
 
 def test_split_and_group_are_read() -> None:
-    said = read([None], ['{"label": "a", "split": "val", "group": 3}'], SourceConfig())
-    assert (said.splits.to_pylist(), said.groups.to_pylist()) == (["val"], ["3"])
+    sidecars = read([None], ['{"label": "a", "split": "val", "group": 3}'], SourceConfig())
+    assert (sidecars.splits.to_pylist(), sidecars.groups.to_pylist()) == (["val"], ["3"])
     other = read([None], ['{"kind": "a", "fold": "val"}'], SourceConfig(label_column="kind", split_column="fold"))
     assert (other.labels.to_pylist(), other.splits.to_pylist()) == (["a"], ["val"])

@@ -57,11 +57,11 @@ def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
     """List the inputs as the job does."""
     sources = recognise(place.stores, inputs, SourceConfig(**config))
     columns, batches = Columns(), []
-    with candidates(sources, allow_empty=True) as found:
-        for each in found:
-            assert each.batch.schema == with_carried(LISTING, carried_fields(each.batch.schema))
-            columns.take(each.batch.schema)
-            batches.append(each.batch)
+    with candidates(sources, allow_empty=True) as listing:
+        for listed in listing:
+            assert listed.batch.schema == with_carried(LISTING, carried_fields(listed.batch.schema))
+            columns.take(listed.batch.schema)
+            batches.append(listed.batch)
     return [row for batch in batches for row in columns.cast(batch).to_pylist()]
 
 
@@ -71,14 +71,14 @@ def uris(place: Folder, *inputs: str, **config: Any) -> list[str]:
 
 def below(place: Folder, *inputs: str, **config: Any) -> list[str]:
     """Return the names below the folder, sorted."""
-    found = uris(place, *inputs, **config)
-    assert all(uri.startswith(f"{place.uri}/") for uri in found)
-    return sorted(uri.removeprefix(f"{place.uri}/") for uri in found)
+    listed = uris(place, *inputs, **config)
+    assert all(uri.startswith(f"{place.uri}/") for uri in listed)
+    return sorted(uri.removeprefix(f"{place.uri}/") for uri in listed)
 
 
 def ignored(place: Folder, uri: str, **config: Any) -> int:
     (source,) = recognise(place.stores, [uri], SourceConfig(**config))
-    return sum(found.ignored for found in source.list_images())
+    return sum(batch.ignored for batch in source.list_images())
 
 
 def kind(place: Folder, uri: str, **config: Any) -> str:
@@ -115,7 +115,7 @@ def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str
 
 
 @pytest.mark.parametrize(
-    "suffixes, found",
+    "suffixes, expected",
     [
         ("*", ["a.JPG", "b.png", "c.txt", "none"]),
         ("jpg", ["a.JPG"]),
@@ -124,11 +124,11 @@ def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str
         ("images", ["a.JPG", "b.png", "none"]),
     ],
 )
-def test_suffixes_are_configurable(disk: Folder, suffixes: str, found: list[str]) -> None:
+def test_suffixes_are_configurable(disk: Folder, suffixes: str, expected: list[str]) -> None:
     for name in ("a.JPG", "b.png", "c.txt", "none", ".hidden.jpg"):
         disk.put(name, b"")
-    assert below(disk, disk.uri, suffixes=suffixes) == found
-    assert ignored(disk, disk.uri, suffixes=suffixes) == 5 - len(found)
+    assert below(disk, disk.uri, suffixes=suffixes) == expected
+    assert ignored(disk, disk.uri, suffixes=suffixes) == 5 - len(expected)
 
 
 def test_listings_are_reproducible(place: Folder) -> None:
@@ -262,13 +262,13 @@ def test_folders_that_link_to_each_other_are_refused(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "message"),
     [("猫.jpg", "cp932", "'猫.jpg' in Shift-JIS"), ("写真/猫.jpg", "cp932", "'写真' in Shift-JIS"),
      ("ä" * 200 + ".jpg", "latin-1", "in Windows-1252"), ("\x81.jpg", "latin-1", "'ü.jpg' in DOS")],
     ids=["file", "folder", "long", "dos"],
 )  # fmt: skip
 def test_a_name_in_another_encoding_is_reported_with_its_decodings(
-    disk: Folder, name: str, code: str, said: str
+    disk: Folder, name: str, code: str, message: str
 ) -> None:
     path = Path(os.fsdecode(os.fsencode(disk.uri) + b"/" + name.encode(code)))
     path.parent.mkdir(exist_ok=True)
@@ -277,7 +277,7 @@ def test_a_name_in_another_encoding_is_reported_with_its_decodings(
     _, uri = sorted(uris(disk, disk.uri), key=lambda uri: uri.endswith("good.jpg"), reverse=True)
     with pytest.raises(BadPath) as caught:
         disk.stores.read(uri)
-    assert said in str(caught.value) and "is not UTF-8" in str(caught.value) and "convmv" in str(caught.value)
+    assert message in str(caught.value) and "is not UTF-8" in str(caught.value) and "convmv" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["back\\slash.jpg", "\\xe4.jpg", "new\nline.jpg", "bell\x07.jpg"])
@@ -320,7 +320,7 @@ def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "glob, found",
+    "glob, expected",
     [
         ("*.jpg", ["a.jpg", "b.jpg"]),
         ("?.jpg", ["a.jpg", "b.jpg"]),
@@ -338,10 +338,10 @@ def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
         ("[.jpg", []),
     ],
 )
-def test_a_glob_lists_exactly_its_matches(place: Folder, glob: str, found: list[str]) -> None:
+def test_a_glob_lists_exactly_its_matches(place: Folder, glob: str, expected: list[str]) -> None:
     for name in ("a.jpg", "b.jpg", "c.png", "n.txt", "x/a.jpg", "x/b.png", "x/x/a.jpg", "y/a.jpg"):
         place.put(name, b"1")
-    assert below(place, f"{place.uri}/{glob}") == found
+    assert below(place, f"{place.uri}/{glob}") == expected
 
 
 def test_a_glob_matches_the_whole_path(s3: Any) -> None:
@@ -407,8 +407,8 @@ def test_an_image_has_the_same_uri_in_every_kind_of_input(place: Folder) -> None
 def test_local_inputs_may_be_relative_or_have_a_scheme(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.put("p/a.jpg", b"1")
     monkeypatch.chdir(disk.uri)
-    for given in ("p", "./p", "p/", f"file://{disk.uri}/p", "p/../p", "p/*.jpg", "p/a.jpg"):
-        assert uris(disk, given) == [f"{disk.uri}/p/a.jpg"]
+    for uri in ("p", "./p", "p/", f"file://{disk.uri}/p", "p/../p", "p/*.jpg", "p/a.jpg"):
+        assert uris(disk, uri) == [f"{disk.uri}/p/a.jpg"]
 
 
 def test_fsspec_stores_keep_the_spelling_of_uris() -> None:
@@ -460,7 +460,7 @@ def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs, told",
+    "inputs, message",
     [
         ([], "there is no input"),
         ([""], "empty"),
@@ -470,8 +470,8 @@ def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
         (["foo://b/x"], "foo"),
     ],
 )
-def test_invalid_inputs_are_usage_errors(disk: Folder, inputs: list[str], told: str) -> None:
-    with pytest.raises(ImgbatchError, match=told) as caught:
+def test_invalid_inputs_are_usage_errors(disk: Folder, inputs: list[str], message: str) -> None:
+    with pytest.raises(ImgbatchError, match=message) as caught:
         recognise(disk.stores, inputs, SourceConfig())
     assert caught.value.exit_code == 2
 
@@ -524,16 +524,16 @@ def test_a_manifest_lists_its_uris_in_order_with_size_and_etag(place: Folder, su
     table = [{"uri": name, "size": number, "etag": f'"e{number}"', "split": f"s{number}", "n": number}
              for number, name in enumerate(names)]  # fmt: skip
     place.put(f"lists/m.{suffix}", KINDS[suffix](table))
-    found = rows(place, place.at(f"lists/m.{suffix}"), schemes="s3,file")
+    result = rows(place, place.at(f"lists/m.{suffix}"), schemes="s3,file")
     base = place.at("lists")
-    assert [row["uri"] for row in found] == [
+    assert [row["uri"] for row in result] == [
         *(f"{base}/{name}" for name in names[:5]), f"{base}/b.jpg", "/abs.jpg", "s3://o/c",
     ]  # fmt: skip
-    assert [row["size"] for row in found] == list(range(8))
-    assert [row["etag"] for row in found] == [f"e{number}" for number in range(8)]
-    assert [row["input_split"] for row in found] == [f"s{number}" for number in range(8)]
-    assert [row["input_n"] for row in found] == [n if suffix == "parquet" else str(n) for n in range(8)]
-    assert {row["last_modified"] for row in found} == {None}
+    assert [row["size"] for row in result] == list(range(8))
+    assert [row["etag"] for row in result] == [f"e{number}" for number in range(8)]
+    assert [row["input_split"] for row in result] == [f"s{number}" for number in range(8)]
+    assert [row["input_n"] for row in result] == [n if suffix == "parquet" else str(n) for n in range(8)]
+    assert {row["last_modified"] for row in result} == {None}
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -549,8 +549,8 @@ def test_missing_values_of_a_manifest_are_null(disk: Folder, suffix: str) -> Non
     table = [{"uri": "a.jpg", "size": 1, "etag": "x"}, {"uri": "b.jpg", "size": None, "etag": None},
              {"uri": "c.jpg", "size": -1, "etag": ""}]  # fmt: skip
     disk.put(f"m.{suffix}", KINDS[suffix](table))
-    found = [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"m.{suffix}"))]
-    assert found == [(1, "x"), (None, None), (None, None)]
+    result = [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"m.{suffix}"))]
+    assert result == [(1, "x"), (None, None), (None, None)]
     disk.put(f"n.{suffix}", KINDS[suffix]([{"uri": "a.jpg"}]))
     assert [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"n.{suffix}"))] == [(None, None)]
 
@@ -601,18 +601,18 @@ def test_quoted_newlines_are_part_of_a_value_also_across_blocks(disk: Folder) ->
     filler = "x" * 200 + "\n" + "y" * 200
     lines = "".join(f'"i\n{number}.jpg","{filler}"\n' for number in range(8_000))
     disk.put("m.csv", f"uri,note\n{lines}".encode())
-    found = rows(disk, disk.at("m.csv"))
-    assert [row["uri"] for row in found] == [f"{disk.uri}/i\n{number}.jpg" for number in range(8_000)]
-    assert {row["input_note"] for row in found} == {filler}
+    result = rows(disk, disk.at("m.csv"))
+    assert [row["uri"] for row in result] == [f"{disk.uri}/i\n{number}.jpg" for number in range(8_000)]
+    assert {row["input_note"] for row in result} == {filler}
 
 
 def test_a_manifest_larger_than_a_block_has_every_row_once(disk: Folder) -> None:
     table = [{"uri": f"{number:06d}.jpg", "x": str(number)} for number in range(25_001)]
     for suffix in ("csv", "jsonl", "parquet"):
         disk.put(f"m.{suffix}", KINDS[suffix](table))
-        found = rows(disk, disk.at(f"m.{suffix}"))
-        assert [row["uri"] for row in found] == [f"{disk.uri}/{row['uri']}" for row in table]
-        assert [row["input_x"] for row in found] == [row["x"] for row in table]
+        result = rows(disk, disk.at(f"m.{suffix}"))
+        assert [row["uri"] for row in result] == [f"{disk.uri}/{row['uri']}" for row in table]
+        assert [row["input_x"] for row in result] == [row["x"] for row in table]
 
 
 def test_a_uri_that_is_named_twice_is_listed_twice(disk: Folder) -> None:
@@ -643,8 +643,8 @@ def test_columns_of_several_inputs_are_merged(disk: Folder) -> None:
     disk.put("p/z.jpg", b"1")
     disk.put("m.csv", b"uri,x\na,1\n")
     disk.put("n.parquet", as_parquet([{"uri": "b", "y": 2}]))
-    found = rows(disk, disk.at("m.csv"), disk.at("n.parquet"), disk.at("p"))
-    assert [(row["input_x"], row["input_y"]) for row in found] == [("1", None), (None, 2), (None, None)]
+    result = rows(disk, disk.at("m.csv"), disk.at("n.parquet"), disk.at("p"))
+    assert [(row["input_x"], row["input_y"]) for row in result] == [("1", None), (None, 2), (None, None)]
 
 
 def test_incompatible_columns_are_an_input_error(disk: Folder) -> None:
@@ -655,7 +655,7 @@ def test_incompatible_columns_are_an_input_error(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("m.csv", b"url,size\na,1\n", "no column 'uri'; it has: url, size"),
         ("m.csv", b"id;size\na;1\n", "no column 'uri'; it has: id, size"),
@@ -679,9 +679,9 @@ def test_incompatible_columns_are_an_input_error(disk: Folder) -> None:
         ("m.parquet", as_parquet(pa.table({"uri": [b"\xff"]})), "m.parquet"),
     ],
 )
-def test_a_damaged_manifest_is_an_input_error(disk: Folder, name: str, content: bytes, told: str) -> None:
+def test_a_damaged_manifest_is_an_input_error(disk: Folder, name: str, content: bytes, message: str) -> None:
     disk.put(name, content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         rows(disk, disk.at(name))
 
 
@@ -718,7 +718,7 @@ def test_one_empty_input_among_several_is_refused(disk: Folder) -> None:
     sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
     with pytest.raises(InputError, match="2052"):
         list(list_all(sources, allow_empty=False))
-    assert sum(len(found.batch) for found in list_all(sources, allow_empty=True)) == 1
+    assert sum(len(batch.batch) for batch in list_all(sources, allow_empty=True)) == 1
 
 
 def test_ranges_are_expanded(place: Folder) -> None:
@@ -738,8 +738,8 @@ def refusal(place: Folder, *inputs: str, **config: Any) -> str:
     with pytest.raises(InputError) as refused:
         sources = recognise(place.stores, inputs, SourceConfig(**config))
         counts = Counts()
-        with candidates(sources, allow_empty=False) as found:
-            for each in found:
+        with candidates(sources, allow_empty=False) as batches:
+            for each in batches:
                 counts.listed, counts.ignored = counts.listed + len(each.batch), counts.ignored + each.ignored
                 counts.ignored_example = counts.ignored_example or each.example
         assert not counts.listed
@@ -766,11 +766,11 @@ def test_a_missing_path_is_reported_with_a_near_miss(disk: Folder) -> None:
 def test_an_input_without_objects_and_one_without_images_have_different_messages(place: Folder) -> None:
     place.put("texts/notes.txt", b"x")
     if place.uri.startswith("s3:"):  # where nothing exists but objects
-        said = refusal(place, place.at("phtos"))
-        assert said == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
+        message = refusal(place, place.at("phtos"))
+        assert message == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
     assert "no object matches it" in refusal(place, place.at("texts/*.jpg"))
-    said = refusal(place, place.at("texts"))
-    assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in said
+    message = refusal(place, place.at("texts"))
+    assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in message
 
 
 def test_a_missing_bucket_is_named(s3: Any) -> None:
@@ -781,7 +781,7 @@ def test_a_missing_bucket_is_named(s3: Any) -> None:
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.json", "list.tsv", "images.parquet", "list.txt"])
 def test_other_content_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
     format = "manifest" if name.endswith(".txt") else "auto"
-    for content, said in (
+    for content, message in (
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
             "a Git LFS pointer, not the file it stands for",
@@ -796,7 +796,7 @@ def test_other_content_in_place_of_a_list_is_named(place: Folder, name: str) -> 
         with pytest.raises(InputError) as refused:
             sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
             list(list_all(sources))
-        assert f"{place.at(name)} is not a " in str(refused.value) and said in str(refused.value)
+        assert f"{place.at(name)} is not a " in str(refused.value) and message in str(refused.value)
 
 
 def test_a_value_of_megabytes_is_read(disk: Folder) -> None:

@@ -74,7 +74,7 @@ def listed(folder: Folder) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "given, uri",
+    "text, uri",
     [
         ("/data/a.jpg", "/data/a.jpg"),
         ("/data/photos/", "/data/photos"),
@@ -90,8 +90,8 @@ def listed(folder: Folder) -> dict[str, dict[str, Any]]:
         ("s3://bucket/file://x", "s3://bucket/file://x"),
     ],
 )
-def test_a_uri_has_one_spelling(given: str, uri: str) -> None:
-    assert absolute(given) == uri
+def test_a_uri_has_one_spelling(text: str, uri: str) -> None:
+    assert absolute(text) == uri
     assert absolute(uri) == uri
 
 
@@ -170,10 +170,10 @@ def test_written_objects_are_read_and_listed(place: Folder) -> None:
     assert (data, meta.size) == (b"three", 5)
     assert meta.last_modified is not None
     assert abs((meta.last_modified - before).total_seconds()) < 60
-    found = listed(place)
-    assert list(found) == ["a/x.jpg", "y.jpg"]
-    assert found["y.jpg"]["size"] == 5
-    assert found["y.jpg"]["etag"] == meta.etag
+    result = listed(place)
+    assert list(result) == ["a/x.jpg", "y.jpg"]
+    assert result["y.jpg"]["size"] == 5
+    assert result["y.jpg"]["etag"] == meta.etag
     assert (meta.etag is None) == is_local(place.uri)
     assert place.names() == ["a/x.jpg", "y.jpg"]
     assert place.folders() == ["a"]
@@ -363,13 +363,13 @@ def test_folders_are_listed_concurrently_without_losses(s3: Any, folders: int, m
 
     streams = store._listing._split(path)
     assert len(streams) > folders
-    found = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
+    result = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
 
-    assert sorted(row["path"] for row in found) == sorted(f"{root}/{name}" for name in names)
+    assert sorted(row["path"] for row in result) == sorted(f"{root}/{name}" for name in names)
     in_turn = [row for batch in store._listing._in_turn(path) for row in batch.to_pylist()]
-    assert {row["path"]: row for row in found} == {row["path"]: row for row in in_turn}
+    assert {row["path"]: row for row in result} == {row["path"]: row for row in in_turn}
     assert [row["path"] for batch in store.list_objects(path) for row in batch.to_pylist()] == [
-        row["path"] for row in found
+        row["path"] for row in result
     ]
 
 
@@ -390,9 +390,9 @@ def test_an_abandoned_listing_ends_its_threads(s3: Any, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", STRANGE)
 def test_unusual_names_are_written_listed_and_read(place: Folder, name: str) -> None:
     place.put(name, name.encode())
-    (found,) = listed(place)
-    assert found == name
-    assert place.read(found) == name.encode()
+    (result,) = listed(place)
+    assert result == name
+    assert place.read(result) == name.encode()
     with place.stores.open(place.at(name)) as file:
         assert file.read() == name.encode()
 
@@ -404,9 +404,9 @@ def test_names_with_control_characters_are_listed_and_read(place: Folder, s3: An
     else:  # as other clients write it
         write(s3, place, name, b"x")
         place.put("zz.jpg", b"x")
-    found = listed(place)
-    assert name in found
-    assert (len(found) == 2) != is_local(place.uri)
+    result = listed(place)
+    assert name in result
+    assert (len(result) == 2) != is_local(place.uri)
     assert place.read(name) == b"x"
 
 
@@ -435,10 +435,10 @@ def test_links_are_followed_but_not_in_loops(tmp_path: Path) -> None:
     (tmp_path / "b/two").symlink_to("one")
     (tmp_path / "nothing").symlink_to("gone")
     (tmp_path / "file").symlink_to("a/x")
-    found = listed(Folder(local(), str(tmp_path)))
+    result = listed(Folder(local(), str(tmp_path)))
     files, nowhere = ["a/to-b/y", "a/x", "b/to-a/x", "b/y", "file"], ["one", "self", "two"]
-    assert [name for name, row in found.items() if row["size"] is not None] == files
-    assert [name for name, row in found.items() if row["size"] is None] == [
+    assert [name for name, row in result.items() if row["size"] is not None] == files
+    assert [name for name, row in result.items() if row["size"] is None] == [
         *(f"a/to-b/{name}" for name in nowhere), *(f"b/{name}" for name in nowhere), "nothing"
     ]  # fmt: skip
 
@@ -480,11 +480,11 @@ def test_file_times_out_of_range_are_null(seconds: int, year: int | None) -> Non
 
 
 @pytest.mark.parametrize(
-    ("told", "year"),
+    ("time", "year"),
     [(float(FAR), None), (1e300, None), ("no time", None), (0.5, 1970), ("2026-11-28T01:02:03+00:00", 2026)],
 )
-def test_times_out_of_range_are_null_in_other_stores(told: object, year: int | None) -> None:
-    moment = fsspec_store._meta({"size": 1, "mtime": told}).last_modified
+def test_times_out_of_range_are_null_in_other_stores(time: object, year: int | None) -> None:
+    moment = fsspec_store._meta({"size": 1, "mtime": time}).last_modified
     assert (moment and moment.year) == year
 
 
@@ -851,7 +851,7 @@ WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize(
-    ("known", "raised", "attempts"),
+    ("listed_meta", "raised", "attempts"),
     [
         (Meta(size=8, **WAS), Unreachable, 3),  # the listed version, so that its body was cut: tried again
         (Meta(size=8), Conflict, 1),  # a manifest that is wrong, or old
@@ -863,7 +863,7 @@ WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
     ],
 )
 def test_a_body_of_another_length_than_listed_is_an_error(
-    fake: Any, known: Meta, raised: type[Exception] | None, attempts: int
+    fake: Any, listed_meta: Meta, raised: type[Exception] | None, attempts: int
 ) -> None:
     asked = []
 
@@ -873,10 +873,10 @@ def test_a_body_of_another_length_than_listed_is_an_error(
 
     stores = fake(reply, retries=2)
     if raised is None:
-        assert stores.read("s3://b/x", None, known) == (b"half", Meta(size=4, **WAS))
+        assert stores.read("s3://b/x", None, listed_meta) == (b"half", Meta(size=4, **WAS))
     else:
         with pytest.raises(raised, match=r"4 .*8 bytes"):
-            stores.read("s3://b/x", None, known)
+            stores.read("s3://b/x", None, listed_meta)
     assert len(asked) == attempts
 
 

@@ -43,7 +43,7 @@ def put_table(place: Folder, name: str) -> None:
     place.put(name, sink.getvalue().to_pybytes())
 
 
-def found(place: Folder, uri: str, **config: Any) -> list[str]:
+def listed_uris(place: Folder, uri: str, **config: Any) -> list[str]:
     sources = recognise(place.stores, [uri], SourceConfig(**config))
     return [row["uri"] for each in list_all(sources) for row in each.batch.to_pylist()]
 
@@ -58,7 +58,7 @@ def test_a_table_is_refused_at_any_depth(place: Folder, format: str, log: str, f
         with pytest.raises(
             InputError, match=f"{place.uri}/lake/table is a table in the {format} format.* plain Parquet"
         ):
-            found(place, uri)
+            listed_uris(place, uri)
 
 
 @pytest.mark.parametrize(("format", "log"), EACH)
@@ -69,7 +69,7 @@ def test_a_glob_or_partition_of_a_table_is_refused(place: Folder, format: str, l
     partitions = [place.at("t/date=1"), place.at("t/date=1/hour=2/*.parquet")] if format in ("Delta", "Hudi") else []
     for uri in (place.at("t/*.parquet"), *partitions):
         with pytest.raises(InputError, match=f"{place.uri}/t is a table in the {format} format"):
-            found(place, uri)
+            listed_uris(place, uri)
 
 
 def test_the_data_folder_of_an_iceberg_table_is_refused(place: Folder) -> None:
@@ -77,17 +77,17 @@ def test_the_data_folder_of_an_iceberg_table_is_refused(place: Folder) -> None:
     put_table(place, "t/data/date=1/0.parquet")
     for uri in (place.at("t/data"), place.at("t/data/date=1"), place.at("t/data/*/*.parquet")):
         with pytest.raises(InputError, match=f"{place.uri}/t is a table in the Iceberg format"):
-            found(place, uri)
+            listed_uris(place, uri)
 
 
 @pytest.mark.parametrize(("format", "log"), EACH)
 def test_images_next_to_a_log_are_read(place: Folder, format: str, log: str) -> None:
     place.put(log, b"1")
     place.put("a.jpg", b"1")
-    assert found(place, place.uri, suffixes="jpg") == [place.at("a.jpg")]
+    assert listed_uris(place, place.uri, suffixes="jpg") == [place.at("a.jpg")]
     put_table(place, "0.parquet")
-    assert found(place, place.at("*.jpg")) == [place.at("a.jpg")]
-    assert found(place, place.uri, format="objects", suffixes="jpg") == [place.at("a.jpg")]
+    assert listed_uris(place, place.at("*.jpg")) == [place.at("a.jpg")]
+    assert listed_uris(place, place.uri, format="objects", suffixes="jpg") == [place.at("a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_images_next_to_a_log_are_read(place: Folder, format: str, log: str) -> 
 def test_other_folders_of_tables_are_read(place: Folder, name: str) -> None:
     place.put(name, b"1")
     put_table(place, "data/0.parquet")
-    assert place.at("data/0.parquet#0") in found(place, place.uri)
+    assert place.at("data/0.parquet#0") in listed_uris(place, place.uri)
 
 
 def test_a_log_after_many_files_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,4 +106,4 @@ def test_a_log_after_many_files_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         put_table(place, f"a/A={number}/0.parquet")
     place.put("a/_delta_log/0.json", b"1")
     with pytest.raises(InputError, match="Delta"):
-        found(place, place.uri)
+        listed_uris(place, place.uri)

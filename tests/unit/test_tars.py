@@ -80,8 +80,8 @@ def read(
     return list(tar.members(resume_offset, last_offset))
 
 
-def whole(found: list[Any]) -> tuple[list[Member], End]:
-    members, (end,) = found[:-1], found[-1:]
+def whole(read_members: list[Any]) -> tuple[list[Member], End]:
+    members, (end,) = read_members[:-1], read_members[-1:]
     assert isinstance(end, End) and all(isinstance(member, Member) for member in members)
     return members, end
 
@@ -178,8 +178,10 @@ def test_a_truncated_tar_yields_the_members_before_the_damage(tmp_path: Path, na
         members, end = whole(read(tmp_path, data[:cut], name=name))
         expected = [(name, content) for name, content in entries if isinstance(content, bytes)][: len(members)]
         assert [(member.name, member.content) for member in members] == expected
-        told = cut < 4 * 1536 + 512 if name == "a.tar" else True  # behind the first block of zeros nothing is missed
-        assert (end.damage is not None) == told, cut
+        is_damaged = (
+            cut < 4 * 1536 + 512 if name == "a.tar" else True
+        )  # behind the first block of zeros nothing is missed
+        assert (end.damage is not None) == is_damaged, cut
         assert end.damage is None or end.damage.reason in ("truncated", "corrupt")
         assert name != "a.tar" or len(members) >= min(4, cut // 1536)
 
@@ -219,7 +221,7 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason", "told"),
+    ("data", "reason", "message"),
     [
         (
             bz2.compress(packed(*SHARD)),
@@ -238,11 +240,11 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
 )
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
 def test_other_content_in_place_of_a_tar_is_named(
-    tmp_path: Path, data: bytes, reason: str, told: str, name: str
+    tmp_path: Path, data: bytes, reason: str, message: str, name: str
 ) -> None:
     members, end = whole(read(tmp_path, data, name=name))
     assert members == [] and end.damage is not None
-    assert end.damage.reason == reason and told in end.damage.message and "damaged" not in end.damage.message
+    assert end.damage.reason == reason and message in end.damage.message and "damaged" not in end.damage.message
 
 
 def test_a_damaged_tar_is_not_taken_for_another_kind(tmp_path: Path) -> None:
@@ -445,10 +447,10 @@ class Run:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
-        found = recognise(self.stores, [str(self.input)], SourceConfig())
+        sources = recognise(self.stores, [str(self.input)], SourceConfig())
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
-        listing.take(list_all(found))
+        listing.take(list_all(sources))
         todo, self.counts = listing.todo(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
@@ -489,12 +491,12 @@ class Run:
         log = Log(self.output.folder(table))
         log.scan()
         column = "label" if table == "labels" else "reason"
-        found: list[tuple[str, Any]] = []
+        pairs: list[tuple[str, Any]] = []
         for _, part, _ in log.read(["uri", column]):
             names = [uri.removeprefix(f"{self.input}/") for uri in part["uri"].to_pylist()]
-            found += zip(names, part[column].to_pylist(), strict=True)
-        assert len(dict(found)) == len(found), "an image is in two rows"
-        return dict(found)
+            pairs += zip(names, part[column].to_pylist(), strict=True)
+        assert len(dict(pairs)) == len(pairs), "an image is in two rows"
+        return dict(pairs)
 
 
 @pytest.fixture
@@ -701,8 +703,8 @@ def test_second_members_survive_a_kill_between_the_two_logs(
     totals = run(prune=prune)
     assert (totals.listed, totals.labelled, totals.rejected) == (12, 3, 9)
     assert run.rows() == {"a.tar#0.png": "red", "a.tar#1.png": "green", "a.tar#2.png": "blue"}
-    said = sorted(run.rows("rejects").values())
-    assert said == ["duplicate"] * 4 + ["not_an_image"] * 5
+    reasons = sorted(run.rows("rejects").values())
+    assert reasons == ["duplicate"] * 4 + ["not_an_image"] * 5
 
 
 def test_a_damaged_tar_is_rejected_and_read_again_only_after_it_changed(run: Run) -> None:

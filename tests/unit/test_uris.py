@@ -24,7 +24,7 @@ def keys(pairs: list[tuple[int, int]]) -> Any:
     return np.array(pairs, np.uint64).reshape(-1, 2)
 
 
-def found(index: UriIndex, wanted: Any) -> dict[int, int]:
+def lookup(index: UriIndex, wanted: Any) -> dict[int, int]:
     """Return {row: value} of everything that a lookup yields. A row that is yielded twice is an error."""
     values: dict[int, int] = {}
     for columns, rows, positions in index.lookup(wanted):
@@ -50,7 +50,7 @@ def test_an_index_is_a_dict_that_keeps_the_first_value(
         assert index.add(keys(batch), value=values).tolist() == expected
         assert len(index) == len(model)
     assert index.contains(keys(wanted)).tolist() == [pair in model for pair in wanted]
-    assert found(index, keys(wanted)) == {row: model[pair] for row, pair in enumerate(wanted) if pair in model}
+    assert lookup(index, keys(wanted)) == {row: model[pair] for row, pair in enumerate(wanted) if pair in model}
     assert sorted(value for run in index.columns("value") for value in run.tolist()) == sorted(model.values())
     rows = [(tuple(key), value) for columns, held in index.rows()
             for key, value in zip(held.tolist(), columns["value"].tolist(), strict=True)]  # fmt: skip
@@ -70,7 +70,7 @@ def test_keys_with_the_same_first_half_are_distinguished() -> None:
     assert index.add(keys(pairs[::2]), value=np.arange(0, 50, 2)).all()
     assert index.contains(keys(pairs)).tolist() == [low % 2 == 0 for low in range(50)]
     assert index.add(keys(pairs), value=np.arange(50)).tolist() == [low % 2 == 1 for low in range(50)]
-    assert found(index, keys(pairs)) == {low: low for low in range(50)}
+    assert lookup(index, keys(pairs)) == {low: low for low in range(50)}
 
 
 def test_writes_through_a_lookup_survive_merging() -> None:
@@ -80,7 +80,7 @@ def test_writes_through_a_lookup_survive_merging() -> None:
         columns["value"][positions] = 99
     for number in range(3, 40):
         index.add(keys([(number, 0)]), value=np.array([number]))
-    assert found(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}
+    assert lookup(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}
 
 
 def test_merging_bounds_the_number_of_runs(monkeypatch: Any) -> None:
