@@ -100,7 +100,7 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "not the manifest of an S3 Inventory")],
+    [({"fileFormat": "ORC"}, "ORC are not supported"), ({"files": None}, "not the manifest of an S3 Inventory")],
 )
 def test_an_unreadable_report_is_refused_with_the_reason(bucket: Folder, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -391,8 +391,8 @@ def test_a_different_header_among_the_rows_is_refused(disk: Folder, again: str) 
     "content, message",
     [
         (b"# made on Monday\nuri,label\na.jpg,cat\n", "no column 'uri'; it has: # made on Monday.*first line of a CSV"),
-        (b"uri,label\n# note\na.jpg,cat\n", "line 2: 1 values, the header has 2"),
-        (b"uri,label\na.jpg,cat\n\nb.jpg,cup,extra\n", "line 4: 3 values, the header has 2"),
+        (b"uri,label\n# note\na.jpg,cat\n", "line 2: 1 values, but the header has 2"),
+        (b"uri,label\na.jpg,cat\n\nb.jpg,cup,extra\n", "line 4: 3 values, but the header has 2"),
         (b'uri,label\n"a\n.jpg",cat\nb.jpg, "cup, or mug"\n', "line 4: 3 values.*without a space before"),
         (b"uri,label\na.jpg,cat\nb.jpg,cu\x00p\n", "line 3 holds a NUL"),
         ("uri,label\na.jpg,cat\n".encode("utf-16-le"), "line 1 holds a NUL character: save the file as UTF-8"),

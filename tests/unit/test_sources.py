@@ -569,7 +569,7 @@ def test_sizes_may_be_floats(disk: Folder) -> None:
 @pytest.mark.parametrize("size", ["many", "1.5", "99999999999999999999", "ten"])
 def test_an_invalid_size_is_an_input_error(disk: Folder, size: str) -> None:
     disk.put("m.csv", f"uri,size\na,{size}\n".encode())
-    with pytest.raises(InputError, match=r"m\.csv: column 'size'"):
+    with pytest.raises(InputError, match=r"m\.csv: a value in column 'size'"):
         rows(disk, disk.at("m.csv"))
 
 
@@ -661,7 +661,7 @@ def test_incompatible_columns_are_an_input_error(disk: Folder) -> None:
         ("m.csv", b"id;size\na;1\n", "no column 'uri'; it has: id, size"),
         ("m.csv", b"uri,uri\na,b\n", "more than one column 'uri'"),
         ("m.csv", b"uri,x,x\na,b,c\n", "more than one column 'x'"),
-        ("m.csv", b"uri,size\na\n", "cannot be read as CSV: line 2: 1 values, the header has 2"),
+        ("m.csv", b"uri,size\na\n", "cannot be read as CSV: line 2: 1 values, but the header has 2"),
         ("m.csv", b"uri\n\xff\xfe\n", "cannot be read as CSV: line 2 is not UTF-8"),
         ("m.csv", b'uri,x\na,"open\nb,x\nc,x\n', "a quote is not closed"),
         ("m.jsonl", b'{"url": 1}\n', "no column 'uri'; it has: url"),
