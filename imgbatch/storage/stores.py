@@ -89,7 +89,7 @@ class Stores:
         if protocol in _BUCKETS and not bucket:
             raise BadPath(f"{uri} names no bucket")
         if protocol in _S3 and not _BUCKET.fullmatch(bucket):
-            raise BadPath(f"{uri}: {bucket!r} is no name of a bucket")
+            raise BadPath(f"{uri}: {bucket!r} is not a valid bucket name")
         key = ("" if is_local(uri) else protocol, bucket if protocol in _S3 and not via_fsspec else "")
         if key not in self._open:
             self._open[key] = self._make(*key)
