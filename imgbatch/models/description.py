@@ -18,7 +18,7 @@ from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
 from imgbatch.models import builtin, imagenet, label_file
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.sources.spelling import alike
+from imgbatch.sources.spelling import similar_names
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def warn_about_similar_labels(labels: Sequence[str], where: str) -> None:
     """Warn about labels that look alike. They are not refused, since public models have such labels."""
-    if pairs := alike(labels):
+    if pairs := similar_names(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
 
 

@@ -144,7 +144,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     limit = job.config.limit
     arrivals = Arrivals(work_plan, job.ledger, remaining=None if limit is None else limit - listed.listed)
     statistics = RunStatistics()
-    health = StoreHealth(partial(recognise.answer, job.sources))
+    health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:

@@ -33,7 +33,8 @@ from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
-from imgbatch.sources.tars import key_of, loose_label
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
 

@@ -39,7 +39,7 @@ from imgbatch.models import loading
 from imgbatch.rejects import Refusal
 from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, whole
 from imgbatch.sources.fetch import Fetched
-from imgbatch.sources.tars import End, Tar
+from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Folder, Stores
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Resampler(LabelImages):
                 refusal = Refusal("fetch", "changed", f"{tar} is another than the one that was labelled")
             else:
                 limit = self._work.config.fetch.max_bytes
-                for member in Tar(stores, tar, meta, "*", limit, wanted=frozenset(names)).members():
+                for member in TarReader(stores, tar, meta, "*", limit, wanted=frozenset(names)).members():
                     if isinstance(member, End):
                         break
                     if left[member.name] is None:  # the first of a name is the one that has a label
