@@ -47,8 +47,8 @@ class Tampered(Stores):
 
     verbs: dict[str, Verb]
 
-    def resolve(self, uri: str, *, plain: bool = False) -> Any:
-        store, path = super().resolve(uri, plain=plain)
+    def resolve(self, uri: str, *, via_fsspec: bool = False) -> Any:
+        store, path = super().resolve(uri, via_fsspec=via_fsspec)
         return _Through(store, self.verbs), path
 
 
@@ -885,7 +885,7 @@ class InMemory(Stores):
         super().__init__(StorageConfig(), {})
         self.memory = memory
 
-    def resolve(self, uri: str, *, plain: bool = False) -> Any:
+    def resolve(self, uri: str, *, via_fsspec: bool = False) -> Any:
         return self.memory, uri
 
 
