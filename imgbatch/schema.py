@@ -122,7 +122,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
 
 
-def whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def single_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Return a column as one array; of a single chunk without a copy."""
     if not isinstance(column, pa.ChunkedArray):
         return column

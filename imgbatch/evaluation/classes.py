@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.models.taxonomy import did_you_mean
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.spelling import normalised
 from imgbatch.terminal.plurals import counted
@@ -45,7 +45,7 @@ class Classes:
 
     def numbers(self, names: pa.Array | pa.ChunkedArray) -> Numbers:
         """Return the class of each name, -1 where the model has none."""
-        found = pc.fill_null(pc.index_in(whole(names).cast(pa.string()), value_set=self._labels), -1)
+        found = pc.fill_null(pc.index_in(single_chunk(names).cast(pa.string()), value_set=self._labels), -1)
         return np.asarray(found, np.int32)
 
     def of_truths(self, names: pa.Array) -> Numbers:
@@ -77,7 +77,7 @@ class Classes:
 
     def truths(self, listed: pa.RecordBatch | pa.Table) -> Numbers:
         """Return the true class of each listed image, in TRUTH; what has none is remembered."""
-        names = whole(listed[TRUTH])
+        names = single_chunk(listed[TRUTH])
         numbers = self.of_truths(names)
         wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
         empty = pc.fill_null(pc.equal(names, ""), True)

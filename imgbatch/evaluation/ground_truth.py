@@ -14,7 +14,7 @@ from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
 from imgbatch.models import imagenet
 from imgbatch.models.model import Model
-from imgbatch.schema import LISTING, whole
+from imgbatch.schema import LISTING, single_chunk
 from imgbatch.sources.labelled import TRUTH, is_tar
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import counted
@@ -96,7 +96,7 @@ class Truths:
             # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
             itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
             first = self._labels[0] if self._label_is == "name" else "0"
-            truths = pc.if_else(itself, first, whole(table[TRUTH]))
+            truths = pc.if_else(itself, first, single_chunk(table[TRUTH]))
             known = {"uri": table["uri"], TRUTH: truths}
             columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())

@@ -44,7 +44,7 @@ from imgbatch.schema import (
     RESULTS,
     TAR,
     carried_fields,
-    whole,
+    single_chunk,
     with_carried,
 )
 from imgbatch.sources.fetch import Fetched, Fetcher, members_of_tar
@@ -127,7 +127,7 @@ def decoded(
 
 def pixels_of(images: pa.Table, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     """Return the column `pixels` as n×H×W×3, without a copy."""
-    column = whole(images[PIXELS])
+    column = single_chunk(images[PIXELS])
     size = column.type.byte_width
     flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
     return flat.reshape(-1, preprocess.height, preprocess.width, 3)

@@ -21,7 +21,7 @@ from imgbatch.ledger.ledger import REJECT, Corrections, Ledger
 from imgbatch.ledger.listing import pages
 from imgbatch.ledger.repeats import MAX_BUFFERED_BYTES
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.schema import TAR, carried_fields, whole
+from imgbatch.schema import TAR, carried_fields, single_chunk
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import Keys, uri_keys
 
@@ -126,7 +126,7 @@ def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _Parts:
                 continue
             parts.of[name][number] = parts.schemas.setdefault(schema, len(parts.schemas))
             hashes = row_hashes(table, schema)
-            for columns, rows, positions in ledger.done.lookup(uri_keys(whole(table["uri"]))):
+            for columns, rows, positions in ledger.done.lookup(uri_keys(single_chunk(table["uri"]))):
                 state, part = columns["state"][positions], columns["part"][positions]
                 mine = (part == number) & (state & REJECT == (0 if name == LABELS_LOG else REJECT))
                 columns["carried"][positions[mine]] = hashes[rows[mine]]
@@ -135,7 +135,7 @@ def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _Parts:
 
 def _compare(ledger: Ledger, page: pa.Table, pending: Mask, parts: _Parts, found: _Found, *, limited: bool) -> None:
     """Add the rows of a page whose images are done and have other carried values in their parts."""
-    keys = uri_keys(whole(page["uri"]))
+    keys = uri_keys(single_chunk(page["uri"]))
     left_alone = pending | np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
     for columns, rows, positions in ledger.done.lookup(keys):
         rows, positions = rows[~left_alone[rows]], positions[~left_alone[rows]]
@@ -147,7 +147,7 @@ def _compare(ledger: Ledger, page: pa.Table, pending: Mask, parts: _Parts, found
             given = page.take(pa.array(rows[mine])).select(schema.names)
             other = row_hashes(given, schema) != hashes[mine]
             for name in schema.names if limited else ():
-                other &= has_value(whole(given[name]))
+                other &= has_value(single_chunk(given[name]))
             if other.any():
                 at = mine[other]
                 values = page.take(pa.array(rows[at])).select(carried_fields(page.schema).names)

@@ -29,7 +29,7 @@ from imgbatch.ledger.duplicate_parts import Doubles
 from imgbatch.ledger.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
 from imgbatch.ledger.tar_progress import OpenShard, Progress, Shards, members_of
 from imgbatch.ledger.versions import VERSION_COLUMNS, Versions, changed_since
-from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
+from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, single_chunk, with_carried
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import Keys, UriIndex, uri_keys
 
@@ -190,7 +190,7 @@ class Ledger:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
             shards: how far tars are read with these rows.
         """
-        keys = uri_keys(whole(rows["uri"]))
+        keys = uri_keys(single_chunk(rows["uri"]))
         if self.stale:
             closed = [tar for tar, entry in (shards or {}).items() if "images" in entry]
             self._take_out(np.concatenate([keys, uri_keys(pa.array(closed, pa.string()))]))
@@ -315,7 +315,7 @@ class Ledger:
     def _drop_rejects_of_labelled(self, surplus: Mapping[int, pa.Table]) -> None:
         """Take out the rejects of images that another writer labelled: two writers share no transaction over two logs."""
         doubles = Doubles(self.output)
-        keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
+        keys_of = {number: uri_keys(single_chunk(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
             rejected = np.ones(len(keys), bool)
             for columns, rows, positions in self.done.lookup(keys):
@@ -364,8 +364,8 @@ class Ledger:
 
     def _absorb(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         if len(theirs):
-            self.absorbed.add(uri_keys(whole(theirs["uri"])))
-        return self._without_absorbed(rows, uri_keys(whole(rows["uri"])))
+            self.absorbed.add(uri_keys(single_chunk(theirs["uri"])))
+        return self._without_absorbed(rows, uri_keys(single_chunk(rows["uri"])))
 
     def _without_absorbed(self, rows: pa.Table, keys: Keys) -> pa.Table:
         return rows.filter(pa.array(~self.absorbed.contains(keys))) if len(self.absorbed) else rows
@@ -373,7 +373,7 @@ class Ledger:
 
 def _rejected(table: pa.Table) -> npt.NDArray[np.uint8]:
     """Return the states of rejects."""
-    passing = np.asarray(whole(table["passing"]).fill_null(False)).astype(np.uint8)
+    passing = np.asarray(single_chunk(table["passing"]).fill_null(False)).astype(np.uint8)
     return passing * np.uint8(_PASSING) | np.uint8(REJECT)
 
 
@@ -381,7 +381,7 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
     """Return the rows without those of these keys; rows of the files `but` stay."""
     gone = UriIndex()
     gone.add(keys)
-    keep = ~gone.contains(uri_keys(whole(table["uri"])))
+    keep = ~gone.contains(uri_keys(single_chunk(table["uri"])))
     for file in but:
         keep |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
     return table.filter(pa.array(keep))

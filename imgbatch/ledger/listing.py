@@ -32,7 +32,7 @@ from imgbatch.ledger.ledger import Ledger, Status
 from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.ledger.tar_progress import OpenShard, Progress, version_of
-from imgbatch.schema import PARQUET, TAR, carried_fields, whole
+from imgbatch.schema import PARQUET, TAR, carried_fields, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
@@ -284,10 +284,12 @@ class Listing:
         """Compare images with the ledger again of which more is known than when they were visited."""
         pending = self._all_pending()
         chosen = page.take(pa.array(rows)).combine_chunks()
-        was, sizes = (np.asarray(whole(each["size"]).fill_null(0)) for each in (before.take(pa.array(rows)), chosen))
+        was, sizes = (
+            np.asarray(single_chunk(each["size"]).fill_null(0)) for each in (before.take(pa.array(rows)), chosen)
+        )
         todo = pending[first + rows]
         self.counts.unversioned -= int(np.count_nonzero(_unversioned(before.take(pa.array(rows))) & ~todo))
-        stale = self.ledger.visit_again(chosen, uri_keys(whole(chosen["uri"]))) & ~todo
+        stale = self.ledger.visit_again(chosen, uri_keys(single_chunk(chosen["uri"]))) & ~todo
         pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())
@@ -296,7 +298,7 @@ class Listing:
 
 def _unversioned(rows: pa.RecordBatch | pa.Table) -> Mask:
     """Return a mask of the rows that say nothing by which a change of the image could be told."""
-    size, etag, moment = (np.asarray(whole(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
+    size, etag, moment = (np.asarray(single_chunk(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
     unknown: Mask = size & etag & moment
     return unknown
 

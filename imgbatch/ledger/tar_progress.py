@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW
-from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, whole
+from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, single_chunk
 from imgbatch.uri_index import UriIndex, uri_keys
 
 _OF_THE_PLACE = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
@@ -268,7 +268,7 @@ def doubles_rejected(rows: pa.Table, double: npt.NDArray[np.bool_]) -> pa.Table:
     if not double.any():
         return rows
     given = rows.filter(pa.array(double))
-    uris, offsets = whole(given["uri"]), whole(given["offset"]).cast(pa.string())
+    uris, offsets = single_chunk(given["uri"]), single_chunk(given["offset"]).cast(pa.string())
     said = {
         "uri": pc.binary_join_element_wise(uris, offsets, "@"),
         "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,

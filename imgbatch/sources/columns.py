@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from imgbatch.errors import InputError
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources import spelling
 
 MAX_CARRIED_BYTES = 1024
@@ -107,7 +107,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 def as_plain(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """Return a column in the type that `plain` gives for its own."""
-    column = whole(column)
+    column = single_chunk(column)
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pt.is_list_view(column.type) or pt.is_large_list_view(column.type):  # pyarrow 26's cast makes them empty lists
@@ -172,7 +172,7 @@ class TableColumns:
         """
         raw = self.raw[name]
         try:
-            column = whole(rows.column(rows.schema.get_field_index(raw)))
+            column = single_chunk(rows.column(rows.schema.get_field_index(raw)))
             if is_bytes(column.type):
                 column = self._without_pixels(column, name)
             if raw in self._class_names:  # -1, or beyond the names: a test split whose classes are not given

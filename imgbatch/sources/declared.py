@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.config.sections import SourceConfig
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources.label_rules import decide_labels
 from imgbatch.sources.labelled import SPLIT, TRUTH, Columns
 from imgbatch.sources.places import OBJECT, Place, Places
@@ -64,7 +64,7 @@ class Declaration:
         keys = self.places.keys(listed).dictionary_encode()
         known = keys.dictionary.to_pylist()
         by_place = pa.array([self.classes.get(key) for key in known], pa.string()).take(keys.indices)
-        said = whole(listed[TRUTH])
+        said = single_chunk(listed[TRUTH])
         if self.config.labels == "folders":
             labels = by_place
         else:
@@ -75,13 +75,13 @@ class Declaration:
         found = [self.splits.get(key) for key in known]
         splits = np.array([TRAIN if code is None else code for code in found], np.int64)[keys.indices.to_numpy()]
         if self.config.splits in ("auto", "column", "names"):  # with names, what the name of a table says
-            column = codes(whole(listed[SPLIT]), self.config.split_column or "split")
+            column = codes(single_chunk(listed[SPLIT]), self.config.split_column or "split")
             splits = np.where(column >= 0, column, splits)
         return labels, splits
 
     def is_ignored(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
         """Return a mask of the rows that are no images."""
-        return pc.is_in(whole(listed["uri"]), pa.array(sorted(self.ignored), pa.string()))
+        return pc.is_in(single_chunk(listed["uri"]), pa.array(sorted(self.ignored), pa.string()))
 
 
 def decide(

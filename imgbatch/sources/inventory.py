@@ -22,7 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from imgbatch.errors import InputError
-from imgbatch.schema import LISTING, whole
+from imgbatch.schema import LISTING, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.patterns import Candidates
 from imgbatch.storage.base import unquoted_all
@@ -150,8 +150,8 @@ def _listed(rows: pa.Table) -> pa.RecordBatch:
     columns = [
         pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
         pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
-        unquoted_all(whole(known["e_tag"])),
+        unquoted_all(single_chunk(known["e_tag"])),
         moments.cast(LISTING.field("last_modified").type),
         pa.nulls(count, pa.string()),
     ]
-    return pa.record_batch([whole(column) for column in columns], schema=LISTING)
+    return pa.record_batch([single_chunk(column) for column in columns], schema=LISTING)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import Conflict, InputError, StoreError
 from imgbatch.rejects import Refusal
-from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
+from imgbatch.schema import CARRIED, LISTING, PARQUET, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.columns import LIST, ImageColumn, Steps, TableColumns, image_column, is_text
 from imgbatch.storage.stores import Meta, Stores
@@ -173,7 +173,7 @@ class ImageTable:
 
     def _path_values(self, table: pa.Table) -> pa.Array:
         assert self.column is not None
-        values = whole(table.column(table.schema.get_field_index(self._leaf())))
+        values = single_chunk(table.column(table.schema.get_field_index(self._leaf())))
         return pc.struct_field(values, [*self.column.steps[:-1], "path"]).cast(pa.string())
 
     def require_unchanged(self, etag: str | None, last_modified: datetime | None, row: int) -> None:

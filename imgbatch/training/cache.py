@@ -30,7 +30,7 @@ from imgbatch.concurrency.prefetch import ahead
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
 from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
+from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, single_chunk
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
 from imgbatch.sources.tars import key_of, loose_label
@@ -138,7 +138,7 @@ def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
     ]
     said = sidecars.read(texts[0], texts[1], config)
     for name, values in ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems)):
-        columns[name] = pc.if_else(pc.is_valid(whole(images["offset"])), values, None)
+        columns[name] = pc.if_else(pc.is_valid(single_chunk(images["offset"])), values, None)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 
@@ -190,8 +190,8 @@ def keys_of(rows: pa.Table) -> Keys:
     Args:
         rows: the columns `uri` and `offset`, since a tar may have two members of one name.
     """
-    offsets = whole(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
-    keys: Keys = hash_strings(whole(rows["uri"]), _SEED) ^ (offsets * _SEED)
+    offsets = single_chunk(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
+    keys: Keys = hash_strings(single_chunk(rows["uri"]), _SEED) ^ (offsets * _SEED)
     return keys
 
 

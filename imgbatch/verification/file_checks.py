@@ -24,7 +24,7 @@ from imgbatch.ledger import audit
 from imgbatch.ledger.audit import Books
 from imgbatch.ledger.commit_log import Footer, Log, differences, is_hidden
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.schema import CONTENT_HASH, labels_with, whole
+from imgbatch.schema import CONTENT_HASH, labels_with, single_chunk
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
 
@@ -258,7 +258,7 @@ class Check:
 
     def _check_values(self, uri: str, table: pa.Table, footer: Footer) -> None:
         if "score" in table.column_names:
-            score = whole(table["score"]).drop_null().to_numpy()
+            score = single_chunk(table["score"]).drop_null().to_numpy()
             if outside := int(np.count_nonzero(~((score >= 0) & (score <= 1)))):
                 self._note("with a score that is no probability", uri, outside)
         if "label_id" in table.column_names:
@@ -273,13 +273,13 @@ class Check:
 
     def _check_ids(self, uri: str, table: pa.Table) -> None:
         """Find ids that no model has, ids that two labels share and labels with two ids, and ids that are not the best of k."""
-        ids = whole(table["label_id"])
+        ids = single_chunk(table["label_id"])
         known = np.asarray(ids.is_valid())
         numbers = ids.fill_null(0).to_numpy()
         if impossible := int(np.count_nonzero((numbers < 0) | (numbers >= _MOST_CLASSES))):
             self._note("with a label_id that no model has", uri, impossible)
         if "top_k" in table.column_names:
-            top = _at_least_one(whole(table["top_k"]))
+            top = _at_least_one(single_chunk(table["top_k"]))
             if top.null_count:
                 self._note("without top_k", uri, top.null_count)
             best = pc.struct_field(pc.list_element(top, 0), "label_id")
@@ -291,7 +291,7 @@ class Check:
         good = known & (numbers >= 0) & (numbers < _MOST_CLASSES) & np.asarray(table["label"].is_valid())
         if not good.any():
             return
-        at, labels = numbers[good], whole(table["label"].filter(pa.array(good)))
+        at, labels = numbers[good], single_chunk(table["label"].filter(pa.array(good)))
         hashes = hash_strings(labels)
         if at.max() >= len(self._hash_of):
             self._hash_of = np.concatenate([self._hash_of, np.zeros(int(at.max()) + 1 - len(self._hash_of), np.uint64)])

@@ -36,7 +36,7 @@ from imgbatch.ledger.commit_log import Footer, Log
 from imgbatch.ledger.tar_progress import members_of, version_of
 from imgbatch.models import loading
 from imgbatch.rejects import Refusal
-from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, whole
+from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, single_chunk
 from imgbatch.sources.fetch import Fetched
 from imgbatch.sources.tars import End, Tar
 from imgbatch.storage.stores import Folder, Stores
@@ -100,7 +100,7 @@ def _tars(table: pa.Table, footer: Footer) -> pa.Array:
     """Return for each row the tar that its image is a member of, null if it is of none."""
     tars = np.full(len(table), None, object)
     for tar in footer.shards:
-        tars[np.asarray(members_of(whole(table["uri"]), tar))] = tar
+        tars[np.asarray(members_of(single_chunk(table["uri"]), tar))] = tar
     return pa.array(tars, pa.string())
 
 
@@ -110,13 +110,13 @@ def listed(rows: pa.Table, *, parquet: bool) -> pa.Table:
     Args:
         parquet: names of any kind may be Parquet files (`source.format=parquet`), in which `#` is followed by a row.
     """
-    uris = whole(rows["uri"])
+    uris = single_chunk(rows["uri"])
     file = "" if parquet else r"\.parquet"
     of_table = pc.match_substring_regex(uris, rf"(?i:{file})#\d+$")
     container = pc.if_else(rows[OF_TAR].is_valid(), TAR, pc.if_else(of_table, PARQUET, None))
     columns = {name: rows[name] for name in ("uri", "size", "etag", "last_modified")}
     table = pa.table({**columns, "container": container}).select(LISTING.names).cast(LISTING)
-    return table.append_column(INDEX, pa.array(np.arange(len(rows)))).append_column(OF_TAR, whole(rows[OF_TAR]))
+    return table.append_column(INDEX, pa.array(np.arange(len(rows)))).append_column(OF_TAR, single_chunk(rows[OF_TAR]))
 
 
 def blocks(images: pa.Table, processes: int) -> list[pa.Table]:
