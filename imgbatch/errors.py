@@ -28,6 +28,8 @@ Whatever else leaves a job is a bug (exit code 1) and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -162,3 +164,22 @@ class Interrupted(ImgbatchError):
     def exit_code(self) -> int:  # type: ignore[override]
         """128 + the signal's number, as shells count."""
         return 128 + self.signum
+
+
+def closest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the candidate that is most similar to a name, None if none is similar.
+
+    Args:
+        cutoff: minimum similarity, from 0 to 1 (`difflib.get_close_matches`).
+    """
+    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the end of an error message that suggests the closest candidate; an empty text if none is similar.
+
+    >>> did_you_mean("resnet5O", ["resnet50", "vgg11"])
+    "; did you mean 'resnet50'?"
+    """
+    match = closest(name, candidates, cutoff=cutoff)
+    return f"; did you mean {match!r}?" if match is not None else ""

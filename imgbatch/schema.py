@@ -6,12 +6,11 @@ travel beside them under the prefix `input_`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION = 1
 """Stands in the footer of every part. A part with a higher number is refused: it may mean something else."""
@@ -105,7 +104,7 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
     known = [field.name for field in fields]
     for name in columns:
         if name not in known and not name.startswith(CARRIED):
-            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_nearest(name, known)}")
+            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_column_hint(name, known)}")
     wanted = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*known}
     return pa.schema([field for field in fields if field.name in wanted or field.name in LISTING.names])
 
@@ -114,12 +113,11 @@ def require_carried(columns: Sequence[str], carried: pa.Schema) -> None:
     """Raise ConfigError if a column `input_…` is asked for that no input has."""
     for name in columns:
         if name.startswith(CARRIED) and name not in carried.names:
-            raise ConfigError(f"output.columns: no input carries {name!r}{_nearest(name, carried.names)}")
+            raise ConfigError(f"output.columns: no input carries {name!r}{_column_hint(name, carried.names)}")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+def _column_hint(name: str, columns: Sequence[str]) -> str:
+    return did_you_mean(name, columns) or f"; there are: {', '.join(columns)}"
 
 
 def single_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:

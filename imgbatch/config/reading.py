@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import tomllib
 import types
@@ -14,7 +13,7 @@ from typing import Any
 
 from imgbatch.config.options import described, fields_of, hints_of
 from imgbatch.config.sections import Config
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +106,11 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str
     hints, entries = hints_of(kind), {entry.name: entry for entry in fields_of(kind)}
     for key in tree:
         if key not in hints:
-            close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
+            hint = (
+                did_you_mean(prefix + key, known)
+                or did_you_mean(key, hints)
+                or f"; there are: {', '.join(sorted(hints))}"
+            )
             raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
     values = {}
     for key, value in tree.items():

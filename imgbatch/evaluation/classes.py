@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.models.taxonomy import did_you_mean
+from imgbatch.models.taxonomy import label_hint
 from imgbatch.schema import single_chunk
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.spelling import normalised
@@ -118,7 +118,7 @@ class Classes:
                     f"they are 0 to {len(known) - 1:,}, in the order of the model's head; other numberings are not known, "
                     "such as ILSVRC's from 1 on: give names, or WordNet ids"
                 )
-            hints = [f"{name!r}{did_you_mean(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
+            hints = [f"{name!r}{label_hint(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
             more = ", …" if len(self._unknown) > _SHOWN else ""
             index = ""
             if all(name.isdecimal() for name in self._unknown):

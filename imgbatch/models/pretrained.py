@@ -23,10 +23,10 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models._hub import load_model_config_from_path
 
 from imgbatch.config.sections import ModelConfig, StorageConfig
-from imgbatch.errors import ModelError
+from imgbatch.errors import ModelError, did_you_mean
 from imgbatch.models import architectures, builtin, directory, imagenet, self_check
 from imgbatch.models import weights as files
-from imgbatch.models.architectures import TORCHVISION, nearest
+from imgbatch.models.architectures import TORCHVISION
 from imgbatch.models.label_file import hint_at_background
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -201,7 +201,9 @@ def _of_timm(folder: Folder, name: str, architecture: str, given: Given | None, 
     architectures.require_known(plain)
     tags = [each.partition(".")[2] for each in timm.list_models(f"{plain}.*", pretrained=True)]
     if tag and tag not in tags:
-        raise ModelError(f"timm has no weights {tag!r} for {plain!r}{nearest(tag, tags)}; it has: {', '.join(tags)}")
+        raise ModelError(
+            f"timm has no weights {tag!r} for {plain!r}{did_you_mean(tag, tags)}; it has: {', '.join(tags)}"
+        )
     known = timm.get_pretrained_cfg(architecture)
     if known is None or (given is None and not known.has_weights):
         raise ModelError(f"timm has no weights for {plain!r}: give yours with --set model.weights=URI")
@@ -234,7 +236,7 @@ def _of_torchvision(
     if chosen and chosen not in entries.__members__:
         there = ", ".join(entries.__members__)
         raise ModelError(
-            f"torchvision has no weights {chosen!r} for {plain!r}{nearest(chosen, entries.__members__)}; it has: {there}"
+            f"torchvision has no weights {chosen!r} for {plain!r}{did_you_mean(chosen, entries.__members__)}; it has: {there}"
         )
     entry = entries[chosen] if chosen else entries.DEFAULT
     if given is None:

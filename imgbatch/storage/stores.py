@@ -5,7 +5,6 @@ A URI is what `fsspec.url_to_fs` takes, not percent-encoded; a local one is the 
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -28,6 +27,7 @@ from imgbatch.errors import (
     StoreError,
     TimedOut,
     Unreachable,
+    closest,
 )
 from imgbatch.storage import s3
 from imgbatch.storage.base import Meta, Store, require_listed_size
@@ -100,10 +100,10 @@ def absent(uri: str) -> str | None:
             above = os.path.dirname(above)
         return f"{path} does not exist; of its path there is {above}"
     try:
-        close = difflib.get_close_matches(name, sorted(os.listdir(parent)), n=1)
+        similar = closest(name, sorted(os.listdir(parent)))
     except OSError:  # the message is fine without it
-        close = []
-    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, close[0])}?" if close else "")
+        similar = None
+    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, similar)}?" if similar else "")
 
 
 def join(folder: str, name: str) -> str:
