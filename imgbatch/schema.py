@@ -73,8 +73,11 @@ _PLACE = [pa.field("offset", pa.int64()), pa.field("previous", pa.int64()), pa.f
 
 _HASH = pa.field(CONTENT_HASH, pa.uint64())
 RESULTS = pa.schema([INDEX, URI, *_ANSWER, _HASH, *_REFUSAL, *_OBJECT, *_PLACE])
-"""What travels from the actors to the driver: a row an image, `reason` null where it has a label; the hash is null unless it
-was asked for."""
+"""What workers send to the driver: one row per image. `reason` is null where the image has a label; the hash is null unless
+it was requested."""
+
+EVENT = pa.field("event", pa.string())
+"""The last column of blocks that workers send: null in rows of images (see `inference.messages`). No table has it."""
 
 PLACE_COLUMNS = [field.name for field in _PLACE]
 

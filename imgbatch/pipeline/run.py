@@ -13,8 +13,8 @@ from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.polling import ticking
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
 from imgbatch.config.sections import Config
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
@@ -216,8 +216,6 @@ def label(
     from imgbatch.inference.worker import Work
     from imgbatch.pipeline.committer import Committer
 
-    # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
-    without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     room = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(recognise.answer, job.sources)
     committer = Committer(
@@ -264,7 +262,7 @@ def label(
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
-                work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
+                work = Work(job.stores, record.folder.folder("listing"), WorkerConfig.of(job.config), model)
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)
     finally:

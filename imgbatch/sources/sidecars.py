@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from imgbatch.config.sections import SourceConfig
+from imgbatch.config.worker import ReadOptions
 from imgbatch.sources.spelling import near_miss, normalise, shown
 
 ALSO_LABEL = ("class", "category", "target", "cls", "classname", "class_name", "label_name", "class_label")
@@ -40,7 +41,7 @@ NO_SPLIT = "split: "
 """What a problem begins with that matters only if columns and keys are asked for the split."""
 
 
-def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig) -> Said:
+def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig | ReadOptions) -> Said:
     """Return the label, split and group of members, from the text of their `.cls` and `.json`.
 
     >>> said = read(["cat", None], [None, '{"class": "dog"}'], SourceConfig())
@@ -52,7 +53,7 @@ def read(cls: Sequence[str | None], records: Sequence[str | None], config: Sourc
     return Said(*(pa.array(column, pa.string()) for column in columns))
 
 
-def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[str | None, ...]:
+def _read(text: str | None, record: str | None, config: SourceConfig | ReadOptions) -> tuple[str | None, ...]:
     said, problem = _object(record) if record is not None else ({}, None)
     key = config.label_column or "label"
     values = [normalise(text) if text is not None else "", said.get(key, "")]
@@ -79,7 +80,7 @@ def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[s
     return label, split or None, group or None, problem
 
 
-def _near_split(said: dict[str, Any], config: SourceConfig) -> str | None:
+def _near_split(said: dict[str, Any], config: SourceConfig | ReadOptions) -> str | None:
     wanted = config.split_column or "split"
     return None if wanted in said else near_miss(wanted, list(said), ALSO_SPLIT)
 

@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.config.sections import Config
+from imgbatch.config.sections import ModelConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
@@ -179,13 +180,18 @@ class Resampler(LabelImages):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process has to know. The model is loaded there: what builds a network need not travel."""
+    """The task of each process. The model is loaded there, since the function that builds a network may not pickle."""
 
     stores: Stores
     output: Folder
-    config: Config
+    config: WorkerConfig
+    model: ModelConfig
     digest: str
-    isolated: bool
+    """Of the model that was checked against the output."""
+    stall_timeout_s: float
+    """`cluster.stall_timeout_s`"""
+    isolated: bool = False
+    """Whether images are decoded in child processes."""
 
 
 _tasks: list[Task] = []
@@ -212,7 +218,7 @@ def _label(block: pa.Table) -> list[pa.Table]:
     """Label a block; the model is loaded with the first one."""
     if not _resamplers:
         (task,) = _tasks
-        model = loading.load(task.config.model, task.stores)
+        model = loading.load(task.model, task.stores)
         if model.digest != task.digest:
             raise ModelError(f"{model.name} has changed since this command began: start it again")
         work = Work(task.stores, task.output, task.config, model)
@@ -227,7 +233,7 @@ def label_again(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
         ClusterError: a process died with one image at a time, or nothing came for `cluster.stall_timeout_s`.
         ImgbatchError: what a process raised.
     """
-    processes = 1 if task.config.cluster.device == "cuda" else len(os.sched_getaffinity(0))
+    processes = 1 if task.config.device == "cuda" else len(os.sched_getaffinity(0))
     left = dict(enumerate(blocks(images, processes)))
     found: dict[int, Mapping[str, Any]] = {}
     for isolated in (False, True):
@@ -240,8 +246,7 @@ def label_again(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
             for number, tables in _completed(task, left, min(processes, len(left))):
                 del left[number]
                 for table in tables:
-                    rows, _, _ = received(table)
-                    found |= {row["index"]: row for row in rows.to_pylist()}
+                    found |= {row["index"]: row for row in received(table).rows.to_pylist()}
         except BrokenProcessPool as error:
             if isolated:
                 raise ClusterError(
@@ -262,9 +267,9 @@ def _completed(task: Task, left: Mapping[int, pa.Table], processes: int) -> Iter
             done, _ = wait(numbers, timeout=_TICK_S, return_when=FIRST_COMPLETED)
             if done:
                 last = time.monotonic()
-            elif time.monotonic() - last > task.config.cluster.stall_timeout_s:
+            elif time.monotonic() - last > task.stall_timeout_s:
                 raise ClusterError(
-                    f"not one image labelled again for {task.config.cluster.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
+                    f"not one image labelled again for {task.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
                 )
             broken = None
             for future in done:

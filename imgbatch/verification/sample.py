@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgbatch.config import sections
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import BooksError, InputError, ModelError, Unreachable, UsageError
 from imgbatch.evaluation import metrics
 from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, differences
@@ -61,7 +62,14 @@ class Sample:
         log.info("labelling %s images again with %s", f"{len(rows):,}", model.reference)
         by_format = (record.get("config") or {}).get("source", {}).get("format") == "parquet"
         images = listed(rows, parquet=by_format)
-        task = Task(self._output.stores, self._output, chosen, model.digest, isolated=False)
+        task = Task(
+            self._output.stores,
+            self._output,
+            WorkerConfig.of(chosen),
+            chosen.model,
+            model.digest,
+            chosen.cluster.stall_timeout_s,
+        )
         judge = Judge(model.labels, chosen.answer.min_score)
         found = self._judged(judge, task, rows.to_pylist(), images, exact=exact)
         return self._said(found, model)
@@ -132,7 +140,8 @@ class Sample:
         doubtful: Mapping[int, str],
     ) -> dict[int, str]:
         """Label images whose rows were made in 16 bits, perhaps, in another number format; return the faults that remain."""
-        again = label_again(replace(task, config=in_another_format(task.config)), images)
+        other = replace(task.config, classify=in_another_format(task.config.classify))
+        again = label_again(replace(task, config=other), images)
         left = {}
         for at, fault in doubtful.items():
             if at in again and skipped(rows[at], again[at]) is None:
@@ -240,8 +249,7 @@ def in_the_format_of(chosen: sections.Config, records: list[Mapping[str, Any]]) 
     return replace(chosen, classify=classify), used == {"float32"}
 
 
-def in_another_format(chosen: sections.Config) -> sections.Config:
-    """Return the config with bfloat16 in torch, which every processor can do; in place of that itself, with 32 bits."""
-    same = (chosen.classify.dtype, chosen.classify.runtime) == ("bfloat16", "torch")
-    classify = replace(chosen.classify, dtype="float32" if same else "bfloat16", runtime="torch")
-    return replace(chosen, classify=classify)
+def in_another_format(classify: sections.ClassifyConfig) -> sections.ClassifyConfig:
+    """Return the options for bfloat16 in torch, which every processor can do; if these are given, for float32."""
+    same = (classify.dtype, classify.runtime) == ("bfloat16", "torch")
+    return replace(classify, dtype="float32" if same else "bfloat16", runtime="torch")

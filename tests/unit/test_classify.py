@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgbatch.config.sections import Config, OutputConfig, StorageConfig
+from imgbatch.config.sections import Config, StorageConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
-from imgbatch.inference.messages import received
+from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, tar_read, with_events
 from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
 from imgbatch.ledger.listing import page_name
 from imgbatch.models.model import Model
@@ -71,7 +72,7 @@ def work(tmp_path: Path) -> Callable[[list[bytes]], Work]:
         model = Model(
             name="mean", digest="0" * 64, labels=("red", "green", "blue"), preprocess=preprocess, network=list
         )
-        return Work(stores, listing, Config(), model)
+        return Work(stores, listing, WorkerConfig.of(Config()), model)
 
     return make
 
@@ -134,7 +135,7 @@ def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[l
     files = [*pictures(3), b"", b"no image", pictures(1)[0]]
     job = work(files)
     assert through(job, list(range(6)), MeanColour())["content_hash"].null_count == 6
-    asked = replace(job, config=replace(job.config, output=OutputConfig(content_hash=True)))
+    asked = replace(job, config=replace(job.config, content_hash=True))
     found = through(asked, list(range(6)), MeanColour())
     assert found["content_hash"].to_pylist() == [content_hash(content) for content in files]
     assert found.schema == RESULTS and found.drop_columns("content_hash") == through(
@@ -187,6 +188,49 @@ def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work:
         rows, (note,), _ = received(found)
         assert len(rows) == 0 and note["left_out"]["node-id"]["why"] == "its logits differ"
     assert len(asked) == 2, "a worker does not try again"
+
+
+def test_events_come_after_the_rows_and_leave_no_trace_in_them(work: Callable[[list[bytes]], Work]) -> None:
+    (block,) = LabelImages(work([*pictures(2), b""]), lambda _: MeanColour())(pa.table({"index": np.arange(3)}))
+    rows, events = split_events(block)
+    assert rows.schema == RESULTS and rows["index"].to_pylist() == [0, 1, 2] and len(events) == 1
+    again = with_events(rows, tar_read({"number": 7, "whole": True}), note({"a": 1}), note({"b": [2]}))
+    assert again.column_names[-1] == "event" and again["index"].to_pylist() == [0, 1, 2, None, None, None]
+    assert received(again) == (rows, [{"a": 1}, {"b": [2]}], [{"number": 7, "whole": True}])
+    assert received(with_events(rows)) == received(rows) == (rows, [], [])
+    assert received(events_alone(note({}))) == (RESULTS.empty_table(), [{}], [])
+
+
+def test_no_message_of_an_image_is_taken_for_an_event(work: Callable[[list[bytes]], Work]) -> None:
+    (block,) = LabelImages(work([b""]), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
+    rows = received(block).rows
+    at = rows.schema.get_field_index("message")
+    hostile = rows.set_column(at, "message", pa.array([fatal(ModelError("not an error"))]))
+    assert received(with_events(hostile)) == (hostile, [], [])
+
+
+def test_an_error_while_decoding_passes_through_the_second_operator(work: Callable[[list[bytes]], Work]) -> None:
+    job, network = work(pictures(2)), MeanColour()
+    (failed,) = decode_block(pa.table({"index": np.array([0])}), replace(job, version="0.0.0"))
+    (good,) = decode_block(pa.table({"index": np.array([1])}), job)
+    for batch in (failed, pa.concat_tables([good, failed], promote_options="default")):  # as Ray may batch them
+        (block,) = Classify(job, lambda _: network)(batch)
+        with pytest.raises(ConfigError, match="install one version"):
+            received(block)
+    assert network.sizes == []
+
+
+def test_a_tar_that_was_read_is_reported_through_the_second_operator(work: Callable[[list[bytes]], Work]) -> None:
+    job = work(pictures(3))
+    (pixels,) = decode_block(pa.table({"index": np.arange(3)}), job)
+    tar = {"number": 7, "whole": True}
+    images = received(pixels).rows
+    batch = pa.concat_tables(
+        [with_events(images.slice(0, 2), tar_read(tar)), with_events(images.slice(2))], promote_options="default"
+    )
+    (block,) = Classify(job, lambda _: MeanColour())(batch)
+    (expected,) = Classify(job, lambda _: MeanColour())(pixels)
+    assert received(block).rows == received(expected).rows and received(block).tars_read == [tar]
 
 
 def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes]], Work]) -> None:

@@ -259,10 +259,10 @@ def test_the_sample_is_labelled_in_the_format_of_its_rows_where_a_cpu_made_them(
     ):  # fmt: skip
         found, is_exact = in_the_format_of(chosen, records)
         assert (found.classify.dtype, found.classify.runtime, is_exact) == (dtype, runtime, equal)
-        assert in_another_format(found).classify == ClassifyConfig(dtype="bfloat16", runtime="torch")
+        assert in_another_format(found.classify) == ClassifyConfig(dtype="bfloat16", runtime="torch")
     asked = replace(chosen, classify=ClassifyConfig(dtype="bfloat16", runtime="torch"))
     assert in_the_format_of(asked, [exact]) == (asked, False)
-    assert in_another_format(asked).classify.dtype == "float32"
+    assert in_another_format(asked.classify).dtype == "float32"
 
 
 def test_what_the_output_was_made_with_is_restored() -> None:

@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import Config, FetchConfig, SourceConfig, StorageConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import units
 from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
+from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
@@ -442,7 +444,7 @@ class Run:
         todo, self.counts = listing.todo(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
-        work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
+        work = Work(self.stores, pages, WorkerConfig.of(Config(fetch=FetchConfig(max_bytes=10_000))), model)
         room = None if limit is None else limit - self.counts.listed
         with Committer(
             ledger, f"run{self.number}", "mean", todo, 0.0, clock=iter(range(10**6)).__next__, room=room
@@ -471,7 +473,7 @@ class Run:
 
     def _labelled(self, work: Work, unit: pa.Table) -> Iterator[pa.Table]:
         for block in LabelImages(work, lambda _: MeanColour())(unit):
-            self.decoded += len(block.filter(pa.array(block["index"].to_numpy() >= 0)))
+            self.decoded += len(received(block).rows)
             yield block
 
     def rows(self, table: str = "labels") -> dict[str, Any]:
