@@ -121,7 +121,7 @@ def test_a_block_of_rejects_alone(work: Callable[[list[bytes]], Work]) -> None:
     assert found.schema == RESULTS and network.sizes == []
 
 
-def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) -> None:
+def test_two_operators_return_the_same_rows_as_one(work: Callable[[list[bytes]], Work]) -> None:
     job = work([*pictures(5), b"", *pictures(2)])
     together = through(job, list(range(8)), MeanColour())
     classify = Classify(job, lambda _: MeanColour())
@@ -131,7 +131,7 @@ def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) 
         assert pa.concat_tables(blocks) == together
 
 
-def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[list[bytes]], Work]) -> None:
+def test_rows_have_a_hash_of_the_bytes_if_requested(work: Callable[[list[bytes]], Work]) -> None:
     files = [*pictures(3), b"", b"no image", pictures(1)[0]]
     job = work(files)
     assert through(job, list(range(6)), MeanColour())["content_hash"].null_count == 6
@@ -146,13 +146,13 @@ def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[l
     assert received(labelled)[0] == found, "on two operators too"
 
 
-def test_numbers_need_not_be_in_a_row(work: Callable[[list[bytes]], Work]) -> None:
+def test_numbers_need_not_be_consecutive(work: Callable[[list[bytes]], Work]) -> None:
     job = work(pictures(9))
     whole = through(job, list(range(9)), MeanColour())
     assert through(job, [1, 4, 8], MeanColour()) == whole.take([1, 4, 8])
 
 
-def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[bytes]], Work]) -> None:
+def test_an_error_in_a_worker_is_raised_on_the_driver(work: Callable[[list[bytes]], Work]) -> None:
     def fail(_: Work) -> MeanColour:
         raise ModelError("the weights do not fit")
 
@@ -163,7 +163,7 @@ def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[byte
         assert isinstance(raised.value, ModelError) or "ZeroDivisionError" in str(raised.value)
 
 
-def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
+def test_a_worker_reports_facts_and_durations(work: Callable[[list[bytes]], Work]) -> None:
     (block,) = LabelImages(work(pictures(1)), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
     rows, (note,), _ = received(block)
     assert len(rows) == 1
@@ -171,7 +171,9 @@ def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
     assert json.dumps(note)
 
 
-def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work: Callable[[list[bytes]], Work]) -> None:
+def test_a_worker_whose_model_gives_wrong_answers_labels_nothing_and_reports_its_node(
+    work: Callable[[list[bytes]], Work],
+) -> None:
     def fail(_: Work) -> MeanColour:
         asked.append(1)
         raise Disagrees("its logits differ")
@@ -240,7 +242,7 @@ def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes
         received(block)
 
 
-def test_no_answer_that_is_not_a_number_becomes_a_label(work: Callable[[list[bytes]], Work]) -> None:
+def test_nan_scores_are_an_error(work: Callable[[list[bytes]], Work]) -> None:
     network = MeanColour()
     broken = lambda pixels: Prediction(network(pixels).ids, np.full((len(pixels), 3), np.nan, np.float32))  # noqa: E731
     broken.facts = network.facts
