@@ -13,7 +13,7 @@ VERBS = {
     "classify": "label every image of a store with a CNN, and write the label tables back to it",
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
-    "verify": "recount a finished output from its files, and look for what is wrong with them",
+    "verify": "recount a finished output from its files, and check the files",
     "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",
 }
 

@@ -1,6 +1,6 @@
 """Values: the columns of every table that imgbatch reads or writes: names and Arrow types, written once.
 
-`LISTING` is what a source finds, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
+`LISTING` is the result of a source, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
 travel beside them under the prefix `input_`.
 """
 
@@ -13,10 +13,10 @@ import pyarrow as pa
 from imgbatch.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION = 1
-"""Stands in the footer of every part. A part with a higher number is refused: it may mean something else."""
+"""The version in the footer of every part. A part with a higher one is refused: its columns may have another meaning."""
 
 CARRIED = "input_"
-"""Prefix of the columns that travel from a manifest into both tables."""
+"""Prefix of the columns that are copied from a manifest into both tables."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -29,11 +29,11 @@ _RUN = [pa.field("run_id", pa.string(), nullable=False), pa.field("model", pa.st
 
 URI = pa.field("uri", pa.string(), nullable=False)
 INDEX = pa.field("index", pa.int64(), nullable=False)
-"""The image's number in the listing of this run; it never leaves the run."""
+"""The image's number in the listing of this run; it is in no table."""
 
 LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
-"""What a source finds. `container`: PARQUET for a row of such a file, TAR for a tar in place of its members, whose names
-only reading it tells; null for an object of its own."""
+"""The images of a source. `container`: PARQUET for a row of a Parquet file; TAR for a tar in place of its members, whose names
+are not known before it is read; null for an object."""
 
 PARQUET, TAR = "parquet", "tar"
 
@@ -53,9 +53,9 @@ _ANSWER = [
     pa.field("height", pa.int32()),
 ]
 EMBEDDING = "embedding"
-"""The column of labels/ that is there with `output.embeddings=true`: a fixed-size list of float16."""
+"""The column of labels/ with `output.embeddings=true`: a fixed-size list of float16."""
 CONTENT_HASH = "content_hash"
-"""The column of labels/ that is there with `output.content_hash=true`: see `seen.content_hash`."""
+"""The column of labels/ with `output.content_hash=true`: see `training_images.content_hash`."""
 
 _REFUSAL = [
     pa.field("stage", pa.string()),
@@ -69,7 +69,7 @@ LABELS = pa.schema([URI, *_ANSWER, *_OBJECT, *_RUN])
 REJECTS = pa.schema([URI, *_REFUSAL, *_OBJECT, *_RUN])
 
 _PLACE = [pa.field("offset", pa.int64()), pa.field("previous", pa.int64()), pa.field("group", pa.int64())]
-"""Of a member of a tar: where it begins, where the one before it does, and where a reader that comes again may start."""
+"""The place of a tar's member: its offset, that of the member before it, and an offset at which reading can resume."""
 
 _HASH = pa.field(CONTENT_HASH, pa.uint64())
 RESULTS = pa.schema([INDEX, URI, *_ANSWER, _HASH, *_REFUSAL, *_OBJECT, *_PLACE])
@@ -89,12 +89,12 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
     """Return the schema of labels/ with these columns, in the table's own order; all columns where none are named.
 
     Args:
-        columns: what is wanted beside the image and its version, which the ledger needs.
-        features: how many numbers an embedding has; None: there is no such column.
-        hashed: there is a column CONTENT_HASH.
+        columns: columns in addition to those of the image and its version, which the ledger needs.
+        features: size of an embedding; None: there is no such column.
+        hashed: whether there is a column CONTENT_HASH.
 
     Raises:
-        ConfigError: there is no column of that name.
+        ConfigError: there is no such column.
 
     >>> labels_with(["score", "label"]).names
     ['uri', 'label', 'score', 'size', 'etag', 'last_modified']
@@ -113,7 +113,7 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
 
 
 def require_carried(columns: Sequence[str], carried: pa.Schema) -> None:
-    """Raise ConfigError if a column `input_…` is asked for that no input has."""
+    """Raise ConfigError if a column `input_…` is requested that no input has."""
     for name in columns:
         if name.startswith(CARRIED) and name not in carried.names:
             raise ConfigError(f"output.columns: no input carries {name!r}{_column_hint(name, carried.names)}")
@@ -124,7 +124,7 @@ def _column_hint(name: str, columns: Sequence[str]) -> str:
 
 
 def single_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array; of a single chunk without a copy."""
+    """Return a column as one array; a single chunk is not copied."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     if column.num_chunks == 1:
@@ -143,6 +143,6 @@ def with_carried(schema: pa.Schema, carried: pa.Schema) -> pa.Schema:
 
 
 def carried_fields(schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Schema:
-    """Return the fields of `schema` that were carried along from the input; with `columns`, those among them."""
+    """Return the fields of `schema` that were copied from the input; with `columns`, only these."""
     carried = [field for field in schema if field.name.startswith(CARRIED)]
     return pa.schema([field for field in carried if not columns or field.name in columns])

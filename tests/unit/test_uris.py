@@ -84,7 +84,7 @@ def test_values_written_through_a_lookup_survive_a_merge_of_runs() -> None:
 
 
 def test_merging_limits_the_number_of_runs_and_leaves_large_ones(monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.uri_index._MOST_ROWS_OF_A_RUN", 64)
+    monkeypatch.setattr("imgbatch.uri_index._MAX_ROWS_OF_A_RUN", 64)
     index, count = UriIndex(), 1000
     pairs = keys([(number * 0x9E3779B97F4A7C15 % (1 << 64), number) for number in range(count)])
     for start in range(0, count, 10):
