@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import InputError, ModelError, closest
 from imgbatch.models import imagenet
 from imgbatch.sources.spelling import csv_problem, folded, normalise, require_distinct
@@ -119,7 +119,7 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
     Raises:
         ModelError: it cannot be read, lacks a label, or is no tree of even depth; each with the names concerned.
     """
-    if kind := stand_in(content):
+    if kind := describe_placeholder(content):
         raise ModelError(f"{where} is {kind}")
     try:
         text = content.decode("utf-8-sig")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import Conflict, InputError, StoreError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, PARQUET, single_chunk
@@ -53,7 +53,7 @@ class ImageTable:
             except (pa.ArrowException, OSError) as error:
                 with suppress(OSError, StoreError):  # it only improves a message
                     file.seek(0)
-                    if kind := stand_in(file.read(_START)):
+                    if kind := describe_placeholder(file.read(_START)):
                         raise InputError(f"{self.uri} is no Parquet file, but {kind}") from error
                 raise InputError(f"{self.uri} cannot be read as Parquet: {error}") from error
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
-from imgbatch.decode.other_kinds import archive, named
+from imgbatch.decode.other_kinds import archive, describe_known
 from imgbatch.errors import InputError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED, LISTING, TAR, with_carried
@@ -377,7 +377,7 @@ def _torn(error: Exception | None, head: bytes = b"") -> Refusal:
     Args:
         head: how the object begins, if no member was found in it.
     """
-    kind = named(head)
+    kind = describe_known(head)
     if head and kind and _USTAR not in head[:_BLOCK]:
         if archive(head):
             kind += "; of archives only tars are read, plain or compressed with gzip: pack it so"
