@@ -149,7 +149,7 @@ def verify(
 
     Raises:
         OutputError: there are foreign files or parts in the output.
-        BooksError: rows are missing, duplicated or wrong.
+        AuditError: rows are missing, duplicated or wrong.
         ImgbatchError: the checks could not be finished.
     """
     from imgbatch.config import reading

@@ -19,7 +19,7 @@
     ├── BudgetError       4   more rejects than the budget allows
     ├── OutputChangedError 3  another run took over, or files of the output were deleted during the run: run again
     ├── OutputError       5   the output belongs to another fingerprint, or contains foreign parts
-    ├── BooksError        6   the counts do not reconcile
+    ├── AuditError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
     └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); rows that had reached the driver are committed
 
@@ -140,10 +140,14 @@ class OutputError(ImgbatchError):
     exit_code = 5
 
 
-class BooksError(ImgbatchError):
-    """An image is in no row, or in more than one."""
+class AuditError(ImgbatchError):
+    """The counts do not reconcile: an image is in no row, or in more than one; or rows are wrong."""
 
     exit_code = 6
+
+
+BooksError = AuditError
+"""The former name."""
 
 
 class OutputBusyError(ImgbatchError):

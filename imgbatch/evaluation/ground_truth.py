@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError, InputError
+from imgbatch.errors import AuditError, InputError
 from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
 from imgbatch.models import imagenet
@@ -88,7 +88,7 @@ class Truths:
             split: take the members of this split alone.
 
         Raises:
-            BooksError: a tar has no row at all.
+            AuditError: a tar has no row at all.
             InputError: a member has no class, or one that is none of the labels.
         """
         members = TarMembers(output, resolver)
@@ -101,7 +101,7 @@ class Truths:
             columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
         if members.unread:
-            raise BooksError(
+            raise AuditError(
                 f"{min(members.unread)} is listed, and no row of it is in {output.uri}: have it labelled first"
             )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from imgbatch.errors import ModelError
 from imgbatch.evaluation.training_images import content_hash
-from imgbatch.inference.label_columns import answers
+from imgbatch.inference.label_columns import answer_columns
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Runtime
@@ -108,7 +108,7 @@ def classify_images(images: pa.Table, runtime: Runtime, model: Model, min_score:
     """Return RESULTS with carried columns for what `decode_images` returned.
 
     Args:
-        min_score: see `answers`.
+        min_score: see `answer_columns`.
 
     Raises:
         ModelError: the network returns numbers that are not finite.
@@ -117,12 +117,12 @@ def classify_images(images: pa.Table, runtime: Runtime, model: Model, min_score:
     prediction = runtime(pixels if good.all() else pixels[good])
     if not np.isfinite(prediction.scores).all():
         raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
-    columns = answers(prediction, model, min_score)
+    columns = answer_columns(prediction, model, min_score)
     schema = with_carried(RESULTS, carried_fields(images.schema))
     if prediction.embeddings is not None:
         columns[EMBEDDING] = _fixed_lists(prediction.embeddings)
         schema = schema.append(pa.field(EMBEDDING, columns[EMBEDDING].type))
-    # Row i of the table takes row places[i] of the answers, or null where it is a reject.
+    # Row i of the table takes row places[i] of `columns`, or null where it is a reject.
     places = pa.array(np.cumsum(good) - 1, mask=~good)
     table = images.drop_columns([PIXELS])
     for name, values in columns.items():

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.errors import BooksError, NotFound
+from imgbatch.errors import AuditError, NotFound
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import Doubles
 from imgbatch.ledger.listing import pages
@@ -56,7 +56,7 @@ class Books:
         """Raise if an image is missing or double, or a part is missing.
 
         Raises:
-            BooksError: with the sums, the first few images, and what to do.
+            AuditError: with the sums, the first few images, and what to do.
         """
         whole = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
         if self.missing or self.absent or self.double or not whole:
@@ -67,7 +67,7 @@ class Books:
                 remedy = self.doubles.advice()
             else:
                 remedy = "run the same classify.py command again, which makes what is missing"
-            raise BooksError("; ".join([f"the books do not balance ({sums})", *shown, remedy]))
+            raise AuditError("; ".join([f"the books do not balance ({sums})", *shown, remedy]))
 
 
 def audit(
@@ -150,14 +150,14 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
     """Yield the pages of a listing.
 
     Raises:
-        BooksError: one is missing or damaged.
+        AuditError: one is missing or damaged.
     """
     found = pages(listing)
     while True:
         try:
             page = next(found, None)
         except (NotFound, pa.ArrowException) as error:
-            raise BooksError(
+            raise AuditError(
                 f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which lists anew"
             ) from error
         if page is None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.errors import BooksError
+from imgbatch.errors import AuditError
 from imgbatch.ledger.commit_log import Log
 from imgbatch.storage.stores import Folder
 
@@ -38,10 +38,10 @@ class Doubles:
         """Raise if there are any.
 
         Raises:
-            BooksError: naming the files, and what to do with them.
+            AuditError: naming the files, and what to do with them.
         """
         if self.found:
-            raise BooksError(self.advice())
+            raise AuditError(self.advice())
 
     def advice(self) -> str:
         """Say which parts hold rows of which others, and which ones to move away.

@@ -76,7 +76,7 @@ class Ledger:
 
         Raises:
             OutputError: a part is foreign, torn, newer than this program, or of another fingerprint.
-            BooksError: an image has two rows.
+            AuditError: an image has two rows.
         """
         self.forget()
         for log in (self.labels, self.rejects):
@@ -144,7 +144,7 @@ class Ledger:
             refused: it has a row itself.
 
         Raises:
-            BooksError: a member has two rows.
+            AuditError: a member has two rows.
         """
         version = self.shards.version(uri, version)
         progress = self.shards.visit(uri, version)

@@ -15,7 +15,7 @@ from imgbatch.concurrency.polling import ticking
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.sections import Config
 from imgbatch.config.worker import WorkerConfig
-from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
+from imgbatch.errors import AuditError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.ledger import audit, claims, deleted_files, run_record
 from imgbatch.ledger import listing as listing_pages
 from imgbatch.ledger.corrections import corrections, count_rows
@@ -106,7 +106,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling(), tally.reported(record):
         try:
             counts, rejects = work_through(job, claim, record, success, stop, tally)
-        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+        except (AuditError, ClusterError, NotFound, OutputChangedError) as error:
             blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
@@ -126,7 +126,7 @@ def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_r
         claim.require_ours()
     except OutputChangedError as lost:  # `_SUCCESS` is another run's
         raise OutputChangedError(gone or str(lost)) from error
-    if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
+    if gone or isinstance(error, AuditError):  # of an earlier run's making, perhaps
         try:
             if success.said is None:  # it was not reached yet
                 success.look()
@@ -314,7 +314,7 @@ def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> 
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
-        BooksError: an image is missing or double.
+        AuditError: an image is missing or double.
         BudgetError: too many have no label.
     """
     known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
@@ -334,7 +334,7 @@ def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> 
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_balance()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
+        raise AuditError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
     budget.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.errors import BooksError, ImgbatchError, NotFound, OutputError
+from imgbatch.errors import AuditError, ImgbatchError, NotFound, OutputError
 from imgbatch.ledger import audit
 from imgbatch.ledger.audit import Books
 from imgbatch.ledger.commit_log import Footer, Log, differences, is_hidden
@@ -64,13 +64,13 @@ class Findings:
 
         Raises:
             OutputError: there are foreign parts or files.
-            BooksError: there are other problems.
+            AuditError: there are other problems.
         """
         problems = [*self.foreign, *self.wrong]
         if problems:
             listed = f"{len(problems)} problems in {output.uri}:\n- " + "\n- ".join(problems)
             text = problems[0] if len(problems) == 1 else listed
-            raise OutputError(text) if self.foreign else BooksError(text)
+            raise OutputError(text) if self.foreign else AuditError(text)
 
 
 @dataclass
@@ -188,7 +188,7 @@ class OutputCheck:
             self._check_seals()  # only of tables that could be read to their ends
             counts.require_balance()
             self._compare_counts(counts)
-        except (OutputError, BooksError) as error:
+        except (OutputError, AuditError) as error:
             self.findings.add(error)
         self._add_findings()
         self.findings.require_none(self.output)
@@ -208,7 +208,7 @@ class OutputCheck:
             if recorded.get(name) != number
         ]
         if wrong:
-            raise BooksError(
+            raise AuditError(
                 f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same "
                 "classify.py command again"
             )

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from imgbatch.config.sections import Config
-from imgbatch.errors import BooksError, InputError, UsageError
+from imgbatch.errors import AuditError, InputError, UsageError
 from imgbatch.ledger.success_marker import read_success
 from imgbatch.storage.stores import Folder, Stores, absolute
 from imgbatch.terminal import console
@@ -55,7 +55,7 @@ def verify(
 
     Raises:
         OutputError: foreign files or parts.
-        BooksError: rows are missing, duplicated or wrong.
+        AuditError: rows are missing, duplicated or wrong.
         InputError: there is no finished output.
         UsageError: options that contradict each other.
     """
@@ -67,7 +67,7 @@ def verify(
             f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way; run classify.py to its end first"
         )
     if "run_id" not in success or not isinstance(success.get("counts"), dict):
-        raise BooksError(f"{output.at('_SUCCESS')} is damaged: {_REMEDY}")
+        raise AuditError(f"{output.at('_SUCCESS')} is damaged: {_REMEDY}")
     check = OutputCheck(output, success, record_of(output, str(success["run_id"])))
     drawn = None
     if sample:

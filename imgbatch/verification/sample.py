@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.config import sections
 from imgbatch.config.worker import WorkerConfig
-from imgbatch.errors import BooksError, InputError, ModelError, Unreachable, UsageError
+from imgbatch.errors import AuditError, InputError, ModelError, Unreachable, UsageError
 from imgbatch.evaluation import metrics
 from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, differences
 from imgbatch.models import loading
@@ -56,7 +56,7 @@ class Sample:
             record: the run.json of the run that `_SUCCESS` names.
 
         Raises:
-            BooksError: labels are wrong; the message names the first few.
+            AuditError: labels are wrong; the message names the first few.
             InputError: no image could be compared.
             UsageError: the output's model cannot be loaded, or its tables lack the columns that are compared.
         """
@@ -181,7 +181,7 @@ class Sample:
                 raise Unreachable(f"{text}; fix the access to the images, then run the same command again")
             raise InputError(f"{text}, since no image is as it was when it was labelled")
         if result.differences:
-            raise BooksError(f"{drawn}, {self._describe_differences(result, model)}")
+            raise AuditError(f"{drawn}, {self._describe_differences(result, model)}")
         if result.compared == self._reservoir.seen:
             return f"{drawn}, none wrong: these are all labels"
         return (

@@ -85,4 +85,4 @@ def test_help_lists_every_key_that_has_no_flag() -> None:
 def test_the_exit_codes_are_those_of_the_error_tree() -> None:
     codes = {kind.exit_code for kind in kinds(ImgbatchError) if isinstance(kind.__dict__.get("exit_code", 1), int)}
     assert codes - {1} == {2, 3, 4, 5, 6, 7} - ({1} & codes)
-    assert BudgetError.exit_code == 4 and errors.BooksError.exit_code == 6 and errors.OutputBusyError.exit_code == 7
+    assert BudgetError.exit_code == 4 and errors.AuditError.exit_code == 6 and errors.OutputBusyError.exit_code == 7

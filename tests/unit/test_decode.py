@@ -64,7 +64,7 @@ def test_each_kind_is_read_as_pillow_reads_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["png", "webp lossless", "bmp", "tiff", "tiff lzw", "pnm", "jp2", "dicom"])
-def test_lossless_kinds_give_the_very_pixels(name: str) -> None:
+def test_lossless_kinds_return_the_original_pixels(name: str) -> None:
     assert np.array_equal(pixels_of(make.samples()[name]), make.scene())
 
 
@@ -127,14 +127,14 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
         (b"\x89\xff\0 <html>", "no image format begins with"),
     ],
 )
-def test_a_reject_names_what_the_bytes_are(data: bytes, message: str) -> None:
+def test_a_reject_describes_the_content(data: bytes, message: str) -> None:
     with pytest.raises(Rejected) as caught:
         decode(data, max_pixels=LIMIT)
     assert caught.value.reason == "not_an_image" and message in str(caught.value)
     assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-def test_a_text_of_many_comments_is_named_at_once() -> None:
+def test_a_text_of_many_comments_is_described_without_backtracking() -> None:
     # It would never end if the comments were tried in all their partitions.
     assert sniff(b"<!-- a -->" * 100_000) is None and reason_of(b"<!-- a -->" * 100_000) == "not_an_image"
 
@@ -198,7 +198,7 @@ def test_16_bit_grey_keeps_its_full_range(data: bytes) -> None:
     assert np.array_equal(pixels_of(data), grey(np.arange(52).reshape(4, 13) * 5))
 
 
-def test_16_bit_grey_is_not_stretched_to_what_the_picture_uses() -> None:
+def test_16_bit_grey_is_not_stretched_to_the_range_of_the_picture() -> None:
     assert np.array_equal(
         pixels_of(make.encode(np.full((3, 5), 2 * 257 + 128, np.uint16), "PNG")), grey(np.full((3, 5), 2))
     )
@@ -252,7 +252,7 @@ def test_a_palette_is_expanded_and_its_transparency_dropped(format: str, transpa
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_alpha_is_dropped_and_what_lies_below_it_shows(format: str) -> None:
+def test_alpha_is_dropped_and_the_colours_below_it_are_kept(format: str) -> None:
     colours = np.array([[[200, 100, 50, 0], [1, 2, 3, 128], [250, 251, 252, 255]]], np.uint8)
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
     assert np.array_equal(pixels_of(make.encode(colours, format, **options)), colours[:, :, :3])
@@ -335,7 +335,7 @@ def test_big_endian_exif() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", make.samples())
-def test_a_cut_file_is_truncated(name: str, share: float) -> None:
+def test_a_truncated_file_is_rejected_as_truncated(name: str, share: float) -> None:
     data = make.samples(320, 240)[name]
     assert reason_of(data[: int(len(data) * share)]) == "truncated"
 
@@ -348,7 +348,7 @@ def test_a_file_cut_in_its_header_is_truncated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in make.samples() if name.startswith("jpeg")])
-def test_every_cut_before_the_end_marker_is_told(name: str) -> None:
+def test_every_cut_before_the_end_marker_is_detected(name: str) -> None:
     data = make.samples(24, 16)[name]
     for length in range(3, len(data) - 2):
         assert reason_of(data[:length]) == "truncated", length
@@ -463,7 +463,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_from_its_header(name: str) -> None:
+def test_a_decompression_bomb_is_rejected_from_its_header(name: str) -> None:
     message = r"(50000x50000|65500x65500|16000x16000) pixels .*max_pixels=200000000"
     with little_memory(), pytest.raises(Rejected, match=message) as caught:
         decode(BOMBS[name], max_pixels=200_000_000)
@@ -472,7 +472,7 @@ def test_a_bomb_is_refused_from_its_header(name: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("name", ["gif", "tiff", "bmp"])
-def test_a_picture_that_memory_does_not_hold_is_a_reject(name: str) -> None:
+def test_a_picture_larger_than_memory_is_a_reject(name: str) -> None:
     with little_memory():
         assert reason_of(BOMBS[name], max_pixels=10**10) == "out_of_memory"
 
@@ -495,7 +495,7 @@ def test_pillow_has_no_limit_of_its_own() -> None:
     assert reason_of(make.tiff_header(20_000, 9_500), max_pixels=200_000_000) == "truncated"
 
 
-def test_no_memory_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise MemoryError
 

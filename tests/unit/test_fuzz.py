@@ -14,6 +14,6 @@ def test_damage_of_every_format_gives_a_picture_or_a_reject() -> None:
     assert {outcome.name for outcome in outcomes} == files.keys()
 
 
-def test_damage_can_be_had_again() -> None:
+def test_damage_is_reproducible() -> None:
     files = {"png": b"\x89PNG" * 20, "gif": b"GIF89a" * 20}
     assert mutated(files, 7, seed=3) == mutated(files, 7, seed=3) != mutated(files, 9, seed=3)

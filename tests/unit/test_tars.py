@@ -23,7 +23,7 @@ import pytest
 from imgbatch.config.sections import Config, FetchConfig, SourceConfig, StorageConfig
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import units
-from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
+from imgbatch.errors import AuditError, Conflict, InputError, StoreError, Unreachable
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
@@ -854,13 +854,13 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
     log.scan()
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
-    with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
+    with pytest.raises(AuditError, match=r"a.tar#… \(8 rows of 9 members\)"):
         totals.require_balance()
 
 
 def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
-    with pytest.raises(BooksError, match=r"a.tar#… \(4 rows of \? members\)"):
+    with pytest.raises(AuditError, match=r"a.tar#… \(4 rows of \? members\)"):
         run(lambda stream: [next(stream)])
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import BooksError, OutputError
+from imgbatch.errors import AuditError, OutputError
 from imgbatch.ledger.commit_log import encode
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
@@ -138,13 +138,13 @@ def test_missing_values_are_found_with_and_without_statistics(
     edit(output, part, with_column(name, *values))
     lost = values.count(None)
     said = rf"{'1 row' if lost == 1 else f'{lost} rows'} without a value of {name}, in .*{part}; move these parts away"
-    with pytest.raises(BooksError, match=said):
+    with pytest.raises(AuditError, match=said):
         check(output)
     table = pq.read_table(io.BytesIO(output.read(part)))
     sink = io.BytesIO()
     pq.write_table(table, sink, write_statistics=False)
     output.put(part, sink.getvalue())
-    with pytest.raises(BooksError, match=said):
+    with pytest.raises(AuditError, match=said):
         check(output)
 
 
@@ -156,13 +156,13 @@ def test_a_column_with_statistics_is_not_read(output: Folder, monkeypatch: pytes
 
 def test_rejects_without_a_reason_are_found(output: Folder) -> None:
     edit(output, "rejects/part-00000002.parquet", with_column("reason", None))
-    with pytest.raises(BooksError, match=r"1 row without a value of reason, in .*rejects/part-00000002.parquet"):
+    with pytest.raises(AuditError, match=r"1 row without a value of reason, in .*rejects/part-00000002.parquet"):
         check(output)
 
 
 def test_a_missing_column_is_found_unless_it_was_not_requested(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", lambda table: table.drop_columns(["label"]))
-    with pytest.raises(BooksError, match=r"3 rows without the column label, in .*labels/part-00000001.parquet"):
+    with pytest.raises(AuditError, match=r"3 rows without the column label, in .*labels/part-00000001.parquet"):
         check(output)
     for name in [f"labels/{name}" for name in output.names("labels")]:
         edit(
@@ -181,14 +181,14 @@ def test_a_missing_column_is_found_unless_it_was_not_requested(output: Folder) -
 def test_scores_that_are_not_probabilities_are_found(output: Folder, score: float) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("score", 0.5, score, 0.5))
     with pytest.raises(
-        BooksError, match=r"1 row with a score that is no probability, in .*labels/part-00000002.parquet"
+        AuditError, match=r"1 row with a score that is no probability, in .*labels/part-00000002.parquet"
     ):
         check(output)
 
 
 def test_labels_that_do_not_belong_to_their_ids_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("label", "cow", "dog", "cat"))
-    with pytest.raises(BooksError, match=r"2 rows with a label that does not belong to its label_id.*elsewhere"):
+    with pytest.raises(AuditError, match=r"2 rows with a label that does not belong to its label_id.*elsewhere"):
         check(output)
 
 
@@ -202,19 +202,19 @@ def test_labels_that_do_not_belong_to_their_ids_are_found(output: Folder) -> Non
 )
 def test_impossible_ids_are_found(output: Folder, ids: tuple[int, ...], said: str) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("label_id", *ids))
-    with pytest.raises(BooksError, match=rf"1 row with a .*{said}"):
+    with pytest.raises(AuditError, match=rf"1 row with a .*{said}"):
         check(output)
 
 
 def test_rows_without_top_k_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", with_column("top_k", [], None, row(2)["top_k"]))
-    with pytest.raises(BooksError, match="2 rows without top_k"):
+    with pytest.raises(AuditError, match="2 rows without top_k"):
         check(output)
 
 
 def test_rows_that_name_another_model_than_their_footer_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", with_column("model", MODEL, MODEL, "m@ffffffffffff"))
-    with pytest.raises(BooksError, match=r"1 row with another model .*\(m@ffffffffffff\)"):
+    with pytest.raises(AuditError, match=r"1 row with another model .*\(m@ffffffffffff\)"):
         check(output)
 
 
@@ -254,7 +254,7 @@ def test_of_many_foreign_files_the_first_few_are_named(output: Folder) -> None:
 def test_a_missing_seal_is_named_with_its_table(output: Folder, table: str) -> None:
     output.delete(f"{table}/part-00000003.parquet")
     with pytest.raises(
-        BooksError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same classify\.py command"
+        AuditError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same classify\.py command"
     ) as caught:
         check(output)
     assert str(caught.value).count("is not sealed") == 1
@@ -262,7 +262,7 @@ def test_a_missing_seal_is_named_with_its_table(output: Folder, table: str) -> N
 
 def test_a_seal_of_another_run_does_not_count(output: Folder) -> None:
     edit(output, "labels/part-00000003.parquet", same, run_id="other")
-    with pytest.raises(BooksError, match=r"labels is not sealed"):
+    with pytest.raises(AuditError, match=r"labels is not sealed"):
         check(output)
 
 
@@ -296,6 +296,6 @@ def test_a_label_with_two_ids_is_found(output: Folder) -> None:
     for part in ("labels/part-00000001.parquet", "labels/part-00000002.parquet"):
         edit(output, part, with_column("label", "cat", "dog", "dog"))
     with pytest.raises(
-        BooksError, match=r"2 rows with a label that does not belong to its label_id.*'dog \(of 1\)' elsewhere"
+        AuditError, match=r"2 rows with a label that does not belong to its label_id.*'dog \(of 1\)' elsewhere"
     ):
         check(output)
