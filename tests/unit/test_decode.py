@@ -111,7 +111,7 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
             b'{"error": {"code": 404, "message": "Not Found"}}',
             'a JSON document that begins with \'{"error"',
         ),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch that with git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch it with git lfs pull"),
         (b"/annex/objects/SHA256E-s31390--f50d.jpg\n", "a git-annex pointer"),
         (b"just a text", "a text that begins with 'just a text'"),
         ("nur ein Gruß".encode(), "that begins with 'nur ein Gruß'"),
