@@ -202,11 +202,8 @@ class OutputCheck:
     def _compare_counts(self, counts: Books) -> None:
         recorded = self.success["counts"]
         counted = {name: getattr(counts, name) for name in ("listed", "labelled", "rejected", "kept")}
-        wrong = [
-            f"{name}: {recorded.get(name)} said, {number} found"
-            for name, number in counted.items()
-            if recorded.get(name) != number
-        ]
+        different = {name: number for name, number in counted.items() if recorded.get(name) != number}
+        wrong = [f"{name}: {recorded.get(name)} said, {number} found" for name, number in different.items()]
         if wrong:
             raise AuditError(
                 f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same "
