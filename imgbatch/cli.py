@@ -66,9 +66,8 @@ class _SafeFile(io.FileIO):
     def write(self, data: Any, /) -> int:
         """Write bytes; return the number of bytes written or dropped."""
         try:
-            while (
-                written := super().write(data)
-            ) is None:  # another process that shares the descriptor made it non-blocking
+            # None: another process that shares the descriptor made it non-blocking.
+            while (written := super().write(data)) is None:
                 select.select([], [self], [])
         except OSError:
             return memoryview(data).nbytes

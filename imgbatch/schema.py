@@ -104,12 +104,12 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
         fields.insert(LABELS.get_field_index("width"), pa.field(EMBEDDING, pa.list_(pa.float16(), features)))
     if hashed:
         fields.insert([field.name for field in fields].index("size"), _HASH)
-    known = [field.name for field in fields]
+    names = [field.name for field in fields]
     for name in columns:
-        if name not in known and not name.startswith(CARRIED):
-            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_column_hint(name, known)}")
-    wanted = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*known}
-    return pa.schema([field for field in fields if field.name in wanted or field.name in LISTING.names])
+        if name not in names and not name.startswith(CARRIED):
+            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_column_hint(name, names)}")
+    included = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*names}
+    return pa.schema([field for field in fields if field.name in included or field.name in LISTING.names])
 
 
 def require_carried(columns: Sequence[str], carried: pa.Schema) -> None:

@@ -96,19 +96,19 @@ class _Run:
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Return the position of each key, -1 if it is not in the run."""
-        positions = np.searchsorted(self.high, keys[:, 0])
-        found = np.full(len(keys), -1, np.int64)
+        candidates = np.searchsorted(self.high, keys[:, 0])
+        positions = np.full(len(keys), -1, np.int64)
         left = np.arange(len(keys))
         while len(left):  # more than once only where two keys share a first half
-            at = positions[left]
+            at = candidates[left]
             alike = at < len(self.high)
             alike[alike] = self.high[at[alike]] == keys[left[alike], 0]
             left, at = left[alike], at[alike]
             same = self.low[at] == keys[left, 1]
-            found[left[same]] = at[same]
+            positions[left[same]] = at[same]
             left = left[~same]
-            positions[left] += 1
-        return found
+            candidates[left] += 1
+        return positions
 
 
 class UriIndex:
@@ -137,10 +137,10 @@ class UriIndex:
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return a mask of the keys that are in the set."""
-        found = np.zeros(len(keys), bool)
+        mask = np.zeros(len(keys), bool)
         for _, rows, _ in self.lookup(keys):
-            found[rows] = True
-        return found
+            mask[rows] = True
+        return mask
 
     def lookup(
         self, keys: Keys
@@ -150,9 +150,9 @@ class UriIndex:
         ordered = keys[order]
         for run in self._runs:
             positions = run.find(ordered)
-            found = np.flatnonzero(positions >= 0)
-            if len(found):
-                yield run.columns, order[found], positions[found]
+            matches = np.flatnonzero(positions >= 0)
+            if len(matches):
+                yield run.columns, order[matches], positions[matches]
 
     def columns(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """Yield one column, run by run."""

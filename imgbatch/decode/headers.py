@@ -13,7 +13,7 @@ _TILE_PART, _TILE_DATA, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
 _CODING, _CODING_OF_COMPONENT = b"\xff\x52", b"\xff\x53"
 _SIZE_BOX = re.compile(rb"\0\0\0\x14ispe....(.{8})", re.S)
 _MAX_LAYERS = 100
-_MAX_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps what comments say
+_MAX_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps comments in memory
 _MAX_TILES = 16_384  # of a JPEG 2000, whose decoder takes some 10 kB for each from the header alone
 
 

@@ -3,8 +3,8 @@
     numbers ──listing──► uri, size, … ──decode──► + H×W×3 uint8 ──classify──► RESULTS
 
 Both steps run one after the other in one actor on a CPU machine (`LabelImages`), and as two operators where there are GPUs
-(`decode_block`, `Classify`). A worker never raises: Ray could not distinguish an error from a process that died. It sends the
-error to the driver as an event.
+(`decode_block`, `Classify`). A worker does not raise: Ray Data ignores failed tasks here, since one image may kill a process.
+It sends the error to the driver as an event.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Number of images that are sent between processes at a time where there are GPUs."""
 _AT_ONCE = 64
-"""Number of images that are decoded, then classified, where there are none: short turns, so that GETs never pause for long."""
+"""Number of images that are decoded, then classified, on CPU machines: few, so that GETs never pause for long."""
 _ISOLATED_MEMBERS = 256
 """Number of members of a tar that are decoded in a child process after a process died: the image that killed it is among
 the members after the last row that arrived."""
@@ -190,7 +190,7 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
         yield from blocks
     except Disagrees as error:
         yield events_alone(note({"left_out": {work.node(): {"host": socket.gethostname(), "why": str(error)}}}))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
+    except Exception as error:  # noqa: BLE001 - the driver raises it
         yield events_alone(fatal(error))
 
 

@@ -225,10 +225,10 @@ def original_config(
     if record.get("model") and not model_options.get("weights"):
         model_options["name"] = str(record["model"]["name"])
     defaults = {option.name: option.default for option in fields(config.model)}
-    given = {name: getattr(config.model, name) for name in defaults if getattr(config.model, name) != defaults[name]}
+    options = {name: getattr(config.model, name) for name in defaults if getattr(config.model, name) != defaults[name]}
     # Options that were added or removed since are ignored; those that the user gives take precedence.
     merged = {name: model_options[name] for name in defaults.keys() & model_options.keys()}
-    merged = {name: value for name, value in merged.items() if value is not None} | given
+    merged = {name: value for name, value in merged.items() if value is not None} | options
     merged |= {"name": model} if model else {}
     merged |= {name: tuple(merged[name]) for name in ("mean", "std") if name in merged}
     max_bytes = max(config.fetch.max_bytes, recorded.get("fetch", {}).get("max_bytes", 0))
