@@ -174,7 +174,7 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
     base, nothing = Model(name="m", digest="0", labels=("a",), preprocess=preprocess, network=list), cast(Any, None)
     task = strategies.Task(Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing)
     now = task.images(preprocess).shards.uri
-    assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.output.content_hash
+    assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.content_hash
     at = cache.ROWS.get_field_index("content_hash")
     monkeypatch.setattr(cache, "ROWS", cache.ROWS.remove(at))  # as 0.1 wrote them
     assert task.images(preprocess).shards.uri != now
