@@ -136,7 +136,7 @@ def run(body: Callable[[], int], *, quiet: bool = False) -> int:
         return body()
     except ImgbatchError as error:
         console.close()  # so that the error is the last line on the screen
-        print(f"error: {console.escaped(masked(str(error)))}", file=sys.stderr)
+        print(f"error: {console.escape_control_characters(masked(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # in a command that does not handle SIGINT itself
         console.close()

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classify(flags: Any) -> int:
     """Run the job; with --dry-run only print what it would do."""
-    with signals.handled() as stop:
+    with signals.handle_signals() as stop:
         config = reading.load(
             flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
         )

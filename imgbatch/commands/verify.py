@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(flags: Any) -> int:
     """Run the checks."""
-    with signals.handled():
+    with signals.handle_signals():
         config = reading.load(flags.config, flags.settings, model=flags.model)
         more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
         cli.result(str(run.verify(flags.output, config, **more)))

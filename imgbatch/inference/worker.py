@@ -41,7 +41,7 @@ from imgbatch.ledger.listing import Pages
 from imgbatch.models.model import Model
 from imgbatch.models.runtimes.base import Runtime
 from imgbatch.models.runtimes.build import build_checked
-from imgbatch.models.self_check import Disagrees
+from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS, TAR, carried_fields, with_carried
 from imgbatch.sources.fetch import Fetched, Fetcher, TarRead, members_of_tar
 from imgbatch.storage.stores import Folder, Stores
@@ -188,7 +188,7 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
     """
     try:
         yield from blocks
-    except Disagrees as error:
+    except SelfCheckError as error:
         yield events_alone(note({"left_out": {work.node(): {"host": socket.gethostname(), "why": str(error)}}}))
     except Exception as error:  # noqa: BLE001 - the driver raises it
         yield events_alone(fatal(error))
@@ -222,7 +222,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
-        self._unusable: Disagrees | None = None
+        self._unusable: SelfCheckError | None = None
         self._lock = Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -240,7 +240,7 @@ class Classify:
             seconds: durations of earlier steps, which the note of this block reports.
 
         Raises:
-            Disagrees: this node cannot be used, now and at each later call.
+            SelfCheckError: this node cannot be used, now and at each later call.
         """
         images, events = split_events(block)
         with self._lock:
@@ -250,7 +250,7 @@ class Classify:
             if self._runtime is None:
                 try:
                     self._runtime = self._load(self._work)
-                except Disagrees as error:
+                except SelfCheckError as error:
                     self._unusable = error
                     raise
             started = time.monotonic()
@@ -285,7 +285,7 @@ def load_runtime(work: Work) -> Runtime:
     """Build the runtime that executes the model, in this process.
 
     Raises:
-        Disagrees: this node cannot be used: no runtime answers as the model should.
+        SelfCheckError: this node cannot be used: no runtime answers as the model should.
     """
     config = work.config
     return build_checked(

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.ledger.listing import Counts
 from imgbatch.sources import recognise
@@ -31,7 +31,7 @@ def candidates(found: list[Source], *, allow_empty: bool) -> Iterator[Iterator[L
 
     def pulsing() -> Generator[ListingBatch, None, None]:
         # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(listed(), math.inf, closes=True)) as ticks:
+        with closing(poll_items(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
                 tick()
                 if batch is not None:

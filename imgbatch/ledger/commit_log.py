@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.errors import Conflict, Exists, NotFound, OutputChangedError, OutputError
 from imgbatch.ledger.rewrite_intents import Announced
 from imgbatch.schema import EMBEDDING, FORMAT_VERSION, carried_fields
@@ -270,7 +270,7 @@ class Log:
             return self.folder.read(_name(number))
 
         with ThreadPoolExecutor(_READS_AHEAD, "parts") as pool:
-            for number, data in ahead(pool, load, iter(self.numbers), most=_READS_AHEAD):
+            for number, data in prefetch_calls(pool, load, iter(self.numbers), max_pending=_READS_AHEAD):
                 table, footer = decode(data, self.uri(number), columns, optional)
                 if not len(table) and pq.ParquetFile(pa.BufferReader(data)).num_row_groups:
                     self._empty_groups.append(number)

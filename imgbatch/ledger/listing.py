@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import StorageConfig
 from imgbatch.ledger.carried import Columns
 from imgbatch.ledger.ledger import Ledger, Status
@@ -248,7 +248,7 @@ class Listing:
 
     def _read_ahead(self, numbers: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
         with ThreadPoolExecutor(_PAGES_AHEAD, "pages") as pool:
-            for number, page in ahead(pool, partial(read_page, self.pages), numbers, most=_PAGES_AHEAD):
+            for number, page in prefetch_calls(pool, partial(read_page, self.pages), numbers, max_pending=_PAGES_AHEAD):
                 tick()
                 yield number, page
 

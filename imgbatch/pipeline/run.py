@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.sections import Config
 from imgbatch.config.worker import WorkerConfig
@@ -234,7 +234,7 @@ def label(
         left_out = len(committer.left_out)
         plan = placement.without(plan, committer.left_out)
         shown.start(int(todo.pending.sum()), round.rows)
-        blocks = ticking(
+        blocks = poll_items(
             placement.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True
         )
         with closing(blocks):
@@ -244,7 +244,7 @@ def label(
                     committer.take(block)
                 if committer.due:
                     committer.commit()
-                    process.release_freed()
+                    process.trim_memory()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
                 record.beat(**facts_on_the_way(counts, committer, tally))
@@ -255,13 +255,13 @@ def label(
         if not todo.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
-        with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
+        with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
             tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
             plan = placement.plan(limits)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
             if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
-            with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
+            with loading.share_weights(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), WorkerConfig.of(job.config), model)
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.concurrency.prefetch import ahead, chained, drawn
+from imgbatch.concurrency.prefetch import prefetch_calls, prefetch_items, prefetch_streams
 from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.config.worker import ReadOptions, WorkerConfig
 from imgbatch.errors import InputError, StoreError
@@ -70,13 +70,13 @@ class Fetcher:
             yield from self._objects(of_kind) if container is None else self._table_rows(of_kind)
 
     def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
-        calls = ahead(
+        calls = prefetch_calls(
             self._pool,
             self._fetch,
             rows,
-            most=self._config.concurrency,
+            max_pending=self._config.concurrency,
             cost=lambda row: row["size"] or _ASSUMED_BYTES,
-            most_cost=self._config.max_inflight_bytes,
+            max_cost=self._config.max_inflight_bytes,
         )
         return (fetched for _, fetched in calls)
 
@@ -97,7 +97,7 @@ class Fetcher:
                     groups.append(partial(self._group, table.images(group, chosen), of_file[start:end]))
             except (StoreError, InputError) as error:
                 groups.append(partial(_refused, of_file, error))
-        yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
+        yield from prefetch_streams(groups, concurrency=_GROUPS_AT_ONCE, max_pending=_IMAGES_AHEAD)
 
     def _group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         left = list(reversed(rows))
@@ -154,7 +154,7 @@ def members_of_tar(
     place = {"offset": through, "previous": through, "group": group}
     refusal, whole, end = None, True, End(0, 0)
     try:
-        for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
+        for found in prefetch_items(partial(reader.members, group, through), _MEMBERS_AHEAD):
             if isinstance(found, End):
                 refusal, end = found.tear, found
                 if keep is not None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.engine import placement
 from imgbatch.engine.units import ROUNDS
 from imgbatch.errors import ClusterError
@@ -86,7 +86,7 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Pla
             round = rounds[0]
             here = placement.without(here, left_out)
             shown.start(before, round.rows)
-            blocks = ticking(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
+            blocks = poll_items(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:
                     tick()

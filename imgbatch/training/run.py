@@ -212,12 +212,12 @@ def learn(
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), session.connected(job.config.cluster.call_s):
+    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
-        with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+        with loading.share_weights(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
                 plan,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from imgbatch.concurrency.polling import waited
+from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import placement
@@ -136,16 +136,16 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     places = np.flatnonzero(fold != splits.NEVER)
     # In a thread each, meanwhile the run shows that it lives, and can be ended.
     console.step("reading the features")
-    features = waited(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
+    features = run_with_ticks(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
     classes, fold, config = found.classes[places], fold[places], task.config.train
     weights = _class_weights(classes, len(found.labels)) if config.class_balancing != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
     console.step("choosing the strength of L2")
-    chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
+    chosen = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     console.step("fitting the head")
-    solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
+    solved = run_with_ticks(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
     network.divide_logits(net, temperature)

@@ -256,14 +256,15 @@ class World:
                 (preflight, "Stores", self.stores),
                 (verification_run, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
-                (candidates, "ticking", lambda items, stall_s, **options: items),
-                (run, "ticking", lambda items, stall_s, **options: items),
+                (candidates, "poll_items", lambda items, stall_s, **options: items),
+                (run, "poll_items", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
                 (placement, "nodes", lambda *arguments: set()),
                 (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (placement, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
-                (signals.StopRequest, "heard", lambda stop, signum: None),  # 25 s later it would end the tests' process
+                # The real one would end the process of the tests 25 s later.
+                (signals.StopRequest, "receive", lambda stop, signum: None),
                 (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),

@@ -87,7 +87,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
         "architecture": architecture,
         "num_classes": len(LABELS),
         "label_names": LABELS,
-        "pretrained_cfg": pretrained._as_timm_says_it(preset),
+        "pretrained_cfg": pretrained._to_pretrained_cfg(preset),
         "model_args": arguments,
     }
     return net, preset, config
@@ -96,7 +96,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
 def decide(net: nn.Module, images: torch.Tensor) -> None:
     """Centre and scale the head, after the batch norms have seen what a picture looks like."""
     seen: list[torch.Tensor] = []
-    head = architectures.head(net, len(LABELS))
+    head = architectures.find_head(net, len(LABELS))
     assert isinstance(head, nn.Linear)
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(child, "ask", lambda question, **_: check.answer(dict(question)))
+    monkeypatch.setattr(child, "run_task", lambda question, **_: check.run_task(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])

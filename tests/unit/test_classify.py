@@ -24,9 +24,9 @@ from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
 from imgbatch.ledger.listing import page_name
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.models.runtimes.base import Pixels, Prediction, in_batches
+from imgbatch.models.runtimes.base import Pixels, Prediction, run_in_batches
 from imgbatch.models.runtimes.torch_runtime import TorchRuntime
-from imgbatch.models.self_check import Disagrees
+from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores
 from tests.unit.pictures import encode, scene
@@ -42,7 +42,7 @@ class MeanColour:
         self.sizes: list[int] = []
 
     def __call__(self, pixels: Pixels) -> Prediction:
-        return in_batches(pixels, BATCH, self.forward, k=3)
+        return run_in_batches(pixels, BATCH, self.forward, k=3)
 
     def forward(self, batch: Pixels) -> Prediction:
         self.sizes.append(len(batch))
@@ -176,7 +176,7 @@ def test_a_worker_whose_model_gives_wrong_answers_labels_nothing_and_reports_its
 ) -> None:
     def fail(_: Work) -> MeanColour:
         asked.append(1)
-        raise Disagrees("its logits differ")
+        raise SelfCheckError("its logits differ")
 
     job, asked = replace(work(pictures(2)), node=lambda: "node-id"), list[int]()
     classify = Classify(job, fail)
