@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import BooksError, OutputError, Unreachable
+from imgbatch.errors import AuditError, OutputError, Unreachable
 from imgbatch.ledger import audit, commit_log, part_file
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.part_file import Footer
@@ -648,7 +648,7 @@ def test_an_image_with_two_rows_is_reported_by_name(place: Place, table: str) ->
     row = results("a", "b") if table == "labels" else rejects("a", "b")
     commit(ledger(place()), row)
     place().put(f"{table}/{part(2)}", place().read(f"{table}/{part(1)}"))
-    with pytest.raises(BooksError, match=part(2)):
+    with pytest.raises(AuditError, match=part(2)):
         ledger(place())
 
 
