@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
         "Recount a finished output from its files: each listed image is in exactly one row of labels or\n"
-        "rejects, no image is there twice, and the counts are those of _SUCCESS. Checks the files for parts of another fingerprint, missing and impossible\n"
-        "values, foreign files, and missing seals. Reads the tables and the listing; writes nothing.\n"
-        "With --sample, images are fetched and labelled again on this machine, and compared with their rows.",
+        "rejects, no image is there twice, and the counts are those of _SUCCESS. Checks the files for parts of\n"
+        "another fingerprint, missing and impossible values, foreign files, and missing seals. Reads the tables and\n"
+        "the listing; writes nothing. With --sample, images are fetched and labelled again on this machine, and\n"
+        "compared with their rows.",
         _CODES,
         verb="verify",
     )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from imgbatch.errors import InputError
+from imgbatch.schema import single_chunk
 from imgbatch.sources import spelling
 from imgbatch.sources.column_types import _leaves, as_carried, carried_type, holds_bytes, is_bytes
 
