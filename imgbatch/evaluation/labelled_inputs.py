@@ -23,7 +23,7 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.listing_pages import pages
-from imgbatch.schema import CARRIED, LISTING, TAR, whole
+from imgbatch.schema import CARRIED, LISTING, TAR, single_chunk
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
@@ -99,12 +99,12 @@ class Resolver:
         """
         said = sidecars.read(rows["cls"].to_pylist(), rows["json"].to_pylist(), self.config)
         columns = {
-            "uri": whole(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
+            "uri": single_chunk(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
             TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: said.labels, GROUP: said.groups,
             SPLIT: said.splits if self.splits else pa.nulls(len(rows), pa.string()),
         }  # fmt: skip
         table = pa.table(columns)
-        loose = whole(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
+        loose = single_chunk(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
         self.add_problems(table, pc.coalesce(said.problems, loose))
         return table
 
@@ -146,7 +146,9 @@ class Resolver:
         assert self.declaration is not None
         labels, splits = self.declaration.apply(listed)
         counted = pc.invert(pc.or_(self._places.is_unread(listed), self.declaration.is_ignored(listed)))
-        self.understood.add(labels.filter(counted), splits[np.asarray(counted)], whole(listed["uri"]).filter(counted))
+        self.understood.add(
+            labels.filter(counted), splits[np.asarray(counted)], single_chunk(listed["uri"]).filter(counted)
+        )
         return labels, splits
 
     def is_ignored(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
@@ -328,7 +330,9 @@ class TarMembers:
                     self._matched.update([tar] if found else [])
                     for kind, values in columns.items():
                         values[at] = found.get(CARRIED + kind, values[at])
-        return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})
+        return pa.table(
+            {"uri": single_chunk(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}}
+        )
 
     def _elsewhere_in(self, tar: str) -> Mapping[str, Mapping[str, str]]:
         if tar not in self._elsewhere:
@@ -337,7 +341,7 @@ class TarMembers:
 
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
         """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
-        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
+        parts, known = pc.split_pattern(single_chunk(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
         tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
         for length in range(1, deepest + 1):  # a folder around the tar, and a member, may have a # in their names
             place = pc.binary_join(pc.list_slice(parts, 0, length), "#")

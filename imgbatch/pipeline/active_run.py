@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imgbatch.errors import BooksError, OutputChangedError, StoreError
+from imgbatch.errors import AuditError, OutputChangedError, StoreError
 from imgbatch.ledger import deleted_files, listing_pages
 from imgbatch.ledger.claims import Claim
 from imgbatch.ledger.run_record import Record
@@ -71,7 +71,7 @@ class ActiveRun:
             self.claim.require_ours()
         except OutputChangedError as lost:  # `_SUCCESS` is another run's
             raise OutputChangedError(deleted or str(lost)) from error
-        if deleted or isinstance(error, BooksError):  # `_SUCCESS` may be of an earlier run
+        if deleted or isinstance(error, AuditError):  # `_SUCCESS` may be of an earlier run
             try:
                 if self.success.content is None:  # the run failed before it read it
                     self.success.refresh()

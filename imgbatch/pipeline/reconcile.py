@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from imgbatch.errors import BooksError
+from imgbatch.errors import AuditError
 from imgbatch.ledger import audit
 from imgbatch.ledger.listing import Counts
 from imgbatch.pipeline.active_run import ActiveRun
@@ -32,7 +32,7 @@ def reconcile(run: ActiveRun, listed: Counts) -> tuple[dict[str, int], dict[str,
     """Read both tables back, and compare them with the listing and the budget; return the counts, and the rejects by reason.
 
     Raises:
-        BooksError: an image has no row, or two.
+        AuditError: an image has no row, or two.
         BudgetError: too many have no label.
     """
     config, ledger = run.job.config, run.job.ledger
@@ -54,6 +54,6 @@ def reconcile(run: ActiveRun, listed: Counts) -> tuple[dict[str, int], dict[str,
     run.record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_reconciled()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
+        raise AuditError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
     check_budget(config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True)
     return counts, dict(totals.reasons)

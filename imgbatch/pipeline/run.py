@@ -13,9 +13,9 @@ import pyarrow as pa
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
 from imgbatch.config.sections import Config
-from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError
+from imgbatch.config.worker import WorkerConfig
+from imgbatch.errors import AuditError, ClusterError, NotFound, OutputChangedError
 from imgbatch.ledger import claims, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.ledger import Corrections
@@ -78,7 +78,7 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     ):
         try:
             counts, rejects = work_through(run, stop)
-        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+        except (AuditError, ClusterError, NotFound, OutputChangedError) as error:
             run.raise_if_changed(error)
             raise
     record.finish("succeeded", 0)
@@ -164,8 +164,6 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     from imgbatch.inference.worker import Work
 
     job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
-    # Ray shows the arguments of an operator: a URI of the input may hold a password, or a signature.
-    without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     shown = progress.Progress("labelling", None if work_plan.tars else work_plan.remaining)
     with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
@@ -174,7 +172,7 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
         if work_plan.tars and job.config.limit is not None:  # the first members are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
-            work = Work(job.stores, run.record.folder.folder("listing"), without_secrets, model)
+            work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
             attempts = run_attempts(
                 partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=listed.stale
             )

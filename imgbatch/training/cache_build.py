@@ -21,7 +21,7 @@ from imgbatch.inference.messages import received
 from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal, is_passing
-from imgbatch.schema import TAR, whole
+from imgbatch.schema import TAR, single_chunk
 from imgbatch.terminal.progress import Progress
 from imgbatch.training.cache import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards, with_late_sidecars
 from imgbatch.uri_index import first_of_each, uri_keys
@@ -153,21 +153,21 @@ def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPla
     images = pa.concat_tables([ROWS.empty_table(), *rows], promote_options="permissive").select(ROWS.names).cast(ROWS)
     images = _one_row_each(images.filter(pa.array(wanted[images["index"].to_numpy()])))
     entries = listed.take(images["index"])
-    is_tar = pc.fill_null(pc.equal(whole(entries["container"]), TAR), False)
-    tars = pc.if_else(is_tar, whole(entries["uri"]), None)
+    is_tar = pc.fill_null(pc.equal(single_chunk(entries["container"]), TAR), False)
+    tars = pc.if_else(is_tar, single_chunk(entries["uri"]), None)
     images = with_late_sidecars(images, tars, work.shards, work.config.source)
     images = images.append_column("container", entries["container"])
     is_tar_itself = pc.and_(pc.equal(images["uri"], entries["uri"]), is_tar)
     failed_tars = images.filter(is_tar_itself)
     images = images.filter(pc.invert(is_tar_itself))
-    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(single_chunk(images["uri"]))))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
     # A transient reject of a tar no longer holds if the tar was read to its end later.
     reasons = failed_tars.select(["stage", "reason"]).to_pylist()
     transient = np.array([is_passing(row["stage"], row["reason"]) for row in reasons], bool)
     resolved = np.isin(failed_tars["index"].to_numpy(), _complete_tars(work)) & transient
     failed_tars = failed_tars.filter(pa.array(~resolved))
-    return Prepared(images, failed_tars.filter(pa.array(first_of_each(uri_keys(whole(failed_tars["uri"]))))))
+    return Prepared(images, failed_tars.filter(pa.array(first_of_each(uri_keys(single_chunk(failed_tars["uri"]))))))
 
 
 def _lost_rows(listed: pa.Table, missing: WorkPlan) -> pa.Table:

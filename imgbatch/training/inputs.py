@@ -23,7 +23,7 @@ from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.work_plan import WorkPlan
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
 from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, labelled_sources
@@ -114,7 +114,7 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
         images = ~np.asarray(resolver.is_ignored(listed.table))
         mask: Mask = listed.work_plan.pending & images & ((splits != TEST) | (not others))
         return mask, None
-    found = labels_module.read(labels, splits, whole(listed.table[GROUP]))
+    found = labels_module.read(labels, splits, single_chunk(listed.table[GROUP]))
     say(resolver)
     mask = (found.classes != NO_CLASS) & (found.splits != TEST)
     return mask, found
@@ -134,17 +134,18 @@ def read(listed: Listed, made: Prepared) -> tuple[Labelled, Resolver]:
     entries = listed.table.take(made.images["index"])
     members = is_tar(entries)
     columns = {
-        name: pc.if_else(members, whole(made.images[name]), whole(entries[name])) for name in (TRUTH, SPLIT, GROUP)
+        name: pc.if_else(members, single_chunk(made.images[name]), single_chunk(entries[name]))
+        for name in (TRUTH, SPLIT, GROUP)
     }
-    columns |= {name: whole(entries[name]) for name in (OBJECT_OF, TABLE_OF, "container")}
-    columns |= {"uri": whole(made.images["uri"]), "tar": pc.if_else(members, whole(entries["uri"]), None)}
+    columns |= {name: single_chunk(entries[name]) for name in (OBJECT_OF, TABLE_OF, "container")}
+    columns |= {"uri": single_chunk(made.images["uri"]), "tar": pc.if_else(members, single_chunk(entries["uri"]), None)}
     table = pa.table(columns)
     resolver = listed.resolver()
     resolver.add(table)
-    resolver.add_problems(table, whole(made.images[PROBLEM]))
+    resolver.add_problems(table, single_chunk(made.images[PROBLEM]))
     resolver.decide()
     labels, splits = resolver.apply(table)
-    return labels_module.read(labels, splits, whole(table[GROUP])), resolver
+    return labels_module.read(labels, splits, single_chunk(table[GROUP])), resolver
 
 
 def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
@@ -181,7 +182,9 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
     masks = [pc.invert(is_tar(listed.table)), *(pa.array(np.ones(len(table), bool)) for table in tables[1:])]
     names = pa.concat_arrays([labels.filter(mask) for (labels, _), mask in zip(found, masks, strict=True)])
     splits = np.concatenate([codes[np.asarray(mask)] for (_, codes), mask in zip(found, masks, strict=True)])
-    groups = pa.concat_arrays([whole(table[GROUP]).filter(mask) for table, mask in zip(tables, masks, strict=True)])
+    groups = pa.concat_arrays(
+        [single_chunk(table[GROUP]).filter(mask) for table, mask in zip(tables, masks, strict=True)]
+    )
     learned = labels_module.read(names, splits, groups)
     return [*resolver.lines(), *([looked_at] if opened else [])], learned.labels
 

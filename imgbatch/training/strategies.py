@@ -16,6 +16,7 @@ import torch
 
 from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
@@ -83,7 +84,7 @@ class Task:
         return Preparation(
             self.stores,
             self.listing,
-            self.config.shared(),
+            WorkerConfig.of(self.config.shared()),
             replace(self.base, preprocess=preprocess),
             shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits, columns)}"),
             features=load,
