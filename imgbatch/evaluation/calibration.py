@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Logits = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer[Any]]
 
 _LEAST, _MOST = 0.1, 10.0
 

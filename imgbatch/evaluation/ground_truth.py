@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import BooksError, InputError
 from imgbatch.evaluation.classes import Classes
-from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
+from imgbatch.evaluation.labelled_inputs import Resolver
+from imgbatch.evaluation.tar_members import TarMembers
 from imgbatch.models import imagenet
 from imgbatch.models.model import Model
 from imgbatch.schema import LISTING, whole
@@ -27,7 +28,7 @@ _SHOWN = 5
 Numbers = npt.NDArray[np.int32]
 
 
-class Truths:
+class GroundTruth:
     """Images, numbered as they come, and their classes: 28 bytes an image.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -19,10 +19,9 @@ from imgbatch.concurrency.monitor import tick
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.candidates import candidates
-from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing, pages
-from imgbatch.schema import CARRIED, LISTING, TAR, whole
+from imgbatch.schema import LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
@@ -30,8 +29,6 @@ from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, 
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
-from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.sources.tars import key_of, loose_label, read_sidecars
 from imgbatch.sources.understood import Understood
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
@@ -260,84 +257,3 @@ def _segments(tables: Iterator[pa.Table], wholes: Ints) -> Iterator[tuple[pa.Tab
             if number == until:
                 yield pa.concat_tables(parts), True
                 until, parts = None, []
-
-
-class TarMembers:
-    """The members of listed tars, as the tables of an output have them, with the sidecars of each.
-
-    The main job keeps the sidecars that are beside their image in the tar. A tar with an image that has none is read once more,
-    for sidecars that are elsewhere in it.
-    """
-
-    def __init__(self, output: Folder, resolver: Resolver) -> None:
-        self._output, self._resolver = output, resolver
-        self._elsewhere: dict[str, Mapping[str, Mapping[str, str]]] = {}
-        self._matched: set[str] = set()
-        """The tars in which sidecars elsewhere have an image."""
-        self.unread = set(resolver.tars)
-        """The tars of which no row was found."""
-
-    def labelled(self, split: str | None) -> Iterator[pa.Table]:
-        """Yield the members of one split, or of all, with their label in TRUTH; and the tars that have a row themselves.
-
-        Raises:
-            InputError: what the inputs say can be meant in two ways.
-        """
-        for table in self._members():
-            self._resolver.add(table)
-        for tar, late in self._elsewhere.items():
-            if tar not in self._matched and (loose := loose_label(tar, late, ())):
-                self._resolver.add_problem(self._resolver.tars[tar], tar, loose)
-        self._resolver.decide()
-        for table in self._members():
-            labels, splits = self._resolver.apply(table)
-            table = table.set_column(table.schema.get_field_index(TRUTH), TRUTH, labels)
-            if split is not None:
-                itself = pc.equal(table["uri"], table["tar"])
-                table = table.filter(pc.or_(itself, pa.array(splits == SPLIT_NAMES.index(split))))
-            yield table
-
-    def _members(self) -> Iterator[pa.Table]:
-        for name in ("labels", "rejects"):
-            log = Log(self._output.folder(name))
-            log.scan()
-            for number in log.numbers:
-                tick()
-                rows, _ = log.part(number)
-                tars = self._tars_of(rows["uri"]) if len(rows) else pa.nulls(0, pa.string())
-                rows, tars = rows.filter(pc.is_valid(tars)), tars.drop_null()
-                if len(rows):
-                    self.unread.difference_update(pc.unique(tars).to_pylist())
-                    numbers = [self._resolver.tars[tar] for tar in tars.to_pylist()]
-                    yield self._resolver.members(self._with_sidecars(rows, tars), tars, pa.array(numbers, pa.int32()))
-
-    def _with_sidecars(self, rows: pa.Table, tars: pa.Array) -> pa.Table:
-        """Return the URIs of members with the texts of their `.cls` and `.json`."""
-        columns: dict[str, list[str | None]] = {
-            kind: rows[CARRIED + kind].to_pylist() if CARRIED + kind in rows.column_names else [None] * len(rows)
-            for kind in ("cls", "json")
-        }
-        if self._resolver.config.labels != "folders":
-            beside = sidecars.read(columns["cls"], columns["json"], self._resolver.config).labels
-            for at in np.flatnonzero(np.asarray(beside.is_null())).tolist():
-                uri, tar = rows["uri"][at].as_py(), tars[at].as_py()
-                if uri != tar:
-                    found = self._elsewhere_in(tar).get(key_of(uri[len(tar) + 1 :]) or "", {})
-                    self._matched.update([tar] if found else [])
-                    for kind, values in columns.items():
-                        values[at] = found.get(CARRIED + kind, values[at])
-        return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})
-
-    def _elsewhere_in(self, tar: str) -> Mapping[str, Mapping[str, str]]:
-        if tar not in self._elsewhere:
-            self._elsewhere[tar] = read_sidecars(self._resolver.stores, tar, self._resolver.config.suffixes)
-        return self._elsewhere[tar]
-
-    def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
-        """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
-        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
-        tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
-        for length in range(1, deepest + 1):  # a folder around the tar, and a member, may have a # in their names
-            place = pc.binary_join(pc.list_slice(parts, 0, length), "#")
-            tars = pc.coalesce(tars, pc.if_else(pc.is_in(place, known), place, None))
-        return tars

@@ -77,19 +77,19 @@ def wilson(part: Ints, total: Ints) -> Intervals:
     return found
 
 
-def proportion(part: int, total: int) -> Estimate:
+def proportion_of(part: int, total: int) -> Estimate:
     """Return a part of a total, with Wilson's interval."""
     ((low, high),) = wilson(np.array([part]), np.array([total])).tolist()
     return Estimate(part / total, low, high)
 
 
-def share(right: Mask) -> Estimate:
-    """Return the share of images that are right, with Wilson's interval.
+def proportion(right: Mask) -> Estimate:
+    """Return the proportion of images that are right, with Wilson's interval.
 
-    >>> print(share(np.array([True] * 90 + [False] * 10)))
+    >>> print(proportion(np.array([True] * 90 + [False] * 10)))
     90.00% (82.56% to 94.48%)
     """
-    return proportion(int(np.count_nonzero(right)), len(right))
+    return proportion_of(int(np.count_nonzero(right)), len(right))
 
 
 def difference(right: Mask, other: Mask) -> Estimate:

@@ -26,6 +26,7 @@ from imgbatch.config.training import Training
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.evaluation import training_images
 from imgbatch.evaluation.labelled_inputs import Resolver
+from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
@@ -191,8 +192,8 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     way, made, found, resolver, trained = learn(job, listed, wanted, stop)
     tree, refused = tree_of(job, found.labels), made.rejects
     console.step("writing the model")
-    truths = found.classes[trained.held]
-    figures = artifacts.metrics(trained.unseen, trained.temperature, truths, tree)
+    metrics = metrics_of(trained, found, tree)
+    figures = artifacts.metrics_record(metrics)
     record.facts |= {
         "status": "succeeded", "exit_code": 0, "way": way, "seed": job.config.train.seed, "temperature": trained.temperature,
         "data": {
@@ -200,7 +201,7 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
         },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
-    write(job, record, made, found, trained, figures)
+    write(job, record, made, found, trained, metrics)
     return TrainingSummary(job.output.uri, way, figures, len(refused), time.monotonic() - started)
 
 
@@ -278,7 +279,9 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
     return found, resolver, fold
 
 
-def write(job: Job, record: run_record.Record, made: Prepared, found: Labelled, trained: Trained, figures: Any) -> None:
+def write(
+    job: Job, record: run_record.Record, made: Prepared, found: Labelled, trained: Trained, metrics: Metrics | None
+) -> None:
     """Write the model directory."""
     from imgbatch.training import network, page
 
@@ -286,17 +289,25 @@ def write(job: Job, record: run_record.Record, made: Prepared, found: Labelled, 
     uris = made.images["uri"].take(pa.array(trained.held)).combine_chunks()
     files = network.files(trained.net, job.base.preprocess, found.labels)
     files["predictions.parquet"] = artifacts.predictions(uris, found.labels, truths, unseen, trained.final)
-    files["metrics.json"] = json.dumps(figures, indent=2).encode()
+    files["metrics.json"] = json.dumps(record.facts["metrics"], indent=2).encode()
     files["training.json"] = json.dumps(record.facts, indent=2, default=str).encode()
     files[training_images.FILE] = artifacts.training_images(
         made.images, trained.learned, trained.held, job.seen_by_base
     )
-    files["training.html"] = page.page(record.facts, found.labels, truths, trained.unseen, trained.temperature).encode()
+    files["training.html"] = page.page(record.facts, found.labels, metrics).encode()
     if job.taxonomy:
         files["taxonomy.json" if job.config.taxonomy.lower().endswith(".json") else "taxonomy.csv"] = job.taxonomy
     if len(made.rejects):
         files["rejects.parquet"] = artifacts.parquet(made.rejects)
     publish.publish(job.output, files)
+
+
+def metrics_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> Metrics | None:
+    """Return the metrics of the held-out images; None: no image was held out."""
+    if not len(trained.held):
+        return None
+    truth = labelled.classes[trained.held]
+    return Metrics.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
 
 
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:

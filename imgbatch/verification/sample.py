@@ -165,7 +165,7 @@ class Sample:
 
     def _faults(self, found: Outcome, model: Model) -> str:
         wrong = len(found.faults)
-        share = metrics.proportion(wrong, found.compared)
+        share = metrics.proportion_of(wrong, found.compared)
         shown = "\n- ".join(f"{row['uri']}: {fault} ({row[PART]})" for row, fault in found.faults[:_SHOWN])
         more = f"\n- … and {wrong - _SHOWN:,} more" if wrong > _SHOWN else ""
         parts = Counter(row[PART] for row, _ in found.faults)

@@ -153,7 +153,7 @@ def test_wrong_flags_are_answered(
 def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> None:
     from imgbatch.config.sections import StorageConfig
     from imgbatch.errors import InputError
-    from imgbatch.pipeline.evaluation_run import require_columns
+    from imgbatch.evaluation.label_tables import require_columns
     from imgbatch.storage.stores import Folder, Stores
 
     output = Folder(Stores(StorageConfig()), str(tmp_path))

@@ -17,11 +17,12 @@ import pytest
 from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.evaluation.classes import Classes
-from imgbatch.evaluation.ground_truth import Truths
-from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
+from imgbatch.evaluation.ground_truth import GroundTruth
+from imgbatch.evaluation.inputs import is_of_split
+from imgbatch.evaluation.labelled_inputs import Resolver, relisted
+from imgbatch.evaluation.tar_members import TarMembers
 from imgbatch.ledger.commit_log import Footer, encode
 from imgbatch.models import imagenet
-from imgbatch.pipeline.evaluation_run import of_split
 from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.recognise import recognise
@@ -38,7 +39,7 @@ def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.T
     """Return what is listed of a split, and the lines of the table that is shown."""
     chosen = SourceConfig(**config)
     given = recognise(STORES, [str(place) for place in places], chosen)
-    with relisted(STORES, given, chosen, partial(of_split, split), splits=split is not None) as found:
+    with relisted(STORES, given, chosen, partial(is_of_split, split), splits=split is not None) as found:
         tables = [pa.Table.from_batches([each.batch]) for each in found.source.list_images()]
         return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
 
@@ -135,16 +136,16 @@ def test_wordnet_ids_are_names_of_imagenets_classes_alone() -> None:
     with pytest.raises(InputError, match=r"'n01440764', the WordNet id of 'tench'\?"):
         classes.require_known()
     for number, path in ((11821, "imagenet12k"), (21843, "imagenet21k_goog")):  # those of timm's larger heads
-        synsets = imagenet._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
+        synsets = imagenet.package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
         assert imagenet.wordnet_ids(imagenet.labels_of(number, None)) == tuple(synsets)
 
 
 def test_a_name_that_two_classes_have_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [{"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["maillot", "tench"])]
-    Truths([pa.RecordBatch.from_pylist(rows[1:], schema=schema)], IMAGENET)
+    GroundTruth([pa.RecordBatch.from_pylist(rows[1:], schema=schema)], IMAGENET)
     assert not caplog.messages
-    Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
+    GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
     (said,) = caplog.messages
     assert "'maillot': it is taken for n03710637, not for n03710721 ('maillot, tank suit')" in said
 
@@ -192,7 +193,7 @@ def test_row_groups_stay_whole_when_they_are_listed_again(tmp_path: Path) -> Non
     rows = {"image": [b"x"] * 30, "label": ["Gala", "Fuji"] * 15}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=10)
     given = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
-    with relisted(STORES, given, SourceConfig(), partial(of_split, None)) as found:
+    with relisted(STORES, given, SourceConfig(), partial(is_of_split, None)) as found:
         batches = [each for each in found.source.list_images() if len(each.batch)]
     assert [(len(each.batch), each.whole) for each in batches] == [(10, True)] * 3
 
@@ -226,7 +227,7 @@ def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), Footer("r", {}).metadata()))
     chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(is_of_split, None)) as found:
         resolver: Resolver = found.resolver
     (labelled,) = TarMembers(output, resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji", "Lime"]
@@ -242,7 +243,7 @@ def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Pa
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
+    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(is_of_split, None)) as found:
         (labelled,) = TarMembers(output, found.resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji"]
 
@@ -263,7 +264,7 @@ def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, memb
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     for chosen in (SourceConfig(), SourceConfig(labels="folders")):
-        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
+        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(is_of_split, None)) as found:
             members_of = TarMembers(output, found.resolver).labelled(None)
         if chosen.labels == "folders":
             assert [row for each in members_of for row in each[TRUTH].to_pylist()] == ["a", "b"]

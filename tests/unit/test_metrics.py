@@ -48,7 +48,7 @@ def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.nd
     other = right & (draw.random(N) < 0.9)
     again = [draw.integers(0, N, N) for _ in range(1000)]
     cases = [
-        (metrics.share(right), [right[i].mean() for i in again]),
+        (metrics.proportion(right), [right[i].mean() for i in again]),
         (metrics.difference(right, other), [right[i].mean() - other[i].mean() for i in again]),
         (
             metrics.calibration(score, right).ece,
@@ -67,7 +67,7 @@ def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.nd
 )
 def test_intervals_of_proportions_are_those_of_newcombe_s_table(part: int, total: int, low: float, high: float) -> None:
     # Newcombe: Two-sided confidence intervals for the single proportion (1998), table I, method 3.
-    found = metrics.proportion(part, total)
+    found = metrics.proportion_of(part, total)
     assert (round(found.low, 4), round(found.high, 4)) == (low, high) and found.value == part / total
 
 
@@ -81,7 +81,7 @@ def test_intervals_of_proportions_are_scipy_s_wilson_intervals(total: int) -> No
 
 
 def test_a_small_set_without_a_mistake_is_not_certain() -> None:
-    perfect, none = metrics.share(np.ones(96, bool)), metrics.share(np.zeros(96, bool))
+    perfect, none = metrics.proportion(np.ones(96, bool)), metrics.proportion(np.zeros(96, bool))
     assert str(perfect) == "100.00% (96.15% to 100.00%)" and str(none) == "0.00% (0.00% to 3.85%)"
 
 

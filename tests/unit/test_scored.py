@@ -14,9 +14,9 @@ import pytest
 from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
 from imgbatch.evaluation.evaluation import Evaluation, compared
-from imgbatch.evaluation.ground_truth import Truths
+from imgbatch.evaluation.ground_truth import GroundTruth
 from imgbatch.evaluation.labelled_inputs import Resolver
-from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
+from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader, worst
 from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.inference.label_columns import answers
 from imgbatch.ledger.commit_log import Footer, encode
@@ -81,12 +81,12 @@ def output(tmp_path: Path) -> Folder:
     return Folder(Stores(StorageConfig(), {}), str(tmp_path / "out"))
 
 
-def truths(labels: list[str], who: Model) -> Truths:
+def truths(labels: list[str], who: Model) -> GroundTruth:
     """Return the truths of all images, listed in another order than the table has them, the first one twice."""
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: labels[i]} for i in reversed(range(N))]
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     batches = [pa.RecordBatch.from_pylist(listed[start : start + 7], schema=schema) for start in range(0, N, 7)]
-    return Truths([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], who.labels)
+    return GroundTruth([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], who.labels)
 
 
 def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
@@ -95,9 +95,9 @@ def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
     write(output, rows)
     classes = np.random.default_rng(5).integers(0, len(FRUIT), N)
     known = truths([FRUIT[number] for number in classes], who)
-    scored = Scored(known, who, temperature=2.0)
-    table = pa.concat_tables(scored.take(output.folder("labels")))
-    scored.require_all(output)
+    reader = LabelReader(known, who, temperature=2.0)
+    table = pa.concat_tables(reader.take(output.folder("labels")))
+    reader.require_all(output)
     assert len(known) == N and table.select(PREDICTIONS.names).cast(PREDICTIONS).num_rows == N
     by_uri = {row["uri"]: row for row in table.to_pylist()}
     for image in range(N):
@@ -109,13 +109,13 @@ def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
             assert row["answer_right"] is None
         else:
             assert row["answer_right"] == (row["answer"] in who.taxonomy.path(classes[image]))  # type: ignore[union-attr]
-    figures = Evaluation.of(scored).public()
+    figures = Evaluation.of(reader).public()
     assert figures["n"] == N and figures["top1"] == pytest.approx((scores.argmax(1) == classes).mean())
     kinds = np.array(who.taxonomy.levels[0].node_of)  # type: ignore[union-attr]
     said = who.taxonomy.roll_up(scores)[0].argmax(1)  # type: ignore[union-attr]
     assert figures["levels"] == {"kind": pytest.approx((said == kinds[classes]).mean()), "label": figures["top1"]}
-    assert scored.before is not None and np.allclose(
-        np.sort(scored.before), np.sort((scores**2).max(1) / (scores.astype(float) ** 2).sum(1)), rtol=1e-3
+    assert reader.scores.score_before is not None and np.allclose(
+        np.sort(reader.scores.score_before), np.sort((scores**2).max(1) / (scores.astype(float) ** 2).sum(1)), rtol=1e-3
     )
     assert sum(each["share"] for each in figures["answers"]) == pytest.approx(1)
     json.dumps(figures, allow_nan=False)
@@ -132,9 +132,11 @@ def evaluated(output: Folder, known: TrainingImages | None, *, hashed: bool = Tr
         rows = rows.append_column("content_hash", pa.array(HASHES))
     write(output, rows, fingerprint={"output.content_hash": True} if hashed else {})
     best = scores.argmax(1)
-    scored = Scored(truths([FRUIT[(number + (i >= 20)) % 6] for i, number in enumerate(best)], who), who, None, known)
-    list(scored.take(output.folder("labels")))
-    return Evaluation.of(scored)
+    reader = LabelReader(
+        truths([FRUIT[(number + (i >= 20)) % 6] for i, number in enumerate(best)], who), who, None, known
+    )
+    list(reader.take(output.folder("labels")))
+    return Evaluation.of(reader)
 
 
 def test_images_that_the_model_has_seen_are_counted_and_the_others_scored_apart(output: Folder) -> None:
@@ -191,13 +193,13 @@ def test_two_models_with_their_classes_in_another_order_are_compared_image_by_im
     for who, place in ((first, output.folder("a")), (second, output.folder("b"))):
         table = rows if who is first else predicted(who, seed=1)[0]
         write(place, table)
-        scored = Scored(known, who)
-        list(scored.take(place.folder("labels")))
-        evaluations.append(Evaluation.of(scored))
+        reader = LabelReader(known, who)
+        list(reader.take(place.folder("labels")))
+        evaluations.append(Evaluation.of(reader))
     found = compared(*evaluations)
-    assert evaluations[0].top1.value == 1 and found["only_second_right"] == 0
-    assert found["top1"]["difference"] == pytest.approx(1 - evaluations[1].top1.value)
-    assert found["only_first_right"] == round((1 - evaluations[1].top1.value) * N)
+    assert evaluations[0].metrics.top1.value == 1 and found["only_second_right"] == 0
+    assert found["top1"]["difference"] == pytest.approx(1 - evaluations[1].metrics.top1.value)
+    assert found["only_first_right"] == round((1 - evaluations[1].metrics.top1.value) * N)
 
 
 def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects_names(output: Folder) -> None:
@@ -206,17 +208,17 @@ def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects
     known = truths([FRUIT[number] for number in scores.argmax(1)], who)
     refused = [{"uri": "s3://b/39.jpg", "reason": "truncated"}, {"uri": "s3://else/x.jpg", "reason": "empty"}]
     write(output, rows.slice(0, N - 1), rejected=refused)
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
+    reader = LabelReader(known, who)
+    list(reader.take(output.folder("labels")))
     with pytest.raises(
         BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/39.jpg \(truncated\)\."
     ):
-        scored.require_all(output)
+        reader.require_all(output)
     write(output, rows.slice(0, N - 2), rejected=refused)
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
+    reader = LabelReader(known, who)
+    list(reader.take(output.folder("labels")))
     with pytest.raises(BooksError, match="1 are in neither labels/ nor rejects/"):
-        scored.require_all(output)
+        reader.require_all(output)
 
 
 def test_labels_of_another_model_are_refused(output: Folder) -> None:
@@ -225,20 +227,20 @@ def test_labels_of_another_model_are_refused(output: Folder) -> None:
     other = rows.set_column(rows.schema.get_field_index("model"), LABELS.field("model"), pa.array(["x@123"] * N))
     write(output, other)
     with pytest.raises(ModelError, match="was written by x@123, not by s3://m/fruit@0000"):
-        list(Scored(truths([FRUIT[n] for n in scores.argmax(1)], who), who).take(output.folder("labels")))
+        list(LabelReader(truths([FRUIT[n] for n in scores.argmax(1)], who), who).take(output.folder("labels")))
 
 
 def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
     who = model()
     rows, scores = predicted(who)
     write(output, rows)
-    scored = Scored(truths([FRUIT[(number + 3) % 6] for number in scores.argmax(1)], who), who, temperature=1.5)
+    reader = LabelReader(truths([FRUIT[(number + 3) % 6] for number in scores.argmax(1)], who), who, temperature=1.5)
     mistakes = None
-    for part in scored.take(output.folder("labels")):
+    for part in reader.take(output.folder("labels")):
         mistakes = worst(mistakes, part, 5)
     assert mistakes is not None
     assert mistakes["score"].to_pylist() == sorted(scores.max(1).tolist())[: -5 - 1 : -1]
-    ours = Evaluation.of(scored)
+    ours = Evaluation.of(reader)
     text = page(ours, ours, compared(ours, ours), [(row, b"\xff\xd8") for row in mistakes.to_pylist()])
     assert "<b>Fig" not in text and "&lt;b&gt;Fig &amp; co&lt;/b&gt;" in text
     assert text.count("<svg") == 3 and text.count("data:image/jpeg") == 5 and "<script" not in text
@@ -274,22 +276,22 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     output.put("rejects/part-00000001.parquet", encode(pa.Table.from_pylist([row], schema=refused), footer))
 
     names = ["s3://b/one.tar", "s3://b/two.tar"]
-    known = Truths([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
+    known = GroundTruth([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
     known.add_members(output, resolver_of(output, *names))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
-    scored.require_all(output)
-    assert len(known) == N - 1 and np.count_nonzero(~scored.right) == 1
+    reader = LabelReader(known, who)
+    list(reader.take(output.folder("labels")))
+    reader.require_all(output)
+    assert len(known) == N - 1 and np.count_nonzero(~reader.scores.right) == 1
 
     names.append("s3://b/three.tar")
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    known = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
     known.add_members(output, resolver_of(output, *names))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
+    reader = LabelReader(known, who)
+    list(reader.take(output.folder("labels")))
     with pytest.raises(BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/three.tar \(corrupt\)"):
-        scored.require_all(output)
+        reader.require_all(output)
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
+    known = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
     with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
         known.add_members(output, resolver_of(output, *names))
 
@@ -301,20 +303,26 @@ def test_a_tar_may_lie_in_a_folder_with_a_hash_in_its_name(output: Folder) -> No
     said = [FRUIT[number] for number in scores.argmax(1)]
     write(output, rows.append_column("input_cls", pa.array(said)).append_column("input_json", pa.nulls(N, pa.string())))
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
-    known = Truths([pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], who.labels)
+    known = GroundTruth(
+        [pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], who.labels
+    )
     known.add_members(output, resolver_of(output, "/run#3/a.tar"))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
-    scored.require_all(output)
-    assert len(known) == N and scored.right.all()
+    reader = LabelReader(known, who)
+    list(reader.take(output.folder("labels")))
+    reader.require_all(output)
+    assert len(known) == N and reader.scores.right.all()
 
 
 @pytest.mark.parametrize(
     ("labels", "tree", "said"),
     [
-        ((*FRUIT[:-1], "Sloe"), None, "the labels say label 'Kiwi', which s3://m/fruit does not have"),
+        ((*FRUIT[:-1], "Sloe"), None, "the labels contain the label 'Kiwi', which s3://m/fruit does not have"),
         (FRUIT, TREE.replace(b"kind", b"family"), "other levels than s3://m/fruit has now, family, label"),
-        (FRUIT, TREE.replace(b"Citrus", b"Agrumes"), "the labels say kind 'Citrus', which s3://m/fruit does not have"),
+        (
+            FRUIT,
+            TREE.replace(b"Citrus", b"Agrumes"),
+            "the labels contain the kind 'Citrus', which s3://m/fruit does not have",
+        ),
         (FRUIT, b"label,kind,all\n" + b"".join(line + b",Fruit\n" for line in TREE.splitlines()[1:]), "other levels"),
     ],
 )
@@ -325,13 +333,13 @@ def test_tables_with_other_labels_or_levels_than_the_model_has_now_are_refused(
     write(output, rows)
     now = model(labels, tree)
     with pytest.raises(ModelError, match=re.escape(said)):
-        list(Scored(truths([labels[0]] * N, now), now).take(output.folder("labels")))
+        list(LabelReader(truths([labels[0]] * N, now), now).take(output.folder("labels")))
 
 
 def test_a_second_model_has_to_know_the_classes_too() -> None:
     schema = with_carried(LISTING, pa.schema([(TRUTH, pa.string())]))
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
+    known = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
     assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
     with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not know: 'Lime'"):
         known.of(model(("Gala", "Fuji"), None))
@@ -344,7 +352,7 @@ def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids
         {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])
     ]
     for first, second in ((names, ids), (ids, names)):
-        known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
+        known = GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
         assert known.of(first).tolist() == known.of(second).tolist() == [281, 0, 999]
 
 
@@ -352,5 +360,5 @@ def test_truths_by_number_are_the_first_models() -> None:
     first, second = model(), model(labels=FRUIT[::-1], tree=None)
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [{"uri": f"{number}.jpg", TRUTH: str(number)} for number in (5, 0, 2)]
-    known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
+    known = GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
     assert (known.of(first).tolist(), known.of(second).tolist()) == ([5, 0, 2], [0, 5, 3])

@@ -15,6 +15,7 @@ import pytest
 from imgbatch.config.sections import Config, SourceConfig, StorageConfig
 from imgbatch.config.training import Training
 from imgbatch.errors import ClusterError, OutputError
+from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.ledger.listing import Todo
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -266,7 +267,9 @@ def test_the_page_stands_alone_and_escapes_what_labels_hold() -> None:
                     "ece_before_temperature": 0.2, "levels": {"kind": 0.75, "label": 0.5},
                     "levels_interval": {"kind": [0.3, 0.95], "label": [0.1, 0.9]}},
     }  # fmt: skip
-    text = page(facts, labels, np.array([0, 1, 0, 1]), np.array([[1.0, 0], [1.0, 0], [2.0, 0], [0, 1.0]]), 1.5)
+    logits = np.array([[1.0, 0], [1.0, 0], [2.0, 0], [0, 1.0]])
+    metrics = Metrics.of(Scores.from_logits(logits, 1.5, np.array([0, 1, 0, 1]), None))
+    text = page(facts, labels, metrics)
     assert "<b>Gala" not in text and "&lt;b&gt;Gala&lt;/b&gt;" in text
     assert "100.0% (50.0% to 100.0%)" in text and "75.0% (30.0% to 95.0%)" in text and "Wilson" in text
     assert text.count("<svg") == 4 and "<script" not in text and "http://www.w3.org" in text

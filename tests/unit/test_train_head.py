@@ -12,6 +12,7 @@ import torch
 
 from imgbatch.errors import ModelError
 from imgbatch.evaluation.calibration import cross_entropy, fit_temperature, softmax
+from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.models import taxonomy
 from imgbatch.training import artifacts, head
 
@@ -97,10 +98,29 @@ def test_the_figures_are_those_that_can_be_counted_by_hand() -> None:
     labels = ["Fuji", "Gala", "Lime"]
     tree = taxonomy.read(b"label,kind\nFuji,Apple\nGala,Apple\nLime,Citrus\n", "tree.csv", labels)
     unseen = np.log(np.array([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]]))
-    found = artifacts.metrics(unseen, 1.0, np.array([0, 1, 0, 2]), tree)
-    assert (found["n"], found["top1"], found["top5"]) == (4, 0.5, 1.0)
-    assert found["levels"] == {"kind": 1.0, "label": 0.5}  # the third: apples have 0.6 together
-    assert artifacts.metrics(unseen[:0], 1.0, np.zeros(0, np.int64), None)["n"] == 0
+    truth = np.array([0, 1, 0, 2])
+    figures = artifacts.metrics_record(Metrics.of(Scores.from_logits(unseen, 1.0, truth, tree)))
+    assert (figures["n"], figures["top1"], figures["top5"]) == (4, 0.5, 1.0)
+    assert figures["levels"] == {"kind": 1.0, "label": 0.5}  # the third: apples have 0.6 together
+    assert figures["top1_interval"] == figures["levels_interval"]["label"] == pytest.approx([0.15, 0.85], abs=1e-3)
+    assert figures["loss"] == pytest.approx(-np.log([0.5, 0.35, 0.3, 0.7]).mean())
+    # The bins of the scores 0.4 (two images, both wrong), 0.5 and 0.7 (an image each, right).
+    assert figures["ece"] == figures["ece_before_temperature"] == pytest.approx((2 * 0.4 + 0.5 + 0.3) / 4)
+    assert artifacts.metrics_record(None)["n"] == 0
+
+
+def test_the_temperature_changes_scores_and_loss_and_no_label() -> None:
+    rng = np.random.default_rng(4)
+    logits, truth = rng.normal(0, 3, (200, 7)), rng.integers(0, 7, 200)
+    plain, scaled = (Scores.from_logits(logits, temperature, truth, None) for temperature in (1.0, 2.5))
+    assert (plain.label == scaled.label).all() and plain.score.mean() > scaled.score.mean()
+    assert scaled.score_before is not None and np.allclose(scaled.score_before, plain.score)
+    metrics = Metrics.of(scaled)
+    assert metrics.calibration_before is not None and metrics.top1 == Metrics.of(plain).top1
+    assert metrics.calibration_before.ece == Metrics.of(plain).calibration.ece
+    assert metrics.top5 is not None and metrics.top5.value == pytest.approx(
+        np.mean([target in np.argsort(-row)[:5] for row, target in zip(logits, truth, strict=True)])
+    )
 
 
 def test_predictions_hold_what_was_said_unseen_and_what_is_said_now() -> None:
