@@ -1,4 +1,4 @@
-"""Effects: the inputs of training and evaluation, listed, and the label and split of each image as the inputs declare them."""
+"""Effects: the inputs of training and evaluation: their listing, and the label and split of each image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from imgbatch.terminal.plurals import counted
 
 Ints = npt.NDArray[np.int64]
 
-_NONE = pa.schema([*LISTING, (TRUTH, pa.string())])
+_LISTED = pa.schema([*LISTING, (TRUTH, pa.string())])
 
 AGREE = (TRUTH, SPLIT, GROUP)
 """Columns in which two rows of one image may not differ."""
@@ -54,21 +54,21 @@ def _root(source: Source) -> Root:
         folder = source.uri[: MAGIC.search(source.uri).start()].rpartition("/")[0]  # type: ignore[union-attr]
     if source.kind == "object":
         folder = folder.rpartition("/")[0]
-    if source.kind == "inventory":  # whose objects may lie anywhere
+    if source.kind == "inventory":  # its objects may be anywhere
         folder = ""
     return Root(folder, source.kind, own=name if source.kind == "manifest" else "", given=source.uri)
 
 
 @dataclass
 class Resolver:
-    """Learns of all images, decides, and says the label and split of each."""
+    """Collects all images, decides where labels and splits come from, and returns those of each image."""
 
     stores: Stores
     sources: Sequence[Source]
     columns: Sequence[Columns]
     config: SourceConfig
     splits: bool = True
-    """Whether columns, and keys of sidecars, are asked for the split."""
+    """Whether columns, and keys of sidecars, are searched for the split."""
     understood: Understood = field(default_factory=Understood)
     declaration: Declaration | None = None
     tars: dict[str, int] = field(default_factory=dict)
@@ -79,35 +79,35 @@ class Resolver:
         self._places = Places(roots_of(self.sources), folders_of_tables=self.config.labels == "folders")
 
     def add(self, listed: pa.Table | pa.RecordBatch) -> None:
-        """Learn of some images, or tars; see `Places.add`."""
+        """Add some images, or tars; see `Places.add`."""
         unread = listed.filter(self._places.is_unread(listed))
         self.tars.update(zip(unread["uri"].to_pylist(), unread[OBJECT_OF].to_pylist(), strict=True))
         self._places.add(listed)
 
     def members(self, rows: pa.Table, tars: pa.Array, numbers: pa.Array) -> pa.Table:
-        """Return members of tars as rows of a listing, with what their sidecars say.
+        """Return members of tars as rows of a listing, with the content of their sidecars.
 
         Args:
-            rows: `uri`, the texts of sidecars in `cls` and `json`, and perhaps in `loose` what is wrong with others.
-            tars: the URI of each one's tar.
-            numbers: of the input that listed it.
+            rows: `uri`, the texts of sidecars in `cls` and `json`, and optionally what is wrong with other sidecars in `loose`.
+            tars: the URI of the tar of each member.
+            numbers: the number of the input that listed the tar.
         """
-        said = sidecars.read(rows["cls"].to_pylist(), rows["json"].to_pylist(), self.config)
+        parsed = sidecars.read(rows["cls"].to_pylist(), rows["json"].to_pylist(), self.config)
         columns = {
             "uri": whole(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
-            TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: said.labels, GROUP: said.groups,
-            SPLIT: said.splits if self.splits else pa.nulls(len(rows), pa.string()),
+            TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: parsed.labels, GROUP: parsed.groups,
+            SPLIT: parsed.splits if self.splits else pa.nulls(len(rows), pa.string()),
         }  # fmt: skip
         table = pa.table(columns)
         loose = whole(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
-        self.add_problems(table, pc.coalesce(said.problems, loose))
+        self.add_problems(table, pc.coalesce(parsed.problems, loose))
         return table
 
     def add_problems(self, members: pa.Table, problems: pa.Array) -> None:
-        """Learn what is wrong with the sidecars of some members.
+        """Add what is wrong with the sidecars of some members.
 
         Raises:
-            InputError: one of them can never be passed over.
+            InputError: a sidecar that must not be ignored.
         """
         wrong = members.select(["uri", OBJECT_OF]).append_column("problem", problems).filter(pc.is_valid(problems))
         for row in wrong.to_pylist():
@@ -119,33 +119,35 @@ class Resolver:
             self.add_problem(row[OBJECT_OF], row["uri"], problem)
 
     def add_problem(self, number: int, uri: str, problem: str) -> None:
-        """Learn why sidecars of an input may hold labels that are not read; this matters if folders are the labels then."""
+        """Add the reason why sidecars of an input may hold labels that are not read: an error if folders become the labels."""
         self._problems.setdefault(self.sources[number].group, (uri, problem))
 
     def decide(self) -> Declaration:
-        """Decide where labels and splits come from, from all that is known.
+        """Decide where labels and splits come from.
 
         Raises:
-            InputError: see `declared.decide`; or sidecars may hold labels in a form that is not read.
+            InputError: see `declared.decide`; or sidecars may hold labels in an unsupported form.
         """
-        found = decide(self._places, self.columns, self.config, lambda uris: are_images(self.stores, uris))
-        labels = dict(zip(dict.fromkeys(source.group for source in self.sources), found.origins, strict=True))
+        declaration = decide(self._places, self.columns, self.config, lambda uris: are_images(self.stores, uris))
+        labels = dict(zip(dict.fromkeys(source.group for source in self.sources), declaration.origins, strict=True))
         for group, (uri, problem) in self._problems.items():
             if labels[group].labels == "folders" and self.config.labels == "auto":
                 raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
-        self.declaration, self.understood = found, Understood()
-        return found
+        self.declaration, self.understood = declaration, Understood()
+        return declaration
 
     def apply(self, listed: pa.Table | pa.RecordBatch) -> tuple[pa.Array, Ints]:
-        """Return the label, null where there is none, and the split of each image, which are counted."""
+        """Return the label, null if there is none, and the split of each image, and count them."""
         assert self.declaration is not None
         labels, splits = self.declaration.apply(listed)
-        counted = pc.invert(pc.or_(self._places.is_unread(listed), self.declaration.is_ignored(listed)))
-        self.understood.add(labels.filter(counted), splits[np.asarray(counted)], whole(listed["uri"]).filter(counted))
+        is_counted = pc.invert(pc.or_(self._places.is_unread(listed), self.declaration.is_ignored(listed)))
+        self.understood.add(
+            labels.filter(is_counted), splits[np.asarray(is_counted)], whole(listed["uri"]).filter(is_counted)
+        )
         return labels, splits
 
     def is_ignored(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
-        """Return a mask of the objects that turned out to be no images."""
+        """Return a mask of the objects that are no images, by their first bytes."""
         assert self.declaration is not None
         return self.declaration.is_ignored(listed)
 
@@ -164,71 +166,71 @@ class Resolver:
         return lines
 
     def public(self) -> dict[str, Any]:
-        """Return the same for a record."""
+        """Return the same as plain values, for a record."""
         assert self.declaration is not None
         return self.understood.public(self.declaration.origins)
 
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """Inputs that were listed, and how to list them again with labels."""
+    """Inputs that were listed, and a source that lists them again with labels."""
 
     resolver: Resolver
     source: Source
-    """One in place of all of them, whose rows have the label in TRUTH and the split's number in SPLIT."""
+    """One source for all inputs, whose rows have the label in TRUTH."""
 
 
 @contextmanager
 def relisted(
     stores: Stores,
-    given: Sequence[Source],
+    inputs: Sequence[Source],
     config: SourceConfig,
     wanted: Callable[[pa.Table, Ints], pa.Array],
     *,
     splits: bool = True,
 ) -> Iterator[Relisted]:
-    """List all inputs once, into files of this process, decide, and give a source that lists what is wanted of them.
+    """List all inputs once, into temporary files, decide on labels and splits, and return a source of the wanted images.
 
     Args:
-        wanted: says from the rows and their splits which are to be listed.
-        splits: whether columns are asked for the split.
+        wanted: returns a mask of the wanted images, from their rows and splits.
+        splits: whether columns are searched for the split.
 
     Raises:
-        InputError: what the inputs say can be meant in two ways.
+        InputError: the inputs are ambiguous.
     """
-    with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
-        folder = Folder(stores, place)
+    with tempfile.TemporaryDirectory(prefix="imgbatch-") as directory:
+        folder = Folder(stores, directory)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-        sources, columns = marked(given, config, splits=splits)
+        sources, columns = marked(inputs, config, splits=splits)
         with candidates(sources, allow_empty=config.allow_empty) as batches:
             listing.take(batches)
-        resolver = Resolver(stores, given, columns, config, splits)
+        resolver = Resolver(stores, inputs, columns, config, splits)
         for page in pages(folder):
             tick()
             resolver.add(page)
         resolver.decide()
         counts = listing.counts
 
-        def found() -> Iterator[ListingBatch]:
+        def list_wanted() -> Iterator[ListingBatch]:
             resolver.understood = Understood()
-            yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
+            yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_LISTED), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 
         def probe() -> Iterator[ListingBatch]:
-            return chain.from_iterable(source.list_images() for source in given)
+            return chain.from_iterable(source.list_images() for source in inputs)
 
-        yield Relisted(resolver, Source(", ".join(source.uri for source in given), "inputs", found, probe=probe))
+        yield Relisted(resolver, Source(", ".join(source.uri for source in inputs), "inputs", list_wanted, probe=probe))
 
 
 def _listed_again(
     folder: Folder, listing: Listing, resolver: Resolver, wanted: Callable[[pa.Table, Ints], pa.Array]
 ) -> Iterator[ListingBatch]:
-    """Yield the rows of a listing with their labels, what is read as a whole in one batch."""
+    """Yield the rows of a listing with their labels; each row group that is read as a whole is a batch."""
     for rows, is_whole in _segments(pages(folder), listing.todo().wholes):
         labels, splits = resolver.apply(rows)
         rows = rows.set_column(rows.schema.get_field_index(TRUTH), TRUTH, labels)
-        kept = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))
-        rows = rows.filter(kept).drop_columns([OBJECT_OF, TABLE_OF])
+        is_wanted = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))
+        rows = rows.filter(is_wanted).drop_columns([OBJECT_OF, TABLE_OF])
         for batch in rows.combine_chunks().to_batches():
             yield ListingBatch(batch, whole=is_whole)
 

@@ -20,25 +20,25 @@ from imgbatch.storage.stores import Folder
 
 
 class TarMembers:
-    """The members of listed tars, as the tables of an output have them, with the sidecars of each.
+    """The members of listed tars, read from the tables of an output, with their sidecars.
 
-    The main job keeps the sidecars that are beside their image in the tar. A tar with an image that has none is read once more,
-    for sidecars that are elsewhere in it.
+    The tables contain the sidecars that are next to their image in the tar. A tar with an image that has none there is read
+    once more, for sidecars elsewhere in it.
     """
 
     def __init__(self, output: Folder, resolver: Resolver) -> None:
         self._output, self._resolver = output, resolver
         self._elsewhere: dict[str, Mapping[str, Mapping[str, str]]] = {}
         self._matched: set[str] = set()
-        """The tars in which sidecars elsewhere have an image."""
+        """The tars in which a sidecar elsewhere belongs to an image."""
         self.unread = set(resolver.tars)
-        """The tars of which no row was found."""
+        """The tars without a row."""
 
     def labelled(self, split: str | None) -> Iterator[pa.Table]:
-        """Yield the members of one split, or of all, with their label in TRUTH; and the tars that have a row themselves.
+        """Yield the members of one split, or of all, with their label in TRUTH; also the tars that have a row themselves.
 
         Raises:
-            InputError: what the inputs say can be meant in two ways.
+            InputError: the inputs are ambiguous.
         """
         for table in self._members():
             self._resolver.add(table)
@@ -50,8 +50,8 @@ class TarMembers:
             labels, splits = self._resolver.apply(table)
             table = table.set_column(table.schema.get_field_index(TRUTH), TRUTH, labels)
             if split is not None:
-                itself = pc.equal(table["uri"], table["tar"])
-                table = table.filter(pc.or_(itself, pa.array(splits == SPLIT_NAMES.index(split))))
+                is_tar_itself = pc.equal(table["uri"], table["tar"])
+                table = table.filter(pc.or_(is_tar_itself, pa.array(splits == SPLIT_NAMES.index(split))))
             yield table
 
     def _members(self) -> Iterator[pa.Table]:
@@ -75,14 +75,14 @@ class TarMembers:
             for kind in ("cls", "json")
         }
         if self._resolver.config.labels != "folders":
-            beside = sidecars.read(columns["cls"], columns["json"], self._resolver.config).labels
-            for at in np.flatnonzero(np.asarray(beside.is_null())).tolist():
+            labels = sidecars.read(columns["cls"], columns["json"], self._resolver.config).labels
+            for at in np.flatnonzero(np.asarray(labels.is_null())).tolist():
                 uri, tar = rows["uri"][at].as_py(), tars[at].as_py()
                 if uri != tar:
-                    found = self._elsewhere_in(tar).get(key_of(uri[len(tar) + 1 :]) or "", {})
-                    self._matched.update([tar] if found else [])
+                    texts = self._elsewhere_in(tar).get(key_of(uri[len(tar) + 1 :]) or "", {})
+                    self._matched.update([tar] if texts else [])
                     for kind, values in columns.items():
-                        values[at] = found.get(CARRIED + kind, values[at])
+                        values[at] = texts.get(CARRIED + kind, values[at])
         return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})
 
     def _elsewhere_in(self, tar: str) -> Mapping[str, Mapping[str, str]]:
@@ -91,10 +91,10 @@ class TarMembers:
         return self._elsewhere[tar]
 
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
-        """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
-        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
+        """Return the listed tar of each row, null for other rows; a row is `TAR#MEMBER`, or the tar itself."""
+        parts, listed = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
         tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
-        for length in range(1, deepest + 1):  # a folder around the tar, and a member, may have a # in their names
-            place = pc.binary_join(pc.list_slice(parts, 0, length), "#")
-            tars = pc.coalesce(tars, pc.if_else(pc.is_in(place, known), place, None))
+        for length in range(1, deepest + 1):  # folders of the tar, and members, may have a # in their names
+            prefix = pc.binary_join(pc.list_slice(parts, 0, length), "#")
+            tars = pc.coalesce(tars, pc.if_else(pc.is_in(prefix, listed), prefix, None))
         return tars

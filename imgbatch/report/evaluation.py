@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from imgbatch.evaluation.evaluation import Evaluation
-from imgbatch.evaluation.metrics import Confusion, Coverage, Floats, Intervals
+from imgbatch.evaluation.metrics import Confusion, Coverage, Estimate, Floats, Intervals
 from imgbatch.evaluation.training_images import NOT_KNOWN
 from imgbatch.report import figures
 from imgbatch.report.html import document, table
 
-_MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
+_MAX_DRAWN = 100  # classes of a confusion matrix that is legible
 _PAIRS = 20
 
 
@@ -65,20 +65,20 @@ def _coverage(ours: Evaluation, other: Evaluation | None) -> dict[str, Coverage]
     return {name: each.metrics.coverage for name, each in zip(names, both, strict=True)}
 
 
-def _share(value: float) -> str:
+def _proportion(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.1%}"
 
 
-def _shares(values: Floats, intervals: Intervals) -> list[str]:
+def _proportions(values: Floats, intervals: Intervals) -> list[str]:
     """Return proportions with their intervals."""
     return [
-        f"{_share(value)} ({low:.1%} to {high:.1%})" if not np.isnan(low) else _share(value)
+        f"{_proportion(value)} ({low:.1%} to {high:.1%})" if not np.isnan(low) else _proportion(value)
         for value, (low, high) in zip(values.tolist(), intervals.tolist(), strict=True)
     ]
 
 
 def _seen(ours: Evaluation, other: Evaluation | None) -> str:
-    """Return what is known of images that were trained on: a warning if there are any."""
+    """Return notes on images that the models were trained on: a warning if there are any."""
     notes = []
     for each in [ours] if other is None else [ours, other]:
         name = "" if other is None else f"{escape(each.model.name)}: "
@@ -103,25 +103,22 @@ def _headline(ours: Evaluation) -> str:
     rows += [("top-5", str(ours.metrics.top5))] if ours.metrics.top5 is not None else []
     rows += [(f"level {name}", str(each)) for name, each in [*ours.metrics.levels.items()][:-1]]  # the finest is top-1
     per_class, ece = ours.metrics.per_class, ours.metrics.calibration.ece
-    rows += [("macro F1", _share(per_class.macro(per_class.f1)))]
-    rows += [("mean recall of classes", _share(per_class.macro(per_class.recall)))]
+    rows += [("macro F1", _proportion(per_class.macro(per_class.f1)))]
+    rows += [("mean recall of classes", _proportion(per_class.macro(per_class.recall)))]
     rows += [("calibration error (ECE)", f"{ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})")]
     return table(["figure", "value"], rows)
 
 
 def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, Any]) -> str:
-    def difference(found: Mapping[str, Any]) -> str:
-        low, high = found["interval_95"]
-        sure = "" if low <= 0 <= high else " *"
-        return f"{100 * found['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){sure}"
+    def row(name: str, first: Estimate, second: Estimate, difference: Mapping[str, Any]) -> tuple[str, ...]:
+        low, high = difference["interval_95"]
+        marker = "" if low <= 0 <= high else " *"
+        points = f"{100 * difference['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){marker}"
+        return name, _proportion(first.value), _proportion(second.value), points
 
-    rows = [
-        ("top-1", _share(ours.metrics.top1.value), _share(other.metrics.top1.value), difference(comparison["top1"]))
-    ]
-    for name, found in comparison["levels"].items():
-        rows.append(
-            (name, _share(ours.metrics.levels[name].value), _share(other.metrics.levels[name].value), difference(found))
-        )
+    rows = [row("top-1", ours.metrics.top1, other.metrics.top1, comparison["top1"])]
+    for name, difference in comparison["levels"].items():
+        rows.append(row(name, ours.metrics.levels[name], other.metrics.levels[name], difference))
     return (
         f"<h2>Against {escape(other.model.name)}</h2>"
         + table(["figure", "#this one", "#the other", "difference"], rows)
@@ -144,8 +141,8 @@ def _answers(ours: Evaluation) -> str:
     rows = [
         (
             each["level"] or "no answer",
-            _share(each["share"]),
-            *_shares(
+            _proportion(each["share"]),
+            *_proportions(
                 np.array([np.nan if each["accuracy"] is None else each["accuracy"]]),
                 np.array([each["accuracy_interval_95"] or (np.nan, np.nan)]),
             ),
@@ -156,11 +153,13 @@ def _answers(ours: Evaluation) -> str:
 
 
 def _confusion(ours: Evaluation) -> str:
-    """Return the matrix of the finest level that can be read, and the pairs that are confused most."""
+    """Return the matrix of the finest level that is legible, and the pairs that are confused most often."""
     labels, wrong = ours.model.labels, ours.metrics.confusion.mistakes()
     pairs = [
-        (labels[truth], labels[said], int(count))
-        for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
+        (labels[truth], labels[predicted], int(count))
+        for truth, predicted, count in zip(
+            wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
+        )
     ]
     listed = table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
     return f'<div class="side">{_drawn(ours)}<div>{listed}</div></div>'
@@ -175,7 +174,7 @@ def _drawn(ours: Evaluation) -> str:
         shown.append((level.name, Confusion.of(truth, scores.nodes[:, depth], len(level.nodes)), level.nodes))
     for name, confusion, names in shown:
         used = np.union1d(confusion.truth, confusion.predicted)
-        if 1 < len(used) <= _MOST_DRAWN:
+        if 1 < len(used) <= _MAX_DRAWN:
             drawn = figures.confusion(confusion.matrix()[np.ix_(used, used)], [names[node] for node in used])
             return f'<div>{drawn}<p class="note">Level {escape(name)}.</p></div>'
     return ""
@@ -194,12 +193,13 @@ def _pictures(pictures: Iterable[tuple[Any, bytes]]) -> str:
 
 
 def _classes(ours: Evaluation) -> str:
-    found, labels = ours.metrics.per_class, ours.model.labels
-    used = np.flatnonzero(found.support)
-    order = used[np.argsort(found.f1[used], kind="stable")]
-    precision = _shares(found.precision[order], found.precision_interval[order])
-    recall = _shares(found.recall[order], found.recall_interval[order])
+    per_class, labels = ours.metrics.per_class, ours.model.labels
+    used = np.flatnonzero(per_class.support)
+    order = used[np.argsort(per_class.f1[used], kind="stable")]
+    precision = _proportions(per_class.precision[order], per_class.precision_interval[order])
+    recall = _proportions(per_class.recall[order], per_class.recall_interval[order])
     rows = [
-        (labels[i], precision[at], recall[at], _share(found.f1[i]), int(found.support[i])) for at, i in enumerate(order)
+        (labels[i], precision[at], recall[at], _proportion(per_class.f1[i]), int(per_class.support[i]))
+        for at, i in enumerate(order)
     ]
     return table(["class", "#precision", "#recall", "#F1", "#images"], rows)

@@ -79,7 +79,7 @@ def training_images(images: pa.Table, learned: Ints, held: Ints, base: TrainingI
 
 
 def parquet(table: pa.Table) -> bytes:
-    """Return a table as a file."""
+    """Return the content of a Parquet file."""
     content = io.BytesIO()
     pq.write_table(table, content)
     return content.getvalue()

@@ -12,7 +12,7 @@ from imgbatch.report import figures
 from imgbatch.report.html import document, table
 from imgbatch.sources.split_words import SPLIT_NAMES
 
-_MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
+_MAX_DRAWN = 100  # classes of a confusion matrix that is legible
 _PAIRS = 20
 _PROPORTIONS = (("top-1", "top1"), ("top-5", "top5"))
 
@@ -43,11 +43,11 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], metrics: Metrics | Non
 
 
 def _classes(data: Mapping[str, Any]) -> list[str]:
-    """Return the images of each class and split, and where labels and splits come from."""
+    """Return tables of the images of each class and split, and of where labels and splits come from."""
     by_split = data["classes_by_split"]
     used = [name for name in SPLIT_NAMES if any(name in counts for counts in by_split.values())]
     rows = [(name, *(counts.get(split, 0) for split in used)) for name, counts in by_split.items()]
-    origins = [(each["uri"], each["labels"], each["splits"]) for each in data["sources"]]
+    origins = [(source["uri"], source["labels"], source["splits"]) for source in data["sources"]]
     parts = [table(["input", "labels from", "splits from"], origins), table(["class", *(f"#{n}" for n in used)], rows)]
     if data["unlabelled"]:
         parts.append(
@@ -72,7 +72,7 @@ def _headline(facts: Mapping[str, Any]) -> str:
         low, high = interval
         return f"{value:.1%} ({low:.1%} to {high:.1%})"
 
-    rows = [(shown, proportion(metrics[name], metrics[f"{name}_interval"])) for shown, name in _PROPORTIONS]
+    rows = [(title, proportion(metrics[name], metrics[f"{name}_interval"])) for title, name in _PROPORTIONS]
     levels = [*metrics["levels"].items()][:-1]
     rows += [(f"level {name}", proportion(value, metrics["levels_interval"][name])) for name, value in levels]
     rows += [
@@ -92,5 +92,5 @@ def _confusion(labels: Sequence[str], confusion: Confusion) -> str:
             wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
         )
     ]
-    drawn = figures.confusion(confusion.matrix(), labels) if len(labels) <= _MOST_DRAWN else ""
+    drawn = figures.confusion(confusion.matrix(), labels) if len(labels) <= _MAX_DRAWN else ""
     return f'<div class="side">{drawn}{table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"}</div>'

@@ -79,7 +79,7 @@ def test_the_label_is_the_folder_or_a_column(tmp_path: Path) -> None:
     ("manifest", "said"),
     [
         ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images with labels .* 'gala', did you mean 'Gala'\?"),
-        ("uri,label\n1.jpg,Durian\n", r"1 image with .* 'Durian'\. It knows 5, such as 'Gala'"),
+        ("uri,label\n1.jpg,Durian\n", r"1 image with .* 'Durian'\. It has 5, such as 'Gala'"),
         ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 image without a label, such as .*2\.jpg"),
         ("uri\nx/1.jpg\n", r"has no column 'label'"),
     ],
@@ -106,7 +106,7 @@ IMAGENET = imagenet.imagenet_labels()
             ["crane"],
             r"'crane', which may be 'crane \(bird\)' \(n02012849\) or 'crane \(machine\)' \(n03126707\)",
         ),
-        ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It knows"),
+        ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It has"),
         ("name", ["281"], r"'281', the number of 'tabby'\?\. Numbers are taken .* source\.label_is=index"),
         ("index", ["281", "0", "0999"], [281, 0, 999]),
         ("index", ["1", "1000"], r"no class numbers of it: '1000'\. .* are 0 to 999, .* ILSVRC's from 1 on"),

@@ -341,7 +341,7 @@ def test_a_second_model_has_to_know_the_classes_too() -> None:
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
     known = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
     assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
-    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not know: 'Lime'"):
+    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not have: 'Lime'"):
         known.of(model(("Gala", "Fuji"), None))
 
 

@@ -8,17 +8,16 @@ import pytest
 
 from imgbatch.errors import InputError
 from imgbatch.sources.split_words import TEST, TRAIN, VAL, codes
-from imgbatch.training import labels as labels_module
 from imgbatch.training import splits
-from imgbatch.training.labels import NO_CLASS
+from imgbatch.training.labels import NO_CLASS, Labelled, number_classes
 from imgbatch.training.splits import ALWAYS, NEVER
 
 
-def read(names: list, split: list | None = None, group: list | None = None) -> labels_module.Labelled:
+def read(names: list, split: list | None = None, group: list | None = None) -> Labelled:
     """Number the classes of images with these labels, splits and groups."""
     said = codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
     together = pa.array(group if group is not None else [None] * len(names), pa.string())
-    return labels_module.read(pa.array(names, pa.string()), np.maximum(said, TRAIN), together)
+    return number_classes(pa.array(names, pa.string()), np.maximum(said, TRAIN), together)
 
 
 def test_classes_are_numbered_in_the_order_of_their_names() -> None:
@@ -30,7 +29,7 @@ def test_classes_are_numbered_in_the_order_of_their_names() -> None:
 def test_a_class_that_is_for_testing_alone_is_not_learned(caplog: pytest.LogCaptureFixture) -> None:
     labels = found([0, 1, 2, 2, -1], split=["train", "train", "test", "test", "train"])
     assert labels.labels == ("c0", "c1") and labels.classes.tolist() == [0, 1, NO_CLASS, NO_CLASS, NO_CLASS]
-    assert "1 class with images for testing alone: not learned: c2" in caplog.text
+    assert "1 class with test images only, which are not learned: c2" in caplog.text
 
 
 def test_a_group_that_the_input_puts_into_two_splits_is_refused() -> None:
@@ -64,13 +63,11 @@ def test_groups_that_a_person_would_take_for_one_are_refused() -> None:
         read(["a", "b"], group=["P001", "p001"])
 
 
-def found(classes: list[int], split: list | None = None, group: list | None = None) -> labels_module.Labelled:
+def found(classes: list[int], split: list | None = None, group: list | None = None) -> Labelled:
     return read([None if c < 0 else f"c{c}" for c in classes], split, group)
 
 
-def assigned(
-    labels: labels_module.Labelled, folds: int | None = None, seed: int = 0, unreadable: tuple[int, ...] = ()
-) -> list:
+def assigned(labels: Labelled, folds: int | None = None, seed: int = 0, unreadable: tuple[int, ...] = ()) -> list:
     usable = np.ones(len(labels.classes), bool)
     usable[list(unreadable)] = False
     return splits.assign(labels, folds, seed, usable).tolist()

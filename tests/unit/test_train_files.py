@@ -246,7 +246,7 @@ def test_the_config_comes_last_and_the_run_goes(folder: Folder) -> None:
 
 def test_a_place_with_a_model_or_with_other_things_is_refused(folder: Folder) -> None:
     folder.put("notes.txt", b"")
-    with pytest.raises(OutputError, match="is not empty, notes"):
+    with pytest.raises(OutputError, match="is not empty, it contains notes"):
         publish.require_room(folder)
     folder.put(publish.CONFIG, b"{}")
     with pytest.raises(OutputError, match="holds a model already"):
