@@ -83,15 +83,17 @@ class Evaluation:
         """Return everything as plain values, for JSON."""
         metrics = self.metrics
         estimates = {"top1": metrics.top1, "top5": metrics.top5, "ece": metrics.calibration.ece}
-        interval: dict[str, Any] = {name: _interval(each) for name, each in estimates.items() if each is not None}
-        interval["levels"] = {name: _interval(each) for name, each in metrics.levels.items()}
+        interval: dict[str, Any] = {
+            name: _interval(estimate) for name, estimate in estimates.items() if estimate is not None
+        }
+        interval["levels"] = {name: _interval(estimate) for name, estimate in metrics.levels.items()}
         per_class, before = metrics.per_class, metrics.calibration_before
         figures = {"precision": per_class.precision, "recall": per_class.recall, "f1": per_class.f1}
         return {
             "n": metrics.n,
             "top1": metrics.top1.value,
             "top5": metrics.top5 and metrics.top5.value,
-            "levels": {name: each.value for name, each in metrics.levels.items()},
+            "levels": {name: estimate.value for name, estimate in metrics.levels.items()},
             "ece": metrics.calibration.ece.value,
             "ece_before_temperature": before and before.ece.value,
             "temperature": self.temperature,

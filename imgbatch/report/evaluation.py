@@ -59,10 +59,10 @@ def page(
 def _coverage(ours: Evaluation, other: Evaluation | None) -> dict[str, Coverage]:
     """Return the coverage curve of each model, by its name."""
     both = [ours] if other is None else [ours, other]
-    names = [each.model.name.rstrip("/").rpartition("/")[2] for each in both]
+    names = [evaluation.model.name.rstrip("/").rpartition("/")[2] for evaluation in both]
     if len(set(names)) < len(names):
-        names = [each.model.reference for each in both]
-    return {name: each.metrics.coverage for name, each in zip(names, both, strict=True)}
+        names = [evaluation.model.reference for evaluation in both]
+    return {name: evaluation.metrics.coverage for name, evaluation in zip(names, both, strict=True)}
 
 
 def _proportion(value: float) -> str:
@@ -80,20 +80,22 @@ def _proportions(values: Floats, intervals: Intervals) -> list[str]:
 def _seen(ours: Evaluation, other: Evaluation | None) -> str:
     """Return notes on images that the models were trained on: a warning if there are any."""
     notes = []
-    for each in [ours] if other is None else [ours, other]:
-        name = "" if other is None else f"{escape(each.model.name)}: "
-        if each.seen is None:
+    for evaluation in [ours] if other is None else [ours, other]:
+        name = "" if other is None else f"{escape(evaluation.model.name)}: "
+        if evaluation.seen is None:
             notes.append(f'<p class="note">{name}{NOT_KNOWN.capitalize()}.</p>')
-        elif not each.seen.trained + each.seen.selected:
-            notes.append(f'<p class="note">{name}{str(each.seen).capitalize()}.</p>')
+        elif not evaluation.seen.trained + evaluation.seen.selected:
+            notes.append(f'<p class="note">{name}{str(evaluation.seen).capitalize()}.</p>')
         else:
             rest = "All figures below include them"
-            if each.unseen is not None:
-                rest += f"; top-1 of {each.unseen_images:,} images that were not is <b>{each.unseen}</b>"
-            what = "remembers what it has learned" if each.seen.trained else "does on images that it was fitted to"
+            if evaluation.unseen is not None:
+                rest += f"; top-1 of {evaluation.unseen_images:,} images that were not is <b>{evaluation.unseen}</b>"
+            what = (
+                "remembers what it has learned" if evaluation.seen.trained else "does on images that it was fitted to"
+            )
             notes.append(
-                f'<p class="warning"><b>{name}{str(each.seen).capitalize()}.</b> Figures on such images say how well the model '
-                f"{what}, not how good it is on new images. {rest}.</p>"
+                f'<p class="warning"><b>{name}{str(evaluation.seen).capitalize()}.</b> Figures on such images say how well the '
+                f"model {what}, not how good it is on new images. {rest}.</p>"
             )
     return "".join(notes)
 
@@ -101,7 +103,8 @@ def _seen(ours: Evaluation, other: Evaluation | None) -> str:
 def _headline(ours: Evaluation) -> str:
     rows = [("top-1", str(ours.metrics.top1))]
     rows += [("top-5", str(ours.metrics.top5))] if ours.metrics.top5 is not None else []
-    rows += [(f"level {name}", str(each)) for name, each in [*ours.metrics.levels.items()][:-1]]  # the finest is top-1
+    coarser = [*ours.metrics.levels.items()][:-1]  # the finest level is top-1
+    rows += [(f"level {name}", str(estimate)) for name, estimate in coarser]
     per_class, ece = ours.metrics.per_class, ours.metrics.calibration.ece
     rows += [("macro F1", _proportion(per_class.macro(per_class.f1)))]
     rows += [("mean recall of classes", _proportion(per_class.macro(per_class.recall)))]
@@ -140,14 +143,14 @@ def _calibration(ours: Evaluation) -> str:
 def _answers(ours: Evaluation) -> str:
     rows = [
         (
-            each["level"] or "no answer",
-            _proportion(each["share"]),
+            record["level"] or "no answer",
+            _proportion(record["share"]),
             *_proportions(
-                np.array([np.nan if each["accuracy"] is None else each["accuracy"]]),
-                np.array([each["accuracy_interval_95"] or (np.nan, np.nan)]),
+                np.array([np.nan if record["accuracy"] is None else record["accuracy"]]),
+                np.array([record["accuracy_interval_95"] or (np.nan, np.nan)]),
             ),
         )
-        for each in reversed(ours.answers())
+        for record in reversed(ours.answers())
     ]
     return f"<div>{table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
 

@@ -1,4 +1,4 @@
-"""Effects: the checkpoint of a fine-tuning: what is known after an epoch, in the run's folder."""
+"""Effects: the checkpoint of a fine-tuning: its state and weights after an epoch, in the folder of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEARN, REFIT = "learn", "refit"
 
 @dataclass
 class State:
-    """The progress of a run. Its fields are part of the checkpoint: another name makes checkpoints of before unreadable."""
+    """The progress of a run. Its fields are part of the checkpoint: if one is renamed, older checkpoints cannot be read."""
 
     phase: str = LEARN
     epoch: int = 0
