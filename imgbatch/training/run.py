@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from imgbatch.concurrency.monitor import on_tick, tick
@@ -232,25 +231,9 @@ def learn(
                 log.warning(
                     "train.workers=%d is not used: train.method=head trains in one process", job.config.train.workers
                 )
-            log.info("%s", describe_folds(fold))
+            log.info("%s", splits.describe(fold))
             train_by = strategies.by_head if method == "head" else strategies.by_finetuning
             return method, prepared, labelled, resolver, train_by(task, work, prepared, labelled, fold)
-
-
-def describe_folds(fold: npt.NDArray[np.int64]) -> str:
-    """Describe how the prepared images are divided.
-
-    >>> describe_folds(np.array([0, 1, 2, 0, 1])), describe_folds(np.array([splits.ALWAYS, splits.ALWAYS, 0]))
-    ('5 images, 3-fold cross-validation', '2 images to learn from, 1 held out to choose on')
-    >>> describe_folds(np.array([splits.ALWAYS, 0, 1])), describe_folds(np.array([splits.ALWAYS, splits.NEVER]))
-    ('3 images, 2-fold cross-validation of 2 of them', '1 image to learn from, none held out')
-    """
-    used, held = int(np.count_nonzero(fold != splits.NEVER)), int(np.count_nonzero(fold >= 0))
-    folds = int(fold.max(initial=splits.NEVER)) + 1
-    if folds > 1:
-        part = "" if held == used else f" of {held:,} of them"
-        return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
-    return f"{counted(used - held, 'image')} to learn from, {f'{held:,} held out to choose on' if held else 'none held out'}"
 
 
 def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resolver, Any]:
@@ -276,7 +259,7 @@ def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resol
             len(labelled.labels),
         )
     fold = splits.assign(labelled, job.config.train.folds, job.config.train.seed, prepared.read)
-    warn_of_single_images(labelled, fold)
+    splits.warn_of_single_images(labelled, fold)
     return labelled, resolver, fold
 
 
@@ -319,19 +302,6 @@ def metrics_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> M
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:
     """Return the taxonomy of the run, checked against the labels."""
     return taxonomy.read(job.taxonomy, job.config.taxonomy, labels) if job.taxonomy else None
-
-
-def warn_of_single_images(labelled: Labelled, fold: Any) -> None:
-    """Log the classes with one image, which cannot be held out."""
-    counts = np.bincount(labelled.classes[fold >= splits.ALWAYS], minlength=len(labelled.labels))
-    single = [labelled.labels[number] for number in np.flatnonzero(counts == 1).tolist()]
-    if single:
-        shown = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
-        log.warning(
-            "%s with one image, from which little is learned and which cannot be held out: %s",
-            counted(len(single), "class", "classes"),
-            shown,
-        )
 
 
 def require_readable(labelled: Labelled, read: Any, rejects: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,8 @@ from imgbatch.errors import InputError
 from imgbatch.sources.split_words import TEST, TRAIN, VAL
 from imgbatch.terminal.plurals import counted
 from imgbatch.training.labels import NO_CLASS, Labelled
+
+log = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 
@@ -96,3 +100,32 @@ def only_largest(fold: Ints) -> Ints:
 def held_out(fold: Ints, number: int) -> tuple[Ints, Ints]:
     """Return the images to train on, and the held-out ones, for one fold."""
     return np.flatnonzero((fold >= ALWAYS) & (fold != number)), np.flatnonzero(fold == number)
+
+
+def describe(fold: Ints) -> str:
+    """Describe how the prepared images are divided.
+
+    >>> describe(np.array([0, 1, 2, 0, 1])), describe(np.array([ALWAYS, ALWAYS, 0]))
+    ('5 images, 3-fold cross-validation', '2 images to learn from, 1 held out to select the model')
+    >>> describe(np.array([ALWAYS, 0, 1])), describe(np.array([ALWAYS, NEVER]))
+    ('3 images, 2-fold cross-validation of 2 of them', '1 image to learn from, none held out')
+    """
+    used, held = int(np.count_nonzero(fold != NEVER)), int(np.count_nonzero(fold >= 0))
+    folds = int(fold.max(initial=NEVER)) + 1
+    if folds > 1:
+        part = "" if held == used else f" of {held:,} of them"
+        return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
+    return f"{counted(used - held, 'image')} to learn from, {f'{held:,} held out to select the model' if held else 'none held out'}"
+
+
+def warn_of_single_images(labelled: Labelled, fold: Ints) -> None:
+    """Log the classes with one image, which cannot be held out."""
+    counts = np.bincount(labelled.classes[fold >= ALWAYS], minlength=len(labelled.labels))
+    single = [labelled.labels[number] for number in np.flatnonzero(counts == 1).tolist()]
+    if single:
+        shown = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
+        log.warning(
+            "%s with one image, from which little is learned and which cannot be held out: %s",
+            counted(len(single), "class", "classes"),
+            shown,
+        )

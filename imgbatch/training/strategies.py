@@ -177,9 +177,9 @@ def by_finetuning(task: Task, work: Preparation, prepared: Prepared, labelled: L
         task.config.train, len(images), min(size.height, size.width),
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
-    if config.workers > (learned := int(np.count_nonzero(~held_out))):
+    if config.workers > (n := int(np.count_nonzero(~held_out))):
         raise UsageError(
-            f"train.workers={config.workers} for {counted(learned, 'image')} to learn from: each needs at least one"
+            f"train.workers={config.workers} for {counted(n, 'image')} to learn from: each needs at least one"
         )
     inputs = _held_out_inputs(task, prepared, images[held_out])
     options = {name: value for name, value in asdict(config).items() if name not in _NOT_IN_DIGEST}
