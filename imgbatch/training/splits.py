@@ -115,7 +115,8 @@ def describe(fold: Ints) -> str:
     if folds > 1:
         part = "" if held == used else f" of {held:,} of them"
         return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
-    return f"{counted(used - held, 'image')} to learn from, {f'{held:,} held out to select the model' if held else 'none held out'}"
+    part = f"{held:,} held out to select the model" if held else "none held out"
+    return f"{counted(used - held, 'image')} to learn from, {part}"
 
 
 def warn_of_single_images(labelled: Labelled, fold: Ints) -> None:
