@@ -392,7 +392,7 @@ def test_numbered_names_are_one_input() -> None:
     assert [label for label, _ in said(*tables, roots=roots)] == ["cat", None]
 
 
-def test_files_next_to_images_that_may_hold_labels_are_refused_as_ambiguous() -> None:
+def test_files_beside_images_that_may_say_labels_are_asked_about() -> None:
     columns = (Columns(sidecar="/in/s0/0.cls"),)
     message = refused(rows("s0/0.jpg", "s1/1.jpg"), columns=columns)
     assert "/in/s0/0.cls may say the labels" in message
