@@ -25,7 +25,8 @@ from imgbatch.schema import LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, marked
+from imgbatch.sources.label_summary import LabelSummary
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, labelled_sources
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
@@ -56,7 +57,7 @@ def _root(source: Source) -> Root:
         folder = folder.rpartition("/")[0]
     if source.kind == "inventory":  # its objects may be anywhere
         folder = ""
-    return Root(folder, source.kind, own=name if source.kind == "manifest" else "", given=source.uri)
+    return Root(folder, source.kind, file=name if source.kind == "manifest" else "", input=source.uri)
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Resolver:
         return self.declaration.is_ignored(listed)
 
     def lines(self) -> list[str]:
-        """Return what was understood, as a table; see `Understood.lines`."""
+        """Return what was understood, as a table; see `LabelSummary.lines`."""
         assert self.declaration is not None
         lines = self.understood.lines(self.declaration.origins)
         if self.declaration.overridden:
@@ -235,14 +236,14 @@ def _listed_again(
             yield ListingBatch(batch, whole=is_whole)
 
 
-def _segments(tables: Iterator[pa.Table], wholes: Ints) -> Iterator[tuple[pa.Table, bool]]:
-    """Cut tables, numbered row by row, so that each range of `wholes` is a table of its own.
+def _segments(tables: Iterator[pa.Table], ranges: Ints) -> Iterator[tuple[pa.Table, bool]]:
+    """Cut tables, numbered row by row, so that each range of `ranges` is a table of its own.
 
     >>> tables = iter([pa.table({"n": [0, 1, 2]}), pa.table({"n": [3, 4, 5]})])
     >>> [(t["n"].to_pylist(), whole) for t, whole in _segments(tables, np.array([[1, 4]]))]
     [([0], False), ([1, 2, 3], True), ([4, 5], False)]
     """
-    ends = {int(first): int(end) for first, end in wholes if first < end}
+    ends = {int(first): int(end) for first, end in ranges if first < end}
     starts = sorted(ends)
     number, until, parts = 0, None, []
     for table in tables:

@@ -152,7 +152,7 @@ def existing_labels(
     stores = Stores(config.storage)
     if not config.output.uri:
         raise UsageError("no --output: say where the figures go")
-    if missing := absent(labels):
+    if missing := missing_path(labels):
         raise InputError(f"--labels {missing}")
     scored = Folder(stores, absolute(labels))
     record = last_record(scored)

@@ -18,7 +18,8 @@ from imgbatch.models.model import Model
 from imgbatch.schema import CARRIED, labels_with, require_carried
 from imgbatch.sources import recognise
 from imgbatch.sources.base import Source
-from imgbatch.storage.stores import Folder, Stores, absolute, is_local
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, is_local
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 
@@ -45,7 +46,7 @@ def prepare(chosen: sections.Config) -> Job:
             recognise.require_utf8(uri, what)
     console.step("loading the model")
     model = loading.load(chosen.model, stores)
-    chosen = reading.with_output(chosen, model=model.slug)
+    chosen = reading.fill_output_template(chosen, model=model.slug)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(chosen.output.uri))
@@ -80,7 +81,7 @@ def sources_beside(output: Folder, uris: Sequence[str], chosen: sections.SourceC
     """
     found = recognise.recognise(output.stores, uris, chosen)
     for source in found:
-        if recognise.would_find(source, output):
+        if recognise.would_list(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
     return found
 

@@ -26,14 +26,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
 from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
 from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
-from imgbatch.sources.tars import key_of, loose_label
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
 
@@ -258,7 +259,7 @@ def shards(folder: Folder) -> Iterator[Shard]:
         return Shard(name, rows.replace_schema_metadata(), rows.schema.metadata[_DIGEST].decode())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for _, shard in ahead(pool, read, names, most=4 * _AT_ONCE):
+        for _, shard in prefetch_calls(pool, read, names, max_pending=4 * _AT_ONCE):
             if shard is not None:
                 yield shard
 

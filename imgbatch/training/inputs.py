@@ -20,12 +20,13 @@ from imgbatch.errors import InputError
 from imgbatch.evaluation.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, Todo, pages
+from imgbatch.ledger.listing import Listing, WorkPlan
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.schema import whole
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, marked
-from imgbatch.sources.split_words import TEST, of_folder
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, labelled_sources
+from imgbatch.sources.split_words import TEST, split_of_folder
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 from imgbatch.training.cache import PROBLEM
@@ -58,7 +59,7 @@ class Listed:
     inputs: Inputs
     table: pa.Table
     pages: Folder
-    todo: Todo
+    work_plan: WorkPlan
     fingerprint: str
     """Differs for other images, versions or labels."""
     columns: Sequence[Columns]
@@ -188,7 +189,7 @@ def warn_of_empty_folders(inputs: Inputs, uris: pa.ChunkedArray) -> None:
     """Log the folders directly below an input, or below its split folders, that hold no image."""
     for root in (source.uri for source in inputs.sources if source.kind == "folder"):
         folders = Folder(inputs.stores, root).folders()
-        splits = [f"{root}/{name}" for name in folders if of_folder(name) is not None]
+        splits = [f"{root}/{name}" for name in folders if split_of_folder(name) is not None]
         for place in (root, *splits):
             for name in empty_folders(place, Folder(inputs.stores, place).folders(), uris):
                 log.warning("%s/%s holds no image: it is no class", place, name)

@@ -17,7 +17,7 @@ import torch.distributed
 
 from imgbatch import errors
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import bounded
+from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ImgbatchError, UsageError
 from imgbatch.terminal import console

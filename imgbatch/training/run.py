@@ -33,7 +33,8 @@ from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.pipeline import budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
-from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import artifacts, inputs, publish, splits
@@ -175,7 +176,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummar
     )
     record.start()
     log.info("base %s", job.base.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling():
+    with stop.on_timeout(record.record_interrupt), on_tick(record.beat), record.recording_failure():
         return work_through(job, record, stop)
 
 
@@ -220,7 +221,7 @@ def learn(
         method = job.config.train.method_on(gpus=plan.split)
         with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
-                job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
+                job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.work_plan, job.run,
                 plan,
             )  # fmt: skip
             work, prepared = strategies.prepared_for(task, method, wanted)

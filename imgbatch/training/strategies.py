@@ -14,16 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from imgbatch.concurrency.polling import waited
+from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
 from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.evaluation.calibration import fit_temperature
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import counted, rate
 from imgbatch.training import cache, defaults, head, network, ray_train, splits, trainer

@@ -32,13 +32,14 @@ from imgbatch.config.sections import Config
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
-from imgbatch.ledger.commit_log import Footer, Log
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.tar_progress import members_of, version_of
 from imgbatch.models import loading
 from imgbatch.rejects import Refusal
 from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, whole
 from imgbatch.sources.fetch import Fetched
-from imgbatch.sources.tars import End, Tar
+from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Folder, Stores
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Reservoir:
 def _tars(table: pa.Table, footer: Footer) -> pa.Array:
     """Return for each row the tar that its image is a member of, null if it is of none."""
     tars = np.full(len(table), None, object)
-    for tar in footer.shards:
+    for tar in footer.tars:
         tars[np.asarray(members_of(whole(table["uri"]), tar))] = tar
     return pa.array(tars, pa.string())
 
@@ -162,7 +163,7 @@ class Resampler(LabelImages):
                 refusal = Refusal("fetch", "changed", f"{tar} is another than the one that was labelled")
             else:
                 limit = self._work.config.fetch.max_bytes
-                for member in Tar(stores, tar, meta, "*", limit, wanted=frozenset(names)).members():
+                for member in TarReader(stores, tar, meta, "*", limit, wanted=frozenset(names)).members():
                     if isinstance(member, End):
                         break
                     if left[member.name] is None:  # the first of a name is the one that has a label

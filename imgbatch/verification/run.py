@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.ledger.success_marker import read_success
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
 from imgbatch.verification.file_checks import Check, record_of
 
@@ -31,7 +32,7 @@ class VerificationSummary:
     def __str__(self) -> str:
         text = (
             f"{self.listed:,} images listed, {self.labelled:,} labelled, {self.rejected:,} rejected, {self.kept:,} kept; "
-            f"{self.rows:,} rows, no image twice: the books of {self.output} balance"
+            f"{self.rows:,} rows, no image twice: the counts of {self.output} reconcile"
         )
         return f"{text}\n{self.sample}" if self.sample else text
 

@@ -85,7 +85,7 @@ def test_a_damaged_shard_is_not_used_and_built_again(folder: Folder, suffix: str
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], cache_build.Prepared]:
     """Return a mask of the entries of a listing that are done, and the prepared images."""
     work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
-    todo = Todo(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
+    work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
     is_done = cache_build._known(work, todo)
     return is_done.tolist(), cache_build._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
