@@ -15,7 +15,8 @@ from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.ledger.commit_log import Log
 from imgbatch.models.model import Model
 from imgbatch.schema import labels_with
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 
 _REFUSED = OutputError.exit_code  # a run with this exit code has written none of the rows
 

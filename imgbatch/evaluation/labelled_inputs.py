@@ -20,7 +20,8 @@ from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.candidates import candidates
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, pages
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.schema import LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
@@ -30,7 +31,6 @@ from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, 
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
-from imgbatch.sources.understood import Understood
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 
@@ -70,7 +70,7 @@ class Resolver:
     config: SourceConfig
     splits: bool = True
     """Whether columns, and keys of sidecars, are searched for the split."""
-    understood: Understood = field(default_factory=Understood)
+    understood: LabelSummary = field(default_factory=LabelSummary)
     declaration: Declaration | None = None
     tars: dict[str, int] = field(default_factory=dict)
     """The tars that are listed, and the number of the input that listed each."""
@@ -134,7 +134,7 @@ class Resolver:
         for group, (uri, problem) in self._problems.items():
             if labels[group].labels == "folders" and self.config.labels == "auto":
                 raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
-        self.declaration, self.understood = declaration, Understood()
+        self.declaration, self.understood = declaration, LabelSummary()
         return declaration
 
     def apply(self, listed: pa.Table | pa.RecordBatch) -> tuple[pa.Array, Ints]:
@@ -202,7 +202,7 @@ def relisted(
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as directory:
         folder = Folder(stores, directory)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-        sources, columns = marked(inputs, config, splits=splits)
+        sources, columns = labelled_sources(inputs, config, splits=splits)
         with candidates(sources, allow_empty=config.allow_empty) as batches:
             listing.take(batches)
         resolver = Resolver(stores, inputs, columns, config, splits)
@@ -213,7 +213,7 @@ def relisted(
         counts = listing.counts
 
         def list_wanted() -> Iterator[ListingBatch]:
-            resolver.understood = Understood()
+            resolver.understood = LabelSummary()
             yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_LISTED), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 
@@ -227,7 +227,7 @@ def _listed_again(
     folder: Folder, listing: Listing, resolver: Resolver, wanted: Callable[[pa.Table, Ints], pa.Array]
 ) -> Iterator[ListingBatch]:
     """Yield the rows of a listing with their labels; each row group that is read as a whole is a batch."""
-    for rows, is_whole in _segments(pages(folder), listing.todo().wholes):
+    for rows, is_whole in _segments(pages(folder), listing.work_plan().row_group_ranges):
         labels, splits = resolver.apply(rows)
         rows = rows.set_column(rows.schema.get_field_index(TRUTH), TRUTH, labels)
         is_wanted = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))

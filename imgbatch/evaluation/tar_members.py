@@ -15,7 +15,8 @@ from imgbatch.schema import CARRIED, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.sources.tars import key_of, loose_label, read_sidecars
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label, read_sidecars
 from imgbatch.storage.stores import Folder
 
 

@@ -42,7 +42,8 @@ from imgbatch.models.model import Model
 from imgbatch.pipeline import run
 from imgbatch.pipeline.preflight import naming_the_output, prepare
 from imgbatch.sources import recognise
-from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 
@@ -162,7 +163,7 @@ def existing_labels(
         config = replace(config, model=recorded_model(record, config.model))
     model = loading.load(config.model, stores)
     log.info("model %s", model.summary())
-    config = reading.with_output(config, model=model.slug)
+    config = reading.fill_output_template(config, model=model.slug)
     output = Folder(stores, absolute(config.output.uri))
     withdraw(output)
     require_columns(scored, record.get("config", {}).get("output", {}).get("columns", ()))

@@ -301,7 +301,7 @@ def load(folder: Folder, keys: Keys, allocate: Callable[[tuple[int, ...], Any], 
         return array
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for (_, positions, _), rows in ahead(pool, read, wanted, most=2 * _AT_ONCE):
+        for (_, positions, _), rows in prefetch_calls(pool, read, wanted, max_pending=2 * _AT_ONCE):
             if result is None:
                 result = allocate((len(keys), *rows.shape[1:]), rows.dtype)
             result[positions] = rows

@@ -75,7 +75,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     Raises:
         InputError: there is not one image.
     """
-    sources, columns = marked(inputs.sources, inputs.config)
+    sources, columns = labelled_sources(inputs.sources, inputs.config)
     listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
     with candidates(sources, allow_empty=inputs.config.allow_empty) as batches:
         listing.take(batches)
@@ -93,7 +93,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
         tick()
         digest.update(json.dumps(page.to_pydict(), default=str).encode())
         tables.append(page.drop_columns(["size", "etag", "last_modified"]))
-    return Listed(inputs, pa.concat_tables(tables), folder, listing.todo(), digest.hexdigest(), columns)
+    return Listed(inputs, pa.concat_tables(tables), folder, listing.work_plan(), digest.hexdigest(), columns)
 
 
 def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
@@ -106,11 +106,11 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
     resolver.add(listed.table)
     resolver.decide()
     labels, splits = resolver.apply(listed.table)
-    if listed.todo.shards:
+    if listed.work_plan.tars:
         # A tar named after the test split is not read, unless there is nothing else: then it may hold images of all splits.
         has_others = bool((splits != TEST).any())
         images = ~np.asarray(resolver.is_ignored(listed.table))
-        mask: Mask = listed.todo.pending & images & ((splits != TEST) | (not has_others))
+        mask: Mask = listed.work_plan.pending & images & ((splits != TEST) | (not has_others))
         return mask, None
     labelled = number_classes(labels, splits, whole(listed.table[GROUP]))
     log_understood(resolver)
@@ -154,20 +154,18 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         InputError: see `labels_of`.
     """
     resolver, tables, is_complete = listed.resolver(), [listed.table], True
-    opened = list(listed.todo.shards.items())[:_PREVIEWED_TARS]
+    opened = list(listed.work_plan.tars.items())[:_PREVIEWED_TARS]
     for number, tar in opened:
         tick()
         rows, read_to_end = tars.read_members(
-            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS
+            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, max_images=_PREVIEWED_MEMBERS
         )
         source, is_complete = listed.table[OBJECT_OF][number], is_complete and read_to_end
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))
-    is_complete = is_complete and len(opened) == len(listed.todo.shards)
+    is_complete = is_complete and len(opened) == len(listed.work_plan.tars)
     for table in tables:
         resolver.add(table)
-    scope = (
-        f"{len(opened):,} of {len(listed.todo.shards):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
-    )
+    scope = f"{len(opened):,} of {len(listed.work_plan.tars):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
     try:
         resolver.decide()
         resolved = [resolver.apply(table) for table in tables]

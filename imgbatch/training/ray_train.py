@@ -51,11 +51,13 @@ def fit(
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    reports = bounded(_queue, limits.call_s, "the start of an actor")
+    reports = call_with_timeout(_queue, limits.call_s, "the start of an actor")
     ended: list[BaseException | None] = []
     with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
         create = partial(_torch_trainer, spec, reports, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
-        torch_trainer = bounded(create, limits.call_s, "TorchTrainer")  # its constructor makes a call to the cluster
+        torch_trainer = call_with_timeout(
+            create, limits.call_s, "TorchTrainer"
+        )  # its constructor makes a call to the cluster
 
         def run() -> None:
             try:
@@ -66,7 +68,7 @@ def fit(
 
         threading.Thread(target=run, name="train", daemon=True).start()
         failure = _follow(reports, ended, limits, report)
-        bounded(lambda: reports.shutdown(force=True), limits.call_s, "ray.kill")
+        call_with_timeout(lambda: reports.shutdown(force=True), limits.call_s, "ray.kill")
     if ended[0] is not None:
         raise _error_of(failure, ended[0])
 
@@ -92,7 +94,7 @@ def _follow(
     while not ended:
         tick()
         try:
-            fact = bounded(lambda: reports.get(timeout=_TICK_S), limits.call_s, "ray.get")
+            fact = call_with_timeout(lambda: reports.get(timeout=_TICK_S), limits.call_s, "ray.get")
         except RayActorError as gone:
             raise ClusterError(
                 "the node with the queue of the workers' reports is lost: run the same command again to resume from the last "

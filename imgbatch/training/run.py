@@ -111,7 +111,7 @@ def taxonomy_file(config: Training, stores: Stores) -> bytes | None:
     try:
         return stores.read(absolute(config.taxonomy))[0]
     except (NotFound, BadPath) as error:
-        raise UsageError(f"--taxonomy {absent(config.taxonomy) or error}") from error
+        raise UsageError(f"--taxonomy {missing_path(config.taxonomy) or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +214,12 @@ def learn(
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), session.connected(job.config.cluster.call_s):
+    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         method = job.config.train.method_on(gpus=plan.split)
-        with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+        with loading.share_weights(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.work_plan, job.run,
                 plan,
@@ -248,7 +248,7 @@ def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resol
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip
     labelled, resolver = inputs.labels_of(listed, prepared)
-    if listed.todo.shards:
+    if listed.work_plan.tars:
         inputs.log_understood(resolver)
     require_readable(labelled, prepared.read, job.run.at("rejects.parquet"))
     tree_of(job, labelled.labels)  # the labels in tars are only known now

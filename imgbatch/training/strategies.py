@@ -55,7 +55,7 @@ class Task:
     """The listing's `uri` and carried columns."""
     fingerprint: str
     """Differs for other images, versions and labels."""
-    todo: Todo
+    work_plan: WorkPlan
     run: Folder
     plan: Plan
 
@@ -91,8 +91,8 @@ class Task:
 
     def prepare(self, work: Preparation, wanted: Mask) -> Prepared:
         """Prepare some entries of the listing."""
-        todo = replace(self.todo, pending=wanted)
-        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s)
+        work_plan = replace(self.work_plan, pending=wanted)
+        return prepare(work, self.listed, work_plan, self.plan, stall_s=self.config.cluster.stall_timeout_s)
 
     @property
     def gpus(self) -> bool:
@@ -136,16 +136,16 @@ def by_head(task: Task, work: Preparation, prepared: Prepared, labelled: Labelle
     images = np.flatnonzero(fold != splits.NEVER)
     # The long steps run in threads, so that meanwhile the heartbeat is written and a stop request is seen.
     console.step("reading the features")
-    features = waited(lambda: cache.load(work.shards, prepared.keys[images], np.empty))
+    features = run_with_ticks(lambda: cache.load(work.shards, prepared.keys[images], np.empty))
     classes, fold, config = labelled.classes[images], fold[images], task.config.train
     weights = _class_weights(classes, len(labelled.labels)) if config.class_balancing != "none" else None
     options: dict[str, Any] = {"number_of_classes": len(labelled.labels), "weights": weights}
     console.step("choosing the strength of L2")
-    best = waited(lambda: head.choose(features, classes, fold, l2=config.l2, report=log.info, **options))
+    best = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, report=log.info, **options))
     temperature = fit_temperature(best.logits, classes[best.held_out])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     console.step("fitting the head")
-    fitted = waited(lambda: head.fit(features[learned], classes[learned], l2=best.l2, **options))
+    fitted = run_with_ticks(lambda: head.fit(features[learned], classes[learned], l2=best.l2, **options))
     net = network.build(task.base, len(labelled.labels), pretrained=True, seed=config.seed)
     network.set_head(net, fitted.weight, fitted.bias)
     network.divide_logits(net, temperature)

@@ -21,7 +21,7 @@ from imgbatch.evaluation.ground_truth import GroundTruth
 from imgbatch.evaluation.inputs import is_of_split
 from imgbatch.evaluation.labelled_inputs import Resolver, relisted
 from imgbatch.evaluation.tar_members import TarMembers
-from imgbatch.ledger.commit_log import Footer, encode
+from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet
 from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import TRUTH

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.errors import InputError
-from imgbatch.sources.split_words import TEST, TRAIN, VAL, codes
+from imgbatch.sources.split_words import TEST, TRAIN, VAL, split_codes
 from imgbatch.training import splits
 from imgbatch.training.labels import NO_CLASS, Labelled, number_classes
 from imgbatch.training.splits import ALWAYS, NEVER
@@ -15,9 +15,9 @@ from imgbatch.training.splits import ALWAYS, NEVER
 
 def read(names: list, split: list | None = None, group: list | None = None) -> Labelled:
     """Number the classes of images with these labels, splits and groups."""
-    split_codes = codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
+    numbers = split_codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
     together = pa.array(group if group is not None else [None] * len(names), pa.string())
-    return number_classes(pa.array(names, pa.string()), np.maximum(split_codes, TRAIN), together)
+    return number_classes(pa.array(names, pa.string()), np.maximum(numbers, TRAIN), together)
 
 
 def test_classes_are_numbered_in_the_order_of_their_names() -> None:

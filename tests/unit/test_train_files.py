@@ -16,7 +16,7 @@ from imgbatch.config.sections import Config, SourceConfig, StorageConfig
 from imgbatch.config.training import Training
 from imgbatch.errors import ClusterError, OutputError
 from imgbatch.evaluation.scores import Metrics, Scores
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -87,8 +87,10 @@ def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[
     work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    is_done = cache_build._known(work, todo)
-    return is_done.tolist(), cache_build._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
+    is_done = cache_build._known(work, work_plan)
+    return is_done.tolist(), cache_build._result(
+        work, listed, work_plan.pending, replace(work_plan, pending=np.zeros(n, bool))
+    )
 
 
 def test_images_with_transient_rejects_are_retried(folder: Folder) -> None:
@@ -187,8 +189,8 @@ def test_carried_columns_need_not_be_strings(folder: Folder) -> None:
     work = cast(Any, SimpleNamespace(shards=folder, config=Config()))
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
-    todo = Todo(np.array([False, True]), np.zeros((0, 2), np.int64), {})
-    prepared = cache_build._result(work, listed, np.ones(2, bool), todo)
+    work_plan = WorkPlan(np.array([False, True]), np.zeros((0, 2), np.int64), {})
+    prepared = cache_build._result(work, listed, np.ones(2, bool), work_plan)
     assert prepared.images["input_label"].to_pylist() == ["7", "8"] and prepared.rejects["reason"].to_pylist() == [
         "crashed"
     ]
