@@ -196,7 +196,7 @@ class LoadFeatures:
         """Build the network.
 
         Raises:
-            Disagrees: its outputs on this node differ from the expected ones.
+            SelfCheckError: its outputs on this node differ from the expected ones.
         """
         features = Features(self.base, self.dtype)
         self_check.run_check(self.base, features)
