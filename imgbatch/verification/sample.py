@@ -193,7 +193,7 @@ class Sample:
 
     def _describe_differences(self, result: SampleResult, model: Model) -> str:
         wrong = len(result.differences)
-        proportion = metrics.proportion(wrong, result.compared)
+        proportion = metrics.proportion_of(wrong, result.compared)
         shown = "\n- ".join(f"{row['uri']}: {text} ({row[PART]})" for row, text in result.differences[:_SHOWN])
         more = f"\n- … and {wrong - _SHOWN:,} more" if wrong > _SHOWN else ""
         parts = Counter(row[PART] for row, _ in result.differences)
