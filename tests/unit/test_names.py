@@ -65,7 +65,7 @@ def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "listed"),
-    [("**Junk** is", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images** are", patterns.NO_IMAGES)],
+    [("**Junk.** An", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images.** These", patterns.NO_IMAGES)],
     ids=["junk", "no images"],
 )
 def test_the_page_about_inputs_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:
