@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
 from imgbatch.schema import LISTING
@@ -132,7 +132,7 @@ class Objects:
             yield from self._found(replace(found, batch=found.batch.filter(pc.invert(is_list))))
             lists = found.batch.filter(is_list)
             rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
-            yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+            yield from prefetch_streams(rows, concurrency=_FILES_AT_ONCE, max_pending=1)
 
     def _found(self, found: ListingBatch) -> Iterator[ListingBatch]:
         objects = found.batch
@@ -147,7 +147,7 @@ class Objects:
         if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
             yield ListingBatch(gone, unread=True)
         rows = [partial(_rows_of, table) for table in self._tables(tables)]
-        yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+        yield from prefetch_streams(rows, concurrency=_FILES_AT_ONCE, max_pending=1)
 
     def _meant(self) -> Iterator[pa.RecordBatch]:
         """Yield what is meant, as LISTING batches, without what is junk."""

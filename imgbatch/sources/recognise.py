@@ -10,7 +10,7 @@ from functools import partial
 
 from fsspec.utils import glob_translate
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.sources import inventory, objects, tars
@@ -65,7 +65,9 @@ def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterat
                 f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
             )
 
-    yield from chained([partial(found_in, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
+    yield from prefetch_streams(
+        [partial(found_in, source) for source in sources], concurrency=_INPUTS_AT_ONCE, max_pending=1
+    )
 
 
 def answer(sources: Sequence[Source]) -> bool:

@@ -57,7 +57,7 @@ class Member:
     name: str
     offset: int
     """Where its header begins."""
-    group: int
+    resume_offset: int
     """Where the header of the first member of its key begins: a reader that comes again may start there."""
     content: bytes | Refusal
     sidecars: Mapping[str, str]
@@ -185,7 +185,7 @@ class Tar:
     wanted: Collection[str] | None = None
     """The names of the images that are read, whatever `suffixes` says; None: all."""
     _key: str | None = None
-    _group: int = 0
+    _key_offset: int = 0
     _images: list[tuple[str, int, bytes | Refusal]] = field(default_factory=list)
     _sidecars: dict[str, str] = field(default_factory=dict)
     _sidecar_names: list[str] = field(default_factory=list)
@@ -200,15 +200,15 @@ class Tar:
             Candidates(self.suffixes) if self.wanted is None else self.wanted
         )
 
-    def members(self, group: int = 0, through: int = -1) -> Iterator[Member | End]:
-        """Yield the images behind the one whose header begins at `through`, and the end; reading begins at `group`.
+    def members(self, resume_offset: int = 0, last_offset: int = -1) -> Iterator[Member | End]:
+        """Yield the images behind the one whose header begins at `last_offset`, and the end; reading begins at `resume_offset`.
 
         Raises:
             StoreError: the store stayed away, or the tar is another than the one that was listed.
             InputError: with `collect`: more sidecars are to be remembered than memory is given for.
         """
         # The bytes decide, not the name. Within gzip data no position can be asked for.
-        start = 0 if group and self._begins() == _GZIP else group
+        start = 0 if resume_offset and self._begins() == _GZIP else resume_offset
         tar: tarfile.TarFile | None = None
         with self.stores.stream(self.uri, self.meta, start) as stream:
             head, chunks = looked_at(plain(stream.read), _BLOCK)
@@ -225,7 +225,7 @@ class Tar:
                     while _ended_by(tar) is None and (info := _next(tar)) is not None:
                         cast(Any, tar).members.clear()  # a tar of a million members would keep them all
                         found += 1
-                        yield from self._take(file, info, through)
+                        yield from self._take(file, info, last_offset)
                     ended_by = _ended_by(tar)
                     if not isinstance(ended_by, _EndMark):
                         head = b"" if start or follows or found else head
@@ -234,7 +234,7 @@ class Tar:
                     follows, more = True, file.skip_zeros()
             except (tarfile.TarError, zlib.error, EOFError) as error:
                 tear = _torn(error, b"" if start or tar is not None else head)
-        yield from self._flush(through)
+        yield from self._flush(last_offset)
         offset = start if tar is None else tar.offset
         yield End(offset, self._ignored, tear, self._unpaired, self._unpaired_example, self._collected)
 
@@ -244,7 +244,7 @@ class Tar:
             "read", self.uri, lambda store, path: store.read_range(path, 0, len(_GZIP), self.meta.etag)
         )
 
-    def _take(self, file: Forward, info: tarfile.TarInfo, through: int) -> Iterator[Member]:
+    def _take(self, file: Forward, info: tarfile.TarInfo, last_offset: int) -> Iterator[Member]:
         if info.isdir():
             return
         if is_junk(info.name):  # such as ._x.jpg, which macOS writes between x.jpg and x.cls
@@ -253,8 +253,8 @@ class Tar:
         found = _KEY.fullmatch(posixpath.normpath(info.name))
         key = found[1] if found else None
         if key is None or key != self._key:
-            yield from self._flush(through)
-            self._key, self._group = key, info.offset
+            yield from self._flush(last_offset)
+            self._key, self._key_offset = key, info.offset
         plain_file = info.isreg() and not info.issparse()
         if found and found[2].lower() in SIDECARS and plain_file and info.size <= _MOST_SIDECAR_BYTES:
             self._sidecars[CARRIED + found[2].lower()] = _text(_content(file, info))
@@ -275,11 +275,11 @@ class Tar:
             return Refusal("fetch", "too_large", f"{info.size} bytes are more than fetch.max_bytes={self.max_bytes}")
         return _content(file, info)
 
-    def _flush(self, through: int) -> Iterator[Member]:
+    def _flush(self, last_offset: int) -> Iterator[Member]:
         """Yield the images of the key that has ended: now the sidecars beside them are known."""
         for name, offset, content in self._images:
-            if offset > through:
-                yield Member(name, offset, self._group, content, self._sidecars)
+            if offset > last_offset:
+                yield Member(name, offset, self._key_offset, content, self._sidecars)
         if self._sidecar_names and not self._images:
             self._leave_unpaired(self._key or "")
         self._images, self._sidecars, self._sidecar_names = [], {}, []

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import S3Store
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.errors import TimedOut, Unreachable
 from imgbatch.storage.base import FOUND, unquoted, unquoted_all
 from imgbatch.storage.error_mapping import judge
@@ -61,7 +61,7 @@ class Listing:
         streams = self._apart(path) if len(begun) == _PAGES_IN_TURN else []
         if len(streams) > 1:
             known = pa.concat_arrays(begun)
-            for found in chained(streams, at_once=_LISTS_AT_ONCE, most=_PAGES_AHEAD):
+            for found in prefetch_streams(streams, concurrency=_LISTS_AT_ONCE, max_pending=_PAGES_AHEAD):
                 yield found.filter(pc.invert(pc.is_in(found["path"], known)))
         else:
             yield from in_turn

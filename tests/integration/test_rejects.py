@@ -203,5 +203,5 @@ def test_weights_that_do_not_fit(warm: Job, folder: Path, tiny_model: Path, tmp_
     output = tmp_path / "out"
     weights.write_bytes(weights.read_bytes()[:-1000])
     said = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
-    assert "it is torn" in said and str(broken) in said
+    assert "it is truncated" in said and str(broken) in said
     assert not tables.parts(output)

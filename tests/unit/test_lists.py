@@ -602,7 +602,7 @@ def test_no_form_leads_from_a_bucket_to_files_of_this_machine(
 
 
 def test_both_ways_of_naming_are_too_many() -> None:
-    with pytest.raises(UsageError, match="set one of them"):
+    with pytest.raises(UsageError, match="set only one of them"):
         SourceConfig(uri_column="a", uri_template="{b}")
 
 

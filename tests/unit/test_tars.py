@@ -27,8 +27,8 @@ from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Listing, Todo
-from imgbatch.ledger.tar_progress import OpenShard
+from imgbatch.ledger.listing import Counts, Listing, WorkPlan
+from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.committer import Committer
@@ -69,13 +69,15 @@ def pictures(first: int, count: int) -> list[Entry]:
     return [(f"{number:04d}.png", picture(number)) for number in range(first, first + count)]
 
 
-def read(place: Path, data: bytes, *, name: str = "a.tar", group: int = 0, through: int = -1, **more: Any) -> list[Any]:
+def read(
+    place: Path, data: bytes, *, name: str = "a.tar", resume_offset: int = 0, last_offset: int = -1, **more: Any
+) -> list[Any]:
     """Return what a tar of these bytes gives."""
     (place / name).write_bytes(data)
     tar = Tar(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
     )
-    return list(tar.members(group, through))
+    return list(tar.members(resume_offset, last_offset))
 
 
 def whole(found: list[Any]) -> tuple[list[Member], End]:
@@ -112,7 +114,9 @@ def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: st
     data = gzip.compress(data) if name.endswith("gz") else data
     members, end = whole(read(tmp_path, data, name=name))
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
         assert rest == members[at + 1 :]
         assert (again.offset, again.tear) == (end.offset, None)
 
@@ -206,7 +210,11 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
     ]  # fmt: skip
     assert (end.ignored, end.tear) == (2, None)
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, pack(packed(*SHARD)), name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(
+                tmp_path, pack(packed(*SHARD)), name=name, resume_offset=member.resume_offset, last_offset=member.offset
+            )
+        )
         assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
 
 
@@ -300,7 +308,9 @@ def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, 
     members, end = whole(read(tmp_path, data, name=name))
     assert [member.content for member in members] == [b"zero", b"left", b"right", b"two", b"z"] and end.tear is None
     for at, member in enumerate(members):
-        rest, again = whole(read(tmp_path, data, name=name, group=member.group, through=member.offset))
+        rest, again = whole(
+            read(tmp_path, data, name=name, resume_offset=member.resume_offset, last_offset=member.offset)
+        )
         assert rest == members[at + 1 :] and (again.offset, again.tear) == (end.offset, None)
 
 
@@ -431,7 +441,7 @@ class Run:
         prune: bool = False,
         retry: str = "transient",
         give_up: bool = False,
-    ) -> audit.Books:
+    ) -> audit.AuditResult:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
@@ -439,16 +449,16 @@ class Run:
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
         listing.take(everything(found))
-        todo, self.counts = listing.todo(), listing.counts
+        work_plan, self.counts = listing.work_plan(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
         room = None if limit is None else limit - self.counts.listed
         with Committer(
-            ledger, f"run{self.number}", "mean", todo, 0.0, clock=iter(range(10**6)).__next__, room=room
+            ledger, f"run{self.number}", "mean", work_plan, 0.0, clock=iter(range(10**6)).__next__, remaining=room
         ) as taken:
             for _ in range(rounds):
-                for unit in units.units(todo, units.ROUNDS[0], 1):
+                for unit in units.units(work_plan, units.ROUNDS[0], 1):
                     for block in tamper(self._labelled(work, unit)):
                         taken.take(block)
                         if taken.due:
@@ -463,9 +473,9 @@ class Run:
             ledger.prune(unread=self.counts.unread)
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
-        self.counts.listed += taken.of_tars
+        self.counts.listed += taken.tar_rows
         totals = audit.audit(self.output, pages, limited=limit is not None)
-        totals.require_balance()
+        totals.require_reconciled()
         assert totals.listed == self.counts.listed
         return totals
 
@@ -791,14 +801,14 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
     from imgbatch.pipeline import run as job_run
     from imgbatch.pipeline.run_summary import Tally
 
-    shard = OpenShard("a.tar", "v", refused=True)
-    todo = Todo(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: shard})
+    cursor = TarCursor("a.tar", "v", refused=True)
+    work_plan = WorkPlan(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: cursor})
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), Tally())
-    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
+    job_run.label(cast(Any, job), cast(Any, record), counts, work_plan, StopRequest(), Tally())
+    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not work_plan.pending.any()
 
 
 def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
@@ -853,7 +863,7 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
     with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
-        totals.require_balance()
+        totals.require_reconciled()
 
 
 def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:
@@ -890,6 +900,6 @@ def test_a_footer_tells_how_far_each_tar_is_read(run: Run) -> None:
     run()
     log = Log(run.output.folder("labels"))
     log.scan()
-    first, last = (log.footer(number).shards[f"{run.input}/a.tar"] for number in (1, 2))
+    first, last = (log.footer(number).tars[f"{run.input}/a.tar"] for number in (1, 2))
     assert "images" not in first and last["images"] == 6 and first["through"] < last["through"]
     assert json.loads(json.dumps(last)) == last
