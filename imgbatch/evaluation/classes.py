@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.models.taxonomy import did_you_mean
-from imgbatch.schema import whole
+from imgbatch.models.taxonomy import label_hint
+from imgbatch.schema import single_chunk
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.spelling import normalised
 from imgbatch.terminal.plurals import counted
@@ -45,7 +45,7 @@ class Classes:
 
     def numbers(self, names: pa.Array | pa.ChunkedArray) -> Numbers:
         """Return the class of each name, -1 where the model has none."""
-        found = pc.fill_null(pc.index_in(whole(names).cast(pa.string()), value_set=self._labels), -1)
+        found = pc.fill_null(pc.index_in(single_chunk(names).cast(pa.string()), value_set=self._labels), -1)
         return np.asarray(found, np.int32)
 
     def of_truths(self, names: pa.Array) -> Numbers:
@@ -77,7 +77,7 @@ class Classes:
 
     def truths(self, listed: pa.RecordBatch | pa.Table) -> Numbers:
         """Return the true class of each listed image, in TRUTH; what has none is remembered."""
-        names = whole(listed[TRUTH])
+        names = single_chunk(listed[TRUTH])
         numbers = self.of_truths(names)
         wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
         empty = pc.fill_null(pc.equal(names, ""), True)
@@ -118,7 +118,7 @@ class Classes:
                     f"they are 0 to {len(known) - 1:,}, in the order of the model's head; other numberings are not known, "
                     "such as ILSVRC's from 1 on: give names, or WordNet ids"
                 )
-            hints = [f"{name!r}{did_you_mean(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
+            hints = [f"{name!r}{label_hint(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
             more = ", …" if len(self._unknown) > _SHOWN else ""
             index = ""
             if all(name.isdecimal() for name in self._unknown):

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError, InputError
+from imgbatch.errors import AuditError, InputError
 from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
 from imgbatch.models import imagenet
 from imgbatch.models.model import Model
-from imgbatch.schema import LISTING, whole
+from imgbatch.schema import LISTING, single_chunk
 from imgbatch.sources.labelled import TRUTH, is_tar
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import counted
@@ -88,7 +88,7 @@ class Truths:
             split: take the members of this split alone.
 
         Raises:
-            BooksError: a tar has no row at all.
+            AuditError: a tar has no row at all.
             InputError: a member has no class, or one that is none of the labels.
         """
         members = TarMembers(output, resolver)
@@ -96,12 +96,12 @@ class Truths:
             # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
             itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
             first = self._labels[0] if self._label_is == "name" else "0"
-            truths = pc.if_else(itself, first, whole(table[TRUTH]))
+            truths = pc.if_else(itself, first, single_chunk(table[TRUTH]))
             known = {"uri": table["uri"], TRUTH: truths}
             columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
         if members.unread:
-            raise BooksError(
+            raise AuditError(
                 f"{min(members.unread)} is listed, and no row of it is in {output.uri}: have it labelled first"
             )
 

@@ -23,17 +23,18 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.listing_pages import pages
-from imgbatch.schema import CARRIED, LISTING, TAR, whole
+from imgbatch.schema import CARRIED, LISTING, TAR, single_chunk
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, marked
+from imgbatch.sources.label_summary import LabelSummary
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, labelled_sources
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.sources.tars import key_of, loose_label, read_sidecars
-from imgbatch.sources.understood import Understood
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label, read_sidecars
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 
@@ -60,7 +61,7 @@ def _root(source: Source) -> Root:
         folder = folder.rpartition("/")[0]
     if source.kind == "inventory":  # whose objects may lie anywhere
         folder = ""
-    return Root(folder, source.kind, own=name if source.kind == "manifest" else "", given=source.uri)
+    return Root(folder, source.kind, file=name if source.kind == "manifest" else "", input=source.uri)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Resolver:
     config: SourceConfig
     splits: bool = True
     """Whether columns, and keys of sidecars, are asked for the split."""
-    understood: Understood = field(default_factory=Understood)
+    understood: LabelSummary = field(default_factory=LabelSummary)
     declaration: Declaration | None = None
     tars: dict[str, int] = field(default_factory=dict)
     """The tars that are listed, and the number of the input that listed each."""
@@ -98,12 +99,12 @@ class Resolver:
         """
         said = sidecars.read(rows["cls"].to_pylist(), rows["json"].to_pylist(), self.config)
         columns = {
-            "uri": whole(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
+            "uri": single_chunk(rows["uri"]), "container": pa.repeat(TAR, len(rows)), "tar": tars, OBJECT_OF: numbers,
             TABLE_OF: pa.nulls(len(rows), pa.int32()), TRUTH: said.labels, GROUP: said.groups,
             SPLIT: said.splits if self.splits else pa.nulls(len(rows), pa.string()),
         }  # fmt: skip
         table = pa.table(columns)
-        loose = whole(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
+        loose = single_chunk(rows["loose"]) if "loose" in rows.column_names else pa.nulls(len(rows), pa.string())
         self.add_problems(table, pc.coalesce(said.problems, loose))
         return table
 
@@ -137,7 +138,7 @@ class Resolver:
         for group, (uri, problem) in self._problems.items():
             if labels[group].labels == "folders" and self.config.labels == "auto":
                 raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
-        self.declaration, self.understood = found, Understood()
+        self.declaration, self.understood = found, LabelSummary()
         return found
 
     def apply(self, listed: pa.Table | pa.RecordBatch) -> tuple[pa.Array, Ints]:
@@ -145,7 +146,9 @@ class Resolver:
         assert self.declaration is not None
         labels, splits = self.declaration.apply(listed)
         counted = pc.invert(pc.or_(self._places.is_unread(listed), self.declaration.is_ignored(listed)))
-        self.understood.add(labels.filter(counted), splits[np.asarray(counted)], whole(listed["uri"]).filter(counted))
+        self.understood.add(
+            labels.filter(counted), splits[np.asarray(counted)], single_chunk(listed["uri"]).filter(counted)
+        )
         return labels, splits
 
     def is_ignored(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
@@ -154,7 +157,7 @@ class Resolver:
         return self.declaration.is_ignored(listed)
 
     def lines(self) -> list[str]:
-        """Return what was understood, as a table; see `Understood.lines`."""
+        """Return what was understood, as a table; see `LabelSummary.lines`."""
         assert self.declaration is not None
         lines = self.understood.lines(self.declaration.origins)
         if self.declaration.overridden:
@@ -203,7 +206,7 @@ def relisted(
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
         folder = Folder(stores, place)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-        sources, columns = marked(given, config, splits=splits)
+        sources, columns = labelled_sources(given, config, splits=splits)
         with candidates(sources, allow_empty=config.allow_empty) as batches:
             listing.take(batches)
         resolver = Resolver(stores, given, columns, config, splits)
@@ -214,7 +217,7 @@ def relisted(
         counts = listing.counts
 
         def found() -> Iterator[ListingBatch]:
-            resolver.understood = Understood()
+            resolver.understood = LabelSummary()
             yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 
@@ -327,7 +330,9 @@ class TarMembers:
                     self._matched.update([tar] if found else [])
                     for kind, values in columns.items():
                         values[at] = found.get(CARRIED + kind, values[at])
-        return pa.table({"uri": whole(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}})
+        return pa.table(
+            {"uri": single_chunk(rows["uri"]), **{kind: pa.array(v, pa.string()) for kind, v in columns.items()}}
+        )
 
     def _elsewhere_in(self, tar: str) -> Mapping[str, Mapping[str, str]]:
         if tar not in self._elsewhere:
@@ -336,7 +341,7 @@ class TarMembers:
 
     def _tars_of(self, uris: pa.ChunkedArray) -> pa.Array:
         """Return which listed tar each row is of, null where it is of none: `TAR#MEMBER`, or the tar."""
-        parts, known = pc.split_pattern(whole(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
+        parts, known = pc.split_pattern(single_chunk(uris), "#"), pa.array(sorted(self._resolver.tars), pa.string())
         tars, deepest = pa.nulls(len(parts), pa.string()), pc.max(pc.list_value_length(parts)).as_py() or 0
         for length in range(1, deepest + 1):  # a folder around the tar, and a member, may have a # in their names
             place = pc.binary_join(pc.list_slice(parts, 0, length), "#")

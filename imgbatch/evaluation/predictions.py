@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError, BudgetError, ModelError
+from imgbatch.errors import AuditError, BudgetError, ModelError
 from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import Numbers, Truths
 from imgbatch.evaluation.metrics import before_temperature
@@ -165,7 +165,7 @@ class Scored:
 
         Raises:
             BudgetError: images were rejected; with their names and reasons.
-            BooksError: images are in neither table.
+            AuditError: images are in neither table.
         """
         missing = np.flatnonzero(self.label < 0)
         if not len(missing):
@@ -180,7 +180,7 @@ class Scored:
             told += [f"{row['uri']} ({row['reason']})" for row in rows.slice(0, _SHOWN).to_pylist()]
         scored = f"{len(self.label) - len(missing):,} of {len(self.label):,} images were scored"
         if total < len(missing):
-            raise BooksError(
+            raise AuditError(
                 f"{scored}; {len(missing) - total:,} are in neither labels/ nor rejects/ of {output.uri}: have all of "
                 "them labelled first, by the same input"
             )

@@ -25,7 +25,7 @@ def candidates(sources: list[Source], *, allow_empty: bool) -> Iterator[Iterator
 
     def listed() -> Generator[ListingBatch, None, None]:
         try:
-            yield from recognise.everything(sources, allow_empty=allow_empty)
+            yield from recognise.list_all(sources, allow_empty=allow_empty)
         except (NotFound, BadPath) as error:
             raise InputError(f"--input: {error}") from error
 

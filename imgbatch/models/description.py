@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imgbatch.config.sections import ModelConfig
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import ModelError
 from imgbatch.models import builtin, imagenet, label_file
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.sources.spelling import alike
+from imgbatch.sources.spelling import similar_names
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ModelError: it is not a description, or contradicts itself.
     """
-    if kind := stand_in(content):
+    if kind := describe_placeholder(content):
         raise ModelError(f"{where} is {kind}")
     try:
         config = json.loads(content)
@@ -256,7 +256,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def warn_about_similar_labels(labels: Sequence[str], where: str) -> None:
     """Warn about labels that look alike. They are not refused, since public models have such labels."""
-    if pairs := alike(labels):
+    if pairs := similar_names(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
 
 

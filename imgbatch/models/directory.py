@@ -31,7 +31,8 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.models.taxonomy import read as read_taxonomy
-from imgbatch.storage.stores import Folder, Stores, absent, absolute, is_local
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, is_local, missing_path
 from imgbatch.terminal.plurals import counted
 
 __all__ = ["AS_GIVEN", "Network", "read", "to_files", "write", "write_directory"]
@@ -278,7 +279,7 @@ def _read_required(folder: Folder, name: str, limit: int | None = None) -> bytes
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
-        if missing := absent(folder.uri):
+        if missing := missing_path(folder.uri):
             raise ModelError(f"no model directory: {missing}") from error
         raise ModelError(
             f"{folder.uri} is not a model directory: it has no {name}. timm.models.save_for_hf writes one. For a state dict "

@@ -42,7 +42,8 @@ from imgbatch.schema import labels_with
 from imgbatch.sources import recognise
 from imgbatch.sources.labelled import is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 
@@ -171,7 +172,7 @@ def from_tables(
     stores = Stores(chosen.storage)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the figures go")
-    if missing := absent(labels):
+    if missing := missing_path(labels):
         raise InputError(f"--labels {missing}")
     written = Folder(stores, absolute(labels))
     record = last_run(written)

@@ -1,4 +1,4 @@
-"""Values: what a source is, and the batches in which it lists images."""
+"""Values: the interface of sources, and the batches in which they list images."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True)
 class ListingBatch:
-    """A batch of candidates from a source, as LISTING with carried columns, and how many objects were ignored."""
+    """A batch of candidates from a source, as LISTING with carried columns, and the number of ignored objects."""
 
     batch: pa.RecordBatch
     ignored: int = 0
     example: str = ""
-    """One of those ignored."""
+    """One of the ignored objects."""
     whole: bool = False
-    """The batch is read as a whole: it is handed to one worker."""
+    """One worker must read the whole batch, such as a row group."""
     sidecar: str = ""
-    """One of the ignored objects that may say the label of an image beside it."""
+    """One of the ignored objects that may hold the label of an image."""
     by_table: bool = False
-    """A table names these images: a manifest, or metadata beside them."""
+    """The images are named by a table: a manifest, or a metadata file in their folder."""
     unread: bool = False
-    """The batch is a Parquet file itself, whose rows could not be read."""
+    """The batch is a Parquet file whose rows could not be read."""
     origin: str = ""
-    """The file or input that it came from, for messages."""
+    """The file or input that the batch comes from, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input: what it is, and how to list it."""
+    """One input: its kind, and how to list it."""
 
     uri: str
     kind: str
     list_images: Callable[[], Iterator[ListingBatch]]
     group: int = 0
-    """The number of the input as it was given: `{000..099}` gives several sources."""
+    """The number of the input on the command line: `{000..099}` expands to several sources with one number."""
     probe: Callable[[], Iterator[ListingBatch]] | None = None
-    """What is asked whether the store answers, if listing it is not the way to find out."""
+    """Called in place of `list_images` to check that the store can be reached."""

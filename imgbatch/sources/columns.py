@@ -1,14 +1,14 @@
-"""Effects: columns of tables: their names, the types in which they are carried along, and which of them hold image bytes.
+"""Effects: the columns of a Parquet file: their names, and the values that are carried to the output tables.
 
-Names are trimmed and in Unicode's composed form wherever a table is read. Binary values of up to 1 kB, such as hashes and
-ids, are carried along as bytes. Longer ones are taken for pixels: they reach neither the listing nor the output tables.
+Wherever a table is read, the names are trimmed and in Unicode's composed form (NFC). Binary values of up to 1 kB, such as
+hashes and ids, are carried as bytes. Longer ones are taken for pixels and are omitted from the listing and the output tables.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from imgbatch.errors import InputError
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources import spelling
+from imgbatch.sources.column_types import _leaves, as_carried, carried_type, holds_bytes, is_bytes
 
 MAX_CARRIED_BYTES = 1024
-"""Binary values above this are not carried along."""
+"""Longer binary values are not carried."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def distinct_names(names: Sequence[str], where: str) -> list[str]:
     """Return the names of columns, trimmed and in NFC.
 
     Raises:
-        InputError: two columns have the same name then.
+        InputError: two columns have the same name after that.
 
     >>> distinct_names(["\\ufeffuri", " label"], "list.csv")
     ['uri', 'label']
@@ -43,76 +44,11 @@ def distinct_names(names: Sequence[str], where: str) -> list[str]:
             if raw == first[name]:
                 raise InputError(f"{where} has more than one column {name!r}: rename or remove one")
             raise InputError(
-                f"{where}: the columns {first[name]!r} and {raw!r} both have the name {name!r} without the spaces around "
-                "them and in one Unicode form: rename one"
+                f"{where}: the columns {first[name]!r} and {raw!r} have the same name {name!r}, apart from spaces around it "
+                "and the Unicode form: rename one"
             )
         first[name] = raw
     return [spelling.normalise(raw.strip("\ufeff")) for raw in names]
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether a type is a binary one, of any of Arrow's layouts.
-
-    >>> is_bytes(pa.binary_view()), is_bytes(pa.dictionary(pa.int8(), pa.binary())), is_bytes(pa.string())
-    (True, True, False)
-    """
-    if pt.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(
-        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
-    )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a type is a string, of any of Arrow's layouts."""
-    return bool(pt.is_string(plain(kind)))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a type is a list, of any of Arrow's layouts; a map is none."""
-    return bool(
-        pt.is_list(kind)
-        or pt.is_large_list(kind)
-        or pt.is_fixed_size_list(kind)
-        or pt.is_list_view(kind)
-        or pt.is_large_list_view(kind)
-    )
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Return whether a type is binary or has binary values in it, at any depth."""
-    return is_bytes(kind) or any(holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which values are carried along: one for all layouts of the same values.
-
-    >>> plain(pa.dictionary(pa.int8(), pa.large_string())), plain(pa.large_list(pa.string_view()))
-    (DataType(string), ListType(list<item: string>))
-    """
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain(kind.storage_type)
-    if pt.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pt.is_large_string(kind) or pt.is_string_view(kind):
-        return pa.string()
-    if is_bytes(kind):
-        return pa.binary()
-    if is_list(kind):
-        return pa.list_(kind.field(0).with_type(plain(kind.field(0).type)))
-    if pt.is_struct(kind):
-        return pa.struct([field.with_type(plain(field.type)) for field in kind])
-    return kind
-
-
-def as_plain(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    """Return a column in the type that `plain` gives for its own."""
-    column = whole(column)
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pt.is_list_view(column.type) or pt.is_large_list_view(column.type):  # pyarrow 26's cast makes them empty lists
-        return pa.array(column.to_pylist(), kind)
-    return column.cast(kind)
 
 
 @dataclass(frozen=True)
@@ -125,7 +61,7 @@ class TableColumns:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns as the file names them."""
+        """The columns under the names in the file."""
         return self.footer.schema.to_arrow_schema()
 
     @cached_property
@@ -135,56 +71,57 @@ class TableColumns:
 
     @cached_property
     def raw(self) -> dict[str, str]:
-        """The names in the file by the trimmed ones."""
+        """The names in the file, by trimmed name."""
         return dict(zip(self.names, self.schema.names, strict=True))
 
     def field(self, name: str) -> pa.Field:
-        """Return the file's own field of a trimmed name."""
+        """Return the field of a trimmed name."""
         return self.schema.field(self.names.index(name))
 
     @cached_property
     def binary(self) -> list[str]:
-        """The binary columns as the file names them. They are read as dictionaries: a long value that occurs in many rows
-        is in memory once, and so can be recognised before it is copied into each row."""
+        """The binary columns, under the names in the file. They are read as dictionaries, so that a long value that many
+        rows share is in memory once and can be omitted before it is copied into each row."""
         return [field.name for field in self.schema if is_bytes(field.type) and not pt.is_fixed_size_binary(field.type)]
 
     def carried(self, *, image: str | None = None) -> dict[str, pa.DataType]:
-        """Return the names and types of the columns that are carried along.
+        """Return the names and types of the carried columns.
 
         Args:
             image: the trimmed name of the column of images, if the table has one.
         """
         named = [(name, self.schema.field(at)) for at, name in enumerate(self.names) if name and name != image]
-        left_out = [name for name, field in named if holds_bytes(field.type) and not self._is_small(name)]
-        if left_out:
-            _say_left_out(self.where.rpartition("/")[0], tuple(left_out))
+        omitted = [name for name, field in named if holds_bytes(field.type) and not self._is_small(name)]
+        if omitted:
+            _log_omitted(self.where.rpartition("/")[0], tuple(omitted))
         return {
-            name: pa.string() if field.name in self._class_names else plain(field.type)
+            name: pa.string() if field.name in self._class_names else carried_type(field.type)
             for name, field in named
-            if name not in left_out
+            if name not in omitted
         }
 
     def values(self, rows: pa.Table | pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
-        """Return a column of rows that were read from the file, as it is carried along.
+        """Return the carried values of a column, from rows that were read from the file.
 
         Raises:
             InputError: its values cannot be converted.
         """
         raw = self.raw[name]
         try:
-            column = whole(rows.column(rows.schema.get_field_index(raw)))
+            column = single_chunk(rows.column(rows.schema.get_field_index(raw)))
             if is_bytes(column.type):
                 column = self._without_pixels(column, name)
-            if raw in self._class_names:  # -1, or beyond the names: a test split whose classes are not given
+            if raw in self._class_names:
                 names = self._class_names[raw]
-                known = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
-                return pa.array(names, pa.string()).take(pc.if_else(known, column, None))
-            return as_plain(column, kind)
+                # Test splits without classes have -1, or a number beyond the names.
+                valid = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
+                return pa.array(names, pa.string()).take(pc.if_else(valid, column, None))
+            return as_carried(column, kind)
         except pa.ArrowException as error:
             raise InputError(f"{self.where}: the column {name!r} cannot be read as {kind}: {error}") from error
 
     def _is_small(self, name: str) -> bool:
-        """Return whether a column with binary values may be carried along, as far as the footer tells."""
+        """Return whether the values of a binary column may be short enough to be carried, according to the footer."""
         at = self.names.index(name)
         kind = self.schema.field(at).type
         if pt.is_fixed_size_binary(kind):
@@ -200,7 +137,7 @@ class TableColumns:
         long = pc.fill_null(pc.greater(pc.binary_length(values.cast(pa.large_binary())), MAX_CARRIED_BYTES), False)
         if not pc.any(long).as_py():
             return column
-        _say_left_out(self.where.rpartition("/")[0], (name,))
+        _log_omitted(self.where.rpartition("/")[0], (name,))
         if not pt.is_dictionary(column.type):
             return pc.if_else(long, None, values)
         short = pc.invert(long)
@@ -210,27 +147,20 @@ class TableColumns:
 
     @cached_property
     def _class_names(self) -> dict[str, list[str]]:
-        """The names of the classes, of columns of class numbers that Hugging Face describes in the footer."""
+        """The names of the classes, by column of class numbers, if Hugging Face has written them into the footer."""
         try:
-            described = json.loads((self.footer.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-            found = {name: kind["names"] for name, kind in described.items() if kind.get("_type") == "ClassLabel"}
-            return {name: names for name, names in found.items() if pt.is_integer(self.schema.field(name).type)}
+            features = json.loads((self.footer.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+            classes = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+            return {name: names for name, names in classes.items() if pt.is_integer(self.schema.field(name).type)}
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
 
-def _leaves(kind: pa.DataType) -> int:
-    """Return how many columns of a Parquet file a field takes."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _leaves(kind.storage_type)
-    return sum(_leaves(kind.field(at).type) for at in range(kind.num_fields)) or 1
-
-
 @lru_cache(maxsize=4096)
-def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
-    """Name columns once, not for each of the files of a folder."""
+def _log_omitted(folder: str, names: tuple[str, ...]) -> None:
+    """Log the names of omitted columns once per folder, not once per file."""
     log.info(
-        "%s: the columns %s hold binary values that are nested or longer than %s bytes: they are not carried along",
+        "%s: the columns %s are omitted from the tables: their binary values are nested or longer than %s bytes",
         folder,
         ", ".join(map(repr, names)),
         f"{MAX_CARRIED_BYTES:,}",
@@ -238,115 +168,3 @@ def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
 
 
 # Image bytes
-
-LIST = "*"
-"""A step from a list to its only value; other steps name a field of a struct."""
-
-_LEAST_FIXED = 65
-"""Fixed-size values of up to 64 bytes are hashes and ids, unless the column is named as that of the images."""
-
-Steps = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageColumn:
-    """Where in a table the bytes of an image are."""
-
-    name: str
-    """The trimmed name of the column."""
-    steps: Steps
-    """The way from a value of the column to the bytes."""
-
-    @property
-    def path(self) -> str:
-        """Its name with the fields of structs, as `source.image_column` names it."""
-        fields = [step for step in self.steps if step != LIST]
-        return ".".join([self.name, *(fields[:-1] if fields[-1:] == ["bytes"] else fields)])
-
-
-def image_column(schema: pa.Schema, named: str | None) -> ImageColumn | None:
-    """Return the column that holds images: the named one, or the one that the types tell, None if there is none.
-
-    Of the kinds in `_KINDS` the first counts of which there is a column.
-
-    Args:
-        schema: columns under their trimmed names.
-        named: a column, or with dots a field of a struct in it.
-
-    Raises:
-        InputError: several could be meant.
-
-    >>> image_column(pa.schema([("id", pa.int64()), ("jpg", pa.binary())]), None).path
-    'jpg'
-    """
-    if named is not None:
-        return _named(schema, spelling.normalise(named))
-    for kind in _KINDS:
-        found = [ImageColumn(field.name, steps) for field in schema for steps in kind(field.type)]
-        if found:
-            return _only(found)
-    return None
-
-
-def _named(schema: pa.Schema, named: str) -> ImageColumn | None:
-    for at in range(len(named.split(".")), 0, -1):  # a column's own name may have dots
-        parts = named.split(".")
-        name, fields = ".".join(parts[:at]), tuple(parts[at:])
-        if name not in schema.names:
-            continue
-        ways = list(_everywhere(schema.field(name).type))
-        meant = [steps for steps in ways if tuple(step for step in steps if step != LIST)[: len(fields)] == fields]
-        told = [steps for steps in meant if steps[-1:] == ("bytes",)]
-        if meant:
-            return _only([ImageColumn(name, steps) for steps in told or meant])
-    return None
-
-
-def _only(found: list[ImageColumn]) -> ImageColumn:
-    if len(found) > 1:
-        names = ", ".join(column.path for column in found)
-        raise InputError(f"the columns {names} could all be images: name one with source.image_column")
-    return found[0]
-
-
-def _everywhere(kind: pa.DataType) -> Iterator[Steps]:
-    """Yield the ways to all binary values in a type; of a struct with `bytes`, to those alone."""
-    if is_bytes(kind):
-        yield ()
-    elif is_list(kind):
-        yield from ((LIST, *steps) for steps in _everywhere(kind.field(0).type))
-    elif pt.is_struct(kind):
-        yield from _struct_of_bytes(kind) or (
-            (field.name, *steps) for field in kind for steps in _everywhere(field.type)
-        )
-
-
-def _struct_of_bytes(kind: pa.DataType) -> list[Steps]:
-    """As Hugging Face writes images."""
-    at = kind.get_field_index("bytes") if pt.is_struct(kind) else -1
-    return [("bytes",)] if at >= 0 and is_bytes(kind.field(at).type) else []
-
-
-def _struct_within(kind: pa.DataType) -> list[Steps]:
-    if _struct_of_bytes(kind) or not pt.is_struct(kind):
-        return _struct_of_bytes(kind)
-    return [(field.name, *steps) for field in kind for steps in _struct_within(field.type)]
-
-
-def _bytes_alone(kind: pa.DataType) -> list[Steps]:
-    return [()] if is_bytes(kind) and not pt.is_fixed_size_binary(kind) else []
-
-
-def _fixed(kind: pa.DataType) -> list[Steps]:
-    return [()] if pt.is_fixed_size_binary(kind) and kind.byte_width >= _LEAST_FIXED else []
-
-
-def _list_of_structs(kind: pa.DataType) -> list[Steps]:
-    return [(LIST, *steps) for steps in _struct_of_bytes(kind.field(0).type)] if is_list(kind) else []
-
-
-def _list_of_bytes(kind: pa.DataType) -> list[Steps]:
-    return [(LIST, *steps) for steps in _bytes_alone(kind.field(0).type)] if is_list(kind) else []
-
-
-_KINDS = (_struct_of_bytes, _struct_within, _bytes_alone, _fixed, _list_of_structs, _list_of_bytes)

@@ -1,4 +1,7 @@
-"""Values: what every store can do. Paths are the store's own; what a library raises leaves a store as it is (see `faults`)."""
+"""Values: the operations of every store. Paths are the store's own.
+
+A store lets the exceptions of its library through; `error_mapping` translates them.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,18 @@ import pyarrow.compute as pc
 from imgbatch.errors import Conflict, Unreachable
 from imgbatch.schema import LISTING
 
-FOUND = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.field(i) for i in (1, 2, 3)]])
-"""What listing a store yields."""
-
+STORE_LISTING = pa.schema([pa.field("path", pa.string(), nullable=False), *[LISTING.field(i) for i in (1, 2, 3)]])
+"""The schema of the batches in which a store lists its objects."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-"""Microseconds since 1970 that a `datetime` can hold; a broken clock writes others into files."""
+"""The range, in microseconds since 1970, that a `datetime` can hold. A broken clock writes other times into files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What a store tells about an object: bytes, unquoted ETag, time; None where it tells nothing."""
+    """The size in bytes, the unquoted ETag and the time of an object; None where the store does not report it."""
 
     size: int | None = None
     etag: str | None = None
@@ -33,88 +35,93 @@ class Meta:
 
 
 class Store(Protocol):
-    """A few verbs over one bucket or file system."""
+    """The operations on one bucket or file system."""
 
     conditional: bool
-    """Whether `create` and `replace` can tell for certain that another writer was first."""
+    """Whether `create` and `replace` are atomic: of two writers, one always fails."""
 
     def path(self, uri: str) -> str:
         """Return the store's own name for a URI."""
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return an object's bytes and what was read; TooLarge beyond `limit` bytes."""
+        """Return the content of an object and the metadata of the version that was read; TooLarge beyond `limit` bytes."""
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
-        """Return the bytes from `start` up to `end`; Conflict if the object is not the version with this ETag any more,
-        where the store can tell."""
+        """Return the bytes from `start` up to `end`. Conflict if the object no longer has this ETag and the store can
+        check that."""
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
-        """Yield an object's bytes from `start` on, in one request; Conflict as for `read_range`."""
+        """Yield the content of an object from `start` on, in one request; Conflict as for `read_range`."""
 
     def head(self, path: str) -> Meta:
-        """Return what is known of an object without reading it."""
+        """Return the metadata of an object without reading it."""
 
     def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Yield the objects below the folder `path`, recursively, in an order that repeats, as `FOUND`."""
+        """Yield the objects below the folder `path`, recursively and in a reproducible order, as `STORE_LISTING`."""
 
     def folders(self, path: str) -> list[str]:
         """Return the names of the folders directly below `path`."""
 
     def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not exist yet."""
+        """Write an object that must not exist yet; an error that maps to Exists if it does."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""
 
     def read_tagged(self, path: str) -> tuple[bytes, str | None]:
-        """Return an object's bytes and the tag of this version of it; None where the store has no such thing."""
+        """Return the content of an object and the tag of this version; None where the store has no tags."""
 
     def replace(self, path: str, data: bytes, tag: str | None) -> None:
-        """Write over an object that is still the version with this tag, where the store can check that."""
+        """Replace an object. Conflict if it no longer has this tag and the store can check that."""
 
     def delete(self, path: str, tag: str | None = None) -> None:
-        """Remove an object; one that is not there is no error. With a tag only that version of it, where the store can
-        check that; Conflict if there is another one."""
+        """Remove an object; a missing object is no error. With a tag only that version: Conflict if it is another one and
+        the store can check that."""
 
 
-def require_listed_size(uri: str, size: int, read: Meta, known: Meta) -> None:
-    """Refuse a body that is not as long as the listing has it, unless it is that of a newer version.
+def require_listed_size(uri: str, size: int, read: Meta, listed: Meta) -> None:
+    """Refuse a body whose length differs from the listed size, unless it belongs to a newer version.
+
+    Args:
+        size: the length of the body.
+        read: the metadata that came with it.
+        listed: the metadata in the listing.
 
     Raises:
-        Unreachable: by its ETag it is the listed version, so that the body was cut on its way: another try may get it all.
-        Conflict: whether it is the listed version is not to be had.
+        Unreachable: the ETag is the listed one, so the body was cut off in transfer. A retry may succeed.
+        Conflict: neither ETags nor times show that it is a newer version.
     """
-    if known.size is None or size == known.size:
+    if listed.size is None or size == listed.size:
         return
-    if read.etag is not None and known.etag is not None:
-        if read.etag == known.etag:
-            raise Unreachable(f"read {uri}: {size} bytes came of the {known.size} that were listed")
-    elif not (read.last_modified and known.last_modified) or read.last_modified == known.last_modified:
-        raise Conflict(f"read {uri}: {size} bytes, listed were {known.size}")
+    if read.etag is not None and listed.etag is not None:
+        if read.etag == listed.etag:
+            raise Unreachable(f"read {uri}: received {size} of {listed.size} bytes")
+    elif not (read.last_modified and listed.last_modified) or read.last_modified == listed.last_modified:
+        raise Conflict(f"read {uri}: {size} bytes, but {listed.size} bytes were listed")
 
 
-def moment(microseconds: int) -> datetime | None:
-    """Return the time so long after 1970; None for one that no `datetime` can hold.
+def to_datetime(microseconds: int) -> datetime | None:
+    """Return the time that many microseconds after 1970; None if a `datetime` cannot hold it.
 
-    >>> moment(-11_644_473_600_000_001).isoformat(), moment(1 << 60)
+    >>> to_datetime(-11_644_473_600_000_001).isoformat(), to_datetime(1 << 60)
     ('1600-12-31T23:59:59.999999+00:00', None)
     """
     return _EPOCH + timedelta(microseconds=microseconds) if EARLIEST <= microseconds <= LATEST else None
 
 
-def unquoted(etag: str | None) -> str | None:
-    """Return an ETag as tables hold it.
+def unquote_etag(etag: str | None) -> str | None:
+    """Return an ETag as the tables have it: without quotes and without the mark of a weak ETag; None if it is empty.
 
-    >>> unquoted('W/"abc"'), unquoted(None)
+    >>> unquote_etag('W/"abc"'), unquote_etag(None)
     ('abc', None)
     """
     return etag.removeprefix("W/").strip('"') or None if etag else None
 
 
-def unquoted_all(etags: pa.Array) -> pa.Array:
-    """Return a column of ETags as `unquoted` returns each.
+def unquote_etags(etags: pa.Array) -> pa.Array:
+    """Apply `unquote_etag` to a column.
 
-    >>> unquoted_all(pa.array(['W/"abcW"', "", None])).to_pylist()
+    >>> unquote_etags(pa.array(['W/"abcW"', "", None])).to_pylist()
     ['abcW', None, None]
     """
     bare = pc.replace_substring_regex(etags.cast(pa.string()), pattern=r'^(W/)?"*|"*$', replacement="")

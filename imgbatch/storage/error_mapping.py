@@ -1,6 +1,6 @@
-"""Values: the one table from the exceptions of storage libraries to ours.
+"""Values: the table that maps the exceptions of storage libraries to ours.
 
-Libraries are named by text, so that none has to be imported, or installed, for its exceptions to be known.
+Exceptions are named by text, so that no library has to be imported, or even installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from imgbatch.errors import (
     Unreachable,
 )
 
-Verdict = type[StoreError]
+ErrorClass = type[StoreError]
 
 _STATUS_IN_TEXT = re.compile(r"status code: (\d{3})")
 _DENIED_CODES = (
@@ -34,9 +34,9 @@ _DENIED_CODES = (
 )
 _DENIED = re.compile(_DENIED_CODES)
 _LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
-_DEBUG = "Debug source"  # what follows, obstore tells of its own settings, `retry_timeout` among them
+_DEBUG = "Debug source"  # after it obstore prints its own settings, `retry_timeout` among them
 
-_ERRNO: dict[int, Verdict] = {
+_ERRNO: dict[int, ErrorClass] = {
     errno.ENOENT: NotFound,
     errno.ENOTDIR: NotFound,
     errno.EISDIR: BadPath,
@@ -54,8 +54,8 @@ _ERRNO: dict[int, Verdict] = {
 }
 
 
-def of_status(status: int) -> Verdict:
-    """Return what an HTTP status means.
+def of_status(status: int) -> ErrorClass:
+    """Return the error class of an HTTP status.
 
     >>> of_status(404).__name__, of_status(503).__name__
     ('NotFound', 'Unreachable')
@@ -66,20 +66,21 @@ def of_status(status: int) -> Verdict:
     }.get(status, Unreachable)  # fmt: skip
 
 
-def _by_text(error: BaseException) -> Verdict:
-    """Judge an error that carries its HTTP status, or its cause, in its message alone."""
+def _by_text(error: BaseException) -> ErrorClass:
+    """Classify an error that has its HTTP status, or its cause, only in its message."""
     text = str(error)
     status = _STATUS_IN_TEXT.search(text)
-    if (status is None or status[1] == "400") and _DENIED.search(text):  # a key may hold such a word as well
+    # Some servers report expired credentials with status 400. With another status, the word may be part of a key.
+    if (status is None or status[1] == "400") and _DENIED.search(text):
         return Forbidden
     if status:
         return of_status(int(status[1]))
-    told, _, debug = text.partition(_DEBUG)
-    return TimedOut if _LATE.search(told) or "kind: Timeout" in debug or "TimedOut" in debug else Unreachable
+    message, _, debug = text.partition(_DEBUG)
+    return TimedOut if _LATE.search(message) or "kind: Timeout" in debug or "TimedOut" in debug else Unreachable
 
 
-def _by_attribute(error: BaseException) -> Verdict:
-    """Judge an error that carries its HTTP status as an attribute."""
+def _by_attribute(error: BaseException) -> ErrorClass:
+    """Classify an error that has its HTTP status as an attribute."""
     for name in ("status", "status_code", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
@@ -87,26 +88,26 @@ def _by_attribute(error: BaseException) -> Verdict:
     return _by_text(error)
 
 
-def _by_response(error: BaseException) -> Verdict:
-    """Judge a botocore ClientError by the answer that it carries."""
+def _by_response(error: BaseException) -> ErrorClass:
+    """Classify a botocore ClientError by the response in it."""
     response = getattr(error, "response", {})
     if _DENIED.search(str(response.get("Error", {}).get("Code", ""))):
         return Forbidden
     return of_status(int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
 
 
-def _by_errno(error: BaseException) -> Verdict:
+def _by_errno(error: BaseException) -> ErrorClass:
     number = getattr(error, "errno", None)
-    if number == errno.EINVAL and "pre-condition" in str(error):  # s3fs says so of an If-None-Match that failed
+    if number == errno.EINVAL and "pre-condition" in str(error):  # s3fs raises this when an If-None-Match fails
         return Exists
     return _ERRNO[number] if number in _ERRNO else _by_attribute(error)
 
 
-def _by_cause(error: BaseException) -> Verdict:
-    return judge(error.__cause__) if error.__cause__ else Unreachable
+def _by_cause(error: BaseException) -> ErrorClass:
+    return classify_error(error.__cause__) if error.__cause__ else Unreachable
 
 
-TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
+TABLE: dict[str, ErrorClass | Callable[[BaseException], ErrorClass]] = {
     # obstore
     "obstore.exceptions.AlreadyExistsError": Exists,
     "obstore.exceptions.PreconditionError": Conflict,
@@ -121,7 +122,7 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "obstore.exceptions.GenericError": _by_text,
     "obstore.exceptions.BaseError": _by_text,
     "pyo3_runtime.PanicException": BadPath,
-    # botocore, which s3fs lets through in places
+    # botocore: s3fs does not translate all of its exceptions
     "botocore.exceptions.NoCredentialsError": Forbidden,
     "botocore.exceptions.PartialCredentialsError": Forbidden,
     "botocore.exceptions.CredentialRetrievalError": Forbidden,
@@ -137,7 +138,7 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "botocore.exceptions.ReadTimeoutError": TimedOut,
     "botocore.exceptions.ClientError": _by_response,
     "botocore.exceptions.BotoCoreError": _by_text,
-    # aiohttp, under s3fs, gcsfs and the https file system
+    # aiohttp, which s3fs, gcsfs and the https file system use
     "aiohttp.client_exceptions.ClientResponseError": _by_attribute,
     "aiohttp.client_exceptions.InvalidURL": BadPath,
     "aiohttp.client_exceptions.NonHttpUrlClientError": BadPath,
@@ -161,7 +162,7 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
     "builtins.FileExistsError": Exists,
     "builtins.IsADirectoryError": BadPath,
     "builtins.ConnectionError": Unreachable,
-    "ssl.SSLError": Unreachable,  # its errno is a number of the TLS library's, as those of the next two are a resolver's
+    "ssl.SSLError": Unreachable,  # its errno is a code of the TLS library; that of the next two is a code of the resolver
     "socket.gaierror": Unreachable,
     "socket.herror": Unreachable,
     "builtins.OSError": _by_errno,
@@ -171,19 +172,19 @@ TABLE: dict[str, Verdict | Callable[[BaseException], Verdict]] = {
 }
 
 
-def judge(error: BaseException) -> Verdict:
-    """Return the class of ours that `error` means, by the nearest entry of its ancestry in `TABLE`."""
+def classify_error(error: BaseException) -> ErrorClass:
+    """Return our error class for `error`: the entry in `TABLE` of the nearest of its base classes."""
     for kind in type(error).__mro__:
-        verdict = TABLE.get(f"{kind.__module__}.{kind.__qualname__}")
-        if isinstance(verdict, type):
-            return verdict
-        if verdict is not None:
-            return verdict(error)
+        entry = TABLE.get(f"{kind.__module__}.{kind.__qualname__}")
+        if isinstance(entry, type):
+            return entry
+        if entry is not None:
+            return entry(error)
     return Unreachable
 
 
 def _text(error: Exception) -> str:
-    """Return the cause in one line: of an S3 answer its status and message, not the signed request around them."""
+    """Return the cause in one line. Of an S3 response: its status and message, without the signed request around them."""
     text = " ".join(str(error).partition(_DEBUG)[0].split()) or type(error).__name__
     if message := re.search(r"status code: (.*?): <\?xml.*<Message>(.*?)</Message>", text):
         return f"{message[1]}: {message[2]}"
@@ -191,19 +192,19 @@ def _text(error: Exception) -> str:
 
 
 def translate(error: Exception, operation: str, uri: str) -> StoreError:
-    """Return the error of ours for `error`, naming what was done to which URI, in one line."""
-    return judge(error)(masked(f"{operation} {uri}: {_text(error)}"))
+    """Return our error for `error`, with a message of one line that names the operation and the URI."""
+    return classify_error(error)(masked(f"{operation} {uri}: {_text(error)}"))
 
 
 @contextmanager
 def guarded(operation: str, uri: str) -> Iterator[None]:
-    """Raise whatever a storage library raises inside as a `StoreError` that names the operation and the URI."""
+    """Translate the exceptions of storage libraries into a `StoreError` that names the operation and the URI."""
     try:
         yield
     except ImgbatchError:
         raise
     except BaseException as error:
-        # A panic of a library in Rust ends a call, not the process, and yet is no Exception to Python.
+        # A panic in a Rust library is a BaseException for Python, although only the call has failed.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise translate(error, operation, uri) from error  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Effects: objects as files: read here and there, or forward from a position on."""
+"""Effects: objects as file objects, for random access or for reading forward."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from imgbatch.storage.retry import backoff
 if TYPE_CHECKING:
     from imgbatch.storage.stores import Stores
 
+_MAX_EMPTY_READS = 8
 
-_MOST_EMPTY = 8
 
-
-class Ranges(io.RawIOBase):
-    """An object as a file. Reads raise what `Stores.call` does."""
+class RangeFile(io.RawIOBase):
+    """An object with random access: each read is a range request. Reads raise the errors of `Stores.call`."""
 
     def __init__(self, stores: Stores, uri: str, meta: Meta) -> None:
         assert meta.size is not None
         self._stores, self._uri, self._etag, self._size, self._at = stores, uri, meta.etag, meta.size, 0
 
     def readable(self) -> bool:
-        """Return that it is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return that it is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
@@ -40,7 +39,7 @@ class Ranges(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, for no request."""
+        """Set the position. Makes no request."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
@@ -55,8 +54,8 @@ class Ranges(io.RawIOBase):
         return data
 
 
-class Stream(io.RawIOBase):
-    """An object read forward in one request. When that fails, another one goes on where it ended."""
+class StreamFile(io.RawIOBase):
+    """An object that is read forward in one request. If the request fails, another one resumes where it ended."""
 
     def __init__(self, stores: Stores, uri: str, meta: Meta, start: int, retries: int) -> None:
         self._stores, self._uri, self._etag = stores, uri, meta.etag
@@ -64,29 +63,30 @@ class Stream(io.RawIOBase):
         self._at, self._retries = start, retries
         self._chunks: Iterator[bytes] | None = None
         self._buffer = memoryview(b"")
-        self._empty = 0
+        self._empty_reads = 0
 
     def readable(self) -> bool:
-        """Return that it is."""
+        """Return True."""
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes, often fewer than asked for; none at the end.
+        """Return the next bytes, often fewer than `size`; none at the end.
 
         Raises:
-            StoreError: the store stayed away, or holds another version of the object now.
-            EOFError: nothing is left, and that was said several times.
+            StoreError: the store stayed unreachable, or now has another version of the object.
+            EOFError: the end was reached and several reads have already returned nothing.
         """
         if not self._buffer and not self._fill():
-            self._empty += 1
-            if self._empty > _MOST_EMPTY:  # `tarfile` would skip a petabyte that a header claims, block by block
+            self._empty_reads += 1
+            # If a header claims a petabyte, `tarfile` would skip it block by block after the end of the data.
+            if self._empty_reads > _MAX_EMPTY_READS:
                 raise EOFError("end of data")
         end = len(self._buffer) if size is None or size < 0 else size
         data, self._buffer = self._buffer[:end], self._buffer[end:]
         return bytes(data)
 
     def _fill(self) -> bool:
-        """Get the next bytes; return whether there are any."""
+        """Fill the buffer with the next bytes; return False at the end."""
         attempt = 1
         while self._at < self._size:
             try:
@@ -98,7 +98,7 @@ class Stream(io.RawIOBase):
                 if not data and self._size == sys.maxsize:
                     return False
                 if not data:
-                    raise Unreachable(f"read {self._uri}: it ended after {self._at} of {self._size} bytes")
+                    raise Unreachable(f"read {self._uri}: the response ended after {self._at} of {self._size} bytes")
                 self._at += len(data)
                 self._buffer = memoryview(data)
                 return True

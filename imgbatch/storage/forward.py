@@ -1,6 +1,6 @@
-"""Values: a stream as a file that is read forward, as `tarfile` wants it; and gzip data as such a stream.
+"""Values: a stream of chunks as a file that is read forward, for `tarfile`; and the decompression of gzip streams.
 
-`tarfile` has both as well ("r|", "r|gz"), but ends with the first archive of a file, and with the first member of gzip data.
+`tarfile` has stream modes too ("r|", "r|gz"), but they stop after the first archive in a file and the first gzip member.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, cast
 _CHUNK = 1 << 16
 
 
-class Forward:
-    """A file with a position that only goes forward.
+class ForwardReader:
+    """A file whose position can only increase.
 
     Args:
-        chunks: the content from `at` on.
+        chunks: the content from position `at` on.
         at: the position of its first byte.
     """
 
@@ -32,10 +32,10 @@ class Forward:
         return self._at
 
     def seek(self, position: int) -> int:
-        """Go forward to a position, or to the end if that comes before it.
+        """Move forward to a position, or to the end if the content is shorter.
 
         Raises:
-            StreamError: it lies behind.
+            StreamError: the position has already been passed.
         """
         if position < self._at:
             raise StreamError("seeking backwards is not allowed")
@@ -44,16 +44,16 @@ class Forward:
         return self._at
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, fewer than asked for only at the end."""
+        """Return the next `size` bytes, fewer only at the end."""
         if len(self._chunk) >= size:
             return bytes(self._take(size))
-        found = bytearray()
-        while len(found) < size and self._fill():
-            found += self._take(size - len(found))
-        return bytes(found)
+        data = bytearray()
+        while len(data) < size and self._fill():
+            data += self._take(size - len(data))
+        return bytes(data)
 
     def skip_zeros(self) -> bool:
-        """Go to the next byte that is not zero; return whether there is one."""
+        """Move to the next byte that is not zero; return False if there is none."""
         while self._fill():
             left = len(bytes(self._chunk).lstrip(b"\0"))
             self._take(len(self._chunk) - left)
@@ -62,7 +62,7 @@ class Forward:
         return False
 
     def _fill(self) -> bool:
-        """Return whether there is a next byte."""
+        """Load the next chunk if the current one is used up; return False at the end."""
         while not self._chunk:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -70,44 +70,44 @@ class Forward:
             self._chunk = memoryview(chunk)
         return True
 
-    def _take(self, most: int) -> memoryview:
-        taken, self._chunk = self._chunk[:most], self._chunk[most:]
+    def _take(self, max_bytes: int) -> memoryview:
+        taken, self._chunk = self._chunk[:max_bytes], self._chunk[max_bytes:]
         self._at += len(taken)
         return taken
 
 
-def plain(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield what `read` gives, up to the end."""
+def read_chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Yield the results of `read`, up to the end."""
     while chunk := read(_CHUNK):
         yield chunk
 
 
-def looked_at(chunks: Iterator[bytes], least: int) -> tuple[bytes, Iterator[bytes]]:
-    """Return how data begin, in `least` bytes or more if there are so many, and the data from their beginning.
+def peek(chunks: Iterator[bytes], min_bytes: int) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first bytes of a stream, at least `min_bytes` if it has as many, and the whole stream again.
 
-    >>> start, chunks = looked_at(iter([b"ab", b"cd", b"ef"]), 3)
+    >>> start, chunks = peek(iter([b"ab", b"cd", b"ef"]), 3)
     >>> start, b"".join(chunks)
     (b'abcd', b'abcdef')
     """
     start = b""
-    while len(start) < least and (chunk := next(chunks, b"")):
+    while len(start) < min_bytes and (chunk := next(chunks, b"")):
         start += chunk
     return start, chain([start] if start else [], chunks)
 
 
-def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what gzip data hold: one member, or several behind each other; zeros may follow them.
+def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield decompressed gzip data: one member or several in a row, with or without zeros after them.
 
     Raises:
-        zlib.error: they are damaged, or something else follows.
-        EOFError: they end early.
+        zlib.error: the data are damaged, or something else follows.
+        EOFError: the data end early.
     """
-    file = Forward(chunks)
+    file = ForwardReader(chunks)
     with gzip.GzipFile(fileobj=cast(Any, file)) as members:
         try:
-            yield from plain(members.read1)  # `read` would lose what it has of a member that turns out to be damaged
+            yield from read_chunks(members.read1)  # `read` would drop the bytes before a damaged place
         except gzip.BadGzipFile as error:
-            begun = file.tell()
+            start = file.tell()
             while file.read(_CHUNK):
                 pass
-            raise zlib.error(f"{error}, with {file.tell() - begun:,} bytes behind it") from error
+            raise zlib.error(f"{error}, with {file.tell() - start:,} bytes after it") from error

@@ -5,37 +5,29 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BadPath, Conflict, InputError, NotFound, StoreError, TimedOut, TooLarge
-from imgbatch.storage.base import EARLIEST, FOUND, LATEST, Meta, moment
+from imgbatch.errors import BadPath, Conflict, NotFound, StoreError, TimedOut, TooLarge
+from imgbatch.storage.base import EARLIEST, LATEST, STORE_LISTING, Meta, to_datetime
+from imgbatch.storage.local_names import explained, readable
+from imgbatch.storage.local_walk import walk
 
 _BATCH = 10_000
 _LOCK_S = 30.0
 _STREAMED = 1 << 20
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What following a link says whose target is not there, or is the link itself."""
-_MOST_LINKS_INTO = 1_000
-"""So many links may lead into one folder below an input: folders that link to each other would be walked for ever."""
-_ENCODINGS = {"Shift-JIS": "cp932", "Windows-1252": "cp1252", "DOS": "cp437"}
-"""In which names may be that are not UTF-8: those of old Japanese and western systems, and of zip files."""
-_ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class LocalStore:
-    """The local file system. A name appears with its whole content or not at all; creation is exclusive by hard link."""
+    """The local file system. Writes are atomic: a file appears with its whole content. Creation is exclusive, by hard link."""
 
     conditional = True
 
@@ -44,24 +36,24 @@ class LocalStore:
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return the content; anything but a regular file is refused, since a FIFO would never end."""
-        with _explained("read", path):
+        """Return the content. Only regular files are read: a FIFO would never end."""
+        with explained("read", path):
             data, status = _read(path, limit)
         return data, _meta(status)
 
     def read_tagged(self, path: str) -> tuple[bytes, str | None]:
-        """Return the content and what tells this file from the one that may take its place."""
+        """Return the content and a tag that a file which replaces this one does not have."""
         data, status = _read(path, None)
         return data, _tag(status)
 
     def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
-        """Return some bytes of the file; files have no ETags."""
-        with _explained("read", path), open(path, "rb", buffering=0) as file:
+        """Return a range of bytes; files have no ETags."""
+        with explained("read", path), open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), end - start, start)
 
     def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
-        """Yield the bytes of the file from a position on."""
-        with _explained("read", path):
+        """Yield the content of the file from a position on."""
+        with explained("read", path):
             file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
         with file:
             file.seek(start)
@@ -69,34 +61,35 @@ class LocalStore:
                 yield data
 
     def open(self, path: str) -> BinaryIO:
-        """Return the file, to be read as a stream."""
-        with _explained("open", path):
+        """Open the file as a stream."""
+        with explained("open", path):
             return open(path, "rb")
 
     def head(self, path: str) -> Meta:
-        """Return what is known of a file; a folder is not found."""
-        with _explained("look at", path):
+        """Return the metadata of a file; NotFound for a folder."""
+        with explained("look at", path):
             status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"{path} is not a regular file")
         return _meta(status)
 
     def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Yield the regular files below `path`, in the order of their names; a folder that cannot be read is an error.
+        """Yield the regular files below `path`, in the order of their names.
 
-        Links are followed, but never into a folder that contains them. One whose target is not there is listed, with
-        neither size nor time: reading it tells that it leads nowhere.
+        Links are followed, but never into a folder that contains them. A broken link is listed without size and time, so
+        that reading it reports that its target is missing.
 
         Raises:
             InputError: too many links lead into one folder.
+            OSError: a folder cannot be read.
         """
-        if not os.path.lexists(path):  # as in an object store, a folder is there once something is in it
+        if not os.path.lexists(path):  # as in an object store, a missing folder is an empty one
             return
         names: list[bytes] = []
         statuses: list[os.stat_result | None] = []
-        with _explained("list", path):
-            walk = _walk(os.fsencode(path))
-        for name, status in walk:
+        with explained("list", path):
+            entries = walk(os.fsencode(path))
+        for name, status in entries:
             names.append(name)
             statuses.append(status)
             if len(names) == _BATCH:
@@ -109,19 +102,19 @@ class LocalStore:
         """Return the names of the folders directly below `path`."""
         with suppress(FileNotFoundError):
             entries = [entry.name for entry in os.scandir(os.fsencode(path)) if entry.is_dir()]
-            return sorted(_readable(name) for name in entries)
+            return sorted(readable(name) for name in entries)
         return []
 
     def create(self, path: str, data: bytes) -> None:
-        """Write a new file; an existing one of that name is left as it is and raises FileExistsError."""
-        temporary = _write_beside(path, data)
+        """Write a new file; FileExistsError if the name exists, and the existing file stays as it is."""
+        temporary = _write_temporary(path, data)
         try:
             os.link(temporary, path)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise StoreError(
-                    f"create {path}: this file system has no hard links, without which a part cannot be created "
-                    "exactly once; write to another file system or to an object store"
+                    f"create {path}: this file system has no hard links, so that a part cannot be created exactly once. "
+                    "Write to another file system or to an object store"
                 ) from error
             raise
         finally:
@@ -129,16 +122,16 @@ class LocalStore:
         _sync_folder(path)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, over an existing one if there is one."""
-        os.replace(_write_beside(path, data), path)
+        """Write a file, whether it exists or not."""
+        os.replace(_write_temporary(path, data), path)
         _sync_folder(path)
 
     def replace(self, path: str, data: bytes, tag: str | None) -> None:
-        """Write a file over one that is still the version with this tag; Conflict if it is not."""
-        os.stat(path)  # or `_write_beside` would make folders that were deleted again
-        temporary = _write_beside(path, data)
+        """Replace a file; Conflict if it no longer has this tag."""
+        os.stat(path)  # fails if the file is gone: `_write_temporary` would create its deleted folder again
+        temporary = _write_temporary(path, data)
         try:
-            with _alone_in(os.path.dirname(path)):
+            with _locked(os.path.dirname(path)):
                 if _tag(os.stat(path)) != tag:
                     raise Conflict(f"replace {path}: another writer has replaced it")
                 os.replace(temporary, path)
@@ -149,10 +142,10 @@ class LocalStore:
         _sync_folder(path)
 
     def delete(self, path: str, tag: str | None = None) -> None:
-        """Remove a file; one that is not there is no error. With a tag only that version of it."""
+        """Remove a file; a missing file is no error. With a tag only that version of it."""
         if tag is None:
             return Path(path).unlink(missing_ok=True)
-        with suppress(FileNotFoundError), _alone_in(os.path.dirname(path)):
+        with suppress(FileNotFoundError), _locked(os.path.dirname(path)):
             if _tag(os.stat(path)) != tag:
                 raise Conflict(f"delete {path}: another writer has replaced it")
             os.unlink(path)
@@ -175,18 +168,18 @@ def _tag(status: os.stat_result) -> str:
 
 
 @contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Let one writer at a time compare and replace in a folder. The lock goes with its process, however that ends.
+def _locked(folder: str) -> Iterator[None]:
+    """Hold an exclusive lock on a folder, so that comparing a tag and replacing the file are one step.
 
-    A file system without such locks (some of those that come over a network) leaves the moment between comparing and
-    replacing open.
+    The system releases the lock when the process ends. Some network file systems have no such locks. There, another writer
+    can replace the file between the comparison and the replacement.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        ends = time.monotonic() + _LOCK_S
+        deadline = time.monotonic() + _LOCK_S
         with suppress(OSError):
-            while not _locked(handle):
-                if time.monotonic() > ends:
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
                     raise TimedOut(f"lock {folder}: another process has held it for {_LOCK_S:.0f} s")
                 time.sleep(0.01)
         yield
@@ -194,7 +187,7 @@ def _alone_in(folder: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -202,8 +195,8 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def _write_beside(path: str, data: bytes) -> str:
-    """Write `data` durably under a temporary name in the folder of `path` that no reader of *.parquet takes up."""
+def _write_temporary(path: str, data: bytes) -> str:
+    """Write `data` durably to a temporary file in the folder of `path`, under a name that no reader of *.parquet matches."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
@@ -224,142 +217,26 @@ def _sync_folder(path: str) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # so say file systems that cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # errors of file systems that cannot sync a folder
             raise
     finally:
         os.close(handle)
 
 
-def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
-    """Return the regular files below `top` and the links that lead nowhere, which have no status."""
-    return _walked([_opened(top, frozenset())])
-
-
-def _walked(stack: list[_Open]) -> Iterator[tuple[bytes, os.stat_result | None]]:
-    """Yield what is in the folder on the stack, folders in their place among the names; trees may be deep."""
-    links_into: Counter[tuple[int, int]] = Counter()
-    while stack:
-        folder, above, names = stack[-1]
-        name = next(names, None)
-        if name is None:
-            stack.pop()
-            continue
-        path = os.path.join(folder, name)
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            if os.path.islink(path):  # and no file that has gone since its folder was read
-                yield path, None
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if stat.S_ISREG(status.st_mode):
-            yield path, status
-        elif stat.S_ISDIR(status.st_mode) and identity not in above:
-            if os.path.islink(path):
-                links_into[identity] += 1
-                if links_into[identity] > _MOST_LINKS_INTO:
-                    raise InputError(
-                        f"more than {_MOST_LINKS_INTO:,} links lead into one folder, {_readable(path)} for one: folders that "
-                        "link to each other have no end; take the links out, or give the folders one by one"
-                    )
-            with suppress(FileNotFoundError):
-                stack.append(_opened(path, above))
-
-
-_Open = tuple[bytes, frozenset[tuple[int, int]], Iterator[bytes]]
-"""A folder, the identities of those above it and its own, and its sorted names."""
-
-
-def _opened(path: bytes, above: frozenset[tuple[int, int]]) -> _Open:
-    status = os.stat(path)
-    chunks: list[pa.Array] = []
-    with os.scandir(path) as entries:  # millions of names in one folder: bytes in Arrow, not objects
-        while some := [entry.name for entry in islice(entries, _BATCH)]:
-            chunks.append(pa.array(some, pa.large_binary()))
-    return path, above | {(status.st_dev, status.st_ino)}, _ordered(pa.chunked_array(chunks, pa.large_binary()))
-
-
-def _ordered(names: pa.ChunkedArray) -> Iterator[bytes]:
-    whole = pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.large_binary())
-    del names
-    order = pc.array_sort_indices(whole)
-    for start in range(0, len(order), _BATCH):
-        yield from whole.take(order.slice(start, _BATCH)).to_pylist()
-
-
 def _meta(status: os.stat_result) -> Meta:
-    return Meta(size=status.st_size, etag=None, last_modified=moment(status.st_mtime_ns // 1000))
+    return Meta(size=status.st_size, etag=None, last_modified=to_datetime(status.st_mtime_ns // 1000))
 
 
 def _batch(names: list[bytes], statuses: list[os.stat_result | None]) -> pa.RecordBatch:
     sizes = [None if status is None else status.st_size for status in statuses]
     times = pa.array([None if status is None else status.st_mtime_ns // 1000 for status in statuses], pa.int64())
-    known = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
+    valid = pc.and_(pc.greater_equal(times, EARLIEST), pc.less_equal(times, LATEST))
     return pa.record_batch(
         [
-            pa.array([_readable(name) for name in names], pa.string()),
+            pa.array([readable(name) for name in names], pa.string()),
             pa.array(sizes, pa.int64()),
             pa.nulls(len(names), pa.string()),
-            pc.if_else(known, times, None).cast(FOUND.field(3).type),
+            pc.if_else(valid, times, None).cast(STORE_LISTING.field(3).type),
         ],
-        schema=FOUND,
+        schema=STORE_LISTING,
     )
-
-
-def _readable(name: bytes) -> str:
-    r"""Return a name as text. One that is not UTF-8 has escapes, as in `caf\xe9.jpg`: reading it fails, and says why.
-
-    >>> _readable("é.jpg".encode("latin-1"))
-    '\\xe9.jpg'
-    """
-    return name.decode("utf-8", "backslashreplace")
-
-
-@contextmanager
-def _explained(operation: str, path: str) -> Iterator[None]:
-    """Say of a name that is not there whether it is a link that leads nowhere, or no UTF-8.
-
-    Raises:
-        NotFound: it is such a link.
-        BadPath: it is such a name.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (*_GONE, errno.ENAMETOOLONG):  # escapes make a name longer
-            raise
-        if os.path.islink(path):
-            raise NotFound(f"{operation} {path}: a link to {_target(path)}, which is not there") from error
-        name = _ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)
-        if name != path and os.path.lexists(name):
-            raise BadPath(f"{operation} {path}: {_not_utf8(name)}") from error
-        raise
-
-
-def _target(path: str) -> str:
-    with suppress(OSError):
-        return _readable(os.readlink(os.fsencode(path)))
-    return "somewhere"
-
-
-def _not_utf8(path: str) -> str:
-    """Return what to say of a path that is in another encoding than UTF-8."""
-    parts = os.fsencode(path).split(b"/")
-    at = next(at for at, part in enumerate(parts) if _decoded(part, "utf-8") is None)
-    folder, name = b"/".join(parts[:at]) or b"/", parts[at]
-    decoded = {title: _decoded(name, code) for title, code in _ENCODINGS.items()}
-    guesses = {title: text for title, text in decoded.items() if text is not None and text.isprintable()}
-    shown = ", ".join(f"{text!r} in {title}" for title, text in guesses.items())
-    code = _ENCODINGS[next(iter(guesses))] if guesses else "ENCODING"
-    return (
-        f"the name {name!r}{f' ({shown})' if shown else ''} is not UTF-8, so that no table can hold it: rename it, for "
-        f"example with convmv -f {code} -t utf8 -r --notest {_readable(folder)}"
-    )
-
-
-def _decoded(name: bytes, encoding: str) -> str | None:
-    with suppress(UnicodeDecodeError):
-        return name.decode(encoding)
-    return None

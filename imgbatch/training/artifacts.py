@@ -15,7 +15,7 @@ from imgbatch.evaluation.calibration import cross_entropy, softmax
 from imgbatch.evaluation.metrics import Estimate, calibration, share
 from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.models.taxonomy import Taxonomy
-from imgbatch.schema import CONTENT_HASH, whole
+from imgbatch.schema import CONTENT_HASH, single_chunk
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -81,7 +81,7 @@ def training_images(images: pa.Table, learned: Ints, held: Ints, base: TrainingI
         held: the rows that were held out; those among `learned` count as trained on.
         base: what the model that training started from had seen.
     """
-    column = whole(images[CONTENT_HASH])
+    column = single_chunk(images[CONTENT_HASH])
     trained, selected = (column.take(pa.array(rows)).to_numpy() for rows in (learned, held))
     return TrainingImages.of(trained, selected, base).parquet()
 

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,13 +27,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.prefetch import prefetch_calls
-from imgbatch.config.sections import SourceConfig
+from imgbatch.config.worker import ReadOptions
 from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
-from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
+from imgbatch.inference.blocks import PIXELS, pixels_of
+from imgbatch.inference.messages import received
+from imgbatch.inference.worker import Sidecars, Work, Worker, errors_as_events
+from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, single_chunk
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
-from imgbatch.sources.tars import key_of, loose_label
+from imgbatch.sources.tar_reader import key_of
+from imgbatch.sources.tars import loose_label
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
 
@@ -97,24 +100,22 @@ class Prepare(Worker):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Fetch, decode and keep a block of image numbers."""
-        yield from guarded(self._kept(block), self._work)
+        yield from errors_as_events(self._kept(block), self._work)
 
     def _kept(self, block: pa.Table) -> Iterator[pa.Table]:
-        for found in self.decoded(block, _SHARD):
-            numbers = found["index"].to_numpy()
-            images = found.filter(pa.array(numbers >= 0))
+        for decoded in self.decoded(block, _SHARD):
+            images, _, tars_read = received(decoded)
             if len(images):
                 self._keep(images)
-            for told in found.filter(pa.array(numbers < 0))["message"].to_pylist():  # that a tar was read
-                tar = json.loads(told)
+            for tar in tars_read:
                 if tar["whole"]:
                     self._shards.put(f"{tar['number']:09d}{READ}", b"")
-            yield found.drop_columns([PIXELS])
+            yield decoded.drop_columns([PIXELS])
 
-    def keeps_sidecars(self, number: int) -> Callable[[Mapping[str, Mapping[str, str]]], None]:
+    def sidecar_sink(self, number: int) -> Callable[[Sidecars], None]:
         """Keep the sidecars of a tar that do not lie beside their image, before the tar counts as read."""
 
-        def keep(sidecars: Mapping[str, Mapping[str, str]]) -> None:
+        def keep(sidecars: Sidecars) -> None:
             if sidecars:
                 content = json.dumps(sidecars).encode()
                 self._shards.put(f"{number:09d}{SIDECARS}", _sha256(content).encode() + b"\n" + content)
@@ -129,7 +130,7 @@ class Prepare(Worker):
         write(self._shards, kept, told_of(images, self._work.config.source))
 
 
-def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
+def told_of(images: pa.Table, config: ReadOptions) -> pa.Table:
     """Return ROWS of images with carried columns; of members of tars with what their sidecars say."""
     columns = {name: images[name] for name in images.column_names if name in ROWS.names}
     texts = [
@@ -138,11 +139,11 @@ def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
     ]
     said = sidecars.read(texts[0], texts[1], config)
     for name, values in ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems)):
-        columns[name] = pc.if_else(pc.is_valid(whole(images["offset"])), values, None)
+        columns[name] = pc.if_else(pc.is_valid(single_chunk(images["offset"])), values, None)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 
-def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config: SourceConfig) -> pa.Table:
+def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config: ReadOptions) -> pa.Table:
     """Return ROWS with what sidecars say that do not lie beside their image.
 
     Args:
@@ -190,8 +191,8 @@ def keys_of(rows: pa.Table) -> Keys:
     Args:
         rows: the columns `uri` and `offset`, since a tar may have two members of one name.
     """
-    offsets = whole(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
-    keys: Keys = hash_strings(whole(rows["uri"]), _SEED) ^ (offsets * _SEED)
+    offsets = single_chunk(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
+    keys: Keys = hash_strings(single_chunk(rows["uri"]), _SEED) ^ (offsets * _SEED)
     return keys
 
 

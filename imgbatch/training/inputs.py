@@ -22,11 +22,11 @@ from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing, WorkPlan
 from imgbatch.ledger.listing_pages import pages
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, marked
-from imgbatch.sources.split_words import TEST, of_folder
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, labelled_sources
+from imgbatch.sources.split_words import TEST, split_of_folder
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import labels as labels_module
@@ -76,7 +76,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     Raises:
         InputError: there is not one image.
     """
-    given, columns = marked(inputs.sources, inputs.config)
+    given, columns = labelled_sources(inputs.sources, inputs.config)
     listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
     with candidates(given, allow_empty=inputs.config.allow_empty) as batches:
         listing.take(batches)
@@ -113,7 +113,7 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
         images = ~np.asarray(resolver.is_ignored(listed.table))
         mask: Mask = listed.work_plan.pending & images & ((splits != TEST) | (not others))
         return mask, None
-    found = labels_module.read(labels, splits, whole(listed.table[GROUP]))
+    found = labels_module.read(labels, splits, single_chunk(listed.table[GROUP]))
     say(resolver)
     mask = (found.classes != NO_CLASS) & (found.splits != TEST)
     return mask, found
@@ -133,17 +133,18 @@ def read(listed: Listed, made: Prepared) -> tuple[Labelled, Resolver]:
     entries = listed.table.take(made.images["index"])
     members = is_tar(entries)
     columns = {
-        name: pc.if_else(members, whole(made.images[name]), whole(entries[name])) for name in (TRUTH, SPLIT, GROUP)
+        name: pc.if_else(members, single_chunk(made.images[name]), single_chunk(entries[name]))
+        for name in (TRUTH, SPLIT, GROUP)
     }
-    columns |= {name: whole(entries[name]) for name in (OBJECT_OF, TABLE_OF, "container")}
-    columns |= {"uri": whole(made.images["uri"]), "tar": pc.if_else(members, whole(entries["uri"]), None)}
+    columns |= {name: single_chunk(entries[name]) for name in (OBJECT_OF, TABLE_OF, "container")}
+    columns |= {"uri": single_chunk(made.images["uri"]), "tar": pc.if_else(members, single_chunk(entries["uri"]), None)}
     table = pa.table(columns)
     resolver = listed.resolver()
     resolver.add(table)
-    resolver.add_problems(table, whole(made.images[PROBLEM]))
+    resolver.add_problems(table, single_chunk(made.images[PROBLEM]))
     resolver.decide()
     labels, splits = resolver.apply(table)
-    return labels_module.read(labels, splits, whole(table[GROUP])), resolver
+    return labels_module.read(labels, splits, single_chunk(table[GROUP])), resolver
 
 
 def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
@@ -160,7 +161,7 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
     for number, tar in opened:
         tick()
         rows, whole_tar = tars.read_members(
-            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, most=_PREVIEWED_MEMBERS
+            listed.inputs.stores, tar.uri, listed.inputs.config.suffixes, max_images=_PREVIEWED_MEMBERS
         )
         source, every = listed.table[OBJECT_OF][number], every and whole_tar
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))
@@ -180,7 +181,9 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
     masks = [pc.invert(is_tar(listed.table)), *(pa.array(np.ones(len(table), bool)) for table in tables[1:])]
     names = pa.concat_arrays([labels.filter(mask) for (labels, _), mask in zip(found, masks, strict=True)])
     splits = np.concatenate([codes[np.asarray(mask)] for (_, codes), mask in zip(found, masks, strict=True)])
-    groups = pa.concat_arrays([whole(table[GROUP]).filter(mask) for table, mask in zip(tables, masks, strict=True)])
+    groups = pa.concat_arrays(
+        [single_chunk(table[GROUP]).filter(mask) for table, mask in zip(tables, masks, strict=True)]
+    )
     learned = labels_module.read(names, splits, groups)
     return [*resolver.lines(), *([looked_at] if opened else [])], learned.labels
 
@@ -189,7 +192,7 @@ def say_what_is_empty(inputs: Inputs, uris: pa.ChunkedArray) -> None:
     """Name the folders directly below an input, or its splits, that hold no image."""
     for root in (source.uri for source in inputs.sources if source.kind == "folder"):
         folders = Folder(inputs.stores, root).folders()
-        splits = [f"{root}/{name}" for name in folders if of_folder(name) is not None]
+        splits = [f"{root}/{name}" for name in folders if split_of_folder(name) is not None]
         for place in (root, *splits):
             for name in labels_module.empty_folders(place, Folder(inputs.stores, place).folders(), uris):
                 log.warning("%s/%s holds no image: it is no class", place, name)

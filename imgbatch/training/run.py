@@ -33,7 +33,8 @@ from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.pipeline import budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
-from imgbatch.storage.stores import Folder, Stores, absent, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import artifacts, inputs, publish, splits
@@ -109,7 +110,7 @@ def given_tree(chosen: Training, stores: Stores) -> bytes | None:
     try:
         return stores.read(absolute(chosen.taxonomy))[0]
     except (NotFound, BadPath) as error:
-        raise UsageError(f"--taxonomy {absent(chosen.taxonomy) or error}") from error
+        raise UsageError(f"--taxonomy {missing_path(chosen.taxonomy) or error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 
 from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
@@ -23,7 +24,8 @@ from imgbatch.evaluation.calibration import fit_temperature
 from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import counted, rate
 from imgbatch.training import cache as cache_module
@@ -82,7 +84,7 @@ class Task:
         return Preparation(
             self.stores,
             self.listing,
-            self.config.shared(),
+            WorkerConfig.of(self.config.shared()),
             replace(self.base, preprocess=preprocess),
             shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits, columns)}"),
             features=load,

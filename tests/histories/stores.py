@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from imgbatch import errors
 from imgbatch.errors import Forbidden, NotFound, Unreachable
-from imgbatch.storage.base import FOUND
+from imgbatch.storage.base import STORE_LISTING
 from imgbatch.storage.stores import Meta
 from tests.unit.pictures import encode
 
@@ -127,7 +127,9 @@ class Input:
             known = [listed[name] for name in few]
             sizes = [len(CONTENTS[image.kind]) for image in known]
             columns = [[f"in/{name}" for name in few], sizes, [image.etag for image in known], [None] * len(few)]
-            yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, FOUND, strict=True)], schema=FOUND)
+            yield pa.record_batch(
+                [pa.array(c, f.type) for c, f in zip(columns, STORE_LISTING, strict=True)], schema=STORE_LISTING
+            )
 
     def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
         image = self._images.get(path.removeprefix("in/"))

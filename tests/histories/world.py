@@ -106,12 +106,12 @@ class _Stores(Stores):
         with store.open(path) as file:
             yield file
 
-    def resolve(self, uri: str, *, plain: bool = False) -> Any:
+    def resolve(self, uri: str, *, via_fsspec: bool = False) -> Any:
         if uri.startswith("in://"):
             return self.world.input, uri.partition("://")[2]
         if uri.startswith("memory://"):
             return _Hooked(self.world.memory, self.world), self.world.memory.path(uri)
-        store, path = super().resolve(uri, plain=plain)
+        store, path = super().resolve(uri, via_fsspec=via_fsspec)
         return _Hooked(store, self.world), path
 
 

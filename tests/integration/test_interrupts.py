@@ -149,12 +149,12 @@ def test_full_disk(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path
     output = tmp_path / "out"
     body = """
 import errno
-original = module._write_beside
+original = module._write_temporary
 def write(path, data):
     if "labels" in path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     return original(path, data)
-module._write_beside = write
+module._write_temporary = write
 """
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import SourceConfig, StorageConfig
-from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
+from imgbatch.errors import AuditError, BudgetError, InputError, ModelError
 from imgbatch.evaluation.evaluation import Evaluation, compared
 from imgbatch.evaluation.ground_truth import Truths
 from imgbatch.evaluation.labelled_inputs import Resolver
 from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
 from imgbatch.evaluation.training_images import TrainingImages
-from imgbatch.inference.label_columns import answers
+from imgbatch.inference.label_columns import answer_columns
 from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet, taxonomy
 from imgbatch.models.model import Model
@@ -52,7 +52,7 @@ def predicted(who: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
     if who.taxonomy:
         (kinds, _) = who.taxonomy.roll_up(scores)
         above = Prediction(kinds.argmax(1)[:, None].astype(np.int32), kinds.max(1)[:, None])
-    columns = answers(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), who, 0.5)
+    columns = answer_columns(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), who, 0.5)
     columns |= {"uri": pa.array([f"s3://b/{i}.jpg" for i in range(N)]), "model": pa.array([who.reference] * N)}
     columns |= {"run_id": pa.array(["r"] * N)}
     rows = [columns.get(field.name, pa.nulls(N, field.type)) for field in LABELS]
@@ -215,7 +215,7 @@ def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects
     write(output, rows.slice(0, N - 2), rejected=refused)
     scored = Scored(known, who)
     list(scored.take(output.folder("labels")))
-    with pytest.raises(BooksError, match="1 are in neither labels/ nor rejects/"):
+    with pytest.raises(AuditError, match="1 are in neither labels/ nor rejects/"):
         scored.require_all(output)
 
 
@@ -290,7 +290,7 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
         scored.require_all(output)
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
     known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
-    with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
+    with pytest.raises(AuditError, match=r"three\.tar is listed, and no row of it"):
         known.add_members(output, resolver_of(output, *names))
 
 

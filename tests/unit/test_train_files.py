@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgbatch.config.sections import Config, SourceConfig, StorageConfig
+from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.config.training import Training
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ClusterError, OutputError
 from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
@@ -83,7 +84,7 @@ def test_a_shard_that_is_damaged_is_not_used_and_made_again(folder: Folder, suff
 
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], cache_build.Prepared]:
     """Return which entries of a listing are known, and what there is of them."""
-    work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
+    work, n = cast(Any, SimpleNamespace(shards=folder, config=WorkerConfig.of(Config()))), len(uris)
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
     known = cache_build._known(work, work_plan)
@@ -136,17 +137,19 @@ def test_a_tar_with_a_damaged_shard_is_read_again(folder: Folder, suffix: str) -
 
 
 def test_sidecars_that_are_damaged_are_not_used(folder: Folder) -> None:
-    work = SimpleNamespace(listing=folder, stores=folder.stores, config=Config(), shards=folder, features=None)
-    keep = cache.Prepare(cast(Any, work)).keeps_sidecars(0)
+    work = SimpleNamespace(
+        listing=folder, stores=folder.stores, config=WorkerConfig.of(Config()), shards=folder, features=None
+    )
+    keep = cache.Prepare(cast(Any, work)).sidecar_sink(0)
     keep({"1": {"input_cls": "cat"}})
     folder.put(f"{0:09d}{cache.READ}", b"")
     images = pa.Table.from_pylist([{"index": 0, "offset": 0, "uri": "a.tar#1.jpg"}], schema=ROWS)
-    told = cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+    told = cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, WorkerConfig.of(Config()).source)
     assert told[cache.TRUTH].to_pylist() == ["cat"]
     (name,) = (name for name in folder.names() if name.endswith(cache.SIDECARS))
     folder.put(name, folder.read(name).replace(b"cat", b"cow"))
     with pytest.raises(ClusterError, match="run the same command again"):
-        cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, SourceConfig())
+        cache.with_late_sidecars(images, pa.array(["a.tar"]), folder, WorkerConfig.of(Config()).source)
     assert not [name for name in folder.names() if name.endswith((cache.READ, cache.SIDECARS))]
 
 
@@ -173,7 +176,7 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
     base, nothing = Model(name="m", digest="0", labels=("a",), preprocess=preprocess, network=list), cast(Any, None)
     task = strategies.Task(Training(), folder.stores, base, folder, nothing, "listing", nothing, folder, nothing)
     now = task.images(preprocess).shards.uri
-    assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.output.content_hash
+    assert task.images(preprocess).shards.uri == now and task.images(preprocess).config.content_hash
     at = cache.ROWS.get_field_index("content_hash")
     monkeypatch.setattr(cache, "ROWS", cache.ROWS.remove(at))  # as 0.1 wrote them
     assert task.images(preprocess).shards.uri != now
@@ -182,7 +185,7 @@ def test_shards_without_the_hashes_of_images_are_made_again_under_another_name(
 def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
     rows = [{"index": 0, "uri": "image 0", "input_label": "7", "input_group": "1"}]
     cache.write(folder, np.zeros((1, 2, 2), np.uint8), pa.Table.from_pylist(rows, schema=ROWS))
-    work = cast(Any, SimpleNamespace(shards=folder, config=Config()))
+    work = cast(Any, SimpleNamespace(shards=folder, config=WorkerConfig.of(Config())))
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
     work_plan = WorkPlan(np.array([False, True]), np.zeros((0, 2), np.int64), {})
