@@ -33,14 +33,14 @@ class TarRead:
 
     number: int
     """The tar's number in the listing."""
-    through: int
+    last_offset: int
     """The offset of the last row."""
     whole: bool
     """Whether nothing is left to read: false where the store failed."""
     ignored: int
     """Members that are no image candidates."""
     unpaired: int
-    """Sidecars that do not lie beside an image of their name."""
+    """Sidecars that are not next to an image with their key."""
     unpaired_example: str
 
 
