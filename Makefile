@@ -1,5 +1,5 @@
-# Two commands set everything up on a fresh machine: `make demo` and `make test`.
-# PYTHON is only used to make the virtual environment.
+# `make demo` and `make test` each install everything they need on a fresh machine.
+# PYTHON is used only to create the virtual environment.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,7 +17,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each set of packages, so that a second `make` installs nothing.
+# A stamp file for each set of packages, so that a second `make` installs nothing.
 $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[$*]'
 	touch $@
@@ -25,13 +25,13 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests but the long ones
+test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed ## run the tests that take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 
-# Programs that read our tables, in an environment of their own: none of the jobs needs them, and Spark alone takes 500 MB.
+# Programs that read our tables have a separate environment: no job needs them, and Spark alone takes 500 MB.
 $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
@@ -43,7 +43,7 @@ test-clients: $(VENV)/test.installed $(CLIENTS)/installed ## read the tables wit
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-# Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
+# Daft is installed without its dependencies, because it would install an older pyarrow; what it needs is already there.
 bench: $(VENV)/test.installed $(VENV)/demo.installed ## measure stages and whole runs (BENCH='--images FOLDER')
 	$(PIP) --no-deps daft==0.7.26
 	$(BIN)/python -m tests.bench.bench $(BENCH)
@@ -57,9 +57,9 @@ format: $(VENV)/check.installed ## fix lint and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pages that are made from the code.
+# The pages that are generated from the code.
 docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs/architecture.md
 	$(BIN)/python -m tests.generated_pages
 
-clean: ## remove what these targets have made
+clean: ## remove everything that these targets have created
 	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
