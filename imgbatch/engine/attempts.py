@@ -36,7 +36,7 @@ class Consumer(Protocol):
 
     @property
     def work_plan(self) -> WorkPlan:
-        """Which images and tars are pending. The consumer clears those whose rows have arrived."""
+        """Which images and streams are pending. The consumer clears those whose rows have arrived."""
 
     @property
     def arrived(self) -> int:
@@ -106,8 +106,8 @@ class _Attempts:
                 log.warning("nodes were lost in the middle of a run: what they had is handed out again")
             lost = self.consumer.work_plan.remaining
             abort_if_systemic(lost, self.consumer.arrived, round, nodes=self.plan.nodes, retried=self.retried)
-        # A tar is one unit in each round. Each of its members may kill a process, and each attempt gets past some of them.
-        while self.consumer.work_plan.tars and self.consumer.work_plan.remaining and self.made_progress():
+        # A stream is one unit in each round. Each of its images may kill a process, and each attempt gets past some of them.
+        while self.consumer.work_plan.streams and self.consumer.work_plan.remaining and self.made_progress():
             yield from self.attempt(ROUNDS[-1])
 
     def attempt(self, round: Round) -> Generator[pa.Table | None, None, None]:

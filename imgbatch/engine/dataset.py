@@ -40,7 +40,7 @@ class Attempt:
 class Images:
     """The pending images of an attempt, and the operators that process them, in the order in which they are added.
 
-    Iterating runs the operators and yields the blocks of rows, in any order; those of a tar in the order of its members.
+    Iterating runs the operators and yields the blocks of rows, in any order; those of a stream in its order.
     A block whose task kills its process `TRIES` times is omitted: the images in it get no row.
     """
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.ledger.work_plan import RowRanges, WorkPlan
 
 _MIN_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
-_TAR_COLUMNS = ("resume_offset", "last_offset")  # columns of a unit that is a tar: where reading resumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +33,25 @@ ROUNDS = (Round(4096, max_lost=0.5), Round(16, max_lost=0.1), Round(1, max_lost=
 
 
 def cut_units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Table]:
-    """Yield the numbers of pending images, a table per unit: each tar is a unit, and other images share units.
+    """Yield the numbers of pending images, a table per unit: each stream is a unit, and other images share units.
 
     Units of images start small, so that the first rows arrive soon, and end small, so that all actors end together: each
     unit has a quarter of an actor's share of the rest (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
-    for number, tar in work_plan.tars.items():
+    for number, stream in work_plan.streams.items():
         if work_plan.pending[number]:
-            yield pa.table(
-                {
-                    "index": np.array([number], np.uint32),
-                    "resume_offset": [tar.resume_offset],
-                    "last_offset": [tar.last_offset],
-                }
-            )
+            position = zip(UNIT_COLUMNS, stream.position, strict=True)
+            yield pa.table({"index": np.array([number], np.uint32), **{name: [value] for name, value in position}})
     numbers = np.flatnonzero(work_plan.pending).astype(np.uint32)
-    if work_plan.tars:
-        numbers = numbers[~np.isin(numbers, list(work_plan.tars))]
+    numbers = numbers[~work_plan.in_streams(numbers)]
     start = 0
     while start < len(numbers):
         share = (len(numbers) - start) // (4 * actors)
         rows = _MIN_ROWS if start < 2 * actors * _MIN_ROWS else max(_MIN_ROWS, share)
         end = _end_of_range(work_plan.row_group_ranges, numbers, start + min(rows, round.rows), round.rows)
-        tar_columns = {name: pa.nulls(end - start, pa.int64()) for name in _TAR_COLUMNS} if work_plan.tars else {}
-        yield pa.table({"index": numbers[start:end], **tar_columns})
+        # All units of a dataset have the same columns.
+        nulls = {name: pa.nulls(end - start, pa.int64()) for name in UNIT_COLUMNS} if work_plan.streams else {}
+        yield pa.table({"index": numbers[start:end], **nulls})
         start = end
 
 

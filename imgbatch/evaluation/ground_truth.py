@@ -16,7 +16,8 @@ from imgbatch.evaluation.tar_members import TarMembers
 from imgbatch.models import imagenet
 from imgbatch.models.model import Model
 from imgbatch.schema import LISTING, single_chunk
-from imgbatch.sources.labelled import TRUTH, is_tar
+from imgbatch.sources.base import is_stream
+from imgbatch.sources.labelled import TRUTH
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import counted
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
@@ -108,7 +109,7 @@ class GroundTruth:
         classes = Classes(self._labels, label_is=self._label_is)
         class_numbers, containers = [self._classes], self._containers.chunks
         for batch in listed:
-            images = batch.filter(pc.invert(is_tar(batch)))
+            images = batch.filter(pc.invert(is_stream(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
             new = first_of_each(keys) & ~self._index.contains(keys)
             self._index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))

@@ -17,8 +17,7 @@ from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import GroundTruth
 from imgbatch.evaluation.labelled_inputs import Relisted, relisted
 from imgbatch.models.model import Model
-from imgbatch.sources.base import Source
-from imgbatch.sources.labelled import is_tar
+from imgbatch.sources.base import Source, is_stream
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal import console
@@ -49,7 +48,7 @@ def is_of_split(split: str | None, rows: pa.Table, splits: npt.NDArray[np.int64]
     """Return a mask of the images of a split, and of all tars, which may have members of any split."""
     if split is None:
         return pa.array(np.ones(len(rows), bool))
-    return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
+    return pc.or_(is_stream(rows), pa.array(splits == SPLIT_NAMES.index(split)))
 
 
 def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
@@ -63,7 +62,7 @@ def require_classes(listed: Relisted, models: Sequence[Model], split: str | None
     classes_of_models = [Classes(model.labels, model.name, label_is=label_is) for model in numbered]
     entries = 0
     for listing in listed.source.list_images():
-        images = listing.batch.filter(pc.invert(is_tar(listing.batch)))
+        images = listing.batch.filter(pc.invert(is_stream(listing.batch)))
         entries += len(listing.batch)
         for classes in classes_of_models:
             if len(images):

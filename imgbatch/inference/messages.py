@@ -1,4 +1,4 @@
-"""Values: events, which workers send to the driver with their rows of images: errors, notes, and tars that were read.
+"""Values: events, which workers send to the driver with their rows of images: errors, notes, and the ends of streams.
 
 An event is a row whose column `event` holds JSON, and whose other columns are null. `event` is the last column of each block
 that a worker yields, and null in rows of images. It exists only between workers and driver: no table has it, and only this
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,11 +19,12 @@ import pyarrow.compute as pc
 from imgbatch import errors
 from imgbatch.errors import ImgbatchError
 from imgbatch.schema import EVENT, RESULTS, single_chunk
+from imgbatch.sources.base import StreamEnd
 
 Event = str
 """JSON of an object with one key, its kind."""
 
-_ERROR, _NOTE, _TAR_READ = "error", "note", "tar_read"
+_ERROR, _NOTE, _STREAM_END = "error", "note", "stream_end"
 
 
 class Received(NamedTuple):
@@ -32,8 +34,8 @@ class Received(NamedTuple):
     """The rows of images, without the column `event`."""
     notes: list[dict[str, Any]]
     """Facts that workers reported about themselves and their nodes."""
-    tars_read: list[dict[str, Any]]
-    """The fields of `sources.fetch.TarRead`, for each tar that was read to its end."""
+    ends: list[StreamEnd]
+    """How readers reached the ends of streams."""
 
 
 def received(block: pa.Table) -> Received:
@@ -51,7 +53,7 @@ def received(block: pa.Table) -> Received:
     return Received(
         rows,
         [content[_NOTE] for content in contents if _NOTE in content],
-        [content[_TAR_READ] for content in contents if _TAR_READ in content],
+        [StreamEnd(**content[_STREAM_END]) for content in contents if _STREAM_END in content],
     )
 
 
@@ -103,9 +105,9 @@ def note(facts: Mapping[str, Any]) -> Event:
     return json.dumps({_NOTE: facts})
 
 
-def tar_read(tar: Mapping[str, Any]) -> Event:
-    """Return an event that reports that a tar was read to its end: the fields of `sources.fetch.TarRead`."""
-    return json.dumps({_TAR_READ: tar})
+def stream_end(end: StreamEnd) -> Event:
+    """Return an event that reports how a worker reached the end of a stream."""
+    return json.dumps({_STREAM_END: asdict(end)})
 
 
 def fatal(error: Exception) -> Event:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from threading import Lock
@@ -34,16 +34,18 @@ from imgbatch.inference.messages import (
     is_fatal,
     note,
     split_events,
-    tar_read,
+    stream_end,
     with_events,
 )
 from imgbatch.ledger.listing_pages import Pages
+from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.models.model import Model
 from imgbatch.models.runtimes.base import Runtime
 from imgbatch.models.runtimes.build import build_checked
 from imgbatch.models.self_check import SelfCheckError
-from imgbatch.schema import LISTING, RESULTS, TAR, carried_fields, with_carried
-from imgbatch.sources.fetch import Fetched, Fetcher, TarRead, members_of_tar
+from imgbatch.schema import LISTING, RESULTS, carried_fields, with_carried
+from imgbatch.sources.base import StreamEnd, is_stream
+from imgbatch.sources.fetch import Fetched, Fetcher, read_stream
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal import console
 
@@ -54,9 +56,9 @@ CHUNK = 256
 """Number of images that are sent between processes at a time where there are GPUs."""
 _AT_ONCE = 64
 """Number of images that are decoded, then classified, on CPU machines: few, so that GETs never pause for long."""
-_ISOLATED_MEMBERS = 256
-"""Number of members of a tar that are decoded in a child process after a process died: the image that killed it is among
-the members after the last row that arrived."""
+_ISOLATED_IMAGES = 256
+"""Number of images of a stream that are decoded in a child process after a process died: the one that killed it is among
+those after the last row that arrived."""
 _UNUSABLE_S = 0.5
 """Seconds before a worker that cannot be used returns a unit: by then the driver excludes its node."""
 
@@ -105,7 +107,7 @@ class Worker:
         """Yield the images of a block, `rows` at a time, while the next ones are fetched.
 
         Args:
-            block: the column `index`; for a tar also `group` and `through`, where to read on.
+            block: the column `index`; for a stream also UNIT_COLUMNS, from where to continue to read.
 
         Raises:
             ConfigError: this node has another version of imgbatch than the driver.
@@ -116,8 +118,8 @@ class Worker:
             )
         numbers = block["index"].to_numpy()
         listed = self._pages.rows(numbers)
-        if listed["container"][0].as_py() == TAR:
-            yield from self._members(block, listed, rows)
+        if is_stream(listed)[0].as_py():
+            yield from self._stream(block, listed, rows)
             return
         fetched = self._fetcher(listed)
         for start in range(0, len(numbers), rows):
@@ -125,25 +127,24 @@ class Worker:
             yield self._table(numbers[part], listed[part], islice(fetched, rows), self._decode)
 
     def sidecar_sink(self, number: int) -> Callable[[Sidecars], None] | None:
-        """Return the function that receives the sidecars of a tar that do not lie beside their image; None: they are counted.
+        """Return the function that receives the sidecars of a stream that are not next to their image; None: count them.
 
         Args:
-            number: the tar's number in the listing.
+            number: the stream's number in the listing.
         """
         return None
 
-    def _members(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
-        """Yield the images of a tar, the last ones with the event that it was read to its end."""
-        (number,), (tar,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
-        (resume_offset,), (last_offset,) = block["resume_offset"].to_pylist(), block["last_offset"].to_pylist()
-        members = members_of_tar(
-            self._work.stores, number, tar, self._work.config, resume_offset, last_offset, self.sidecar_sink(number)
-        )
-        isolated = _ISOLATED_MEMBERS if self._isolated else 0
+    def _stream(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
+        """Yield the images of a stream, the last ones with the event that its end was reached."""
+        (number,), (row,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
+        (position,) = block.select(UNIT_COLUMNS).to_pylist()
+        work = self._work
+        stream = read_stream(work.stores, number, row, work.config, keep=self.sidecar_sink(number), **position)
+        isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
-        while batch := list(islice(members, rows)):
-            images = [item for item in batch if not isinstance(item, TarRead)]
-            events = [tar_read(asdict(item)) for item in batch if isinstance(item, TarRead)]
+        while batch := list(islice(stream, rows)):
+            images = [item for item in batch if not isinstance(item, StreamEnd)]
+            events = [stream_end(item) for item in batch if isinstance(item, StreamEnd)]
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_in_process
             table = pa.Table.from_pylist([row for row, _ in images], schema=schema)
             numbers = np.full(len(images), number, np.int64)

@@ -28,7 +28,7 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import DuplicateParts
 from imgbatch.ledger.fingerprint import require_same
 from imgbatch.ledger.part_file import Footer
-from imgbatch.ledger.row_index import RowIndex
+from imgbatch.ledger.row_index import RowIndex, Status
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.ledger.tar_progress import TarIndex, TarProgress, members_of
@@ -132,9 +132,13 @@ class Ledger:
                 surplus[number] = table.filter(pa.array(duplicated))
         duplicates.refuse()
         self._drop_rejects_of_labelled(surplus)
-        cursor = TarCursor.of(uri, version, progress)
+        cursor = TarCursor.of(uri, version, progress, self.mark_seen)
         cursor.rows_before -= sum(map(len, surplus.values()))
         return cursor
+
+    def mark_seen(self, batch: pa.RecordBatch) -> Status:
+        """Return the status of images that are listed now; see `RowIndex.mark_seen`."""
+        return self.index.mark_seen(batch)
 
     def unlisted_rows(self) -> int:
         """Return the number of rows whose images were not listed."""

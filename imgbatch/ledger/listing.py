@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -32,7 +32,7 @@ from imgbatch.ledger.listing_pages import page_name, read_page
 from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
-from imgbatch.ledger.tar_cursor import TarCursor
+from imgbatch.ledger.streams import Stream, StreamCounts
 from imgbatch.ledger.tar_progress import TarProgress, version_of
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import PARQUET, TAR, carried_fields, single_chunk
@@ -62,12 +62,21 @@ class Counts:
     """Images that are done, and whose size, ETag and time the input does not give: a change of these cannot be seen."""
     updated: int = 0
     """Rows of images that are done, and that got other carried values."""
-    tars: int = 0
-    """Tars that are to be read. Their images are counted as they arrive."""
+    streams: int = 0
+    """Streams that are to be read. Their images are counted as they arrive."""
     unread: list[str] = field(default_factory=list)
     """Parquet files whose rows could not be read."""
     unpaired: int = 0
-    """Sidecars in tars that are not next to an image of their name."""
+    """Sidecars in streams that are not next to an image of their name."""
+
+    def with_streams(self, found: StreamCounts) -> Counts:
+        """Return the counts with what a run found in streams."""
+        return replace(
+            self,
+            listed=self.listed + found.rows,
+            ignored=self.ignored + found.ignored,
+            unpaired=self.unpaired + found.unpaired,
+        )
 
 
 @dataclass
@@ -91,7 +100,7 @@ class Listing:
     """The schema of each page that is written."""
     _row_group_ranges: list[tuple[int, int]] = field(default_factory=list)
     _entries: int = 0
-    _tars: dict[int, TarCursor] = field(default_factory=dict)
+    _streams: dict[int, Stream] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._repeats = Repeats(self.agree)
@@ -150,7 +159,7 @@ class Listing:
 
     def work_plan(self) -> WorkPlan:
         """Return what is to be labelled."""
-        return WorkPlan(self._all_pending(), np.array(self._row_group_ranges, np.int64).reshape(-1, 2), self._tars)
+        return WorkPlan(self._all_pending(), np.array(self._row_group_ranges, np.int64).reshape(-1, 2), self._streams)
 
     def _all_pending(self) -> Mask:
         self._pending = [np.concatenate(self._pending) if self._pending else np.zeros(0, bool)]
@@ -216,9 +225,9 @@ class Listing:
             has_reject = int(status[at] == DONE)  # of the tar itself, and it stays
             images[at] = done[at] = tar.rows_before + has_reject
             if not has_reject:
-                tar.refused = bool(status[at] == STALE)
-                self._tars[self._entries + at] = tar
-                self.counts.tars += 1
+                tar.was_rejected = bool(status[at] == STALE)
+                self._streams[self._entries + at] = tar
+                self.counts.streams += 1
         return images, done
 
     def _write_page(self) -> None:

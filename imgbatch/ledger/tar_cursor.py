@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW
 from imgbatch.ledger.tar_progress import TarProgress
 from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, single_chunk
+from imgbatch.sources.base import StreamEnd
 from imgbatch.uri_index import UriIndex, uri_keys
 
 _KEPT_COLUMNS = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
@@ -27,10 +28,12 @@ _MAX_WAITING = 16_384  # rows of a tar that wait for rows before them; those bey
 
 @dataclass(slots=True)
 class TarCursor:
-    """The position of this run in a tar, and what it knows of the rows before it."""
+    """The position of this run in a tar, and what it knows of the rows before it. It is a `Stream`."""
 
     uri: str
     version: str
+    mark_seen: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]]
+    """Returns the status in the ledger of images that are listed now; see `RowIndex.mark_seen`."""
     last_offset: int = -1
     """The offset of the last image whose row has arrived, with all rows before it."""
     resume_offset: int = 0
@@ -42,23 +45,30 @@ class TarCursor:
     unbroken: bool = True
     """Whether no row was missing before the last image that was ever read."""
     closed: bool = False
-    refused: bool = False
+    was_rejected: bool = False
     """An earlier run left a reject of the tar itself, which this run replaces."""
-    truncated: bool = False
-    """A reject of the tar itself has arrived in this run."""
+    is_rejected: bool = False
+    """A reject of the tar itself has arrived in this run: it is truncated, or could not be read."""
     arrived: UriIndex = field(default_factory=UriIndex)
     """The members whose rows arrived in this run: a tar may hold two members of one name."""
-    end_report: dict[str, Any] | None = None
+    _end: StreamEnd | None = None
     """What its reader reported at the end. It may arrive before the last rows do."""
     _waiting: pa.Table | None = None
 
     @classmethod
-    def of(cls, uri: str, version: str, progress: TarProgress) -> TarCursor:
+    def of(
+        cls,
+        uri: str,
+        version: str,
+        progress: TarProgress,
+        mark_seen: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]],
+    ) -> TarCursor:
         """Return a cursor that resumes at the offset up to which no row is missing."""
         reached = progress.reached
         return cls(
             uri,
             version,
+            mark_seen,
             reached.last_offset,
             reached.resume_offset,
             reached.rows,
@@ -66,7 +76,48 @@ class TarCursor:
             unbroken=progress.unbroken,
         )
 
-    def admit(self, rows: pa.Table, limit: int | None) -> pa.Table:
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where a worker continues to read: the values of UNIT_COLUMNS."""
+        return self.resume_offset, self.last_offset
+
+    def accept(self, rows: pa.Table, limit: int | None) -> pa.Table:
+        """Return the rows that go into the tables now, up to `limit`, and advance; see `Stream.accept`."""
+        accepted, offered = [], rows
+        # Up to a limit they are taken step by step: rows that are in the tables already do not count. `_next_rows` keeps what
+        # it does not return, so that nothing is offered in the later steps.
+        while limit != 0 and len(following := self._next_rows(offered, limit)):
+            accepted.append(self._deduplicated(following))
+            if limit is None:
+                break
+            limit -= len(accepted[-1])
+            offered = rows.slice(0, 0)
+        return pa.concat_tables(accepted) if accepted else rows.slice(0, 0)
+
+    def note_end(self, end: StreamEnd) -> None:
+        """Note how a reader reached the end. The note may overtake the last rows."""
+        self._end = end
+
+    def close(self) -> StreamEnd | None:
+        """Close the tar if all rows before a noted end have arrived; return that end, None while rows are missing."""
+        if self._end is None or self._end.last_offset != self.last_offset:
+            return None
+        self.closed = self._end.whole
+        return self._end
+
+    def entry(self) -> dict[str, Any]:
+        """Return the entry of this tar in the footers of the next commit. Its keys are a format: do not rename them."""
+        entry: dict[str, Any] = {
+            "version": self.version,
+            "through": self.last_offset,
+            "group": self.resume_offset,
+            "rows": self.rows,
+        }
+        if self.closed:
+            entry |= {"images": self.rows}
+        return entry | ({"torn": True} if self.closed and self.is_rejected else {})
+
+    def _next_rows(self, rows: pa.Table, limit: int | None) -> pa.Table:
         """Return the rows of this tar that continue where the last ones ended, up to `limit`, and advance to their end.
 
         Rows that arrived before are dropped. Where rows are missing in between, which may still be on their way, some of
@@ -80,61 +131,44 @@ class TarCursor:
         # Each row names the offset of the row before it: where that is not the row here, rows are missing.
         expected = np.concatenate([[self.last_offset], offsets[:-1]]) if len(offsets) else offsets
         gaps = np.flatnonzero(previous != expected)
-        admitted = int(gaps[0]) if len(gaps) else len(rows)
-        admitted = admitted if limit is None else min(admitted, limit)
+        following = int(gaps[0]) if len(gaps) else len(rows)
+        following = following if limit is None else min(following, limit)
         # The row of the tar itself does not wait: it says that this reader did not reach the end.
-        waiting = rows.slice(admitted, _MAX_WAITING)
+        waiting = rows.slice(following, _MAX_WAITING)
         self._waiting = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
-        rows = rows.slice(0, admitted)
+        rows = rows.slice(0, following)
         if len(rows):
             self.last_offset, self.resume_offset = int(offsets[len(rows) - 1]), rows["resume_offset"][-1].as_py()
         return rows
 
-    def entry(self) -> dict[str, Any]:
-        """Return the entry of this tar in the footers of the next commit. Its keys are a format: do not rename them."""
-        entry: dict[str, Any] = {
-            "version": self.version,
-            "through": self.last_offset,
-            "group": self.resume_offset,
-            "rows": self.rows,
-        }
-        if self.closed:
-            entry |= {"images": self.rows}
-        return entry | ({"torn": True} if self.closed and self.truncated else {})
+    def _deduplicated(self, rows: pa.Table) -> pa.Table:
+        """Return the rows as they go into the tables, and count them: a second member of a name becomes a reject of its own.
 
+        Args:
+            rows: RESULTS that follow the last ones.
+        """
+        of_tar = np.asarray(pc.equal(rows["uri"], self.uri))  # rows of the tar itself: why its end was not reached
+        keys = uri_keys(pa.concat_arrays(rows["uri"].chunks))
+        first = self.arrived.add(keys) & ~of_tar
+        status = np.full(len(rows), NEW, np.uint8)
 
-def deduplicate(
-    tar: TarCursor, rows: pa.Table, mark_seen: Callable[[pa.RecordBatch], npt.NDArray[np.uint8]]
-) -> pa.Table:
-    """Return the rows of members as they go into the tables: a second member of a name becomes a reject of its own.
+        def look_up(which: npt.NDArray[np.bool_], named: pa.Table) -> None:
+            if which.any():
+                (batch,) = named.select(LISTING.names[:4]).combine_chunks().to_batches()
+                status[which] = self.mark_seen(batch)
 
-    Args:
-        tar: whose count is increased.
-        rows: RESULTS that it admitted.
-        mark_seen: `RowIndex.mark_seen`.
-    """
-    of_tar = np.asarray(pc.equal(rows["uri"], tar.uri))  # rows of the tar itself, which say why its end was not reached
-    keys = uri_keys(pa.concat_arrays(rows["uri"].chunks))
-    first = tar.arrived.add(keys) & ~of_tar
-    status = np.full(len(rows), NEW, np.uint8)
-
-    def look_up(which: npt.NDArray[np.bool_], named: pa.Table) -> None:
-        if which.any():
-            (batch,) = named.select(LISTING.names[:4]).combine_chunks().to_batches()
-            status[which] = mark_seen(batch)
-
-    look_up(first, rows.filter(pa.array(first)))
-    # Members that are read again after a gap, or after a kill between the two logs: their rows are in the tables, and the
-    # rows of others around them were not. They count, and are not written again.
-    written = first & (status == DONE)
-    second = ~of_tar & (~first | (status == DUPLICATE))
-    look_up(second, reject_duplicates(rows.filter(pa.array(second)), np.ones(int(second.sum()), bool)))
-    written |= second & (status == DONE)
-    if of_tar.any():  # it arrives again where the tar is read again after it
-        written |= of_tar & (tar.truncated | (np.cumsum(of_tar) > 1))
-        tar.truncated, tar.refused = True, False
-    tar.rows += int(np.count_nonzero(~of_tar))
-    return reject_duplicates(rows.filter(pa.array(~written)), second[~written])
+        look_up(first, rows.filter(pa.array(first)))
+        # Members that are read again after a gap, or after a kill between the two logs: their rows are in the tables, and the
+        # rows of others around them were not. They count, and are not written again.
+        written = first & (status == DONE)
+        second = ~of_tar & (~first | (status == DUPLICATE))
+        look_up(second, reject_duplicates(rows.filter(pa.array(second)), np.ones(int(second.sum()), bool)))
+        written |= second & (status == DONE)
+        if of_tar.any():  # it arrives again where the tar is read again after it
+            written |= of_tar & (self.is_rejected | (np.cumsum(of_tar) > 1))
+            self.is_rejected, self.was_rejected = True, False
+        self.rows += int(np.count_nonzero(~of_tar))
+        return reject_duplicates(rows.filter(pa.array(~written)), second[~written])
 
 
 def reject_duplicates(rows: pa.Table, second: npt.NDArray[np.bool_]) -> pa.Table:

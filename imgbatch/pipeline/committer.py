@@ -64,9 +64,9 @@ class Committer:
         Raises:
             ImgbatchError: the block holds an error in place of rows, or the store is away.
         """
-        rows, notes, tars_read = received(block)
+        rows, notes, ends = received(block)
         self.statistics.add_notes(notes)
-        rows = self.arrivals.accept(rows, tars_read)
+        rows = self.arrivals.accept(rows, ends)
         if not len(rows):
             return
         self._buffer.append(rows.drop_columns(["index", *PLACE_COLUMNS]))
@@ -85,19 +85,19 @@ class Committer:
     def due(self) -> bool:
         """Whether it is time to commit."""
         late = self.clock() - self._committed >= self.commit_s
-        waiting = bool(self._buffer) or self.arrivals.has_tar_progress
+        waiting = bool(self._buffer) or self.work_plan.has_progress
         return self._buffered_rows >= _MAX_BUFFERED_ROWS or (waiting and late)
 
     def commit(self) -> None:
-        """Write what is in the buffer, and how far tars are read with it."""
-        if self._buffer or self.arrivals.has_tar_progress:
+        """Write what is in the buffer, and how far streams are read with it."""
+        if self._buffer or self.work_plan.has_progress:
             nothing = RESULTS.empty_table().drop_columns(["index", *PLACE_COLUMNS])
             rows = pa.concat_tables(self._buffer or [nothing], promote_options="default")
             # Emptied first: a commit that failed is not repeated by `__exit__`, since parts of it may be in the store.
             self._buffer, self._buffered_rows = [], 0
-            tar_progress = self.arrivals.take_tar_progress()
+            progress = self.work_plan.take_progress()
             started = self.clock()
-            self.ledger.commit(rows, self.run_id, self.model, tar_progress)
+            self.ledger.commit(rows, self.run_id, self.model, progress)
             self.statistics.add_seconds("commit", self.clock() - started)
         self._committed = self.clock()
 

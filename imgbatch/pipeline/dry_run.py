@@ -15,9 +15,11 @@ def dry_run(config: Config) -> str:
     counts, work = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
     updated_rows = sum(map(count_rows, changed))
-    images = work.remaining - counts.tars
+    images = work.remaining - counts.streams
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
-    tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
+    tars = (
+        f" and what {plural(counts.streams, 'a tar holds', f'{counts.streams:,} tars hold')}" if counts.streams else ""
+    )
     updated = f" ({updated_rows:,} of these to get other carried values)" if updated_rows else ""
     stale = f", {counts.stale:,} of the {images:,} to classify changed or to be tried again" if counts.stale else ""
     return (

@@ -148,7 +148,7 @@ def list_images(job: Job, folder: Folder | None) -> Listing:
             "Give the manifest the columns size or etag, or name the folder of the images as a second --input",
             f"{counts.unversioned:,}",
         )
-    if not counts.listed and not counts.tars and not job.config.source.allow_empty:
+    if not counts.listed and not counts.streams and not job.config.source.allow_empty:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
     if counts.listed and not listing.full:  # else a column may be one of those that were not listed
         require_carried(job.config.output.columns, listing.carried)

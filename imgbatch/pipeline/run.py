@@ -138,22 +138,22 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     """Label the pending images on the cluster, and commit their rows as they arrive.
 
     Returns:
-        The counts of the listing, and of what was found in tars.
+        The counts of the listing, and of what was found in streams.
     """
     job, record = run.job, run.record
     limit = job.config.limit
-    arrivals = Arrivals(work_plan, job.ledger, remaining=None if limit is None else limit - listed.listed)
+    arrivals = Arrivals(work_plan, remaining=None if limit is None else limit - listed.listed)
     statistics = RunStatistics()
     health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:
-        if work_plan.remaining:  # otherwise only tars were, and without them there are more images than the limit
+        if work_plan.remaining:  # otherwise only streams were, and without them there are more images than the limit
             label_on_cluster(run, listed, committer, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
         arrivals.warn_of_unpaired()
-    return arrivals.tar_counts.added_to(listed)
+    return listed.with_streams(work_plan.found)
 
 
 def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop: StopRequest) -> None:
@@ -164,12 +164,14 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     from imgbatch.inference.worker import Work
 
     job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
-    shown = progress.Progress("labelling", None if work_plan.tars else work_plan.remaining)
+    shown = progress.Progress("labelling", work_plan.total)
     with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if work_plan.tars and job.config.limit is not None:  # the first members are those that one worker reads first
+        if (
+            work_plan.streams and job.config.limit is not None
+        ):  # the first members are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
@@ -226,5 +228,5 @@ def check_budget_so_far(run: ActiveRun, listed: Counts, committer: Committer) ->
 def facts_so_far(run: ActiveRun, listed: Counts, committer: Committer) -> dict[str, dict[str, Any]]:
     """Return what run.json says in the middle of a run: the counts of the output, and of this run."""
     run.tally.take(committer.statistics)
-    listed = committer.arrivals.tar_counts.added_to(listed)
+    listed = listed.with_streams(committer.work_plan.found)
     return {"counts": counts_so_far(listed, committer.statistics), "this_run": run.tally.public()}

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.schema import TAR, single_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,23 @@ class ListingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """How a worker reached the end of a stream: a container whose images only reading it shows, such as a tar."""
+
+    number: int
+    """The stream's number in the listing."""
+    last_offset: int
+    """The offset of the last row."""
+    whole: bool
+    """Whether nothing is left to read: false where the store failed."""
+    ignored: int = 0
+    """Members that are no image candidates."""
+    unpaired: int = 0
+    """Sidecars that are not next to an image with their key."""
+    unpaired_example: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """One input: its kind, and how to list it."""
 
@@ -39,3 +59,8 @@ class Source:
     """The number of the input on the command line: `{000..099}` expands to several sources with one number."""
     probe: Callable[[], Iterator[ListingBatch]] | None = None
     """Called in place of `list_images` to check that the store can be reached."""
+
+
+def is_stream(listed: pa.RecordBatch | pa.Table) -> pa.Array:
+    """Return a mask of the rows of a listing that are streams, in place of the images in them."""
+    return pc.fill_null(pc.equal(single_chunk(listed["container"]), TAR), False)

@@ -18,6 +18,7 @@ from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.config.worker import ReadOptions, WorkerConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
+from imgbatch.sources.base import StreamEnd
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Meta, Stores
@@ -25,23 +26,6 @@ from imgbatch.storage.stores import Meta, Stores
 _ASSUMED_BYTES = 1 << 20
 _GROUPS_AT_ONCE, _IMAGES_AHEAD = 2, 64
 _MEMBERS_AHEAD = 16
-
-
-@dataclass(frozen=True, slots=True)
-class TarRead:
-    """How the reading of a tar ended."""
-
-    number: int
-    """The tar's number in the listing."""
-    last_offset: int
-    """The offset of the last row."""
-    whole: bool
-    """Whether nothing is left to read: false where the store failed."""
-    ignored: int
-    """Members that are no image candidates."""
-    unpaired: int
-    """Sidecars that are not next to an image with their key."""
-    unpaired_example: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +115,25 @@ class Fetcher:
         return _fetched(content, read, listed)
 
 
-def members_of_tar(
+def read_stream(
     stores: Stores,
     number: int,
-    tar: dict[str, Any],
+    row: dict[str, Any],
     config: WorkerConfig,
     resume_offset: int,
     last_offset: int,
     keep: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
-) -> Iterator[tuple[dict[str, Any], Fetched] | TarRead]:
-    """Yield (row, image) for the images of a tar after the one at `last_offset`, while the next are read; then a TarRead.
+) -> Iterator[tuple[dict[str, Any], Fetched] | StreamEnd]:
+    """Yield (row, image) for the images of a tar after the one at `last_offset`, while the next are read; then its end.
 
     A row has `uri`, the position in the tar and the sidecars.
 
     Args:
         keep: receives the sidecars that are not next to their image, by key, at the end; None: they are only counted.
     """  # fmt: skip
-    meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
+    meta = Meta(row["size"], row["etag"], row["last_modified"])
     limit = config.fetch.max_bytes
-    reader = TarReader(stores, tar["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
+    reader = TarReader(stores, row["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
     place = {"offset": last_offset, "previous_offset": last_offset, "resume_offset": resume_offset}
     refusal, whole, end = None, True, End(0, 0)
     try:
@@ -163,7 +147,7 @@ def members_of_tar(
             size = None if isinstance(member.content, Refusal) else len(member.content)
             version = Meta(size, meta.etag, meta.last_modified)
             yield (
-                {"uri": f"{tar['uri']}#{member.name}", **place, **member.sidecars},
+                {"uri": f"{row['uri']}#{member.name}", **place, **member.sidecars},
                 _fetched(member.content, version, version),
             )
     except StoreError as error:
@@ -174,9 +158,9 @@ def members_of_tar(
             "previous_offset": place["offset"],
             "resume_offset": place["resume_offset"],
         }
-        yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
-    example = f"{tar['uri']}#{end.unpaired_example}"
-    yield TarRead(number, place["offset"], whole, end.ignored, end.unpaired, example)
+        yield {"uri": row["uri"], **place}, _fetched(refusal, meta, meta)
+    example = f"{row['uri']}#{end.unpaired_example}"
+    yield StreamEnd(number, place["offset"], whole, end.ignored, end.unpaired, example)
 
 
 def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:

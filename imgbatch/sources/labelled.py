@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED, PARQUET, TAR, single_chunk
+from imgbatch.schema import CARRIED, PARQUET, single_chunk
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import LABEL_SYNONYMS, SPLIT_SYNONYMS
 from imgbatch.sources.spelling import folded, near_miss, normalised
@@ -209,8 +209,3 @@ def _is_list(value: str) -> bool:
         return isinstance(ast.literal_eval(value), list | dict | set)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-
-
-def is_tar(listed: pa.RecordBatch | pa.Table) -> pa.Array:
-    """Return a mask of the rows that are tars in place of their members."""
-    return pc.fill_null(pc.equal(single_chunk(listed["container"]), TAR), False)

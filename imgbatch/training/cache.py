@@ -104,12 +104,12 @@ class Prepare(Worker):
 
     def _prepare(self, block: pa.Table) -> Iterator[pa.Table]:
         for decoded in self.decoded(block, _SHARD):
-            images, _, tars_read = received(decoded)
+            images, _, ends = received(decoded)
             if len(images):
                 self._store(images)
-            for tar in tars_read:
-                if tar["whole"]:
-                    self._shards.put(f"{tar['number']:09d}{READ}", b"")
+            for end in ends:
+                if end.whole:
+                    self._shards.put(f"{end.number:09d}{READ}", b"")
             yield decoded.drop_columns([PIXELS])
 
     def sidecar_sink(self, number: int) -> Callable[[Sidecars], None]:

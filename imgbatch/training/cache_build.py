@@ -66,7 +66,7 @@ class Prepared:
 
 @dataclass
 class _Images:
-    """Takes the blocks of `run_attempts`: which images and tars have shards now."""
+    """Takes the blocks of `run_attempts`: which images and streams have shards now."""
 
     work_plan: WorkPlan
     arrived: int = 0
@@ -79,16 +79,16 @@ class _Images:
         Raises:
             ImgbatchError: the block holds an error in place of rows.
         """
-        rows, notes, tars_read = received(block)
+        rows, notes, ends = received(block)
         for note in notes:
             for node, fault in note.get("left_out", {}).items():
                 if node not in self.left_out:
                     log.warning("node %s: %s: the node is left out", fault["host"], fault["why"])
                 self.left_out[node] = fault
         numbers = rows["index"].to_numpy()
-        # Rows of members have the number of their tar, which is pending until it is read to its end.
-        self.work_plan.mark_arrived(numbers[~np.isin(numbers, list(self.work_plan.tars))])
-        self.work_plan.mark_arrived(tar["number"] for tar in tars_read if tar["whole"])
+        # Rows of images in a stream have its number, which is pending until it is read to its end.
+        self.work_plan.mark_arrived(numbers[~self.work_plan.in_streams(numbers)])
+        self.work_plan.mark_arrived(end.number for end in ends if end.whole)
         self.arrived += len(rows)
         self.rejected += len(rows) - rows["reason"].null_count
 
@@ -109,7 +109,7 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
     images = _Images(work_plan.restricted(wanted & ~done))
     pending = images.work_plan.remaining
     on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = Progress("preparing images", None if work_plan.tars else pending)
+    shown = Progress("preparing images", images.work_plan.total)
     # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
     retried = pending if done.any() else 0
     attempts = run_attempts(
@@ -137,7 +137,7 @@ def _done(work: Preparation, work_plan: WorkPlan) -> Mask:
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
                 done[row["index"]] = True
-    done[list(work_plan.tars)] = False
+    done[list(work_plan.streams)] = False
     done[_complete_tars(work)] = True
     return done
 

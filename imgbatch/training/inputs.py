@@ -25,8 +25,8 @@ from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import single_chunk
 from imgbatch.sources import tars
-from imgbatch.sources.base import Source
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, labelled_sources
+from imgbatch.sources.base import Source, is_stream
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, labelled_sources
 from imgbatch.sources.split_words import TEST, split_of_folder
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
@@ -81,7 +81,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     with candidates(sources, allow_empty=inputs.config.allow_empty) as batches:
         listing.take(batches)
     counts = listing.counts
-    if not counts.listed and not counts.tars:
+    if not counts.listed and not counts.streams:
         raise InputError(no_image(counts, list(inputs.sources)))
     log.info(
         "%s listed, %s ignored, %s",
@@ -107,7 +107,7 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
     resolver.add(listed.table)
     resolver.decide()
     labels, splits = resolver.apply(listed.table)
-    if listed.work_plan.tars:
+    if listed.work_plan.streams:
         # A tar named after the test split is not read, unless there is nothing else: then it may hold images of all splits.
         has_others = bool((splits != TEST).any())
         images = ~np.asarray(resolver.is_ignored(listed.table))
@@ -131,7 +131,7 @@ def labels_of(listed: Listed, prepared: Prepared) -> tuple[Labelled, Resolver]:
         InputError: the inputs are ambiguous, or training cannot use them.
     """
     entries = listed.table.take(prepared.images["index"])
-    members = is_tar(entries)
+    members = is_stream(entries)
     columns = {
         name: pc.if_else(members, single_chunk(prepared.images[name]), single_chunk(entries[name]))
         for name in (TRUTH, SPLIT, GROUP)
@@ -159,7 +159,8 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         InputError: see `labels_of`.
     """
     resolver, tables, is_complete = listed.resolver(), [listed.table], True
-    opened = list(listed.work_plan.tars.items())[:_PREVIEWED_TARS]
+    streams = listed.work_plan.streams
+    opened = list(streams.items())[:_PREVIEWED_TARS]
     for number, tar in opened:
         tick()
         rows, read_to_end = tars.read_members(
@@ -167,10 +168,10 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         )
         source, is_complete = listed.table[OBJECT_OF][number], is_complete and read_to_end
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))
-    is_complete = is_complete and len(opened) == len(listed.work_plan.tars)
+    is_complete = is_complete and len(opened) == len(streams)
     for table in tables:
         resolver.add(table)
-    scope = f"{len(opened):,} of {len(listed.work_plan.tars):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
+    scope = f"{len(opened):,} of {len(streams):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
     try:
         resolver.decide()
         resolved = [resolver.apply(table) for table in tables]
@@ -180,7 +181,7 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         return [scope, f"from these images alone: {error}"], None
     if not is_complete:
         return [*resolver.lines(), scope], None
-    masks = [pc.invert(is_tar(listed.table)), *(pa.array(np.ones(len(table), bool)) for table in tables[1:])]
+    masks = [pc.invert(is_stream(listed.table)), *(pa.array(np.ones(len(table), bool)) for table in tables[1:])]
     names = pa.concat_arrays([labels.filter(mask) for (labels, _), mask in zip(resolved, masks, strict=True)])
     splits = np.concatenate([codes[np.asarray(mask)] for (_, codes), mask in zip(resolved, masks, strict=True)])
     groups = pa.concat_arrays(

@@ -248,7 +248,7 @@ def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resol
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip
     labelled, resolver = inputs.labels_of(listed, prepared)
-    if listed.work_plan.tars:
+    if listed.work_plan.streams:
         inputs.log_understood(resolver)
     require_readable(labelled, prepared.read, job.run.at("rejects.parquet"))
     tree_of(job, labelled.labels)  # the labels in tars are only known now

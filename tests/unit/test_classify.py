@@ -19,7 +19,7 @@ from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
-from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, tar_read, with_events
+from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, stream_end, with_events
 from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
 from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
@@ -28,6 +28,7 @@ from imgbatch.models.runtimes.base import Pixels, Prediction, run_in_batches
 from imgbatch.models.runtimes.torch_runtime import TorchRuntime
 from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS
+from imgbatch.sources.base import StreamEnd
 from imgbatch.storage.stores import Folder, Stores
 from tests.unit.pictures import encode, scene
 
@@ -196,9 +197,10 @@ def test_events_come_after_the_rows_and_leave_no_trace_in_them(work: Callable[[l
     (block,) = LabelImages(work([*pictures(2), b""]), lambda _: MeanColour())(pa.table({"index": np.arange(3)}))
     rows, events = split_events(block)
     assert rows.schema == RESULTS and rows["index"].to_pylist() == [0, 1, 2] and len(events) == 1
-    again = with_events(rows, tar_read({"number": 7, "whole": True}), note({"a": 1}), note({"b": [2]}))
+    end = StreamEnd(number=7, last_offset=512, whole=True)
+    again = with_events(rows, stream_end(end), note({"a": 1}), note({"b": [2]}))
     assert again.column_names[-1] == "event" and again["index"].to_pylist() == [0, 1, 2, None, None, None]
-    assert received(again) == (rows, [{"a": 1}, {"b": [2]}], [{"number": 7, "whole": True}])
+    assert received(again) == (rows, [{"a": 1}, {"b": [2]}], [end])
     assert received(with_events(rows)) == received(rows) == (rows, [], [])
     assert received(events_alone(note({}))) == (RESULTS.empty_table(), [{}], [])
 
@@ -225,14 +227,14 @@ def test_an_error_while_decoding_passes_through_the_second_operator(work: Callab
 def test_a_tar_that_was_read_is_reported_through_the_second_operator(work: Callable[[list[bytes]], Work]) -> None:
     job = work(pictures(3))
     (pixels,) = decode_block(pa.table({"index": np.arange(3)}), job)
-    tar = {"number": 7, "whole": True}
+    end = StreamEnd(number=7, last_offset=512, whole=True)
     images = received(pixels).rows
     batch = pa.concat_tables(
-        [with_events(images.slice(0, 2), tar_read(tar)), with_events(images.slice(2))], promote_options="default"
+        [with_events(images.slice(0, 2), stream_end(end)), with_events(images.slice(2))], promote_options="default"
     )
     (block,) = Classify(job, lambda _: MeanColour())(batch)
     (expected,) = Classify(job, lambda _: MeanColour())(pixels)
-    assert received(block).rows == received(expected).rows and received(block).tars_read == [tar]
+    assert received(block).rows == received(expected).rows and received(block).ends == [end]
 
 
 def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes]], Work]) -> None:

@@ -52,7 +52,7 @@ def committer(
     """Return a committer for that many pending images, with a clock that stands still."""
     work_plan = WorkPlan(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
     memory = cast(Any, ledger or Memory())
-    parts = Arrivals(work_plan, memory), RunStatistics(clock), StoreHealth(lambda: reachable)
+    parts = Arrivals(work_plan), RunStatistics(clock), StoreHealth(lambda: reachable)
     return Committer(memory, "run", "model", *parts, commit_s, clock)
 
 

@@ -462,7 +462,7 @@ class Run:
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, WorkerConfig.of(Config(fetch=FetchConfig(max_bytes=10_000))), model)
         room = None if limit is None else limit - self.counts.listed
-        arrivals, statistics, health = Arrivals(work_plan, ledger, room), RunStatistics(), StoreHealth()
+        arrivals, statistics, health = Arrivals(work_plan, room), RunStatistics(), StoreHealth()
         clock = iter(range(10**6)).__next__
         with Committer(
             ledger, f"run{self.number}", "mean", arrivals, statistics, health, commit_s=0.0, clock=clock
@@ -478,12 +478,12 @@ class Run:
             if reject_lost:
                 taken.reject_lost(pages, 3)
         arrivals.warn_of_unpaired()
-        self.unpaired = arrivals.tar_counts.unpaired, arrivals.unpaired_example
+        self.unpaired = work_plan.found.unpaired, work_plan.found.unpaired_example
         if prune:
             ledger.prune(unread=self.counts.unread)
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
-        self.counts = arrivals.tar_counts.added_to(self.counts)
+        self.counts = self.counts.with_streams(work_plan.found)
         totals = audit.audit(self.output, pages, limited=limit is not None)
         totals.require_reconciled()
         assert totals.listed == self.counts.listed
@@ -528,7 +528,7 @@ def test_each_member_has_its_row_and_a_second_run_opens_nothing(run: Run) -> Non
     assert run.rows("rejects") == {"a.tar#bad.jpg": "not_an_image"}
     run.decoded = 0
     assert run().listed == 17
-    assert (run.decoded, run.counts.already_done, run.counts.tars) == (0, 17, 0)
+    assert (run.decoded, run.counts.already_done, run.counts.streams) == (0, 17, 0)
 
 
 def test_sidecars_are_carried_to_the_tables(run: Run) -> None:
@@ -812,7 +812,7 @@ def test_a_reached_limit_counts_the_reject_of_an_unread_tar(run: Run) -> None:
     from imgbatch.pipeline.active_run import ActiveRun
     from imgbatch.pipeline.run_summary import Tally
 
-    cursor = TarCursor("a.tar", "v", refused=True)
+    cursor = TarCursor("a.tar", "v", cast(Any, None), was_rejected=True)
     work_plan = WorkPlan(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: cursor})
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
