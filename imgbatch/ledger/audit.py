@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import AuditError, NotFound
@@ -17,9 +16,9 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import DuplicateParts
 from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.ledger.tar_progress import TarIndex, version_of
+from imgbatch.ledger.tar_progress import TarIndex
 from imgbatch.rejects import Example, note_examples
-from imgbatch.schema import TAR
+from imgbatch.sources.base import is_stream
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import UriIndex, uri_keys
 
@@ -82,8 +81,8 @@ def audit(
 ) -> AuditResult:
     """Count both tables against a listing.
 
-    The footers of the parts record how many members a tar has, and so many rows must exist. Of the tars of a `limited` run,
-    only what was read counts. Memory: 19 bytes a row.
+    The footers of the parts record how many images a stream has, and so many rows must exist. Of the streams of a `limited`
+    run, only what was read counts. Memory: 19 bytes a row.
 
     Args:
         output: the folder of the output.
@@ -95,39 +94,41 @@ def audit(
     Raises:
         OutputChangedError: one of those parts is gone.
     """
-    result, tars = AuditResult(duplicates=DuplicateParts(output)), TarIndex()
+    result, streams = AuditResult(duplicates=DuplicateParts(output)), TarIndex()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     for name in (LABELS_LOG, REJECTS_LOG):
         _read_table(
-            result, name, log_of(output.folder(name), known.get(name, ())), seen, tars, all_listed=listing is None
+            result, name, log_of(output.folder(name), known.get(name, ())), seen, streams, all_listed=listing is None
         )
     if listing is not None:
-        _count_listed(result, seen, listing, tars, limited=limited)
+        _count_listed(result, seen, listing, streams, limited=limited)
     for columns, _ in seen.rows():
         alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
         result.labelled += int(np.count_nonzero(alone & listed & ~rejected))
         result.rejected += int(np.count_nonzero(alone & listed & rejected))
         result.kept += int(np.count_nonzero(alone & ~listed))
     if listing is not None:
-        result.kept += sum(progress.rows for _, progress in tars.unlisted())
+        result.kept += streams.unlisted_rows()
     else:
         result.listed = len(seen)
     return result
 
 
-def _read_table(result: AuditResult, name: str, log: Log, seen: UriIndex, tars: TarIndex, *, all_listed: bool) -> None:
+def _read_table(
+    result: AuditResult, name: str, log: Log, seen: UriIndex, streams: TarIndex, *, all_listed: bool
+) -> None:
     """Read all parts of a table: count its rows, and find those of images that already have one."""
     log.scan()
     rejects = name == REJECTS_LOG
     result.missing_parts += [log.uri(number) for number in log.missing[:_SHOWN]]
     for number, table, footer in log.read(["uri", "reason", "message"] if rejects else ["uri"]):
         tick()
-        members = tars.take(name, number, table, footer.tars)
+        members = streams.take(name, number, table, footer.streams)
         new = seen.add(
             uri_keys(table["uri"].combine_chunks()),
             reject=np.full(len(table), rejects),
             listed=np.full(len(table), all_listed),
-            # Members of tars are not on the listing's pages: `_count_tar` counts them by the footers.
+            # Images in streams are not on the listing's pages: `_count_stream` counts them by the footers.
             member=members & (not all_listed),
         )
         result.rows += len(table)
@@ -138,20 +139,20 @@ def _read_table(result: AuditResult, name: str, log: Log, seen: UriIndex, tars: 
             note_examples(result.examples, table)
 
 
-def _count_listed(result: AuditResult, seen: UriIndex, listing: Folder, tars: TarIndex, *, limited: bool) -> None:
+def _count_listed(result: AuditResult, seen: UriIndex, listing: Folder, streams: TarIndex, *, limited: bool) -> None:
     """Mark the rows of listed images in `seen`, and count listed images with and without a row."""
     for page in _listed(listing):
         tick()
-        is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
+        in_place = np.asarray(is_stream(page))
         has_row = np.zeros(len(page), bool)
         for match in seen.lookup(uri_keys(page["uri"].combine_chunks())):
             match.write("listed", True)
             has_row[match.rows] = True
-        result.listed += int(np.count_nonzero(has_row | ~is_tar))
+        result.listed += int(np.count_nonzero(has_row | ~in_place))
         if len(result.missing) < _SHOWN:
-            result.missing += page.filter(pa.array(~has_row & ~is_tar))["uri"].to_pylist()[:_SHOWN]
-        for at in np.flatnonzero(is_tar).tolist():
-            _count_tar(result, page.slice(at, 1).to_pylist()[0], tars, limited=limited, refused=bool(has_row[at]))
+            result.missing += page.filter(pa.array(~has_row & ~in_place))["uri"].to_pylist()[:_SHOWN]
+        for at in np.flatnonzero(in_place).tolist():
+            _count_stream(result, page.slice(at, 1).to_pylist()[0], streams, limited=limited, refused=bool(has_row[at]))
 
 
 def _listed(listing: Folder) -> Iterator[pa.Table]:
@@ -173,13 +174,11 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
         yield page
 
 
-def _count_tar(result: AuditResult, row: dict[str, Any], tars: TarIndex, *, limited: bool, refused: bool) -> None:
-    """Count the members of a listed tar. If the tar itself has a reject, it may not have been read to its end."""
-    progress = tars.mark_seen(row["uri"], version_of(row["etag"], row["last_modified"]))
-    result.listed += progress.rows
-    result.labelled += progress.rows_in(LABELS_LOG)
-    result.rejected += progress.rows_in(REJECTS_LOG)
-    complete = progress.closed and not progress.reached.truncated
-    if not (limited or refused or complete) and len(result.missing) < _SHOWN:
-        members = "?" if progress.member_count is None else progress.member_count
-        result.missing.append(f"{row['uri']}#… ({progress.rows} rows of {members} members)")
+def _count_stream(result: AuditResult, row: dict[str, Any], streams: TarIndex, *, limited: bool, refused: bool) -> None:
+    """Count the images of a listed stream. If the stream itself has a reject, it may not have been read to its end."""
+    counted = streams.count_listed(row)
+    result.listed += counted.labelled + counted.rejected
+    result.labelled += counted.labelled
+    result.rejected += counted.rejected
+    if not (limited or refused or counted.complete) and len(result.missing) < _SHOWN:
+        result.missing.append(counted.description)

@@ -211,7 +211,7 @@ class Log:
                 return len(table)
             require_same(their_footer.fingerprint, footer.fingerprint, self.uri(number))
             table = drop_written(table, theirs)
-            if not len(table) and not footer.seal and not footer.tars:
+            if not len(table) and not footer.seal and not footer.streams:
                 return 0
         raise OutputError(f"{self.folder.uri}: {_MAX_CONFLICTS} numbers in a row were taken by another writer")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.carried import NewValues, has_value, row_hashes
@@ -21,7 +20,8 @@ from imgbatch.ledger.ledger import Corrections, Ledger
 from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.repeats import MAX_BUFFERED_BYTES
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.schema import TAR, carried_fields, single_chunk
+from imgbatch.schema import carried_fields, single_chunk
+from imgbatch.sources.base import is_stream
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import Keys, uri_keys
 
@@ -135,7 +135,7 @@ def _compare(
 ) -> None:
     """Add the rows of a page whose images are done and have other carried values in their parts."""
     keys = uri_keys(single_chunk(page["uri"]))
-    compared = ~pending & ~np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
+    compared = ~pending & ~np.asarray(is_stream(page))
     for rows, parts, rejects, hashes in ledger.index.carried(keys, compared):
         ids = schemas.ids_of(parts, rejects)
         for schema, schema_id in schemas.ids.items():

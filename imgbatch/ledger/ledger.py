@@ -13,7 +13,7 @@ Guarantees, given the assumption of `commit_log`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,9 @@ from imgbatch.ledger.fingerprint import require_same
 from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.row_index import RowIndex, Status
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.ledger.tar_cursor import TarCursor
-from imgbatch.ledger.tar_progress import TarIndex, TarProgress, members_of
+from imgbatch.ledger.streams import OpenedStream
+from imgbatch.ledger.tar_progress import TarIndex, ended
+from imgbatch.ledger.tars import open_tar
 from imgbatch.ledger.versions import VERSION_COLUMNS
 from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, single_chunk, with_carried
 from imgbatch.storage.stores import Folder
@@ -60,10 +61,10 @@ class Ledger:
     """The rows that were there when the ledger was opened. Its hashes of carried values are set by `corrections`."""
     written_by_others: UriIndex = field(init=False)
     """Images that another writer labelled or rejected during this run."""
-    tars: TarIndex = field(init=False)
-    """How far tars are read. Rows of their members are in `index` only for tars of which `open_tar` found more to read."""
-    _ended_tars: dict[str, Mapping[str, Any]] = field(init=False, default_factory=dict)
-    """The footer entries of the tars that this run has read to their end."""
+    streams: TarIndex = field(init=False)
+    """How far streams are read. Rows of their images are in `index` only where `open_stream` found more to read."""
+    _ended: dict[str, Mapping[str, Any]] = field(init=False, default_factory=dict)
+    """The footer entries of the streams that this run has read to their end."""
 
     def __post_init__(self) -> None:
         self.labels = Log(self.output.folder(LABELS_LOG))
@@ -85,13 +86,13 @@ class Ledger:
         duplicates = DuplicateParts(self.output)
         for number, table, footer in self._rows(self.labels, VERSION_COLUMNS):
             tick()
-            table = self._without_members(LABELS_LOG, number, table, footer)
+            table = self._without_streams(LABELS_LOG, number, table, footer)
             duplicates.note(LABELS_LOG, number, table, ~self.index.add(number, table))
         duplicates.refuse()
         surplus: dict[int, pa.Table] = {}
         for number, table, footer in self._rows(self.rejects, [*VERSION_COLUMNS, "passing"]):
             tick()
-            table = self._without_members(REJECTS_LOG, number, table, footer)
+            table = self._without_streams(REJECTS_LOG, number, table, footer)
             duplicated = ~self.index.add(number, table, rejects=True)
             if duplicated.any():
                 surplus[number] = table.filter(pa.array(duplicated))
@@ -101,30 +102,37 @@ class Ledger:
                 log.drop_empty_groups()
         return self
 
-    def open_tar(self, uri: str, version: str, *, reread: bool, refused: bool = False) -> TarCursor | TarProgress:
-        """Return how far a listed tar is read: a TarCursor if there is more to read, else its TarProgress.
+    def open_stream(self, row: Mapping[str, Any], status: int) -> OpenedStream:
+        """Return how many rows a listed stream has, and what is left to read of it.
 
         Args:
-            uri: of the tar.
-            version: of the tar, as it is listed.
-            reread: read it even if it was read to its end.
-            refused: the tar itself has a row.
+            row: of the listing.
+            status: of the row of the stream itself.
 
         Raises:
-            BooksError: a member has two rows.
+            AuditError: an image in it has two rows.
         """
-        version = self.tars.version(uri, version)
-        progress = self.tars.mark_seen(uri, version)
-        if progress.closed and not reread and (refused or not progress.reached.truncated):
-            return progress
+        return open_tar(self, row, status)
+
+    def index_rows(
+        self, parts: Iterable[tuple[str, int, bool]], of: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+    ) -> int:
+        """Add rows of streams to the index, which `open` left out; return how many rejects of labelled images were dropped.
+
+        Args:
+            parts: log and number of each part, and whether a reader that resumes does not come to its rows.
+            of: returns a mask of the URIs whose rows to add.
+
+        Raises:
+            AuditError: an image has two rows.
+        """
         duplicates = DuplicateParts(self.output)
         surplus: dict[int, pa.Table] = {}
-        for name, number, before_resume in self.tars.parts_of(uri, version):
+        for name, number, before_resume in parts:
             rejects = name == REJECTS_LOG
             table, _ = self._log(name).part(number, [*VERSION_COLUMNS, *(["passing"] if rejects else [])])
-            table = table.filter(members_of(table["uri"], uri))
-            # A reader that resumes does not come to the members before its offset. They count as seen from the start, or
-            # `prune` would remove their rows.
+            table = table.filter(of(table["uri"]))
+            # Images to which no reader comes again count as seen from the start, or `prune` would remove their rows.
             duplicated = ~self.index.add(number, table, rejects=rejects, seen=before_resume)
             if not rejects:
                 duplicates.note(name, number, table, duplicated)
@@ -132,9 +140,7 @@ class Ledger:
                 surplus[number] = table.filter(pa.array(duplicated))
         duplicates.refuse()
         self._drop_rejects_of_labelled(surplus)
-        cursor = TarCursor.of(uri, version, progress, self.mark_seen)
-        cursor.rows_before -= sum(map(len, surplus.values()))
-        return cursor
+        return sum(map(len, surplus.values()))
 
     def mark_seen(self, batch: pa.RecordBatch) -> Status:
         """Return the status of images that are listed now; see `RowIndex.mark_seen`."""
@@ -142,10 +148,10 @@ class Ledger:
 
     def unlisted_rows(self) -> int:
         """Return the number of rows whose images were not listed."""
-        return self.index.count_unseen() + sum(progress.rows for _, progress in self.tars.unlisted())
+        return self.index.count_unseen() + self.streams.unlisted_rows()
 
     def commit(
-        self, rows: pa.Table, run_id: str, model: str, tars: Mapping[str, Mapping[str, Any]] | None = None
+        self, rows: pa.Table, run_id: str, model: str, progress: Mapping[str, Mapping[str, Any]] | None = None
     ) -> int:
         """Write the rows into the two logs; return the number written, without rows that another writer wrote first.
 
@@ -153,28 +159,28 @@ class Ledger:
             rows: RESULTS columns without `index`, and carried ones. No URI twice, none that was committed before.
             run_id: of this run.
             model: its name and digest.
-            tars: how far tars are read with these rows.
+            progress: how far streams are read with these rows.
         """
-        tars = tars or {}
-        ended = {tar: entry for tar, entry in tars.items() if "images" in entry}
+        progress = progress or {}
+        just_ended = ended(progress)
         keys = uri_keys(single_chunk(rows["uri"]))
         if self.index.stale:
-            self._remove_stale(np.concatenate([keys, uri_keys(pa.array(list(ended), pa.string()))]))
+            self._remove_stale(np.concatenate([keys, uri_keys(pa.array(list(just_ended), pa.string()))]))
         rows = self._not_yet_written(rows, keys)
         rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
         rows = rows.append_column("model", pa.repeat(model, len(rows)))
         if EMBEDDING in self.label_columns.names and EMBEDDING not in rows.column_names:  # no image was labelled
             column = self.label_columns.field(EMBEDDING)
             rows = rows.append_column(column, pa.nulls(len(rows), column.type))
-        footer = Footer(run_id, self.fingerprint, tars=tars)
-        self._ended_tars |= ended
+        footer = Footer(run_id, self.fingerprint, streams=progress)
+        self._ended |= just_ended
         labelled = pc.is_null(rows["reason"])
         written = 0
         # Rejects first, labels last. The footers count the rows of both parts, so that after a kill in between the count of a
-        # tar is not reached: its members are read again, and the rejects that exist are kept.
+        # stream is not reached: its images are read again, and the rejects that exist are kept.
         for log, mask in ((self.rejects, pc.invert(labelled)), (self.labels, labelled)):
             table = rows.filter(mask)
-            if len(table) or (tars and log is self.labels):
+            if len(table) or (progress and log is self.labels):
                 columns = self._columns(log, rows.schema)
                 written += log.append(table.select(columns.names).cast(columns), footer, self._drop_written)
         return written
@@ -191,15 +197,15 @@ class Ledger:
     def seal(self, run_id: str, carried: pa.Schema | None = None) -> None:
         """Take the next number of each log with an empty part.
 
-        The seal of rejects/ repeats the entries of all tars that this run has read to their end, so that a single lost part
-        does not lose how many members a tar has.
+        The seal of rejects/ repeats the entries of all streams that this run has read to their end, so that a single lost part
+        does not lose how many images a stream has.
 
         Args:
             carried: the carried columns of the listing, which are those of a log that has no other part than the seal.
         """
-        for log, tars in ((self.labels, {}), (self.rejects, self._ended_tars)):
+        for log, streams in ((self.labels, {}), (self.rejects, self._ended)):
             log.intents.withdraw()
-            footer = Footer(run_id, self.fingerprint, seal=True, tars=tars)
+            footer = Footer(run_id, self.fingerprint, seal=True, streams=streams)
             log.append(self._empty(log, carried), footer, self._drop_written)
 
     def fill_gaps(self, run_id: str) -> None:
@@ -226,8 +232,8 @@ class Ledger:
         """Release the index of the rows: the audit reads the tables from the store, and needs the memory."""
         self.index = RowIndex(self.retry)
         self.written_by_others = UriIndex()
-        self.tars = TarIndex()
-        self._ended_tars = {}
+        self.streams = TarIndex()
+        self._ended = {}
 
     def prune(self, unread: Sequence[str] = ()) -> int:
         """Remove the rows of all images that were not listed; return how many were removed.
@@ -237,13 +243,10 @@ class Ledger:
                 their images still exist.
         """
         removed = 0
-        for tar, progress in self.tars.unlisted():
-            for name in (LABELS_LOG, REJECTS_LOG):
-                change = partial(_without_members, tar)
-                parts = {number: change for log, number in sorted(progress.parts) if log == name}
-                for rows in self._rewritten(self._log(name), parts):
-                    removed += rows
-                    tick()
+        for name, parts in self.streams.removals():
+            for rows in self._rewritten(self._log(name), parts):
+                removed += rows
+                tick()
         for name in (LABELS_LOG, REJECTS_LOG):
             rewrites = {number: partial(_without, keys, but=unread) for number, keys in self.index.unseen(name).items()}
             for rows in self._rewritten(self._log(name), rewrites):
@@ -255,10 +258,10 @@ class Ledger:
         """Return no rows, with all columns of a log: a reader of *.parquet may want the same ones in each file."""
         return self._columns(log, log.carried() if log.numbers else carried or pa.schema([])).empty_table()
 
-    def _without_members(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
-        """Return the rows of a part that are not members of tars; those are counted in `tars`."""
-        members = self.tars.take(name, number, table, footer.tars)
-        return table.filter(pa.array(~members)) if footer.tars else table
+    def _without_streams(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
+        """Return the rows of a part that are not of images in streams; those are counted in `streams`."""
+        in_stream = self.streams.take(name, number, table, footer.streams)
+        return table.filter(pa.array(~in_stream)) if footer.streams else table
 
     def _log(self, name: str) -> Log:
         return self.labels if name == LABELS_LOG else self.rejects
@@ -319,7 +322,3 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
     for file in but:
         stay |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
     return table.filter(pa.array(stay))
-
-
-def _without_members(tar: str, table: pa.Table) -> pa.Table:
-    return table.filter(pc.invert(members_of(table["uri"], tar)))

@@ -33,10 +33,9 @@ from imgbatch.ledger.repeats import Fill, Repeats
 from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.ledger.streams import Stream, StreamCounts
-from imgbatch.ledger.tar_progress import TarProgress, version_of
 from imgbatch.ledger.work_plan import WorkPlan
-from imgbatch.schema import PARQUET, TAR, carried_fields, single_chunk
-from imgbatch.sources.base import ListingBatch
+from imgbatch.schema import PARQUET, carried_fields, single_chunk
+from imgbatch.sources.base import ListingBatch, is_stream
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
 
@@ -204,29 +203,16 @@ class Listing:
     def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Numbers, Numbers]:
         """Return how many images each row means, as far as that is known, and how many of them are done.
 
-        The status of a tar that is read to its end becomes DONE here. Other tars get a cursor, and are read from the first
-        offset at which rows are missing.
+        The status of a stream that is read to its end becomes DONE here.
         """
         images = np.ones(len(batch), np.int64)
         done = (status == DONE).astype(np.int64)
-        for at in np.flatnonzero(np.asarray(pc.fill_null(pc.equal(batch["container"], TAR), False))).tolist():
-            row = batch.slice(at, 1).to_pylist()[0]
-            version = version_of(row["etag"], row["last_modified"])
-            tar = self.ledger.open_tar(row["uri"], version, reread=status[at] == STALE, refused=status[at] != NEW)
-            if isinstance(tar, TarProgress):
-                images[at] = done[at] = tar.rows + int(status[at] == DONE)
-                status[at] = DONE
-                continue
-            if status[at] == DONE and not tar.unbroken:
-                # The tar itself has a reject, which says how its reading ended. Rows before that are missing, so the tar is
-                # read again and gets a new one.
-                self.ledger.index.mark_stale(row["uri"])
-                status[at] = STALE
-            has_reject = int(status[at] == DONE)  # of the tar itself, and it stays
-            images[at] = done[at] = tar.rows_before + has_reject
-            if not has_reject:
-                tar.was_rejected = bool(status[at] == STALE)
-                self._streams[self._entries + at] = tar
+        for at in np.flatnonzero(np.asarray(is_stream(batch))).tolist():
+            opened = self.ledger.open_stream(batch.slice(at, 1).to_pylist()[0], int(status[at]))
+            images[at] = done[at] = opened.rows
+            status[at] = opened.status
+            if opened.stream is not None:
+                self._streams[self._entries + at] = opened.stream
                 self.counts.streams += 1
         return images, done
 

@@ -41,8 +41,8 @@ class Footer:
     """A new random value for each attempt to write a part: it tells our own retried PUT from another writer's."""
     seal: bool = False
     """An empty part that takes a number, so that a late PUT of a dead run cannot take it."""
-    tars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """How far each tar is read, see `tar_progress`. The key in the file is `shards`, as version 0.1 called it."""
+    streams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How far each stream is read, see `tar_progress`. The key in the file is `shards`, as version 0.1 called it."""
 
     def metadata(self) -> dict[str, str]:
         """Return the footer as key-value metadata."""
@@ -52,7 +52,7 @@ class Footer:
             "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
             "nonce": self.nonce,
             "seal": json.dumps(self.seal),
-            "shards": json.dumps(self.tars),
+            "shards": json.dumps(self.streams),
         }
 
 
@@ -117,7 +117,7 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
             fingerprint=fingerprint,
             nonce=metadata[b"nonce"].decode(),
             seal=json.loads(metadata[b"seal"]),
-            tars=json.loads(metadata[b"shards"]),
+            streams=json.loads(metadata[b"shards"]),
         )
     except (KeyError, ValueError) as error:
         raise OutputError(foreign) from error

@@ -57,6 +57,30 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedStream:
+    """A listed stream, as the tables know it."""
+
+    rows: int
+    """The number of its rows in the tables, with a reject of the stream itself that stays."""
+    status: int
+    """DONE: nothing is left to read; else that of the row of the stream itself."""
+    stream: Stream | None = None
+    """What is left to read; None: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRows:
+    """The rows of a listed stream, as the audit counts them."""
+
+    labelled: int
+    rejected: int
+    complete: bool
+    """Whether there are as many as a complete reading gives, and the end was reached."""
+    description: str
+    """Names the stream and its rows, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamCounts:
     """What was found in streams, which the listing did not know."""
 

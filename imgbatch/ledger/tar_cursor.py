@@ -40,8 +40,6 @@ class TarCursor:
     """Where a reader that resumes may start."""
     rows: int = 0
     """The number of rows up to there, in the tables or about to be committed."""
-    rows_before: int = 0
-    """The number of rows in the tables before this run, including those after a gap."""
     unbroken: bool = True
     """Whether no row was missing before the last image that was ever read."""
     closed: bool = False
@@ -72,7 +70,6 @@ class TarCursor:
             reached.last_offset,
             reached.resume_offset,
             reached.rows,
-            rows_before=progress.rows,
             unbroken=progress.unbroken,
         )
 

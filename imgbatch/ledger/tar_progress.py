@@ -9,9 +9,10 @@ that have a row keep it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
+from imgbatch.ledger.streams import ListedRows
 
 
 def version_of(etag: str | None, last_modified: datetime | None) -> str:
@@ -29,6 +33,11 @@ def version_of(etag: str | None, last_modified: datetime | None) -> str:
 def members_of(uris: pa.Array | pa.ChunkedArray, tar: str) -> pa.Array | pa.ChunkedArray:
     """Return a mask of the URIs of a tar's members."""
     return pc.starts_with(uris, pattern=f"{tar}#")
+
+
+def ended(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the entries, in the format of `TarCursor.entry`, of the tars that are read to their end."""
+    return {tar: entry for tar, entry in entries.items() if "images" in entry}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +166,29 @@ class TarIndex:
             if tar not in self._indexed:
                 listed = self._listed_version.get(tar)
                 yield from ((tar, progress) for version, progress in versions.items() if version != listed)
+
+    def unlisted_rows(self) -> int:
+        """Return the number of rows of these."""
+        return sum(progress.rows for _, progress in self.unlisted())
+
+    def removals(self) -> Iterator[tuple[str, dict[int, Callable[[pa.Table], pa.Table]]]]:
+        """Yield what removes these rows, tar by tar: by log, the changes of its parts by their numbers."""
+        for tar, progress in self.unlisted():
+            change = partial(_without_members, tar)
+            for name in (LABELS_LOG, REJECTS_LOG):
+                yield name, {number: change for log, number in sorted(progress.parts) if log == name}
+
+    def count_listed(self, row: Mapping[str, Any]) -> ListedRows:
+        """Mark a tar of the listing as listed; return its rows."""
+        progress = self.mark_seen(row["uri"], version_of(row["etag"], row["last_modified"]))
+        members = "?" if progress.member_count is None else progress.member_count
+        return ListedRows(
+            progress.rows_in(LABELS_LOG),
+            progress.rows_in(REJECTS_LOG),
+            complete=progress.closed and not progress.reached.truncated,
+            description=f"{row['uri']}#… ({progress.rows} rows of {members} members)",
+        )
+
+
+def _without_members(tar: str, table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(members_of(table["uri"], tar)))

@@ -102,7 +102,7 @@ class Reservoir:
 def _tars(table: pa.Table, footer: Footer) -> pa.Array:
     """Return for each row the tar that its image is a member of, or null."""
     tars = np.full(len(table), None, object)
-    for tar in footer.tars:
+    for tar in footer.streams:
         tars[np.asarray(members_of(single_chunk(table["uri"]), tar))] = tar
     return pa.array(tars, pa.string())
 

@@ -293,7 +293,7 @@ def test_the_end_of_a_tar_is_recorded_without_a_row_for_any_columns(place: Place
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
     table, footer = part_file.decode(place().read(f"labels/{part(1)}"), "labels")
-    assert table.schema.names == wanted.names and footer.tars == {"empty.tar": end}
+    assert table.schema.names == wanted.names and footer.streams == {"empty.tar": end}
 
 
 @pytest.mark.parametrize("verb", ["create", "replace"])

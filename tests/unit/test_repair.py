@@ -231,7 +231,7 @@ def test_a_tar_half_read_by_version_0_1_is_read_from_its_beginning(run: Run) -> 
         for number in parts(run, table):
             file = part(run, table, number)
             rows, footer = decode(file.read_bytes(), str(file))
-            for entry in footer.tars.values():
+            for entry in footer.streams.values():
                 del entry["rows"]  # type: ignore[attr-defined]
             file.write_bytes(encode(rows, footer.metadata()))
     part(run, "labels", 2).unlink()

@@ -912,6 +912,6 @@ def test_a_footer_has_the_progress_of_each_tar(run: Run) -> None:
     run()
     log = Log(run.output.folder("labels"))
     log.scan()
-    first, last = (log.footer(number).tars[f"{run.input}/a.tar"] for number in (1, 2))
+    first, last = (log.footer(number).streams[f"{run.input}/a.tar"] for number in (1, 2))
     assert "images" not in first and last["images"] == 6 and first["through"] < last["through"]
     assert json.loads(json.dumps(last)) == last
