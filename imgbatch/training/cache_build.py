@@ -21,7 +21,8 @@ from imgbatch.inference.messages import received
 from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal, is_passing
-from imgbatch.schema import TAR, single_chunk
+from imgbatch.schema import single_chunk
+from imgbatch.sources.base import is_stream
 from imgbatch.terminal.progress import Progress
 from imgbatch.training.cache import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards, with_late_sidecars
 from imgbatch.uri_index import first_of_each, uri_keys
@@ -153,7 +154,7 @@ def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPla
     images = pa.concat_tables([ROWS.empty_table(), *rows], promote_options="permissive").select(ROWS.names).cast(ROWS)
     images = _one_row_each(images.filter(pa.array(wanted[images["index"].to_numpy()])))
     entries = listed.take(images["index"])
-    is_tar = pc.fill_null(pc.equal(single_chunk(entries["container"]), TAR), False)
+    is_tar = is_stream(entries)
     tars = pc.if_else(is_tar, single_chunk(entries["uri"]), None)
     images = with_late_sidecars(images, tars, work.shards, work.config.source)
     images = images.append_column("container", entries["container"])
