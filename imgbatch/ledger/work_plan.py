@@ -105,8 +105,8 @@ class WorkPlan:
                 self.found = self.found.with_rows(1)
         self.mark_arrived(self.streams)
 
-    def lost(self) -> npt.NDArray[np.int64]:
-        """Return the numbers of what is pending after the last attempt, each of which gets one reject.
+    def take_lost(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of what is pending after the last attempt; the caller gives each one reject.
 
         A stream that was left at a reject of its own has it already.
         """

@@ -58,7 +58,7 @@ class Arrivals:
         They are transient, so that the next run tries again: images are decoded in a child process by then, so that it was
         the process around the decoder that died. Of a stream one reject stands for all that was not read.
         """
-        lost = self.work_plan.lost()
+        lost = self.work_plan.take_lost()
         if not len(lost):
             return None
         listed = Pages(listing).rows(lost)

@@ -169,9 +169,7 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if (
-            work_plan.streams and job.config.limit is not None
-        ):  # the first members are those that one worker reads first
+        if work_plan.streams and job.config.limit is not None:  # the first images are those that one worker reads first
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
