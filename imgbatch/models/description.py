@@ -250,7 +250,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
         log.warning("%s: since 0.2.0 its 'labels' name the classes; 0.1 used the labels of ImageNet", where)
     if all(map(_PLACEHOLDER.fullmatch, names)):
         log.warning("%s: its labels are the placeholders %s, …: set model.labels to name them", where, names[0])
-    # Names given in training stay; WordNet ids of a hub become words.
+    # Names from training are kept unchanged; WordNet ids of a hub become words.
     return imagenet.require_unique(tuple(names) if config.get(AS_GIVEN) else imagenet.readable(names), where)
 
 
@@ -274,9 +274,9 @@ def _names(config: Mapping[str, Any], where: str) -> list[str] | None:
             if not (by_key and all(map(_PLACEHOLDER.fullmatch, names))):
                 by_key[key] = names
     for key, names in by_key.items():
-        first, others = next(iter(by_key.items()))
-        if names != others:
-            raise ModelError(f"{where}: {first} and {key} name the classes differently: keep only the right names")
+        first_key, first_names = next(iter(by_key.items()))
+        if names != first_names:
+            raise ModelError(f"{where}: {first_key} and {key} name the classes differently: keep only the right names")
     return next(iter(by_key.values()), None)
 
 
@@ -302,11 +302,11 @@ def warn_about_assumptions(
             if resolved["registered"]
             else used
         )
-        other = "" if own == used else f"; timm's own weights for this network have {own.summary()}"
+        suffix = "" if own == used else f"; timm's own weights for this network have {own.summary()}"
         log.warning(
             "%s does not state %s: timm's defaults are used, %s%s. Set model.mean, model.std, model.interpolation, "
             "model.crop_pct or model.image_size if the model was trained with others",
-            where, ", ".join(missing), used.summary(), other,
+            where, ", ".join(missing), used.summary(), suffix,
         )  # fmt: skip
     if max(map(abs, (*used.mean, *used.std))) > _MAX_MEAN_OR_STD:
         log.warning("%s: mean and std must be on the scale 0 to 1; %s looks like 0 to 255", where, used.summary())
