@@ -103,7 +103,7 @@ def test_what_a_lost_node_had_is_handed_out_in_units_of_the_same_size(
     images.run(operators)
     assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and not images.work_plan.pending.any()
     assert [record.getMessage() for record in caplog.records] == [
-        "nodes were lost in the middle of a run: what they had is handed out again"
+        "nodes were lost in the middle of a run: their images are submitted again"
     ]
 
 
