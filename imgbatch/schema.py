@@ -1,7 +1,7 @@
 """Values: the columns of every table that imgbatch reads or writes: names and Arrow types, written once.
 
 `LISTING` is the result of a source, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
-travel beside them under the prefix `input_`.
+are copied to both, with the prefix `input_`.
 """
 
 from __future__ import annotations

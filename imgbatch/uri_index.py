@@ -119,7 +119,7 @@ class Match:
     """Those keys of a lookup that are in one run of an index, and access to their values."""
 
     rows: npt.NDArray[np.int64]
-    """Which of the keys that were looked up these are."""
+    """Their positions among the keys that were looked up."""
     _columns: Mapping[str, npt.NDArray[Any]]
     _positions: npt.NDArray[np.int64]
 

@@ -149,6 +149,6 @@ def abort_if_systemic(lost: int, arrived: int, round: Round, *, nodes: int, retr
         is_last_round and not arrived and lost > max(_MAX_KILLERS_ALONE, retried)
     ):
         raise ClusterError(
-            f"{lost:,} images never came back from {nodes} node(s): their processes die regardless of the image; "
+            f"{lost:,} images were lost on {nodes} node(s): their processes die regardless of the image; "
             "look at Ray's worker logs, then run the same command again"
         )

@@ -196,7 +196,7 @@ def require_softmax(config: Mapping[str, Any], where: str) -> None:
     """Raise if the scores of the model are not a distribution over the classes.
 
     Raises:
-        ModelError: with the key that says so.
+        ModelError: with the key that describes another head.
     """
     for section in (config, config["pretrained_cfg"]):
         keys = [key for key in _HEAD_KEYS if isinstance(section.get(key), str)]
@@ -255,7 +255,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def warn_about_similar_labels(labels: Sequence[str], where: str) -> None:
-    """Warn about labels that look alike. They are not refused, since public models have such labels."""
+    """Warn about similar labels. They are not refused, since public models have such labels."""
     if pairs := similar_names(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
 

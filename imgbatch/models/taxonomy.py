@@ -224,11 +224,11 @@ def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
     for place, path in paths:
         for depth in range(1, len(path)):
             parent, child = path[depth - 1 : depth + 1]
-            other, other_place = parents.setdefault((depth, child), (parent, place))
-            if other != parent:
+            first_parent, first_place = parents.setdefault((depth, child), (parent, place))
+            if first_parent != parent:
                 raise ModelError(
-                    f"{where}: {names[depth]} {child!r} has two parents, {other!r} ({other_place}) and {parent!r} ({place}): "
-                    "keep only one, or give the two nodes different names"
+                    f"{where}: {names[depth]} {child!r} has two parents, {first_parent!r} ({first_place}) and {parent!r} "
+                    f"({place}): keep only one, or give the two nodes different names"
                 )
             if parent != child:
                 above.setdefault(child, set()).add(parent)

@@ -279,6 +279,6 @@ def with_recorded_format(config: sections.Config, records: list[Mapping[str, Any
 
 
 def other_format(classify: sections.ClassifyConfig) -> sections.ClassifyConfig:
-    """Return the options for bfloat16 in torch, which every processor supports; if these are the current ones, for float32."""
+    """Return options with another number format: bfloat16 in torch, which every processor supports, or else float32."""
     is_bfloat16_in_torch = (classify.dtype, classify.runtime) == ("bfloat16", "torch")
     return replace(classify, dtype="float32" if is_bfloat16_in_torch else "bfloat16", runtime="torch")
