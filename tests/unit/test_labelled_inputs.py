@@ -107,7 +107,11 @@ IMAGENET = imagenet.imagenet_labels()
             r"'crane', which may be 'crane \(bird\)' \(n02012849\) or 'crane \(machine\)' \(n03126707\)",
         ),
         ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It has"),
-        ("name", ["281"], r"'281', the number of 'tabby'\?\. With --set source\.label_is=index, numbers are class numbers"),
+        (
+            "name",
+            ["281"],
+            r"'281', the number of 'tabby'\?\. With --set source\.label_is=index, numbers are class numbers",
+        ),
         ("index", ["281", "0", "0999"], [281, 0, 999]),
         ("index", ["1", "1000"], r"no class numbers of it: '1000'\. .* are 0 to 999, .* ILSVRC's from 1 on"),
         (
