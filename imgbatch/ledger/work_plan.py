@@ -1,4 +1,4 @@
-"""Values: what a run has to do: which images and tars of the listing have no row yet."""
+"""Values: the work plan of a run: the images and tars of the listing without a row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RowRanges = npt.NDArray[np.int64]
 class WorkPlan:
     """The images and tars whose rows are pending, by their numbers in the listing.
 
-    The plan owns the mask: others read `pending`, and report arrivals to `mark_arrived`.
+    The plan owns the mask: other modules read `pending`, and report arrivals to `mark_arrived`.
 
     Args:
-        pending: by number, whether rows are to come; the plan takes the array over, one byte per image.
+        pending: by number, whether the row is missing; the plan takes ownership of the array, one byte per image.
         row_group_ranges: (first, end) of images that are read together, such as a row group of a Parquet file; ascending, n×2.
         tars: the tars among them.
     """
@@ -46,9 +46,9 @@ class WorkPlan:
     def mark_arrived(self, numbers: npt.NDArray[np.integer] | Iterable[int]) -> Mask:
         """Mark images, and tars that are read to their end, as done; return a mask of those that were pending before."""
         at = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers), np.int64)
-        new = self._pending[at]
+        was_pending = self._pending[at]
         self._pending[at] = False
-        return new
+        return was_pending
 
     def restricted(self, pending: Mask) -> WorkPlan:
         """Return a plan for other images of the same listing."""

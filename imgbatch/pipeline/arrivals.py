@@ -1,4 +1,4 @@
-"""Effects: which rows of the workers are new, and what is still pending: images, and tars up to the last member that arrived.
+"""Effects: arrivals of rows: which rows are new, which images are pending, and up to which member tars have arrived.
 
 Ray may compute a block again and deliver it twice, or never: one bit per listed image records whether its row has arrived.
 """
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TarCounts:
-    """What was found in tars, which the listing did not know."""
+    """The counts of members of tars, which the listing does not contain."""
 
     rows: int = 0
     """Rows of their members, and of tars that could not be read."""
     ignored: int = 0
     """Members that are no images."""
     unpaired: int = 0
-    """Sidecars that do not lie beside an image of their name."""
+    """Sidecars that are not next to an image of their name."""
 
     def added_to(self, listed: Counts) -> Counts:
         """Return the counts of a listing with those of its tars."""
@@ -48,13 +48,13 @@ class TarCounts:
 
 @dataclass
 class Arrivals:
-    """Accepts each image's first row, and those of a tar in the order of its members; owns what is pending."""
+    """Accepts the first row of each image, and rows of a tar in the order of its members; owns the work plan."""
 
     work_plan: WorkPlan
     ledger: Ledger
-    """Says which members of tars have a row already."""
+    """Its index has the members of tars that have a row already."""
     remaining: int | None = None
-    """How many members of tars may come yet; None: no limit."""
+    """The number of members of tars that are still accepted; None: no limit."""
     _tar_rows: int = 0
     _ignored_members: int = 0
     _unpaired: int = 0
@@ -72,19 +72,19 @@ class Arrivals:
 
         Args:
             rows: RESULTS with carried columns.
-            tars_read: the reports of readers that came to the end of their tar.
+            tars_read: the reports of readers that reached the end of their tar.
         """
         if not self.work_plan.tars:
             return self._first_rows(rows)
         is_member = pc.is_valid(rows["offset"])
         members = rows.filter(is_member)
-        new = pa.concat_tables([self._first_rows(rows.filter(pc.invert(is_member))), *self._next_members(members)])
+        new_rows = pa.concat_tables([self._first_rows(rows.filter(pc.invert(is_member))), *self._next_members(members)])
         self._close_tars(tars_read, set(pc.unique(members["index"]).to_pylist()))
-        return new
+        return new_rows
 
     @property
     def tar_counts(self) -> TarCounts:
-        """What was found in tars so far."""
+        """The counts of tars so far."""
         return TarCounts(self._tar_rows, self._ignored_members, self._unpaired)
 
     @property
@@ -93,7 +93,7 @@ class Arrivals:
         return bool(self._touched)
 
     def take_tar_progress(self) -> dict[str, dict[str, Any]]:
-        """Return how far tars are read with all rows accepted so far, by URI: of the tars that changed since the last call."""
+        """Return the progress, by URI, of the tars that changed since the last call, with all rows accepted so far."""
         numbers, self._touched = sorted(self._touched), set()
         return {self.work_plan.tars[number].uri: self.work_plan.tars[number].entry() for number in numbers}
 
@@ -101,16 +101,16 @@ class Arrivals:
         """Stop reading tars once the run's limit is reached; return whether nothing is pending then."""
         if self.remaining == 0:
             for number, tar in self.work_plan.tars.items():
-                # A reject of the tar itself, of an earlier run, counts as long as this run has no row in its place.
+                # A reject of the tar itself, of an earlier run, counts unless this run has replaced it.
                 self._tar_rows += bool(tar.refused and self.work_plan.pending[number])
             self.work_plan.mark_arrived(self.work_plan.tars)
         return self.remaining == 0 and not self.work_plan.remaining
 
     def lost_rows(self, listing: Folder, tries: int) -> pa.Table | None:
-        """Return rejects for what is pending after the last attempt: alone in its process, each image ended it `tries` times.
+        """Return rejects for images that are pending after the last attempt: alone in a process, each ended it `tries` times.
 
-        They are transient, so that the next run tries again: images are decoded in a child process by then, so that it was
-        the process around the decoder that died. Of a tar one reject stands for all that was not read.
+        They are transient, so that the next run tries again: in the last round images are decoded in a child process, so the
+        process around the decoder died. A tar gets one reject for all members that were not read.
         """
         # A truncated tar has its reject already.
         self.work_plan.mark_arrived(number for number, tar in self.work_plan.tars.items() if tar.truncated)
@@ -119,7 +119,7 @@ class Arrivals:
             return None
         self._tar_rows += int(np.isin(lost, list(self.work_plan.tars)).sum())
         listed = Pages(listing).rows(lost)
-        message = "the process that worked on it died, each time, with nothing else in it"
+        message = "its process died in each attempt, while it processed no other image"
         values = {"stage": "decode", "reason": "crashed", "message": message, "passing": True, "attempts": tries}
         columns = {"index": pa.array(lost), **{name: listed[name] for name in listed.column_names}}
         schema = with_carried(RESULTS, carried_fields(listed.schema))
@@ -132,8 +132,8 @@ class Arrivals:
         """Warn that sidecars were not read."""
         if self._unpaired:
             log.warning(
-                "%s members .cls, .json and .txt of tars do not lie beside an image of their name, such as %s: they are in no "
-                "table. A tar is read in its order; write it in that of its names (tar --sort=name)",
+                "%s members .cls, .json and .txt of tars are not next to an image of their name, such as %s: they are in no "
+                "table. A tar is read in its order; write it in the order of names (tar --sort=name)",
                 f"{self._unpaired:,}",
                 self.unpaired_example,
             )
@@ -141,8 +141,8 @@ class Arrivals:
     def _first_rows(self, rows: pa.Table) -> pa.Table:
         """Return the rows of images that did not arrive before."""
         numbers = rows["index"].to_numpy()
-        new = self.work_plan.mark_arrived(numbers)
-        return rows if new.all() else rows.filter(pa.array(new))
+        is_new = self.work_plan.mark_arrived(numbers)
+        return rows if is_new.all() else rows.filter(pa.array(is_new))
 
     def _next_members(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield, tar by tar, the rows that follow the last ones that arrived. Members are not in the listing."""
@@ -150,8 +150,8 @@ class Arrivals:
         for number in np.unique(numbers).tolist():
             tar = self.work_plan.tars[number]
             offered = rows.filter(pa.array(numbers == number))
-            # Up to a limit they are admitted step by step: rows that are in the tables already do not count. `admit` keeps
-            # what it does not return, so that nothing is offered in the later steps.
+            # With a limit they are admitted step by step, since rows that are in the tables already do not count. `admit`
+            # buffers rows that it does not return, so that later steps offer no rows.
             while self.remaining != 0 and len(admitted := tar.admit(offered, self.remaining)):
                 self._touched.add(number)
                 admitted = deduplicate(tar, admitted, self.ledger.index.mark_seen)
@@ -163,9 +163,9 @@ class Arrivals:
                 offered = offered.slice(0, 0)
 
     def _close_tars(self, tars_read: Sequence[dict[str, Any]], moved: set[int]) -> None:
-        """Close the tars whose readers came to their end and of which no row is missing.
+        """Close the tars that were read to their end and of which no row is missing.
 
-        The report of the end may overtake rows: it is kept until they have arrived.
+        The report of the end may arrive before the last rows: it is kept until they have arrived.
         """
         for report in tars_read:
             self.work_plan.tars[report["number"]].end_report = report
