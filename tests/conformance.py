@@ -1,0 +1,200 @@
+"""What every store must do: tests of a fixture `place`, an empty folder in it. Test modules import all of them.
+
+`write_any_key(place, name, data)` writes an object with a key that obstore refuses, as other clients do.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from imgbatch.errors import Conflict, Exists, NotFound, StoreError, TooLarge
+from imgbatch.storage.base import STORE_LISTING
+from imgbatch.storage.stores import Folder, is_local
+
+STRANGE = [
+    "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
+    "ü日本.jpg", "u\u0308.jpg", "🍎.jpg", "_x.jpg", ".hidden.jpg", "UP.JPG", "nosuffix", "tilde~", "~", "quo\"te'.jpg",
+    "amp&lt;.jpg", " lead.jpg", "trail.jpg ", "two..dots.jpg", "dollar$@=,;!.jpg", "{model}.jpg", "sub folder/x.jpg",
+]  # fmt: skip
+CONTROL = ["c\x01d.jpg", "new\nline.jpg", "tab\t.jpg", "del\x7f.jpg"]
+
+
+def listed(folder: Folder) -> dict[str, dict[str, Any]]:
+    prefix = folder.stores.resolve(folder.uri)[1] + "/"
+    return {row["path"].removeprefix(prefix): row for batch in folder.list_objects() for row in batch.to_pylist()}
+
+
+def test_what_is_written_is_read_and_listed(place: Folder) -> None:
+    before = datetime.now(UTC)
+    place.create("a/x.jpg", b"one")
+    place.put("y.jpg", b"three")
+    assert place.read("a/x.jpg") == b"one"
+    data, meta = place.stores.read(place.at("y.jpg"))
+    assert (data, meta.size) == (b"three", 5)
+    assert meta.last_modified is not None
+    assert abs((meta.last_modified - before).total_seconds()) < 60
+    found = listed(place)
+    assert list(found) == ["a/x.jpg", "y.jpg"]
+    assert found["y.jpg"]["size"] == 5
+    assert found["y.jpg"]["etag"] == meta.etag
+    assert (meta.etag is None) == is_local(place.uri)
+    assert place.names() == ["a/x.jpg", "y.jpg"]
+    assert place.folders() == ["a"]
+    assert all(batch.schema == STORE_LISTING for batch in place.list_objects())
+
+
+def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
+    place.put("x", b"1")
+    head = place.stores.call("look at", place.at("x"), lambda store, path: store.head(path))
+    _, meta = place.stores.read(place.at("x"))
+    row = listed(place)["x"]
+    assert (head.size, head.etag) == (meta.size, meta.etag) == (row["size"], row["etag"])
+    assert '"' not in (meta.etag or "")
+
+
+def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"first")
+    with pytest.raises(Exists, match=r"create .*x"):
+        place.create("x", b"second")
+    assert place.read("x") == b"first"
+    assert place.names() == ["x"]
+
+
+def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
+    def create(number: int) -> int | None:
+        try:
+            place.create(f"race{number % 8}", str(number).encode())
+        except Exists:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [number for number in pool.map(create, range(64)) if number is not None]
+    assert sorted(number % 8 for number in won) == list(range(8))
+    assert [place.read(f"race{number % 8}") for number in won] == [str(number).encode() for number in won]
+
+
+def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"0")
+    _, tag = place.read_tagged("x")
+    place.replace("x", b"1", tag)
+    with pytest.raises(Conflict):
+        place.replace("x", b"2", tag)
+    place.put("x", b"1")  # the same content, another version on disk
+    assert place.read("x") == b"1"
+    assert place.names() == ["x"]
+
+
+def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
+    place.create("n", b"0")
+
+    def count(_: int) -> int:
+        done = 0
+        for _ in range(6):
+            data, tag = place.read_tagged("n")
+            try:
+                place.replace("n", str(int(data) + 1).encode(), tag)
+            except Conflict:
+                continue
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(count, range(4))) == int(place.read("n")) > 0
+    assert place.names() == ["n"]
+
+
+def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
+    place.create("x", b"0")
+    _, tag = place.read_tagged("x")
+    place.delete("x")
+    with pytest.raises((Conflict, NotFound)):
+        place.replace("x", b"1", tag)
+    assert place.names() == []
+
+
+def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+    place.create("x", b"0")
+    _, old = place.read_tagged("x")
+    place.replace("x", b"1", old)
+    with pytest.raises(Conflict, match=r"delete .*x"):
+        place.delete("x", old)
+    assert place.read("x") == b"1"
+    _, tag = place.read_tagged("x")
+    place.delete("x", tag)
+    assert place.names() == []
+    place.delete("x", tag)  # the answer to a first try was lost
+    place.folder("nowhere").delete("x", tag)
+
+
+def test_what_is_not_there(place: Folder) -> None:
+    with pytest.raises(NotFound, match=r"read .*/x"):
+        place.read("x")
+    assert not place.exists("x")
+    assert place.names() == place.folders() == list(place.list_objects()) == []
+    place.delete("x")
+    place.put("x", b"")
+    assert place.exists("x")
+    place.delete("x")
+    assert not place.exists("x")
+
+
+def test_a_folder_is_no_object(place: Folder) -> None:
+    place.put("a/x", b"")
+    assert not place.exists("a")
+    with pytest.raises(StoreError):
+        place.read("a")
+
+
+def test_a_folder_does_not_hold_what_only_begins_like_it(place: Folder) -> None:
+    for name in ("a/x", "ab/y", "a.txt", "a-b"):
+        place.put(name, b"")
+    assert place.names("a") == ["x"]
+    assert place.folders() == ["a", "ab"]
+
+
+def test_an_object_that_is_too_large_is_not_read(place: Folder) -> None:
+    place.put("x", b"12345")
+    assert place.stores.read(place.at("x"), 5)[0] == b"12345"
+    with pytest.raises(TooLarge, match="5 bytes are more than 4"):
+        place.stores.read(place.at("x"), 4)
+
+
+def test_an_empty_object_is_listed_and_read(place: Folder) -> None:
+    place.put("empty", b"")
+    assert listed(place)["empty"]["size"] == 0
+    assert place.read("empty") == b""
+
+
+def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: place.put(f"{number:04d}", b"x"), range(1203)))
+    assert list(listed(place)) == [f"{number:04d}" for number in range(1203)]
+    assert sum(len(batch) for batch in place.list_objects()) == 1203
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name: str) -> None:
+    place.put(name, name.encode())
+    (found,) = listed(place)
+    assert found == name
+    assert place.read(found) == name.encode()
+    with place.stores.open(place.at(name)) as file:
+        assert file.read() == name.encode()
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_name_with_control_characters_is_listed_and_read(place: Folder, write_any_key: Any, name: str) -> None:
+    if is_local(place.uri):
+        place.put(name, b"x")
+    else:  # as other clients write it
+        write_any_key(place, name, b"x")
+        place.put("zz.jpg", b"x")
+    found = listed(place)
+    assert name in found
+    assert (len(found) == 2) != is_local(place.uri)
+    assert place.read(name) == b"x"
