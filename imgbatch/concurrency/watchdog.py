@@ -6,6 +6,7 @@ import faulthandler
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,8 @@ class Watchdog:
         self._seconds, self._end = seconds, end
         self._began: dict[int, float] = {}
         self._armed = False
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        interval_s = min(_LOOKS_EVERY_S, seconds / 4)
+        threading.Thread(target=_watch, args=(weakref.ref(self), interval_s), name="watchdog", daemon=True).start()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -33,20 +35,32 @@ class Watchdog:
             if self._armed and not self._began:
                 self._disarm()
 
-    def _watch(self) -> None:
-        tick = threading.Event()
-        while not tick.wait(min(_LOOKS_EVERY_S, self._seconds / 4)):
-            began = list(self._began.values())
-            if not began:
-                self._disarm()
-            elif time.monotonic() - min(began) > self._seconds:
-                faulthandler.dump_traceback()  # into the worker's log: where it hangs
-                self._end(1)
-                return
-            else:  # a call that never lets go of the GIL stops this thread as well; C's timer needs no GIL
-                self._armed = True
-                faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
+    def look(self) -> bool:
+        """End the process if a call has taken too long; return whether C's timer runs. Called in a thread of its own."""
+        began = list(self._began.values())
+        if not began:
+            self._disarm()
+        elif time.monotonic() - min(began) > self._seconds:
+            faulthandler.dump_traceback()  # into the worker's log: where it hangs
+            self._end(1)
+        else:  # a call that never lets go of the GIL stops this thread as well; C's timer needs no GIL
+            self._armed = True
+            faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
+        return self._armed
 
     def _disarm(self) -> None:
-        self._armed = False
-        faulthandler.cancel_dump_traceback_later()
+        if self._armed:
+            self._armed = False
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _watch(watchdog: weakref.ref[Watchdog], interval_s: float) -> None:
+    """Look at regular intervals, for as long as somebody holds the watchdog: its thread must not keep it alive."""
+    pause, armed = threading.Event(), False
+    while not pause.wait(interval_s):
+        if (held := watchdog()) is None:
+            if armed:  # since its last call had ended
+                faulthandler.cancel_dump_traceback_later()
+            return
+        armed = held.look()
+        del held

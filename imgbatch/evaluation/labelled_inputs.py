@@ -26,14 +26,14 @@ from imgbatch.schema import CARRIED, LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.declared import Declaration, decide
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, marked
+from imgbatch.sources.label_summary import LabelSummary
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, labelled_sources
 from imgbatch.sources.objects import MAGIC, are_images
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.sidecars import NO_SPLIT, REFUSED
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.sources.tar_reader import key_of
 from imgbatch.sources.tars import loose_label, read_sidecars
-from imgbatch.sources.understood import Understood
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 
@@ -60,7 +60,7 @@ def _root(source: Source) -> Root:
         folder = folder.rpartition("/")[0]
     if source.kind == "inventory":  # whose objects may lie anywhere
         folder = ""
-    return Root(folder, source.kind, own=name if source.kind == "manifest" else "", given=source.uri)
+    return Root(folder, source.kind, file=name if source.kind == "manifest" else "", input=source.uri)
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Resolver:
     config: SourceConfig
     splits: bool = True
     """Whether columns, and keys of sidecars, are asked for the split."""
-    understood: Understood = field(default_factory=Understood)
+    understood: LabelSummary = field(default_factory=LabelSummary)
     declaration: Declaration | None = None
     tars: dict[str, int] = field(default_factory=dict)
     """The tars that are listed, and the number of the input that listed each."""
@@ -137,7 +137,7 @@ class Resolver:
         for group, (uri, problem) in self._problems.items():
             if labels[group].labels == "folders" and self.config.labels == "auto":
                 raise InputError(f"{uri}: {problem}; source.labels=folders takes the folders in the tar as classes")
-        self.declaration, self.understood = found, Understood()
+        self.declaration, self.understood = found, LabelSummary()
         return found
 
     def apply(self, listed: pa.Table | pa.RecordBatch) -> tuple[pa.Array, Ints]:
@@ -154,7 +154,7 @@ class Resolver:
         return self.declaration.is_ignored(listed)
 
     def lines(self) -> list[str]:
-        """Return what was understood, as a table; see `Understood.lines`."""
+        """Return what was understood, as a table; see `LabelSummary.lines`."""
         assert self.declaration is not None
         lines = self.understood.lines(self.declaration.origins)
         if self.declaration.overridden:
@@ -203,7 +203,7 @@ def relisted(
     with tempfile.TemporaryDirectory(prefix="imgbatch-") as place:
         folder = Folder(stores, place)
         listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
-        sources, columns = marked(given, config, splits=splits)
+        sources, columns = labelled_sources(given, config, splits=splits)
         with candidates(sources, allow_empty=config.allow_empty) as batches:
             listing.take(batches)
         resolver = Resolver(stores, given, columns, config, splits)
@@ -214,7 +214,7 @@ def relisted(
         counts = listing.counts
 
         def found() -> Iterator[ListingBatch]:
-            resolver.understood = Understood()
+            resolver.understood = LabelSummary()
             yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_NONE), counts.ignored, counts.ignored_example)
             yield from _listed_again(folder, listing, resolver, wanted)
 

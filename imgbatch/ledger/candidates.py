@@ -25,7 +25,7 @@ def candidates(found: list[Source], *, allow_empty: bool) -> Iterator[Iterator[L
 
     def listed() -> Generator[ListingBatch, None, None]:
         try:
-            yield from recognise.everything(found, allow_empty=allow_empty)
+            yield from recognise.list_all(found, allow_empty=allow_empty)
         except (NotFound, BadPath) as error:
             raise InputError(f"--input: {error}") from error
 

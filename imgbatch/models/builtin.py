@@ -22,7 +22,8 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.models.taxonomy import read as read_taxonomy
-from imgbatch.storage.stores import Stores, absolute
+from imgbatch.storage.stores import Stores
+from imgbatch.storage.uris import absolute
 
 if TYPE_CHECKING:
     from torch import nn

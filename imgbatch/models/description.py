@@ -18,7 +18,7 @@ from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
 from imgbatch.models import builtin, imagenet, label_file
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.sources.spelling import alike
+from imgbatch.sources.spelling import similar_names
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def warn_of_likeness(labels: Sequence[str], where: str) -> None:
     """Say which labels a person would take for one: public models have such labels, so that they are not refused."""
-    if pairs := alike(labels):
+    if pairs := similar_names(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
 
 

@@ -32,7 +32,8 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.models.taxonomy import read as read_taxonomy
-from imgbatch.storage.stores import Folder, Stores, absolute, is_local, missing_path
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, is_local, missing_path
 from imgbatch.terminal.plurals import counted
 
 __all__ = ["AS_GIVEN", "Network", "read", "saved", "write", "write_directory"]

@@ -14,7 +14,8 @@ from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import read as read_taxonomy
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 
 _MOST_TAXONOMY = 16 << 20
 

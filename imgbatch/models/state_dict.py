@@ -16,7 +16,8 @@ from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound
 from imgbatch.models import builtin, child, description, directory, node_cache
 from imgbatch.models.model import Model
-from imgbatch.storage.stores import Stores, absolute
+from imgbatch.storage.stores import Stores
+from imgbatch.storage.uris import absolute
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,8 @@ from imgbatch.schema import labels_with
 from imgbatch.sources import recognise
 from imgbatch.sources.labelled import is_tar
 from imgbatch.sources.split_words import SPLIT_NAMES
-from imgbatch.storage.stores import Folder, Stores, absolute, missing_path
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 

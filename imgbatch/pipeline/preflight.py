@@ -18,7 +18,8 @@ from imgbatch.models.model import Model
 from imgbatch.schema import CARRIED, labels_with, require_carried
 from imgbatch.sources import recognise
 from imgbatch.sources.base import Source
-from imgbatch.storage.stores import Folder, Stores, absolute, is_local
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, is_local
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 
@@ -80,7 +81,7 @@ def sources_beside(output: Folder, uris: Sequence[str], chosen: sections.SourceC
     """
     found = recognise.recognise(output.stores, uris, chosen)
     for source in found:
-        if recognise.would_find(source, output):
+        if recognise.would_list(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
     return found
 

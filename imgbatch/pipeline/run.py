@@ -219,7 +219,7 @@ def label(
     # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     room = None if job.config.limit is None else job.config.limit - counts.listed
-    asks = partial(recognise.answer, job.sources)
+    asks = partial(recognise.store_is_reachable, job.sources)
     committer = Committer(
         job.ledger,
         record.id,

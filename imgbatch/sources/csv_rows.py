@@ -1,9 +1,9 @@
 """Effects: CSV and TSV files as a stream of rows.
 
-Blocks of lines without a quote are parsed by Arrow. A block with quotes is parsed by Python's csv module in its strict mode,
-which tells where a quote is not closed, or a value continues after its closing quote; Arrow accepts both, and rows vanish
-in a value. A value of several lines is still suspicious when its lines look like rows: two stray quotes are a well-formed
-value to every parser.
+Arrow parses blocks of lines without quotes. Python's csv module, in its strict mode, parses blocks with quotes, since it
+reports an unclosed quote and a value that continues after its closing quote. Arrow accepts both, and rows would be lost in a
+value. If a value has several lines that look like rows, it is refused too: to every parser, two stray quotes enclose a valid
+value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from imgbatch.sources.columns import distinct_names
 from imgbatch.sources.naming import Naming
 
 MAX_LINE = 16 << 20
-"""Characters of a line, and of a value: a file without line ends, or with an open quote, must not fill the memory."""
+"""Maximum number of characters in a line or a value, so that a file without line ends, or with an unclosed quote, does not
+fill the memory."""
 
 _BLOCK = 1 << 20
 _LINE_END = re.compile(r"\r\n?|\n")
@@ -42,19 +43,19 @@ class Rows:
 
     batch: pa.RecordBatch
     place: Callable[[int], str] = str
-    """Says where in the file a row is, such as `line 12`."""
+    """Returns the place of a row in the file, such as `line 12`."""
     padded: bool = False
-    """Spaces around the names of images are no part of them."""
+    """Whether spaces around the names of images are to be removed."""
     ignored: int = 0
-    """Rows that were left out: headers that are repeated."""
+    """Number of omitted rows: repeated headers."""
 
 
 def csv_rows(text: io.TextIOBase, separator: str, uri: str, naming: Naming) -> Iterator[Rows]:
-    """Yield the rows, as text; the first batch is empty and has the columns. An empty file yields nothing.
+    """Yield the rows as text. The first batch is empty and has the columns. An empty file yields nothing.
 
     Args:
-        separator: what the file's name tells. A first line `sep=;` goes before it, and so does another separator, if the
-            header has that one alone.
+        separator: the default for the suffix of the file. A first line `sep=;` takes precedence, and so does another
+            separator if it is the only one in the header.
     """
     lines = _Lines(text, uri)
     first = lines.next_line()
@@ -67,42 +68,42 @@ def csv_rows(text: io.TextIOBase, separator: str, uri: str, naming: Naming) -> I
         separator = others[0] if len(others) == 1 else separator
     if not first.strip():
         return
-    header = _Rows(lines, separator, first, first_line=lines.number).one()
+    header = _QuotedRows(lines, separator, first, first_line=lines.number).one()
     names = distinct_names(header, uri)
     naming = naming.resolve(names)
     naming.require(names, uri)
     table = _Table(uri, separator, names, naming)
     yield Rows(table.batch([[] for _ in names]))
     if "" in names and any(names[names.index("") :]):
-        log.info("%s: columns without a name are not carried along", uri)
+        log.info("%s: columns without a name are omitted from the tables", uri)
     while block := lines.next_block():
         yield from table.rows(lines, block)
 
 
 class _Lines:
-    """A text file, in blocks of lines and in single lines, which are counted."""
+    """A text file, read in blocks of lines or in single lines, with a count of lines."""
 
     def __init__(self, text: io.TextIOBase, uri: str) -> None:
         self._text, self._uri = text, uri
         self.number = 0
-        """How many lines were read."""
+        """The number of lines that were read."""
 
     def next_line(self) -> str:
-        """Return the next line with its end, nothing at the end of the file."""
+        """Return the next line with its line end, an empty text at the end of the file."""
         line = self._text.readline(MAX_LINE)
         return self._checked(line) if line else ""
 
     def next_block(self) -> str:
-        """Return the next lines, nothing at the end of the file."""
+        """Return the next lines, an empty text at the end of the file."""
         block = self._text.read(_BLOCK)
         if block and not block.endswith("\n"):
             block += self._text.readline(MAX_LINE)
-        if block.count('"') % 2:  # it ends within a value, most likely
+        if block.count('"') % 2:  # the block probably ends within a value
             block += self._up_to_a_quote()
         return self._checked(block) if block else ""
 
     def _up_to_a_quote(self) -> str:
-        """Return lines up to one with an odd number of quotes, or some, if there is no such line near."""
+        """Return the lines up to one with an odd number of quotes, but not many more than `_BLOCK` characters."""
         lines: list[str] = []
         chars = 0
         while chars < _BLOCK and (line := self._text.readline(MAX_LINE)):
@@ -113,7 +114,7 @@ class _Lines:
         return "".join(lines)
 
     def _checked(self, lines: str) -> str:
-        """Return lines that are text, and count them."""
+        """Count lines and return them; refuse those that are not text."""
         if "\0" in lines:
             self._refuse(lines, lines.index("\0"), "holds a NUL character: save the file as UTF-8 text")
         try:
@@ -121,7 +122,7 @@ class _Lines:
         except UnicodeEncodeError as error:
             self._refuse(lines, error.start, "is not UTF-8: save the file as UTF-8 text ('CSV UTF-8' in Excel)")
         if len(lines) >= MAX_LINE and not lines.endswith(("\n", "\r")):
-            self._refuse(lines, len(lines), f"is longer than {MAX_LINE >> 20} MB: is it text with an image a line?")
+            self._refuse(lines, len(lines), f"is longer than {MAX_LINE >> 20} MB: is it text with one image per line?")
         self.number += count_lines(lines)
         return lines
 
@@ -135,7 +136,7 @@ def _ends(lines: str) -> int:
 
 
 def count_lines(lines: str) -> int:
-    """Return how many lines a text has; ends are those of Unix, of Windows, and of old Macs.
+    """Return the number of lines of a text, with the line ends of Unix, Windows or old Macs.
 
     >>> count_lines("a\\r\\nb\\rc\\nd")
     4
@@ -143,20 +144,20 @@ def count_lines(lines: str) -> int:
     return _ends(lines) + (0 if lines.endswith(("\n", "\r")) else 1)
 
 
-class _Rows:
-    """The rows of some lines, by Python's strict parser; a value that is open at their end takes further lines."""
+class _QuotedRows:
+    """The rows of a block, parsed by Python in strict mode. More lines are read if a value is not closed at its end."""
 
     def __init__(self, lines: _Lines, separator: str, block: str, first_line: int) -> None:
         self._lines, self._block = lines, io.StringIO(block, newline="")
         self._end, self._before = len(block), first_line - 1
         csv.field_size_limit(MAX_LINE)
-        self._reader = csv.reader(self._pulled(), delimiter=separator, strict=True)
+        self._reader = csv.reader(self._block_and_more(), delimiter=separator, strict=True)
         self.uri = lines._uri
 
-    def _pulled(self) -> Iterator[str]:
+    def _block_and_more(self) -> Iterator[str]:
         yield from self._block
-        while more := self._lines.next_line():
-            yield more
+        while line := self._lines.next_line():
+            yield line
 
     def one(self) -> list[str]:
         """Return the first row."""
@@ -196,13 +197,13 @@ class _Table:
     def rows(self, lines: _Lines, block: str) -> Iterator[Rows]:
         """Yield the rows of a block of lines."""
         first_line = lines.number - count_lines(block) + 1
-        batch = self._parsed(block) if '"' not in block else None
+        batch = self._parse_unquoted(block) if '"' not in block else None
         if batch is not None:
             yield self._without_headers(batch, lambda at: _line_of(block, first_line, at))
             return
-        parsed = self._at_once(block, first_line)
+        parsed = self._parse_quoted(block, first_line)
         if parsed is None:
-            parsed = list(_Rows(lines, self.separator, block, first_line))
+            parsed = list(_QuotedRows(lines, self.separator, block, first_line))
         count, starts, values = len(self.names), [], []
         for start, row, end in parsed:
             values.append(row if len(row) == count and start == end else self._checked(start, row, end))
@@ -210,27 +211,27 @@ class _Table:
         columns = list(zip(*values, strict=True)) or [() for _ in self.names]
         yield self._without_headers(self.batch(columns), starts.__getitem__)
 
-    def _at_once(self, block: str, first_line: int) -> list[tuple[int, list[str], int]] | None:
-        """Return what `_Rows` yields, None if the block is no whole number of sound rows."""
+    def _parse_quoted(self, block: str, first_line: int) -> list[tuple[int, list[str], int]] | None:
+        """Return what `_QuotedRows` yields, None if the block ends within a row or has a syntax error."""
         reader = csv.reader(io.StringIO(block, newline=""), delimiter=self.separator, strict=True)
-        found, start = [], first_line
+        rows, start = [], first_line
         try:
             for row in reader:
                 after = first_line + reader.line_num
                 if row:
-                    found.append((start, row, after - 1))
+                    rows.append((start, row, after - 1))
                 start = after
         except csv.Error:
             return None
-        return found
+        return rows
 
     def batch(self, columns: Sequence[Sequence[str] | pa.Array]) -> pa.RecordBatch:
         """Return columns as a batch; those without a name are dropped."""
         arrays = [pa.array(column, pa.string()) for name, column in zip(self.names, columns, strict=True) if name]
         return pa.RecordBatch.from_arrays(arrays, names=[name for name in self.names if name])
 
-    def _parsed(self, block: str) -> pa.RecordBatch | None:
-        """Return the rows of a block without quotes, None if they differ in length."""
+    def _parse_unquoted(self, block: str) -> pa.RecordBatch | None:
+        """Return the rows of a block without quotes, None if they have different numbers of values."""
         data = block.encode()
         numbers = [str(at) for at in range(len(self.names))]
         try:
@@ -238,7 +239,7 @@ class _Table:
                 pa.BufferReader(data),
                 pa_csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(data) + 1),
                 pa_csv.ParseOptions(delimiter=self.separator, quote_char=False),
-                # Types guessed from the first rows would fail on a later one: everything stays text.
+                # All columns stay text: a type that is inferred from the first rows may not fit a later one.
                 pa_csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), strings_can_be_null=False),
             )
         except pa.ArrowInvalid:
@@ -248,23 +249,23 @@ class _Table:
     def _checked(self, start: int, row: list[str], end: int) -> list[str]:
         count = len(self.names)
         if len(row) > count and not any(value.strip() for value in row[count:]):
-            row = row[:count]  # a separator behind each row
+            row = row[:count]  # each row ends with a separator
         if len(row) != count:
             place = f"line {start:,}" if start == end else f"lines {start:,} to {end:,}"
             raise InputError(
-                f"{self.uri} cannot be read as CSV: {place}: {len(row)} values, the header has {count}. A value with "
-                f"{self.separator!r} in it is written in quotes, without a space before them"
+                f"{self.uri} cannot be read as CSV: {place}: {len(row)} values, but the header has {count}. Put values with "
+                f"{self.separator!r} in quotes, without a space before the quote"
             )
         if end > start:
             self._require_no_rows_in(row, start, end)
         return row
 
     def _require_no_rows_in(self, row: list[str], start: int, end: int) -> None:
-        """Refuse a row of several lines of which a later one looks like a row itself."""
+        """Refuse a row of several lines if one of them looks like a row itself."""
         at, separators = self.names.index(self.naming.fields[0]), len(self.names) - 1
         first, *others = _LINE_END.split(self.separator.join(row))
         name = row[at]
-        if _LINE_END.search(name):  # it may have a line end in it, unless its first line is a row
+        if _LINE_END.search(name):  # a name may contain a line end, unless the first line alone is a row
             if first.count(self.separator) != separators:
                 return
             name = first.split(self.separator)[at]
@@ -272,15 +273,15 @@ class _Table:
             if line.count(self.separator) != separators:
                 continue
             other = line.split(self.separator)[at].strip()
-            if _alike(name.strip(), other) and _alike(other, name.strip()):
+            if _similar(name.strip(), other) and _similar(other, name.strip()):
                 raise InputError(
-                    f"{self.uri} cannot be read as CSV: line {start:,} begins a value with a quote that is closed in line "
-                    f"{end:,}, and the lines between look like rows, such as {line[:100]!r}. Close the quote, or write it "
-                    "twice within a quoted value. If the value is right, write the list as JSON Lines or Parquet"
+                    f"{self.uri} cannot be read as CSV: a quote in line {start:,} is closed in line {end:,}, and the lines "
+                    f"between look like rows, such as {line[:100]!r}. Close the quote, or double it within a quoted value. If "
+                    "the value is right, write the list as JSON Lines or Parquet"
                 )
 
     def _without_headers(self, batch: pa.RecordBatch, line: Callable[[int], int]) -> Rows:
-        """Return the rows without headers among them, as files that were joined have them."""
+        """Drop repeated headers, which concatenated files have."""
         key = self.naming.fields[0]
         named = pc.is_in(pc.utf8_trim(batch[key], " \t\ufeff"), pa.array([name for name in self.names if name]))
         headers = []
@@ -291,23 +292,23 @@ class _Table:
                 headers.append(at)
             elif sorted(values) == sorted(names) or values[names.index(key)] == key:
                 raise InputError(
-                    f"{self.uri} cannot be read as CSV: line {line(at):,} is another header, {', '.join(values)[:200]!r}: give "
-                    "each table as an --input of its own"
+                    f"{self.uri} cannot be read as CSV: line {line(at):,} is a different header, {', '.join(values)[:200]!r}. "
+                    "Give each table as a separate --input"
                 )
         if not headers:
             return Rows(batch, lambda at: f"line {line(at):,}", padded=True)
-        log.warning("%s: line %s is the header again and is not taken as a row", self.uri, f"{line(headers[0]):,}")
-        kept = [at for at in range(len(batch)) if at not in set(headers)]
+        log.warning("%s: line %s repeats the header and is ignored", self.uri, f"{line(headers[0]):,}")
+        others = [at for at in range(len(batch)) if at not in set(headers)]
         return Rows(
-            batch.take(pa.array(kept, pa.int64())),
-            lambda at: f"line {line(kept[at]):,}",
+            batch.take(pa.array(others, pa.int64())),
+            lambda at: f"line {line(others[at]):,}",
             padded=True,
             ignored=len(headers),
         )
 
 
 def _line_of(block: str, first: int, at: int) -> int:
-    """Return the line of a row in a block in which each line that is not blank is a row."""
+    """Return the line of a row in a block where each line is a row, except for blank lines."""
     for number, line in enumerate(io.StringIO(block, newline=""), first):
         if line.strip("\r\n"):
             at -= 1
@@ -316,15 +317,15 @@ def _line_of(block: str, first: int, at: int) -> int:
     return first
 
 
-def _alike(name: str, other: str) -> bool:
-    """Return whether `other` could be the name of an image in the list in which `name` is one.
+def _similar(name: str, other: str) -> bool:
+    """Return whether `other` may be the name of an image in a list that has the name `name`.
 
-    >>> _alike("p/1.jpg", "p/2.jpg"), _alike("7f3a", "81bc"), _alike("p/1.jpg", "A dog"), _alike("7f3a", "Hello")
+    >>> _similar("p/1.jpg", "p/2.jpg"), _similar("7f3a", "81bc"), _similar("p/1.jpg", "A dog"), _similar("7f3a", "Hello")
     (True, True, False, False)
     """
-    suffix, theirs = (text.rpartition(".")[2].lower() if "." in text else "" for text in (name, other))
-    if theirs:
-        return theirs in IMAGE_SUFFIXES or (theirs == suffix and theirs.isalnum())
+    suffix, other_suffix = (text.rpartition(".")[2].lower() if "." in text else "" for text in (name, other))
+    if other_suffix:
+        return other_suffix in IMAGE_SUFFIXES or (other_suffix == suffix and other_suffix.isalnum())
     if suffix or not other or re.search(r"\s", other) or not re.search(r"\d", other):
         return False
     return len(other) == len(name) or _shape(other) == _shape(name)

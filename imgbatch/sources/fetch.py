@@ -1,4 +1,4 @@
-"""Effects: objects read ahead: while one image is decoded, the next dozens of GETs are under way."""
+"""Effects: images fetched ahead of decoding: while one image is decoded, the next dozens of GETs are in flight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MEMBERS_AHEAD = 16
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One image's bytes, or why there are none; and what of the object was read."""
+    """The bytes of one image, or the reason why there are none; and the metadata of the version that was read."""
 
     content: bytes | Refusal
     size: int | None
@@ -38,7 +38,7 @@ class Fetched:
 
 
 class Fetcher:
-    """Reads images with a pool of threads that lives as long as its process."""
+    """Fetches images with a pool of threads that lives as long as the process."""
 
     def __init__(self, stores: Stores, config: FetchConfig, source: SourceConfig) -> None:
         self._stores, self._config = stores, config
@@ -48,9 +48,9 @@ class Fetcher:
     def __call__(self, listed: pa.Table) -> Iterator[Fetched]:
         """Yield one Fetched for each row of a listing, in order."""
         rows = listed.select(["uri", "size", "etag", "last_modified", "container"]).to_pylist()
-        for container, few in groupby(rows, key=lambda row: row["container"]):
-            of_kind = list(few)
-            yield from self._objects(of_kind) if container is None else self._table_rows(of_kind)
+        for container, group in groupby(rows, key=lambda row: row["container"]):
+            in_container = list(group)
+            yield from self._objects(in_container) if container is None else self._table_rows(in_container)
 
     def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         calls = ahead(
@@ -66,53 +66,52 @@ class Fetcher:
     def _table_rows(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         """Yield rows of Parquet files, while the next row group is read."""
         groups = []
-        for uri, few in groupby(rows, key=lambda row: row["uri"].rpartition("#")[0]):
-            of_file = list(few)
+        for uri, group in groupby(rows, key=lambda row: row["uri"].rpartition("#")[0]):
+            in_file = list(group)
             try:
                 table = self._table(uri)
-                numbers = np.array([int(row["uri"].rpartition("#")[2]) for row in of_file])
-                table.require_unchanged(of_file[0]["etag"], of_file[0]["last_modified"], int(numbers.max()))
-                places = np.searchsorted(table.starts, numbers, side="right") - 1
-                edges = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
+                numbers = np.array([int(row["uri"].rpartition("#")[2]) for row in in_file])
+                table.require_unchanged(in_file[0]["etag"], in_file[0]["last_modified"], int(numbers.max()))
+                row_groups = np.searchsorted(table.starts, numbers, side="right") - 1
+                edges = [0, *(np.flatnonzero(np.diff(row_groups)) + 1).tolist(), len(row_groups)]
                 for start, end in pairwise(edges):
-                    group = int(places[start])
-                    chosen = numbers[start:end] - table.starts[group]
-                    groups.append(partial(self._group, table.images(group, chosen), of_file[start:end]))
+                    row_group = int(row_groups[start])
+                    in_row_group = numbers[start:end] - table.starts[row_group]
+                    groups.append(partial(self._row_group, table.images(row_group, in_row_group), in_file[start:end]))
             except (StoreError, InputError) as error:
-                groups.append(partial(_refused, of_file, error))
+                groups.append(partial(_refused, in_file, error))
         yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
 
-    def _group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
-        left = list(reversed(rows))
+    def _row_group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
+        remaining = list(reversed(rows))
         try:
             for content in contents:
-                yield self._of_row(content, left.pop())
+                yield self._table_row(content, remaining.pop())
         except (StoreError, pa.ArrowException, OSError) as error:
-            yield from _refused(left[::-1], error)
+            yield from _refused(remaining[::-1], error)
             return
-        if left:
-            yield from _refused(left[::-1], InputError("its row group has fewer rows than the file's footer says"))
+        if remaining:
+            damage = InputError("its row group has fewer rows than the footer of the file says")
+            yield from _refused(remaining[::-1], damage)
 
-    def _of_row(self, content: bytes | Refusal, row: dict[str, Any]) -> Fetched:
+    def _table_row(self, content: bytes | Refusal, row: dict[str, Any]) -> Fetched:
         size = None if isinstance(content, Refusal) else len(content)
-        known = Meta(size, row["etag"], row["last_modified"])
-        if isinstance(content, Refusal):
-            return _fetched(content, known, known)
-        if len(content) > self._config.max_bytes:
-            message = f"{len(content)} bytes are more than fetch.max_bytes={self._config.max_bytes}"
-            return _fetched(Refusal("fetch", "too_large", message), known, known)
-        return _fetched(content, known, known)
+        meta = Meta(size, row["etag"], row["last_modified"])
+        if size is not None and size > self._config.max_bytes:
+            message = f"{size} bytes are more than fetch.max_bytes={self._config.max_bytes}"
+            return _fetched(Refusal("fetch", "too_large", message), meta, meta)
+        return _fetched(content, meta, meta)
 
-    def _fetch(self, listed: dict[str, Any]) -> Fetched:
-        known = Meta(listed["size"], listed["etag"], listed["last_modified"])
-        if known.size is not None and known.size > self._config.max_bytes:
-            message = f"{known.size} bytes are more than fetch.max_bytes={self._config.max_bytes}"
-            return _fetched(Refusal("fetch", "too_large", message), known, known)
+    def _fetch(self, row: dict[str, Any]) -> Fetched:
+        listed = Meta(row["size"], row["etag"], row["last_modified"])
+        if listed.size is not None and listed.size > self._config.max_bytes:
+            message = f"{listed.size} bytes are more than fetch.max_bytes={self._config.max_bytes}"
+            return _fetched(Refusal("fetch", "too_large", message), listed, listed)
         try:
-            content, read = self._stores.read(listed["uri"], self._config.max_bytes, known)
+            content, read = self._stores.read(row["uri"], self._config.max_bytes, listed)
         except StoreError as error:
-            return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), known, known)
-        return _fetched(content, read, known)
+            return _fetched(Refusal("fetch", error.reason, str(error), error.attempts), listed, listed)
+        return _fetched(content, read, listed)
 
 
 def members_of_tar(
@@ -124,14 +123,14 @@ def members_of_tar(
     through: int,
     keep: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Fetched]]:
-    """Yield (row, image) for the images of a tar behind the one at `through`, while the next ones are read.
+    """Yield (row, image) for the images of a tar after the one at `through`, while the next ones are read.
 
-    A row holds `uri`, the place and the sidecars. At last comes a row `read`, whose refusal tells as JSON how it ended:
-    number, offset of the last row, whether nothing is left to read, and how many members were passed over, or are sidecars
-    without an image beside them.
+    A row has `uri`, the position in the tar and the sidecars. The last row, `read`, has a report in JSON as the message of its
+    refusal: the number of the tar, the offset of the last row, whether the tar was read to its end, and the numbers of
+    ignored members and of sidecars that are not next to an image.
 
     Args:
-        keep: is given the sidecars that do not lie beside their image, by key, when the end is reached; None: they are counted.
+        keep: receives the sidecars that are not next to their image, by key, at the end; None: they are only counted.
     """  # fmt: skip
     meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
     limit = config.fetch.max_bytes
@@ -139,29 +138,29 @@ def members_of_tar(
     place = {"offset": through, "previous": through, "group": group}
     refusal, whole, end = None, True, End(0, 0)
     try:
-        for found in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
-            if isinstance(found, End):
-                refusal, end = found.damage, found
+        for member in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
+            if isinstance(member, End):
+                refusal, end = member.damage, member
                 if keep is not None:
-                    keep(found.sidecars)
+                    keep(member.sidecars)
                 break
-            place = {"offset": found.offset, "previous": place["offset"], "group": found.resume_offset}
-            size = None if isinstance(found.content, Refusal) else len(found.content)
-            known = Meta(size, meta.etag, meta.last_modified)
+            place = {"offset": member.offset, "previous": place["offset"], "group": member.resume_offset}
+            size = None if isinstance(member.content, Refusal) else len(member.content)
+            version = Meta(size, meta.etag, meta.last_modified)
             yield (
-                {"uri": f"{tar['uri']}#{found.name}", **place, **found.sidecars},
-                _fetched(found.content, known, known),
+                {"uri": f"{tar['uri']}#{member.name}", **place, **member.sidecars},
+                _fetched(member.content, version, version),
             )
     except StoreError as error:
         refusal, whole = Refusal("fetch", error.reason, str(error)[:300], error.attempts), False
     if refusal is not None:
         place = {"offset": place["offset"] + 1, "previous": place["offset"], "group": place["group"]}
         yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
-    told = {
+    end_report = {
         "number": number, "through": place["offset"], "whole": whole, "ignored": end.ignored,
         "unpaired": end.unpaired, "unpaired_example": f"{tar['uri']}#{end.unpaired_example}",
     }  # fmt: skip
-    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(told)), meta, meta)
+    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(end_report)), meta, meta)
 
 
 def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:
@@ -169,17 +168,17 @@ def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:
 
 
 def _refused(rows: list[dict[str, Any]], error: Exception) -> Iterator[Fetched]:
-    """Yield rows that could not be read: the store's fault, or that of a file that is no sound Parquet any more."""
+    """Yield a refusal for each row: the store failed, or the Parquet file is damaged."""
     reason, attempts = (error.reason, error.attempts) if isinstance(error, StoreError) else ("corrupt", 1)
     for row in rows:
-        known = Meta(row["size"], row["etag"], row["last_modified"])
-        yield _fetched(Refusal("fetch", reason, str(error)[:300], attempts), known, known)
+        listed = Meta(row["size"], row["etag"], row["last_modified"])
+        yield _fetched(Refusal("fetch", reason, str(error)[:300], attempts), listed, listed)
 
 
-def _fetched(content: bytes | Refusal, read: Meta, known: Meta) -> Fetched:
-    # What the store does not tell with the bytes is taken from the listing: an ETag that is too old makes the next run
-    # label the image once more, which is safe; none at all would hide a change.
-    size = known.size if read.size is None else read.size
+def _fetched(content: bytes | Refusal, read: Meta, listed: Meta) -> Fetched:
+    # If the store returns no version with the bytes, that of the listing is used. If it is outdated, the next run labels the
+    # image again, which is safe. Without a version, the next run could not see the change.
+    size = listed.size if read.size is None else read.size
     if read.etag is None and read.last_modified is None:
-        return Fetched(content, size, known.etag, known.last_modified)
+        return Fetched(content, size, listed.etag, listed.last_modified)
     return Fetched(content, size, read.etag, read.last_modified)

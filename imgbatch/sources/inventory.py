@@ -1,8 +1,7 @@
-"""Effects: images that an S3 Inventory report names: a listing that the store made by night, in place of a request a
-thousand keys.
+"""Effects: the images of an S3 Inventory report. S3 writes it at night, and reading it replaces a request per thousand keys.
 
 The input is the report's `manifest.json`. Its data files, CSV (gzip) or Parquet, are read as streams. Old versions and
-delete markers are passed over; an object that has changed since is found out when it is read.
+delete markers are ignored. If an object has changed since the report, reading the object shows that.
 
 Source: Amazon S3 User Guide, "Locating your inventory list".
 """
@@ -31,7 +30,7 @@ from imgbatch.storage.stores import Stores
 NAME = "manifest.json"
 _ROWS, _BLOCK = 10_000, 1 << 20
 
-# The columns of a CSV as its manifest names them, and of a Parquet file.
+# The names of the columns in the manifest, and in a Parquet file. CSV files have no header.
 _COLUMNS = {
     "Bucket": "bucket",
     "Key": "key",
@@ -47,7 +46,7 @@ class Inventory:
     """One report.
 
     Raises:
-        InputError: the manifest is none, or of a form that is not read.
+        InputError: the file is not the manifest of a report, or the report has a format that is not supported.
     """
 
     def __init__(self, stores: Stores, uri: str, suffixes: str) -> None:
@@ -60,10 +59,12 @@ class Inventory:
             names = [name.strip() for name in str(self._report["fileSchema"]).split(",")]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{uri} is no manifest of an S3 Inventory report: {error!r} is missing or wrong"
+                f"{uri} is not the manifest of an S3 Inventory report: {error!r} is missing or wrong"
             ) from error
         if self._format not in ("CSV", "Parquet"):
-            raise InputError(f"{uri}: inventories in {self._format} are not read; have S3 write CSV or Parquet")
+            raise InputError(
+                f"{uri}: inventories in {self._format} are not supported. Configure the inventory to write CSV or Parquet"
+            )
         self._names = [_COLUMNS.get(name, name) for name in names]
 
     def list_images(self) -> Iterator[ListingBatch]:
@@ -73,10 +74,10 @@ class Inventory:
             keep = pc.and_(
                 _is(rows, "is_latest", "true"), pc.invert(_is(rows, "is_delete_marker", "true", absent=False))
             )
-            keep = pc.and_(keep, candidates.among(rows["key"]))
-            passed_over = rows.filter(pc.invert(keep))
-            example = passed_over["key"][0].as_py() if len(passed_over) else ""
-            yield ListingBatch(_listed(rows.filter(keep)), ignored=len(passed_over), example=example)
+            keep = pc.and_(keep, candidates.mask(rows["key"]))
+            ignored = rows.filter(pc.invert(keep))
+            example = ignored["key"][0].as_py() if len(ignored) else ""
+            yield ListingBatch(_listed(rows.filter(keep)), ignored=len(ignored), example=example)
 
     def _rows(self) -> Iterator[pa.Table]:
         for key in self._files:
@@ -89,7 +90,7 @@ class Inventory:
 
 
 def _csv(file: BinaryIO, names: list[str], uri: str) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV without a header, whose keys are written as in a URL.
+    """Yield the rows of a CSV without a header, whose keys are percent-encoded.
 
     Raises:
         InputError: a row is longer than a block.
@@ -103,20 +104,18 @@ def _csv(file: BinaryIO, names: list[str], uri: str) -> Iterator[pa.Table]:
         if "block size" not in str(error):
             raise
         raise InputError(
-            f"{uri} cannot be read as CSV: after line {read:,} comes a line of more than {_BLOCK >> 20} MB, and S3 writes a "
-            "key of up to 1,024 bytes a line: the file is damaged, or a quote in it is not closed. Take another day's "
-            "report, or give the prefix itself as --input"
+            f"{uri} cannot be read as CSV: after line {read:,} comes a line of more than {_BLOCK >> 20} MB, although keys have "
+            "up to 1,024 bytes. The file is damaged, or a quote in it is not closed. Use the report of another day, or give "
+            "the prefix itself as --input"
         ) from error
 
 
 def _rows_of_csv(file: BinaryIO, names: list[str]) -> Iterator[pa.Table]:
     as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    plain = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=_BLOCK)
+    options = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=_BLOCK)
     with (
-        gzip.open(file) as unpacked,
-        pa_csv.open_csv(
-            pa.PythonFile(cast(Any, unpacked), "r"), read_options=plain, convert_options=as_text
-        ) as batches,
+        gzip.open(file) as text,
+        pa_csv.open_csv(pa.PythonFile(cast(Any, text), "r"), read_options=options, convert_options=as_text) as batches,
     ):
         for batch in batches:
             table = pa.Table.from_batches([batch])
@@ -132,7 +131,7 @@ def _parquet(file: BinaryIO) -> Iterator[pa.Table]:
 
 
 def _is(rows: pa.Table, name: str, text: str, *, absent: bool = True) -> pa.ChunkedArray | pa.Array:
-    """Return a mask of the rows where a column says so; one without versions has no such column."""
+    """Return a mask of the rows in which a column has this text; `absent` if the report, without versions, lacks it."""
     if name not in rows.column_names:
         return pa.array([absent] * len(rows), pa.bool_())
     return pc.equal(pc.utf8_lower(rows[name].cast(pa.string())), text)
@@ -140,18 +139,18 @@ def _is(rows: pa.Table, name: str, text: str, *, absent: bool = True) -> pa.Chun
 
 def _listed(rows: pa.Table) -> pa.RecordBatch:
     count = len(rows)
-    known = {
+    values = {
         name: rows[name] if name in rows.column_names else pa.nulls(count, pa.string()) for name in _COLUMNS.values()
     }
-    sizes = known["size"].cast(pa.string())
-    moments = known["last_modified_date"]
-    if pa.types.is_string(moments.type):
-        moments = pc.if_else(pc.equal(moments, ""), None, moments)
+    sizes = values["size"].cast(pa.string())
+    times = values["last_modified_date"]
+    if pa.types.is_string(times.type):
+        times = pc.if_else(pc.equal(times, ""), None, times)
     columns = [
         pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
         pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
-        unquote_etags(whole(known["e_tag"])),
-        moments.cast(LISTING.field("last_modified").type),
+        unquote_etags(whole(values["e_tag"])),
+        times.cast(LISTING.field("last_modified").type),
         pa.nulls(count, pa.string()),
     ]
     return pa.record_batch([whole(column) for column in columns], schema=LISTING)

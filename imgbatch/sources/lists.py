@@ -1,7 +1,6 @@
-"""Effects: the forms of a list of images, read as streams of rows: JSON Lines, a JSON array, Parquet; CSV and TSV are in
-`csv_rows`.
+"""Effects: lists of images as streams of rows: JSON Lines, a JSON array or Parquet; `csv_rows` has CSV and TSV.
 
-Text may be compressed with gzip, whatever its name, and is UTF-8, or UTF-16 with a byte order mark.
+Text is UTF-8, or UTF-16 with a byte order mark. It may be compressed with gzip, whatever its name.
 """
 
 from __future__ import annotations
@@ -28,60 +27,61 @@ FORMS = {
     ".parquet": "parquet",
 }
 SUFFIXES = tuple(FORMS)
-NAMED = ".csv, .tsv, .jsonl, .ndjson and .json (an array of objects), also with .gz, and .parquet"
+READABLE = ".csv, .tsv, .jsonl, .ndjson and .json (an array of objects), also with .gz, and .parquet"
+"""The suffixes of lists, for messages."""
 
-NOT_READ = (
+UNREADABLE = (
     *(".txt", ".lst", ".list", ".dat", ".log", ".xlsx", ".xls", ".xlsm", ".ods", ".xml", ".yaml", ".yml", ".toml", ".html"),
     *(".arrow", ".feather", ".ipc", ".avro", ".orc", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".rec", ".idx"),
     *(".tfrecord", ".tfrecords", ".mdb", ".lmdb", ".db", ".sqlite", ".sqlite3", ".duckdb", ".psv"),
 )  # fmt: skip
-"""Names of lists and tables of other forms: none of them is an image."""
+"""Suffixes of lists and tables in other formats, none of which are images."""
 
 MAX_JSON_CHARS = 256 << 20
-"""A JSON array is parsed at once, up to this size."""
+"""Maximum size of a JSON array, which is parsed as a whole."""
 
 _ROWS, _BATCH_CHARS = 10_000, 8 << 20
 _BUFFER = 1 << 20
 
 
-def form_of(uri: str) -> str | None:
-    """Return the form that a name tells, None if it tells none.
+def form_by_name(uri: str) -> str | None:
+    """Return the form of a list according to its suffix, None if the suffix is unknown.
 
-    >>> form_of("s3://b/list.CSV.gz"), form_of("list.txt")
+    >>> form_by_name("s3://b/list.CSV.gz"), form_by_name("list.txt")
     ('csv', None)
     """
     lower = uri.lower()
     return next((form for suffix, form in FORMS.items() if lower.endswith(suffix)), None)
 
 
-def rows_of(file: BinaryIO, uri: str, naming: Naming) -> Iterator[Rows]:
-    """Yield the rows of a list, in batches; of CSV and Parquet the first one is empty and has the columns.
+def read_rows(file: BinaryIO, uri: str, naming: Naming) -> Iterator[Rows]:
+    """Yield the rows of a list in batches. For CSV and Parquet, the first batch is empty and has the columns.
 
-    A batch has the columns that its rows have, under trimmed names.
+    A batch has the columns of its rows, under trimmed names.
 
     Raises:
-        InputError: naming the file and, where there is one, the line.
-        ValueError, EOFError, OSError: it is damaged.
+        InputError: naming the file and, if possible, the line.
+        ValueError, EOFError, OSError: the file is damaged.
     """
-    form = form_of(uri)
+    form = form_by_name(uri)
     if form == "parquet":
         yield from _parquet(file, uri)
         return
-    opened = io.BufferedReader(_Borrowed(file), _BUFFER)
-    if form is None and opened.peek(4).startswith(b"PAR1"):
+    buffered = io.BufferedReader(_Unclosed(file), _BUFFER)
+    if form is None and buffered.peek(4).startswith(b"PAR1"):
         file.seek(0)
         yield from _parquet(file, uri)
         return
-    text, first = _text(opened)
+    text, first = _text(buffered)
     if kind := stand_in(first.encode(errors="replace")):
-        raise InputError(f"{uri} is no list of images, but {kind}")
+        raise InputError(f"{uri} is not a list of images, but {kind}")
     if form is None or form == "json":
-        shown = first.lstrip()[:1]
-        if shown == "[":
+        first_char = first.lstrip()[:1]
+        if first_char == "[":
             yield from _json_array(text, uri, naming)
             return
         if form is None:
-            form = "jsonl" if shown == "{" else "csv"
+            form = "jsonl" if first_char == "{" else "csv"
     if form in ("csv", "tsv"):
         yield from csv_rows(text, "\t" if form == "tsv" else ",", uri, naming)
     elif form == "jsonl":
@@ -90,27 +90,28 @@ def rows_of(file: BinaryIO, uri: str, naming: Naming) -> Iterator[Rows]:
         yield from _json_lines(_objects_in_lines(text, uri), uri, naming)
 
 
-class _Borrowed(io.RawIOBase):
-    """A file that is read through buffers, which would close it when they are gone; whoever opened it does that."""
+class _Unclosed(io.RawIOBase):
+    """A file that stays open when the buffers around it are closed. The code that opened it closes it."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
         self._file = file
 
     def readable(self) -> bool:
-        """Return that it is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer and return how many bytes."""
+        """Read into a buffer and return the number of bytes."""
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
 
 def _text(file: io.BufferedReader[Any]) -> tuple[io.TextIOWrapper, str]:
-    """Return a file as text, and how it begins. Bytes that are no text become lone surrogates, for messages to say where."""
+    """Return a file as text, and its first characters. Invalid bytes become lone surrogates, so that messages can name the
+    line."""
     if file.peek(2)[:2] == b"\x1f\x8b":
-        file = io.BufferedReader(_Borrowed(gzip.GzipFile(fileobj=file)), _BUFFER)
+        file = io.BufferedReader(_Unclosed(gzip.GzipFile(fileobj=file)), _BUFFER)
     head = file.peek(4)
     encoding = "utf-8-sig"
     if head[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
@@ -148,7 +149,7 @@ def _json_lines(text: io.TextIOBase | Iterator[str], uri: str, naming: Naming) -
         number += 1
         if len(line) >= MAX_LINE and not line.endswith(("\n", "\r")):
             raise InputError(
-                f"{uri}, line {number:,} is longer than {MAX_LINE >> 20} MB: JSON Lines has an object a line"
+                f"{uri}, line {number:,} is longer than {MAX_LINE >> 20} MB. JSON Lines has one object per line"
             )
         if not line.strip():
             continue
@@ -167,8 +168,8 @@ def _json_array(text: io.TextIOBase, uri: str, naming: Naming) -> Iterator[Rows]
     content = text.read(MAX_JSON_CHARS + 1)
     if len(content) > MAX_JSON_CHARS:
         raise InputError(
-            f"{uri} is an array of more than {MAX_JSON_CHARS >> 20} MB, which would be parsed at once: write JSON Lines, an "
-            "object a line (.jsonl)"
+            f"{uri} is a JSON array of more than {MAX_JSON_CHARS >> 20} MB, which would have to be in memory as a whole. Write "
+            "JSON Lines, with one object per line (.jsonl)"
         )
     try:
         values = json.loads(content, object_pairs_hook=_object)
@@ -184,7 +185,7 @@ def _json_array(text: io.TextIOBase, uri: str, naming: Naming) -> Iterator[Rows]
 
 
 def _objects_in_lines(text: io.TextIOBase, uri: str) -> Iterator[str]:
-    """Yield the lines of a .json file that is no array, if it is one of JSON Lines, as BigQuery and Spark write them."""
+    """Yield the lines of a .json file that is not an array but JSON Lines, as BigQuery and Spark write it."""
     first = text.readline(MAX_LINE)
     try:
         is_object = not first.strip() or isinstance(json.loads(first), dict)
@@ -192,8 +193,8 @@ def _objects_in_lines(text: io.TextIOBase, uri: str) -> Iterator[str]:
         is_object = False
     if not is_object:
         raise InputError(
-            f"{uri} is no list of images: of .json files an array of objects, or an object a line, is read as one. "
-            f"Lists are {NAMED}"
+            f"{uri} is not a list of images: a .json file must have an array of objects, or one object per line. Supported "
+            f"lists are {READABLE}"
         )
     while first:
         yield first
@@ -201,15 +202,15 @@ def _objects_in_lines(text: io.TextIOBase, uri: str) -> Iterator[str]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
-        raise ValueError(f"an object has the key {twice!r} more than once")
-    return found
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        repeated = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"an object has the key {repeated!r} more than once")
+    return value
 
 
 class _Objects:
-    """JSON objects that become batches of text columns. A key that was seen once is a column of all batches after it."""
+    """Collects JSON objects into batches of text columns. Each key is a column of its batch and of all later ones."""
 
     def __init__(self, uri: str, naming: Naming) -> None:
         self._uri, self._naming = uri, naming
@@ -222,17 +223,17 @@ class _Objects:
 
     @property
     def full(self) -> bool:
-        """Whether a batch should be taken out."""
-        # One row alone, first: whoever asks for the columns has them without parsing more.
+        """Whether the batch is large enough."""
+        # The first batch has one row, so that the columns are known without parsing more.
         return self._first or len(self._rows) >= _ROWS or self._chars >= _BATCH_CHARS
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was taken since the last batch."""
+        """Whether nothing was added since the last batch."""
         return not self._rows
 
     def add(self, value: Any, place: str, chars: int) -> None:
-        """Take one object."""
+        """Add one object."""
         if not isinstance(value, dict):
             raise InputError(f"{self._uri} cannot be read as a list of images: {place} is not an object")
         for key in value:
@@ -243,7 +244,7 @@ class _Objects:
         self._chars += chars
 
     def batch(self) -> Rows:
-        """Return what was taken since the last batch."""
+        """Return the objects that were added since the last batch."""
         columns: dict[str, list[str]] = {}
         for key, name in self._names.items():
             if name:
@@ -255,7 +256,7 @@ class _Objects:
         arrays = {name: self._column(name, keys) for name, keys in columns.items()}
         count, self._first = len(self._rows), False
         self._rows, self._places, self._chars = [], [], 0
-        if not arrays:  # a batch without columns would have no rows
+        if not arrays:  # a record batch without columns has no length
             arrays = {"": pa.nulls(count, pa.string())}
         return Rows(pa.record_batch(arrays), places.__getitem__)
 
@@ -264,7 +265,7 @@ class _Objects:
             value = self._value(row, keys, at)
             if value is not None and not isinstance(value, str):
                 raise InputError(
-                    f"{self._uri}, {self._places[at]}: {name!r} is {json.dumps(value)[:100]}, and the name of an image is text"
+                    f"{self._uri}, {self._places[at]}: {name!r} is {json.dumps(value)[:100]}, but must be text"
                 )
 
     def _column(self, name: str, keys: Sequence[str]) -> pa.Array:
@@ -275,20 +276,20 @@ class _Objects:
         except UnicodeEncodeError as error:
             at = next(at for at, text in enumerate(texts) if text is not None and not _is_unicode(text))
             raise InputError(
-                f"{self._uri} cannot be read as JSON: {self._places[at]}: the value of {name!r} is not Unicode text: save "
+                f"{self._uri} cannot be read as JSON: {self._places[at]}: the value of {name!r} is not Unicode text. Save "
                 "the file as UTF-8"
             ) from error
 
     def _value(self, row: dict[str, Any], keys: Sequence[str], at: int) -> Any:
         if len(keys) == 1:
             return row.get(keys[0])
-        held = [key for key in keys if key in row]
-        if len(held) > 1:
+        present = [key for key in keys if key in row]
+        if len(present) > 1:
             raise InputError(
-                f"{self._uri}, {self._places[at]}: the keys {held[0]!r} and {held[1]!r} are one name without the spaces around "
-                "them and in one Unicode form: rename one"
+                f"{self._uri}, {self._places[at]}: the keys {present[0]!r} and {present[1]!r} are the same name, apart from "
+                "spaces around it and the Unicode form: rename one"
             )
-        return row[held[0]] if held else None
+        return row[present[0]] if present else None
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Effects: how the rows of a list name their images: by a column, or by a template that is filled from columns."""
+"""Effects: how the rows of a list name their images: by a column, or by a template that uses columns."""
 
 from __future__ import annotations
 
@@ -18,46 +18,49 @@ from imgbatch.sources.column_types import carried_type, is_bytes, is_text
 
 URI = "uri"
 DID_YOU_MEAN = "Did you mean"
-"""In the message of a list that may name its images in a column of another name."""
+"""Part of the message for a list whose column of names may have another name."""
 
 FILE_NAME = "file_name"
 """The column that names the images in Hugging Face's metadata files."""
 
-_ALSO = (
+_SYNONYMS = (
     "url", "path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path",
     "image_file", "image_filename", "image_name", "image_url", "image_uri", "image_id", "img_name", "img_file", "location",
     "src", "object_key", "s3_uri", "gcs_uri", "id",
 )  # fmt: skip
-"""Columns that name images in other tools' lists."""
+"""Columns that name images in the lists of other tools."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What `source.uri_column` and `source.uri_template` say; without them the column is `uri`."""
+    """The values of `source.uri_column` and `source.uri_template`; without them the column is `uri`."""
 
     column: str = URI
     template: str | None = None
-    chosen: bool = False
-    """The column was chosen with `source.uri_column`."""
+    explicit: bool = False
+    """The column was set with `source.uri_column`."""
     metadata: bool = False
-    """The list has the name of Hugging Face's metadata files: `file_name` may stand in for `uri`."""
+    """The list has the name of Hugging Face's metadata files: `file_name` may be used in place of `uri`."""
 
     @classmethod
     def of(cls, config: SourceConfig, *, metadata: bool = False) -> Naming:
-        """Return what a config says of a list, which may have the name of Hugging Face's metadata files.
+        """Return the naming that a config sets.
+
+        Args:
+            metadata: the list has the name of Hugging Face's metadata files.
 
         Raises:
-            ConfigError: the template cannot be read, or has no column in it.
+            ConfigError: the template is invalid, or has no column.
         """
         if config.uri_template is not None:
             naming = cls("", config.uri_template)
             if not naming.fields:
                 raise ConfigError(
-                    f"source.uri_template={config.uri_template!r} names no column: write one as in 'train/{{id}}.jpg'"
+                    f"source.uri_template={config.uri_template!r} has no column: write one as in 'train/{{id}}.jpg'"
                 )
             return naming
         if config.uri_column is not None:
-            return cls(spelling.normalise(config.uri_column), chosen=True)
+            return cls(spelling.normalise(config.uri_column), explicit=True)
         return cls(metadata=metadata)
 
     def resolve(self, names: Sequence[str]) -> Naming:
@@ -66,7 +69,7 @@ class Naming:
 
     @cached_property
     def _parts(self) -> list[tuple[str, str | None]]:
-        """The template as (text, column behind it)."""
+        """The template as pairs of a text and the column after it."""
         try:
             parts = list(string.Formatter().parse(self.template or ""))
         except ValueError as error:
@@ -79,16 +82,16 @@ class Naming:
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """The columns that name an image."""
+        """The columns with the names of images."""
         if self.template is None:
             return (self.column,)
         return tuple(dict.fromkeys(column for _, column in self._parts if column is not None))
 
     def require(self, names: Sequence[str], where: str) -> None:
-        """Refuse a list that lacks a column which names its images.
+        """Refuse a list that lacks a column of names.
 
         Raises:
-            InputError: naming the column, what the list has, and the column that was probably meant.
+            InputError: with the missing column, the columns of the list, and a near miss.
         """
         for field in self.fields:
             if field not in names:
@@ -97,28 +100,28 @@ class Naming:
     def _refuse(self, field: str, names: Sequence[str], where: str) -> NoReturn:
         has = f"{where} has no column {field!r}"
         columns = f"; it has: {', '.join(names) or 'none'}"
-        if self.template is not None or self.chosen:
-            option = "source.uri_column" if self.chosen else "source.uri_template"
+        if self.template is not None or self.explicit:
+            option = "source.uri_column" if self.explicit else "source.uri_template"
             near = spelling.near_miss(field, names)
             raise InputError(f"{has}, which {option} names{columns}{f'. {DID_YOU_MEAN} {near!r}?' if near else ''}")
-        near = spelling.near_miss(field, names) or spelling.near_miss(field, names, _ALSO)
+        near = spelling.near_miss(field, names) or spelling.near_miss(field, names, _SYNONYMS)
         if near is not None:
             raise InputError(
-                f"{has}{columns}. {DID_YOU_MEAN} {near!r}? --set 'source.uri_column={near}' takes that column"
+                f"{has}{columns}. {DID_YOU_MEAN} {near!r}? Use that column with --set 'source.uri_column={near}'"
             )
         raise InputError(
-            f"{has}{columns}. source.uri_column says which column names the images; source.uri_template, such as "
-            "'train/{id}.jpg', builds the names from columns. The first line of a CSV is its header"
+            f"{has}{columns}. Set source.uri_column to the column that names the images, or build the names from columns with "
+            "source.uri_template, such as 'train/{id}.jpg'. The first line of a CSV must be its header"
         )
 
     def names_of(self, rows: pa.RecordBatch, *, padded: bool) -> tuple[pa.Array, pa.Array]:
-        """Return the name that each row gives, null where it gives none; and a mask of rows that lack a part of it.
+        """Return the name in each row, null if there is none; and a mask of the rows that lack a part of a template.
 
         Args:
-            padded: spaces around a value are no part of it, as in a CSV.
+            padded: remove spaces around values, as in a CSV.
 
         Raises:
-            InputError: a column holds something else than text, or in a template, numbers.
+            InputError: a column has values that are not text (in a template: text or numbers).
         """
         values = {field: self._texts(rows, field, padded) for field in self.fields}
         if self.template is None:
@@ -126,21 +129,24 @@ class Naming:
         pieces: list[pa.Array | str] = []
         for text, column in self._parts:
             pieces += [text, *([] if column is None else [values[column]])]
-        absent = [pc.is_null(column) for column in values.values()]
-        some, every = absent[0], absent[0]
-        for mask in absent[1:]:
-            some, every = pc.or_(some, mask), pc.and_(every, mask)
-        return pc.binary_join_element_wise(*pieces, "", null_handling="emit_null"), pc.and_not(some, every)
+        missing = [pc.is_null(column) for column in values.values()]
+        any_missing, all_missing = missing[0], missing[0]
+        for mask in missing[1:]:
+            any_missing, all_missing = pc.or_(any_missing, mask), pc.and_(all_missing, mask)
+        names = pc.binary_join_element_wise(*pieces, "", null_handling="emit_null")
+        return names, pc.and_not(any_missing, all_missing)
 
     def _texts(self, rows: pa.RecordBatch, field: str, padded: bool) -> pa.Array:
-        """Return a column as text, null where it is empty."""
+        """Return a column as text, null for empty text."""
         if field not in rows.schema.names:
             return pa.nulls(len(rows), pa.string())
         column = rows[field]
         kind = carried_type(column.type)
         number = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
         if not (is_text(kind) or is_bytes(kind) or pa.types.is_null(kind) or (number and self.template is not None)):
-            raise InputError(f"the column {field!r} holds {column.type}, and the name of an image is text")
+            raise InputError(
+                f"the column {field!r} has values of type {column.type}, but the name of an image must be text"
+            )
         texts = column.cast(pa.string())
         if padded:
             texts = pc.utf8_trim(texts, " \t")

@@ -1,5 +1,6 @@
-"""Effects: images that are objects: below a folder, matching a glob, or a single one; and the Parquet files and tars
-among them.
+"""Effects: images that are objects: all below a folder, all that match a glob, or a single one.
+
+Parquet files and tars among them are listed too.
 """
 
 from __future__ import annotations
@@ -47,33 +48,33 @@ class Below:
     base: str
 
     def match(self, paths: pa.Array) -> pa.Array | None:
-        """Return a mask of the paths that are meant; None: all."""
+        """Return a mask of the selected paths; None: all."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A pattern in which `*` stays within a folder and `**` does not, and the folder to look for it in."""
+    """A pattern in which `*` matches within a folder and `**` across folders, and the folder to list."""
 
     base: str
     pattern: str
 
     @classmethod
     def of(cls, stores: Stores, uri: str) -> Glob:
-        """Read a URI as a glob.
+        """Parse a URI as a glob.
 
         Raises:
-            InputError: it cannot be one.
+            InputError: it is not a valid glob.
         """
         before, _, _ = uri[: MAGIC.search(uri).start()].rpartition("/")  # type: ignore[union-attr]
         if before.endswith(":/"):
             raise InputError(f"{uri}: the name of a bucket or host cannot be a pattern")
         try:
-            # Arrow matches with RE2, which spells the end of the text in its own way.
+            # Arrow uses RE2, where the end of the text is \z.
             pattern = "^" + glob_translate(stores.resolve(uri)[1]).replace(r"\Z", r"\z")
             pc.match_substring_regex(pa.array([""]), pattern=pattern)
         except ValueError as error:
-            raise InputError(f"{uri} is no glob that can be read: {error}") from error
+            raise InputError(f"{uri} is not a valid glob: {error}") from error
         return cls(before or "/", pattern)
 
     def match(self, paths: pa.Array) -> pa.Array | None:
@@ -82,23 +83,23 @@ class Glob:
 
 
 def is_folder(stores: Stores, uri: str) -> bool:
-    """Return whether something lies below a name."""
-    return any(len(found) for found in Folder(stores, uri).list_objects())
+    """Return whether an object exists below a name."""
+    return any(len(batch) for batch in Folder(stores, uri).list_objects())
 
 
-def single(uri: str, meta: Meta) -> Iterator[ListingBatch]:
-    """Yield one object, whatever its name: it was asked for."""
+def list_single(uri: str, meta: Meta) -> Iterator[ListingBatch]:
+    """Yield one object, whatever its name, since the user has named it."""
     row = {"uri": uri, "size": meta.size, "etag": meta.etag, "last_modified": meta.last_modified}
     yield ListingBatch(pa.RecordBatch.from_pylist([row], schema=LISTING))
 
 
 def are_images(stores: Stores, uris: Sequence[str]) -> list[bool]:
-    """Return which objects are images by their first bytes, in two requests each, several at a time; for a few of them.
+    """Return which objects are images according to their first bytes. Takes two requests each, several at a time.
 
-    One that is gone, or may not be read, counts as an image: reading it tells what is wrong with it.
+    An object that is missing or cannot be read counts as an image: reading it later reports what is wrong.
 
     Raises:
-        StoreError: the store is away.
+        StoreError: the store is unreachable.
     """
     with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
         return list(pool.map(partial(_is_image, stores), uris))
@@ -109,7 +110,7 @@ def _is_image(stores: Stores, uri: str) -> bool:
 
     try:
         meta = stores.call("look at", uri, lambda store, path: store.head(path))
-        if meta.size == 0:  # of which no store gives a range
+        if meta.size == 0:  # stores refuse a range of an empty object
             return False
         end = _HEAD_BYTES if meta.size is None else min(meta.size, _HEAD_BYTES)
         return sniff(stores.call("read", uri, lambda store, path: store.read_range(path, 0, end, None))) is not None
@@ -119,99 +120,94 @@ def _is_image(stores: Stores, uri: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The candidates among the objects that a folder or a glob means."""
+    """The candidates among the objects that a folder or a glob selects."""
 
     stores: Stores
-    meant: Below | Glob
+    selection: Below | Glob
     config: SourceConfig
 
     def list_images(self) -> Iterator[ListingBatch]:
-        """Yield them, the tars, the rows of the Parquet files of images, and those of Hugging Face's metadata files."""
-        for found in self._listed():
-            is_list = self._are(found.batch, METADATA, "auto")
-            yield from self._found(replace(found, batch=found.batch.filter(pc.invert(is_list))))
-            lists = found.batch.filter(is_list)
+        """Yield the candidates, the tars, the rows of Parquet files of images, and the rows of metadata files."""
+        for selected in self._selected():
+            is_list = self._matches(selected.batch["uri"], METADATA, "auto")
+            yield from self._by_kind(replace(selected, batch=selected.batch.filter(pc.invert(is_list))))
+            lists = selected.batch.filter(is_list)
             rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
             yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
-    def _found(self, found: ListingBatch) -> Iterator[ListingBatch]:
-        objects = found.batch
-        is_table, is_tar = self._are(objects, _TABLE, "parquet"), self._are(objects, _TAR, "tar")
+    def _by_kind(self, selected: ListingBatch) -> Iterator[ListingBatch]:
+        """Yield the candidates among the objects, the tars, and the rows of the Parquet files."""
+        objects = selected.batch
+        is_table, is_tar = self._matches(objects["uri"], _TABLE, "parquet"), self._matches(objects["uri"], _TAR, "tar")
         candidates = self._candidates(objects.filter(pc.invert(pc.or_(is_table, is_tar))))
-        ignored, example = candidates.ignored + found.ignored, candidates.example or found.example
-        sidecar = candidates.sidecar or found.sidecar
+        ignored, example = candidates.ignored + selected.ignored, candidates.example or selected.example
+        sidecar = candidates.sidecar or selected.sidecar
         yield replace(candidates, ignored=ignored, example=example, sidecar=sidecar)
         if len(shards := objects.filter(is_tar)):
             yield tars.tar_rows(shards)
         tables = objects.filter(is_table)
-        if len(gone := tables.filter(pc.is_null(tables["size"]))):  # links that lead nowhere
-            yield ListingBatch(gone, unread=True)
-        rows = [partial(_rows_of, table) for table in self._tables(tables)]
+        if len(broken := tables.filter(pc.is_null(tables["size"]))):  # broken links have no size
+            yield ListingBatch(broken, unread=True)
+        rows = [partial(_rows_of_table, table) for table in self._tables(tables)]
         yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
 
-    def _meant(self) -> Iterator[pa.RecordBatch]:
-        """Yield what is meant, as LISTING batches, without what is junk."""
-        return (found.batch for found in self._listed())
-
-    def _listed(self) -> Iterator[ListingBatch]:
-        """Yield what is meant; what is junk counts as passed over.
+    def _selected(self) -> Iterator[ListingBatch]:
+        """Yield the selected objects without junk, which counts as ignored.
 
         Raises:
-            InputError: Parquet files of a table format, such as Delta's, are among it.
+            InputError: Parquet files of a table format, such as Delta, are among them.
         """
-        base, prefix = self.meant.base, self._prefix
+        base, prefix = self.selection.base, self._prefix
         _, path = self.stores.resolve(base)
         formats = TableFormats(self.stores, base)
-        for found in Folder(self.stores, base).list_objects():
-            names = pc.utf8_slice_codeunits(found["path"], len(path.rstrip("/")) + 1) if path else found["path"]
+        for batch in Folder(self.stores, base).list_objects():
+            names = pc.utf8_slice_codeunits(batch["path"], len(path.rstrip("/")) + 1) if path else batch["path"]
             keep = pc.invert(junk(names))
-            chosen = self.meant.match(found["path"])
-            read = keep if chosen is None else pc.and_(keep, chosen)
-            formats.require_none(names, names.filter(pc.and_(self._are_called(names, _TABLE, "parquet"), read)))
-            if chosen is not None:
-                found, keep = found.filter(chosen), keep.filter(chosen)
-            uris = pc.binary_join_element_wise(prefix, found["path"], "") if prefix else found["path"]
-            columns = [uris, found["size"], found["etag"], found["last_modified"], pa.nulls(len(found), pa.string())]
-            yield _passing_over(pa.record_batch(columns, schema=LISTING), keep)
+            matches = self.selection.match(batch["path"])
+            read = keep if matches is None else pc.and_(keep, matches)
+            formats.require_none(names, names.filter(pc.and_(self._matches(names, _TABLE, "parquet"), read)))
+            if matches is not None:
+                batch, keep = batch.filter(matches), keep.filter(matches)
+            uris = pc.binary_join_element_wise(prefix, batch["path"], "") if prefix else batch["path"]
+            columns = [uris, batch["size"], batch["etag"], batch["last_modified"], pa.nulls(len(batch), pa.string())]
+            yield _filtered(pa.record_batch(columns, schema=LISTING), keep)
 
     @property
     def _prefix(self) -> str:
-        """What every URI begins with, before its store's path: so it is spelt as the user spelt it."""
-        base = self.meant.base
+        """The part of each URI before the path in its store, in the user's spelling."""
+        base = self.selection.base
         _, path = self.stores.resolve(base)
         return base.removesuffix(path) if path else f"{base.rstrip('/')}/"
 
     def _candidates(self, objects: pa.RecordBatch) -> ListingBatch:
         if self.config.format in ("parquet", "tar"):
-            return _passing_over(objects, pa.array([False] * len(objects), pa.bool_()))
-        names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.meant.base.rstrip('/')}/"))
-        return _passing_over(objects, Candidates(self.config.suffixes).among(names))
+            return _filtered(objects, pa.array([False] * len(objects), pa.bool_()))
+        names = pc.utf8_slice_codeunits(objects["uri"], len(f"{self.selection.base.rstrip('/')}/"))
+        return _filtered(objects, Candidates(self.config.suffixes).mask(names))
 
     def _rows_of_list(self, listed: pa.RecordBatch) -> Iterator[ListingBatch]:
-        """Yield the rows of a metadata file that are candidates of the folder or glob, too."""
+        """Yield the rows of a metadata file that are also candidates of the folder or glob."""
         uri = listed["uri"][0].as_py()
         try:
-            metadata = Manifest(self.stores, uri, self.config, beside=True)
+            metadata = Manifest(self.stores, uri, self.config, in_image_folder=True)
         except InputError as error:
-            log.info("%s is not read as a list of the images beside it: %s", uri, error)
-            yield from self._found(ListingBatch(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
+            log.info("%s is not read as a list of the images in its folder: %s", uri, error)
+            yield from self._by_kind(ListingBatch(listed, sidecar=uri if DID_YOU_MEAN in str(error) else ""))
             return
-        for found in metadata.list_images():
-            batch, ignored = found.batch, found.ignored
-            meant = self.meant.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
-            if meant is not None:
-                batch = batch.filter(meant)
-                ignored += len(found.batch) - len(batch)
+        for rows in metadata.list_images():
+            batch, ignored = rows.batch, rows.ignored
+            matches = self.selection.match(pc.utf8_slice_codeunits(batch["uri"], len(self._prefix)))
+            if matches is not None:
+                batch = batch.filter(matches)
+                ignored += len(rows.batch) - len(batch)
             candidates = self._candidates(batch)
-            example = found.example or candidates.example
+            example = rows.example or candidates.example
             yield ListingBatch(candidates.batch, ignored=ignored + candidates.ignored, example=example, by_table=True)
 
-    def _are(self, objects: pa.RecordBatch, pattern: str, kind: str) -> pa.Array:
-        return self._are_called(objects["uri"], pattern, kind)
-
-    def _are_called(self, names: pa.Array, pattern: str, kind: str) -> pa.Array:
-        wanted = self.config.format in ("auto", kind)
-        return pc.match_substring_regex(names, pattern=pattern if wanted else NOTHING)
+    def _matches(self, names: pa.Array, pattern: str, format: str) -> pa.Array:
+        """Return a mask of the names that match a pattern, if `source.format` admits the format."""
+        admitted = self.config.format in ("auto", format)
+        return pc.match_substring_regex(names, pattern=pattern if admitted else NOTHING)
 
     def _tables(self, objects: pa.RecordBatch) -> Iterator[ImageTable]:
         for row in objects.filter(pc.is_valid(objects["size"])).to_pylist():
@@ -219,25 +215,25 @@ class Objects:
             yield ImageTable(self.stores, row["uri"], meta, self.config.image_column)
 
 
-def _passing_over(objects: pa.RecordBatch, keep: pa.Array) -> ListingBatch:
-    """Return the objects of a mask; the others are counted."""
-    passed_over = objects["uri"].filter(pc.invert(keep))
-    example = passed_over[0].as_py() if len(passed_over) else ""
-    sidecars = passed_over.filter(pc.match_substring_regex(passed_over, _SIDECAR))
+def _filtered(objects: pa.RecordBatch, keep: pa.Array) -> ListingBatch:
+    """Return the objects in a mask, and count the others as ignored."""
+    ignored = objects["uri"].filter(pc.invert(keep))
+    example = ignored[0].as_py() if len(ignored) else ""
+    sidecars = ignored.filter(pc.match_substring_regex(ignored, _SIDECAR))
     sidecar = sidecars[0].as_py() if len(sidecars) else ""
-    return ListingBatch(objects.filter(keep), ignored=len(passed_over), example=example, sidecar=sidecar)
+    return ListingBatch(objects.filter(keep), ignored=len(ignored), example=example, sidecar=sidecar)
 
 
-def _rows_of(table: ImageTable) -> Iterator[ListingBatch]:
-    """Yield the rows of a Parquet file, or itself: one that cannot be read becomes a reject, like an image that cannot.
+def _rows_of_table(table: ImageTable) -> Iterator[ListingBatch]:
+    """Yield the rows of a Parquet file. A file that cannot be read is one row, and becomes a reject like a damaged image.
 
     Raises:
-        InputError: it can be read, but several of its columns could be images, or have one name.
+        InputError: several columns could be images, or have the same name.
     """
     try:
         _ = table.columns
     except (StoreError, InputError):
-        yield from (replace(found, unread=True) for found in single(table.uri, table.meta))
+        yield from (replace(batch, unread=True) for batch in list_single(table.uri, table.meta))
         return
     if table.column is None:
         yield ListingBatch(pa.RecordBatch.from_pylist([], schema=LISTING), ignored=1, example=table.uri)

@@ -1,7 +1,7 @@
 """Effects: images that are rows of a Parquet file: a column of bytes, or of `{bytes, path}` as Hugging Face writes it.
 
-A row's URI is `FILE#ROW`, its version that of the file. Row groups are the unit of work, since one is read as a whole. The
-driver reads footers and the columns that travel along, workers the image column; nobody reads more.
+The URI of a row is `FILE#ROW`, and its version is that of the file. The unit of work is a row group, since a row group is read
+as a whole. The driver reads only footers and carried columns, and workers read only the image column.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from imgbatch.sources.image_column import LIST, ImageColumn, Steps, image_column
 from imgbatch.storage.stores import Meta, Stores
 
 _PATH = CARRIED + "path"
-"""The file name beside the bytes, where Hugging Face keeps one."""
+"""The file name that Hugging Face stores next to the bytes."""
 
-_AT_ONCE_BYTES = 64 << 20  # a column chunk up to this is one GET; larger ones are read in pieces
+_AT_ONCE_BYTES = 64 << 20  # a column chunk up to this size is read in one GET, a larger one in pieces
 _PIECE_BYTES = 8 << 20
 _ROWS, _START = 64, 2_048
 
@@ -45,7 +45,7 @@ class ImageTable:
     uri: str
     meta: Meta
     named: str | None = None
-    """The image column, where it is named and not looked for."""
+    """The name of the image column; None: the types decide."""
 
     @cached_property
     def _footer(self) -> pq.FileMetaData:
@@ -56,12 +56,12 @@ class ImageTable:
                 with suppress(OSError, StoreError):  # it only improves a message
                     file.seek(0)
                     if kind := stand_in(file.read(_START)):
-                        raise InputError(f"{self.uri} is no Parquet file, but {kind}") from error
+                        raise InputError(f"{self.uri} is not a Parquet file, but {kind}") from error
                 raise InputError(f"{self.uri} cannot be read as Parquet: {error}") from error
 
     @cached_property
     def columns(self) -> TableColumns:
-        """Its columns, under their trimmed names."""
+        """The columns, under their trimmed names."""
         return TableColumns(self._footer, self.uri)
 
     @cached_property
@@ -76,13 +76,13 @@ class ImageTable:
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        """The first row of each row group, and the number of rows."""
+        """The number of the first row of each row group, and at the end the number of rows."""
         rows = [self._footer.row_group(group).num_rows for group in range(self._footer.num_row_groups)]
         return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
     @cached_property
     def carried(self) -> pa.Schema:
-        """The columns that travel along, and the path beside the bytes."""
+        """The carried columns, and the path next to the bytes."""
         fields = [(CARRIED + name, kind) for name, kind in self._carried.items()]
         if self._path is not None and _PATH not in (CARRIED + name for name in self.columns.names):
             fields.append((_PATH, pa.string()))
@@ -94,7 +94,7 @@ class ImageTable:
 
     @cached_property
     def _path(self) -> str | None:
-        """The leaf with the file name beside the bytes, None where there is none, or a list around it."""
+        """The Parquet column with the file name next to the bytes; None if there is none, or if it is in a list."""
         if self.column is None or self.column.steps[-1:] != ("bytes",) or LIST in self.column.steps:
             return None
         kind = self.columns.field(self.column.name).type
@@ -108,10 +108,10 @@ class ImageTable:
         return ".".join([self.columns.raw[self.column.name], *steps])
 
     def list_images(self) -> Iterator[ListingBatch]:
-        """Yield the rows, a batch a row group.
+        """Yield the rows, one batch per row group.
 
         Raises:
-            InputError: a row group does not hold the rows that the footer promises.
+            InputError: a row group has another number of rows than the footer says.
         """
         for group in range(len(self.starts) - 1):
             numbers = pa.array(np.arange(self.starts[group], self.starts[group + 1]))
@@ -129,7 +129,11 @@ class ImageTable:
             yield ListingBatch(pa.record_batch(columns, schema=pa.schema([*LISTING, *self.carried])), whole=True)
 
     def images(self, group: int, rows: npt.NDArray[np.int64]) -> Iterator[bytes | Refusal]:
-        """Yield the bytes of ascending rows of a row group, counted from its first one, or why a row has none."""
+        """Yield the bytes of rows of a row group, or why a row has none.
+
+        Args:
+            rows: ascending, counted from the first row of the group.
+        """
         assert self.column is not None
         steps = self.column.steps
         size = self._footer.row_group(group).total_byte_size
@@ -140,21 +144,21 @@ class ImageTable:
             first = 0
             for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
                 values = batch.column(batch.schema.get_field_index(self._leaf()))
-                here = rows[(rows >= first) & (rows < first + len(values))] - first
-                for at in here.tolist():
-                    content = _within(values[at].as_py(), steps)
+                in_batch = rows[(rows >= first) & (rows < first + len(values))] - first
+                for at in in_batch.tolist():
+                    content = _bytes_in(values[at].as_py(), steps)
                     yield self._without_bytes(group, first + at) if content is None else content
                 first += len(values)
 
     def _without_bytes(self, group: int, row: int) -> Refusal:
         path = self._paths(group)[row].as_py() if self._path is not None else None
         if path is None:
-            return Refusal("fetch", "empty", "the row holds no bytes")
+            return Refusal("fetch", "empty", "the row has no bytes")
         return Refusal(
             "fetch",
             "empty",
-            f"the row holds no bytes, only the path {path[:200]!r}: write the file with the images in it, or give a manifest "
-            "whose rows name the files",
+            f"the row has no bytes, only the path {path[:200]!r}: write the images into the Parquet file, or give a manifest "
+            "that names the files",
         )
 
     @cached_property
@@ -162,16 +166,16 @@ class ImageTable:
         return {}
 
     def _paths(self, group: int) -> pa.Array:
-        """Return the file names of a row group; those of the last one are kept."""
-        found = self._last_paths.get(group)  # threads read two row groups at a time
-        if found is None:
+        """Return the file names of a row group. Those of the last row group are cached."""
+        paths = self._last_paths.get(group)  # a dict, since threads read two row groups at a time
+        if paths is None:
             with self.stores.ranges(self.uri, self.meta) as file:
                 parquet = pq.ParquetFile(file, metadata=self._footer, pre_buffer=False)
                 table = parquet.read_row_group(group, columns=[self._path], use_threads=False)
-            found = self._path_values(table)
+            paths = self._path_values(table)
             self._last_paths.clear()
-            self._last_paths[group] = found
-        return found
+            self._last_paths[group] = paths
+        return paths
 
     def _path_values(self, table: pa.Table) -> pa.Array:
         assert self.column is not None
@@ -179,39 +183,43 @@ class ImageTable:
         return pc.struct_field(values, [*self.column.steps[:-1], "path"]).cast(pa.string())
 
     def require_unchanged(self, etag: str | None, last_modified: datetime | None, row: int) -> None:
-        """Raise if the file is another than the one that was listed, which had such a row.
+        """Refuse a file that has changed since it was listed.
+
+        Args:
+            etag: as listed, like `last_modified`.
+            row: the number of a row that the listed file had.
 
         Raises:
-            Conflict: it is.
+            Conflict: the file has changed.
         """
-        listed, found = (etag, self.meta.etag) if etag is not None else (last_modified, self.meta.last_modified)
-        other = listed is not None and found is not None and listed != found
-        if other or self.column is None or row >= self.starts[-1]:
-            raise Conflict(f"read {self.uri}: it was replaced while the run went on")
+        listed, current = (etag, self.meta.etag) if etag is not None else (last_modified, self.meta.last_modified)
+        changed = listed is not None and current is not None and listed != current
+        if changed or self.column is None or row >= self.starts[-1]:
+            raise Conflict(f"read {self.uri}: it was replaced during the run")
 
     def _carried_values(self, group: int) -> dict[str, pa.Array]:
         if not self.carried.names:
             return {}
         path = self._path if _PATH in self.carried.names and "path" not in self._carried else None
-        wanted = [self.columns.raw[name] for name in self._carried] + ([path] if path else [])
+        names = [self.columns.raw[name] for name in self._carried] + ([path] if path else [])
         with self.stores.ranges(self.uri, self.meta) as file:
             try:
                 parquet = pq.ParquetFile(
                     file, metadata=self._footer, pre_buffer=False, read_dictionary=self.columns.binary
                 )
-                table = parquet.read_row_group(group, columns=wanted, use_threads=False)
+                table = parquet.read_row_group(group, columns=names, use_threads=False)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{self.uri}: row group {group} cannot be read: {error}") from error
-        if len(table) != (promised := self._footer.row_group(group).num_rows):
+        if len(table) != (count := self._footer.row_group(group).num_rows):
             raise InputError(
-                f"{self.uri}: row group {group} has {len(table)} rows, its footer says {promised}: mend the file"
+                f"{self.uri}: row group {group} has {len(table)} rows, but the footer says {count}. Write the file again"
             )
         values = {CARRIED + name: self.columns.values(table, name, kind) for name, kind in self._carried.items()}
         return {**values, **({_PATH: self._path_values(table)} if path else {})}
 
 
-def _within(value: Any, steps: Steps) -> bytes | Refusal | None:
-    """Return the bytes in a value of the image column, None if it holds none."""
+def _bytes_in(value: Any, steps: Steps) -> bytes | Refusal | None:
+    """Return the bytes in a value of the image column, None if it has none."""
     for at, step in enumerate(steps):
         if value is None:
             return None
@@ -222,7 +230,7 @@ def _within(value: Any, steps: Steps) -> bytes | Refusal | None:
             return Refusal(
                 "fetch",
                 "unsupported",
-                f"the row holds {len(value)} images{f' in {column}' if column else ''}: give each a row of its own",
+                f"the row has {len(value)} images{f' in {column}' if column else ''}: write one row per image",
             )
         else:
             value = value[0] if value else None

@@ -1,7 +1,7 @@
-"""Values: Which names are those of images.
+"""Values: which names are candidates for images.
 
-A name is looked at from the input on: `2024/a.jpg` for `s3://bucket/.cache/2024/a.jpg` below the input `s3://bucket/.cache`.
-All patterns are RE2's, in which Arrow matches whole columns; Python's `re` differs from it in `\\z` alone.
+Names are relative to the input: `2024/a.jpg` for `s3://bucket/.cache/2024/a.jpg` below the input `s3://bucket/.cache`.
+Patterns are in the syntax of RE2, with which Arrow matches whole columns. In Python's `re`, only `\\z` is written differently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ JUNK = (
     "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows
     "__MACOSX", "Network Trash Folder", "Temporary Items",  # macOS, on its own disks and on others
 )  # fmt: skip
-"""Folders and files that systems leave behind, whose file systems do not tell upper from lower case."""
+"""Folders and files that operating systems create. Matched in any case, like the file systems of these systems."""
 
 JUNK_AS_WRITTEN = (
     "lost+found", "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot",  # Linux; Synology, QNAP
@@ -36,7 +36,7 @@ NO_IMAGES = (
     "Icon\r",  # the macOS Finder's, empty
     "*_$folder$",  # Hadoop's and EMR's marker of a folder in S3
 )  # fmt: skip
-"""Names without a suffix that are not those of images, in any case. `*` stands for anything."""
+"""Names without a suffix that are never images, in any case. `*` matches anything."""
 
 NOTHING = r"[^\s\S]"
 """A pattern that matches no name."""
@@ -48,24 +48,24 @@ def _any_of(names: tuple[str, ...]) -> str:
     return "|".join(re.escape(name).replace(r"\*", "[^/]*") for name in names)
 
 
-# `.` and `..` themselves, as in `./a.jpg`, hide nothing.
+# `.` and `..`, as in `./a.jpg`, are not hidden names.
 _HIDDEN = r"\.[^./][^/]*|\.\.[^/]+"
 _JUNK_PATTERN = rf"(^|/)({_HIDDEN}|(?i:{_any_of(JUNK)})|{_any_of(JUNK_AS_WRITTEN)})(/|\z)"
 _NO_IMAGE_PATTERN = rf"(^|/)(?i:{_any_of(NO_IMAGES)})\z|/\z"
 
 
 def candidate_pattern(suffixes: str) -> str:
-    """Return the pattern of a candidate's name: what `source.suffixes` says, before what is never a candidate."""
+    """Return the pattern of `source.suffixes`. It also matches names that are never candidates, such as junk."""
     if suffixes == "*":
         return ""
-    named = [part.strip(" .") for part in suffixes.split(",")]
-    known = IMAGE_SUFFIXES if suffixes == "images" else [part for part in named if part]
+    parts = [part.strip(" .") for part in suffixes.split(",")]
+    accepted = IMAGE_SUFFIXES if suffixes == "images" else [part for part in parts if part]
     bare = r"[^./\n][^./]*" if suffixes == "images" else NOTHING
-    return rf"(?i)(^|/)({bare}|[^./][^/]*\.({'|'.join(map(re.escape, known))}))\z"
+    return rf"(?i)(^|/)({bare}|[^./][^/]*\.({'|'.join(map(re.escape, accepted))}))\z"
 
 
 def junk(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return a mask of the names that are hidden or a system's own, or lie in a folder that is.
+    """Return a mask of the names that are hidden or junk, or are in a folder that is.
 
     >>> junk(pa.array(["a/.git/x.jpg", "@eaDir/x.jpg", "./a..b/x.jpg", "THUMBS.DB"])).to_pylist()
     [True, True, False, True]
@@ -74,26 +74,26 @@ def junk(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def is_junk(name: str) -> bool:
-    """Return what `junk` says of one name."""
+    """Return the result of `junk` for one name."""
     return _junk.search(name) is not None
 
 
 def is_no_image(name: str) -> bool:
-    """Return whether a name is junk, or among NO_IMAGES."""
+    """Return whether a name is junk or matches NO_IMAGES."""
     return _never.search(name) is not None
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Tells candidates from other names by `source.suffixes`, by what is junk, and by NO_IMAGES."""
+    """The set of candidate names: those of `source.suffixes` without junk and NO_IMAGES."""
 
     suffixes: str
 
-    def among(self, names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    def mask(self, names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Return a mask of the candidates.
 
         >>> names = pa.array(["a/b.JPG", "a/b", "a/.b.jpg", "a/b.txt", "a.d/b", "a/_b.png", "a/LICENSE", ".a/b.jpg"])
-        >>> Candidates("images").among(names).to_pylist()
+        >>> Candidates("images").mask(names).to_pylist()
         [True, True, False, False, True, True, False, False]
         """
         named = pc.match_substring_regex(names, pattern=candidate_pattern(self.suffixes))
@@ -114,15 +114,15 @@ def _python(pattern: str) -> re.Pattern[str]:
 _junk, _never = _python(_JUNK_PATTERN), _python(f"{_JUNK_PATTERN}|{_NO_IMAGE_PATTERN}")
 
 
-def numbered(uri: str) -> list[str]:
-    """Return the names that `{FIRST..LAST}` in a name stands for, as wide as they are written.
+def expand_range(uri: str) -> list[str]:
+    """Expand `{FIRST..LAST}` in a name, with the same number of digits.
 
-    >>> numbered("a-{08..10}.tar"), numbered("a.tar")
+    >>> expand_range("a-{08..10}.tar"), expand_range("a.tar")
     (['a-08.tar', 'a-09.tar', 'a-10.tar'], ['a.tar'])
     """
-    found = _RANGE.search(uri)
-    if found is None:
+    match = _RANGE.search(uri)
+    if match is None:
         return [uri]
-    first, last, width = int(found[1]), int(found[2]), len(found[1])
-    before, after = uri[: found.start()], numbered(uri[found.end() :])
+    first, last, width = int(match[1]), int(match[2]), len(match[1])
+    before, after = uri[: match.start()], expand_range(uri[match.end() :])
     return [f"{before}{number:0{width}d}{rest}" for number in range(first, last + 1) for rest in after]

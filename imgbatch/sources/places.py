@@ -1,6 +1,7 @@
-"""Effects: where images lie below the inputs, in folders and in archives, counted place by place.
+"""Effects: the places of images below the inputs, with the number of images in each.
 
-A place is a folder of objects, a file of rows, or a folder in an archive. There are as many as there are folders, not images.
+A place is a folder of objects, a file of rows, or a folder in an archive. The number of places grows with the number of
+folders, not of images.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from imgbatch.sources.spelling import normalise
 from imgbatch.sources.split_words import split_folder_in
 
 OBJECT, ROW, MEMBER, NAMED = "object", "row", "member", "named"
-"""What lies in a place: objects; rows of a Parquet file; a tar, or its members; images that a table alone names."""
+"""Kinds of places: objects; rows of a Parquet file; a tar or its members; images that only a table names."""
 
 _SEPARATOR = "\0"
 _MAX_BARE = 100
-"""Images without a suffix whose names are kept for each place."""
+"""Maximum number of images without a suffix whose names are kept for each place."""
 
 Folders = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The folder of one input below which folders may be classes and splits."""
+    """The folder of an input. Folders below it may be classes and splits."""
 
     uri: str
     kind: str
-    """Of the input: folder, glob, object, manifest, parquet, inventory or tar."""
-    own: str = ""
-    """The name of the input's own file, where it is a table."""
-    given: str = ""
-    """The input, where it is not the folder itself."""
+    """The kind of the input: folder, glob, object, manifest, parquet, inventory or tar."""
+    file: str = ""
+    """The name of the file, if the input is a table."""
+    input: str = ""
+    """The input, if it is not the folder itself."""
     group: int = 0
-    """The number of the input as the user gave it: `{000..099}` stands for many."""
+    """The number of the input on the command line: `{000..099}` expands to several roots with one number."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitFolder:
-    """Which folder of a place says the split."""
+    """The folder of a place that names the split."""
 
     in_archive: bool
     at: int
@@ -56,61 +57,70 @@ class Place:
     """One place."""
 
     number: int
-    """Of the input."""
+    """The number of its root."""
     kind: str
     outer: Folders
     """The folders below the input."""
     file: str
-    """The table or archive that holds the images; empty for objects."""
+    """The table or archive with the images; empty for objects."""
     inner: Folders
     """The folders in the archive."""
     images: int = 0
     unlabelled: int = 0
-    """Of which no column and no sidecar says the label."""
+    """Number of images without a label in a column or sidecar."""
     bare: list[str] = field(default_factory=list)
-    """Images without a suffix, the first ones."""
+    """The first images without a suffix."""
     bare_count: int = 0
     example: str = ""
     split: SplitFolder | None = None
-    """The folder that says the split, once that is decided."""
+    """The folder that names the split; set by `decide_splits`."""
 
     @property
     def own(self) -> Folders:
-        """The folders of which the innermost one holds the images: in an archive those in it alone."""
+        """The folders that may name the class: those in the archive for members of archives, else those below the input."""
         return self.inner if self.kind == MEMBER else self.outer
 
     @property
     def in_split_folder(self) -> bool:
-        """Whether the images lie in the split folder itself."""
+        """Whether the images are directly in the split folder."""
         split = self.split
         return split is not None and split.in_archive == (self.kind == MEMBER) and split.at == len(self.own) - 1
 
-    def folders(self, *, all_of_them: bool = False) -> Folders:
-        """Return `own`, or also those around its archive, without the folder that says the split."""
+    def folders(self, *, with_archive: bool = False) -> Folders:
+        """Return `own`, without the split folder.
+
+        Args:
+            with_archive: include the folders that contain the archive.
+        """
         split = self.split
         outer = [name for at, name in enumerate(self.outer) if split is None or split.in_archive or at != split.at]
         inner = [name for at, name in enumerate(self.inner) if split is None or not split.in_archive or at != split.at]
-        if all_of_them:
+        if with_archive:
             return (*outer, *inner)
         return tuple(inner if self.kind == MEMBER else outer)
 
 
 class Places:
-    """All places of the inputs. Memory: some 1.5 kB for each.
+    """All places of the inputs. Memory: about 1.5 kB for each.
 
-    Of images that a table alone names, a place is the folder that says the split: there may be as many folders as images.
+    For images that only a table names, the place is the split folder, since there may be as many folders as images.
     """
 
     def __init__(self, roots: Sequence[Root], *, folders_of_tables: bool = False) -> None:
-        """Take the inputs, and whether the folders of images that tables name are their classes."""
+        """Create an empty set of places.
+
+        Args:
+            roots: the folders of the inputs.
+            folders_of_tables: whether folders are also the classes of images that tables name.
+        """
         self.roots, self._folders_of_tables = roots, folders_of_tables
-        self.known: dict[str, Place] = {}
+        self.by_key: dict[str, Place] = {}
 
     def keys(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
         """Return the key of the place of each image.
 
         Args:
-            listed: `uri`, `container`, OBJECT_OF, TABLE_OF and, where there are members of tars, `tar`: the URI of the tar.
+            listed: `uri`, `container`, OBJECT_OF, TABLE_OF and, if there are members of tars, `tar`: the URI of the tar.
         """
         uris, container = whole(listed["uri"]), whole(listed["container"])
         by_object, by_table = whole(listed[OBJECT_OF]), whole(listed[TABLE_OF])
@@ -130,63 +140,69 @@ class Places:
         return pc.binary_join_element_wise(numbers.cast(pa.string()), kinds, outer, file, _folder_of(inner), _SEPARATOR)
 
     def _below_roots(self, paths: pa.Array, numbers: pa.Array) -> pa.Array:
-        """Return what follows the root of its input in each path that lies below it."""
+        """Return each path relative to the root of its input, if it is below it."""
         inputs = pc.unique(numbers)
         uris = [self.roots[number].uri.rstrip("/") + "/" for number in inputs.to_pylist()]
         for uri in set(uris):
-            mine = pa.array(
-                [number for number, own in zip(inputs.to_pylist(), uris, strict=True) if own == uri], pa.int32()
+            with_root = pa.array(
+                [number for number, root in zip(inputs.to_pylist(), uris, strict=True) if root == uri], pa.int32()
             )
-            below = pc.and_(pc.is_in(numbers, mine), pc.starts_with(paths, uri))
+            below = pc.and_(pc.is_in(numbers, with_root), pc.starts_with(paths, uri))
             paths = pc.if_else(below, pc.utf8_slice_codeunits(paths, len(uri)), paths)
         return paths
 
     def add(self, listed: pa.Table | pa.RecordBatch) -> None:
-        """Count some images; TRUTH is what columns and sidecars say. A tar that is not read yet is a place without images."""
+        """Count images. TRUTH has the labels of columns and sidecars. A tar that is not read yet is a place without images."""
         names = pc.replace_substring_regex(whole(listed["uri"]), r"(?s)^.*/", "")
         image = pc.invert(self.is_unread(listed))
-        silent = pc.and_(image, pc.is_null(whole(listed[TRUTH])))
+        unlabelled = pc.and_(image, pc.is_null(whole(listed[TRUTH])))
         bare = pc.and_(image, pc.invert(pc.match_substring(names, ".")))
-        columns = {"key": self.keys(listed), "uri": listed["uri"], "image": image, "silent": silent, "bare": bare}
+        columns = {
+            "key": self.keys(listed),
+            "uri": listed["uri"],
+            "image": image,
+            "unlabelled": unlabelled,
+            "bare": bare,
+        }
         table = pa.table(columns)
-        sums = [("uri", "min"), *((name, "sum") for name in ("image", "silent", "bare"))]
+        sums = [("uri", "min"), *((name, "sum") for name in ("image", "unlabelled", "bare"))]
         for row in table.group_by("key").aggregate(sums).to_pylist():
-            place = self.known.get(row["key"]) or self._new(row["key"])
+            place = self.by_key.get(row["key"]) or self._new(row["key"])
             place.images += row["image_sum"]
-            place.unlabelled += row["silent_sum"]
+            place.unlabelled += row["unlabelled_sum"]
             place.bare_count += row["bare_sum"]
             place.example = place.example or row["uri_min"]
-        bare_ones = table.filter(table["bare"])
-        for key, uri in zip(bare_ones["key"].to_pylist(), bare_ones["uri"].to_pylist(), strict=True):
-            if len(self.known[key].bare) < _MAX_BARE:
-                self.known[key].bare.append(uri)
+        without_suffix = table.filter(table["bare"])
+        for key, uri in zip(without_suffix["key"].to_pylist(), without_suffix["uri"].to_pylist(), strict=True):
+            if len(self.by_key[key].bare) < _MAX_BARE:
+                self.by_key[key].bare.append(uri)
 
     @staticmethod
     def is_unread(listed: pa.Table | pa.RecordBatch) -> pa.Array:
-        """Return a mask of the rows that stand for the members of a tar."""
+        """Return a mask of the rows that are tars in place of their members."""
         tars = pc.fill_null(pc.equal(whole(listed["container"]), TAR), False)
         return pc.and_(tars, pc.is_null(whole(listed["tar"]))) if "tar" in listed.schema.names else tars
 
     def strip_common(self) -> None:
-        """Omit the folders that all objects of an inventory share: its root is not known before."""
+        """Remove the folders that all objects of an inventory share, since an inventory has no root folder."""
         for number, root in enumerate(self.roots):
             if root.kind != "inventory":
                 continue
-            mine = [place for place in self.known.values() if place.number == number and place.kind == OBJECT]
-            if mine:
-                shared = os.path.commonprefix([place.outer for place in mine])  # noqa: RUF071 - of tuples, name by name
-                for place in mine:
+            objects = [place for place in self.by_key.values() if place.number == number and place.kind == OBJECT]
+            if objects:
+                shared = os.path.commonprefix([place.outer for place in objects])  # noqa: RUF071 - tuples of names
+                for place in objects:
                     place.outer = place.outer[len(shared) :]
 
     def _new(self, key: str) -> Place:
         number, kind, outer, file, inner = key.split(_SEPARATOR)
         place = Place(int(number), kind, _folders(outer), file, _folders(inner))
-        self.known[key] = place
+        self.by_key[key] = place
         return place
 
 
 def _in_tars(uris: pa.Array, tars: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return what holds each image, and the path in it: of members of tars the tar and the member's name."""
+    """Return the tar of each member and its name in the tar; for other images, the URI and an empty name."""
     pairs = zip(uris.to_pylist(), tars.to_pylist(), strict=True)
     inner = [uri[len(tar) + 1 :] if tar is not None else "" for uri, tar in pairs]
     return pc.coalesce(tars, uris), pa.array(inner, pa.string())

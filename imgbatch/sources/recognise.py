@@ -1,4 +1,4 @@
-"""Effects: where images come from. A source yields LISTING batches; which kind an input is, is recognised here."""
+"""Effects: the inputs of a run as sources: recognises the kind of each input, and lists all of them."""
 
 from __future__ import annotations
 
@@ -15,69 +15,70 @@ from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.sources import inventory, objects, tars
 from imgbatch.sources.base import ListingBatch, Source
-from imgbatch.sources.lists import NAMED, NOT_READ, SUFFIXES
+from imgbatch.sources.lists import READABLE, SUFFIXES, UNREADABLE
 from imgbatch.sources.manifest import Manifest
 from imgbatch.sources.parquet import ImageTable
-from imgbatch.sources.patterns import numbered
+from imgbatch.sources.patterns import expand_range
 from imgbatch.storage.error_mapping import guarded
-from imgbatch.storage.stores import Folder, Meta, Stores, absolute, is_local, missing_path
+from imgbatch.storage.stores import Folder, Meta, Stores
+from imgbatch.storage.uris import absolute, is_local, missing_path
 
 _INPUTS_AT_ONCE = 4
-_UNREAD = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+_UNREADABLE_ARCHIVES = (".zip", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
 
 def recognise(stores: Stores, inputs: Sequence[str], config: SourceConfig) -> list[Source]:
     """Return a source for each input.
 
     Raises:
-        InputError: an input is not there, or is of a kind that is not read.
+        InputError: an input does not exist, or is of a kind that is not supported.
     """
     if not inputs:
-        raise InputError("nothing to classify: give --input a prefix, folder, glob, object or manifest")
+        raise InputError("there is no input: give a prefix, folder, glob, object or manifest with --input")
     if not all(uri.strip() for uri in inputs):
-        raise InputError("--input is empty, which would be the working directory: write --input . if that is meant")
+        raise InputError("--input is empty. Write --input . for the working directory")
     for uri in inputs:
         require_utf8(uri, "--input")
-    found = []
+    sources = []
     for number, uri in enumerate(inputs):
-        for each in numbered(uri):
-            source = replace(_recognise(stores, absolute(each), config), group=number)
-            if each != uri and source.kind == "folder" and not objects.is_folder(stores, source.uri):
+        for expanded in expand_range(uri):
+            source = replace(_recognise(stores, absolute(expanded), config), group=number)
+            if expanded != uri and source.kind == "folder" and not objects.is_folder(stores, source.uri):
                 raise InputError(f"{source.uri}, one of {uri}, is not there")
-            found.append(source)
-    return found
+            sources.append(source)
+    return sources
 
 
-def everything(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator[ListingBatch]:
-    """Yield what all sources find, in the order of the inputs; the next ones are listed already.
+def list_all(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator[ListingBatch]:
+    """Yield the images of all sources in the order of the inputs, while the next inputs are listed.
 
     Raises:
-        InputError: one of several inputs holds not one image, and that is not allowed.
+        InputError: one of several inputs has no image, and `allow_empty` is False.
     """
 
-    def found_in(source: Source) -> Iterator[ListingBatch]:
+    def list_source(source: Source) -> Iterator[ListingBatch]:
         images = 0
-        for found in source.list_images():
-            images += len(found.batch)
-            yield replace(found, origin=found.origin or source.uri)
+        for batch in source.list_images():
+            images += len(batch.batch)
+            yield replace(batch, origin=batch.origin or source.uri)
         if not images and not allow_empty and len(sources) > 1:
             raise InputError(
-                f"no image in {source.uri}, one of {len(sources)} inputs: is it right? source.allow_empty=true accepts it"
+                f"no image in {source.uri}, one of {len(sources)} inputs. Check the URI, or set source.allow_empty=true"
             )
 
-    yield from chained([partial(found_in, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
+    yield from chained([partial(list_source, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
 
 
-def answer(sources: Sequence[Source]) -> bool:
-    """Return whether the stores of all sources let us in at all."""
+def store_is_reachable(sources: Sequence[Source]) -> bool:
+    """Return whether the stores of all sources can be listed."""
     try:
         return all(next((source.probe or source.list_images)(), None) is not None for source in sources)
     except StoreError:
         return False
 
 
-def would_find(source: Source, output: Folder) -> bool:
-    """Return whether a source lists what is written below an output."""
+def would_list(source: Source, output: Folder) -> bool:
+    """Return whether a source lists objects below an output."""
     if source.kind == "glob":
         pattern = re.compile(glob_translate(source.uri))
         return any(pattern.match(output.at(name)) for name in ("_SUCCESS", "labels/part-1.parquet", "runs/id/run.json"))
@@ -85,26 +86,26 @@ def would_find(source: Source, output: Folder) -> bool:
 
 
 def require_utf8(uri: str, what: str) -> None:
-    """Refuse a path whose bytes are not UTF-8, which no table and no record could hold.
+    """Refuse a path whose bytes are not UTF-8: tables and records cannot contain it.
 
     Raises:
-        InputError: it is one.
+        InputError: the path is not UTF-8.
     """
     try:
         uri.encode()
     except UnicodeEncodeError as error:
         name = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         raise InputError(
-            f"{what} {name} is not UTF-8, so that no table can hold it: rename it, for example with "
-            "convmv -f ENCODING -t utf8 --notest, or give the path through a link of another name"
+            f"{what} {name} is not UTF-8, so that no table can hold it. Rename it, for example with "
+            "convmv -f ENCODING -t utf8 --notest, or use a link with another name"
         ) from error
 
 
-def require_there(uri: str, config: SourceConfig) -> None:
-    """Refuse an input on this machine's disk that does not exist, unless inputs may be empty.
+def require_exists(uri: str, config: SourceConfig) -> None:
+    """Refuse a local input that does not exist, unless inputs may be empty.
 
     Raises:
-        InputError: it is one.
+        InputError: the input does not exist.
     """
     magic = objects.MAGIC.search(uri)
     if config.allow_empty or (magic and not is_local(uri)):
@@ -119,14 +120,14 @@ def _recognise(stores: Stores, uri: str, config: SourceConfig) -> Source:
     if meta is not None:
         return _recognise_object(stores, uri, meta, config)
     if uri.lower().startswith(("http://", "https://")):
-        raise InputError(f"{uri} is not there: https:// gives single objects and manifests, not folders")
+        raise InputError(f"{uri} is not there. https:// URIs must name single objects or manifests, not folders")
     if config.format == "manifest":
         raise InputError(f"{missing_path(uri) or f'{uri} is not there'}: it cannot be read as a manifest")
     is_glob = objects.MAGIC.search(uri) and not objects.is_folder(stores, uri)
-    meant = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
-    require_there(uri, config)
-    found = objects.Objects(stores, meant, config)
-    return Source(uri, "glob" if is_glob else "folder", found.list_images)
+    selection = objects.Glob.of(stores, uri) if is_glob else objects.Below(uri)
+    require_exists(uri, config)
+    selected = objects.Objects(stores, selection, config)
+    return Source(uri, "glob" if is_glob else "folder", selected.list_images)
 
 
 def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig) -> Source:
@@ -142,7 +143,7 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
         try:
             report = inventory.Inventory(stores, uri, config.suffixes)
         except InputError:
-            # A report is an object, so an array of that name is none.
+            # The manifest of a report is a JSON object; a list of images of that name is an array.
             if config.format == "auto" and (listed := _manifest(stores, uri, config)) is not None:
                 return listed
             raise
@@ -152,20 +153,20 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
         return Source(uri, "manifest", manifest.list_images)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
         return Source(uri, "tar", lambda: tars.list_tar(uri, meta))
-    if config.format == "auto" and lower.endswith((*NOT_READ, *(f"{suffix}.gz" for suffix in NOT_READ))):
+    if config.format == "auto" and lower.endswith((*UNREADABLE, *(f"{suffix}.gz" for suffix in UNREADABLE))):
         raise InputError(
-            f"{uri} is no form of list that is read, and by its name no image. Lists are {NAMED}. source.format=manifest "
-            "reads it as CSV or JSON, by what is in it; source.format=objects takes it as one image"
+            f"{uri} has the suffix of neither an image nor a supported list. Supported lists are {READABLE}. Set "
+            "source.format=manifest to read it as CSV or JSON, or source.format=objects to read it as one image"
         )
-    if config.format != "objects" and lower.endswith(_UNREAD):
+    if config.format != "objects" and lower.endswith(_UNREADABLE_ARCHIVES):
         raise InputError(
-            f"{uri}: of archives only .tar, .tar.gz and .tgz are read; give the images in one, or as objects"
+            f"{uri}: of archives only .tar, .tar.gz and .tgz are read. Give the images in a tar, or as objects"
         )
-    return Source(uri, "object", lambda: objects.single(uri, meta))
+    return Source(uri, "object", lambda: objects.list_single(uri, meta))
 
 
 def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
-    """Return a manifest, None if the file is none."""
+    """Return a manifest as a source, None if the file is not a manifest."""
     try:
         manifest = Manifest(stores, uri, config)
     except InputError:
@@ -174,19 +175,19 @@ def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
 
 
 def _holds_images(table: ImageTable, config: SourceConfig) -> bool:
-    """Return whether a Parquet file is one of images, and not a manifest."""
+    """Return whether a Parquet file has images and is not a manifest."""
     names = table.columns.names
     if config.image_column is not None and (table.column is not None or "uri" not in names):
         return True
-    chosen = config.uri_column is not None or config.uri_template is not None
-    return not chosen and "uri" not in names and table.column is not None
+    names_images = config.uri_column is not None or config.uri_template is not None
+    return not names_images and "uri" not in names and table.column is not None
 
 
 def _head(stores: Stores, uri: str) -> Meta | None:
-    """Return what is known of the object of that name, None if there is none.
+    """Return the metadata of the object of that name, None if there is none.
 
     Raises:
-        InputError: no store can have such a name.
+        InputError: the URI is invalid.
     """
     try:
         with guarded("open", uri):

@@ -1,7 +1,7 @@
-"""Values: what `.cls` and `.json` members of a tar say of the image of their key.
+"""Values: the label, split and group in the `.cls` and `.json` members of a tar.
 
-A `.cls` holds the class. A `.json` holds an object, whose key `label` (or `source.label_column`) is the class; its keys `split`
-and `group` are read like the columns of a table.
+A `.cls` contains the class. A `.json` contains an object, whose key `label` (or `source.label_column`) is the class. Its keys
+`split` and `group` are read like the columns of a table.
 """
 
 from __future__ import annotations
@@ -14,86 +14,84 @@ from typing import Any
 import pyarrow as pa
 
 from imgbatch.config.sections import SourceConfig
-from imgbatch.sources.spelling import near_miss, normalise, shown
+from imgbatch.sources.spelling import near_miss, normalise, quoted
 
-ALSO_LABEL = ("class", "category", "target", "cls", "classname", "class_name", "label_name", "class_label")
-"""Names that people give to a column of labels; a table or a `.json` with one of them and no `label` is asked about."""
+LABEL_SYNONYMS = ("class", "category", "target", "cls", "classname", "class_name", "label_name", "class_label")
+"""Other names for a column of labels. A table or a `.json` with one of them and no `label` is refused with a hint."""
 
-ALSO_SPLIT = ("subset", "set", "is_test", "is_train", "is_val", "fold", "partition", "is_training_img")
+SPLIT_SYNONYMS = ("subset", "set", "is_test", "is_train", "is_val", "fold", "partition", "is_training_img")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the sidecars of n members say."""
+class SidecarLabels:
+    """The contents of the sidecars of n members."""
 
     labels: pa.Array
-    """Null where they say nothing."""
+    """Null if the sidecars have no label."""
     splits: pa.Array
     groups: pa.Array
     problems: pa.Array
-    """Why the sidecars give no label although they may hold one; null elsewhere. Those that begin with REFUSED are never
-    passed over."""
+    """Why a label or a split could not be read although there may be one; else null. A problem that begins with REFUSED is
+    always an error."""
 
 
 REFUSED = "refused: "
 NO_SPLIT = "split: "
-"""What a problem begins with that matters only if columns and keys are asked for the split."""
+"""Prefix of a problem that matters only if columns and keys may declare the split."""
 
 
-def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig) -> Said:
+def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig) -> SidecarLabels:
     """Return the label, split and group of members, from the text of their `.cls` and `.json`.
 
-    >>> said = read(["cat", None], [None, '{"class": "dog"}'], SourceConfig())
-    >>> said.labels.to_pylist(), said.problems[1].as_py()
+    >>> sidecars = read(["cat", None], [None, '{"class": "dog"}'], SourceConfig())
+    >>> sidecars.labels.to_pylist(), sidecars.problems[1].as_py()
     (['cat', None], "the .json has no key 'label' but 'class': did you mean source.label_column=class?")
     """
     rows = [_read(text, record, config) for text, record in zip(cls, records, strict=True)]
     columns = list(zip(*rows, strict=True)) if rows else [()] * 4
-    return Said(*(pa.array(column, pa.string()) for column in columns))
+    return SidecarLabels(*(pa.array(column, pa.string()) for column in columns))
 
 
 def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[str | None, ...]:
-    said, problem = _object(record) if record is not None else ({}, None)
+    fields, problem = _object(record) if record is not None else ({}, None)
     key = config.label_column or "label"
-    values = [normalise(text) if text is not None else "", said.get(key, "")]
-    split, group = said.get(config.split_column or "split", ""), said.get("group", "")
-    if several := [value for value in (*values, split, group) if isinstance(value, list | dict)]:
-        problem = (
-            f"{REFUSED}a .json holds {json.dumps(several[0])[:80]}: an image has one label, one split and one group"
-        )
+    values = [normalise(text) if text is not None else "", fields.get(key, "")]
+    split, group = fields.get(config.split_column or "split", ""), fields.get("group", "")
+    if nested := [value for value in (*values, split, group) if isinstance(value, list | dict)]:
+        problem = f"{REFUSED}a .json has {json.dumps(nested[0])[:80]}: an image has one label, one split and one group"
         return None, None, None, problem
-    named = dict.fromkeys(value for value in values if value)
-    if len(named) > 1:
-        problem = f"{REFUSED}.cls and .json say {' and '.join(map(shown, named))}: an image has one label"
+    labels = dict.fromkeys(value for value in values if value)
+    if len(labels) > 1:
+        problem = f"{REFUSED}.cls and .json have {' and '.join(map(quoted, labels))}: an image has one label"
         return None, None, None, problem
-    label = next(iter(named), None)
+    label = next(iter(labels), None)
     if label:
         problem = None
-    elif problem is None and key not in said and (near := near_miss(key, list(said), ALSO_LABEL)):
+    elif problem is None and key not in fields and (near := near_miss(key, list(fields), LABEL_SYNONYMS)):
         problem = f"the .json has no key {key!r} but {near!r}: did you mean source.label_column={near}?"
-    if near := _near_split(said, config):
+    if near := _near_split(fields, config):
         problem = (
             f"{NO_SPLIT}the .json has no key {config.split_column or 'split'!r} but {near!r}: did you mean "
-            f"source.split_column={near}? source.splits=none if it says no split"
+            f"source.split_column={near}? Set source.splits=none if it has no split"
         )
     return label, split or None, group or None, problem
 
 
-def _near_split(said: dict[str, Any], config: SourceConfig) -> str | None:
-    wanted = config.split_column or "split"
-    return None if wanted in said else near_miss(wanted, list(said), ALSO_SPLIT)
+def _near_split(fields: dict[str, Any], config: SourceConfig) -> str | None:
+    key = config.split_column or "split"
+    return None if key in fields else near_miss(key, list(fields), SPLIT_SYNONYMS)
 
 
 def _object(text: str) -> tuple[dict[str, Any], str | None]:
-    """Return the keys and values of a `.json`: plain values as text, lists and objects as they are."""
+    """Return the keys and values of a `.json`: scalars as text, lists and objects as they are; and what is wrong with it."""
     try:
-        found = json.loads(text.lstrip("\ufeff"))
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        value = json.loads(text.lstrip("\ufeff"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be encoded
     except (ValueError, RecursionError) as error:
         return {}, f"the .json cannot be read: {error}"
-    if not isinstance(found, dict):
-        return {}, f"the .json holds a {type(found).__name__}, not an object with the key 'label'"
-    return {normalise(str(key)): _plain(value) for key, value in found.items()}, None
+    if not isinstance(value, dict):
+        return {}, f"the .json has a {type(value).__name__}, not an object with the key 'label'"
+    return {normalise(str(key)): _plain(entry) for key, entry in value.items()}, None
 
 
 def _plain(value: Any) -> Any:

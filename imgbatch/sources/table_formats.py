@@ -1,6 +1,6 @@
-"""Effects: tables in a format that keeps a log beside its Parquet files: Delta, Iceberg, Hudi, Paimon. They are refused.
+"""Effects: the refusal of tables in formats that keep a log next to Parquet files: Delta, Iceberg, Hudi, Paimon.
 
-After an update or a delete, such a table's files hold the old rows beside the new ones; only the log says which are valid.
+After an update or a deletion, the files of such a table contain old rows and new ones. Only the log says which are valid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from imgbatch.errors import InputError, StoreError
 from imgbatch.storage.stores import Folder, Stores
 
-# What each format's log holds, below the folder of the table, and how the table is written as plain Parquet.
+# The files of each format's log, below the folder of the table, and how to export the table as plain Parquet.
 _LOGS = {
     "Delta": r"_delta_log/[^/]+\.(?:json|crc|parquet)",
     "Iceberg": r"metadata/[^/]+(?:\.avro|\.metadata\.json|\.metadata\.json\.gz)",
@@ -39,25 +39,25 @@ _ANY_LOG = r"(?s)(^|/)(" + "|".join(_LOGS.values()) + r")\z"
 
 @dataclass
 class TableFormats:
-    """Looks at the names below an input, batch by batch, and refuses a table of such a format whose files would be read.
+    """Checks the names below an input, batch by batch, for tables of such a format whose files would be read.
 
-    Memory: the folders that hold Parquet files.
+    Memory: the names of the folders that contain Parquet files.
     """
 
     stores: Stores
     base: str
-    """The folder that is the input, or in which a glob looks."""
+    """The folder that is the input, or from which a glob is matched."""
     _tables: dict[str, str] = field(default_factory=dict)
     """The format of each table, by its folder below the base."""
     _folders: set[str] = field(default_factory=set)
-    """Folders below the base in which Parquet files lie that are to be read."""
+    """Folders below the base with Parquet files that will be read."""
 
     def require_none(self, names: pa.Array, files: pa.Array) -> None:
         """Refuse such a table.
 
         Args:
-            names: of all objects of a batch, below the base.
-            files: of the Parquet files among them that are to be read; what is junk, such as the logs, is not.
+            names: the names of all objects of a batch, below the base.
+            files: the names of the Parquet files that will be read, without junk such as the logs.
 
         Raises:
             InputError: naming the table, its format, and how to export it.
@@ -86,9 +86,9 @@ class TableFormats:
             if not above or above.endswith(("/", ":")) or not ("=" in name or name == "data"):
                 return
             for format in ("Delta", "Hudi", *(("Iceberg",) if name == "data" else ())):
-                with suppress(StoreError):  # no right to look there, say
+                with suppress(StoreError):  # such as a missing permission
                     folder = Folder(self.stores, f"{above}/{_FOLDERS[format]}")
-                    first = next((found for found in folder.list_objects() if len(found)), None)
+                    first = next((batch for batch in folder.list_objects() if len(batch)), None)
                     if first is not None and _is_log(first["path"], format):
                         raise InputError(_message(above, format))
             inner = above
@@ -99,10 +99,9 @@ class TableFormats:
 
 def _message(table: str, format: str) -> str:
     return (
-        f"{table} is a table in {format}'s format (it holds {_FOLDERS[format]}/): its Parquet files may hold rows that were "
-        f"updated or deleted, so they are not read one by one. Write it as plain Parquet to another place, with "
-        f"{_EXPORTS[format]}, and give that, or give a manifest of its images; --set source.format=objects takes images that "
-        "lie beside it, and leaves the table"
+        f"{table} is a table in the {format} format (it contains {_FOLDERS[format]}/), whose Parquet files may have rows that "
+        f"were updated or deleted. Export it as plain Parquet, with {_EXPORTS[format]}, or give a manifest of its images. "
+        "--set source.format=objects reads only the images next to it"
     )
 
 
@@ -111,13 +110,13 @@ def _is_log(paths: pa.Array, format: str) -> bool:
 
 
 def _parts(names: pa.Array, pattern: str) -> list[str]:
-    """Return what the group `root` of a pattern is in the names that match, each once."""
-    found = pc.unique(pc.struct_field(pc.extract_regex(names, pattern), "root"))
-    return [root for root in found.to_pylist() if root is not None]
+    """Return the distinct values of the group `root` in the names that match a pattern."""
+    roots = pc.unique(pc.struct_field(pc.extract_regex(names, pattern), "root"))
+    return [root for root in roots.to_pylist() if root is not None]
 
 
 def _ancestors(folder: str) -> list[str]:
-    """Return a folder and those that hold it, up to the base.
+    """Return a folder and its parents, up to the base.
 
     >>> _ancestors("a/b/")
     ['a/b/', 'a/', '']

@@ -319,7 +319,7 @@ def _damage(error: Exception | None, head: bytes = b"") -> Refusal:
     kind = named(head)
     if head and kind and _USTAR not in head[:_BLOCK]:
         if archive(head):
-            kind += "; of archives only tars are read, plain or compressed with gzip: pack it so"
+            kind += "; of archives only tars are read, plain or compressed with gzip. Pack the images as a tar"
         return Refusal("list", "unsupported" if archive(head) else "corrupt", f"the object is no tar, but {kind}")
     text = str(error)
     is_truncated = isinstance(error, EOFError | _EmptyHeader | _TruncatedHeader) or "end of" in text

@@ -131,7 +131,7 @@ def split(uri: str) -> tuple[str, str]:
         container = first
     if container and not _NAME.fullmatch(container):
         raise BadPath(
-            f"{uri}: {container!r} is not a container name: 3 to 63 lower-case letters, digits and single hyphens"
+            f"{uri}: {container!r} is not a valid container name: 3 to 63 lower-case letters, digits and single hyphens"
         )
     return (f"{container}@{account}" if account else container), key
 

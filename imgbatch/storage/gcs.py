@@ -98,7 +98,9 @@ def split(uri: str) -> tuple[str, str]:
     """
     bucket, _, key = uri.partition("://")[2].partition("/")
     if bucket and not _NAME.fullmatch(bucket):
-        raise BadPath(f"{uri}: {bucket!r} is not a bucket name: 3 to 222 lower-case letters, digits, '-', '_' and '.'")
+        raise BadPath(
+            f"{uri}: {bucket!r} is not a valid bucket name: 3 to 222 lower-case letters, digits, '-', '_' and '.'"
+        )
     return bucket, key
 
 

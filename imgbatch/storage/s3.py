@@ -46,7 +46,7 @@ def split(uri: str) -> tuple[str, str]:
             "`aws s3control get-access-point` show"
         )
     if bucket and not _NAME.fullmatch(bucket):
-        raise BadPath(f"{uri}: {bucket!r} is not a bucket name")
+        raise BadPath(f"{uri}: {bucket!r} is not a valid bucket name")
     return bucket, key
 
 

@@ -1,8 +1,4 @@
-"""Effects: stores by URI: the store of a URI, retries, and errors that name the operation and the URI.
-
-A URI has the form that `fsspec.url_to_fs` accepts and is not percent-encoded. A local URI is an absolute path without
-`file://`.
-"""
+"""Effects: stores by URI: the store of a URI, retries, and errors that name the operation and the URI."""
 
 from __future__ import annotations
 
@@ -37,9 +33,9 @@ from imgbatch.storage.fsspec_store import FsspecStore
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.obstore_store import ObstoreStore
 from imgbatch.storage.retry import backoff
-from imgbatch.storage.uris import absolute, is_local, join, missing_path, scheme, split_scheme
+from imgbatch.storage.uris import is_local, split_scheme
 
-__all__ = ["Folder", "Meta", "Stores", "absolute", "is_local", "join", "missing_path", "scheme"]
+__all__ = ["Folder", "Meta", "Stores"]
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""Effects: URIs as text: their scheme, their one spelling, and names relative to a folder.
+"""Effects: URIs as text: schemes, absolute and joined URIs, and local paths that do not exist.
 
-Local paths are made absolute, and looked for where a message can name a near miss.
+A URI has the form that `fsspec.url_to_fs` accepts and is not percent-encoded. A local URI is an absolute path without
+`file://`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ _PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
 
 
 def split_scheme(uri: str) -> tuple[str, str]:
-    """Return the parts before and after `://`; an empty one before it where there is none."""
+    """Return the scheme and the part after `://`; an empty scheme for a path.
+
+    >>> split_scheme("s3://b/x"), split_scheme("/data/x")
+    (('s3', 'b/x'), ('', '/data/x'))
+    """
     match = _PROTOCOL.match(uri)
     return (match[1], uri[match.end() :]) if match else ("", uri)
 

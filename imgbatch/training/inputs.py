@@ -24,8 +24,8 @@ from imgbatch.ledger.listing import Listing, Todo, pages
 from imgbatch.schema import whole
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
-from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, marked
-from imgbatch.sources.split_words import TEST, of_folder
+from imgbatch.sources.labelled import GROUP, OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns, is_tar, labelled_sources
+from imgbatch.sources.split_words import TEST, split_of_folder
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import labels as labels_module
@@ -75,7 +75,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     Raises:
         InputError: there is not one image.
     """
-    given, columns = marked(inputs.sources, inputs.config)
+    given, columns = labelled_sources(inputs.sources, inputs.config)
     listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
     with candidates(given, allow_empty=inputs.config.allow_empty) as batches:
         listing.take(batches)
@@ -189,7 +189,7 @@ def say_what_is_empty(inputs: Inputs, uris: pa.ChunkedArray) -> None:
     """Name the folders directly below an input, or its splits, that hold no image."""
     for root in (source.uri for source in inputs.sources if source.kind == "folder"):
         folders = Folder(inputs.stores, root).folders()
-        splits = [f"{root}/{name}" for name in folders if of_folder(name) is not None]
+        splits = [f"{root}/{name}" for name in folders if split_of_folder(name) is not None]
         for place in (root, *splits):
             for name in labels_module.empty_folders(place, Folder(inputs.stores, place).folders(), uris):
                 log.warning("%s/%s holds no image: it is no class", place, name)

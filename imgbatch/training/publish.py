@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imgbatch.errors import Exists, OutputError
-from imgbatch.storage.stores import Folder, is_local
+from imgbatch.storage.stores import Folder
+from imgbatch.storage.uris import is_local
 
 CONFIG = "config.json"
 RUN = "_training"

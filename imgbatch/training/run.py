@@ -33,7 +33,8 @@ from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.pipeline import budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
-from imgbatch.storage.stores import Folder, Stores, absolute, missing_path
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import artifacts, inputs, publish, splits

@@ -23,7 +23,8 @@ from imgbatch.evaluation.calibration import fit_temperature
 from imgbatch.ledger.listing import Todo
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import counted, rate
 from imgbatch.training import cache as cache_module

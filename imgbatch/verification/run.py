@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, InputError, UsageError
 from imgbatch.ledger.success_marker import read_success
-from imgbatch.storage.stores import Folder, Stores, absolute
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
 from imgbatch.verification.file_checks import Check, record_of
 

@@ -219,7 +219,6 @@ class World:
         flags = Namespace(
             config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
         )  # fmt: skip
-        handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
         self.alive.add(driver.number)
         self.drivers.append(driver)
         try:
@@ -234,8 +233,6 @@ class World:
             self.input.listed, self.input.notes = before
             self.ended = self.drivers.pop()
             self.alive.discard(driver.number)
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
 
     def noted(self) -> dict[str, str]:
         """Return the notes on images that are there."""
@@ -266,6 +263,7 @@ class World:
                 (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (placement, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
+                (signals.StopRequest, "heard", lambda stop, signum: None),  # 25 s later it would end the tests' process
                 (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),
@@ -275,6 +273,8 @@ class World:
                 (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
             ):
                 stack.enter_context(mock.patch.object(target, name, value))
+            for signum in signals.SIGNALS:  # back in force before the thread that hears signals is the real one again
+                stack.callback(signal.signal, signum, signal.getsignal(signum))
             yield
 
     def _label_images(self, work: Any, plan: Any, todo: Any, round: Any) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Columns that travel along, end to end: files whose columns differ, a manifest beside a folder, a manifest corrected."""
+"""Carried columns, end to end: files with different columns, a manifest next to a folder, a corrected manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.pictures import encode, scene
 
 @pytest.fixture
 def without_ray(tmp_path: Path) -> dict[str, str]:
-    """An environment in which whoever imports Ray or torch fails."""
+    """An environment in which imports of Ray and torch fail."""
     poison = tmp_path / "poison"
     poison.mkdir()
     for name in ("ray", "torch"):
@@ -63,10 +63,10 @@ def test_a_corrected_manifest_reaches_the_rows_without_a_get_and_without_inferen
     counts = tables.success(output)["counts"]
     assert (counts["already_done"], counts["updated"], counts["labelled"]) == (12, 3, 11)
     assert tables.runs(output)[-1]["counts"] == counts and "images_per_second" not in tables.runs(output)[-1]
-    found = carried(output)
-    assert found["00.jpg"] == {"input_label": "tiger cat", "input_sku": "S00", "input_price": "9.99"}
-    assert found["01.jpg"] == {"input_label": "espresso", "input_sku": "S01", "input_price": "4.99"}
-    assert found["03.jpg"] == {"input_label": "espresso", "input_sku": "S03", "input_price": "9.99"}
+    result = carried(output)
+    assert result["00.jpg"] == {"input_label": "tiger cat", "input_sku": "S00", "input_price": "9.99"}
+    assert result["01.jpg"] == {"input_label": "espresso", "input_sku": "S01", "input_price": "4.99"}
+    assert result["03.jpg"] == {"input_label": "espresso", "input_sku": "S03", "input_price": "9.99"}
     (reject,) = tables.rows(output, "rejects")
     assert (reject["input_price"], reject["reason"]) == ("4.99", "not_an_image")
     assert tables.labels(output) == labels
@@ -95,11 +95,11 @@ def test_a_folder_of_parquet_files_whose_columns_differ(warm: Job, tiny_model: P
     assert ended.code == 0, ended.err
     assert f"column 'code' is int64 in {tmp_path}/in/0.parquet and string in {tmp_path}/in/1.parquet" in ended.err
     with duckdb.connect() as connection:
-        found = connection.sql(
+        result = connection.sql(
             "select input_note, input_price, input_code, input_label, typeof(input_price) "
             f"from '{output}/labels/*.parquet' order by uri"
         ).fetchall()
-    assert found == [
+    assert result == [
         (None, 1.0, "7", None, "DOUBLE"), (None, 2.0, "8", None, "DOUBLE"), ("x", 2.5, "a", "cat", "DOUBLE"),
         (None, 3.0, "b", "dog", "DOUBLE"),
     ]  # fmt: skip
@@ -130,9 +130,9 @@ def test_a_manifest_gives_its_values_to_the_images_of_a_folder_in_either_order(
     ended = warm(*command)
     assert ended.code == 0, ended.err
     assert tables.success(output)["counts"]["duplicates"] == 5
-    given = {f"{number:02d}.jpg": {"input_label": "cat", "input_price": str(number)} for number in range(5)}
+    expected = {f"{number:02d}.jpg": {"input_label": "cat", "input_price": str(number)} for number in range(5)}
     none = {f"{number:02d}.jpg": {"input_label": None, "input_price": None} for number in range(5, 12)}
-    assert carried(output) == given | none
+    assert carried(output) == expected | none
     assert all(row["size"] == (folder / Path(row["uri"]).name).stat().st_size for row in tables.rows(output))
 
     other = ("classify", *inputs[1], *inputs[0], "--output", output, "--model", tiny_model)

@@ -1,4 +1,4 @@
-"""Tars and Parquet files of images on a real S3 server: labelled, killed in the middle, gone on with."""
+"""Tars and Parquet files of images on a real S3 server: labelled, killed in the middle, resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.pictures import encode, scene
 
 
 def tar_of(images: dict[str, bytes]) -> bytes:
-    """Return a tar with a `.cls` beside each image."""
+    """Return a tar with a `.cls` next to each image."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for name, content in images.items():
@@ -44,7 +44,7 @@ def parquet_of(images: dict[str, bytes], group: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 24 pictures that differ."""
+    """A folder with 24 different images."""
     folder = tmp_path_factory.mktemp("kinds")
     for number in range(24):
         (folder / f"{number:02d}.jpg").write_bytes(encode(scene(seed=number), "JPEG"))
@@ -75,17 +75,19 @@ def test_a_prefix_of_tars_tables_and_objects(
     )
     output = tables.download(s3.bucket("out"), "mixed", tmp_path / "out")
     expected = by_hand(tiny_model, sorted(kinds.iterdir()))
-    found = {row["uri"]: row for row in tables.rows(output)}
+    result = {row["uri"]: row for row in tables.rows(output)}
     ids = [f"s3://images/mixed/shard-000.tar#{name}" for name in names[:9]]
     ids += [f"s3://images/mixed/deep/shard-001.tar#{name}" for name in names[9:14]]
     ids += [f"s3://images/mixed/train.parquet#{row}" for row in range(8)]
     ids += [f"s3://images/mixed/{name}" for name in names[22:]]
-    assert sorted(found) == sorted(ids)
+    assert sorted(result) == sorted(ids)
     for uri, name in zip(ids, names, strict=True):
         label, score, lead = expected[name]
-        assert lead < 0.01 or (found[uri]["label"], found[uri]["score"]) == (label, pytest.approx(score, abs=0.05)), uri
-        assert found[uri]["size"] == len(images[name])
-    assert found[ids[0]]["input_cls"] == "00.jpg" and found[ids[14]]["input_label"] == "14.jpg"
+        assert lead < 0.01 or (result[uri]["label"], result[uri]["score"]) == (label, pytest.approx(score, abs=0.05)), (
+            uri
+        )
+        assert result[uri]["size"] == len(images[name])
+    assert result[ids[0]]["input_cls"] == "00.jpg" and result[ids[14]]["input_label"] == "14.jpg"
     assert {row["uri"].rpartition("/")[2]: row["reason"] for row in tables.rows(output, "rejects")} == {
         "shard-000.tar#bad.jpg": "not_an_image", "statistics.parquet": "not_an_image",
     }  # fmt: skip
@@ -115,17 +117,17 @@ def test_a_table_of_ids_and_images_in_other_types(
 
     ended = warm(*command, "--input", "s3://images/contest/train.csv", "--output", "s3://out/ids", env=s3.environment)
     assert ended.code == 0, ended.err
-    found = tables.rows(tables.download(s3.bucket("out"), "ids", tmp_path / "ids"))
-    assert [row["uri"] for row in found] == [f"s3://images/contest/train/{name}" for name in names]
-    assert [row["input_diagnosis"] for row in found] == list("012345")
-    assert [row["input_id_code"] for row in found] == [name.partition(".")[0] for name in names]
+    result = tables.rows(tables.download(s3.bucket("out"), "ids", tmp_path / "ids"))
+    assert [row["uri"] for row in result] == [f"s3://images/contest/train/{name}" for name in names]
+    assert [row["input_diagnosis"] for row in result] == list("012345")
+    assert [row["input_id_code"] for row in result] == [name.partition(".")[0] for name in names]
 
     pages = ("--input", "s3://images/contest/pages.parquet", "--set", "source.image_column=pages")
     ended = warm(*command[:3], *pages, "--output", "s3://out/pages", env=s3.environment)
     assert ended.code == 0, ended.err
     rows_of_pages = tables.rows(tables.download(s3.bucket("out"), "pages", tmp_path / "pages"))
     assert [(row["label"], row["input_box"], row["input_md5"]) for row in rows_of_pages] == [
-        (row["label"], box, b"\x00\xff") for row, box in zip(found, boxes, strict=True)
+        (row["label"], box, b"\x00\xff") for row, box in zip(result, boxes, strict=True)
     ]
     assert "input_pages" not in rows_of_pages[0]
 
@@ -167,12 +169,12 @@ def test_killed_in_the_middle_of_tars_and_tables(
 
 
 def parts(s3: S3Server) -> list[str]:
-    """Return the parts that are in the store."""
+    """Return the parts in the store."""
     return [entry["path"] for batch in s3.bucket("out").list("killed/labels") for entry in batch]
 
 
 def rows_without_doubles(s3: S3Server, place: Path) -> int:
-    """Return the number of rows in the tables; one image in two of them is an error."""
+    """Return the number of rows in the tables. An image in two rows is an error."""
     output = tables.download(s3.bucket("out"), "killed", place)
     if not any(output.glob("labels/*.parquet")):
         return 0

@@ -1,4 +1,4 @@
-"""Nodes whose disks are read-only or full, in mount namespaces of the tests' own (util-linux's `unshare`)."""
+"""Nodes whose disks are read-only or full, in separate mount namespaces (`unshare` of util-linux)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TINY = 'mount -t tmpfs -o size=72k none "$0" && '
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder for Ray's files, whose sockets have names that may not be long."""
+    """A folder for Ray's files. Its path is short, since the paths of sockets have a maximum length."""
     with tempfile.TemporaryDirectory(prefix="ib-", dir="/tmp") as path:
         yield Path(path)
 
 
 def run_with(mounts: str, place: Path, *arguments: object) -> Ended:
-    """Run classify where `place`, in which Ray is to keep its files, is mounted in some way."""
+    """Run classify with `place`, the folder for Ray's files, mounted as a test requires."""
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mounts} exec "$@"', str(place)]
     done = subprocess.run(
         [*command, sys.executable, "jobs/classify.py", *map(str, arguments)],
@@ -38,18 +38,18 @@ def run_with(mounts: str, place: Path, *arguments: object) -> Ended:
 
 def test_a_temporary_folder_that_is_read_only(folder: Path, tiny_model: Path, tmp_path: Path, place: Path) -> None:
     ended = run_with(READ_ONLY, place, "--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
-    said = require_refusal(ended, 3)
-    assert "Read-only file system" in said and str(place) in said and "RAY_TMPDIR" in said
+    message = require_refusal(ended, 3)
+    assert "Read-only file system" in message and str(place) in message and "RAY_TMPDIR" in message
     assert [record["status"] for record in tables.runs(tmp_path / "out")] == ["failed"]
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_temporary_folder_that_does_not_take_files(
+def test_a_temporary_folder_without_permission(
     job: Job, folder: Path, tiny_model: Path, tmp_path: Path, variable: str
 ) -> None:
     command = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model)
-    said = require_refusal(job("classify", *command, env={variable: "/proc/self/fdinfo"}), 3)
-    assert "keeps its files in /proc/self/fdinfo" in said and "RAY_TMPDIR moves them" in said
+    message = require_refusal(job("classify", *command, env={variable: "/proc/self/fdinfo"}), 3)
+    assert "keeps its files in /proc/self/fdinfo" in message and "RAY_TMPDIR moves them" in message
 
 
 @pytest.mark.long
@@ -64,8 +64,10 @@ def test_a_temporary_folder_that_is_full(job: Job, folder: Path, tiny_model: Pat
 
 
 @pytest.mark.long
-def test_an_output_that_becomes_full_in_mid_run(job: Job, tiny_model: Path, tmp_path: Path, place: Path) -> None:
-    """The output is a disk of its own, with room for a few parts."""
+def test_an_output_disk_that_becomes_full_during_the_run(
+    job: Job, tiny_model: Path, tmp_path: Path, place: Path
+) -> None:
+    """The output is a separate disk with space for a few parts."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(1200):

@@ -1,4 +1,4 @@
-"""The command for each form of input, as docs/inputs.md has it, on a real S3 server."""
+"""The commands in docs/inputs.md, on a real S3 server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def store(s3: S3Server) -> S3Server:
-    """A server that holds the images of the commands."""
+    """A server with the images of the commands."""
     bucket = s3.bucket("images")
     pictures = {f"{number}.jpg": encode(scene(seed=number), "JPEG") for number in range(6)}
     for number, name in enumerate(ALBUM):
@@ -60,7 +60,7 @@ def store(s3: S3Server) -> S3Server:
     return s3
 
 
-def test_every_form_has_a_command() -> None:
+def test_every_form_of_input_has_a_command() -> None:
     assert [command.rpartition("/")[2] for command in COMMANDS] == list(EXPECTED)
 
 

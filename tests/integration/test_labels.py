@@ -1,4 +1,4 @@
-"""What training understands of ordinary, messy input: shown by its dry run, or refused with the option that decides.
+"""Labels and splits of ordinary, messy inputs: the dry run of training shows them, or refuses with the option that decides.
 
 Each case is a set as people have it. The right answer is in `LABELS`: rows of the printed table.
 """
@@ -26,7 +26,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 def folders(**counts: int) -> Callable[[Path], Path]:
-    """Return what makes folders of images; `__` stands for `/` in a name."""
+    """Return a function that creates folders of images; `__` in a name means `/`."""
 
     def make(place: Path) -> Path:
         seed = 0
@@ -41,7 +41,7 @@ def folders(**counts: int) -> Callable[[Path], Path]:
 
 
 def table(header: str, *lines: str, name: str = "list.csv") -> Callable[[Path], Path]:
-    """Return what makes a table of images p/0.jpg … p/7.jpg, which lie in one folder."""
+    """Return a function that creates a table of the images p/0.jpg … p/7.jpg in one folder."""
 
     def make(place: Path) -> Path:
         folders(p=8)(place)
@@ -52,7 +52,7 @@ def table(header: str, *lines: str, name: str = "list.csv") -> Callable[[Path], 
 
 
 def tar(members: Mapping[str, bytes], name: str = "a.tar", mode: str = "w") -> Callable[[Path], Path]:
-    """Return what makes a tar; images are made for empty members."""
+    """Return a function that creates a tar; empty members become images."""
 
     def make(place: Path) -> Path:
         place.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def tar(members: Mapping[str, bytes], name: str = "a.tar", mode: str = "w") -> C
 
 
 def with_json(record: str, folder: str = "day{n}") -> Callable[[Path], Path]:
-    """Return what makes a tar of two images with a `.json` each, in which N is the number of the image."""
+    """Return a function that creates a tar of two images with a `.json` each, in which N becomes the number of the image."""
     members: dict[str, bytes] = {}
     for n in range(2):
         place = folder.format(n=n)
@@ -78,7 +78,7 @@ def with_json(record: str, folder: str = "day{n}") -> Callable[[Path], Path]:
 
 @pytest.fixture
 def dry_run(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run the dry run of a training; return its exit code, and what it shows or its last line on stderr."""
+    """Run training with --dry-run; return the exit code, and the output or the last line of stderr."""
 
     def run(*inputs: Path, **settings: str) -> tuple[int, str]:
         argv = [part for place in inputs for part in ("--input", str(place))]
@@ -95,13 +95,13 @@ def counts(shown: str) -> dict[str, dict[str, int]]:
     """Return the printed table: images by class and split."""
     lines = shown.splitlines()
     splits = lines[0].split()[1:]
-    found = {}
+    result = {}
     for line in lines[1:]:
         match = re.fullmatch(rf"(.+?)((?: +[\d,]+){{{len(splits)}}})", line)
         if match is None:
             break
-        found[match[1].strip()] = {s: int(n) for s, n in zip(splits, match[2].split(), strict=True) if n != "0"}
-    return found
+        result[match[1].strip()] = {s: int(n) for s, n in zip(splits, match[2].split(), strict=True) if n != "0"}
+    return result
 
 
 HALVES = [f"p/{n}.jpg,{'cat' if n % 2 else 'cup'}" for n in range(8)]
@@ -158,13 +158,13 @@ UNDERSTOOD = {
 
 
 @pytest.mark.parametrize("case", UNDERSTOOD)
-def test_ordinary_input_is_understood(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
+def test_ordinary_inputs_are_recognised(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
     make, settings, right = UNDERSTOOD[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
     assert code == 0, shown
-    found = counts(shown)
-    found.pop("all")
-    assert found == right, shown
+    result = counts(shown)
+    result.pop("all")
+    assert result == right, shown
 
 
 def with_column(name: str, value: str) -> Callable[[Path], Path]:
@@ -183,18 +183,18 @@ REFUSED = {
     "parts of a set": (folders(ham_part_1=2, ham_part_2=2), {}, "look like numbered parts"),
     "one class in two places": (folders(a__cat=1, b__cat=1, b__dog=1), {}, "'cat' is in two places"),
     "only a test split": (folders(train=0, test__cat=2, test__dog=2), {}, "there is none to train on"),
-    "another case": (table("uri,Label", *HALVES), {}, "did you mean 'Label'? Then say source.label_column=Label"),
+    "another case": (table("uri,Label", *HALVES), {}, "Did you mean 'Label'? Set source.label_column=Label"),
     "another name": (table("uri,class", *HALVES), {}, "source.label_column=class"),
     "no label at all": (
-        table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; beside the images it has: width",
+        table("uri,width", *[f"p/{n}.jpg,3" for n in range(8)]), {}, "has no column 'label'; its other columns are: width",
     ),
     "one-hot": (table("uri,cat,cup", *[f"p/{n}.jpg,{n % 2},{1 - n % 2}" for n in range(8)]), {}, "no column 'label'"),
     "a split of another name": (with_column("subset", "train"), {}, "source.split_column=subset"),
     "a split in another case": (with_column("Split", "train"), {}, "source.split_column=Split"),
     "flags": (with_column("is_test", "0"), {}, "source.split_column=is_test"),
     "a word that is no split": (with_column("split", "trian"), {}, "'trian'"),
-    "several classes an image": (table("uri,label", LIST, *HALVES[1:]), {}, "an image has one label"),
-    "choices": (table("uri,label", CHOICES, *HALVES[1:]), {}, "an image has one label"),
+    "several classes an image": (table("uri,label", LIST, *HALVES[1:]), {}, "an image has only one label"),
+    "choices": (table("uri,label", CHOICES, *HALVES[1:]), {}, "an image has only one label"),
     "two labels": (table("uri,label", *HALVES, "p/0.jpg,cat"), {}, "two values of 'label'"),
     "invisible": (
         table("uri,label", *[f"{row}{chr(0x200B) * (n < 2)}" for n, row in enumerate(HALVES)]), {}, "'cat\\u200b'",
@@ -202,23 +202,21 @@ REFUSED = {
     "open quotes": (
         table("uri,label,caption", *[f"{row},{chr(34) * (n in (1, 5))}text" for n, row in enumerate(HALVES)]), {}, "list.csv",
     ),
-    "json as a list": (with_json('[{"label": "a"}]'), {}, "holds a list"),
+    "json as a list": (with_json('[{"label": "a"}]'), {}, "has a list"),
     "json with another key": (with_json('{"class": "a"}'), {}, "did you mean source.label_column=class?"),
     "json that is none": (with_json("label: a"), {}, "cannot be read"),
     "json with a split of another name": (with_json('{"label": "cN", "subset": "test"}'), {}, "source.split_column=subset"),
     "cls and json differ": (
-        tar({"a/0.jpg": b"", "a/0.cls": b"cat", "a/0.json": b'{"label": "cup"}'}), {}, "say 'cat' and 'cup'",
+        tar({"a/0.jpg": b"", "a/0.cls": b"cat", "a/0.json": b'{"label": "cup"}'}), {}, "have 'cat' and 'cup'",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_be_meant_in_two_ways_is_refused(
-    tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str
-) -> None:
-    make, settings, said = REFUSED[case]
+def test_ambiguous_input_is_refused(tmp_path: Path, dry_run: Callable[..., tuple[int, str]], case: str) -> None:
+    make, settings, message = REFUSED[case]
     code, shown = dry_run(make(tmp_path / "data"), **settings)
-    assert code == 2 and said in shown, shown
+    assert code == 2 and message in shown, shown
 
 
 def test_class_folders_and_a_table_of_corrections_in_both_orders(
@@ -232,7 +230,7 @@ def test_class_folders_and_a_table_of_corrections_in_both_orders(
         assert "1 image with another label than the folder" in shown
 
 
-def test_hugging_face_metadata_beside_the_images(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
+def test_hugging_face_metadata_files(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     place = folders(train=4, test=2)(tmp_path / "data")
     for split, count in (("train", 4), ("test", 2)):
         lines = [f"{n}.jpg,{('cat', 'cup')[n % 2]}" for n in range(count)]
@@ -252,7 +250,7 @@ def test_tables_named_after_splits(tmp_path: Path, dry_run: Callable[..., tuple[
     assert code == 0 and counts(shown)["cup"] == {"train": 2, "test": 1}, shown
 
 
-def test_a_late_key_of_json_lines_is_no_lost_column(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
+def test_a_late_key_of_json_lines_is_a_column(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     folders(monday=3, tuesday=3)(tmp_path)
     rows = [{"uri": "monday/0.jpg"}] * 10_001
     rows += [
@@ -266,7 +264,7 @@ def test_a_late_key_of_json_lines_is_no_lost_column(tmp_path: Path, dry_run: Cal
     }  # fmt: skip
 
 
-def test_junk_and_files_without_a_suffix_are_no_classes(
+def test_junk_and_files_without_a_suffix_are_not_classes(
     tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
     place = folders(cat=2, cup=2)(tmp_path / "data")
@@ -281,9 +279,7 @@ def test_junk_and_files_without_a_suffix_are_no_classes(
     assert "1 object without a suffix ignored" in shown
 
 
-def test_links_that_lead_nowhere_are_images_that_cannot_be_read(
-    tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
-) -> None:
+def test_broken_links_are_rejects(tmp_path: Path, dry_run: Callable[..., tuple[int, str]]) -> None:
     place = folders(cat=2, cup=2)(tmp_path / "data")
     os.symlink(tmp_path / "gone.jpg", place / "cat" / "linked.jpg")
     code, shown = dry_run(place)

@@ -1,4 +1,4 @@
-"""Limits of the operating system, as shells and batch systems set them: named before Ray starts, or lifted."""
+"""Limits of the operating system, as shells and batch systems set them: reported before Ray starts, or raised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
-    """Run Python under a limit, where an import of Ray fails if there is a folder for that."""
+    """Run Python under a limit. With `poison`, a folder, imports of Ray fail."""
     path = [str(ROOT)]
     if poison is not None:
         poison.mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "words"),
     [
         ("-v 3000000", ["2.9 GiB", "RLIMIT_AS", "ulimit -v unlimited"]),
         ("-v 8000000", ["7.6 GiB", "RLIMIT_AS", "ulimit -v unlimited"]),
@@ -46,17 +46,17 @@ def limited(limit: str, *command: object, poison: Path | None = None) -> Ended:
         ("-n 100", ["100 files", "RLIMIT_NOFILE", "ulimit -n 4096"]),
     ],
 )
-def test_a_limit_that_ray_cannot_live_with_is_named_before_it_starts(
-    folder: Path, tiny_model: Path, tmp_path: Path, limit: str, said: list[str]
+def test_a_limit_that_is_too_low_for_ray_is_reported_before_it_starts(
+    folder: Path, tiny_model: Path, tmp_path: Path, limit: str, words: list[str]
 ) -> None:
     output = tmp_path / "out"
     command = ("jobs/classify.py", "--input", folder, "--output", output, "--model", tiny_model)
     message = require_refusal(limited(limit, *command, poison=tmp_path / "poison"), 2)
-    assert all(each in message for each in said), message
+    assert all(each in message for each in words), message
     assert [(record["status"], record["exit_code"]) for record in tables.runs(output)] == [("failed", 2)]
 
 
-def test_training_names_it_as_well(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_training_reports_the_limit(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(folder.iterdir())):
         place = tmp_path / "classes" / f"class-{number % 2}" / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,8 @@ def test_training_names_it_as_well(folder: Path, tiny_model: Path, tmp_path: Pat
     assert ended.code == 2 and "RLIMIT_AS" in ended.err.splitlines()[-1] and "Traceback" not in ended.err, ended.err
 
 
-def test_a_process_that_has_no_room_for_a_network_names_the_limit(
-    folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """The network is built before Ray starts, in a process of its own."""
+def test_a_process_without_memory_for_a_network_names_the_limit(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The network is built before Ray starts, in a separate process."""
     copy = tmp_path / "model"
     copy.mkdir()
     for path in tiny_model.iterdir():  # another description is another model: nothing is known of it yet
@@ -80,7 +78,7 @@ def test_a_process_that_has_no_room_for_a_network_names_the_limit(
     assert "ulimit -v" in message
 
 
-def test_the_number_of_open_files_is_raised_as_far_as_it_may_be() -> None:
+def test_the_limit_of_open_files_is_raised() -> None:
     ended = limited("-S -n 100", "-c", SHOW_FILES)
     assert ended.code == 0, ended.err
     soft, hard = map(int, ended.out.split())

@@ -1,4 +1,4 @@
-"""What cannot work is refused at once: the right exit code, one screen that names thing, value and remedy, nothing lost.
+"""Invalid runs are refused at once: with the right exit code, a short message with value and remedy, and no loss.
 
 None of these runs may reach Ray: an import of it is made to fail.
 """
@@ -24,7 +24,7 @@ from tests.integration import tables
 
 @pytest.fixture
 def refused(job: Job, tmp_path: Path) -> Callable[..., str]:
-    """Run a job that must end with `code` before Ray is touched; return what it said on stderr."""
+    """Run a job that must end with `code` before it uses Ray; return its stderr."""
     poison = tmp_path / "poison"
     poison.mkdir()
     (poison / "ray.py").write_text("raise RuntimeError('ray was imported')")
@@ -40,8 +40,8 @@ def require_refusal(ended: Ended, code: int) -> str:
     """Require an exit code with one clear error; return stderr."""
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
-    said = [line for line in ended.err.splitlines() if line.startswith(("error: ", "classify.py: error: "))]
-    assert len(said) == 1 and ended.err.rstrip().endswith(said[0]), "an error is the last line, and one line"
+    message = [line for line in ended.err.splitlines() if line.startswith(("error: ", "classify.py: error: "))]
+    assert len(message) == 1 and ended.err.rstrip().endswith(message[0]), "an error is the last line, and one line"
     assert len(ended.err) < 2000, "more than a screen"
     assert ended.out == ""
     return ended.err
@@ -51,16 +51,16 @@ def require_refusal(ended: Ended, code: int) -> str:
 def test_a_path_that_is_not_utf8(refused: Callable[..., str], tmp_path: Path, flag: str) -> None:
     places = {"--input": str(tmp_path / "in"), "--output": str(tmp_path / "out")}
     places[flag] += os.fsdecode(b"/caf\xe9")
-    said = refused(2, *(word for pair in places.items() for word in pair))
-    assert f"{flag} " in said and r"caf\xe9 is not UTF-8" in said and "convmv" in said
+    message = refused(2, *(word for pair in places.items() for word in pair))
+    assert f"{flag} " in message and r"caf\xe9 is not UTF-8" in message and "convmv" in message
 
 
 def test_a_table_with_a_log(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "in/_delta_log").mkdir(parents=True)
     (tmp_path / "in/_delta_log/00000000000000000000.json").write_text("{}")
     pq.write_table(pa.table({"jpg": [b"1"]}), tmp_path / "in/part-0.parquet")
-    said = refused(2, "--input", tmp_path / "in", "--output", tmp_path / "out")
-    assert f"{tmp_path}/in is a table in Delta's format" in said and "deltalake" in said
+    message = refused(2, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert f"{tmp_path}/in is a table in the Delta format" in message and "deltalake" in message
 
 
 def test_a_prefix_without_images(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_prefix_without_images(refused: Callable[..., str], tmp_path: Path) ->
         (tmp_path / "pdfs" / f"{number}.pdf").write_bytes(b"%PDF-1.7")
     output = tmp_path / "out"
     for place, why in (("pdfs", "source.allow_empty"), ("typo", "does not exist"), ("typo/*.jpg", "does not exist")):
-        said = refused(2, "--input", tmp_path / place, "--output", output)
-        assert str(tmp_path / place) in said and why in said
+        message = refused(2, "--input", tmp_path / place, "--output", output)
+        assert str(tmp_path / place) in message and why in message
     assert "3 other objects ignored" in refused(2, "--input", tmp_path / "pdfs", "--output", output)
     assert not (output / "_SUCCESS").exists() and not (output / "labels").exists()
     assert {(run["status"], run["exit_code"]) for run in tables.runs(output)} == {("failed", 2)}
@@ -143,8 +143,8 @@ def test_a_model_that_cannot_be_used(
     assert "model.safetensors" in refused(2, *command, tmp_path / "weightless")
     (broken("torn") / "config.json").write_text("{")
     assert "not JSON" in refused(2, *command, tmp_path / "torn")
-    few = broken("few", lambda config: config["label_names"].pop())
-    assert "has 6 names, and the network has 7 classes" in refused(2, *command, few)
+    short = broken("few", lambda config: config["label_names"].pop())
+    assert "has 6 names, and the network has 7 classes" in refused(2, *command, short)
     twice = broken("twice", lambda config: config["label_names"].__setitem__(1, "a"))
     assert "'a' stands for more than one class" in refused(2, *command, twice)
     nameless = broken("nameless", lambda config: config.pop("label_names"))
@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_used(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_an_input_with_unexpected_content(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "out")
     (tmp_path / "images.zip").write_bytes(b"PK")
     assert "of archives only" in refused(2, "--input", tmp_path / "images.zip", *output)
@@ -169,7 +169,7 @@ def test_an_input_that_is_not_what_it_should_be(refused: Callable[..., str], fol
     assert not (tmp_path / "out" / "labels").exists()
 
 
-def test_an_output_that_cannot_be(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_output(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     for inside in (folder, folder / "out", f"{folder}/../images/out/"):
         assert "inside --input" in refused(2, "--input", folder, "--output", inside)
     assert "inside --input" in refused(2, "--input", f"{folder}/**", "--output", folder / "out")
@@ -183,7 +183,7 @@ def test_an_output_that_cannot_be(refused: Callable[..., str], folder: Path, tmp
 
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_parts_that_are_not_ours(refused: Callable[..., str], folder: Path, tmp_path: Path, table: str) -> None:
+def test_foreign_parts(refused: Callable[..., str], folder: Path, tmp_path: Path, table: str) -> None:
     place = tmp_path / "out" / table
     place.mkdir(parents=True)
     command = ("--input", folder, "--output", tmp_path / "out")
@@ -205,11 +205,11 @@ def test_parts_that_are_not_ours(refused: Callable[..., str], folder: Path, tmp_
 
 
 def test_a_bucket_with_a_typo(refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path) -> None:
-    said = refused(2, "--input", "s3://imagse/photos", "--output", tmp_path / "out", env=s3.environment)
-    assert "imagse" in said
+    message = refused(2, "--input", "s3://imagse/photos", "--output", tmp_path / "out", env=s3.environment)
+    assert "imagse" in message
     for command in (("--output", "s3://outt/labels"), ("--output", "s3://outt/labels", "--dry-run")):
-        said = refused(2, "--input", folder, *command, env=s3.environment)
-        assert "--output" in said and "outt" in said
+        message = refused(2, "--input", folder, *command, env=s3.environment)
+        assert "--output" in message and "outt" in message
 
 
 def test_a_wrong_key(refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path) -> None:
@@ -218,27 +218,27 @@ def test_a_wrong_key(refused: Callable[..., str], s3: S3Server, folder: Path, tm
         ("--input", "s3://images/photos", "--output", tmp_path / "out"),
         ("--input", folder, "--output", "s3://out/wrong-key"),
     ):
-        said = refused(3, *command, env=wrong)
-        assert "s3://" in said and "no-secret" not in said
+        message = refused(3, *command, env=wrong)
+        assert "s3://" in message and "no-secret" not in message
     assert not (tmp_path / "out" / "labels").exists()
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield server.getsockname()[1]
 
 
-def test_a_store_that_does_not_answer(
+def test_a_store_that_does_not_respond(
     refused: Callable[..., str], s3: S3Server, folder: Path, tmp_path: Path, silent_port: int
 ) -> None:
     quick = ("--set", "storage.timeout_s=1", "--set", "storage.retries=1")
     for endpoint in (f"http://127.0.0.1:{silent_port}", "http://127.0.0.1:9"):
         away = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
         started = time.monotonic()
-        said = refused(3, "--input", "s3://images/x", "--output", tmp_path / "out", *quick, env=away)
-        assert "s3://images/x" in said
-        said = refused(3, "--input", folder, "--output", "s3://out/x", *quick, env=away)
-        assert "s3://out/x" in said
+        message = refused(3, "--input", "s3://images/x", "--output", tmp_path / "out", *quick, env=away)
+        assert "s3://images/x" in message
+        message = refused(3, "--input", folder, "--output", "s3://out/x", *quick, env=away)
+        assert "s3://out/x" in message
         assert time.monotonic() - started < 40, "two requests of a second, tried twice"

@@ -1,4 +1,4 @@
-"""Images that cannot be labelled: each is a row with its reason, its neighbours do not suffer, and the budget holds."""
+"""Images that cannot be labelled: each is a row with a reason, other images are labelled, and the budget is applied."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EXACT = ("--set", "classify.dtype=float32")
 
 
 def giant_png(side: int = 50_000) -> bytes:
-    """Return a PNG that promises 2.5 thousand million pixels in a few bytes."""
+    """Return a PNG of a few bytes whose header has 2.5 thousand million pixels."""
     header = png_chunk(b"IHDR", side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"x" * 20) + png_chunk(b"IEND", b"")
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Return what lies about in a store and is no whole picture, and the reason it is to be rejected for."""
+    """Return files that are not complete images, with the reason of their reject."""
     photo = encode(scene(640, 480), "JPEG", quality=95)
     return {
         "00-empty.jpg": (b"", "empty"),
@@ -66,11 +66,11 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     assert tables.reasons(output) == {name: reason for name, (_, reason) in bad.items()} | nowhere
     passing = {row["passing"] for row in tables.rows(output, "rejects") if row["reason"] != "vanished"}
     assert passing == {False}
-    found = tables.labels(output)
-    assert found.keys() == good | {"misnamed.png"} | rare.keys()
-    assert found["misnamed.png"] == found["00.jpg"]
+    result = tables.labels(output)
+    assert result.keys() == good | {"misnamed.png"} | rare.keys()
+    assert result["misnamed.png"] == result["00.jpg"]
     clear = [name for name, (_, _, lead) in expected.items() if lead > 0.05]
-    assert len(clear) >= 9 and all(found[name] == expected[name][0] for name in clear)
+    assert len(clear) >= 9 and all(result[name] == expected[name][0] for name in clear)
 
     for name in bad:
         shutil.copy(folder / "00.jpg", folder / name)
@@ -78,11 +78,11 @@ def test_bad_files_are_rows_and_their_neighbours_are_labelled(
     (folder / "02-text.jpg").write_bytes(bad["02-text.jpg"][0])
     assert warm(*command, "--set", "rejects.retry=all").code == 0, "mended files are changed files"
     assert tables.reasons(output) == {"02-text.jpg": "not_an_image"} | nowhere
-    assert set(tables.labels(output)) == found.keys() | bad.keys() - {"02-text.jpg"}
+    assert set(tables.labels(output)) == result.keys() | bad.keys() - {"02-text.jpg"}
     assert tables.parts(output) != tables_before
 
 
-def test_what_has_vanished_is_tried_again(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_vanished_images_are_retried_by_the_next_run(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "list.csv"
     names = [*(f"images/{number:02d}.jpg" for number in range(12)), "images/late.jpg", "images/never.jpg", "images"]
     manifest.write_text("\n".join(["uri", *names]))
@@ -102,8 +102,8 @@ def test_what_has_vanished_is_tried_again(warm: Job, folder: Path, tiny_model: P
     assert tables.labels(output)["late.jpg"] == tables.labels(output)["03.jpg"]
 
 
-def test_a_store_with_moods(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path) -> None:
-    """One object is forbidden, one gone since the listing, one never answered; two are had at the third attempt."""
+def test_a_flaky_store(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path) -> None:
+    """One object is forbidden, one is deleted after the listing, one never responds, and two are read at the third attempt."""
     for number in range(12):
         obstore.put(s3.bucket("images"), f"moods/{number:02d}.jpg", encode(scene(seed=number), "JPEG"))
 
@@ -137,8 +137,10 @@ def test_a_store_with_moods(warm: Job, s3: S3Server, tiny_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("status", [500, 403])
-def test_a_store_that_goes_away(warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, status: int) -> None:
-    """Ten images are read, then not one more: the store is away, and what was had is kept."""
+def test_a_store_that_becomes_unreachable(
+    warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, status: int
+) -> None:
+    """The store becomes unreachable after ten images, whose rows are kept."""
     prefix = f"away-{status}"
     for number in range(35):
         obstore.put(s3.bucket("images"), f"{prefix}/{number:02d}.jpg", encode(scene(seed=number), "JPEG"))
@@ -155,8 +157,8 @@ def test_a_store_that_goes_away(warm: Job, s3: S3Server, tiny_model: Path, tmp_p
         environment = {**s3.environment, "AWS_ENDPOINT_URL": endpoint}
         ended = warm(*command, "--set", "storage.retries=0", "--set", "fetch.concurrency=4", env=environment)
 
-    said = require_refusal(ended, 3)
-    assert "the store is away" in said and f"s3://images/{prefix}/" in said
+    message = require_refusal(ended, 3)
+    assert "the store is away" in message and f"s3://images/{prefix}/" in message
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     (record,) = tables.runs(tmp_path / "out")
     assert (record["status"], record["exit_code"]) == ("failed", 3) and "the store is away" in record["error"]
@@ -174,9 +176,9 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     output = tmp_path / "out"
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
 
-    said = require_refusal(warm(*command), 4)
+    message = require_refusal(warm(*command), 4)
 
-    assert "25 of 37 images rejected (67.6%)" in said and "rejects.max_share" in said
+    assert "25 of 37 images rejected (67.6%)" in message and "rejects.max_share" in message
     assert len(tables.labels(output)) == 12 and len(tables.reasons(output)) == 25, "the rows are there all the same"
     assert not (output / "_SUCCESS").exists()
     # From here on nothing is left to be done: the verdict alone is new.
@@ -188,7 +190,7 @@ def test_the_budget(warm: Job, job: Job, folder: Path, tiny_model: Path, tmp_pat
     assert job("verify", output).code == 0, "the tables are what they were when that run succeeded"
 
 
-def test_nothing_labelled_at_all(warm: Job, tiny_model: Path, tmp_path: Path) -> None:
+def test_no_labelled_image(warm: Job, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(3):
         (tmp_path / "images" / f"{number}.jpg").write_text("no image")
@@ -202,6 +204,6 @@ def test_weights_that_do_not_fit(warm: Job, folder: Path, tiny_model: Path, tmp_
     weights = broken / "model.safetensors"
     output = tmp_path / "out"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    said = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
-    assert "it is torn" in said and str(broken) in said
+    message = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
+    assert "it is torn" in message and str(broken) in message
     assert not tables.parts(output)

@@ -1,4 +1,4 @@
-"""stdout and stderr that are closed, full, without a reader or of a narrow encoding: the exit code stays that of the run."""
+"""stdout and stderr that are closed, full, without a reader or of a limited encoding: the exit code is that of the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, warm: Job) -> Path:
-    """A finished output whose path and images have names that are not ASCII; a run on it finds nothing to do."""
+    """A finished output whose path and images have names that are not ASCII; a run on it finds no work."""
     place = tmp_path_factory.mktemp("übung")
     for number, label in enumerate(["Äpfel", "Birnen"] * 2):
         (place / "bilder" / label).mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, warm: Job
 
 
 def shell(redirection: str, *command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python with redirections of a shell; what is not redirected is captured."""
+    """Run Python with redirections of a shell; capture streams that are not redirected."""
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, *map(str, command)],
         cwd=ROOT, capture_output=True, text=True, timeout=240, env={**clean_environment(), **(env or {})},
@@ -50,7 +50,7 @@ def shell(redirection: str, *command: object, env: dict[str, str] | None = None)
 
 
 def classify_again(output: Path) -> list[object]:
-    """Return the command that has nothing to do."""
+    """Return a command that finds no work."""
     record = tables.runs(output)[0]
     model = record["model"]["name"]
     return ["jobs/classify.py", "--input", *record["config"]["input"], "--output", output, "--model", model]
@@ -94,8 +94,8 @@ def test_verify_ends_with_its_own_exit_code(output: Path, broken: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], None], ids=["help", "run"])
-def test_a_reader_that_is_gone(output: Path, arguments: list[str] | None) -> None:
-    """As behind `| head -1`, when head has ended."""
+def test_a_closed_pipe(output: Path, arguments: list[str] | None) -> None:
+    """Like `| head -1` after head has ended."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [str(each) for each in (["jobs/classify.py", *arguments] if arguments else classify_again(output))]
@@ -107,7 +107,7 @@ def test_a_reader_that_is_gone(output: Path, arguments: list[str] | None) -> Non
 
 
 @pytest.mark.parametrize("narrow", NARROW)
-def test_names_that_the_encoding_lacks(output: Path, narrow: str, tmp_path: Path) -> None:
+def test_names_outside_the_encoding(output: Path, narrow: str, tmp_path: Path) -> None:
     for command in (classify_again(output), ["jobs/verify.py", output]):
         done = shell("", *command, env=NARROW[narrow])
         assert done.returncode == 0, done.stderr
@@ -130,8 +130,8 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
     assert done.stdout.isascii() and done.stdout.count(".jpg") == 4 * (redirection == "")
 
 
-def test_a_terminal_that_is_gone_stops_no_progress_bar() -> None:
-    """rich draws the bar in a thread of its own."""
+def test_a_closed_terminal_does_not_stop_the_progress_bar() -> None:
+    """rich draws the bar in a thread."""
     draw = (
         "import logging, os, sys, time; from imgbatch import cli; from imgbatch.concurrency import process\n"
         "from imgbatch.terminal import console; from imgbatch.terminal.progress import Progress\n"

@@ -1,4 +1,4 @@
-"""Columns of Parquet files: image bytes in all of Arrow's types, what is carried along, and pixels that are not."""
+"""Columns of Parquet files: image bytes in all of Arrow's types, and carried values without pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image(content: bytes | None, path: str = "x.jpg") -> dict[str, Any]:
 
 
 def read(disk: Folder, column: pa.Array, name: str = "column", **config: Any) -> list[bytes | str]:
-    """Write a file of this column and an id; return what a worker reads of it."""
+    """Write a file with this column and an id; return what a worker reads."""
     nested_view = pa.types.is_struct(column.type) and pa.types.is_binary_view(column.type.field(0).type)
     group = 10 if nested_view else 2  # pyarrow 26 cannot cut these into row groups
     uri = put(disk, "a.parquet", pa.table({"id": range(len(column)), name: column}), group)
@@ -83,13 +83,13 @@ def test_images_are_read_from_every_binary_type(disk: Folder, column: pa.Array, 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_column_that_is_not_found_by_its_type_can_be_named(disk: Folder, column: pa.Array, named: str) -> None:
+def test_an_image_column_can_be_named(disk: Folder, column: pa.Array, named: str) -> None:
     expected = A[:16] if pa.types.is_fixed_size_binary(column.type) else A
     assert read(disk, column, image_column=named) == [expected]
 
 
 @pytest.mark.parametrize(
-    "fields, found",
+    "fields, expected",
     [
         ([("image", BYTES_AND_PATH), ("crops", pa.list_(BYTES_AND_PATH))], "image"),
         ([("image", pa.binary()), ("thumbs", pa.list_(pa.binary()))], "image"),
@@ -102,13 +102,13 @@ def test_a_column_that_is_not_found_by_its_type_can_be_named(disk: Folder, colum
         ([("meta", pa.struct([("hash", pa.binary())]))], None),
     ],
 )
-def test_which_column_holds_the_images(fields: list[tuple[str, pa.DataType]], found: str | None) -> None:
+def test_the_image_column_is_recognised(fields: list[tuple[str, pa.DataType]], expected: str | None) -> None:
     column = image_column(pa.schema(fields), None)
-    assert (column and column.path) == found
+    assert (column and column.path) == expected
 
 
 @pytest.mark.parametrize(
-    "fields, named, told",
+    "fields, named, names",
     [
         ([("left", pa.binary()), ("right", pa.binary_view())], None, "left, right"),
         ([("left", BYTES_AND_PATH), ("right", BYTES_AND_PATH)], None, "left, right"),
@@ -117,14 +117,14 @@ def test_which_column_holds_the_images(fields: list[tuple[str, pa.DataType]], fo
         ([("a", pa.list_(pa.binary())), ("b", pa.list_(pa.binary()))], None, "a, b"),
     ],
 )
-def test_of_several_columns_one_has_to_be_named(
-    fields: list[tuple[str, pa.DataType]], named: str | None, told: str
+def test_several_image_columns_are_refused(
+    fields: list[tuple[str, pa.DataType]], named: str | None, names: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{told} could all be images: name one with source\.image_column"):
+    with pytest.raises(InputError, match=rf"{names} could all be images: name one with source\.image_column"):
         image_column(pa.schema(fields), named)
 
 
-def test_in_a_folder_too(disk: Folder) -> None:
+def test_several_image_columns_in_a_folder_are_refused(disk: Folder) -> None:
     put(disk, "in/a.parquet", pa.table({"left": [A], "right": [B]}))
     with pytest.raises(InputError, match=r"a\.parquet: the columns left, right could all be images"):
         listed(disk, disk.at("in"))
@@ -132,7 +132,7 @@ def test_in_a_folder_too(disk: Folder) -> None:
     assert contents(list(Fetcher(disk.stores, FetchConfig(), SourceConfig(image_column="right"))(rows))) == [B]
 
 
-def test_a_file_with_a_named_image_column_is_no_manifest(disk: Folder) -> None:
+def test_a_file_with_a_named_image_column_is_not_a_manifest(disk: Folder) -> None:
     uri = put(disk, "a.parquet", pa.table({"uri": ["x.jpg"], "path": ["y.jpg"], "image": [A]}))
     assert listed(disk, uri)[2][0].kind == "manifest"
     assert listed(disk, uri, image_column="image")[2][0].kind == "parquet"
@@ -147,8 +147,8 @@ def test_a_file_with_a_named_image_column_is_no_manifest(disk: Folder) -> None:
 
 def rejected(disk: Folder, column: pa.Array) -> list[bytes | tuple[str, str]]:
     rows, _, _ = listed(disk, put(disk, "a.parquet", pa.table({"column": column}), group=2))
-    found = [each.content for each in fetched(disk, rows)]
-    return [(each.reason, each.message) if isinstance(each, Refusal) else each for each in found]
+    result = [each.content for each in fetched(disk, rows)]
+    return [(each.reason, each.message) if isinstance(each, Refusal) else each for each in result]
 
 
 def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
@@ -156,24 +156,24 @@ def test_several_images_in_a_row_are_refused_row_by_row(disk: Folder) -> None:
         pa.array([[image(A)], [image(A), image(B)], [], None, [None]], pa.list_(BYTES_AND_PATH)),
         pa.array([[A], [A, B], [], None, [None]], pa.list_(pa.binary())),
     ):
-        found = rejected(disk, column)
-        assert found[0] == A
-        assert found[1] == ("unsupported", "the row holds 2 images: give each a row of its own")
-        assert [each[0] for each in found[2:]] == ["empty"] * 3
+        result = rejected(disk, column)
+        assert result[0] == A
+        assert result[1] == ("unsupported", "the row has 2 images: write one row per image")
+        assert [each[0] for each in result[2:]] == ["empty"] * 3
 
 
-def test_a_row_that_holds_a_path_alone_says_so(disk: Folder) -> None:
+def test_a_row_with_only_a_path_is_rejected_with_the_path(disk: Folder) -> None:
     images = [image(None, "cat.jpg"), image(A), image(None, "dog.jpg"), None, {"bytes": None, "path": None}]
     nested = [None if each is None else {"image": each, "n": 1} for each in images]
     for column in (pa.array(images, BYTES_AND_PATH), pa.array(nested, NESTED)):
-        found = rejected(disk, column)
-        assert found[1] == A and found[3] == found[4] == ("empty", "the row holds no bytes")
+        result = rejected(disk, column)
+        assert result[1] == A and result[3] == result[4] == ("empty", "the row has no bytes")
         for at, path in ((0, "cat.jpg"), (2, "dog.jpg")):
-            reason, message = found[at]
+            reason, message = result[at]
             assert reason == "empty" and f"only the path '{path}'" in str(message) and "manifest" in str(message)
 
 
-# What is carried along
+# Carried values
 
 
 def test_names_are_trimmed_composed_and_distinct(disk: Folder) -> None:
@@ -184,9 +184,9 @@ def test_names_are_trimmed_composed_and_distinct(disk: Folder) -> None:
     for twice in (["image", "label", "label"], ["image", "label", "label "]):
         table = pa.Table.from_arrays([pa.array([A]), pa.array(["a"]), pa.array(["b"])], names=twice)
         put(disk, "b.parquet", table)
-        for given in (disk.at("b.parquet"), disk.uri):
+        for uri in (disk.at("b.parquet"), disk.uri):
             with pytest.raises(InputError, match=r"b\.parquet.*'label'.*rename"):
-                listed(disk, given)
+                listed(disk, uri)
 
 
 VALUES: dict[str, tuple[pa.Array, Any]] = {
@@ -230,19 +230,19 @@ def test_values_are_carried_and_pixels_are_not(disk: Folder, kind: str, caplog: 
         assert {name for name in row if name.startswith("input_")} - {"input_path"} == {
             f"input_{name}" for name in VALUES
         }
-    told = [record.getMessage() for record in caplog.records if "are omitted from the tables" in record.getMessage()]
-    assert len(told) == 1 and all(repr(name) in told[0] for name in NOT_CARRIED)
+    logged = [record.getMessage() for record in caplog.records if "are omitted from the tables" in record.getMessage()]
+    assert len(logged) == 1 and all(repr(name) in logged[0] for name in NOT_CARRIED)
 
 
-def test_long_values_in_a_column_of_short_ones_are_left_out(disk: Folder) -> None:
+def test_long_values_in_a_column_of_short_ones_are_omitted(disk: Folder) -> None:
     ids = [b"id"] * 50 + [PIXELS] + [None]
     uri = put(disk, "m.parquet", pa.table({"uri": [f"{at}.jpg" for at in range(52)], "id": ids}), group=100)
     rows, _, _ = listed(disk, uri)
     assert rows["input_id"].to_pylist() == [b"id"] * 50 + [None, None]
 
 
-def test_a_long_value_of_many_rows_is_not_copied_for_each(disk: Folder) -> None:
-    """In the file it is there once; 4,000 copies of a megabyte would not fit into memory."""
+def test_a_long_value_is_not_copied_for_each_row(disk: Folder) -> None:
+    """The file has the value once. 4,000 copies of a megabyte would not fit into memory."""
     thumbs = pa.DictionaryArray.from_arrays(pa.array([0] * 4_000, pa.int32()), pa.array([b"p" * (1 << 20)]))
     uri = put(disk, "m.parquet", pa.table({"uri": [f"{at}.jpg" for at in range(4_000)], "thumb": thumbs}), group=4_000)
     before = pa.total_allocated_bytes()
@@ -262,15 +262,15 @@ def test_pixels_are_not_read_by_the_driver(disk: Folder, monkeypatch: pytest.Mon
     assert sum(read) < 100_000
 
 
-def test_class_numbers_have_their_names_in_manifests_as_well(disk: Folder) -> None:
+def test_class_numbers_have_their_names_in_manifests(disk: Folder) -> None:
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     table = pa.table({"uri": ["a", "b", "c"], "label": pa.array([1, 0, -1])})
-    told = json.dumps({"info": {"features": features}})
-    rows, _, _ = listed(disk, put(disk, "m.parquet", table.replace_schema_metadata({"huggingface": told})))
+    metadata = json.dumps({"info": {"features": features}})
+    rows, _, _ = listed(disk, put(disk, "m.parquet", table.replace_schema_metadata({"huggingface": metadata})))
     assert rows["input_label"].to_pylist() == ["dog", "cat", None]
 
 
-def test_a_column_that_is_damaged_is_named_with_its_file(disk: Folder) -> None:
+def test_a_damaged_column_is_named_with_its_file(disk: Folder) -> None:
     texts = [f"{number:05d}" * 20 for number in range(100)]
     uri = put(disk, "a.parquet", pa.table({"text": texts, "image": [A] * 100}), group=100)
     data = bytearray(disk.read("a.parquet"))
@@ -283,7 +283,7 @@ def test_a_column_that_is_damaged_is_named_with_its_file(disk: Folder) -> None:
 @pytest.mark.parametrize(
     "value, kind", [(value.to_pylist(), value.type) for value, _ in VALUES.values()], ids=list(VALUES)
 )
-def test_the_plain_type_holds_the_same_values(value: list[Any], kind: pa.DataType) -> None:
+def test_the_carried_type_has_the_same_values(value: list[Any], kind: pa.DataType) -> None:
     if isinstance(kind, pa.BaseExtensionType):
         value = [each.bytes for each in value]
     array = pa.array(value, kind) if not pa.types.is_dictionary(kind) else pa.array(value).dictionary_encode()

@@ -1,4 +1,4 @@
-"""Where labels and splits come from: one way for each input, and a refusal wherever there could be two."""
+"""Where labels and splits come from: one origin for each input, and a refusal if several are possible."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
 from imgbatch.schema import PARQUET, TAR
 from imgbatch.sources.declared import Declaration, decide
+from imgbatch.sources.label_summary import LabelSummary
 from imgbatch.sources.labelled import OBJECT_OF, SPLIT, TABLE_OF, TRUTH, Columns
 from imgbatch.sources.places import Places, Root
 from imgbatch.sources.split_words import TEST, TRAIN, VAL
-from imgbatch.sources.understood import Understood
 
 FOLDER = (Root("/in", "folder"),)
 
@@ -30,12 +30,12 @@ def rows(
         for p, kind in zip(paths, kinds, strict=True)
     ]
     own, none = pa.array([number] * count, pa.int32()), pa.nulls(count, pa.int32())
-    said = [value if isinstance(value, list) else [value] * count for value in (label, split)]
+    values = [value if isinstance(value, list) else [value] * count for value in (label, split)]
     return pa.table(
         {
             "uri": [f"{root}/{p}" for p in paths], "container": pa.array(kinds, pa.string()),
             "tar": pa.array(tars, pa.string()),
-            TRUTH: pa.array(said[0], pa.string()), SPLIT: pa.array(said[1], pa.string()),
+            TRUTH: pa.array(values[0], pa.string()), SPLIT: pa.array(values[1], pa.string()),
             OBJECT_OF: none if table else own, TABLE_OF: own if table else none,
         }
     )  # fmt: skip
@@ -51,26 +51,26 @@ def decided(
     return decide(places, columns or tuple(Columns() for _ in roots), SourceConfig(**config), images)
 
 
-def said(*tables: pa.Table, **more: Any) -> list[tuple[str | None, str]]:
+def labels_and_splits(*tables: pa.Table, **more: Any) -> list[tuple[str | None, str]]:
     """Return the label and the split of each image."""
-    declared, found = decided(*tables, **more), []
+    declared, result = decided(*tables, **more), []
     for table in tables:
         labels, splits = declared.apply(table)
-        found += [(a, ("train", "val", "test")[b]) for a, b in zip(labels.to_pylist(), splits.tolist(), strict=True)]
-    return found
+        result += [(a, ("train", "val", "test")[b]) for a, b in zip(labels.to_pylist(), splits.tolist(), strict=True)]
+    return result
 
 
 def refused(*tables: pa.Table, **more: Any) -> str:
     with pytest.raises(InputError) as error:
-        said(*tables, **more)
+        labels_and_splits(*tables, **more)
     return str(error.value)
 
 
 def test_class_folders_are_the_labels_and_split_folders_the_splits() -> None:
-    assert said(rows("cat/1.jpg", "dog/2.jpg")) == [("cat", "train"), ("dog", "train")]
-    splits = said(rows("train/cat/1.jpg", "Valid/cat/2.jpg", "test_set/dog/3.jpg", "train2017/dog/4.jpg"))
+    assert labels_and_splits(rows("cat/1.jpg", "dog/2.jpg")) == [("cat", "train"), ("dog", "train")]
+    splits = labels_and_splits(rows("train/cat/1.jpg", "Valid/cat/2.jpg", "test_set/dog/3.jpg", "train2017/dog/4.jpg"))
     assert splits == [("cat", "train"), ("cat", "val"), ("dog", "test"), ("dog", "train")]
-    deeper = said(rows("set/train/cat/1.jpg", "set/val/dog/2.jpg"))
+    deeper = labels_and_splits(rows("set/train/cat/1.jpg", "set/val/dog/2.jpg"))
     assert deeper == [("cat", "train"), ("dog", "val")]
 
 
@@ -82,17 +82,19 @@ def test_class_folders_are_the_labels_and_split_folders_the_splits() -> None:
         ("train/cat/1.jpg", "train/cup/2.jpg", "test2017/3.jpg"),
     ],
 )
-def test_images_that_lie_in_a_split_folder_itself_have_no_label(paths: tuple[str, ...]) -> None:
-    assert said(rows(*paths)) == [("cat", "train"), ("cup", "train"), (None, "test")]
+def test_images_directly_in_a_split_folder_have_no_label(paths: tuple[str, ...]) -> None:
+    assert labels_and_splits(rows(*paths)) == [("cat", "train"), ("cup", "train"), (None, "test")]
 
 
 @pytest.mark.parametrize("kind", ["", "images/"])
-def test_split_folders_alone_name_no_class(kind: str) -> None:
+def test_split_folders_are_not_classes(kind: str) -> None:
     flat = rows(f"{kind}train/1.jpg", f"{kind}val/2.jpg")
-    assert said(flat) == [(None, "train"), (None, "val")]
+    assert labels_and_splits(flat) == [(None, "train"), (None, "val")]
     by_class = rows("cat/train/1.jpg", "dog/test/2.jpg")
-    assert said(by_class) == [(None, "train"), (None, "test")], "whether cat is a class is for the user to say"
-    assert said(by_class, label_depth=1) == [("cat", "train"), ("dog", "test")]
+    assert labels_and_splits(by_class) == [(None, "train"), (None, "test")], (
+        "whether cat is a class is for the user to say"
+    )
+    assert labels_and_splits(by_class, label_depth=1) == [("cat", "train"), ("dog", "test")]
 
 
 @pytest.mark.parametrize(
@@ -103,17 +105,19 @@ def test_split_folders_alone_name_no_class(kind: str) -> None:
         ("vehicles/train/1.jpg", "vehicles/car/2.jpg"),
     ],
 )
-def test_images_beside_split_folders_are_refused(paths: tuple[str, ...]) -> None:
+def test_images_next_to_split_folders_are_refused(paths: tuple[str, ...]) -> None:
     message = refused(rows(*paths))
-    assert "holds split folders" in message and "source.splits=none" in message
+    assert "has split folders" in message and "source.splits=none" in message
     if not paths[0].startswith("cat"):  # a user may say that train is a class, though not that cat is two
-        assert [label for label, _ in said(rows(*paths), splits="none")] == [path.split("/")[-2] for path in paths]
+        assert [label for label, _ in labels_and_splits(rows(*paths), splits="none")] == [
+            path.split("/")[-2] for path in paths
+        ]
 
 
-def test_a_split_word_is_a_class_only_if_the_user_says_so() -> None:
+def test_a_split_word_is_a_class_only_with_source_labels() -> None:
     paths = rows("train/test/1.jpg", "train/cat/2.jpg")
     assert "source.labels=folders" in refused(paths)
-    assert [label for label, _ in said(paths, labels="folders")] == ["test", "cat"]
+    assert [label for label, _ in labels_and_splits(paths, labels="folders")] == ["test", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -124,66 +128,75 @@ def test_a_split_word_is_a_class_only_if_the_user_says_so() -> None:
         (("train/cats/1.jpg", "train/cats/more/2.jpg", "train/dogs/3.jpg"), 1),
     ],
 )
-def test_a_folder_of_images_and_of_folders_is_refused(paths: tuple[str, ...], depth: int) -> None:
+def test_a_folder_with_images_and_folders_is_refused(paths: tuple[str, ...], depth: int) -> None:
     assert f"source.label_depth={depth}" in refused(rows(*paths))
-    assert [label for label, _ in said(rows(*paths), label_depth=depth)] == ["cats", "cats", "dogs"]
+    assert [label for label, _ in labels_and_splits(rows(*paths), label_depth=depth)] == ["cats", "cats", "dogs"]
 
 
-def test_the_leaf_is_the_class_unless_a_depth_is_said() -> None:
+def test_the_innermost_folder_is_the_class_by_default() -> None:
     paths = rows("benign/P001/1.jpg", "malignant/P002/2.jpg")
-    assert [label for label, _ in said(paths)] == ["P001", "P002"]
-    assert [label for label, _ in said(paths, label_depth=1)] == ["benign", "malignant"]
-    assert [label for label, _ in said(paths, label_depth=3)] == [None, None]
+    assert [label for label, _ in labels_and_splits(paths)] == ["P001", "P002"]
+    assert [label for label, _ in labels_and_splits(paths, label_depth=1)] == ["benign", "malignant"]
+    assert [label for label, _ in labels_and_splits(paths, label_depth=3)] == [None, None]
 
 
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
         (("a/cat/1.jpg", "b/cat/2.jpg"), "'cat' is in two places"),
-        (("cat/1.jpg", "3.jpg"), "images lie in /in itself"),
+        (("cat/1.jpg", "3.jpg"), "images are directly in /in"),
         (("images_part_1/1.jpg", "images_part_2/2.jpg"), "look like numbered parts"),
         (("batch1/1.jpg", "batch2/2.jpg"), "look like numbered parts"),
         (("2024-01-05/1.jpg", "2024-01-06/2.jpg"), "look like dates"),
     ],
 )
-def test_folders_that_may_be_no_classes_are_refused(paths: tuple[str, ...], message: str) -> None:
+def test_folders_that_may_not_be_classes_are_refused(paths: tuple[str, ...], message: str) -> None:
     assert message in refused(rows(*paths))
 
 
 def test_numbers_are_classes() -> None:
-    assert [label for label, _ in said(rows("1/a.jpg", "2/b.jpg"))] == ["1", "2"]
-    assert [label for label, _ in said(rows("part_1/a.jpg", "part_2/b.jpg"), labels="folders")] == ["part_1", "part_2"]
+    assert [label for label, _ in labels_and_splits(rows("1/a.jpg", "2/b.jpg"))] == ["1", "2"]
+    assert [label for label, _ in labels_and_splits(rows("part_1/a.jpg", "part_2/b.jpg"), labels="folders")] == [
+        "part_1",
+        "part_2",
+    ]
 
 
 def test_one_name_in_two_unicode_forms_is_one_class() -> None:
-    assert [label for label, _ in said(rows("Caf\u00e9/1.jpg", "Cafe\u0301/2.jpg", "L\u00f6we/3.jpg"))] == [
+    assert [
+        label for label, _ in labels_and_splits(rows("Caf\u00e9/1.jpg", "Cafe\u0301/2.jpg", "L\u00f6we/3.jpg"))
+    ] == [
         "Café",
         "Café",
         "Löwe",
     ]
-    across = said(rows("train/Caf\u00e9/1.jpg", "val/Cafe\u0301/2.jpg"))
+    across = labels_and_splits(rows("train/Caf\u00e9/1.jpg", "val/Cafe\u0301/2.jpg"))
     assert across == [("Café", "train"), ("Café", "val")]
 
 
 def test_a_hash_in_a_folder_is_part_of_its_name() -> None:
-    assert [label for label, _ in said(rows("C#/1.jpg", "#1/2.jpg", "v1.2/a#b.jpg"))] == ["C#", "#1", "v1.2"]
+    assert [label for label, _ in labels_and_splits(rows("C#/1.jpg", "#1/2.jpg", "v1.2/a#b.jpg"))] == [
+        "C#",
+        "#1",
+        "v1.2",
+    ]
 
 
-def test_several_inputs_may_be_class_folders_or_split_folders_themselves() -> None:
+def test_inputs_may_be_class_folders_or_split_folders() -> None:
     def two(first: str, second: str) -> tuple[Root, Root]:
         return Root(f"/in/{first}", "folder"), Root(f"/in/{second}", "folder", group=1)
 
-    classes = said(rows("cat/1.jpg"), rows("dog/2.jpg", number=1), roots=two("cat", "dog"))
+    classes = labels_and_splits(rows("cat/1.jpg"), rows("dog/2.jpg", number=1), roots=two("cat", "dog"))
     assert classes == [("cat", "train"), ("dog", "train")]
-    splits = said(rows("train/cat/1.jpg"), rows("test/cat/2.jpg", number=1), roots=two("train", "test"))
+    splits = labels_and_splits(rows("train/cat/1.jpg"), rows("test/cat/2.jpg", number=1), roots=two("train", "test"))
     assert splits == [("cat", "train"), ("cat", "test")]
-    alone = said(rows("test/cat/1.jpg", "test/dog/2.jpg"), roots=(Root("/in/test", "folder"),))
+    alone = labels_and_splits(rows("test/cat/1.jpg", "test/dog/2.jpg"), roots=(Root("/in/test", "folder"),))
     assert [split for _, split in alone] == ["train", "train"], "a single input is what is meant"
 
 
 def test_a_glob_and_an_object_have_the_class_of_their_folder() -> None:
-    assert said(rows("cat/1.jpg"), roots=(Root("/in/cat", "glob"),)) == [("cat", "train")]
-    assert said(rows("dog/1.jpg"), roots=(Root("/in", "object"),)) == [("dog", "train")]
+    assert labels_and_splits(rows("cat/1.jpg"), roots=(Root("/in/cat", "glob"),)) == [("cat", "train")]
+    assert labels_and_splits(rows("dog/1.jpg"), roots=(Root("/in", "object"),)) == [("dog", "train")]
 
 
 @pytest.mark.parametrize(
@@ -201,56 +214,58 @@ def test_a_glob_and_an_object_have_the_class_of_their_folder() -> None:
 )
 def test_split_words_in_tables_and_archives(paths: tuple[str, ...], splits: list[str]) -> None:
     labelled = rows(*paths, label=["a", "b"])
-    assert [split for _, split in said(labelled)] == splits
-    assert [split for _, split in said(labelled, splits="none")] == ["train", "train"]
+    assert [split for _, split in labels_and_splits(labelled)] == splits
+    assert [split for _, split in labels_and_splits(labelled, splits="none")] == ["train", "train"]
 
 
-def test_a_split_word_in_the_name_of_an_image_says_nothing() -> None:
-    assert [split for _, split in said(rows("cat/test_1.jpg", "dog/val.jpg"))] == ["train", "train"]
+def test_a_split_word_in_the_name_of_an_image_is_ignored() -> None:
+    assert [split for _, split in labels_and_splits(rows("cat/test_1.jpg", "dog/val.jpg"))] == ["train", "train"]
 
 
-def test_a_folder_and_a_file_that_name_two_splits_are_refused() -> None:
+def test_a_folder_and_a_file_with_different_splits_are_refused() -> None:
     message = refused(rows("test/train-0.tar#1.jpg", label="a"))
     assert "source.splits=folders or source.splits=names" in message
-    assert [split for _, split in said(rows("test/train-0.tar#1.jpg", label="a"), splits="names")] == ["train"]
+    assert [split for _, split in labels_and_splits(rows("test/train-0.tar#1.jpg", label="a"), splits="names")] == [
+        "train"
+    ]
 
 
-def test_a_table_named_after_a_split_says_it_and_so_do_the_folders_of_its_images() -> None:
+def test_splits_in_names_of_tables_and_folders_of_their_images() -> None:
     roots = (Root("/in", "manifest", "train.csv"), Root("/in", "manifest", "test.csv", group=1))
     columns = (Columns({"label"}, tables=True), Columns({"label"}, tables=True))
     tables = rows("p/1.jpg", label="a", table=True), rows("p/2.jpg", label="a", table=True, number=1)
-    assert [split for _, split in said(*tables, roots=roots, columns=columns)] == ["train", "test"]
+    assert [split for _, split in labels_and_splits(*tables, roots=roots, columns=columns)] == ["train", "test"]
     listed = rows("p/train/1.jpg", "p/test/2.jpg", label="a", table=True)
     roots, columns = (Root("/in", "manifest", "list.csv"),), (Columns({"label"}, tables=True),)
-    assert [split for _, split in said(listed, roots=roots, columns=columns)] == ["train", "test"]
+    assert [split for _, split in labels_and_splits(listed, roots=roots, columns=columns)] == ["train", "test"]
 
 
-def test_a_column_says_label_and_split_and_folders_nothing_then() -> None:
+def test_columns_take_precedence_over_folders() -> None:
     columns = (Columns({"label", "split"}, tables=True),)
     listed = rows("test/cat/1.jpg", "camera1/2.jpg", label=["cup", None], split=["", "Validation "])
-    assert said(listed, columns=columns) == [("cup", "train"), (None, "val")]
+    assert labels_and_splits(listed, columns=columns) == [("cup", "train"), (None, "val")]
 
 
-def test_values_of_a_split_column_are_known_or_refused() -> None:
+def test_unknown_values_of_a_split_column_are_refused() -> None:
     columns = (Columns({"split"}, tables=True),)
     assert "'trian'" in refused(rows("a/1.jpg", "b/2.jpg", split=["train", "trian"]), columns=columns)
     flag = (Columns({"is_test"}, tables=True),)
     listed = rows("a/1.jpg", "b/2.jpg", split=["0", "1"])
-    assert [split for _, split in said(listed, columns=flag, split_column="is_test")] == ["train", "test"]
+    assert [split for _, split in labels_and_splits(listed, columns=flag, split_column="is_test")] == ["train", "test"]
 
 
 def test_in_a_tar_sidecars_or_folders_but_not_both() -> None:
-    folders = said(rows("a.tar#cat/1.jpg", "a.tar#dog/2.jpg", "a.tar#3.jpg"))
+    folders = labels_and_splits(rows("a.tar#cat/1.jpg", "a.tar#dog/2.jpg", "a.tar#3.jpg"))
     assert [label for label, _ in folders] == ["cat", "dog", None]
-    sidecars = said(rows("a.tar#day1/1.jpg", "a.tar#day1/2.jpg", label=["cat", None]))
+    sidecars = labels_and_splits(rows("a.tar#day1/1.jpg", "a.tar#day1/2.jpg", label=["cat", None]))
     assert [label for label, _ in sidecars] == ["cat", None]
-    across = said(rows("a.tar#day1/1.jpg", "b.tar#day1/2.jpg", label=["cat", None]))
+    across = labels_and_splits(rows("a.tar#day1/1.jpg", "b.tar#day1/2.jpg", label=["cat", None]))
     assert [label for label, _ in across] == ["cat", None], "decided for the whole input"
-    dots = said(rows("a.tar#./1.jpg", "a.tar#./cat/2.jpg"))
+    dots = labels_and_splits(rows("a.tar#./1.jpg", "a.tar#./cat/2.jpg"))
     assert [label for label, _ in dots] == [None, "cat"], "a dot is no class"
 
 
-def test_a_label_of_another_input_goes_before_the_folder_and_is_counted() -> None:
+def test_a_label_of_another_input_takes_precedence_over_the_folder() -> None:
     roots = (*FOLDER, Root("/in", "manifest", "labels.csv", group=1))
     columns = (Columns(), Columns({"label"}, tables=True))
     listed = rows("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", label=["dog", None, "dog"])
@@ -259,13 +274,13 @@ def test_a_label_of_another_input_goes_before_the_folder_and_is_counted() -> Non
     assert labels.to_pylist() == ["dog", "cat", "dog"] and declared.overridden == 1
 
 
-def test_labels_from_one_place_alone() -> None:
+def test_labels_from_one_origin() -> None:
     listed = rows("cat/1.jpg", "dog/2.jpg", label=["x", None])
-    assert [label for label, _ in said(listed, labels="folders")] == ["cat", "dog"]
-    assert [label for label, _ in said(listed, labels="column")] == ["x", None]
+    assert [label for label, _ in labels_and_splits(listed, labels="folders")] == ["cat", "dog"]
+    assert [label for label, _ in labels_and_splits(listed, labels="column")] == ["x", None]
 
 
-def test_objects_without_a_suffix_are_looked_into_before_they_refuse_anything() -> None:
+def test_objects_without_a_suffix_are_checked_before_a_refusal() -> None:
     asked: list[str] = []
 
     def none_are(uris: list[str]) -> list[bool]:
@@ -278,19 +293,19 @@ def test_objects_without_a_suffix_are_looked_into_before_they_refuse_anything() 
     assert labels.to_pylist() == ["cat", "dog", None, None]
     assert sorted(asked) == ["/in/NOTES", "/in/cat/index"] and declared.ignored == set(asked)
     hashes = rows("cat/0a1b", "dog/2c3d")
-    assert [label for label, _ in said(hashes, images=none_are)] == ["cat", "dog"]
+    assert [label for label, _ in labels_and_splits(hashes, images=none_are)] == ["cat", "dog"]
     assert len(asked) == 2, "where no image has a suffix, none of them decides anything"
 
 
-def test_a_tar_that_is_not_read_is_a_place_without_images() -> None:
+def test_an_unread_tar_is_a_place_without_images() -> None:
     listed = rows("test_0.tar", "training_0.tar")
     declared = decided(listed)
     assert declared.apply(listed)[1].tolist() == [TEST, TRAIN]
 
 
-def test_what_was_understood_is_a_table() -> None:
+def test_the_summary_is_a_table() -> None:
     listed = rows(*(f"train/c{n:02d}/1.jpg" for n in range(22)), "val/c00/2.jpg", "test/3.jpg")
-    declared, understood = decided(listed), Understood()
+    declared, understood = decided(listed), LabelSummary()
     labels, splits = declared.apply(listed)
     understood.add(labels, splits, listed["uri"])
     lines = understood.lines(declared.origins)
@@ -312,7 +327,7 @@ def test_what_was_understood_is_a_table() -> None:
 FLAT = (Root("/in/photos", "folder"), Root("/in", "manifest", "labels.csv", group=1))
 
 
-def test_a_folder_whose_images_a_table_labels_is_no_class_itself() -> None:
+def test_a_folder_of_images_labelled_by_a_table_is_not_a_class() -> None:
     columns = (Columns(), Columns({"label"}, tables=True))
     listed = rows("photos/1.jpg", "photos/2.jpg", "photos/3.jpg", label=["cat", "dog", None])
     declared = decided(listed, roots=FLAT, columns=columns)
@@ -329,13 +344,13 @@ def test_a_folder_whose_images_a_table_labels_is_no_class_itself() -> None:
         ("test", "", "folder"),
     ],
 )
-def test_what_the_paths_of_inputs_say_differently_is_their_split(first: str, second: str, kind: str) -> None:
+def test_different_split_words_in_input_paths_are_splits(first: str, second: str, kind: str) -> None:
     roots = (Root(f"/in/{first}", kind), Root(f"/in/{second}".rstrip("/"), kind, group=1))
     member = {"tar": ".tar#1.jpg", "parquet": ".parquet#1"}.get(kind, "/cat/1.jpg")
     tables = rows(f"{first}/0{member}", label="a"), rows(f"{second}/1{member}".lstrip("/"), label="a", number=1)
     expected = ["test", "train"] if first == "test" else ["train", "test"]
-    assert [split for _, split in said(*tables, roots=roots)] == expected
-    assert [split for _, split in said(*tables, roots=roots, splits="none")] == ["train", "train"]
+    assert [split for _, split in labels_and_splits(*tables, roots=roots)] == expected
+    assert [split for _, split in labels_and_splits(*tables, roots=roots, splits="none")] == ["train", "train"]
 
 
 @pytest.mark.parametrize(
@@ -346,18 +361,18 @@ def test_what_the_paths_of_inputs_say_differently_is_their_split(first: str, sec
         ("a.tar#my-train/cat/1.jpg", "a.tar#my-test/dog/2.jpg"),
     ],
 )
-def test_folders_that_may_be_splits_are_asked_about(paths: tuple[str, ...]) -> None:
+def test_folders_that_may_be_splits_are_refused(paths: tuple[str, ...]) -> None:
     message = refused(rows(*paths))
     assert "source.splits=folders if they are, or source.splits=none" in message
-    assert {split for _, split in said(rows(*paths), splits="folders")} == {
+    assert {split for _, split in labels_and_splits(rows(*paths), splits="folders")} == {
         "train",
         "val" if "val/3" in paths[-1] else "test",
     }
-    assert {split for _, split in said(rows(*paths), splits="none")} == {"train"}
+    assert {split for _, split in labels_and_splits(rows(*paths), splits="none")} == {"train"}
 
 
-def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
-    assert [label for label, _ in said(rows("test_tube/1.jpg", "beaker/2.jpg"))] == ["test_tube", "beaker"]
+def test_one_class_with_a_split_word_in_its_name_is_a_class() -> None:
+    assert [label for label, _ in labels_and_splits(rows("test_tube/1.jpg", "beaker/2.jpg"))] == ["test_tube", "beaker"]
 
 
 @pytest.mark.parametrize(
@@ -368,32 +383,34 @@ def test_one_class_with_a_word_for_a_split_in_its_name_is_a_class() -> None:
         ("a/b/train/0.parquet#1", "a/b/test/0.parquet#1"),
     ],
 )
-def test_split_folders_that_lie_deep_are_asked_about(paths: tuple[str, ...]) -> None:
-    assert "source.splits=folders, which takes them at any depth" in refused(rows(*paths))
-    assert len({split for _, split in said(rows(*paths), splits="folders")}) == 2
+def test_deep_split_folders_are_refused(paths: tuple[str, ...]) -> None:
+    assert "source.splits=folders (at any depth)" in refused(rows(*paths))
+    assert len({split for _, split in labels_and_splits(rows(*paths), splits="folders")}) == 2
 
 
 def test_images_of_a_table_have_the_split_of_any_folder_above_them() -> None:
     roots, columns = (Root("/in", "manifest", "list.csv"),), (Columns({"label"}, tables=True),)
     listed = rows("ds/images/train/x/1.jpg", "ds/images/test/x/2.jpg", "stray.jpg", label="a", table=True)
-    assert [split for _, split in said(listed, roots=roots, columns=columns)] == ["train", "test", "train"]
+    assert [split for _, split in labels_and_splits(listed, roots=roots, columns=columns)] == ["train", "test", "train"]
     alone = rows("test/1.jpg", "test/2.jpg", label="a", table=True)
-    assert [split for _, split in said(alone, roots=roots, columns=columns)] == ["train", "train"]
+    assert [split for _, split in labels_and_splits(alone, roots=roots, columns=columns)] == ["train", "train"]
 
 
 def test_one_class_in_two_places_of_an_archive_is_refused() -> None:
     assert "'cat' is in two places" in refused(rows("s.tar#images/cat/1.jpg", "s.tar#masks/cat/1.png"))
-    assert [label for label, _ in said(rows("a.tar#a/cat/1.jpg", "b.tar#b/cat/2.jpg"))] == ["cat", "cat"]
+    assert [label for label, _ in labels_and_splits(rows("a.tar#a/cat/1.jpg", "b.tar#b/cat/2.jpg"))] == ["cat", "cat"]
 
 
-def test_numbered_names_are_one_input() -> None:
+def test_an_expanded_range_is_one_input() -> None:
     roots = (Root("/in", "tar"), Root("/in", "tar"))
     tables = rows("x-0.tar#imgs/1.jpg", label="cat"), rows("x-1.tar#imgs/2.jpg", number=1)
-    assert [label for label, _ in said(*tables, roots=roots)] == ["cat", None]
+    assert [label for label, _ in labels_and_splits(*tables, roots=roots)] == ["cat", None]
 
 
-def test_files_beside_images_that_may_say_labels_are_asked_about() -> None:
+def test_files_that_may_hold_labels_are_refused() -> None:
     columns = (Columns(sidecar="/in/s0/0.cls"),)
     message = refused(rows("s0/0.jpg", "s1/1.jpg"), columns=columns)
-    assert "/in/s0/0.cls may say the labels" in message
-    assert [label for label, _ in said(rows("s0/0.jpg", "s1/1.jpg"), columns=columns, labels="folders")] == ["s0", "s1"]
+    assert "/in/s0/0.cls may hold labels" in message
+    assert [
+        label for label, _ in labels_and_splits(rows("s0/0.jpg", "s1/1.jpg"), columns=columns, labels="folders")
+    ] == ["s0", "s1"]

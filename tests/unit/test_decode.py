@@ -1,4 +1,4 @@
-"""What `decode` makes of every kind of file: whole, turned, cut, damaged, huge, or no image at all."""
+"""`decode` for every kind of file: complete, rotated, truncated, damaged, huge, or not an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pixels_of(data: bytes, **options: Any) -> make.Array:
 
 
 def reason_of(data: bytes, max_pixels: int = LIMIT) -> str:
-    """Return the reason of the reject that the data must give."""
+    """Return the reason of the reject for these data."""
     with pytest.raises(Rejected) as caught:
         decode(data, max_pixels=max_pixels)
     assert str(caught.value)
@@ -49,11 +49,11 @@ def difference(left: make.Array, right: make.Array) -> float:
     return float(np.abs(left.astype(int) - right.astype(int)).mean())
 
 
-# Which kind it is
+# Recognition of formats
 
 
 @pytest.mark.parametrize("name", make.samples())
-def test_each_kind_is_read_as_pillow_reads_it(name: str) -> None:
+def test_each_format_is_decoded_like_pillow(name: str) -> None:
     data = make.samples()[name]
     assert sniff(data) == name.split()[0]
     picture = decode(data, max_pixels=LIMIT)
@@ -64,7 +64,7 @@ def test_each_kind_is_read_as_pillow_reads_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["png", "webp lossless", "bmp", "tiff", "tiff lzw", "pnm", "jp2", "dicom"])
-def test_lossless_kinds_give_the_very_pixels(name: str) -> None:
+def test_lossless_formats_have_exact_pixels(name: str) -> None:
     assert np.array_equal(pixels_of(make.samples()[name]), make.scene())
 
 
@@ -134,7 +134,7 @@ def test_a_reject_names_what_the_bytes_are(data: bytes, message: str) -> None:
     assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-def test_a_text_of_many_comments_is_named_at_once() -> None:
+def test_a_text_of_many_comments_is_named_quickly() -> None:
     # It would never end if the comments were tried in all their partitions.
     assert sniff(b"<!-- a -->" * 100_000) is None and reason_of(b"<!-- a -->" * 100_000) == "not_an_image"
 
@@ -155,21 +155,21 @@ def test_no_bytes_are_empty() -> None:
         ("svg", XML + b'<!-- drawn --><!DOCTYPE svg [ <!ENTITY a "<x>"> ]><svg/>'),
     ],
 )
-def test_known_kinds_that_are_not_read_are_unsupported(kind: str, data: bytes) -> None:
+def test_recognised_but_unsupported_formats(kind: str, data: bytes) -> None:
     assert sniff(data) == kind
     assert reason_of(data) == "unsupported"
 
 
 @pytest.mark.parametrize(("frame", "bits"), [(0xC3, 8), (0xC1, 12)], ids=["lossless", "12 bits"])
-def test_rare_kinds_of_jpeg_are_unsupported(frame: int, bits: int) -> None:
+def test_rare_jpeg_variants_are_unsupported(frame: int, bits: int) -> None:
     assert reason_of(make.jpeg_header(8, 8, frame, bits)) == "unsupported"
 
 
-# The table of colours
+# Colours
 
 
 def ramp(dtype: str) -> make.Array:
-    """Return 0..65535 in steps of 257 * 5, as a picture of 4 rows."""
+    """Return 0..65535 in steps of 257 * 5, as an image of 4 rows."""
     return (np.arange(52).reshape(4, 13) * 257 * 5).astype(dtype)
 
 
@@ -198,7 +198,7 @@ def test_16_bit_grey_keeps_its_full_range(data: bytes) -> None:
     assert np.array_equal(pixels_of(data), grey(np.arange(52).reshape(4, 13) * 5))
 
 
-def test_16_bit_grey_is_not_stretched_to_what_the_picture_uses() -> None:
+def test_16_bit_grey_is_not_stretched_to_its_values() -> None:
     assert np.array_equal(
         pixels_of(make.encode(np.full((3, 5), 2 * 257 + 128, np.uint16), "PNG")), grey(np.full((3, 5), 2))
     )
@@ -252,7 +252,7 @@ def test_a_palette_is_expanded_and_its_transparency_dropped(format: str, transpa
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_alpha_is_dropped_and_what_lies_below_it_shows(format: str) -> None:
+def test_alpha_is_dropped(format: str) -> None:
     colours = np.array([[[200, 100, 50, 0], [1, 2, 3, 128], [250, 251, 252, 255]]], np.uint8)
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
     assert np.array_equal(pixels_of(make.encode(colours, format, **options)), colours[:, :, :3])
@@ -330,7 +330,7 @@ def test_big_endian_exif() -> None:
     assert (picture.width, picture.height) == (48, 64)
 
 
-# Cut and damaged files
+# Truncated and damaged files
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
@@ -348,7 +348,7 @@ def test_a_file_cut_in_its_header_is_truncated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in make.samples() if name.startswith("jpeg")])
-def test_every_cut_before_the_end_marker_is_told(name: str) -> None:
+def test_every_cut_before_the_end_marker_is_detected(name: str) -> None:
     data = make.samples(24, 16)[name]
     for length in range(3, len(data) - 2):
         assert reason_of(data[:length]) == "truncated", length
@@ -386,7 +386,7 @@ def test_the_end_marker_of_a_thumbnail_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xd3", b"\xff\xe5", b"\0\0", b"\x55\xaa"], ids=bytes.hex)
-def test_slight_damage_in_a_complete_jpeg_is_labelled_as_pillow_would(damage: bytes) -> None:
+def test_slight_damage_in_a_complete_jpeg_is_decoded_like_pillow(damage: bytes) -> None:
     data = bytearray(make.samples(320, 240)["jpeg"])
     middle = data.index(b"\xff\xda") + 900
     data[middle : middle + 2] = damage  # among them a restart, and a segment whose length leads beyond the end marker
@@ -394,12 +394,12 @@ def test_slight_damage_in_a_complete_jpeg_is_labelled_as_pillow_would(damage: by
     assert not np.array_equal(pixels_of(bytes(data)), pixels_of(make.samples(320, 240)["jpeg"]))
 
 
-def test_a_jpeg_header_that_leads_beyond_the_end_marker_is_corrupt() -> None:
+def test_a_jpeg_header_that_points_beyond_the_end_marker_is_corrupt() -> None:
     data = make.samples()["jpeg"]
     assert reason_of(data[:4] + b"\xff\xff" + data[6:]) == "corrupt"
 
 
-def test_a_jpeg_whose_tables_are_gone_is_corrupt() -> None:
+def test_a_jpeg_without_tables_is_corrupt() -> None:
     data = make.samples()["jpeg"]
     assert reason_of(data.replace(b"\xff\xdb", b"\xff\xef")) == "corrupt"
 
@@ -411,7 +411,7 @@ def test_a_png_with_damaged_pixels_is_corrupt() -> None:
     assert reason_of(bytes(data)) == "corrupt"
 
 
-def test_an_odd_sampling_goes_through_pillow() -> None:
+def test_unusual_sampling_is_decoded_by_pillow() -> None:
     data = bytearray(make.encode(np.full((16, 16, 3), (200, 40, 90), np.uint8), "JPEG", subsampling=0))
     frame = data.index(b"\xff\xc0")
     assert data[frame + 11 : frame + 19 : 3] == b"\x11\x11\x11"
@@ -420,7 +420,7 @@ def test_an_odd_sampling_goes_through_pillow() -> None:
 
 
 @pytest.mark.parametrize("data", [make.jpeg_header(0, 8), make.jpeg_header(8, 0), make.bmp_header(0, 4)])
-def test_a_picture_of_no_pixels_is_corrupt(data: bytes) -> None:
+def test_an_image_without_pixels_is_corrupt(data: bytes) -> None:
     assert reason_of(data) == "corrupt"
 
 
@@ -451,7 +451,7 @@ BOMBS = {
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """Let the process take 200 MB more than it has; the least of the bombs would take 768."""
+    """Limit the memory of the process to 200 MB more than it uses. The smallest bomb would take 768 MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200_000_000, hard))
@@ -472,7 +472,7 @@ def test_a_bomb_is_refused_from_its_header(name: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("name", ["gif", "tiff", "bmp"])
-def test_a_picture_that_memory_does_not_hold_is_a_reject(name: str) -> None:
+def test_an_image_that_exceeds_memory_is_a_reject(name: str) -> None:
     with little_memory():
         assert reason_of(BOMBS[name], max_pixels=10**10) == "out_of_memory"
 
@@ -495,7 +495,7 @@ def test_pillow_has_no_limit_of_its_own() -> None:
     assert reason_of(make.tiff_header(20_000, 9_500), max_pixels=200_000_000) == "truncated"
 
 
-def test_no_memory_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise MemoryError
 
@@ -522,11 +522,11 @@ def test_a_reduced_scale_rounds_up() -> None:
     assert pixels_of(data, short_side=100).shape == (201, 251, 3)
 
 
-# Whatever the bytes
+# Arbitrary bytes
 
 
 @pytest.mark.parametrize("name", [*make.samples(), "tiff deflate", "jpeg exif"])
-def test_random_damage_gives_a_picture_or_a_reject(name: str) -> None:
+def test_random_damage_yields_an_image_or_a_reject(name: str) -> None:
     data = {
         **make.samples(40, 30),
         "tiff deflate": make.encode(make.scene(40, 30), "TIFF", compression="tiff_adobe_deflate"),
@@ -552,7 +552,7 @@ def test_random_damage_gives_a_picture_or_a_reject(name: str) -> None:
     assert len(outcomes) > 1
 
 
-def test_pillow_warnings_do_not_leak_even_with_other_filters_in_front() -> None:
+def test_pillow_warnings_do_not_leak_with_other_filters() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     palette = make.encode(image, "PNG", transparency=b"\x00\x80")

@@ -1,4 +1,4 @@
-"""Every exception that a storage library may raise, and what it means here."""
+"""Every exception that a storage library may raise, and our error for it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer(code: str, status: int) -> boto.ClientError:
 
 
 def azure(name: str, *bases: type[Exception], **attributes: Any) -> Exception:
-    """Return an error of a class with this name, as the library that is not installed here has it."""
+    """Return an error of a class with this name, in place of a library that is not installed."""
     kind = type(name, bases or (Exception,), {"__module__": "azure.core.exceptions", **attributes})
     return kind("m")
 
@@ -223,12 +223,12 @@ def _named(case: Any) -> str | None:
 
 
 @pytest.mark.parametrize("error, meant", OBSTORE + BOTO + AIOHTTP + OTHERS + STANDARD, ids=_named)
-def test_each_exception_means_what_the_table_says(error: Exception, meant: type[StoreError]) -> None:
+def test_each_exception_is_mapped(error: Exception, meant: type[StoreError]) -> None:
     assert classify_error(error) is meant
 
 
 @pytest.mark.parametrize("number", ERRNOS, ids=lambda number: errno.errorcode[number])
-def test_each_errno_means_what_the_table_says(number: int) -> None:
+def test_each_errno_is_mapped(number: int) -> None:
     assert classify_error(OSError(number, os.strerror(number))) is ERRNOS[number]
 
 
@@ -237,7 +237,7 @@ def test_each_errno_means_what_the_table_says(number: int) -> None:
     [(401, Forbidden), (403, Forbidden), (404, NotFound), (408, TimedOut), (409, Conflict), (410, NotFound),
      (412, Exists), (429, Unreachable), (500, Unreachable), (502, Unreachable), (503, Unreachable), (504, TimedOut)],
 )  # fmt: skip
-def test_each_http_status_means_one_thing(status: int, meant: type[StoreError]) -> None:
+def test_each_http_status_is_mapped(status: int, meant: type[StoreError]) -> None:
     assert of_status(status) is meant
 
 
@@ -248,7 +248,7 @@ def test_every_exception_of_obstore_is_in_the_table_and_in_these_tests() -> None
     assert {kind for kind in vars(obs).values() if isinstance(kind, type)} == {type(error) for error, _ in OBSTORE}
 
 
-def test_every_exception_of_botocore_and_aiohttp_has_an_entry_in_its_ancestry() -> None:
+def test_every_exception_of_botocore_and_aiohttp_has_a_base_class_in_the_table() -> None:
     unknown = {
         kind.__name__
         for module in (boto, aiohttp.client_exceptions)
@@ -271,8 +271,8 @@ def test_every_exception_of_botocore_and_aiohttp_has_an_entry_in_its_ancestry() 
 @pytest.mark.parametrize("name", [name for name in TABLE if name.partition(".")[0] in ("obstore", "botocore", "aiohttp", "builtins", "fsspec", "ssl", "socket")])  # fmt: skip # noqa: E501
 def test_every_entry_for_an_installed_library_names_a_class_that_exists(name: str) -> None:
     module, _, kind = name.rpartition(".")
-    found = getattr(__import__(module, fromlist=[kind]), kind)
-    assert f"{found.__module__}.{found.__qualname__}" == name
+    exception = getattr(__import__(module, fromlist=[kind]), kind)
+    assert f"{exception.__module__}.{exception.__qualname__}" == name
 
 
 def test_an_error_names_the_operation_the_uri_and_the_cause_in_one_line() -> None:
@@ -284,31 +284,31 @@ def test_an_error_without_a_text_names_its_class() -> None:
     assert str(translate(aiohttp.ServerTimeoutError(), "read", "u")) == "read u: ServerTimeoutError"
 
 
-def test_an_answer_of_s3_is_told_by_its_status_and_message_alone() -> None:
+def test_an_s3_error_is_reported_by_its_status_and_message() -> None:
     text = "GET http://host/b/x in 1 ms - " + XML.format(status="403 Forbidden", code="AccessDenied", message="Access denied.")  # fmt: skip # noqa: E501
     assert str(translate(obs.PermissionDeniedError(text), "read", "s3://b/x")) == "read s3://b/x: 403 Forbidden: Access denied."  # fmt: skip # noqa: E501
 
 
-def test_an_error_holds_no_signature_and_no_password() -> None:
+def test_errors_contain_no_signature_and_no_password() -> None:
     uri = "https://me:hunter2@host/a.jpg?X-Amz-Signature=0a1b&X-Amz-Credential=AKIA%2F1&x=1"
     message = str(translate(OSError(f"cannot get {uri}"), "read", uri))
     assert not any(secret in message for secret in ("hunter2", "0a1b", "AKIA"))
     assert "host/a.jpg" in message
 
 
-def test_an_error_of_ours_passes_through_unchanged() -> None:
+def test_our_errors_pass_unchanged() -> None:
     ours = NotFound("as it was")
     with pytest.raises(NotFound) as caught, guarded("read", "u"):
         raise ours
     assert caught.value is ours
 
 
-def test_a_signal_is_no_fault_of_a_store() -> None:
+def test_a_signal_is_not_a_store_error() -> None:
     with pytest.raises(KeyboardInterrupt), guarded("read", "u"):
         raise KeyboardInterrupt
 
 
-def test_the_cause_travels_along() -> None:
+def test_the_cause_is_kept() -> None:
     cause = json.JSONDecodeError("m", "d", 0)
     with pytest.raises(BadPath) as caught, guarded("read", "u"):
         raise cause

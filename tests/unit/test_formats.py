@@ -1,4 +1,4 @@
-"""What each format of its own has to be told: depths, inks, frames, windows, and the bombs that fit only in it."""
+"""Features of single formats: depths, CMYK, frames, windows, and bombs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .test_decode import LIMIT, difference, grey, little_memory, pixels_of, reas
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 
 
-# Who reads it
+# Optional packages
 
 
 @pytest.mark.parametrize(("name", "module"), [("heic", "pillow_heif"), ("dicom", "pydicom")])
@@ -50,7 +50,7 @@ def test_an_avif_may_call_itself_a_picture_of_any_kind() -> None:
 
 
 @pytest.mark.parametrize("name", ["jp2", "jp2 bare lossy", "avif", "heic", "dicom"])
-def test_every_cut_is_told(name: str) -> None:
+def test_every_cut_is_detected(name: str) -> None:
     data = make.samples(24, 16)[name]
     reasons = {reason_of(data[:length]) for length in range(200, len(data), 7)}
     # Between two elements of a DICOM nothing shows that more should follow.
@@ -98,7 +98,7 @@ def test_every_depth_of_png_reaches_from_0_to_255(bits: int, interlaced: bool) -
     assert np.array_equal(pixels_of(data), grey(np.rint(expected * 255 / top)))
 
 
-def test_12_bit_grey_of_tiff_has_a_range_of_its_own() -> None:
+def test_12_bit_grey_of_tiff_has_its_own_range() -> None:
     packed = bytes([0x00, 0x0F, 0xFF])  # two values: 0 and 4095
     assert pixels_of(make.tiff(2, 1, packed, {258: (12,)}))[0, :, 0].tolist() == [0, 255]
 
@@ -109,16 +109,16 @@ def test_16_bit_grey_of_tiff_may_be_white_at_zero() -> None:
     assert pixels_of(data)[0, :, 0].tolist() == [255, 0]
 
 
-# Inks
+# CMYK
 
 
 def without_adobe(data: bytes) -> bytes:
-    """Take the marker away that says how the inks are stored."""
+    """Remove the marker that says how CMYK values are stored."""
     at = data.index(b"\xff\xee")
     return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
 
 
-def test_inks_in_a_jpeg_are_inverted_marked_so_or_not() -> None:
+def test_cmyk_jpegs_are_inverted_with_and_without_a_marker() -> None:
     data = make.samples()["jpeg cmyk"]
     assert difference(pixels_of(data), make.scene()) < 3
     assert np.array_equal(pixels_of(without_adobe(data)), pixels_of(data))
@@ -147,7 +147,7 @@ def test_a_colour_profile_is_ignored(format: str) -> None:
 
 
 def tone(data: bytes) -> list[int]:
-    """Return the greys of the first row."""
+    """Return the grey values of the first row."""
     pixels = pixels_of(data)
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
     return [int(value) for value in pixels[0, :, 0]]
@@ -176,7 +176,7 @@ def test_a_window_is_applied_or_the_whole_range_shown(elements: dict[str, Any], 
     assert tone(make.dicom(HOUNSFIELD, **elements)) == expected
 
 
-def test_what_an_enhanced_picture_says_of_its_frames_is_applied() -> None:
+def test_attributes_of_enhanced_dicom_frames_are_applied() -> None:
     window, scale, groups = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
     window.WindowCenter, window.WindowWidth = 40, 400
     scale.RescaleSlope, scale.RescaleIntercept = 1, 0
@@ -186,7 +186,7 @@ def test_what_an_enhanced_picture_says_of_its_frames_is_applied() -> None:
     assert tone(data) == [0, 0, 128, 255, 255], "and the first frame is shown"
 
 
-def test_a_table_of_interest_goes_before_a_window() -> None:
+def test_a_voi_lookup_table_takes_precedence_over_a_window() -> None:
     table = pydicom.Dataset()
     table.LUTDescriptor, table.LUTData = [4, 0, 12], [0, 4095, 0, 2048]
     table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
@@ -194,17 +194,17 @@ def test_a_table_of_interest_goes_before_a_window() -> None:
     assert tone(data) == [0, 255, 0, 128]
 
 
-def test_8_bit_grey_without_a_window_is_itself() -> None:
+def test_8_bit_grey_without_a_window_is_unchanged() -> None:
     values = np.array([[10, 20, 200, 100]], np.uint8)
     assert tone(make.dicom(values)) == [10, 20, 200, 100]
 
 
-def test_12_stored_bits_of_colour_have_a_range_of_their_own() -> None:
+def test_12_stored_bits_of_colour_have_their_own_range() -> None:
     values = np.array([[[0, 2048, 4095]]], np.uint16)
     assert pixels_of(make.dicom(values, BitsStored=12, HighBit=11)).tolist() == [[[0, 128, 255]]]
 
 
-def test_colours_by_planes_and_as_luminance() -> None:
+def test_colours_in_planes_and_in_ycbcr() -> None:
     scene = make.scene()
     planes = make.dicom(scene, PlanarConfiguration=1, PixelData=np.moveaxis(scene, 2, 0).tobytes())
     assert np.array_equal(pixels_of(planes), scene)
@@ -222,7 +222,7 @@ def test_a_palette_of_16_bits_is_expanded() -> None:
     assert pixels_of(data).tolist() == [[[0, 255, 0], [255, 0, 0], [1, 2, 255]]]
 
 
-def test_compressed_pictures_in_a_dicom() -> None:
+def test_compressed_dicom_images_are_read() -> None:
     scene = make.scene()
     photo = make.encode(scene, "JPEG", quality=95)
     inside = make.dicom(scene, JPEGBaseline8Bit, photo, PhotometricInterpretation="YBR_FULL_422")
@@ -252,7 +252,7 @@ def test_compressed_pictures_in_a_dicom() -> None:
     assert np.array_equal(pixels_of(file.getvalue()), scene)
 
 
-def test_what_a_dicom_may_hold_but_is_not_read() -> None:
+def test_unsupported_dicom_content_is_rejected() -> None:
     report = pydicom.dcmread(io.BytesIO(make.dicom(HOUNSFIELD)))
     del report.PixelData
     file = io.BytesIO()
@@ -270,14 +270,14 @@ def test_what_a_dicom_may_hold_but_is_not_read() -> None:
 
 
 def packed_gigabyte() -> bytes:
-    """Return 1 MB that unpack to 1 GB of zeros (but for the checksum)."""
+    """Return 1 MB that decompresses to 1 GB of zeros (without a valid checksum)."""
     packer = zlib.compressobj(9)
     head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
     megabyte = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return head + megabyte * 1024 + packer.flush()
 
 
-def test_what_surrounds_the_pixels_of_a_png_is_not_looked_at() -> None:
+def test_png_metadata_is_ignored() -> None:
     bomb = packed_gigabyte()
     chunks = [
         make.png_chunk(b"zTXt", b"Comment\0\0" + bomb),
@@ -291,7 +291,7 @@ def test_what_surrounds_the_pixels_of_a_png_is_not_looked_at() -> None:
         assert np.array_equal(pixels_of(data), make.scene())
 
 
-def test_an_archive_behind_or_inside_a_picture_is_not_opened() -> None:
+def test_an_archive_after_or_inside_an_image_is_not_opened() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(50_000_000))
@@ -302,7 +302,7 @@ def test_an_archive_behind_or_inside_a_picture_is_not_opened() -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"])
-def test_deep_and_circular_exif_data_ends(format: str) -> None:
+def test_deep_and_circular_exif_data_is_read_in_bounded_time(format: str) -> None:
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)  # the directory of details is the directory itself
     circle = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 400) + entry * 400 + struct.pack("<I", 8)
     data = make.encode(make.scene(), format, exif=circle if format != "TIFF" else make.exif(1))
@@ -311,7 +311,7 @@ def test_deep_and_circular_exif_data_ends(format: str) -> None:
     assert pixels_of(data).shape[2] == 3
 
 
-def test_a_colour_profile_in_a_thousand_pieces_ends() -> None:
+def test_a_colour_profile_in_a_thousand_pieces_is_read_in_bounded_time() -> None:
     photo = make.samples()["jpeg"]
     pieces = [make.jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes([n % 256, 255]) + bytes(60_000)) for n in range(255)]
     data = photo[:2] + b"".join(pieces) + photo[2:]
@@ -319,7 +319,7 @@ def test_a_colour_profile_in_a_thousand_pieces_ends() -> None:
 
 
 @linux
-def test_bombs_that_fit_in_one_format_only() -> None:
+def test_format_specific_bombs_are_refused() -> None:
     many = range(40_000, 41_000)
     tags = make.tiff(1, 1, bytes(4_000_000), dict.fromkeys(many, (0,)))
     pixels, directory = tags[:4_000_008], tags[4_000_008:]
@@ -361,7 +361,7 @@ def deep_jp2(**cuts: Any) -> bytes:
 
 
 def deflated() -> bytes:
-    """Return a DICOM whose elements are deflated: 1 MB that unpack to 1 GB."""
+    """Return a DICOM with deflated elements: 1 MB that decompresses to 1 GB."""
     plain = make.dicom(HOUNSFIELD, DeflatedExplicitVRLittleEndian)
     raw = packed_gigabyte()[2:-4]
     return plain[: 144 + int.from_bytes(plain[140:144], "little")] + raw

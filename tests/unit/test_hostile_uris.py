@@ -1,4 +1,4 @@
-"""URIs that somebody else wrote: where they may not lead, and what they cannot do to the run."""
+"""Untrusted URIs: what they must not reach, and what they cannot do to a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, TimedOut, 
 from imgbatch.rejects import Refusal
 from imgbatch.schema import LISTING
 from imgbatch.sources.fetch import Fetcher
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage import http as http_module
 from imgbatch.storage.stores import Folder, Stores
 
@@ -28,13 +28,13 @@ Served = Callable[..., str]
 
 
 def stores(**config: Any) -> Stores:
-    """Return stores with credentials, which must not be sent anywhere."""
+    """Return stores with credentials, which must not be sent to any server."""
     return Stores(StorageConfig(retries=0, **config), KEYS)
 
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """Start a web server that answers as it is told, on an address of this machine; return its URL."""
+    """Start a web server on an address of this machine, with replies that a test sets; return its URL."""
     with ExitStack() as running:
 
         def start(reply: Callable[[Any], None], host: str = "127.0.0.1") -> str:
@@ -52,7 +52,7 @@ def served() -> Iterator[Served]:
 
 
 def _silent(*arguments: object) -> None:
-    """Say nothing."""
+    """Log nothing."""
 
 
 def body(data: bytes, **headers: str) -> Callable[[Any], None]:
@@ -69,7 +69,7 @@ def body(data: bytes, **headers: str) -> Callable[[Any], None]:
 
 
 def redirect(url: str) -> Callable[[Any], None]:
-    """Return a reply that sends the reader on."""
+    """Return a reply that redirects."""
 
     def reply(request: Any) -> None:
         request.send_response(302)
@@ -85,16 +85,16 @@ def redirect(url: str) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     "bucket", ["evil.org#", "169.254.169.254#", "evil.org?", "a@evil.org", "b:99", "..", ".", "my bucket", "bü", "a\nb"]
 )
-def test_the_name_of_a_bucket_cannot_lead_a_signed_request_astray(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_name_cannot_redirect_a_signed_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: pytest.fail(f"asked for {arguments}"))
-    with pytest.raises(BadPath, match="no name of a bucket"):
+    with pytest.raises(BadPath, match="not a valid bucket name"):
         stores().read(f"s3://{bucket}/latest/meta-data")
     (fetched,) = Fetcher(stores(), FetchConfig(concurrency=1), SourceConfig())(listed(f"s3://{bucket}/x.jpg"))
     assert isinstance(fetched.content, Refusal) and fetched.content.reason == "unsupported"
 
 
 def listed(*uris: str) -> pa.Table:
-    """Return listing rows of which nothing but the URI is known."""
+    """Return listing rows with only a URI."""
     return pa.Table.from_pylist([{"uri": uri} for uri in uris], schema=LISTING)
 
 
@@ -113,12 +113,12 @@ def test_private_addresses_are_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
-def test_public_addresses_are_not(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     http_module.public_socket((family, socket.SOCK_STREAM, 6, "", (address, 80))).close()
 
 
-def test_a_name_that_resolves_to_a_private_address_is_refused_and_allowed_when_asked(served: Served) -> None:
+def test_a_name_that_resolves_to_a_private_address_is_refused_by_default(served: Served) -> None:
     port = served(body(b"secret", ETag='"e1"', Last_Modified="Fri, 02 Jan 2026 03:04:05 GMT")).rpartition(":")[2]
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(Forbidden, match="private address"):
@@ -130,8 +130,8 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_and_allowed_when_a
     assert meta.last_modified is not None and meta.last_modified.year == 2026
 
 
-def test_a_redirect_is_checked_where_it_leads(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two addresses of this machine stand for a public and a private one."""
+def test_the_target_of_a_redirect_is_checked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two addresses of this machine are taken for a public and a private one."""
     asked: list[str] = []
 
     def guarded(address: tuple[Any, ...]) -> socket.socket:
@@ -148,7 +148,7 @@ def test_a_redirect_is_checked_where_it_leads(served: Served, monkeypatch: pytes
         stores().read(f"{served(redirect('file:///etc/passwd'))}/a.jpg")
 
 
-def test_a_body_without_end_is_too_large_and_a_slow_one_late(served: Served) -> None:
+def test_an_endless_body_is_too_large_and_a_slow_one_times_out(served: Served) -> None:
     def endless(request: Any) -> None:
         request.send_response(200)
         request.end_headers()
@@ -179,7 +179,7 @@ def _until_left(reply: Callable[[Any], None]) -> Callable[[Any], None]:
     return run
 
 
-def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> None:
+def test_web_servers_with_and_without_range_requests(served: Served) -> None:
     def parts(request: Any) -> None:
         first, _, last = (request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
         data = b"0123456789"[int(first) : int(last or 9) + 1]
@@ -206,31 +206,31 @@ def test_a_web_server_gives_parts_and_streams_where_it_can(served: Served) -> No
 def uris(folder: Folder, name: str, **config: Any) -> list[str]:
     """List a manifest as the job does."""
     sources = recognise(folder.stores, [folder.at(name)], SourceConfig(**config))
-    found = everything(sources)
-    return [uri for each in found for uri in each.batch["uri"].to_pylist()]
+    result = list_all(sources)
+    return [uri for each in result for uri in each.batch["uri"].to_pylist()]
 
 
 @pytest.mark.parametrize(
     "name", ["file:///etc/passwd", "/etc/passwd", "local:///etc/passwd", "memory://x", "ftp://h/x"]
 )
-def test_a_manifest_in_a_bucket_may_not_name_files_of_the_machine_that_reads_it(s3: Any, name: str) -> None:
+def test_a_manifest_in_a_bucket_cannot_name_other_schemes(s3: Any, name: str) -> None:
     folder = Folder(s3.stores(), "s3://images/hostile")
     folder.put("list.csv", f"uri\na.jpg\n{name}\n".encode())
-    with pytest.raises(InputError, match=r"list.csv names .*source.schemes=") as caught:
+    with pytest.raises(InputError, match=r"list\.csv, line \d, names .*source\.schemes=") as caught:
         uris(folder, "list.csv")
     assert caught.value.exit_code == 2
     allowed = "s3,file,memory,ftp"
     assert len(uris(folder, "list.csv", schemes=allowed)) == 2
 
 
-def test_dots_in_a_manifest_stay_within_its_kind_of_place(s3: Any, tmp_path: Path) -> None:
+def test_dots_in_a_manifest_stay_within_its_scheme(s3: Any, tmp_path: Path) -> None:
     folder = Folder(s3.stores(), "s3://images/hostile")
     folder.put("dots.csv", b"uri\n../../../../../etc/passwd\n../../..\n")
-    found = uris(folder, "dots.csv")
-    assert all(uri.startswith("s3://") for uri in found)
+    result = uris(folder, "dots.csv")
+    assert all(uri.startswith("s3://") for uri in result)
     reasons = [
         fetched.content.reason
-        for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*found))
+        for fetched in Fetcher(s3.stores(), FetchConfig(concurrency=1), SourceConfig())(listed(*result))
     ]
     assert reasons == ["unsupported"] * 2
     local = Folder(s3.stores(), str(tmp_path))

@@ -16,7 +16,7 @@ import pytest
 
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage.stores import Folder
 
 MOMENT = datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC)
@@ -56,9 +56,11 @@ SCHEMA = "Bucket, Key, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, S
 
 def report(bucket: Folder, form: str, **more: Any) -> str:
     key = f"{bucket.uri.removeprefix('s3://images/')}/data/1.{form.lower()}"
-    told = {"sourceBucket": "photos", "destinationBucket": "arn:aws:s3:::images", "version": "2016-11-30", "fileFormat": form,
-            "fileSchema": SCHEMA, "files": [{"key": key, "size": 1, "MD5checksum": ""}], **more}  # fmt: skip
-    bucket.put("manifest.json", json.dumps(told).encode())
+    manifest = {
+        "sourceBucket": "photos", "destinationBucket": "arn:aws:s3:::images", "version": "2016-11-30", "fileFormat": form,
+        "fileSchema": SCHEMA, "files": [{"key": key, "size": 1, "MD5checksum": ""}], **more,
+    }  # fmt: skip
+    bucket.put("manifest.json", json.dumps(manifest).encode())
     return bucket.at("manifest.json")
 
 
@@ -66,12 +68,12 @@ def report(bucket: Folder, form: str, **more: Any) -> str:
 def test_the_latest_versions_of_candidates_are_listed(bucket: Folder, form: str) -> None:
     bucket.put(f"data/1.{form.lower()}", as_csv() if form == "CSV" else as_parquet())
     (source,) = recognise(bucket.stores, [report(bucket, form)], SourceConfig())
-    found = list(everything([source]))
-    rows = [row for each in found for row in each.batch.to_pylist()]
-    assert source.kind == "inventory" and sum(each.ignored for each in found) == 3
-    known = {"etag": "abc", "last_modified": MOMENT, "container": None}
+    result = list(list_all([source]))
+    rows = [row for each in result for row in each.batch.to_pylist()]
+    assert source.kind == "inventory" and sum(each.ignored for each in result) == 3
+    version = {"etag": "abc", "last_modified": MOMENT, "container": None}
     assert rows == [
-        {"uri": "s3://photos/a b+c ü.jpg", "size": 7, **known}, {"uri": "s3://photos/deep/x.png", "size": 9, **known},
+        {"uri": "s3://photos/a b+c ü.jpg", "size": 7, **version}, {"uri": "s3://photos/deep/x.png", "size": 9, **version},
     ]  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def test_a_report_without_versions_has_no_such_columns(bucket: Folder) -> None:
     text = "".join(f'"photos","{number}.jpg","5"\n' for number in range(3))
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     sources = recognise(bucket.stores, [report(bucket, "CSV", fileSchema="Bucket, Key, Size")], SourceConfig())
-    rows = [row for each in everything(sources) for row in each.batch.to_pylist()]
+    rows = [row for each in list_all(sources) for row in each.batch.to_pylist()]
     assert [(row["uri"], row["size"], row["etag"]) for row in rows] == [
         (f"s3://photos/{n}.jpg", 5, None) for n in range(3)
     ]
@@ -91,18 +93,18 @@ def test_junk_and_markers_are_ignored_and_counted(bucket: Folder, suffixes: str)
     text = "".join(f'"photos","{quote_plus(key)}","5"\n' for key in keys)
     bucket.put("data/1.csv", gzip.compress(text.encode()))
     uri = report(bucket, "CSV", fileSchema="Bucket, Key, Size")
-    found = list(everything(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
-    uris = [uri for each in found for uri in each.batch["uri"].to_pylist()]
-    assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in found) == 6
+    result = list(list_all(recognise(bucket.stores, [uri], SourceConfig(suffixes=suffixes))))
+    uris = [uri for each in result for uri in each.batch["uri"].to_pylist()]
+    assert uris == ["s3://photos/a/x.jpg", "s3://photos/a/_y"] and sum(each.ignored for each in result) == 6
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
-    [({"fileFormat": "ORC"}, "ORC are not read"), ({"files": None}, "no manifest of an S3 Inventory")],
+    ("changes", "message"),
+    [({"fileFormat": "ORC"}, "ORC are not supported"), ({"files": None}, "not the manifest of an S3 Inventory")],
 )
-def test_a_report_that_cannot_be_read_says_why(bucket: Folder, told: dict[str, Any], message: str) -> None:
+def test_an_unreadable_report_is_refused_with_the_reason(bucket: Folder, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        recognise(bucket.stores, [report(bucket, "CSV", **told)], SourceConfig())
+        recognise(bucket.stores, [report(bucket, "CSV", **changes)], SourceConfig())
 
 
 @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'"photos"\n')])
@@ -110,25 +112,26 @@ def test_a_damaged_data_file_is_named(bucket: Folder, data: bytes) -> None:
     bucket.put("data/1.csv", data)
     sources = recognise(bucket.stores, [report(bucket, "CSV")], SourceConfig())
     with pytest.raises(InputError, match=r"data/1\.csv cannot be read"):
-        list(everything(sources))
+        list(list_all(sources))
 
 
-def test_a_file_of_that_name_that_is_none_is_a_wrong_input(bucket: Folder) -> None:
+def test_another_file_of_that_name_is_an_input_error(bucket: Folder) -> None:
     bucket.put("manifest.json", b"[1, 2]")
-    with pytest.raises(InputError, match="no manifest of an S3 Inventory"):
+    with pytest.raises(InputError, match="not the manifest of an S3 Inventory"):
         recognise(bucket.stores, [bucket.at("manifest.json")], SourceConfig())
 
 
 @pytest.mark.parametrize("before", [0, 40_000])
-def test_a_csv_with_a_line_of_megabytes_is_named_with_its_line(bucket: Folder, before: int) -> None:
+def test_a_line_of_megabytes_is_reported_with_its_number(bucket: Folder, before: int) -> None:
     uri = report(bucket, "CSV")
     row = '"photos","%s","true","false","1","2026-11-24T01:02:03.000Z","abc","STANDARD"\n'
     lines = [row % f"{number}.jpg" for number in range(before)] + [row % ("x" * (3 << 20)), row % "last.jpg"]
     bucket.put("data/1.csv", gzip.compress("".join(lines).encode()))
     with pytest.raises(InputError) as refused:
-        list(everything(recognise(bucket.stores, [uri], SourceConfig())))
-    said = str(refused.value)
+        list(list_all(recognise(bucket.stores, [uri], SourceConfig())))
+    message = str(refused.value)
     assert (
-        f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB" in said
+        f"{bucket.at('data/1.csv')} cannot be read as CSV: after line {before:,} comes a line of more than 1 MB"
+        in message
     )
-    assert "block size" not in said and "give the prefix itself" in said
+    assert "block size" not in message and "give the prefix itself" in message

@@ -184,7 +184,7 @@ def test_a_table_corrects_class_folders_whatever_the_order(tmp_path: Path, order
 
 def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": ["1.jpg"], "label": [["Gala", "Fuji"]]}), tmp_path / "list.parquet")
-    with pytest.raises(InputError, match="the column 'label' holds"):
+    with pytest.raises(InputError, match="the column 'label' has"):
         listed(tmp_path / "list.parquet")
 
 
@@ -274,12 +274,12 @@ def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, memb
 
 def test_files_beside_images_that_may_say_labels_are_asked_about(tmp_path: Path) -> None:
     place = make(tmp_path / "in", "s0/0.jpg", "s0/0.cls", "s1/1.jpg")
-    with pytest.raises(InputError, match=r"s0/0\.cls may say the labels of images"):
+    with pytest.raises(InputError, match=r"s0/0\.cls may hold labels"):
         listed(place)
     assert labels(place, labels="folders") == {"0.jpg": "s0", "1.jpg": "s1"}
     other = make(tmp_path / "other", "b1/0.jpg", "b2/1.jpg")
     (other / "metadata.csv").write_text("filename,label\nb1/0.jpg,Gala\nb2/1.jpg,Fuji\n")
-    with pytest.raises(InputError, match=r"metadata\.csv may say the labels of images"):
+    with pytest.raises(InputError, match=r"metadata\.csv may hold labels"):
         listed(other)
     assert labels(other, uri_column="filename") == {"0.jpg": "Gala", "1.jpg": "Fuji"}
 
@@ -306,7 +306,7 @@ def test_a_column_whose_values_are_splits_is_asked_about(tmp_path: Path, column:
 @pytest.mark.parametrize("value", ["['Gala' 'Fuji']", "[None]", "{'a': None}", '["Gala"]', "[" * 2_000 + "]"])
 def test_labels_that_are_lists_are_refused_however_they_are_written(tmp_path: Path, value: str) -> None:
     pq.write_table(pa.table({"uri": ["1.jpg"], "label": [value]}), tmp_path / "list.parquet")
-    with pytest.raises(InputError, match="an image has one label here"):
+    with pytest.raises(InputError, match="an image has only one label"):
         listed(tmp_path / "list.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Which names are candidates: junk, markers and documents are not, whatever the input is."""
+"""Names of candidates, without junk, markers and documents, for every kind of input."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ IMAGES = [
 
 
 @pytest.mark.parametrize("suffixes", ["images", "*"])
-def test_each_name_is_told_alike_alone_and_in_a_column(suffixes: str) -> None:
+def test_a_name_and_a_column_have_the_same_result(suffixes: str) -> None:
     candidates = Candidates(suffixes)
     for some, expected in ((JUNK, False), (NOT_JUNK, True), (NO_IMAGES, False), (IMAGES, True)):
         assert (
-            candidates.among(pa.array(some)).to_pylist()
+            candidates.mask(pa.array(some)).to_pylist()
             == [name in candidates for name in some]
             == [expected] * len(some)
         )
 
 
-def test_junk_is_a_matter_of_any_segment() -> None:
+def test_junk_in_any_segment_counts() -> None:
     for some, expected in ((JUNK, True), (NOT_JUNK + NO_IMAGES + IMAGES, False)):
         assert junk(pa.array(some)).to_pylist() == [is_junk(name) for name in some] == [expected] * len(some)
 
 
 @pytest.mark.parametrize("name", ["x.jpg\n", "x.jpg ", "x.txt", "x.jpg/", ""])
-def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
+def test_names_with_another_suffix_are_not_candidates(name: str) -> None:
     candidates = Candidates("images")
-    assert candidates.among(pa.array([name])).to_pylist() == [name in candidates] == [False]
+    assert candidates.mask(pa.array([name])).to_pylist() == [name in candidates] == [False]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_what_has_another_suffix_is_no_candidate(name: str) -> None:
     [("**Junk** is", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images** are", patterns.NO_IMAGES)],
     ids=["junk", "no images"],
 )
-def test_the_page_about_inputs_has_each_of_them(before: str, listed: tuple[str, ...]) -> None:
-    """Between the words and the end of the sentence, names stand in backticks."""
+def test_the_inputs_page_documents_each_of_them(before: str, listed: tuple[str, ...]) -> None:
+    """Between the words and the end of the sentence, names are in backticks."""
     sentence = PAGE[PAGE.index(before) :].partition(".\n")[0]
-    told = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
-    assert told == {*listed}
+    documented = {name.replace("\\r", "\r") for name in re.findall(r"`([^`]+)`", sentence)}
+    assert documented == {*listed}

@@ -1,4 +1,4 @@
-"""`Preprocess` against Pillow and timm's own transform, and on pictures of every shape."""
+"""`Preprocess` compared with Pillow and the transform of timm, on images of every shape."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SIZES = [(1, 1), (1, 7), (7, 1), (1, 60_000), (60_000, 1), (3, 20_000), (50, 40)
 
 
 def by_timm(config: dict[str, Any], image: Image.Image) -> make.Array:
-    """Return what timm's evaluation feeds a model, before normalisation: (H, W, 3)."""
+    """Return the input of a model in timm's evaluation, before normalisation: (H, W, 3)."""
     data = timm.data.resolve_data_config(pretrained_cfg=config, args={"num_classes": 1})
     tensor = timm.data.create_transform(**data, is_training=False, normalize=False)(image)
     return np.asarray(tensor).transpose(1, 2, 0)
@@ -63,7 +63,7 @@ def levels(left: make.Array, right: make.Array) -> make.Array:
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_photos_look_as_timm_would_show_them(name: str, photo: Path) -> None:
+def test_photos_are_preprocessed_like_timm(name: str, photo: Path) -> None:
     preprocess = Preprocess.from_timm(CONFIGS[name])
     ours = preprocess(decode(photo.read_bytes(), max_pixels=10_000_000).pixels)
     with Image.open(photo) as image:
@@ -83,7 +83,7 @@ def test_a_reduced_scale_stays_near_timm() -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_shape_becomes_the_input_of_the_network(name: str, size: tuple[int, int]) -> None:
+def test_every_shape_becomes_the_input_size(name: str, size: tuple[int, int]) -> None:
     preprocess = Preprocess.from_timm(CONFIGS[name])
     result = preprocess(np.full((*size, 3), 200, np.uint8))
     assert result.dtype == np.uint8
@@ -93,21 +93,21 @@ def test_every_shape_becomes_the_input_of_the_network(name: str, size: tuple[int
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (40, 50), (100, 450), (450, 100), (225, 223)], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_small_and_long_pictures_look_as_timm_would_show_them(name: str, size: tuple[int, int]) -> None:
+def test_small_and_long_images_are_preprocessed_like_timm(name: str, size: tuple[int, int]) -> None:
     pixels = make.scene(*size)
     ours = Preprocess.from_timm(CONFIGS[name])(pixels)
     assert levels(ours, by_timm(CONFIGS[name], Image.fromarray(pixels))).mean() < 0.5
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_a_panorama_the_middle_is_kept(turned: bool) -> None:
+def test_a_panorama_is_cropped_to_its_centre(turned: bool) -> None:
     pixels = make.scene(3000, 200)
     pixels = pixels.swapaxes(0, 1).copy() if turned else pixels
     ours = Preprocess.from_timm(LITE0)(pixels)
     assert levels(ours, by_timm(LITE0, Image.fromarray(pixels))).mean() < 1.0
 
 
-def test_from_timm_reads_what_timm_reads() -> None:
+def test_from_timm_reads_the_keys_of_timm() -> None:
     assert Preprocess.from_timm(CONFIGS["squash and crop"]) == Preprocess(
         height=224, width=224, resize=(248, 248), crop_mode="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
@@ -127,7 +127,7 @@ def test_from_timm_reads_what_timm_reads() -> None:
         ({"std": (0.5, 0.0, 0.5)}, "no std of 0"),
     ],
 )
-def test_what_cannot_be_had_is_refused_with_its_value(change: dict[str, Any], message: str) -> None:
+def test_unsupported_values_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Preprocess.from_timm(LITE0 | change)
 
@@ -137,7 +137,7 @@ def test_squash_needs_two_sides() -> None:
         Preprocess(height=224, width=224, resize=(224,), crop_mode="squash")
 
 
-def test_it_is_a_value() -> None:
+def test_preprocess_is_a_value() -> None:
     one, other = Preprocess.from_timm(LITE0), Preprocess.from_timm(dict(LITE0))
     assert hash(one) == hash(other)
     plain = json.loads(json.dumps(dataclasses.asdict(one)))
@@ -157,18 +157,18 @@ def test_describe_names_what_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "summary"),
     [
         ("lite0", "224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
         ("squash and crop", "224×224 px from 248×248 (squash, crop 0.903), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
         ("tall", "256×128 px from 269×134 (crop 0.952), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"),
     ],
 )
-def test_the_summary_has_the_numbers_that_a_person_compares(name: str, told: str) -> None:
-    assert Preprocess.from_timm(CONFIGS[name]).summary() == told
+def test_the_summary_has_the_important_numbers(name: str, summary: str) -> None:
+    assert Preprocess.from_timm(CONFIGS[name]).summary() == summary
 
 
-def test_the_value_is_had_without_torch() -> None:
+def test_preprocess_needs_no_torch() -> None:
     code = "import sys; from imgbatch.models.preprocess import Preprocess as P; P.from_timm({}).describe(); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

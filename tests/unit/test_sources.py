@@ -1,4 +1,4 @@
-"""What each kind of input lists: folders, globs, single objects, manifests."""
+"""The listing of each kind of input: folders, globs, single objects, manifests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imgbatch.ledger.carried import Columns
 from imgbatch.ledger.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources.objects import are_images
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.storage.stores import Folder, Meta, Stores
 
 CANDIDATES = [
@@ -57,11 +57,11 @@ def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
     """List the inputs as the job does."""
     sources = recognise(place.stores, inputs, SourceConfig(**config))
     columns, batches = Columns(), []
-    with candidates(sources, allow_empty=True) as found:
-        for each in found:
-            assert each.batch.schema == with_carried(LISTING, carried_fields(each.batch.schema))
-            columns.take(each.batch.schema)
-            batches.append(each.batch)
+    with candidates(sources, allow_empty=True) as listing:
+        for listed in listing:
+            assert listed.batch.schema == with_carried(LISTING, carried_fields(listed.batch.schema))
+            columns.take(listed.batch.schema)
+            batches.append(listed.batch)
     return [row for batch in batches for row in columns.cast(batch).to_pylist()]
 
 
@@ -70,15 +70,15 @@ def uris(place: Folder, *inputs: str, **config: Any) -> list[str]:
 
 
 def below(place: Folder, *inputs: str, **config: Any) -> list[str]:
-    """Return the names below the place, sorted."""
-    found = uris(place, *inputs, **config)
-    assert all(uri.startswith(f"{place.uri}/") for uri in found)
-    return sorted(uri.removeprefix(f"{place.uri}/") for uri in found)
+    """Return the names below the folder, sorted."""
+    listed = uris(place, *inputs, **config)
+    assert all(uri.startswith(f"{place.uri}/") for uri in listed)
+    return sorted(uri.removeprefix(f"{place.uri}/") for uri in listed)
 
 
 def ignored(place: Folder, uri: str, **config: Any) -> int:
     (source,) = recognise(place.stores, [uri], SourceConfig(**config))
-    return sum(found.ignored for found in source.list_images())
+    return sum(batch.ignored for batch in source.list_images())
 
 
 def kind(place: Folder, uri: str, **config: Any) -> str:
@@ -88,7 +88,7 @@ def kind(place: Folder, uri: str, **config: Any) -> str:
 # Folders
 
 
-def test_a_folder_gives_its_candidates_and_counts_the_rest(place: Folder) -> None:
+def test_a_folder_lists_its_candidates_and_counts_the_others(place: Folder) -> None:
     for name in CANDIDATES + IGNORED:
         place.put(name, name.encode())
     assert below(place, place.uri) == below(place, f"{place.uri}/") == sorted(CANDIDATES)
@@ -101,7 +101,7 @@ def test_a_folder_gives_its_candidates_and_counts_the_rest(place: Folder) -> Non
         assert row["last_modified"] is not None
 
 
-def test_names_with_control_characters_are_candidates_like_others(disk: Folder) -> None:
+def test_names_with_control_characters_are_candidates(disk: Folder) -> None:
     for name in CONTROL:
         disk.put(name, b"1")
     assert below(disk, disk.uri) == sorted(CONTROL)
@@ -115,7 +115,7 @@ def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str
 
 
 @pytest.mark.parametrize(
-    "suffixes, found",
+    "suffixes, expected",
     [
         ("*", ["a.JPG", "b.png", "c.txt", "none"]),
         ("jpg", ["a.JPG"]),
@@ -124,14 +124,14 @@ def test_every_known_suffix_is_a_candidate_in_any_case(disk: Folder, suffix: str
         ("images", ["a.JPG", "b.png", "none"]),
     ],
 )
-def test_which_suffixes_are_candidates_can_be_chosen(disk: Folder, suffixes: str, found: list[str]) -> None:
+def test_suffixes_are_configurable(disk: Folder, suffixes: str, expected: list[str]) -> None:
     for name in ("a.JPG", "b.png", "c.txt", "none", ".hidden.jpg"):
         disk.put(name, b"")
-    assert below(disk, disk.uri, suffixes=suffixes) == found
-    assert ignored(disk, disk.uri, suffixes=suffixes) == 5 - len(found)
+    assert below(disk, disk.uri, suffixes=suffixes) == expected
+    assert ignored(disk, disk.uri, suffixes=suffixes) == 5 - len(expected)
 
 
-def test_listing_repeats_in_its_order(place: Folder) -> None:
+def test_listings_are_reproducible(place: Folder) -> None:
     for name in ("b/2.jpg", "a.jpg", "b.jpg", "b/1.jpg", "c/x/y.jpg", "B.jpg"):
         place.put(name, b"")
     assert uris(place, place.uri) == uris(place, place.uri)
@@ -150,11 +150,11 @@ def test_links_are_followed_and_loops_and_pipes_are_not(disk: Folder) -> None:
         disk.stores.read(disk.at("self.jpg"))
 
 
-def test_a_folder_without_rights_is_told_not_passed_over(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_an_error(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.put("closed/a.jpg", b"1")
     scandir = os.scandir
 
-    def guarded(path: Any) -> Any:  # root may read everything, so it is not done with chmod
+    def guarded(path: Any) -> Any:  # root may read list_all, so it is not done with chmod
         if os.fsencode(path).endswith(b"closed"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
@@ -164,7 +164,7 @@ def test_a_folder_without_rights_is_told_not_passed_over(disk: Folder, monkeypat
         uris(disk, disk.uri)
 
 
-def test_a_name_that_is_not_utf8_is_listed_so_that_it_becomes_a_reject(disk: Folder) -> None:
+def test_a_name_that_is_not_utf8_becomes_a_reject(disk: Folder) -> None:
     with open(os.fsencode(disk.uri) + b"/\xe4.jpg", "wb"):
         pass
     (uri,) = uris(disk, disk.uri)
@@ -174,7 +174,7 @@ def test_a_name_that_is_not_utf8_is_listed_so_that_it_becomes_a_reject(disk: Fol
 
 
 @pytest.mark.parametrize("form", ["folder", "glob"])
-def test_an_input_below_a_hidden_folder_is_fine(place: Folder, form: str) -> None:
+def test_an_input_below_a_hidden_folder_is_listed(place: Folder, form: str) -> None:
     for name in ("a.jpg", "cat/b.jpg", ".thumbs/c.jpg", "lost+found/d.jpg"):
         place.put(f".cache/@eaDir/{name}", b"1")
     inner = place.folder(".cache/@eaDir")
@@ -192,7 +192,7 @@ def test_junk_hides_tars_and_tables_too(disk: Folder) -> None:
         assert ignored(disk, disk.uri, suffixes=suffixes) == 6
 
 
-def test_what_is_named_one_by_one_may_be_hidden(disk: Folder) -> None:
+def test_hidden_objects_may_be_named_explicitly(disk: Folder) -> None:
     for name in (".a.jpg", "LICENSE", ".git/b.jpg"):
         disk.put(name, b"1")
         assert below(disk, disk.at(name)) == [name]
@@ -200,10 +200,10 @@ def test_what_is_named_one_by_one_may_be_hidden(disk: Folder) -> None:
     assert below(disk, disk.at("list.csv")) == [".a.jpg", ".git/b.jpg", "LICENSE"]
 
 
-# Which bare objects are images
+# Objects without a suffix
 
 
-def test_objects_without_a_suffix_are_told_by_their_first_bytes(place: Folder) -> None:
+def test_objects_without_a_suffix_are_recognised_by_their_first_bytes(place: Folder) -> None:
     contents = {"png": b"\x89PNG\r\n\x1a\n" + bytes(5000), "jpeg": b"\xff\xd8\xff\xe0", "text": b"Permission is granted " * 500,
                 "empty": b"", "dicom": bytes(128) + b"DICM" + bytes(9)}  # fmt: skip
     for name, data in contents.items():
@@ -218,7 +218,7 @@ def test_objects_without_a_suffix_are_told_by_their_first_bytes(place: Folder) -
 # Links
 
 
-def test_a_link_that_leads_nowhere_is_listed_and_says_so_when_read(disk: Folder) -> None:
+def test_a_broken_link_is_listed_and_reported_when_read(disk: Folder) -> None:
     root = Path(disk.uri)
     disk.put("cat/a.jpg", b"1")
     (root / "cat/b.jpg").symlink_to("../.store/gone")
@@ -235,20 +235,20 @@ def test_a_link_that_leads_nowhere_is_listed_and_says_so_when_read(disk: Folder)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "b.parquet"])
-def test_a_tar_or_a_table_that_is_such_a_link_is_listed_itself(disk: Folder, name: str) -> None:
+def test_a_tar_or_table_that_is_a_broken_link_is_listed(disk: Folder, name: str) -> None:
     (Path(disk.uri) / name).symlink_to("gone")
     assert below(disk, disk.uri) == [name]
     with pytest.raises(NotFound, match="a link to gone"), disk.stores.stream(disk.at(name), Meta()) as file:
         file.read()
 
 
-def test_an_input_that_is_such_a_link_is_refused_with_its_target(disk: Folder) -> None:
+def test_an_input_that_is_a_broken_link_is_refused_with_its_target(disk: Folder) -> None:
     (Path(disk.uri) / "set").symlink_to("/mnt/gone")
     with pytest.raises(InputError, match="set: a link to /mnt/gone, which is not there"):
         uris(disk, disk.at("set"))
 
 
-def test_folders_that_link_to_each_other_are_not_walked_for_ever(disk: Folder) -> None:
+def test_folders_that_link_to_each_other_are_refused(disk: Folder) -> None:
     root = Path(disk.uri)
     for one in range(9):
         disk.put(f"{one}/x.jpg", b"1")
@@ -262,12 +262,14 @@ def test_folders_that_link_to_each_other_are_not_walked_for_ever(disk: Folder) -
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "message"),
     [("猫.jpg", "cp932", "'猫.jpg' in Shift-JIS"), ("写真/猫.jpg", "cp932", "'写真' in Shift-JIS"),
      ("ä" * 200 + ".jpg", "latin-1", "in Windows-1252"), ("\x81.jpg", "latin-1", "'ü.jpg' in DOS")],
     ids=["file", "folder", "long", "dos"],
 )  # fmt: skip
-def test_a_name_in_another_encoding_is_told_with_what_it_may_be(disk: Folder, name: str, code: str, said: str) -> None:
+def test_a_name_in_another_encoding_is_reported_with_its_decodings(
+    disk: Folder, name: str, code: str, message: str
+) -> None:
     path = Path(os.fsdecode(os.fsencode(disk.uri) + b"/" + name.encode(code)))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"1")
@@ -275,11 +277,11 @@ def test_a_name_in_another_encoding_is_told_with_what_it_may_be(disk: Folder, na
     _, uri = sorted(uris(disk, disk.uri), key=lambda uri: uri.endswith("good.jpg"), reverse=True)
     with pytest.raises(BadPath) as caught:
         disk.stores.read(uri)
-    assert said in str(caught.value) and "is not UTF-8" in str(caught.value) and "convmv" in str(caught.value)
+    assert message in str(caught.value) and "is not UTF-8" in str(caught.value) and "convmv" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["back\\slash.jpg", "\\xe4.jpg", "new\nline.jpg", "bell\x07.jpg"])
-def test_odd_names_that_are_utf8_are_read(disk: Folder, name: str) -> None:
+def test_unusual_utf8_names_are_read(disk: Folder, name: str) -> None:
     disk.put(name, b"odd")
     (uri,) = uris(disk, disk.uri)
     assert disk.stores.read(uri)[0] == b"odd"
@@ -293,7 +295,7 @@ def test_an_input_whose_path_is_not_utf8_is_refused(disk: Folder, end: str) -> N
         recognise(disk.stores, [folder + end], SourceConfig())
 
 
-def test_what_is_not_there_is_an_empty_folder(place: Folder) -> None:
+def test_a_missing_folder_is_empty(place: Folder) -> None:
     assert uris(place, f"{place.uri}/nothing", allow_empty=True) == []
     assert kind(place, f"{place.uri}/nothing", allow_empty=True) == "folder"
 
@@ -318,7 +320,7 @@ def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "glob, found",
+    "glob, expected",
     [
         ("*.jpg", ["a.jpg", "b.jpg"]),
         ("?.jpg", ["a.jpg", "b.jpg"]),
@@ -336,13 +338,13 @@ def test_a_missing_bucket_and_a_wrong_key_are_errors(s3: Any) -> None:
         ("[.jpg", []),
     ],
 )
-def test_a_glob_gives_what_it_matches_and_nothing_else(place: Folder, glob: str, found: list[str]) -> None:
+def test_a_glob_lists_exactly_its_matches(place: Folder, glob: str, expected: list[str]) -> None:
     for name in ("a.jpg", "b.jpg", "c.png", "n.txt", "x/a.jpg", "x/b.png", "x/x/a.jpg", "y/a.jpg"):
         place.put(name, b"1")
-    assert below(place, f"{place.uri}/{glob}") == found
+    assert below(place, f"{place.uri}/{glob}") == expected
 
 
-def test_a_glob_is_held_against_the_whole_path(s3: Any) -> None:
+def test_a_glob_matches_the_whole_path(s3: Any) -> None:
     place = Folder(s3.stores(), f"s3://images/{uuid.uuid4().hex}")
     name = place.uri.rpartition("/")[2]
     place.put("a.jpg", b"1")
@@ -350,7 +352,7 @@ def test_a_glob_is_held_against_the_whole_path(s3: Any) -> None:
     assert below(place, f"{place.uri}/*.jpg") == ["a.jpg"]
 
 
-def test_candidates_rules_hold_within_a_glob(disk: Folder) -> None:
+def test_candidate_rules_apply_within_a_glob(disk: Folder) -> None:
     for name in ("a.jpg", ".b.jpg", "c.txt"):
         disk.put(name, b"")
     assert below(disk, f"{disk.uri}/*") == ["a.jpg"]
@@ -366,12 +368,12 @@ def test_a_folder_or_object_whose_name_looks_like_a_glob_is_itself(place: Folder
 
 
 @pytest.mark.parametrize("uri", ["a/**.jpg", "[z-a].jpg"])
-def test_a_glob_that_cannot_be_read_is_a_wrong_input(disk: Folder, uri: str) -> None:
-    with pytest.raises(InputError, match="no glob"):
+def test_an_invalid_glob_is_an_input_error(disk: Folder, uri: str) -> None:
+    with pytest.raises(InputError, match="not a valid glob"):
         recognise(disk.stores, [f"{disk.uri}/{uri}"], SourceConfig())
 
 
-def test_a_glob_in_a_buckets_name_is_a_wrong_input() -> None:
+def test_a_glob_in_a_bucket_name_is_an_input_error() -> None:
     with pytest.raises(InputError, match="bucket"):
         recognise(Stores(StorageConfig(retries=0), {}), ["memory://*/a.jpg"], SourceConfig())
 
@@ -380,7 +382,7 @@ def test_a_glob_in_a_buckets_name_is_a_wrong_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", ".hidden.jpg", "notes.xyz", "none", "br[1].jpg", "a b#%20.jpg"])
-def test_a_single_object_is_taken_whatever_its_name(place: Folder, name: str) -> None:
+def test_a_single_object_may_have_any_name(place: Folder, name: str) -> None:
     place.put(name, b"123")
     (row,) = rows(place, place.at(name))
     _, meta = place.stores.read(place.at(name))
@@ -394,7 +396,7 @@ def test_a_single_object_is_taken_whatever_its_name(place: Folder, name: str) ->
     assert kind(place, place.at(name)) == "object"
 
 
-def test_the_same_image_has_one_uri_however_it_is_found(place: Folder) -> None:
+def test_an_image_has_the_same_uri_in_every_kind_of_input(place: Folder) -> None:
     place.put("x/a b.jpg", b"1")
     place.put("x/list.csv", b"uri\na b.jpg\n./a b.jpg\n../x/a b.jpg\n" + place.at("x/a b.jpg").encode() + b"\n")
     inputs = [place.uri, f"{place.uri}/", f"{place.uri}/*/*.jpg", place.at("x/a b.jpg"), place.at("x/list.csv")]
@@ -405,11 +407,11 @@ def test_the_same_image_has_one_uri_however_it_is_found(place: Folder) -> None:
 def test_local_inputs_may_be_relative_or_have_a_scheme(disk: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.put("p/a.jpg", b"1")
     monkeypatch.chdir(disk.uri)
-    for given in ("p", "./p", "p/", f"file://{disk.uri}/p", "p/../p", "p/*.jpg", "p/a.jpg"):
-        assert uris(disk, given) == [f"{disk.uri}/p/a.jpg"]
+    for uri in ("p", "./p", "p/", f"file://{disk.uri}/p", "p/../p", "p/*.jpg", "p/a.jpg"):
+        assert uris(disk, uri) == [f"{disk.uri}/p/a.jpg"]
 
 
-def test_stores_behind_fsspec_keep_the_uris_as_they_were_given() -> None:
+def test_fsspec_stores_keep_the_spelling_of_uris() -> None:
     root = f"memory://{uuid.uuid4().hex}"
     place = Folder(Stores(StorageConfig(), {}), root)
     for name in ("a.jpg", "b/c.png", "n.txt"):
@@ -458,9 +460,9 @@ def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs, told",
+    "inputs, message",
     [
-        ([], "nothing to classify"),
+        ([], "there is no input"),
         ([""], "empty"),
         (["  "], "empty"),
         (["simplecache::s3://b/x"], "chained"),
@@ -468,14 +470,14 @@ def test_several_inputs_are_listed_in_their_order(disk: Folder) -> None:
         (["foo://b/x"], "foo"),
     ],
 )
-def test_an_input_that_cannot_be_is_a_usage_error(disk: Folder, inputs: list[str], told: str) -> None:
-    with pytest.raises(ImgbatchError, match=told) as caught:
+def test_invalid_inputs_are_usage_errors(disk: Folder, inputs: list[str], message: str) -> None:
+    with pytest.raises(ImgbatchError, match=message) as caught:
         recognise(disk.stores, inputs, SourceConfig())
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.TAR.BZ2", "x.tar.zst"])
-def test_an_archive_is_refused_and_not_taken_for_an_image(disk: Folder, name: str) -> None:
+def test_an_unsupported_archive_is_refused(disk: Folder, name: str) -> None:
     disk.put(name, b"1")
     with pytest.raises(InputError, match="of archives only"):
         recognise(disk.stores, [disk.at(name)], SourceConfig())
@@ -508,7 +510,7 @@ KINDS: dict[str, Write] = {"csv": as_csv, "jsonl": as_jsonl, "ndjson": as_jsonl,
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_a_manifest_gives_its_uris_in_order_with_what_it_knows(place: Folder, suffix: str) -> None:
+def test_a_manifest_lists_its_uris_in_order_with_size_and_etag(place: Folder, suffix: str) -> None:
     names = [
         "a.jpg",
         "a b%20#.jpg",
@@ -522,16 +524,16 @@ def test_a_manifest_gives_its_uris_in_order_with_what_it_knows(place: Folder, su
     table = [{"uri": name, "size": number, "etag": f'"e{number}"', "split": f"s{number}", "n": number}
              for number, name in enumerate(names)]  # fmt: skip
     place.put(f"lists/m.{suffix}", KINDS[suffix](table))
-    found = rows(place, place.at(f"lists/m.{suffix}"), schemes="s3,file")
+    result = rows(place, place.at(f"lists/m.{suffix}"), schemes="s3,file")
     base = place.at("lists")
-    assert [row["uri"] for row in found] == [
+    assert [row["uri"] for row in result] == [
         *(f"{base}/{name}" for name in names[:5]), f"{base}/b.jpg", "/abs.jpg", "s3://o/c",
     ]  # fmt: skip
-    assert [row["size"] for row in found] == list(range(8))
-    assert [row["etag"] for row in found] == [f"e{number}" for number in range(8)]
-    assert [row["input_split"] for row in found] == [f"s{number}" for number in range(8)]
-    assert [row["input_n"] for row in found] == [n if suffix == "parquet" else str(n) for n in range(8)]
-    assert {row["last_modified"] for row in found} == {None}
+    assert [row["size"] for row in result] == list(range(8))
+    assert [row["etag"] for row in result] == [f"e{number}" for number in range(8)]
+    assert [row["input_split"] for row in result] == [f"s{number}" for number in range(8)]
+    assert [row["input_n"] for row in result] == [n if suffix == "parquet" else str(n) for n in range(8)]
+    assert {row["last_modified"] for row in result} == {None}
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -543,17 +545,17 @@ def test_rows_without_a_uri_are_ignored_and_counted(disk: Folder, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_what_a_manifest_does_not_know_is_null(disk: Folder, suffix: str) -> None:
+def test_missing_values_of_a_manifest_are_null(disk: Folder, suffix: str) -> None:
     table = [{"uri": "a.jpg", "size": 1, "etag": "x"}, {"uri": "b.jpg", "size": None, "etag": None},
              {"uri": "c.jpg", "size": -1, "etag": ""}]  # fmt: skip
     disk.put(f"m.{suffix}", KINDS[suffix](table))
-    found = [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"m.{suffix}"))]
-    assert found == [(1, "x"), (None, None), (None, None)]
+    result = [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"m.{suffix}"))]
+    assert result == [(1, "x"), (None, None), (None, None)]
     disk.put(f"n.{suffix}", KINDS[suffix]([{"uri": "a.jpg"}]))
     assert [(row["size"], row["etag"]) for row in rows(disk, disk.at(f"n.{suffix}"))] == [(None, None)]
 
 
-def test_sizes_that_pandas_made_floats_are_numbers_of_bytes(disk: Folder) -> None:
+def test_sizes_may_be_floats(disk: Folder) -> None:
     sizes = pa.array([1.0, float("nan"), None, 3_000_000_000.0])
     disk.put("m.parquet", as_parquet(pa.table({"uri": ["a", "b", "c", "d"], "size": sizes})))
     disk.put("m.csv", b"uri,size\na,1.0\nb,nan\nc,\nd, 3000000000\n")
@@ -565,13 +567,13 @@ def test_sizes_that_pandas_made_floats_are_numbers_of_bytes(disk: Folder) -> Non
 
 
 @pytest.mark.parametrize("size", ["many", "1.5", "99999999999999999999", "ten"])
-def test_a_size_that_is_no_number_of_bytes_is_a_wrong_input(disk: Folder, size: str) -> None:
+def test_an_invalid_size_is_an_input_error(disk: Folder, size: str) -> None:
     disk.put("m.csv", f"uri,size\na,{size}\n".encode())
-    with pytest.raises(InputError, match=r"m\.csv: column 'size'"):
+    with pytest.raises(InputError, match=r"m\.csv: a value in column 'size'"):
         rows(disk, disk.at("m.csv"))
 
 
-def test_huge_numbers_travel_as_they_are_written(disk: Folder) -> None:
+def test_large_numbers_are_carried_as_they_are_written(disk: Folder) -> None:
     huge = 123456789012345678901234567890
     disk.put("m.csv", f"uri,id\na,{huge}\nb,007\nc,1e3\n".encode())
     disk.put("m.jsonl", f'{{"uri":"a","id":{huge}}}\n{{"uri":"b","id":"007"}}\n{{"uri":"c","id":[1]}}\n'.encode())
@@ -588,7 +590,7 @@ def test_csv_text_stays_text(disk: Folder) -> None:
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_csv_of_other_systems_is_read(disk: Folder, ending: bytes, mark: bytes) -> None:
+def test_csv_with_other_line_ends_and_encodings_is_read(disk: Folder, ending: bytes, mark: bytes) -> None:
     disk.put("m.csv", mark + ending.join([b'"uri",split', b'"a ""b"".jpg",x', b"", b"c.jpg,y"]))
     assert below(disk, disk.at("m.csv")) == ['a "b".jpg', "c.jpg"]
     disk.put("m.jsonl", mark + ending.join([b'{"uri": "a.jpg"}', b"", b'{"uri": "b.jpg"}']))
@@ -599,26 +601,26 @@ def test_quoted_newlines_are_part_of_a_value_also_across_blocks(disk: Folder) ->
     filler = "x" * 200 + "\n" + "y" * 200
     lines = "".join(f'"i\n{number}.jpg","{filler}"\n' for number in range(8_000))
     disk.put("m.csv", f"uri,note\n{lines}".encode())
-    found = rows(disk, disk.at("m.csv"))
-    assert [row["uri"] for row in found] == [f"{disk.uri}/i\n{number}.jpg" for number in range(8_000)]
-    assert {row["input_note"] for row in found} == {filler}
+    result = rows(disk, disk.at("m.csv"))
+    assert [row["uri"] for row in result] == [f"{disk.uri}/i\n{number}.jpg" for number in range(8_000)]
+    assert {row["input_note"] for row in result} == {filler}
 
 
-def test_a_manifest_larger_than_a_block_gives_every_row_once(disk: Folder) -> None:
+def test_a_manifest_larger_than_a_block_has_every_row_once(disk: Folder) -> None:
     table = [{"uri": f"{number:06d}.jpg", "x": str(number)} for number in range(25_001)]
     for suffix in ("csv", "jsonl", "parquet"):
         disk.put(f"m.{suffix}", KINDS[suffix](table))
-        found = rows(disk, disk.at(f"m.{suffix}"))
-        assert [row["uri"] for row in found] == [f"{disk.uri}/{row['uri']}" for row in table]
-        assert [row["input_x"] for row in found] == [row["x"] for row in table]
+        result = rows(disk, disk.at(f"m.{suffix}"))
+        assert [row["uri"] for row in result] == [f"{disk.uri}/{row['uri']}" for row in table]
+        assert [row["input_x"] for row in result] == [row["x"] for row in table]
 
 
-def test_a_uri_named_twice_is_given_twice_for_the_listing_to_count(disk: Folder) -> None:
+def test_a_uri_that_is_named_twice_is_listed_twice(disk: Folder) -> None:
     disk.put("m.csv", b"uri\na.jpg\na.jpg\n./a.jpg\n")
     assert below(disk, disk.at("m.csv")) == ["a.jpg"] * 3
 
 
-def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Folder) -> None:
+def test_columns_of_parquet_keep_their_types_without_pixels(disk: Folder) -> None:
     table = pa.table({
         "uri": pa.array(["a", "b"]).dictionary_encode(),
         "label": pa.array(["x", None]).dictionary_encode(),
@@ -637,15 +639,15 @@ def test_columns_keep_their_types_from_parquet_and_pixels_stay_behind(disk: Fold
     assert rows(disk, disk.at("m.parquet"))[0]["input_tags"] == ["p"]
 
 
-def test_columns_of_several_inputs_go_together(disk: Folder) -> None:
+def test_columns_of_several_inputs_are_merged(disk: Folder) -> None:
     disk.put("p/z.jpg", b"1")
     disk.put("m.csv", b"uri,x\na,1\n")
     disk.put("n.parquet", as_parquet([{"uri": "b", "y": 2}]))
-    found = rows(disk, disk.at("m.csv"), disk.at("n.parquet"), disk.at("p"))
-    assert [(row["input_x"], row["input_y"]) for row in found] == [("1", None), (None, 2), (None, None)]
+    result = rows(disk, disk.at("m.csv"), disk.at("n.parquet"), disk.at("p"))
+    assert [(row["input_x"], row["input_y"]) for row in result] == [("1", None), (None, 2), (None, None)]
 
 
-def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None:
+def test_incompatible_columns_are_an_input_error(disk: Folder) -> None:
     disk.put("m.csv", b"uri,x\na,1\n")
     disk.put("n.parquet", as_parquet([{"uri": "b", "x": [2]}]))
     with pytest.raises(InputError, match="column 'x' is string and list"):
@@ -653,13 +655,13 @@ def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("m.csv", b"url,size\na,1\n", "no column 'uri'; it has: url, size"),
         ("m.csv", b"id;size\na;1\n", "no column 'uri'; it has: id, size"),
         ("m.csv", b"uri,uri\na,b\n", "more than one column 'uri'"),
         ("m.csv", b"uri,x,x\na,b,c\n", "more than one column 'x'"),
-        ("m.csv", b"uri,size\na\n", "cannot be read as CSV: line 2: 1 values, the header has 2"),
+        ("m.csv", b"uri,size\na\n", "cannot be read as CSV: line 2: 1 values, but the header has 2"),
         ("m.csv", b"uri\n\xff\xfe\n", "cannot be read as CSV: line 2 is not UTF-8"),
         ("m.csv", b'uri,x\na,"open\nb,x\nc,x\n', "a quote is not closed"),
         ("m.jsonl", b'{"url": 1}\n', "no column 'uri'; it has: url"),
@@ -677,9 +679,9 @@ def test_columns_that_do_not_go_together_are_a_wrong_input(disk: Folder) -> None
         ("m.parquet", as_parquet(pa.table({"uri": [b"\xff"]})), "m.parquet"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_is_a_wrong_input(disk: Folder, name: str, content: bytes, told: str) -> None:
+def test_a_damaged_manifest_is_an_input_error(disk: Folder, name: str, content: bytes, message: str) -> None:
     disk.put(name, content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         rows(disk, disk.at(name))
 
 
@@ -698,10 +700,10 @@ def test_an_empty_manifest_lists_nothing(disk: Folder, name: str, content: bytes
     assert rows(disk, disk.at(name)) == []
 
 
-def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Folder) -> None:
+def test_a_manifest_of_another_name_is_read_with_source_format(disk: Folder) -> None:
     disk.put("list.txt", b'{"uri": "a.jpg"}\n')
     disk.put("list.csv", b"uri\nb.jpg\n")
-    with pytest.raises(InputError, match=r"list\.txt is no form of list that is read.*Lists are \.csv"):
+    with pytest.raises(InputError, match=r"list\.txt has the suffix of neither.*lists are \.csv"):
         kind(disk, disk.at("list.txt"))
     assert kind(disk, disk.at("list.txt"), format="objects") == "object"
     assert below(disk, disk.at("list.txt"), format="manifest") == ["a.jpg"]
@@ -710,34 +712,34 @@ def test_a_manifest_of_another_name_is_read_where_it_is_said_to_be_one(disk: Fol
         recognise(disk.stores, [disk.at("none.csv")], SourceConfig(format="manifest"))
 
 
-def test_one_empty_input_among_several_is_told(disk: Folder) -> None:
+def test_one_empty_input_among_several_is_refused(disk: Folder) -> None:
     disk.put("2024/1.jpg", b"")
     disk.put("2052/notes.txt", b"")
     sources = recognise(disk.stores, [disk.at("2024"), disk.at("2052")], SourceConfig())
     with pytest.raises(InputError, match="2052"):
-        list(everything(sources, allow_empty=False))
-    assert sum(len(found.batch) for found in everything(sources, allow_empty=True)) == 1
+        list(list_all(sources, allow_empty=False))
+    assert sum(len(batch.batch) for batch in list_all(sources, allow_empty=True)) == 1
 
 
-def test_numbered_names_stand_for_each_of_them(place: Folder) -> None:
+def test_ranges_are_expanded(place: Folder) -> None:
     for number in (8, 9, 10, 11):
         place.put(f"s-{number:03d}.jpg", b"1")
     assert uris(place, place.at("s-{008..010}.jpg")) == [place.at(f"s-{number:03d}.jpg") for number in (8, 9, 10)]
 
 
-def test_a_numbered_name_that_is_not_there_is_named(place: Folder) -> None:
+def test_a_missing_name_of_a_range_is_reported(place: Folder) -> None:
     place.put("s-1.tar", b"1")
     with pytest.raises(InputError, match=r"s-2\.tar"):
         uris(place, place.at("s-{1..2}.tar"))
 
 
 def refusal(place: Folder, *inputs: str, **config: Any) -> str:
-    """Return what is said of inputs without an image."""
+    """Return the message for inputs without an image."""
     with pytest.raises(InputError) as refused:
         sources = recognise(place.stores, inputs, SourceConfig(**config))
         counts = Counts()
-        with candidates(sources, allow_empty=False) as found:
-            for each in found:
+        with candidates(sources, allow_empty=False) as batches:
+            for each in batches:
                 counts.listed, counts.ignored = counts.listed + len(each.batch), counts.ignored + each.ignored
                 counts.ignored_example = counts.ignored_example or each.example
         assert not counts.listed
@@ -746,7 +748,7 @@ def refusal(place: Folder, *inputs: str, **config: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["elsewhere", "list.csv", "a.tar", "elsewhere/deep/er"])
-def test_a_local_input_that_does_not_exist_is_called_so(disk: Folder, name: str) -> None:
+def test_a_missing_local_input_is_reported(disk: Folder, name: str) -> None:
     disk.put("photos/a.jpg", b"x")
     for format in ("auto", "objects", "manifest"):
         assert f"{disk.at(name)} does not exist" in refusal(disk, disk.at(name), format=format)
@@ -754,32 +756,32 @@ def test_a_local_input_that_does_not_exist_is_called_so(disk: Folder, name: str)
     assert uris(disk, disk.at(name), allow_empty=True) == [], "there may be none of a day"
 
 
-def test_what_may_be_meant_by_a_path_that_does_not_exist(disk: Folder) -> None:
+def test_a_missing_path_is_reported_with_a_near_miss(disk: Folder) -> None:
     disk.put("photos/a.jpg", b"x")
     assert f"; did you mean {disk.at('photos')}?" in refusal(disk, disk.at("phtos"))
     assert f"of its path only {disk.at('photos')} exists" in refusal(disk, disk.at("photos/deep/er"))
     assert f"{disk.at('phtos')} does not exist" in refusal(disk, disk.at("phtos/*.jpg"))
 
 
-def test_an_input_without_an_object_is_told_from_one_without_an_image(place: Folder) -> None:
+def test_an_input_without_objects_and_one_without_images_have_different_messages(place: Folder) -> None:
     place.put("texts/notes.txt", b"x")
     if place.uri.startswith("s3:"):  # where nothing exists but objects
-        said = refusal(place, place.at("phtos"))
-        assert said == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
+        message = refusal(place, place.at("phtos"))
+        assert message == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
     assert "no object matches it" in refusal(place, place.at("texts/*.jpg"))
-    said = refusal(place, place.at("texts"))
-    assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in said
+    message = refusal(place, place.at("texts"))
+    assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in message
 
 
-def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
+def test_a_missing_bucket_is_named(s3: Any) -> None:
     place = Folder(s3.stores(retries=0), "s3://images-that-nobody-has")
     assert "s3://images-that-nobody-has" in refusal(place, place.at("photos"))
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.json", "list.tsv", "images.parquet", "list.txt"])
-def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
+def test_other_content_in_place_of_a_list_is_named(place: Folder, name: str) -> None:
     format = "manifest" if name.endswith(".txt") else "auto"
-    for content, said in (
+    for content, message in (
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
             "a Git LFS pointer, not the file it stands for",
@@ -793,8 +795,8 @@ def test_what_comes_in_place_of_a_list_is_named(place: Folder, name: str) -> Non
         place.put(name, content)
         with pytest.raises(InputError) as refused:
             sources = recognise(place.stores, [place.at(name)], SourceConfig(format=format))
-            list(everything(sources))
-        assert f"{place.at(name)} is no " in str(refused.value) and said in str(refused.value)
+            list(list_all(sources))
+        assert f"{place.at(name)} is not a " in str(refused.value) and message in str(refused.value)
 
 
 def test_a_value_of_megabytes_is_read(disk: Folder) -> None:

@@ -1,4 +1,4 @@
-"""Stores: the same verbs and errors on disk, on S3 and behind fsspec; strange names; retries."""
+"""Stores: the same operations and errors on disk, on S3 and through fsspec; unusual names; retries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from imgbatch.errors import (
 from imgbatch.storage import fsspec_store
 from imgbatch.storage.base import unquote_etag, unquote_etags
 from imgbatch.storage.local import LocalStore
-from imgbatch.storage.stores import Folder, Meta, Stores, absolute, is_local, join, time
+from imgbatch.storage.stores import Folder, Meta, Stores, time
+from imgbatch.storage.uris import absolute, is_local, join
 from tests.integration import faults
 from tests.unit.test_store_contract import listed
 
@@ -52,7 +53,7 @@ def local(**options: Any) -> Stores:
 
 
 @pytest.mark.parametrize(
-    "given, uri",
+    "text, uri",
     [
         ("/data/a.jpg", "/data/a.jpg"),
         ("/data/photos/", "/data/photos"),
@@ -68,8 +69,8 @@ def local(**options: Any) -> Stores:
         ("s3://bucket/file://x", "s3://bucket/file://x"),
     ],
 )
-def test_a_uri_has_one_spelling(given: str, uri: str) -> None:
-    assert absolute(given) == uri
+def test_a_uri_has_one_spelling(text: str, uri: str) -> None:
+    assert absolute(text) == uri
     assert absolute(uri) == uri
 
 
@@ -103,13 +104,13 @@ def test_a_name_in_a_manifest_is_resolved_against_its_place(folder: str, name: s
     assert join(folder, name) == uri
 
 
-def test_which_uris_are_local() -> None:
+def test_is_local() -> None:
     assert all(map(is_local, ("a", "/a", "file:///a", "local:///a", "a::b.jpg", "/a/b://c")))
     assert not any(map(is_local, ("s3://b/a", "https://h/a", "simplecache::s3://b/a", "memory://a")))
 
 
 @pytest.mark.parametrize("uri", ["simplecache::s3://b/x", "zip::s3://b/x.zip", "filecache::https://h/x"])
-def test_chained_file_systems_are_refused_instead_of_read_as_a_local_path(uri: str) -> None:
+def test_chained_file_systems_are_refused(uri: str) -> None:
     with pytest.raises(BadPath, match="chained"):
         local().read(uri)
 
@@ -120,14 +121,14 @@ def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
         local().read(uri)
 
 
-def test_a_protocol_that_does_not_exist_is_the_fault_of_the_one_object() -> None:
+def test_an_unknown_protocol_is_an_error_of_the_object() -> None:
     with pytest.raises(BadPath, match="foo"):
         local().read("foo://b/x.jpg")
     with pytest.raises(ConfigError, match="foo"):
         Folder(local(), "foo://b").names()
 
 
-def test_a_protocol_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*arguments: Any, **options: Any) -> None:
         raise ImportError("Please install ossfs")
 
@@ -145,11 +146,11 @@ def test_what_needs_the_packages_of_a_cloud_names_the_extra_that_installs_them(m
         local(options={"anon": True, "account_name": "me"}).read("az://photos/x")
 
 
-# The verbs
+# Operations
 
 
 @pytest.mark.parametrize("answer", [501, 403, 400, 405])
-def test_a_server_without_conditional_deletion_is_compared_with_first(s3: Any, answer: int) -> None:
+def test_without_conditional_deletion_the_etag_is_compared_first(s3: Any, answer: int) -> None:
     def plan(method: str, path: str, before: int) -> int | None:
         return answer if method == "DELETE" and "X-Amz-Signature" in path else None
 
@@ -166,7 +167,7 @@ def test_a_server_without_conditional_deletion_is_compared_with_first(s3: Any, a
     assert place.names() == []
 
 
-def test_a_conditional_deletion_that_fails_is_tried_again_and_names_no_signature(s3: Any) -> None:
+def test_a_failed_conditional_deletion_is_retried_and_logs_no_signature(s3: Any) -> None:
     answers = iter([503, "lost", 503, 503, 503])
 
     def plan(method: str, path: str, before: int) -> int | str | None:
@@ -188,9 +189,7 @@ def test_a_conditional_deletion_that_fails_is_tried_again_and_names_no_signature
 
 
 @pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
-def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
-    s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_listed_concurrently_without_losses(s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.obstore_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
@@ -203,17 +202,17 @@ def test_folders_are_listed_at_the_same_time_and_nothing_is_lost(
 
     streams = store._listing._split(path)
     assert len(streams) > folders
-    found = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
+    result = [row for batch in store.list_objects(path) for row in batch.to_pylist()]
 
-    assert sorted(row["path"] for row in found) == sorted(f"{root}/{name}" for name in names)
+    assert sorted(row["path"] for row in result) == sorted(f"{root}/{name}" for name in names)
     in_turn = [row for batch in store._listing._in_turn(path) for row in batch.to_pylist()]
-    assert {row["path"]: row for row in found} == {row["path"]: row for row in in_turn}
+    assert {row["path"]: row for row in result} == {row["path"]: row for row in in_turn}
     assert [row["path"] for batch in store.list_objects(path) for row in batch.to_pylist()] == [
-        row["path"] for row in found
+        row["path"] for row in result
     ]
 
 
-def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_listing_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.obstore_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
@@ -230,7 +229,7 @@ def test_a_listing_that_is_left_early_ends_its_threads(s3: Any, monkeypatch: pyt
 # Disk
 
 
-def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_loops(tmp_path: Path) -> None:
     for name in ("a/x", "b/y"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"1")
@@ -242,16 +241,16 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
     (tmp_path / "b/two").symlink_to("one")
     (tmp_path / "nothing").symlink_to("gone")
     (tmp_path / "file").symlink_to("a/x")
-    found = listed(Folder(local(), str(tmp_path)))
+    result = listed(Folder(local(), str(tmp_path)))
     files, nowhere = ["a/to-b/y", "a/x", "b/to-a/x", "b/y", "file"], ["one", "self", "two"]
-    assert [name for name, row in found.items() if row["size"] is not None] == files
-    assert [name for name, row in found.items() if row["size"] is None] == [
+    assert [name for name, row in result.items() if row["size"] is not None] == files
+    assert [name for name, row in result.items() if row["size"] is None] == [
         *(f"a/to-b/{name}" for name in nowhere), *(f"b/{name}" for name in nowhere), "nothing"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "folder/y.jpg"])
-def test_a_target_that_may_not_be_looked_at_is_an_error(
+def test_a_link_target_without_permission_is_an_error(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link.jpg").symlink_to(f"/closed/{name}")
@@ -273,7 +272,7 @@ FAR = 253_402_300_800  # the first second of the year 10000
 @pytest.mark.parametrize(
     ("seconds", "year"), [(-11_644_473_601, 1600), (0, 1970), (1 << 33, 2242), (FAR - 1, 9999), (FAR, None), (1 << 41, None)]
 )  # fmt: skip
-def test_any_time_of_a_file_is_told_or_left_out(seconds: int, year: int | None) -> None:
+def test_file_times_out_of_range_are_null(seconds: int, year: int | None) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # a file system whose times have 64 bits
         path = Path(place) / "x.jpg"
         path.write_bytes(b"1")
@@ -287,15 +286,15 @@ def test_any_time_of_a_file_is_told_or_left_out(seconds: int, year: int | None) 
 
 
 @pytest.mark.parametrize(
-    ("told", "year"),
+    ("time", "year"),
     [(float(FAR), None), (1e300, None), ("no time", None), (0.5, 1970), ("2026-11-28T01:02:03+00:00", 2026)],
 )
-def test_times_that_no_datetime_holds_are_left_out_for_other_stores_too(told: object, year: int | None) -> None:
-    moment = fsspec_store._meta({"size": 1, "mtime": told}).last_modified
+def test_times_out_of_range_are_null_in_other_stores(time: object, year: int | None) -> None:
+    moment = fsspec_store._meta({"size": 1, "mtime": time}).last_modified
     assert (moment and moment.year) == year
 
 
-def test_pipes_sockets_and_devices_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:
+def test_pipes_sockets_and_devices_are_not_listed_or_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -315,7 +314,7 @@ def _same_working_directory() -> Iterator[None]:
     os.chdir(before)
 
 
-def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.jpg").write_bytes(b"1")
     scandir = os.scandir
@@ -330,7 +329,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_not_a_gap(tmp_path: Path, monk
         list(Folder(local(), str(tmp_path)).list_objects())
 
 
-def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_listed_and_refused_when_read(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/a\xff.jpg", "wb") as file:
         file.write(b"1")
     assert list(listed(Folder(local(), str(tmp_path)))) == ["a\\xff.jpg"]
@@ -338,7 +337,7 @@ def test_a_name_that_is_not_utf8_is_listed_readably_and_refused_when_read(tmp_pa
         local().read(f"{tmp_path}/a\\xff.jpg")
 
 
-def test_a_tree_deeper_than_the_interpreters_stack_is_listed(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_the_recursion_limit_is_listed(tmp_path: Path) -> None:
     os.chdir(tmp_path)
     for _ in range(1200):
         os.mkdir("d")
@@ -351,7 +350,7 @@ def test_a_tree_deeper_than_the_interpreters_stack_is_listed(tmp_path: Path) -> 
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # shutil's own recursion is as deep
 
 
-def test_files_that_vanish_while_listing_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_deleted_during_a_listing_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         (tmp_path / name).write_bytes(b"1")
     real = os.stat
@@ -365,7 +364,7 @@ def test_files_that_vanish_while_listing_are_passed_over(tmp_path: Path, monkeyp
     assert list(listed(Folder(local(), str(tmp_path)))) == ["a", "c"]
 
 
-def test_a_file_system_without_links_is_refused_with_the_way_out(
+def test_a_file_system_without_hard_links_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: Any) -> None:
@@ -377,7 +376,7 @@ def test_a_file_system_without_links_is_refused_with_the_way_out(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -396,7 +395,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert folder.read("y") == b"old"
 
 
-def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_cannot_sync_folders_is_supported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fsync
 
     def fsync(handle: int) -> None:
@@ -410,9 +409,7 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, m
     assert folder.read("x") == b"1"
 
 
-def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_a_lock_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.storage.local._LOCK_S", 0.05)
     folder = Folder(local(retries=0), str(tmp_path))
     folder.create("x", b"1")
@@ -429,7 +426,7 @@ def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(
 # S3
 
 
-def test_a_wrong_secret_is_forbidden_everywhere(s3: Any) -> None:
+def test_a_wrong_secret_is_forbidden_in_every_operation(s3: Any) -> None:
     wrong = Folder(Stores(StorageConfig(), {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}), "s3://images/wrong")
     for verb in (
         lambda: wrong.read("x"),
@@ -455,7 +452,7 @@ def test_a_missing_bucket_is_not_found(s3: Any) -> None:
     assert not missing.exists("a")
 
 
-def test_no_credentials_at_all_names_the_ways_to_give_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_name_the_ways_to_set_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -477,7 +474,7 @@ def test_credentials_of_a_profile_are_used(s3: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_credentials_that_expire_are_renewed(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A program that gives them, as single sign-on has one: those of a minute ago are refused, the new ones are not."""
+    """A program that returns credentials, like single sign-on: the server refuses those of a minute ago."""
     key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
     program, asked = tmp_path / "program", tmp_path / "asked"
     program.write_text(
@@ -513,7 +510,7 @@ print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size 
         {"key": "K", "secret": "S", "endpoint_url": "E", "config_kwargs": {"s3": {"addressing_style": "path"}}},
     ],
 )
-def test_options_are_understood_as_s3fs_writes_them(s3: Any, options: dict[str, Any]) -> None:
+def test_options_have_the_names_of_s3fs(s3: Any, options: dict[str, Any]) -> None:
     words = {
         "K": s3.environment["AWS_ACCESS_KEY_ID"],
         "S": s3.environment["AWS_SECRET_ACCESS_KEY"],
@@ -533,14 +530,14 @@ def test_options_are_understood_as_s3fs_writes_them(s3: Any, options: dict[str, 
         folder.create("x", b"2")
 
 
-def test_options_with_credentials_keep_those_of_the_environment_out(s3: Any) -> None:
+def test_credentials_in_options_exclude_those_of_the_environment(s3: Any) -> None:
     stores = Stores(StorageConfig(options={"key": "other", "secret": "one"}), s3.environment)
     with pytest.raises(Forbidden):
         stores.read("s3://images/x")
 
 
 @pytest.mark.parametrize("options", [{"anon": "perhaps"}, {"ServerSideEncryption": "bogus", "anon": True}])
-def test_an_option_that_cannot_be_used_is_a_wrong_config(options: dict[str, Any]) -> None:
+def test_an_unusable_option_is_a_config_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"storage\.options"):
         local(options=options).read("s3://bucket/x")
 
@@ -555,7 +552,7 @@ def test_s3a_is_s3(s3: Any) -> None:
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Answers as the test's `reply(handler)` says."""
+    """Answers with the test's `reply(handler)`."""
 
     reply: Any
 
@@ -579,7 +576,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Start a server that answers as it is told: `fake(reply) -> Stores`."""
+    """Start a server with replies that a test sets: `fake(reply) -> Stores`."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     servers = []
 
@@ -602,7 +599,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 MOMENT = {"Last_Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}
 
 
-def test_folders_that_the_console_of_s3_made_are_no_objects(fake: Any) -> None:
+def test_folder_markers_are_not_listed(fake: Any) -> None:
     keys = {"p/": 0, "p/sub/": 0, "p/sub/x.jpg": 3, "p/empty": 0}
 
     def reply(request: _Server) -> None:
@@ -620,7 +617,7 @@ def test_folders_that_the_console_of_s3_made_are_no_objects(fake: Any) -> None:
     assert list(listed(Folder(fake(reply), "s3://b/p"))) == ["sub/x.jpg", "empty"]
 
 
-def test_a_passing_failure_is_tried_again_and_a_final_one_is_not(fake: Any) -> None:
+def test_transient_failures_are_retried_and_permanent_ones_are_not(fake: Any) -> None:
     asked: list[int] = []
     todo = {"busy": [503, 429, 500, 200], "down": [503] * 9, "gone": [404], "closed": [403]}
 
@@ -638,7 +635,7 @@ def test_a_passing_failure_is_tried_again_and_a_final_one_is_not(fake: Any) -> N
         assert caught.value.attempts == attempts == len(asked)
 
 
-def test_a_final_failure_after_a_passing_one_counts_both_attempts(fake: Any) -> None:
+def test_a_permanent_failure_after_a_transient_one_counts_two_attempts(fake: Any) -> None:
     todo = [503, 404]
     stores = fake(lambda request: request.answer(todo.pop(0)), retries=3)
     with pytest.raises(NotFound) as caught:
@@ -646,7 +643,7 @@ def test_a_final_failure_after_a_passing_one_counts_both_attempts(fake: Any) -> 
     assert caught.value.attempts == 2
 
 
-def test_a_body_that_is_cut_short_is_never_taken_for_the_object(fake: Any) -> None:
+def test_a_truncated_body_is_an_error(fake: Any) -> None:
     asked = []
 
     def reply(request: _Server) -> None:
@@ -663,7 +660,7 @@ WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize(
-    ("known", "raised", "attempts"),
+    ("listed_meta", "raised", "attempts"),
     [
         (Meta(size=8, **WAS), Unreachable, 3),  # the listed version, so that its body was cut: tried again
         (Meta(size=8), Conflict, 1),  # a manifest that is wrong, or old
@@ -674,8 +671,8 @@ WAS = {"etag": "e", "last_modified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
         (Meta(), None, 1),
     ],
 )
-def test_a_whole_answer_of_another_length_than_listed_is_no_image(
-    fake: Any, known: Meta, raised: type[Exception] | None, attempts: int
+def test_a_body_of_another_length_than_listed_is_an_error(
+    fake: Any, listed_meta: Meta, raised: type[Exception] | None, attempts: int
 ) -> None:
     asked = []
 
@@ -685,14 +682,14 @@ def test_a_whole_answer_of_another_length_than_listed_is_no_image(
 
     stores = fake(reply, retries=2)
     if raised is None:
-        assert stores.read("s3://b/x", None, known) == (b"half", Meta(size=4, **WAS))
+        assert stores.read("s3://b/x", None, listed_meta) == (b"half", Meta(size=4, **WAS))
     else:
-        with pytest.raises(raised, match=r"4 of 8 bytes"):
-            stores.read("s3://b/x", None, known)
+        with pytest.raises(raised, match=r"4 .*8 bytes"):
+            stores.read("s3://b/x", None, listed_meta)
     assert len(asked) == attempts
 
 
-def test_fsspec_stores_have_a_time_limit_too() -> None:
+def test_fsspec_stores_have_a_timeout() -> None:
     options = {"key": "k", "secret": "s"}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         options["endpoint_url"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -700,19 +697,19 @@ def test_fsspec_stores_have_a_time_limit_too() -> None:
             local(options=options, timeout_s=0.5, retries=0).read("s3://b/x//y")  # a key that s3fs reads
 
 
-def test_stores_say_whether_they_create_conditionally(s3: Any, tmp_path: Path) -> None:
+def test_stores_declare_conditional_creation(s3: Any, tmp_path: Path) -> None:
     assert Folder(local(), str(tmp_path)).conditional and Folder(s3.stores(), "s3://out/x").conditional
     assert not Folder(local(), "memory://x").conditional
 
 
-def test_a_server_that_never_answers_is_given_up(fake: Any) -> None:
+def test_a_server_that_never_responds_times_out(fake: Any) -> None:
     done = threading.Event()
     with pytest.raises(TimedOut):
         fake(lambda request: done.wait(20), retries=1, timeout_s=0.2).read("s3://b/x")
     done.set()
 
 
-def test_a_server_that_is_not_there_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_unreachable(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     with socket.socket() as free:
@@ -726,10 +723,10 @@ def test_a_server_that_is_not_there_is_unreachable(fake: Any, monkeypatch: pytes
     assert 0 < min(waits) <= max(waits) <= 20
 
 
-# Secrets, processes, others
+# Secrets, pickling, other stores
 
 
-def test_secrets_are_in_no_representation_and_travel_to_workers(s3: Any) -> None:
+def test_secrets_are_pickled_but_not_in_the_repr(s3: Any) -> None:
     stores = Stores(StorageConfig(options={"secret": "hunter2", "key": "k"}), s3.environment)
     shown = f"{stores!r} {stores} {Folder(stores, 's3://b')!r}"
     assert "hunter2" not in shown
@@ -740,7 +737,7 @@ def test_secrets_are_in_no_representation_and_travel_to_workers(s3: Any) -> None
     assert pickle.loads(pickle.dumps(ours)).read("s3://images/travel/x")[0] == b"1"
 
 
-def test_any_fsspec_store_is_read_listed_and_written() -> None:
+def test_fsspec_stores_are_read_listed_and_written() -> None:
     root = f"memory://{uuid.uuid4().hex}"
     folder = Folder(local(), root)
     folder.create("a/x", b"1")
@@ -760,18 +757,18 @@ def test_any_fsspec_store_is_read_listed_and_written() -> None:
         folder.read("y")
 
 
-def test_etags_are_held_without_quotes_and_otherwise_as_they_are() -> None:
+def test_etags_are_unquoted() -> None:
     raw = ['"abc"', 'W/"abc"', "abc", "", '""', None, '"W/abcW"', "/x/", '"a"b"', "0x8D"]
     bare = ["abc", "abc", "abc", None, None, None, "W/abcW", "/x/", 'a"b', "0x8D"]
     assert unquote_etags(pa.array(raw)).to_pylist() == bare == [unquote_etag(etag) for etag in raw]
 
 
-def test_the_tests_own_client_sees_what_was_written(s3: Any) -> None:
+def test_another_client_sees_the_written_objects(s3: Any) -> None:
     Folder(s3.stores(), "s3://out/seen").create("x", b"1")
     assert bytes(obstore.get(s3.bucket("out"), "seen/x").bytes()) == b"1"
 
 
-def test_slashes_at_the_ends_of_a_key_are_never_dropped(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slashes_at_the_ends_of_a_key_are_kept(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = s3.stores().resolve("s3://images/a")
     for operation in (store.read, store.head):
         with pytest.raises(BadPath):

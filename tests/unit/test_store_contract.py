@@ -14,7 +14,8 @@ import pytest
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, Exists, NotFound, StoreError, TooLarge
 from imgbatch.storage.base import STORE_LISTING
-from imgbatch.storage.stores import Folder, Stores, is_local
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import is_local
 
 STRANGE = [
     "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
@@ -43,7 +44,7 @@ def listed(folder: Folder) -> dict[str, dict[str, Any]]:
     return {row["path"].removeprefix(prefix): row for batch in folder.list_objects() for row in batch.to_pylist()}
 
 
-def test_what_is_written_is_read_and_listed(place: Folder) -> None:
+def test_written_objects_are_read_and_listed(place: Folder) -> None:
     before = datetime.now(UTC)
     place.create("a/x.jpg", b"one")
     place.put("y.jpg", b"three")
@@ -52,17 +53,17 @@ def test_what_is_written_is_read_and_listed(place: Folder) -> None:
     assert (data, meta.size) == (b"three", 5)
     assert meta.last_modified is not None
     assert abs((meta.last_modified - before).total_seconds()) < 60
-    found = listed(place)
-    assert list(found) == ["a/x.jpg", "y.jpg"]
-    assert found["y.jpg"]["size"] == 5
-    assert found["y.jpg"]["etag"] == meta.etag
+    result = listed(place)
+    assert list(result) == ["a/x.jpg", "y.jpg"]
+    assert result["y.jpg"]["size"] == 5
+    assert result["y.jpg"]["etag"] == meta.etag
     assert (meta.etag is None) == is_local(place.uri)
     assert place.names() == ["a/x.jpg", "y.jpg"]
     assert place.folders() == ["a"]
     assert all(batch.schema == STORE_LISTING for batch in place.list_objects())
 
 
-def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Folder) -> None:
+def test_an_object_has_the_same_etag_in_list_head_and_read(place: Folder) -> None:
     place.put("x", b"1")
     head = place.stores.call("look at", place.at("x"), lambda store, path: store.head(path))
     _, meta = place.stores.read(place.at("x"))
@@ -71,7 +72,7 @@ def test_an_object_keeps_its_tag_between_listing_looking_and_reading(place: Fold
     assert '"' not in (meta.etag or "")
 
 
-def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_creating_an_existing_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"first")
     with pytest.raises(Exists, match=r"create .*x"):
         place.create("x", b"second")
@@ -79,7 +80,7 @@ def test_creating_what_exists_fails_and_leaves_it_as_it_is(place: Folder) -> Non
     assert place.names() == ["x"]
 
 
-def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
+def test_of_many_concurrent_creations_one_succeeds(place: Folder) -> None:
     def create(number: int) -> int | None:
         try:
             place.create(f"race{number % 8}", str(number).encode())
@@ -93,7 +94,7 @@ def test_of_many_who_create_one_name_one_succeeds(place: Folder) -> None:
     assert [place.read(f"race{number % 8}") for number in won] == [str(number).encode() for number in won]
 
 
-def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_replacing_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"0")
     _, tag = place.read_tagged("x")
     place.replace("x", b"1", tag)
@@ -104,7 +105,7 @@ def test_replacing_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Fo
     assert place.names() == ["x"]
 
 
-def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
+def test_of_many_concurrent_replacements_one_succeeds(place: Folder) -> None:
     place.create("n", b"0")
 
     def count(_: int) -> int:
@@ -123,7 +124,7 @@ def test_of_many_who_replace_one_version_one_succeeds(place: Folder) -> None:
     assert place.names() == ["n"]
 
 
-def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
+def test_replacing_a_deleted_object_does_not_create_it(place: Folder) -> None:
     place.create("x", b"0")
     _, tag = place.read_tagged("x")
     place.delete("x")
@@ -132,7 +133,7 @@ def test_replacing_what_is_gone_brings_nothing_back(place: Folder) -> None:
     assert place.names() == []
 
 
-def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Folder) -> None:
+def test_deleting_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
     place.create("x", b"0")
     _, old = place.read_tagged("x")
     place.replace("x", b"1", old)
@@ -146,7 +147,7 @@ def test_deleting_what_has_changed_since_fails_and_leaves_it_as_it_is(place: Fol
     place.folder("nowhere").delete("x", tag)
 
 
-def test_what_is_not_there(place: Folder) -> None:
+def test_missing_objects_are_not_found(place: Folder) -> None:
     with pytest.raises(NotFound, match=r"read .*/x"):
         place.read("x")
     assert not place.exists("x")
@@ -158,14 +159,14 @@ def test_what_is_not_there(place: Folder) -> None:
     assert not place.exists("x")
 
 
-def test_a_folder_is_no_object(place: Folder) -> None:
+def test_a_folder_is_not_an_object(place: Folder) -> None:
     place.put("a/x", b"")
     assert not place.exists("a")
     with pytest.raises(StoreError):
         place.read("a")
 
 
-def test_a_folder_does_not_hold_what_only_begins_like_it(place: Folder) -> None:
+def test_a_folder_does_not_include_names_with_the_same_prefix(place: Folder) -> None:
     for name in ("a/x", "ab/y", "a.txt", "a-b"):
         place.put(name, b"")
     assert place.names("a") == ["x"]
@@ -193,23 +194,23 @@ def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_name_is_written_listed_and_read_as_it_is(place: Folder, name: str) -> None:
+def test_unusual_names_are_written_listed_and_read(place: Folder, name: str) -> None:
     place.put(name, name.encode())
-    (found,) = listed(place)
-    assert found == name
-    assert place.read(found) == name.encode()
+    (result,) = listed(place)
+    assert result == name
+    assert place.read(result) == name.encode()
     with place.stores.open(place.at(name)) as file:
         assert file.read() == name.encode()
 
 
 @pytest.mark.parametrize("name", CONTROL)
-def test_a_name_with_control_characters_is_listed_and_read(place: Folder, write_any_key: Any, name: str) -> None:
+def test_names_with_control_characters_are_listed_and_read(place: Folder, write_any_key: Any, name: str) -> None:
     if is_local(place.uri):
         place.put(name, b"x")
     else:  # as other clients write it
         write_any_key(place, name, b"x")
         place.put("zz.jpg", b"x")
-    found = listed(place)
-    assert name in found
-    assert (len(found) == 2) != is_local(place.uri)
+    result = listed(place)
+    assert name in result
+    assert (len(result) == 2) != is_local(place.uri)
     assert place.read(name) == b"x"

@@ -1,4 +1,4 @@
-"""Images that are members of tars: read as a stream, gone on with where a run ended, each in one row."""
+"""Images in tars: read as a stream, resumed where a run ended, one row for each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.committer import Committer
 from imgbatch.rejects import Refusal
-from imgbatch.sources.recognise import everything, recognise
+from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.sources.tar_reader import End, Member, TarReader, key_of
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder, Meta, Stores
@@ -59,7 +59,7 @@ def packed(*entries: Entry, **options: Any) -> bytes:
 
 
 def picture(number: int) -> bytes:
-    """Return a picture whose label is COLOURS[number % 3]."""
+    """Return an image whose label is COLOURS[number % 3]."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., number % 3] = 255
     return encode(pixels, "PNG")
@@ -72,7 +72,7 @@ def pictures(first: int, count: int) -> list[Entry]:
 def read(
     place: Path, data: bytes, *, name: str = "a.tar", resume_offset: int = 0, last_offset: int = -1, **more: Any
 ) -> list[Any]:
-    """Return what a tar of these bytes gives."""
+    """Return the members and the end of a tar with these bytes."""
     (place / name).write_bytes(data)
     tar = TarReader(
         Stores(StorageConfig(retries=0), {}), str(place / name), Meta(len(data)), "images", more.pop("most", 1 << 20)
@@ -80,8 +80,8 @@ def read(
     return list(tar.members(resume_offset, last_offset))
 
 
-def whole(found: list[Any]) -> tuple[list[Member], End]:
-    members, (end,) = found[:-1], found[-1:]
+def whole(read_members: list[Any]) -> tuple[list[Member], End]:
+    members, (end,) = read_members[:-1], read_members[-1:]
     assert isinstance(end, End) and all(isinstance(member, Member) for member in members)
     return members, end
 
@@ -93,7 +93,7 @@ SHARD: list[Entry] = [
 ]  # fmt: skip
 
 
-def test_members_with_what_lies_beside_them(tmp_path: Path) -> None:
+def test_members_have_their_sidecars(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, packed(*SHARD)))
     assert [(member.name, member.content, dict(member.sidecars)) for member in members] == [
         ("000.jpg", b"zero", {"input_cls": "7", "input_json": '{"a": 1}'}),
@@ -108,7 +108,7 @@ def test_members_with_what_lies_beside_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: str) -> None:
+def test_reading_resumes_after_any_member(tmp_path: Path, format: int, name: str) -> None:
     entries = SHARD if format != tarfile.USTAR_FORMAT else SHARD[:-1]
     data = packed(*entries, format=format)
     data = gzip.compress(data) if name.endswith("gz") else data
@@ -121,7 +121,7 @@ def test_reading_goes_on_behind_any_member(tmp_path: Path, format: int, name: st
         assert (again.offset, again.damage) == (end.offset, None)
 
 
-def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+def test_members_that_are_not_files_are_not_read(tmp_path: Path) -> None:
     def header(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, target
@@ -142,7 +142,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is ever unpacked
 
 
-def test_a_size_that_lies_is_a_tear(tmp_path: Path) -> None:
+def test_a_wrong_size_in_a_header_is_damage(tmp_path: Path) -> None:
     info = tarfile.TarInfo("huge.jpg")
     info.size = 1 << 50
     data = packed(("a.jpg", b"a"))[:1024] + info.tobuf(tarfile.GNU_FORMAT) + b"x" * 512
@@ -161,7 +161,7 @@ def test_a_size_that_lies_is_a_tear(tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_header_that_makes_no_sense_is_a_tear(tmp_path: Path, more: dict[str, str]) -> None:
+def test_an_invalid_header_is_damage(tmp_path: Path, more: dict[str, str]) -> None:
     info = tarfile.TarInfo("b.jpg")
     info.pax_headers = more
     data = packed(("a.jpg", b"a"))[:1024] + info.tobuf(tarfile.PAX_FORMAT) + b"x" * 2048
@@ -170,7 +170,7 @@ def test_a_header_that_makes_no_sense_is_a_tear(tmp_path: Path, more: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_a_torn_tar_gives_the_members_before_the_tear(tmp_path: Path, name: str) -> None:
+def test_a_truncated_tar_yields_the_members_before_the_damage(tmp_path: Path, name: str) -> None:
     entries = [(f"{number}.jpg", bytes([number]) * 700) for number in range(4)]
     data = packed(*entries)
     data = data if name == "a.tar" else gzip.compress(data)
@@ -178,13 +178,15 @@ def test_a_torn_tar_gives_the_members_before_the_tear(tmp_path: Path, name: str)
         members, end = whole(read(tmp_path, data[:cut], name=name))
         expected = [(name, content) for name, content in entries if isinstance(content, bytes)][: len(members)]
         assert [(member.name, member.content) for member in members] == expected
-        told = cut < 4 * 1536 + 512 if name == "a.tar" else True  # behind the first block of zeros nothing is missed
-        assert (end.damage is not None) == told, cut
+        is_damaged = (
+            cut < 4 * 1536 + 512 if name == "a.tar" else True
+        )  # behind the first block of zeros nothing is missed
+        assert (end.damage is not None) == is_damaged, cut
         assert end.damage is None or end.damage.reason in ("truncated", "corrupt")
         assert name != "a.tar" or len(members) >= min(4, cut // 1536)
 
 
-def test_a_damaged_header_is_a_tear_and_not_the_end(tmp_path: Path) -> None:
+def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     data = bytearray(packed(*((f"{number}.jpg", b"x") for number in range(4))))
     data[2048 : 2048 + 100] = b"\xff" * 100
     members, end = whole(read(tmp_path, bytes(data)))
@@ -194,7 +196,7 @@ def test_a_damaged_header_is_a_tear_and_not_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no tar", b"\x1f\x8b no gzip", np.random.default_rng(0).bytes(5000)])
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_what_is_no_tar_at_all_is_one_reject(tmp_path: Path, data: bytes, name: str) -> None:
+def test_an_object_that_is_not_a_tar_is_one_reject(tmp_path: Path, data: bytes, name: str) -> None:
     members, end = whole(read(tmp_path, data, name=name))
     assert members == [] and end.damage is not None
 
@@ -219,7 +221,7 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason", "told"),
+    ("data", "reason", "message"),
     [
         (
             bz2.compress(packed(*SHARD)),
@@ -237,22 +239,22 @@ def test_the_bytes_decide_whether_a_tar_is_compressed(
     ],
 )
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_what_is_called_a_tar_and_is_none_is_named(
-    tmp_path: Path, data: bytes, reason: str, told: str, name: str
+def test_other_content_in_place_of_a_tar_is_named(
+    tmp_path: Path, data: bytes, reason: str, message: str, name: str
 ) -> None:
     members, end = whole(read(tmp_path, data, name=name))
     assert members == [] and end.damage is not None
-    assert end.damage.reason == reason and told in end.damage.message and "damaged" not in end.damage.message
+    assert end.damage.reason == reason and message in end.damage.message and "damaged" not in end.damage.message
 
 
-def test_a_torn_tar_is_not_taken_for_another_kind(tmp_path: Path) -> None:
+def test_a_damaged_tar_is_not_taken_for_another_kind(tmp_path: Path) -> None:
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
         _, end = whole(read(tmp_path, packed(("a.jpg", b"x" * 600), format=format)[:700]))
         assert end.damage is not None and "the tar is damaged" in end.damage.message
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.tar", gzip.compress), ("a.tar.gz", bytes)])
-def test_a_run_resumes_within_a_tar_whose_name_says_another_thing(
+def test_a_run_resumes_within_a_tar_with_a_misleading_suffix(
     run: Run, name: str, pack: Callable[[bytes], bytes]
 ) -> None:
     run.put(name, pack(packed(*pictures(0, 30))))
@@ -262,7 +264,7 @@ def test_a_run_resumes_within_a_tar_whose_name_says_another_thing(
     assert run.rows() == expected(name, 0, 30) and run.rows("rejects") == {}
 
 
-def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_stay_distinct(tmp_path: Path) -> None:
     data = packed(("a\udcff.jpg", b"1"), ("a\udcfe.jpg", b"2"), format=tarfile.GNU_FORMAT)
     members, _ = whole(read(tmp_path, data))
     assert len({member.name for member in members}) == 2
@@ -277,8 +279,8 @@ def test_members_of_another_encoding_keep_their_images(tmp_path: Path) -> None:
         assert member.name == name.encode(encoding).decode("utf-8", "backslashreplace")
 
 
-def test_junk_in_a_tar_is_ignored_and_parts_no_pair(tmp_path: Path) -> None:
-    """macOS writes ._x.jpg before each x.jpg, and a folder may stand anywhere."""
+def test_junk_in_a_tar_is_ignored_and_separates_no_sidecars(tmp_path: Path) -> None:
+    """macOS writes ._x.jpg before each x.jpg, and folders may be anywhere."""
     folder = tarfile.TarInfo("./")
     folder.type = tarfile.DIRTYPE
     data = packed(
@@ -293,7 +295,7 @@ def test_junk_in_a_tar_is_ignored_and_parts_no_pair(tmp_path: Path) -> None:
     assert (end.ignored, end.unpaired) == (8, 0)
 
 
-# Tars behind each other
+# Concatenated tars
 
 
 def joined(name: str, *tars: bytes) -> bytes:
@@ -302,7 +304,7 @@ def joined(name: str, *tars: bytes) -> bytes:
 
 @pytest.mark.parametrize("zeros", [0, 1, 511, 512, 70_000])
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, zeros: int) -> None:
+def test_concatenated_tars_are_read_as_one(tmp_path: Path, name: str, zeros: int) -> None:
     first, second, third = packed(*SHARD[:5]), packed(*SHARD[5:8]), packed(("z.jpg", b"z"))
     data = joined(name, first + bytes(zeros), second, third) + bytes(zeros)
     members, end = whole(read(tmp_path, data, name=name))
@@ -314,8 +316,8 @@ def test_tars_that_follow_each_other_are_read_as_one(tmp_path: Path, name: str, 
         assert rest == members[at + 1 :] and (again.offset, again.damage) == (end.offset, None)
 
 
-def test_a_tar_whose_gzip_data_come_in_many_members_is_read_to_its_end(tmp_path: Path) -> None:
-    """So write bgzip, pigz -i and the tools of container images."""
+def test_a_tar_with_many_gzip_members_is_read_to_its_end(tmp_path: Path) -> None:
+    """bgzip, pigz -i and the tools of container images write such data."""
     data = packed(*SHARD)
     members, end = whole(read(tmp_path, data))
     cut = joined("gz", *(data[start : start + 700] for start in range(0, len(data), 700)))
@@ -328,7 +330,7 @@ def test_a_tar_whose_gzip_data_come_in_many_members_is_read_to_its_end(tmp_path:
 )
 @pytest.mark.parametrize("zeros", [0, 77])
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_what_follows_a_tar_and_is_none_is_one_reject(tmp_path: Path, name: str, zeros: int, tail: bytes) -> None:
+def test_other_data_after_a_tar_are_one_reject(tmp_path: Path, name: str, zeros: int, tail: bytes) -> None:
     data = joined(name, packed(("a.jpg", b"a"))) + bytes(zeros) + tail
     members, end = whole(read(tmp_path, data, name=name))
     assert [member.name for member in members] == ["a.jpg"]
@@ -336,13 +338,13 @@ def test_what_follows_a_tar_and_is_none_is_one_reject(tmp_path: Path, name: str,
     assert (f"{len(tail):,} bytes after" if name == "a.tar" else "bytes after it") in end.damage.message
 
 
-def test_what_follows_a_tar_within_its_gzip_data_is_counted_too(tmp_path: Path) -> None:
+def test_other_data_within_gzip_data_are_counted(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")) + b"no tar " * 100_000), name="a.tgz"))
     assert len(members) == 1 and end.damage is not None and "700,000 bytes after" in end.damage.message
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
-def test_a_tear_in_the_second_tar_leaves_what_is_before_it(tmp_path: Path, name: str) -> None:
+def test_damage_in_the_second_tar_keeps_the_members_before_it(tmp_path: Path, name: str) -> None:
     first, second = packed(("a.jpg", b"a")), packed(*((f"{number}.jpg", bytes(900)) for number in range(3)))
     data = joined(name, first, second[: 512 + 1024 + 100] if name == "a.tar" else second)
     data = data if name == "a.tar" else data[:-60]
@@ -350,14 +352,14 @@ def test_a_tear_in_the_second_tar_leaves_what_is_before_it(tmp_path: Path, name:
     assert members[0].name == "a.jpg" and end.damage is not None and end.damage.reason == "truncated"
 
 
-def test_gzip_data_that_fail_their_checksum_are_a_tear(tmp_path: Path) -> None:
+def test_a_wrong_gzip_checksum_is_damage(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(packed(("a.jpg", b"a"))))
     data[-8] ^= 1
     members, end = whole(read(tmp_path, bytes(data), name="a.tgz"))
     assert len(members) == 1 and end.damage is not None and end.damage.reason == "corrupt"
 
 
-def test_gzip_data_that_lack_their_last_bytes_are_a_tear(tmp_path: Path) -> None:
+def test_truncated_gzip_data_are_damage(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, gzip.compress(packed(("a.jpg", b"a")))[:-3], name="a.tgz"))
     assert len(members) == 1 and end.damage is not None and end.damage.reason == "truncated"
 
@@ -370,7 +372,7 @@ UNSORTED: list[Entry] = [
 ]  # fmt: skip
 
 
-def test_sidecars_that_are_not_beside_their_image_are_counted(tmp_path: Path) -> None:
+def test_unpaired_sidecars_are_counted(tmp_path: Path) -> None:
     members, end = whole(read(tmp_path, packed(*UNSORTED)))
     assert [dict(member.sidecars) for member in members] == [
         {"input_cls": "cat"}, {}, {"input_json": '{"a": 1}'}, {}
@@ -384,7 +386,7 @@ def collected(place: Path, data: bytes) -> list[Any]:
     return list(TarReader(stores, str(place / "a.tar"), Meta(len(data)), "images", 1 << 20, collect=True).members())
 
 
-def test_sidecars_are_collected_over_the_whole_tar_for_whoever_asks(tmp_path: Path) -> None:
+def test_unpaired_sidecars_are_collected_on_request(tmp_path: Path) -> None:
     members, end = whole(collected(tmp_path, packed(*UNSORTED)))
     assert end.sidecars == {"b/2": {"input_cls": "dog", "input_txt": "a dog"}, "b/3": {"input_cls": "cup"}}
     assert [{**end.sidecars.get(key_of(member.name) or "", {}), **member.sidecars} for member in members] == [
@@ -392,14 +394,14 @@ def test_sidecars_are_collected_over_the_whole_tar_for_whoever_asks(tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_two_sidecars_of_a_key_that_differ_are_refused(tmp_path: Path) -> None:
+def test_two_different_sidecars_of_a_key_are_refused(tmp_path: Path) -> None:
     twice = [("1.cls", b"cat"), ("x.jpg", b"x"), ("./1.cls", b"cat")]
     assert whole(collected(tmp_path, packed(*twice)))[1].sidecars == {"1": {"input_cls": "cat"}}
     with pytest.raises(InputError, match=r"a\.tar has two members 1\.cls that differ: 'cat' and 'dog'"):
         collected(tmp_path, packed(*twice, ("y.jpg", b"y"), ("1.cls", b"dog")))
 
 
-def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collected_sidecars_have_a_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgbatch.sources.tar_reader.MAX_COLLECTED_BYTES", 1 << 20)
     entries = [(f"{number}.txt", b"x" * 100_000) for number in range(20)]
     with pytest.raises(InputError, match=r"a\.tar: more than 10 images .*tar --sort=name"):
@@ -409,7 +411,7 @@ def test_more_sidecars_than_memory_is_given_for_are_refused(tmp_path: Path, monk
 @pytest.mark.parametrize(
     "data", [b"\xef\xbb\xbfcat\r\n", b"cat", " cat\n".encode("utf-16"), b"\xfe\xff" + "cat".encode("utf-16-be")]
 )
-def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path: Path, data: bytes) -> None:
+def test_a_byte_order_mark_is_removed_from_a_class(tmp_path: Path, data: bytes) -> None:
     ((member,), _) = whole(read(tmp_path, packed(("1.jpg", b"1"), ("1.CLS", data))))
     assert dict(member.sidecars) == {"input_cls": "cat"}
 
@@ -418,7 +420,7 @@ def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path: Path, data: bytes) ->
 
 
 class Run:
-    """One run after the other over the same tars, in this process: all of the job but Ray."""
+    """Consecutive runs over the same tars in this process, without Ray."""
 
     def __init__(self, place: Path) -> None:
         self.stores = Stores(StorageConfig(retries=0), {})
@@ -445,10 +447,10 @@ class Run:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
-        found = recognise(self.stores, [str(self.input)], SourceConfig())
+        sources = recognise(self.stores, [str(self.input)], SourceConfig())
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
-        listing.take(everything(found))
+        listing.take(list_all(sources))
         todo, self.counts = listing.todo(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
@@ -489,12 +491,12 @@ class Run:
         log = Log(self.output.folder(table))
         log.scan()
         column = "label" if table == "labels" else "reason"
-        found: list[tuple[str, Any]] = []
+        pairs: list[tuple[str, Any]] = []
         for _, part, _ in log.read(["uri", column]):
             names = [uri.removeprefix(f"{self.input}/") for uri in part["uri"].to_pylist()]
-            found += zip(names, part[column].to_pylist(), strict=True)
-        assert len(dict(found)) == len(found), "an image is in two rows"
-        return dict(found)
+            pairs += zip(names, part[column].to_pylist(), strict=True)
+        assert len(dict(pairs)) == len(pairs), "an image is in two rows"
+        return dict(pairs)
 
 
 @pytest.fixture
@@ -521,7 +523,7 @@ def test_each_member_has_its_row_and_a_second_run_opens_nothing(run: Run) -> Non
     assert (run.decoded, run.counts.already_done, run.counts.tars) == (0, 17, 0)
 
 
-def test_sidecars_travel_into_the_tables(run: Run) -> None:
+def test_sidecars_are_carried_to_the_tables(run: Run) -> None:
     run.put("a.tar", packed(("1.cls", b"cat"), ("1.png", picture(0)), ("2.png", picture(1)), ("2.json", b"{}")))
     run()
     log = Log(run.output.folder("labels"))
@@ -533,7 +535,7 @@ def test_sidecars_travel_into_the_tables(run: Run) -> None:
     ]
 
 
-def test_sidecars_without_their_image_are_counted_over_all_tars(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_unpaired_sidecars_are_counted_over_all_tars(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     loose: list[Entry] = [("1.cls", b"cat"), ("2.png", picture(1)), ("1.png", picture(0)), ("2.json", b"{}")]
     run.put("a.tar", packed(*loose))
     run.put("b.tar", packed(("3.png", picture(0)), ("3.cls", b"cat")))
@@ -548,7 +550,7 @@ def test_sidecars_without_their_image_are_counted_over_all_tars(run: Run, caplog
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
 @pytest.mark.parametrize("blocks", range(6))
-def test_tars_behind_each_other_are_gone_on_with_where_the_run_was_killed(run: Run, blocks: int, name: str) -> None:
+def test_concatenated_tars_are_resumed_after_a_kill(run: Run, blocks: int, name: str) -> None:
     run.put(name, joined(name, packed(*pictures(0, 7)), packed(*pictures(7, 7)), packed(*pictures(14, 7))))
 
     def killed(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -564,7 +566,7 @@ def test_tars_behind_each_other_are_gone_on_with_where_the_run_was_killed(run: R
     assert run.decoded == 21 - 4 * blocks and run.rows() == expected(name, 0, 21)
 
 
-def test_what_follows_a_tar_is_a_reject_of_its_name_once(run: Run) -> None:
+def test_other_data_after_a_tar_are_rejected_once(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 5)) + b"no tar")
     for _ in range(2):
         totals = run()
@@ -574,7 +576,7 @@ def test_what_follows_a_tar_is_a_reject_of_its_name_once(run: Run) -> None:
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_finished_rows_behind_a_link_that_leads_nowhere_stay(run: Run, tmp_path: Path, prune: bool) -> None:
+def test_rows_of_a_tar_whose_link_broke_are_kept(run: Run, tmp_path: Path, prune: bool) -> None:
     tars = {"a.tar": packed(*pictures(0, 5)), "b.tgz": gzip.compress(packed(*pictures(5, 2)))}
     (tmp_path / "store").mkdir()
     for name, data in {**tars, "c.png": picture(1), "d.png": picture(2)}.items():
@@ -596,11 +598,11 @@ def test_finished_rows_behind_a_link_that_leads_nowhere_stay(run: Run, tmp_path:
 
 
 class Killed(BaseException):
-    """The driver is no more."""
+    """The driver was killed."""
 
 
 @pytest.mark.parametrize("blocks", range(7))
-def test_a_run_that_is_killed_is_gone_on_with_where_it_was(run: Run, blocks: int) -> None:
+def test_a_killed_run_is_resumed_where_it_stopped(run: Run, blocks: int) -> None:
     run.put("a.tar", packed(*pictures(0, 20), ("bad.jpg", b"no image")))
 
     def killed(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -620,9 +622,7 @@ def test_a_run_that_is_killed_is_gone_on_with_where_it_was(run: Run, blocks: int
 
 
 @pytest.mark.parametrize("at", range(9))
-def test_a_kill_at_any_write_leaves_no_row_double_and_none_out(
-    run: Run, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_at_any_write_loses_and_repeats_no_row(run: Run, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bad: list[Entry] = [(f"{number:04d}.png", picture(number) if number % 3 else b"no image") for number in range(12)]
     run.put("a.tar", packed(*bad, bad[1]))
     create, count = LocalStore.create, iter(range(10**6))
@@ -650,7 +650,7 @@ def test_a_kill_at_any_write_leaves_no_row_double_and_none_out(
     assert [reason for name, reason in reasons.items() if "@" in name] == ["duplicate"]
 
 
-def test_blocks_that_come_again_or_never_change_nothing(run: Run) -> None:
+def test_repeated_and_lost_blocks_change_nothing(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 40)))
     random = np.random.default_rng(0)
 
@@ -703,11 +703,11 @@ def test_second_members_survive_a_kill_between_the_two_logs(
     totals = run(prune=prune)
     assert (totals.listed, totals.labelled, totals.rejected) == (12, 3, 9)
     assert run.rows() == {"a.tar#0.png": "red", "a.tar#1.png": "green", "a.tar#2.png": "blue"}
-    said = sorted(run.rows("rejects").values())
-    assert said == ["duplicate"] * 4 + ["not_an_image"] * 5
+    reasons = sorted(run.rows("rejects").values())
+    assert reasons == ["duplicate"] * 4 + ["not_an_image"] * 5
 
 
-def test_a_torn_tar_is_named_and_read_again_only_when_it_was_mended(run: Run) -> None:
+def test_a_damaged_tar_is_rejected_and_read_again_only_after_it_changed(run: Run) -> None:
     data = packed(*pictures(0, 10))
     run.put("a.tar", data[:4600])
     totals = run()
@@ -722,7 +722,9 @@ def test_a_torn_tar_is_named_and_read_again_only_when_it_was_mended(run: Run) ->
     assert (totals.listed, totals.kept) == (10, 0)
 
 
-def test_a_store_that_stays_away_in_mid_tar_is_a_passing_reject(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_in_the_middle_of_a_tar_is_a_transient_reject(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.put("a.tar", packed(*pictures(0, 30)))
 
     def away(self: LocalStore, path: str, start: int, etag: str | None) -> Iterator[bytes]:
@@ -740,7 +742,7 @@ def test_a_store_that_stays_away_in_mid_tar_is_a_passing_reject(run: Run, monkey
     assert run.rows() == expected("a.tar", 0, 30) and run.rows("rejects") == {}
 
 
-def test_a_cut_connection_is_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_resumes_after_a_cut_connection(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.stores = Stores(StorageConfig(retries=2), {})
     run.put("a.tar", packed(*pictures(0, 30)))
     monkeypatch.setattr("imgbatch.storage.file_objects.backoff", lambda attempt: 0.0)
@@ -753,7 +755,7 @@ def test_a_cut_connection_is_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPa
     assert run.rows() == expected("a.tar", 0, 30) and run.rows("rejects") == {}
 
 
-def test_a_tar_that_was_replaced_is_read_anew_and_what_it_lost_is_kept(run: Run) -> None:
+def test_a_replaced_tar_is_read_again_and_rows_of_lost_members_are_kept(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run()
     changed = [(f"{number:04d}.png", picture(number + 1)) for number in range(3, 12)]
@@ -767,7 +769,7 @@ def test_a_tar_that_was_replaced_is_read_anew_and_what_it_lost_is_kept(run: Run)
     assert len(run.rows()) == 9
 
 
-def test_the_rows_of_a_tar_that_is_gone_are_kept_until_they_are_pruned(run: Run) -> None:
+def test_rows_of_a_deleted_tar_are_kept_until_they_are_pruned(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run.put("b.tar", packed(*pictures(9, 3), ("bad.jpg", b"no image")))
     run()
@@ -786,7 +788,7 @@ def test_a_limit_takes_the_first_members(run: Run) -> None:
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6)
 
 
-def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Run) -> None:
+def test_a_limit_below_the_finished_rows_leaves_other_tars_unread(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 6)))
     run.put("b.tar", packed(*pictures(6, 6)))
     run(limit=8)
@@ -796,7 +798,7 @@ def test_a_limit_below_what_is_there_of_tars_leaves_the_others_for_later(run: Ru
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6) and run.rows("rejects") == {}
 
 
-def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread(run: Run) -> None:
+def test_a_reached_limit_counts_the_reject_of_an_unread_tar(run: Run) -> None:
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.pipeline import run as job_run
     from imgbatch.pipeline.run_summary import Tally
@@ -811,7 +813,7 @@ def test_a_limit_that_is_filled_counts_the_reject_of_a_tar_that_it_leaves_unread
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
 
 
-def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
+def test_pruning_keeps_the_rows_of_a_resumed_tar(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 6), ("bad.jpg", b"no image"), *pictures(6, 6)))
     run.put("gone.tar", packed(*pictures(0, 1)))
     run(limit=9)
@@ -827,7 +829,7 @@ def test_pruning_keeps_what_a_resumed_tar_has_already(run: Run) -> None:
     assert run.rows("rejects") == {}
 
 
-def test_a_tar_that_never_came_is_a_reject_and_read_by_the_next_run(run: Run) -> None:
+def test_a_lost_tar_is_a_reject_and_read_by_the_next_run(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run.put("b.tar", packed(*pictures(9, 9)))
     totals = run(lambda stream: [], give_up=True)
@@ -838,7 +840,7 @@ def test_a_tar_that_never_came_is_a_reject_and_read_by_the_next_run(run: Run) ->
 
 
 @pytest.mark.parametrize("order", [lambda blocks: blocks[::-1], lambda blocks: blocks[1::2] + blocks[::2] + blocks[:3]])
-def test_blocks_that_overtake_each_other_are_taken_in_one_pass(run: Run, order: Callable[[Any], Any]) -> None:
+def test_blocks_out_of_order_are_accepted_in_one_pass(run: Run, order: Callable[[Any], Any]) -> None:
     run.put("a.tar", packed(*pictures(0, 30)))
     run(lambda stream: order(list(stream)))
     assert run.rows() == expected("a.tar", 0, 30) and run.decoded == 30
@@ -846,7 +848,7 @@ def test_blocks_that_overtake_each_other_are_taken_in_one_pass(run: Run, order: 
     assert run.decoded == 30
 
 
-def test_the_end_of_a_torn_tar_that_overtakes_is_read_again(run: Run) -> None:
+def test_the_end_of_a_damaged_tar_out_of_order_is_read_again(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 30))[:20_000])
     totals = run(lambda stream: list(stream)[::-1], rounds=2)
     assert run.rows("rejects") == {"a.tar": "truncated"} and totals.labelled == len(run.rows()) > 10
@@ -855,7 +857,7 @@ def test_the_end_of_a_torn_tar_that_overtakes_is_read_again(run: Run) -> None:
     assert run.decoded == decoded
 
 
-def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
+def test_the_audit_finds_a_missing_row(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run()
     log = Log(run.output.folder("labels"))
@@ -866,13 +868,13 @@ def test_a_row_that_is_missing_is_seen_in_the_books(run: Run) -> None:
         totals.require_balance()
 
 
-def test_a_tar_that_was_not_read_to_its_end_is_seen_in_the_books(run: Run) -> None:
+def test_the_audit_finds_a_tar_that_was_not_read_to_its_end(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     with pytest.raises(BooksError, match=r"a.tar#… \(4 rows of \? members\)"):
         run(lambda stream: [next(stream)])
 
 
-def test_the_version_that_was_listed_is_the_one_that_is_read(s3: Any) -> None:
+def test_a_tar_that_changes_after_the_listing_is_a_conflict(s3: Any) -> None:
     place = Folder(s3.stores(retries=0), "s3://images/versions")
     place.put("a.tar", packed(*pictures(0, 3)))
     _, meta = place.stores.read(place.at("a.tar"))
@@ -886,7 +888,7 @@ def test_the_version_that_was_listed_is_the_one_that_is_read(s3: Any) -> None:
         list(TarReader(place.stores, place.at("a.tar"), meta, "images", 1 << 20).members())
 
 
-def test_a_stream_that_ends_early_is_no_end(tmp_path: Path) -> None:
+def test_a_stream_that_ends_early_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     stores = Stores(StorageConfig(retries=0), {})
     with stores.stream(str(tmp_path / "x"), Meta(size=9)) as file, pytest.raises(Unreachable, match="5 of 9 bytes"):
@@ -895,7 +897,7 @@ def test_a_stream_that_ends_early_is_no_end(tmp_path: Path) -> None:
         assert (file.read(2), file.read(), file.read(1)) == (b"34", b"5", b"")
 
 
-def test_a_footer_tells_how_far_each_tar_is_read(run: Run) -> None:
+def test_a_footer_has_the_progress_of_each_tar(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 6)))
     run()
     log = Log(run.output.folder("labels"))

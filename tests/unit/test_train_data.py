@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.errors import InputError
-from imgbatch.sources.split_words import TEST, TRAIN, VAL, codes
+from imgbatch.sources.split_words import TEST, TRAIN, VAL, split_codes
 from imgbatch.training import labels as labels_module
 from imgbatch.training import splits
 from imgbatch.training.labels import NO_CLASS
@@ -16,7 +16,7 @@ from imgbatch.training.splits import ALWAYS, NEVER
 
 def read(names: list, split: list | None = None, group: list | None = None) -> labels_module.Labelled:
     """Number the classes of images with these labels, splits and groups."""
-    said = codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
+    said = split_codes(pa.array(split if split is not None else [None] * len(names), pa.string()))
     together = pa.array(group if group is not None else [None] * len(names), pa.string())
     return labels_module.read(pa.array(names, pa.string()), np.maximum(said, TRAIN), together)
 

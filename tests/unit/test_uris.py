@@ -1,4 +1,4 @@
-"""URI keys and their index, against Python's own dict and set."""
+"""URI keys and their index, compared with Python's dict and set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imgbatch.uri_index import UriIndex, first_of_each, hash_strings, uri_keys
 _text = st.text(max_size=40)
 _bounded = settings(max_examples=60, deadline=None, database=None)
 
-# Few first halves and few second ones, so that keys share their first half all the time.
+# Few first and second halves, so that many keys share their first half.
 _half = st.integers(0, 3).map(lambda n: n * 0x5555_5555_5555_5555)
 _key = st.tuples(_half, st.integers(0, 4))
 
@@ -24,8 +24,8 @@ def keys(pairs: list[tuple[int, int]]) -> Any:
     return np.array(pairs, np.uint64).reshape(-1, 2)
 
 
-def found(index: UriIndex, wanted: Any) -> dict[int, int]:
-    """Return {row: value} of everything that a lookup yields; a row that is yielded twice fails."""
+def lookup(index: UriIndex, wanted: Any) -> dict[int, int]:
+    """Return {row: value} of everything that a lookup yields. A row that is yielded twice is an error."""
     values: dict[int, int] = {}
     for columns, rows, positions in index.lookup(wanted):
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
@@ -50,7 +50,7 @@ def test_an_index_is_a_dict_that_keeps_the_first_value(
         assert index.add(keys(batch), value=values).tolist() == expected
         assert len(index) == len(model)
     assert index.contains(keys(wanted)).tolist() == [pair in model for pair in wanted]
-    assert found(index, keys(wanted)) == {row: model[pair] for row, pair in enumerate(wanted) if pair in model}
+    assert lookup(index, keys(wanted)) == {row: model[pair] for row, pair in enumerate(wanted) if pair in model}
     assert sorted(value for run in index.columns("value") for value in run.tolist()) == sorted(model.values())
     rows = [(tuple(key), value) for columns, held in index.rows()
             for key, value in zip(held.tolist(), columns["value"].tolist(), strict=True)]  # fmt: skip
@@ -60,30 +60,30 @@ def test_an_index_is_a_dict_that_keeps_the_first_value(
 
 @_bounded
 @given(st.lists(_key, max_size=30))
-def test_the_first_of_each_key_is_told(pairs: list[tuple[int, int]]) -> None:
+def test_the_first_row_of_each_key_is_marked(pairs: list[tuple[int, int]]) -> None:
     assert first_of_each(keys(pairs)).tolist() == [pair not in pairs[:at] for at, pair in enumerate(pairs)]
 
 
-def test_keys_that_share_their_first_half_are_told_apart() -> None:
+def test_keys_with_the_same_first_half_are_distinguished() -> None:
     index = UriIndex(value=np.int64)
     pairs = [(7, low) for low in range(50)]
     assert index.add(keys(pairs[::2]), value=np.arange(0, 50, 2)).all()
     assert index.contains(keys(pairs)).tolist() == [low % 2 == 0 for low in range(50)]
     assert index.add(keys(pairs), value=np.arange(50)).tolist() == [low % 2 == 1 for low in range(50)]
-    assert found(index, keys(pairs)) == {low: low for low in range(50)}
+    assert lookup(index, keys(pairs)) == {low: low for low in range(50)}
 
 
-def test_what_is_written_through_a_lookup_stays_also_when_runs_are_merged() -> None:
+def test_writes_through_a_lookup_survive_merging() -> None:
     index = UriIndex(value=np.int64)
     index.add(keys([(1, 1), (2, 2)]), value=np.array([10, 20]))
     for columns, _, positions in index.lookup(keys([(2, 2)])):
         columns["value"][positions] = 99
     for number in range(3, 40):
         index.add(keys([(number, 0)]), value=np.array([number]))
-    assert found(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}
+    assert lookup(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}
 
 
-def test_merging_keeps_the_runs_few_and_stops_where_they_are_large(monkeypatch: Any) -> None:
+def test_merging_bounds_the_number_of_runs(monkeypatch: Any) -> None:
     monkeypatch.setattr("imgbatch.uri_index._MOST_ROWS_OF_A_RUN", 64)
     index, count = UriIndex(), 1000
     pairs = keys([(number * 0x9E3779B97F4A7C15 % (1 << 64), number) for number in range(count)])
@@ -96,7 +96,7 @@ def test_merging_keeps_the_runs_few_and_stops_where_they_are_large(monkeypatch: 
     assert index.contains(pairs).all()
 
 
-def test_the_ends_of_the_range_are_keys_like_others() -> None:
+def test_the_ends_of_the_range_are_valid_keys() -> None:
     index, most = UriIndex(), (1 << 64) - 1
     pairs = keys([(0, 0), (most, most), (0, most), (most, 0)])
     assert index.add(pairs).all()

@@ -37,6 +37,18 @@ def test_calls_that_return_end_nothing() -> None:
     assert not ended.wait(1)
 
 
+def test_its_thread_ends_with_it() -> None:
+    before = set(threading.enumerate())
+    watchdog = Watchdog(0.4)
+    with watchdog.watching():
+        time.sleep(0.2)  # C's timer is armed
+    (thread,) = set(threading.enumerate()) - before
+    del watchdog
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not threading.Event().wait(1), "the timer would have ended the process"
+
+
 @pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["freely", "with the GIL"])
 def test_the_process_ends_and_says_where_it_hung(hanging: str) -> None:
     code = f"""

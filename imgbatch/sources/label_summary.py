@@ -1,4 +1,4 @@
-"""Effects: what was understood of the labels and splits of an input, as a table that is shown before any work."""
+"""Effects: a table of the classes and splits of the inputs, which is shown before any work."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from imgbatch.sources.declared import Origin
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.terminal.plurals import counted
 
-_SHOWN = 20
+_MAX_SHOWN = 20
 
 Ints = npt.NDArray[np.int64]
 
 
-class Understood:
-    """Counts images by class and split. Memory: some bytes for each class."""
+class LabelSummary:
+    """The number of images by class and split. Memory: some bytes for each class."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, int]] = Counter()
@@ -31,7 +31,7 @@ class Understood:
         """An image without a label."""
 
     def add(self, labels: pa.Array, splits: Ints, uris: pa.Array | pa.ChunkedArray) -> None:
-        """Count some images; a null label is none."""
+        """Count images. A null label means that an image has none."""
         table = pa.table({"label": labels, "split": splits})
         for row in table.group_by(["label", "split"]).aggregate([([], "count_all")]).to_pylist():
             if row["label"] is None:
@@ -42,11 +42,11 @@ class Understood:
             self.example = whole(uris).filter(pc.is_null(labels))[0].as_py()
 
     def lines(self, origins: Sequence[Origin]) -> list[str]:
-        """Return the table: the first twenty classes, the rest summed up, and where labels and splits come from."""
+        """Return the table: the first twenty classes, the sum of the rest, and where labels and splits come from."""
         used = [code for code in range(3) if any(split == code for _, split in self.counts) or self.unlabelled[code]]
         names = sorted({name for name, _ in self.counts})
-        rows = [(name, [self.counts[name, code] for code in used]) for name in names[:_SHOWN]]
-        if rest := names[_SHOWN:]:
+        rows = [(name, [self.counts[name, code] for code in used]) for name in names[:_MAX_SHOWN]]
+        if rest := names[_MAX_SHOWN:]:
             rows.append(
                 (f"{len(rest):,} more classes", [sum(self.counts[name, code] for name in rest) for code in used])
             )
@@ -56,13 +56,13 @@ class Understood:
         width = max(len("class"), *(len(name) for name, _ in rows))
         lines = [f"{'class':{width}}" + "".join(f" {SPLIT_NAMES[code]:>9}" for code in used)]
         lines += [f"{name:{width}}" + "".join(f" {count:>9,}" for count in counts) for name, counts in rows]
-        lines += [f"{each.uri}: labels from {each.labels}, splits from {each.splits}" for each in origins]
+        lines += [f"{origin.uri}: labels from {origin.labels}, splits from {origin.splits}" for origin in origins]
         if self.example:
             lines.append(f"{counted(sum(self.unlabelled.values()), 'image')} without a label, such as {self.example}")
         return lines
 
     def public(self, origins: Sequence[Origin]) -> dict[str, Any]:
-        """Return the same for a record: classes by split, images without a label, and where both come from."""
+        """Return the same as JSON: classes by split, images without a label, and where both come from."""
         classes: dict[str, dict[str, int]] = {}
         for (name, split), count in sorted(self.counts.items()):
             classes.setdefault(name, {})[SPLIT_NAMES[split]] = count
@@ -70,5 +70,5 @@ class Understood:
             "classes_by_split": classes,
             "unlabelled": sum(self.unlabelled.values()),
             "unlabelled_example": self.example,
-            "sources": [{"uri": each.uri, "labels": each.labels, "splits": each.splits} for each in origins],
+            "sources": [{"uri": origin.uri, "labels": origin.labels, "splits": origin.splits} for origin in origins],
         }
