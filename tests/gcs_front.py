@@ -43,6 +43,10 @@ class Front:
         """Answer any request."""
         if request.path == "/token":
             return web.json_response({"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"})
+        if request.path.startswith("/computeMetadata") or (
+            request.path == "/" and "Metadata-Flavor" in request.headers
+        ):
+            return _metadata(request.path)
         if request.path == "/expired":
             return web.json_response({"error": "invalid_grant", "error_description": "Token has expired"}, status=400)
         bucket, _, key = request.path.removeprefix("/").partition("/")
@@ -165,6 +169,20 @@ def _entries(listing: dict[str, Any]) -> list[Entry]:
         for item in listing.get("items", [])
     ]
     return sorted(entries, key=lambda entry: entry["Key"])
+
+
+def _metadata(path: str) -> web.Response:
+    """Answer as the metadata server of a machine with a service account."""
+    answers = {
+        "token": {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"},
+        "default": {
+            "email": "tests@p.iam.gserviceaccount.com",
+            "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
+        },
+    }
+    answer = answers.get(path.rstrip("/").rpartition("/")[2])
+    headers = {"Metadata-Flavor": "Google"}
+    return web.json_response(answer, headers=headers) if answer else web.Response(text="p", headers=headers)
 
 
 def _refusal(request: web.Request, bucket: str, key: str) -> web.StreamResponse | None:

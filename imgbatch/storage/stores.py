@@ -31,7 +31,6 @@ from imgbatch.storage.error_mapping import guarded
 from imgbatch.storage.file_objects import RangeFile, StreamFile
 from imgbatch.storage.fsspec_store import FsspecStore
 from imgbatch.storage.local import LocalStore
-from imgbatch.storage.obstore_store import ObstoreStore
 from imgbatch.storage.retry import backoff
 from imgbatch.storage.uris import is_local, split_scheme
 
@@ -152,7 +151,7 @@ class Stores:
                 with guarded(operation, uri):
                     return action(*self.resolve(uri, via_fsspec=via_fsspec))
             except BadPath:
-                if via_fsspec or not isinstance(self._opened(uri), ObstoreStore):
+                if via_fsspec or split_scheme(uri)[0] not in cloud.BY_SCHEME:
                     raise
                 via_fsspec = True  # obstore refuses some keys that fsspec's stores support
                 continue
@@ -164,13 +163,6 @@ class Stores:
                     log.warning("%s; trying again up to %d times", error, self._config.retries - attempt)
             time.sleep(backoff(attempt))
             attempt += 1
-
-    def _opened(self, uri: str) -> Store | None:
-        """Return the store of a URI; None if the URI itself is refused."""
-        try:
-            return self.resolve(uri)[0]
-        except BadPath:
-            return None
 
     def _make(self, protocol: str, bucket: str, via_fsspec: bool) -> Store:
         if protocol == "":

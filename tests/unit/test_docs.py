@@ -172,6 +172,7 @@ def test_dependencies_are_pinned_by_plain_lines() -> None:
         *project["dependencies"],
         *(name for extra in ("demo", "test", "check") for name in project["optional-dependencies"][extra]),
         *(ROOT / "tests" / "clients" / "requirements.txt").read_text().split(),
+        *(ROOT / "tests" / "stores" / "requirements.txt").read_text().split(),
     ]
     assert {re.match(r"[A-Za-z0-9-]+", name)[0].lower() for name in wanted} <= pinned  # type: ignore[index]
 
