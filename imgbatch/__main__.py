@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the verb of the command line, and end the process with what it has started."""
-    from imgbatch.concurrency.process import leave, restart_in_utf8_mode
+    from imgbatch.concurrency.process import exit_process, restart_in_utf8_mode
 
     restart_in_utf8_mode()
-    leave(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from imgbatch.terminal import console
 
 EXIT_CODES = """\
 exit codes:
-  0  done, and the books balance
+  0  done, and the counts reconcile
   1  a bug: please report it with its traceback
   2  wrong flags, config, model or input
   3  a store or the cluster refused, stayed away or was too small, or the output was changed meanwhile; run the same
      command again
   4  more rejects than the budget allows
   5  this output belongs to another fingerprint, or holds foreign parts
-  6  the books do not balance
+  6  the counts do not reconcile
   7  another live run is writing this output; run the same command again later
   130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); the same command goes on where it ended
 """
@@ -134,7 +134,7 @@ def run(body: Callable[[], int], *, quiet: bool = False) -> int:
         return body()
     except ImgbatchError as error:
         console.close()  # the last line on the screen is the error
-        print(f"error: {console.escaped(masked(str(error)))}", file=sys.stderr)
+        print(f"error: {console.escape_control_characters(masked(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # in a job that does not make a request of it
         console.close()

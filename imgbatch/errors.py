@@ -19,7 +19,7 @@
     ├── BudgetError       4   more rejects than the budget allows
     ├── OutputChangedError 3  another run took over, or files of the output were deleted meanwhile: run again
     ├── OutputError       5   the output belongs to another fingerprint, or holds foreign parts
-    ├── BooksError        6   the books do not balance
+    ├── BooksError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
     └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); what had reached the driver is committed
 

@@ -69,7 +69,11 @@ _REFUSAL = [
 LABELS = pa.schema([URI, *_ANSWER, *_OBJECT, *_RUN])
 REJECTS = pa.schema([URI, *_REFUSAL, *_OBJECT, *_RUN])
 
-_PLACE = [pa.field("offset", pa.int64()), pa.field("previous", pa.int64()), pa.field("group", pa.int64())]
+_PLACE = [
+    pa.field("offset", pa.int64()),
+    pa.field("previous_offset", pa.int64()),
+    pa.field("resume_offset", pa.int64()),
+]
 """Of a member of a tar: where it begins, where the one before it does, and where a reader that comes again may start."""
 
 _HASH = pa.field(CONTENT_HASH, pa.uint64())

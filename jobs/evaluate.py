@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, wherever the script is started
 
 from imgbatch.commands.evaluate import main
-from imgbatch.concurrency.process import leave
+from imgbatch.concurrency.process import exit_process
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

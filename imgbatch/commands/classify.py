@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classify(flags: Any) -> int:
     """Run the job, or say what it would do."""
-    with signals.handled() as stop:
+    with signals.handle_signals() as stop:
         chosen = reading.load(
             flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
         )

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: Any) -> int:
     """Run the job."""
-    with signals.handled() as stop:
+    with signals.handle_signals() as stop:
         chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
         stop.timeout_s = chosen.run.stop_timeout_s
         more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(flags: Any) -> int:
     """Run the job, or show what it understands of the inputs."""
-    with signals.handled() as stop:
+    with signals.handle_signals() as stop:
         chosen = load_as(
             Training, flags.config, flags.settings,
             input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,

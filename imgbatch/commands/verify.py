@@ -12,12 +12,12 @@ from imgbatch.verification import run
 
 _CODES = """\
 exit codes:
-  0  the books balance, and nothing is wrong with the files; with --sample, no label that was compared is wrong
+  0  the counts reconcile, and nothing is wrong with the files; with --sample, no label that was compared is wrong
   1  a bug: please report it with its traceback
   2  wrong flags, no finished output, or not the model of this output
   3  a store, or a process on this machine, failed; run the same command again
   5  foreign files or parts of another fingerprint lie in labels/ or rejects/, or a part is damaged
-  6  the books do not balance, values are missing or wrong, a table is not sealed, or labels of the sample are wrong
+  6  the counts do not reconcile, values are missing or wrong, a table is not sealed, or labels of the sample are wrong
   130, 143  stopped by SIGINT or SIGTERM
 """
 
@@ -25,7 +25,7 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
-        "Recount the books of a finished output: each listed image in exactly one row of labels or rejects, no image\n"
+        "Recount a finished output from its files: each listed image in exactly one row of labels or rejects, no image\n"
         "twice, and the sums as _SUCCESS has them. Looks in the files for parts of another fingerprint, missing and\n"
         "impossible values, files that are no parts, and missing seals. Reads the tables and the listing; writes nothing.\n"
         "With --sample, images are fetched and labelled again on this machine, and compared with their rows.",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(flags: Any) -> int:
     """Run the checks."""
-    with signals.handled():
+    with signals.handle_signals():
         settings = reading.load(flags.config, flags.settings, model=flags.model)
         more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
         cli.result(str(run.verify(flags.output, settings, **more)))

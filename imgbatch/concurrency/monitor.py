@@ -1,4 +1,4 @@
-"""Effects: the monitor of a run: work that may take long calls `tick`, which ends the run if that was asked for."""
+"""Effects: the monitor of a run: long loops call `tick`, which ends the run if a stop was requested."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _calls: ContextVar[tuple[Callable[[], object], ...]] = ContextVar("calls of tick
 
 
 def tick() -> None:
-    """Make the calls of the current run: its stop request is checked, and its heartbeat written when it is due.
+    """Make the calls of the current run: check for a stop request, and write the heartbeat when it is due.
 
-    Each loop on the driver that may take longer than a few seconds calls this in each step. It does nothing outside a run,
-    and in threads other than that of the run.
+    Each loop on the driver that may take longer than a few seconds calls this in each step. Outside a run, and in threads
+    other than that of the run, it does nothing.
 
     Raises:
-        Interrupted: the run is to end.
-        OutputChangedError: another run has taken over.
+        Interrupted: a stop was requested.
+        OutputChangedError: another run has taken over the output.
     """
     for call in _calls.get():
         call()
@@ -25,7 +25,7 @@ def tick() -> None:
 
 @contextmanager
 def on_tick(call: Callable[[], object]) -> Iterator[None]:
-    """Have each `tick` within make this call as well."""
+    """Within the block, make `call` in each `tick`, after the calls of the blocks around it."""
     token = _calls.set((*_calls.get(), call))
     try:
         yield

@@ -1,4 +1,7 @@
-"""Effects: an iterator that may block, made one that always comes back: signals, commits and limits need their moment."""
+"""Effects: waiting with timeouts: iterators and calls that may block run in threads, while the main thread stays responsive.
+
+Signals, commits and timeouts are handled between two polls.
+"""
 
 from __future__ import annotations
 
@@ -15,65 +18,68 @@ from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import ClusterError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-RESULTS = "results"
-"""The name of the threads in which items are drawn that end when their iterator is closed."""
+RESULT_THREADS = "results"
+"""The name of the threads of `poll_items` that end when their iterator is closed."""
 
-_TICK_S = 0.25
-_AHEAD = 2
+_POLL_S = 0.25
+_MAX_QUEUED = 2
 
 
-def ticking(items: Iterator[Item], stall_s: float, *, closes: bool = False) -> Generator[Item | None, None, None]:
-    """Yield the items as they come, and None whenever a quarter of a second passes without one.
+def poll_items(items: Iterator[Item], stall_s: float, *, closes: bool = False) -> Generator[Item | None, None, None]:
+    """Yield each item as it arrives, and None whenever a quarter of a second passes without one.
 
-    The items are drawn in a thread of their own, which ends with the process. With `closes` it ends when the iterator is
-    closed, as soon as the item that it waits for has come, and closes the items.
+    A daemon thread iterates over the items. It ends with the process.
+
+    Args:
+        items: the iterator, which may block.
+        stall_s: the timeout for one item, in seconds.
+        closes: when this generator is closed, end the thread as soon as its current item has arrived, and close `items`.
 
     Raises:
         ClusterError: no item for `stall_s` seconds.
-        Exception: whatever drawing an item raised.
+        Exception: whatever the iteration raised.
     """
-    arrived: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
-    left = threading.Event()
+    arrived: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_MAX_QUEUED)
+    closed = threading.Event()
 
-    def hand_over(item: Item | None, error: BaseException | None) -> None:
-        while not left.is_set():
+    def put(item: Item | None, error: BaseException | None) -> None:
+        while not closed.is_set():
             with suppress(queue.Full):
-                arrived.put((item, error), timeout=_TICK_S)
+                arrived.put((item, error), timeout=_POLL_S)
                 return
 
-    def draw() -> None:
+    def iterate() -> None:
         try:
             for item in items:
-                hand_over(item, None)
-                if left.is_set():
+                put(item, None)
+                if closed.is_set():
                     break
             if isinstance(items, Generator):
                 items.close()
-            hand_over(None, None)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
-            hand_over(None, error)
+            put(None, None)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the consumer's thread
+            put(None, error)
 
-    threading.Thread(target=draw, name=RESULTS if closes else None, daemon=True).start()
+    threading.Thread(target=iterate, name=RESULT_THREADS if closes else None, daemon=True).start()
     try:
-        yield from _as_they_come(arrived, stall_s)
+        yield from _receive(arrived, stall_s)
     finally:
         if closes:
-            left.set()
+            closed.set()
 
 
-def _as_they_come(
-    arrived: queue.Queue[tuple[Item | None, BaseException | None]], stall_s: float
-) -> Iterator[Item | None]:
+def _receive(arrived: queue.Queue[tuple[Item | None, BaseException | None]], stall_s: float) -> Iterator[Item | None]:
     last = time.monotonic()
     while True:
         try:
-            item, error = arrived.get(timeout=_TICK_S)
+            item, error = arrived.get(timeout=_POLL_S)
         except queue.Empty:
             if time.monotonic() - last > stall_s:
                 raise ClusterError(
                     f"not one row for {stall_s:.0f} s (cluster.stall_timeout_s): the workers hang, or the cluster lost them; "
-                    "run the same command again to go on"
+                    "run the same command again to resume"
                 ) from None
             yield None
             continue
@@ -85,39 +91,44 @@ def _as_they_come(
         yield item
 
 
-def waited(call: Callable[[], Item]) -> Item:
-    """Return call(), made in a thread, while `tick` is called four times a second: it raises to wait no longer."""
-    return bounded(call, math.inf, "")
+def run_with_ticks(call: Callable[[], Result]) -> Result:
+    """Return call(), made in a thread. Call `tick` four times a second while waiting; an exception from it ends the wait."""
+    return call_with_timeout(call, math.inf, "")
 
 
-def bounded(call: Callable[[], Item], limit_s: float, what: str) -> Item:
-    """Return call(), made in a daemon thread; meanwhile `tick` is called four times a second, and raises to wait no longer.
+def call_with_timeout(call: Callable[[], Result], limit_s: float, what: str) -> Result:
+    """Return call(), made in a daemon thread, or raise after `limit_s` seconds.
 
-    Ray's calls into C++ have no timeout of their own, and no signal reaches Python in the thread that makes one.
+    Call `tick` four times a second while waiting; an exception from it ends the wait. Ray's calls into C++ have no timeout
+    of their own, and Python handles no signal in a thread that is in such a call.
+
+    Args:
+        what: names the call in the message, and its thread.
 
     Raises:
-        ClusterError: the call, named by `what`, took longer than `limit_s` seconds. Its thread is left behind.
+        ClusterError: the timeout. The thread of the call keeps running.
+        Exception: whatever the call raised.
     """
-    answer: Future[Item] = Future()
+    result: Future[Result] = Future()
 
-    def make() -> None:
+    def run() -> None:
         try:
-            answer.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
-            answer.set_exception(error)
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
+            result.set_exception(error)
 
-    threading.Thread(target=make, name=what or None, daemon=True).start()
-    return awaited(answer, limit_s, what)
+    threading.Thread(target=run, name=what or None, daemon=True).start()
+    return wait_for(result, limit_s, what)
 
 
-def awaited(answer: Future[Item], limit_s: float, what: str) -> Item:
-    """Return what `answer` will hold, like `bounded`."""
+def wait_for(result: Future[Result], limit_s: float, what: str) -> Result:
+    """Return the result of a future, like `call_with_timeout`."""
     started = time.monotonic()
-    while not wait([answer], timeout=min(_TICK_S, limit_s)).done:
+    while not wait([result], timeout=min(_POLL_S, limit_s)).done:
         tick()
         if time.monotonic() - started >= limit_s:
             raise ClusterError(
-                f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; look at "
+                f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; check "
                 "the head node, then run the same command again"
             )
-    return answer.result()
+    return result.result()

@@ -1,4 +1,4 @@
-"""Effects: calls and iterators that run ahead of their consumer, in threads, while their results come out in order."""
+"""Effects: calls and iterators that run in threads ahead of their consumer, with results in order."""
 
 from __future__ import annotations
 
@@ -15,111 +15,115 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch_calls(
     pool: Executor,
     call: Callable[[Item], Result],
     items: Iterable[Item],
     *,
-    most: int,
+    max_pending: int,
     cost: Callable[[Item], int] = lambda item: 0,
-    most_cost: int = 0,
+    max_cost: int = 0,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, call(item)) in order, with up to `most` calls under way whose costs sum up to at most `most_cost`.
+    """Yield (item, call(item)) in order, with up to `max_pending` calls submitted, whose costs add up to at most `max_cost`.
 
-    One call is always allowed, whatever it costs. Results wait in memory only within these bounds, so the iteration may
-    be endless. Calls begin in bursts, when half of the bounds is free: a server, and this process, wake up once for many
-    of them.
+    One call is always allowed, whatever it costs. The number of results in memory has the same limits, so `items` may be
+    endless. Calls are submitted in bursts, when half of the limit is free: then a server, and this process, wake up once
+    for many of them.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     list(ahead(pool, abs, iter([-3, 1, -2]), most=2))
+    ...     list(prefetch_calls(pool, abs, iter([-3, 1, -2]), max_pending=2))
     [(-3, 3), (1, 1), (-2, 2)]
     """
-    waiting: deque[tuple[Item, int, Future[Result]]] = deque()
-    spent = 0
+    pending: deque[tuple[Item, int, Future[Result]]] = deque()
+    total = 0
     try:
         for item in items:
             price = cost(item)
-            if len(waiting) >= most or spent + price > most_cost > 0:
-                while waiting and (len(waiting) > most // 2 or 2 * (spent + price) > most_cost > 0):
-                    first, paid, future = waiting.popleft()
+            if len(pending) >= max_pending or total + price > max_cost > 0:
+                while pending and (len(pending) > max_pending // 2 or 2 * (total + price) > max_cost > 0):
+                    first, paid, future = pending.popleft()
                     yield first, future.result()
-                    spent -= paid
-            waiting.append((item, price, pool.submit(call, item)))
-            spent += price
-        while waiting:
-            first, _, future = waiting.popleft()
+                    total -= paid
+            pending.append((item, price, pool.submit(call, item)))
+            total += price
+        while pending:
+            first, _, future = pending.popleft()
             yield first, future.result()
     finally:
-        for _, _, future in waiting:
+        for _, _, future in pending:
             future.cancel()
 
 
-_LOOKS_EVERY_S = 0.1
+_POLL_S = 0.1
 _END = object()
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failure:
     error: BaseException
 
 
-def chained(streams: Sequence[Callable[[], Iterator[Item]]], *, at_once: int, most: int) -> Iterator[Item]:
-    """Yield all items of the first stream, then those of the second, and so on, while the next ones are drawn already.
+def prefetch_streams(
+    streams: Sequence[Callable[[], Iterator[Item]]], *, concurrency: int, max_pending: int
+) -> Iterator[Item]:
+    """Yield all items of the first stream, then those of the second, and so on, while the next streams are already read.
 
-    Up to `at_once` streams are drawn at a time, each in a thread, with up to `most` items that wait for their turn. An
-    error is raised where the stream's items would stand.
+    Up to `concurrency` streams are read at a time, each in a thread, with up to `max_pending` items in memory. An error of
+    a stream is raised in place of its next item.
 
-    >>> list(chained([lambda: iter("ab"), lambda: iter("c")], at_once=2, most=1))
+    >>> list(prefetch_streams([lambda: iter("ab"), lambda: iter("c")], concurrency=2, max_pending=1))
     ['a', 'b', 'c']
     """
-    stop, todo = threading.Event(), iter(streams)
-    waiting: deque[Queue[Any]] = deque()
-    pool = ThreadPoolExecutor(at_once, "streams")
+    stop, remaining = threading.Event(), iter(streams)
+    queues: deque[Queue[Any]] = deque()
+    pool = ThreadPoolExecutor(concurrency, "streams")
 
     def start() -> None:
-        if (stream := next(todo, None)) is not None:
-            waiting.append(Queue(most))
-            pool.submit(_draw, stream, waiting[-1], stop)
+        if (stream := next(remaining, None)) is not None:
+            queues.append(Queue(max_pending))
+            pool.submit(_read, stream, queues[-1], stop)
 
     try:
-        for _ in range(at_once):
+        for _ in range(concurrency):
             start()
-        while waiting:
-            while (item := waiting[0].get()) is not _END:
-                if isinstance(item, _Failed):
+        while queues:
+            while (item := queues[0].get()) is not _END:
+                if isinstance(item, _Failure):
                     raise item.error
                 yield item
-            waiting.popleft()
+            queues.popleft()
             start()
     finally:
         stop.set()
-        pool.shutdown(wait=False)  # a stream that waits for a store ends when that answers, or gives up
+        pool.shutdown(
+            wait=False
+        )  # a thread that waits for a store ends when the store answers or the request times out
 
 
-def drawn(stream: Callable[[], Iterator[Item]], most: int) -> Iterator[Item]:
-    """Yield the items of a stream, while up to `most` of the next ones are drawn in a thread.
+def prefetch_items(stream: Callable[[], Iterator[Item]], max_pending: int) -> Iterator[Item]:
+    """Yield the items of a stream, while a thread reads up to `max_pending` of the next ones.
 
-    >>> list(drawn(lambda: iter("abc"), 2))
+    >>> list(prefetch_items(lambda: iter("abc"), 2))
     ['a', 'b', 'c']
     """
-    yield from chained([stream], at_once=1, most=most)
+    yield from prefetch_streams([stream], concurrency=1, max_pending=max_pending)
 
 
-def _draw(stream: Callable[[], Iterator[Any]], arrived: Queue[Any], stop: threading.Event) -> None:
+def _read(stream: Callable[[], Iterator[Any]], items: Queue[Any], stop: threading.Event) -> None:
     try:
         for item in stream():
-            _put(arrived, item, stop)
+            _put(items, item, stop)
             if stop.is_set():
                 return
-        _put(arrived, _END, stop)
-    except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
-        _put(arrived, _Failed(error), stop)
+        _put(items, _END, stop)
+    except BaseException as error:  # noqa: BLE001 - it is raised in the consumer's thread
+        _put(items, _Failure(error), stop)
 
 
-def _put(arrived: Queue[Any], item: Any, stop: threading.Event) -> None:
-    """Wait for room, unless nobody wants the item any more."""
+def _put(items: Queue[Any], item: Any, stop: threading.Event) -> None:
+    """Put an item into a queue, or drop it if the consumer has stopped while the queue was full."""
     while not stop.is_set():
         with suppress(Full):
-            arrived.put(item, timeout=_LOOKS_EVERY_S)
+            items.put(item, timeout=_POLL_S)
             return

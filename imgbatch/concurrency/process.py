@@ -1,4 +1,4 @@
-"""Effects: this process: how it ends together with what it has started, and memory given back to the system."""
+"""Effects: this process: its exit, with its children, and memory that is returned to the operating system."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ import psutil
 import pyarrow as pa
 
 
-def leave(code: int) -> NoReturn:
-    """End the process; where it failed at once, and with what it has started: threads and Ray may still be at work."""
+def exit_process(code: int) -> NoReturn:
+    """Exit with a code. After a failure exit immediately, with all children: threads and Ray may still be working."""
     if code:
-        logging.disable()  # the error was the last line; threads that are cut off have nothing to add
+        logging.disable()  # the error must stay the last line; threads that are cut off would log more
         sys.stdout.flush()
         sys.stderr.flush()
-        leave_at_once(code)
+        exit_immediately(code)
     sys.exit(code)
 
 
-def leave_at_once(code: int) -> NoReturn:
-    """End the process and what it has started, whatever its threads wait for."""
-    _end_children()
+def exit_immediately(code: int) -> NoReturn:
+    """Exit with all children, without waiting for any thread."""
+    _kill_children()
     os._exit(code)
 
 
-def _end_children() -> None:
-    """End a Ray of this machine's own; the agents of one that was still starting would outlive this process by a minute."""
-    for end in (psutil.Process.suspend, psutil.Process.kill):  # first at rest, or one starts another in between
+def _kill_children() -> None:
+    """Kill a local Ray cluster of this process; the agents of one that was still starting would survive by a minute."""
+    # All children are suspended first. Otherwise one could start another while they are killed one by one.
+    for end in (psutil.Process.suspend, psutil.Process.kill):
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 end(child)
 
 
 def release_memory() -> None:
-    """Give back to the system what an ended stage has freed, so that the next one does not stand on top of it."""
+    """Collect garbage and return free memory to the system, so that the next stage does not add to the memory of the last."""
     gc.collect()
-    release_freed()
+    trim_memory()
 
 
-def release_freed() -> None:
-    """Give back to the system the memory that is free already: some milliseconds."""
+def trim_memory() -> None:
+    """Return memory that is already free to the system. Takes some milliseconds."""
     pa.default_memory_pool().release_unused()
 
 
 def restart_in_utf8_mode() -> None:
-    """Start this process again in Python's UTF-8 mode, if its locale is another one: names in stores and tables are UTF-8."""
+    """Restart this process in Python's UTF-8 mode unless its locale uses UTF-8, as names in stores and tables do."""
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
         os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})

@@ -1,4 +1,4 @@
-"""Effects: signals as requests: a run ends where nothing is lost by it, and within a limit."""
+"""Effects: signals as stop requests: a run stops where nothing is lost, and within a time limit."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from types import FrameType
 from typing import ClassVar
 
 from imgbatch.concurrency.monitor import on_tick
-from imgbatch.concurrency.process import leave_at_once
+from imgbatch.concurrency.process import exit_immediately
 from imgbatch.errors import Interrupted
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-_TICK_S = 0.1
-_SAME_S = 0.3  # a terminal and a wrapper of the command may both pass on one Ctrl-C
-_RECORD_S = 3.0  # of writing the record when the limit has expired; with the default limit 28 s: Kubernetes gives 30
+_POLL_S = 0.1
+_DUPLICATE_S = 0.3  # a terminal and a wrapper of the command may both forward the same Ctrl-C
+_RECORD_S = 3.0  # for writing the record after the time limit; with the default limit 28 s in all: Kubernetes gives 30
 
 
 class StopRequest:
-    """Remembers the first SIGHUP, SIGINT or SIGTERM; a second one ends the process at once, with 128 + its number.
+    """Records the first SIGHUP, SIGINT or SIGTERM. A second one ends the process at once, with 128 + its number.
 
-    The handlers of Python run between two instructions of the main thread, which may be in a call into C++ or Rust that does
-    not return. So a thread is notified as well, by `signal.set_wakeup_fd`, and limits the orderly end to `timeout_s`. After
-    that it calls `on_timeout`, for at most 3 s, and ends the process with its children.
+    Python runs signal handlers between two instructions of the main thread, which may be in a call into C++ or Rust that
+    does not return. So `signal.set_wakeup_fd` notifies a thread as well. That thread limits the orderly stop to `timeout_s`;
+    after that it calls `on_timeout`, for at most 3 s, and ends the process with its children.
     """
 
     _current: ClassVar[StopRequest | None] = None
@@ -39,28 +39,28 @@ class StopRequest:
         self.timeout_s: float = math.inf
         """Set to `run.stop_timeout_s` when the config has been read."""
         self._on_timeout: Callable[[int], object] | None = None
-        self._taken: tuple[signal.Signals, ...] = ()
-        self._asked: float | None = None
+        self._signals: tuple[signal.Signals, ...] = ()
+        self._requested_at: float | None = None
 
     def install(self) -> StopRequest:
-        """Take the signals over; in the main thread only. Called again whenever another may have taken them since."""
-        if not self._taken:
-            # What nohup has started is not to end with its terminal.
+        """Install the signal handlers, in the main thread only. Call it again after other code may have replaced them."""
+        if not self._signals:
+            # A process started by nohup ignores SIGHUP, and must survive the end of its terminal.
             ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            self._taken = tuple(signum for signum in SIGNALS if not (ignored and signum == signal.SIGHUP))
+            self._signals = tuple(signum for signum in SIGNALS if not (ignored and signum == signal.SIGHUP))
             first, StopRequest._current = StopRequest._current is None, self
             if first:
-                _listen()
-        for signum in self._taken:
-            signal.signal(signum, self._remember)  # also in C, where Ray's handler aborts the process 3 s after SIGTERM
+                _start_listener()
+        for signum in self._signals:
+            signal.signal(signum, self._record)  # also in C, where Ray's handler aborts the process 3 s after SIGTERM
         return self
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
 
     @contextmanager
     def on_timeout(self, call: Callable[[int], object]) -> Iterator[None]:
-        """Have `call` made, with the number of the signal and in another thread, if the orderly end takes too long."""
+        """Within the block, have `call` made in another thread, with the signal's number, if the orderly stop times out."""
         self._on_timeout = call
         try:
             yield
@@ -68,76 +68,77 @@ class StopRequest:
             self._on_timeout = None
 
     @contextmanager
-    def beside_ray(self) -> Iterator[None]:
-        """Take the signals over again behind Ray, whose end leaves SIGTERM to the kernel: to die on the spot (2.60)."""
+    def reinstall_after_ray(self) -> Iterator[None]:
+        """Install the handlers again after the block: when Ray shuts down, it resets SIGTERM to the default (2.60)."""
         try:
             yield
         finally:
-            if self._taken:
+            if self._signals:
                 self.install()
 
     def check(self) -> None:
-        """Raise if a signal came; take the signals over again if Ray, which starts and ends in other threads, has them.
+        """Raise if a signal has arrived. Otherwise install the handlers again, since Ray replaces them in other threads.
 
         Raises:
-            Interrupted: with its number.
+            Interrupted: with the number of the signal.
         """
-        if self._taken and threading.current_thread() is threading.main_thread():
+        if self._signals and threading.current_thread() is threading.main_thread():
             self.install()
         if self.signum is not None:
             raise Interrupted(self.signum)
 
-    def heard(self, signum: int) -> None:
-        """Note a signal, in the listening thread. The main thread may not come to it for a while."""
-        if signal.getsignal(signum) != self._remember:
+    def receive(self, signum: int) -> None:
+        """Record a signal in the listener's thread: the main thread may be unable to run its handler for a while."""
+        if signal.getsignal(signum) != self._record:
             return
-        signal.alarm(0)  # if Ray's handler was first, it has set an alarm: the process would be aborted in 3 s
-        if self._asked is not None:
-            if time.monotonic() - self._asked >= _SAME_S:
-                leave_at_once(128 + signum)
+        signal.alarm(0)  # if Ray's handler ran first, it has set an alarm that aborts the process in 3 s
+        if self._requested_at is not None:
+            if time.monotonic() - self._requested_at >= _DUPLICATE_S:
+                exit_immediately(128 + signum)
             return
-        self.signum, self._asked = self.signum or signum, time.monotonic()
-        threading.Thread(target=self._limit, name="limit of the orderly end", daemon=True).start()
+        self.signum, self._requested_at = self.signum or signum, time.monotonic()
+        threading.Thread(target=self._enforce_timeout, name="limit of the orderly stop", daemon=True).start()
 
-    def _limit(self) -> None:
-        """Wait for the end of the process, and end it when it does not come."""
-        assert self._asked is not None and self.signum is not None
+    def _enforce_timeout(self) -> None:
+        """End the process if it has not ended by itself when the time limit expires."""
+        assert self._requested_at is not None and self.signum is not None
         never = threading.Event()
-        while time.monotonic() - self._asked < self.timeout_s:  # which the config sets, perhaps after the signal
-            never.wait(_TICK_S)
-        # In threads of their own: the store may not answer, and nobody may read stderr.
-        steps = [step for step in (self._say, self._on_timeout) if step is not None]
-        last = [threading.Thread(target=step, args=(self.signum,), daemon=True) for step in steps]
+        # The limit is read in each step: the config may be read, and set it, after the signal.
+        while time.monotonic() - self._requested_at < self.timeout_s:
+            never.wait(_POLL_S)
+        # Each step has a thread of its own, since both may block: the store, and a pipe on stderr that is not read.
+        steps = [step for step in (self._report, self._on_timeout) if step is not None]
+        threads = [threading.Thread(target=step, args=(self.signum,), daemon=True) for step in steps]
         deadline = time.monotonic() + _RECORD_S
-        for thread in last:
+        for thread in threads:
             thread.start()
-        for thread in last:
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        leave_at_once(128 + self.signum)
+        exit_immediately(128 + self.signum)
 
-    def _say(self, signum: int) -> None:
+    def _report(self, signum: int) -> None:
         sys.stderr.write(f"error: {Interrupted(signum, self.timeout_s)}\n")
         sys.stderr.flush()
 
 
 @contextmanager
-def handled() -> Iterator[StopRequest]:
-    """Take the signals over, and have each `tick` within raise if one has come; in the main thread only."""
+def handle_signals() -> Iterator[StopRequest]:
+    """Handle signals as stop requests: `tick` raises within the block after one has arrived. In the main thread only."""
     stop = StopRequest().install()
     with on_tick(stop.check):
         yield stop
 
 
-def _listen() -> None:
-    """Have signals written into a pipe, whatever the main thread does, and read them in a thread."""
+def _start_listener() -> None:
+    """Have the C handler write signals into a pipe, whatever the main thread does, and read the pipe in a thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def listen() -> None:
-        while heard := os.read(reader, 64):
-            for signum in heard:
+        while signums := os.read(reader, 64):
+            for signum in signums:
                 if StopRequest._current is not None:
-                    StopRequest._current.heard(signum)
+                    StopRequest._current.receive(signum)
 
     threading.Thread(target=listen, name="signals", daemon=True).start()

@@ -1,7 +1,7 @@
-"""Values: options as fields of frozen dataclasses, read from a TOML file, `--set section.key=value` and flags.
+"""Values: options as fields of frozen dataclasses: defaults, help texts and checks.
 
-A field's type is its whole check. `Literal` lists the choices, `Annotated` adds bounds from `annotated_types`, and help, errors
-and documentation are derived from them:
+The type of a field is its check: `Literal` lists the choices, `Annotated` adds bounds from `annotated_types`. Help, errors and
+documentation are derived from it:
 
     retries: Annotated[int, Ge(0)] = option(10, "attempts after a transient failure")
 """
@@ -25,12 +25,12 @@ Fraction = Interval(ge=0, le=1)
 
 
 def option(default: Any, help: str, *, formerly: str = "", former_values: Mapping[str, Any] | None = None) -> Any:
-    """Return a dataclass field with its help text. The value of a field with a factory is not shown, since it may be secret.
+    """Return a dataclass field with its help text. The repr omits a field with a factory, since its value may be secret.
 
     Args:
         default: the default value, or a function that returns it.
-        formerly: the name that the key had in an earlier version; it is still read, with a warning.
-        former_values: values of an earlier version and what they are called now, read in the same way.
+        formerly: the old name of the key, which is still read, with a warning.
+        former_values: old values and their new names; the old ones are still read, with a warning.
     """
     metadata = {"help": help, "formerly": formerly, "former_values": former_values or {}}
     if callable(default):
@@ -40,10 +40,10 @@ def option(default: Any, help: str, *, formerly: str = "", former_values: Mappin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A group of options. Its fields are checked when it is made, then `validate` checks them against each other."""
+    """A group of options. Creating it checks each field by its type, then `validate` checks combinations."""
 
     SECTION: ClassVar[str | None] = None
-    """The name of the section in messages; None: that of the class, without `Config`."""
+    """The name of the section in messages; None: the name of the class, without `Config`."""
 
     def __post_init__(self) -> None:
         prefix = type(self).__name__.removesuffix("Config").lower() if self.SECTION is None else self.SECTION
@@ -53,24 +53,24 @@ class Section:
         self.validate()
 
     def validate(self) -> None:
-        """Check what no single field can say.
+        """Check combinations of fields, and values that a type cannot describe.
 
         Raises:
             ConfigError: options contradict each other.
         """
 
 
-def described(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default, help) of every option, sections in the order of a run."""
+def iter_options(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, help) of every option, with sections in the order of a run."""
     for entry in fields_of(kind):
         hint = hints_of(kind)[entry.name]
         if is_dataclass(hint):
-            yield from described(typing.cast(type, hint), f"{prefix}{entry.name}.")
+            yield from iter_options(typing.cast(type, hint), f"{prefix}{entry.name}.")
         else:
-            yield f"{prefix}{entry.name}", _shown(entry), entry.metadata["help"]
+            yield f"{prefix}{entry.name}", _default_text(entry), entry.metadata["help"]
 
 
-def _shown(entry: Field[Any]) -> str:
+def _default_text(entry: Field[Any]) -> str:
     default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     if default in (None, (), ""):
         return ""
@@ -78,6 +78,7 @@ def _shown(entry: Field[Any]) -> str:
 
 
 def fields_of(kind: type) -> tuple[Field[Any], ...]:
+    """Return the fields of a dataclass."""
     return fields(typing.cast(Any, kind))
 
 
@@ -88,18 +89,18 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 def _require(key: str, hint: Any, value: Any) -> None:
-    """Refuse a value that is not one of the choices of its field, or is out of bounds."""
+    """Raise if a value is not one of the choices of its field, or is out of bounds."""
     if value is None:
         return
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        for part in typing.get_args(hint):
-            _require(key, part, value)
+        for alternative in typing.get_args(hint):
+            _require(key, alternative, value)
     elif typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
             close = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{key}={value!r}: one of {', '.join(choices)}{hint}")
+            suggestion = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{key}={value!r}: must be one of {', '.join(choices)}{suggestion}")
     elif typing.get_origin(hint) is typing.Annotated:
         for bound in hint.__metadata__:
             _require_bound(key, bound, value)
@@ -107,15 +108,15 @@ def _require(key: str, hint: Any, value: Any) -> None:
 
 
 def _require_bound(key: str, bound: Any, value: float) -> None:
-    """Refuse a number out of bounds. Written so that NaN is refused as well."""
+    """Raise if a number is out of bounds. The negated comparisons refuse NaN as well."""
     match bound:
-        case Ge(ge=least) if not value >= least:  # type: ignore[operator]
-            raise ConfigError(f"{key}={value}: must be {least} or more")
-        case Gt(gt=least) if not value > least:  # type: ignore[operator]
-            raise ConfigError(f"{key}={value}: must be more than {least}")
-        case Interval(gt=None, ge=least, le=most) if not least <= value <= most:  # type: ignore[operator]
-            raise ConfigError(f"{key}={value}: must lie between {least} and {most}")
-        case Interval(gt=least, ge=None, le=most) if not least < value <= most:  # type: ignore[operator]
-            raise ConfigError(f"{key}={value}: must be more than {least} and at most {most}")
+        case Ge(ge=minimum) if not value >= minimum:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be {minimum} or more")
+        case Gt(gt=minimum) if not value > minimum:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be more than {minimum}")
+        case Interval(gt=None, ge=minimum, le=maximum) if not minimum <= value <= maximum:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be between {minimum} and {maximum}")
+        case Interval(gt=minimum, ge=None, le=maximum) if not minimum < value <= maximum:  # type: ignore[operator]
+            raise ConfigError(f"{key}={value}: must be more than {minimum} and at most {maximum}")
         case _:
             pass

@@ -12,35 +12,37 @@ from dataclasses import is_dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from imgbatch.config.options import described, fields_of, hints_of
+from imgbatch.config.options import fields_of, hints_of, iter_options
 from imgbatch.config.sections import Config
 from imgbatch.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-
-_SHORT = {"model": "model.name", "output": "output.uri"}
-
-
-Kind = typing.TypeVar("Kind")
+_SHORTHANDS = {"model": "model.name", "output": "output.uri"}
+Options = typing.TypeVar("Options")
 
 
-def load_as(kind: type[Kind], path: str | None, settings: Sequence[str] = (), **flags: Any) -> Kind:
-    """Build a config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
+def load_as(kind: type[Options], path: str | None, settings: Sequence[str] = (), **flags: Any) -> Options:
+    """Build a config of a kind from defaults, the TOML file, `--set` pairs and flags; later ones override earlier ones.
+
+    Args:
+        kind: the dataclass of the config.
+        path: the TOML file.
+        settings: pairs as `--set` takes them.
+        flags: values by key; None: the flag was not set.
 
     Raises:
-        ConfigError: the file cannot be read, a key or value is wrong, or a key is set by its old and its new name.
+        ConfigError: the file cannot be read, a key or value is wrong, or the old and the new name of a key are both set.
     """
     sections = {name for name, hint in hints_of(typing.cast(Any, kind)).items() if is_dataclass(hint)}
-    former = dict(_former_keys(kind))
     tree: dict[str, Any] = {}
-    given: list[tuple[str, Any]] = list((_read_toml(path) if path else {}).items())
-    given += [_parsed(setting) for setting in settings]
-    given += [(key, value) for key, value in flags.items() if value is not None]
-    for key, value in given:
+    pairs: list[tuple[str, Any]] = list((_read_toml(path) if path else {}).items())
+    pairs += [_parse_setting(setting) for setting in settings]
+    pairs += [(key, value) for key, value in flags.items() if value is not None]
+    for key, value in pairs:
         _assign(tree, key, value, sections)
-    _rename(tree, former)
-    return typing.cast(Kind, _build(kind, tree, "", [name for name, _, _ in described(kind)]))
+    _rename_old_keys(tree, dict(_old_keys(kind)))
+    return typing.cast(Options, _build(kind, tree, "", [name for name, _, _ in iter_options(kind)]))
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -53,8 +55,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path} is not TOML: {error}") from error
 
 
-def _parsed(setting: str) -> tuple[str, Any]:
-    """Return key and value of a `--set`."""
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    """Return the key and the value of a `--set`: TOML, or else plain text."""
     key, separator, text = setting.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {setting!r}: expected section.key=value")
@@ -66,9 +68,9 @@ def _parsed(setting: str) -> tuple[str, Any]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, sections: Collection[str]) -> None:
-    """Set a key in a tree of sections; a plain value for `model` or `output` is its name or URI."""
-    if key in _SHORT and key in sections and not isinstance(value, dict):
-        key = _SHORT[key]
+    """Set a key in a tree of sections. A plain value for `model` or `output` is its name or URI."""
+    if key in _SHORTHANDS and key in sections and not isinstance(value, dict):
+        key = _SHORTHANDS[key]
     *path, name = key.split(".")
     for section in path:
         tree = tree.setdefault(section, {})
@@ -77,19 +79,19 @@ def _assign(tree: dict[str, Any], key: str, value: Any, sections: Collection[str
     tree[name] = value
 
 
-def _former_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (old key, new key) of every option that was renamed."""
+def _old_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (old key, new key) of every renamed option."""
     for entry in fields_of(kind):
         hint = hints_of(kind)[entry.name]
         if is_dataclass(hint):
-            yield from _former_keys(typing.cast(type, hint), f"{prefix}{entry.name}.")
+            yield from _old_keys(typing.cast(type, hint), f"{prefix}{entry.name}.")
         elif old := entry.metadata["formerly"]:
             yield f"{prefix}{old}", f"{prefix}{entry.name}"
 
 
-def _rename(tree: dict[str, Any], former: Mapping[str, str]) -> None:
-    """Move values from the old names of keys to the new ones, with one warning for each."""
-    for old, new in former.items():
+def _rename_old_keys(tree: dict[str, Any], new_keys: Mapping[str, str]) -> None:
+    """Move values from old keys to new ones, with a warning for each."""
+    for old, new in new_keys.items():
         section, _, old_name = old.rpartition(".")
         values = tree.get(section)
         if not isinstance(values, dict) or old_name not in values:
@@ -97,48 +99,54 @@ def _rename(tree: dict[str, Any], former: Mapping[str, str]) -> None:
         value, new_name = values.pop(old_name), new.rpartition(".")[2]
         if new_name in values and values[new_name] != value:
             raise ConfigError(
-                f"{old}={value!r} and {new}={values[new_name]!r}: {old} is the old name of {new}; set one"
+                f"{old}={value!r} and {new}={values[new_name]!r}: {old} is the old name of {new}; set only {new}"
             )
         log.warning("the config key %s is now called %s", old, new)
         values[new_name] = value
 
 
-def _build(kind: type, tree: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
+def _build(kind: type, tree: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> Any:
+    """Return a dataclass made from a tree of values.
+
+    Args:
+        prefix: of its keys in messages.
+        keys: all keys of the config, for suggestions.
+    """
     hints, entries = hints_of(kind), {entry.name: entry for entry in fields_of(kind)}
     for key in tree:
         if key not in hints:
-            close = difflib.get_close_matches(prefix + key, known, n=1) or difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(hints))}"
-            raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
+            close = difflib.get_close_matches(prefix + key, keys, n=1) or difflib.get_close_matches(key, hints, n=1)
+            suggestion = f"did you mean {close[0]!r}?" if close else f"the keys are: {', '.join(sorted(hints))}"
+            raise ConfigError(f"unknown config key {prefix + key!r}; {suggestion}")
     values = {}
     for key, value in tree.items():
-        former = entries[key].metadata.get("former_values", {})
-        if isinstance(value, str) and value in former:
-            log.warning("%s=%s is now written %s=%s", prefix + key, value, prefix + key, former[value])
-            value = former[value]
-        values[key] = _convert(prefix + key, hints[key], value, known)
+        new_values = entries[key].metadata.get("former_values", {})
+        if isinstance(value, str) and value in new_values:
+            log.warning("%s=%s is now written %s=%s", prefix + key, value, prefix + key, new_values[value])
+            value = new_values[value]
+        values[key] = _convert(prefix + key, hints[key], value, keys)
     return kind(**values)
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Return the plain types that a hint allows, without bounds."""
+def _plain_types(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows, without bounds."""
     if typing.get_origin(hint) is typing.Annotated:
-        return _kinds(hint.__origin__)
+        return _plain_types(hint.__origin__)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return tuple(kind for part in typing.get_args(hint) for kind in _kinds(part))
+        return tuple(kind for alternative in typing.get_args(hint) for kind in _plain_types(alternative))
     return (str,) if typing.get_origin(hint) is typing.Literal else (hint,)
 
 
-def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
-    """Return `value` as the type that the field is declared with."""
+def _convert(key: str, hint: Any, value: Any, keys: Sequence[str]) -> Any:
+    """Return `value` converted to the declared type of its field."""
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
-        return _build(typing.cast(type, hint), value, f"{key}.", known)
-    kinds = _kinds(hint)
+        return _build(typing.cast(type, hint), value, f"{key}.", keys)
+    kinds = _plain_types(hint)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         if any(float in typing.get_args(kind) for kind in kinds):
-            return _numbers(key, value)
+            return _parse_numbers(key, value)
         value = (value,) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -152,10 +160,10 @@ def _convert(key: str, hint: Any, value: Any, known: Sequence[str]) -> Any:
     raise ConfigError(f"{key}={value!r}: expected {wanted}")
 
 
-def _numbers(key: str, value: Any) -> tuple[float, ...]:
-    """Return numbers, given as a list or as a text with commas.
+def _parse_numbers(key: str, value: Any) -> tuple[float, ...]:
+    """Return numbers from a list, or from a text with commas.
 
-    >>> _numbers("model.mean", "0.5, 0.5, 0.5")
+    >>> _parse_numbers("model.mean", "0.5, 0.5, 0.5")
     (0.5, 0.5, 0.5)
     """
     items = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -168,7 +176,7 @@ def _numbers(key: str, value: Any) -> tuple[float, ...]:
 
 
 def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config:
-    """Build the config: defaults, then the TOML file, then `--set` pairs, then flags that were given.
+    """Build the config of a classification, like `load_as`.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
@@ -179,14 +187,14 @@ def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config
     return load_as(Config, path, settings, **flags)
 
 
-def with_output(config: Config, *, model: str, date: str = "") -> Config:
-    """Fill `{model}` and `{date}` in the output; without a date, with that of today (UTC).
+def fill_output_template(config: Config, *, model: str, date: str = "") -> Config:
+    """Return the config with `{model}` and `{date}` of its output filled in. The default date is today (UTC).
 
     Raises:
-        ConfigError: another name stands in braces.
+        ConfigError: the output has another name in braces.
     """
     date = date or datetime.now(UTC).strftime("%Y-%m-%d")
     try:
         return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} may stand in braces") from error
+        raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} can be filled in") from error

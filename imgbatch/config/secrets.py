@@ -1,12 +1,10 @@
-"""Values: secrets are masked in whatever is logged, reported or recorded."""
+"""Values: masking of secrets in everything that is logged, reported or recorded."""
 
 from __future__ import annotations
 
 import re
 
 _USER = re.compile(r"://[^/@\s\"]+@")
-
-
 _SIGNATURE = re.compile(
     r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|token)=)[^&\s\"]+",
     re.I,
@@ -14,7 +12,7 @@ _SIGNATURE = re.compile(
 
 
 def masked(text: str) -> str:
-    """Return a text without the passwords and signatures that URIs in it may carry.
+    """Return a text with the passwords and signatures of its URIs masked.
 
     >>> masked("GET https://me:secret@host/a.jpg?X-Amz-Signature=0123&x=1 failed")
     'GET https://***@host/a.jpg?X-Amz-Signature=***&x=1 failed'

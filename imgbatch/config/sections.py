@@ -1,6 +1,6 @@
-"""Values: the configuration of a run: what every knob is, with its help text beside it.
+"""Values: the configuration of a run: every option with its help text.
 
-`describe()` prints them all, and a test holds the README against them.
+docs/configuration.md is generated from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
-from imgbatch.config.options import Fraction, Positive, Section, described, option
+from imgbatch.config.options import Fraction, Positive, Section, iter_options, option
 from imgbatch.config.secrets import masked
 from imgbatch.errors import ConfigError
 
@@ -22,8 +22,7 @@ IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "pbm", "pgm", "ppm"),
     *("apng", "avif", "heic", "heif", "hif", "jp2", "j2k", "jpc", "jpf", "jpx", "dcm", "dicom"),
 )
-"""A name with one of these, in any case, or with no suffix at all, is an image candidate."""
-
+"""Image candidates are names with one of these suffixes, in any case, and names without a suffix."""
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
@@ -35,7 +34,7 @@ _SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "r
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig(Section):
-    """Which network labels the images. `model = "NAME"` is short for `model.name`."""
+    """The network that labels the images. `model = "NAME"` is short for `model.name`."""
 
     name: str = option(
         "efficientnet_lite0",
@@ -61,20 +60,20 @@ class ModelConfig(Section):
     )
 
     def validate(self) -> None:
-        """Refuse means and standard deviations that no network was made with."""
+        """Refuse means and standard deviations that cannot be right."""
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values and (len(values) != 3 or not all(map(math.isfinite, values))):
-                raise ConfigError(f"model.{key}={list(values)}: three numbers are needed, for R, G and B")
-            # On the scale of bytes, 0 to 255, nothing that a network sees would be right.
+                raise ConfigError(f"model.{key}={list(values)}: give three numbers, for R, G and B")
+            # Values on the scale of bytes, 0 to 255, would give wrong input to the network.
             if any(abs(value) > 10 for value in values):
-                raise ConfigError(f"model.{key}={list(values)}: on the scale 0 to 1; divide values of 0 to 255 by 255")
+                raise ConfigError(f"model.{key}={list(values)}: use the scale 0 to 1; divide values of 0 to 255 by 255")
         if self.std and min(self.std) <= 0:
             raise ConfigError(f"model.std={list(self.std)}: each must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig(Section):
-    """Where the tables go, and what stands in them. `output = "URI"` is short for `output.uri`."""
+    """Location and content of the tables. `output = "URI"` is short for `output.uri`."""
 
     uri: str = option("", "where labels/ and rejects/ are written; {model} and {date} are filled in (--output)")
     embeddings: bool = option(False, "add the column `embedding` to labels/: the features before the head, as float16")
@@ -89,14 +88,14 @@ class OutputConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig(Section):
-    """Which objects of the input are images."""
+    """Form of the input, and which of its objects are images."""
 
     format: Literal["auto", "objects", "manifest", "parquet", "tar", "inventory"] = option(
-        "auto", "form of the input: auto, objects, manifest, inventory, parquet, tar"
+        "auto", "form of the input: auto, objects, manifest, parquet, tar, inventory"
     )
-    image_column: str | None = option(None, "column of a Parquet file that holds the images; unset: found by its type")
+    image_column: str | None = option(None, "column of a Parquet file with the images; unset: selected by its type")
     suffixes: str = option(
-        "images", "which names are images: 'images' (known suffixes and none), '*' (all), or a list such as 'jpg,png'"
+        "images", "names of images: 'images' (known suffixes, or no suffix), '*' (all), or a list such as 'jpg,png'"
     )
     schemes: str = option(
         "auto",
@@ -128,16 +127,16 @@ class SourceConfig(Section):
     split_column: str | None = option(None, "train, evaluate: column with the split; unset: split")
 
     def validate(self) -> None:
-        """Refuse two names for one thing, and suffixes that name none."""
+        """Refuse two sources for the URIs, and an empty list of suffixes."""
         if self.uri_column is not None and self.uri_template is not None:
-            raise ConfigError("source.uri_column and source.uri_template both name the images: set one of them")
+            raise ConfigError("source.uri_column and source.uri_template are both set: set only one of them")
         if not any(part.strip(" .") for part in self.suffixes.split(",")):
-            raise ConfigError(f"source.suffixes={self.suffixes!r}: write 'images', '*', or suffixes such as 'jpg,png'")
+            raise ConfigError(f"source.suffixes={self.suffixes!r}: use 'images', '*', or suffixes such as 'jpg,png'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig(Section):
-    """How stores are reached."""
+    """Requests to stores."""
 
     options: dict[str, Any] = option(
         dict, "options of the store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
@@ -154,7 +153,7 @@ class StorageConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchConfig(Section):
-    """How far reading runs ahead of decoding."""
+    """Prefetching of images, and their maximum size."""
 
     concurrency: Annotated[int, Ge(1)] = option(
         128, "maximum concurrent GETs per worker process; refilled when half have completed", formerly="ahead"
@@ -163,26 +162,26 @@ class FetchConfig(Section):
         256 << 20, "maximum bytes of these GETs in memory", formerly="ahead_bytes"
     )
     max_bytes: Annotated[int, Ge(1)] = option(
-        256 << 20, "maximum size of an object; larger ones are rejected as too_large before they are read"
+        256 << 20, "maximum size of an object, in bytes; larger ones are rejected as too_large before they are read"
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig(Section):
-    """What is decoded."""
+    """Limits of decoding."""
 
     max_pixels: Annotated[int, Ge(1)] = option(
         200_000_000,
         "maximum pixels of an image; larger ones are rejected as too_large, by their header, before decoding",
     )
     timeout_s: Annotated[float, Positive] = option(
-        30.0, "timeout for decoding one image, in seconds; slower images are rejected"
+        30.0, "timeout for decoding one image, in seconds; after that the image is rejected"
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyConfig(Section):
-    """How the network runs. None of it is part of the fingerprint."""
+    """Execution of the network. These options are not part of the fingerprint."""
 
     batch_size: Annotated[int, Ge(1)] | None = option(
         None, "images per forward pass (smaller batches are padded); unset: chosen for the device"
@@ -198,16 +197,16 @@ class ClassifyConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerConfig(Section):
-    """Which label is the answer."""
+    """The choice of the answer among the labels of a taxonomy."""
 
     min_score: Annotated[float, Fraction] = option(
-        0.5, "with a taxonomy: minimum probability of the answer, which is the finest label that reaches it"
+        0.5, "with a taxonomy: minimum probability of the answer, the finest label that reaches it"
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectsConfig(Section):
-    """How many images may go without a label, and which are tried again."""
+    """The maximum number of rejects, and which of them are retried."""
 
     max_share: Annotated[float, Fraction] = option(
         0.10,
@@ -221,7 +220,7 @@ class RejectsConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig(Section):
-    """What the run asks of Ray."""
+    """Resources of Ray, and timeouts."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto (GPUs if a live node has one), cpu, cuda")
     startup_timeout_s: Annotated[float, Positive] = option(
@@ -242,20 +241,20 @@ class ClusterConfig(Section):
 
     @property
     def call_s(self) -> float:
-        """Seconds that one call into Ray may take."""
+        """The timeout of one call into Ray, in seconds."""
         return min(_CALL_S, self.stall_timeout_s)
 
     def validate(self) -> None:
-        """Refuse actors that cannot be placed."""
+        """Refuse numbers of GPUs and actors that cannot be placed."""
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
-            raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1 only whole numbers are possible")
+            raise ConfigError(f"cluster.gpus_per_actor={self.gpus_per_actor}: above 1, only whole numbers are possible")
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise ConfigError(f"cluster.max_actors={self.max_actors} is less than cluster.min_actors={self.min_actors}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopConfig(Section):
-    """How a run of any job ends."""
+    """The end of a run, for all jobs."""
 
     SECTION: ClassVar[str] = "run"
     stop_timeout_s: Annotated[float, Positive] = option(
@@ -265,7 +264,7 @@ class StopConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig(StopConfig):
-    """How the run commits and ends."""
+    """Commits and the end of a classification."""
 
     commit_interval_s: Annotated[float, Positive] = option(10.0, "seconds between commits", formerly="commit_s")
     check_owner: bool = option(True, "refuse an output that another live run is writing")
@@ -274,7 +273,7 @@ class RunConfig(StopConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Section):
-    """A complete run. Equal configs over equal inputs give equal tables."""
+    """The config of a classification. Equal configs and equal inputs give equal tables."""
 
     input: tuple[str, ...] = option((), "images to classify: prefix, folder, glob, object, list or archive (--input)")
     limit: Annotated[int, Ge(1)] | None = option(None, "only the first N images of the listing (--limit)")
@@ -292,9 +291,9 @@ class Config(Section):
     run: RunConfig = field(default_factory=RunConfig)
 
     def validate(self) -> None:
-        """Refuse a pruning run that has not seen everything."""
+        """Refuse pruning with a limit: images beyond the limit would look deleted."""
         if self.limit is not None and self.run.prune:
-            raise ConfigError("run.prune=true with --limit would remove every row beyond the limit: omit one of them")
+            raise ConfigError("run.prune=true with --limit would remove all rows beyond the limit: omit one of them")
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked, for `run.json` and logs."""
@@ -307,5 +306,5 @@ class Config(Section):
 
 
 def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default, help) of every knob, sections in the order of a run."""
-    yield from described(kind)
+    """Yield (key, default, help) of every option, with sections in the order of a run."""
+    yield from iter_options(kind)

@@ -1,4 +1,4 @@
-"""Values: the configuration of a training run: the sections that it shares with the main job, and its own."""
+"""Values: the configuration of a training run: sections shared with classification, and its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imgbatch.config.sections import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Section):
-    """How a model is trained. What is unset depends on the number of images (`recipe.py`)."""
+    """Training of a model. Defaults of unset options depend on the number of images (`training/defaults.py`)."""
 
     method: Literal["auto", "head", "finetune"] = option(
         "auto",
@@ -38,7 +38,7 @@ class TrainConfig(Section):
         None, "if the input has no val split, hold out 1/folds of each class; unset: by size"
     )
     l2: Annotated[float, Ge(0)] | None = option(
-        None, "method=head: weight of the L2 penalty; unset: chosen on held-out images"
+        None, "method=head: weight of the L2 penalty; unset: selected on held-out images"
     )
     epochs: Annotated[int, Ge(1)] | None = option(None, "passes over the images; unset: by size (10 for 2,900 images)")
     refit_epochs: Annotated[int, Ge(1)] | None = option(
@@ -97,11 +97,11 @@ class TrainConfig(Section):
     )
     max_failures: Annotated[int, Ge(0)] = option(3, "maximum number of lost workers; after that exit code 3")
     cache: str = option(
-        "", "where features and pixels are kept between runs; unset: below --output, until training has finished"
+        "", "folder for features and pixels that later runs reuse; unset: below --output, deleted after training"
     )
 
     def method_on(self, *, gpus: bool) -> str:
-        """Return the method: features need the pretrained weights that make them, and are for CPUs.
+        """Return the method; `auto` is resolved: head needs pretrained weights, and suits CPUs.
 
         >>> TrainConfig().method_on(gpus=False), TrainConfig(pretrained=False).method_on(gpus=False)
         ('head', 'finetune')
@@ -111,12 +111,12 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training(Section):
-    """A complete training run."""
+    """The config of a training run."""
 
     input: tuple[str, ...] = option((), "labelled images (--input)")
-    output: str = option("", "where the model directory is written (--output)")
+    output: str = option("", "URI of the model directory to write (--output)")
     base: str = option("efficientnet_lite0", "name or URI of the model to start from (--base)")
-    taxonomy: str = option("", "label tree, CSV or JSON, that goes with the model (--taxonomy)")
+    taxonomy: str = option("", "label tree of the model, CSV or JSON (--taxonomy)")
     train: TrainConfig = field(default_factory=TrainConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -131,8 +131,8 @@ class Training(Section):
         return Config.public(self)  # type: ignore[arg-type]
 
     def shared(self) -> Config:
-        """Return what the main job's operators want to know, without secrets."""
+        """Return the sections that the operators of classification need, without secrets."""
         return Config(
             source=self.source, fetch=self.fetch, decode=self.decode, rejects=self.rejects, cluster=self.cluster,
-            output=OutputConfig(content_hash=True),  # the model directory says which images it has seen
+            output=OutputConfig(content_hash=True),  # the model directory records its training images
         )  # fmt: skip

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import bounded
+from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine.capacity import Costs, images_per_second
 from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
 from imgbatch.inference.worker import CHUNK, Classify, LabelImages, Work, Worker, decode_block
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted, plural
 
@@ -139,18 +139,18 @@ def _awaited(
     started = time.monotonic()
     said = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    while isinstance(found := bounded(look, call_s, "ray.nodes"), str):
+    while isinstance(found := call_with_timeout(look, call_s, "ray.nodes"), str):
         now = time.monotonic()
         if now - started >= wait_s:
             break
         if now - said >= _REMIND_S:
             log.warning("%s; waiting up to %.0f s", found, wait_s)
             said = now
-        withdraw = withdraw or bounded(ask, call_s, "a request for resources to Ray")
+        withdraw = withdraw or call_with_timeout(ask, call_s, "a request for resources to Ray")
         tick()
         time.sleep(min(1.0, wait_s))
     if withdraw is not None:
-        bounded(withdraw, call_s, "the end of a request for resources to Ray")
+        call_with_timeout(withdraw, call_s, "the end of a request for resources to Ray")
     if isinstance(found, str):
         raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
     return found
@@ -174,7 +174,7 @@ def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
     """
     if set(left_out) <= set(found.left_out):
         return found
-    alive = bounded(partial(_alive, left_out), ClusterConfig().call_s, "ray.nodes")
+    alive = call_with_timeout(partial(_alive, left_out), ClusterConfig().call_s, "ray.nodes")
     cpus, gpus = sum(int(node.get("CPU", 0)) for node in alive), sum(node.get("GPU", 0.0) for node in alive)
     each = found.gpus_per_actor
     fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if found.split else cpus
@@ -236,7 +236,7 @@ def nodes(config: ClusterConfig) -> set[str]:
     """
     import ray
 
-    return {node["NodeID"] for node in bounded(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
+    return {node["NodeID"] for node in call_with_timeout(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
 
 
 def _ask(config: ClusterConfig) -> Callable[[], None]:
@@ -259,7 +259,7 @@ def _ask(config: ClusterConfig) -> Callable[[], None]:
 
 
 def label_images(
-    work: Work, plan: Plan, todo: Todo, round: Round, operator: type[Worker] = LabelImages
+    work: Work, plan: Plan, work_plan: WorkPlan, round: Round, operator: type[Worker] = LabelImages
 ) -> Iterator[pa.Table]:
     """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
 
@@ -278,7 +278,7 @@ def label_images(
     work = replace(work, node=this_node)
     if not plan.split:
         context.target_max_block_size = _STREAMED_BYTES
-    tables = list(units(todo, round, plan.actors))
+    tables = list(units(work_plan, round, plan.actors))
     # from_arrow would ask tasks for the sizes of the tables, whose workers come too many and a second before the actors.
     images, most = ray.data.from_blocks(tables), len(tables)
     del tables

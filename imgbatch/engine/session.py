@@ -19,7 +19,7 @@ import psutil
 
 import imgbatch
 from imgbatch.concurrency import process_limits
-from imgbatch.concurrency.polling import RESULTS, awaited, bounded
+from imgbatch.concurrency.polling import RESULT_THREADS, call_with_timeout, wait_for
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.terminal import console
@@ -35,8 +35,8 @@ _ended = threading.Event()
 def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
     """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
 
-    Where the block raises, Ray is left as it is and ends with the process (`cli.leave`): threads of Ray Data are at work then,
-    and one that calls Ray behind its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
+    Where the block raises, Ray is left as it is and ends with the process (`process.exit_process`): threads of Ray Data are
+    at work then, and one that calls Ray after its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
 
     Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
     starts or ends, `tick` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
@@ -49,7 +49,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
         ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
         UsageError: a limit of the operating system is too low for Ray.
     """
-    process_limits.require_room()
+    process_limits.require_limits()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
     # A GCS that is gone for 60 s makes Ray's C++ end the driver with 1, without a word: limits of our own come first (2.60).
@@ -76,7 +76,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
         yield
-        bounded(_shut_down, call_s, "ray.shutdown")
+        call_with_timeout(_shut_down, call_s, "ray.shutdown")
 
 
 def _use_own_token() -> None:
@@ -103,7 +103,7 @@ def _start(address: str) -> None:
         _ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
 
     threading.Thread(target=start, name="ray", daemon=True).start()
-    awaited(started, _START_S, "ray.init")
+    wait_for(started, _START_S, "ray.init")
 
 
 def _init(address: str) -> None:
@@ -126,7 +126,7 @@ def end(limit_s: float = ClusterConfig().call_s) -> None:
     Raises:
         ClusterError: Ray does not end within so many seconds.
     """
-    bounded(_shut_down, limit_s, "ray.shutdown")
+    call_with_timeout(_shut_down, limit_s, "ray.shutdown")
 
 
 def _shut_down() -> None:
@@ -144,7 +144,7 @@ def _end_datasets() -> None:
             thread.shutdown(force=False)  # type: ignore[attr-defined]
     deadline = time.monotonic() + _END_S
     for thread in threading.enumerate():
-        if thread.name == RESULTS:  # what it waits for has come to its end
+        if thread.name == RESULT_THREADS:  # what it waits for has come to its end
             thread.join(max(0.0, deadline - time.monotonic()))
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.ledger.listing import Todo, Wholes
+from imgbatch.ledger.listing import RowRanges, WorkPlan
 
 _LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
-_WHERE = ("group", "through")  # columns of a unit that is a tar: where to read on
+_WHERE = ("resume_offset", "last_offset")  # columns of a unit that is a tar: where to read on
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +32,35 @@ class Round:
 ROUNDS = (Round(4096, lost=0.5), Round(16, lost=0.1), Round(1, lost=0.1, alone=True))
 
 
-def units(todo: Todo, round: Round, actors: int) -> Iterator[pa.Table]:
+def units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Table]:
     """Yield the pending numbers in tables of a unit each: every tar alone, others together.
 
     Of the others short ones come first, so that rows flow soon, and last, so that all actors end together: each takes a
     quarter of its share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
-    for number, shard in todo.shards.items():
-        if todo.pending[number]:
-            yield pa.table({"index": np.array([number], np.uint32), "group": [shard.group], "through": [shard.through]})
-    numbers = np.flatnonzero(todo.pending).astype(np.uint32)
-    if todo.shards:
-        numbers = numbers[~np.isin(numbers, list(todo.shards))]
+    for number, tar in work_plan.tars.items():
+        if work_plan.pending[number]:
+            yield pa.table(
+                {
+                    "index": np.array([number], np.uint32),
+                    "resume_offset": [tar.resume_offset],
+                    "last_offset": [tar.last_offset],
+                }
+            )
+    numbers = np.flatnonzero(work_plan.pending).astype(np.uint32)
+    if work_plan.tars:
+        numbers = numbers[~np.isin(numbers, list(work_plan.tars))]
     start = 0
     while start < len(numbers):
         share = (len(numbers) - start) // (4 * actors)
         rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
-        end = _not_inside(todo.wholes, numbers, start + min(rows, round.rows), round.rows)
-        nowhere = {name: pa.nulls(end - start, pa.int64()) for name in _WHERE} if todo.shards else {}
+        end = _not_inside(work_plan.row_group_ranges, numbers, start + min(rows, round.rows), round.rows)
+        nowhere = {name: pa.nulls(end - start, pa.int64()) for name in _WHERE} if work_plan.tars else {}
         yield pa.table({"index": numbers[start:end], **nowhere})
         start = end
 
 
-def _not_inside(wholes: Wholes, numbers: npt.NDArray[np.uint32], end: int, most: int) -> int:
+def _not_inside(ranges: RowRanges, numbers: npt.NDArray[np.uint32], end: int, most: int) -> int:
     """Return `end`, or where what is read as a whole ends, if the cut would go through it and it is no larger than `most`.
 
     >>> _not_inside(np.array([[2, 6]]), np.arange(9, dtype=np.uint32), 3, 4)
@@ -62,7 +68,7 @@ def _not_inside(wholes: Wholes, numbers: npt.NDArray[np.uint32], end: int, most:
     """
     if end >= len(numbers):
         return len(numbers)
-    at = int(np.searchsorted(wholes[:, 0], numbers[end], side="right")) - 1
-    if at < 0 or not wholes[at, 0] < numbers[end] < wholes[at, 1] or wholes[at, 1] - wholes[at, 0] > most:
+    at = int(np.searchsorted(ranges[:, 0], numbers[end], side="right")) - 1
+    if at < 0 or not ranges[at, 0] < numbers[end] < ranges[at, 1] or ranges[at, 1] - ranges[at, 0] > most:
         return end
-    return int(np.searchsorted(numbers, wholes[at, 1]))
+    return int(np.searchsorted(numbers, ranges[at, 1]))

@@ -21,7 +21,8 @@ from imgbatch.errors import InputError
 from imgbatch.ledger.candidates import candidates
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, pages
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.schema import CARRIED, LISTING, TAR, whole
 from imgbatch.sources import sidecars
 from imgbatch.sources.base import ListingBatch, Source
@@ -228,7 +229,7 @@ def _listed_again(
     folder: Folder, listing: Listing, resolver: Resolver, wanted: Callable[[pa.Table, Ints], pa.Array]
 ) -> Iterator[ListingBatch]:
     """Yield the rows of a listing with their labels, what is read as a whole in one batch."""
-    for rows, is_whole in _segments(pages(folder), listing.todo().wholes):
+    for rows, is_whole in _segments(pages(folder), listing.work_plan().row_group_ranges):
         labels, splits = resolver.apply(rows)
         rows = rows.set_column(rows.schema.get_field_index(TRUTH), TRUTH, labels)
         kept = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))
@@ -237,14 +238,14 @@ def _listed_again(
             yield ListingBatch(batch, whole=is_whole)
 
 
-def _segments(tables: Iterator[pa.Table], wholes: Ints) -> Iterator[tuple[pa.Table, bool]]:
-    """Cut tables, numbered row by row, so that each range of `wholes` is a table of its own.
+def _segments(tables: Iterator[pa.Table], ranges: Ints) -> Iterator[tuple[pa.Table, bool]]:
+    """Cut tables, numbered row by row, so that each range of `ranges` is a table of its own.
 
     >>> tables = iter([pa.table({"n": [0, 1, 2]}), pa.table({"n": [3, 4, 5]})])
     >>> [(t["n"].to_pylist(), whole) for t, whole in _segments(tables, np.array([[1, 4]]))]
     [([0], False), ([1, 2, 3], True), ([4, 5], False)]
     """
-    ends = {int(first): int(end) for first, end in wholes if first < end}
+    ends = {int(first): int(end) for first, end in ranges if first < end}
     starts = sorted(ends)
     number, until, parts = 0, None, []
     for table in tables:

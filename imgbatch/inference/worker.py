@@ -28,12 +28,12 @@ from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.label_columns import answers
 from imgbatch.inference.messages import FATAL, NOTE, READ, fatal, message, with_note
-from imgbatch.ledger.listing import Pages
+from imgbatch.ledger.listing_pages import Pages
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Runtime
 from imgbatch.models.runtimes.build import build_checked
-from imgbatch.models.self_check import Disagrees
+from imgbatch.models.self_check import SelfCheckError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import (
     CONTENT_HASH,
@@ -199,9 +199,9 @@ class Worker:
     def _members(self, block: pa.Table, listed: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a tar, and at last a row that says that it was read to its end."""
         (number,), (tar,) = block["index"].to_pylist(), listed.select(LISTING.names).to_pylist()
-        (group,), (through,) = block["group"].to_pylist(), block["through"].to_pylist()
+        (resume_offset,), (last_offset,) = block["resume_offset"].to_pylist(), block["last_offset"].to_pylist()
         keep = self.keeps_sidecars(number)
-        found = members_of_tar(self._work.stores, number, tar, self._work.config, group, through, keep)
+        found = members_of_tar(self._work.stores, number, tar, self._work.config, resume_offset, last_offset, keep)
         isolated = _ISOLATED_MEMBERS if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
         while few := list(islice(found, rows)):
@@ -248,7 +248,7 @@ def guarded(tables: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
     """
     try:
         yield from tables
-    except Disagrees as error:
+    except SelfCheckError as error:
         told = {"host": socket.gethostname(), "why": str(error)}
         yield message(NOTE, "note", json.dumps({"left_out": {work.node(): told}}))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
@@ -283,7 +283,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
-        self._unusable: Disagrees | None = None
+        self._unusable: SelfCheckError | None = None
         self._lock = Lock()
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
@@ -298,7 +298,7 @@ class Classify:
         """Return the results of decoded images; the network is built at the first call.
 
         Raises:
-            Disagrees: this node cannot be used, now and at each later call.
+            SelfCheckError: this node cannot be used, now and at each later call.
         """
         with self._lock:
             if self._unusable is not None:
@@ -307,7 +307,7 @@ class Classify:
             if self._runtime is None:
                 try:
                     self._runtime = self._load(self._work)
-                except Disagrees as error:
+                except SelfCheckError as error:
                     self._unusable = error
                     raise
             started = time.monotonic()
@@ -339,7 +339,7 @@ def load_runtime(work: Work) -> Runtime:
     """Build what executes the model, here.
 
     Raises:
-        Disagrees: this node cannot be used: no runtime answers as the model should.
+        SelfCheckError: this node cannot be used: no runtime answers as the model should.
     """
     config = work.config
     return build_checked(

@@ -1,4 +1,4 @@
-"""Effects: the books: read back from the store, is each listed image in exactly one row?"""
+"""Effects: the audit of an output: both tables are read back from the store and compared with the listing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import BooksError, NotFound
 from imgbatch.ledger.commit_log import Log
-from imgbatch.ledger.duplicate_parts import Doubles
-from imgbatch.ledger.listing import pages
+from imgbatch.ledger.duplicate_parts import DuplicateParts
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.ledger.tar_progress import Shards, version_of
+from imgbatch.ledger.tar_progress import TarIndex, version_of
 from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import TAR
 from imgbatch.storage.stores import Folder
@@ -27,8 +27,8 @@ _SHOWN = 5
 
 
 @dataclass
-class Books:
-    """What the tables and the listing come to. All from files; nothing that a run remembers goes in."""
+class AuditResult:
+    """The counts of an output. All are read from files; nothing that a run remembers goes in."""
 
     listed: int = 0
     labelled: int = 0
@@ -36,38 +36,40 @@ class Books:
     rejected: int = 0
     """Rows in rejects/ of listed images."""
     kept: int = 0
-    """Rows of images that the listing lacks."""
+    """Rows of images that are not listed."""
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     """The first reject of each reason."""
     missing: list[str] = field(default_factory=list)
-    doubles: Doubles | None = None
+    """The first few listed images without a row."""
+    duplicates: DuplicateParts | None = None
     """Parts with second rows."""
-    absent: list[str] = field(default_factory=list)
+    missing_parts: list[str] = field(default_factory=list)
     """Parts whose numbers are missing."""
 
     @property
-    def double(self) -> list[str]:
+    def duplicated(self) -> list[str]:
         """An image of each part with second rows."""
-        return list(self.doubles.found.values()) if self.doubles is not None else []
+        return list(self.duplicates.examples.values()) if self.duplicates is not None else []
 
-    def require_balance(self) -> None:
-        """Raise if an image is missing or double, or a part is missing.
+    def require_reconciled(self) -> None:
+        """Require that each listed image is in exactly one row, and that no part is missing.
 
         Raises:
             BooksError: with the sums, the first few images, and what to do.
         """
-        whole = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
-        if self.missing or self.absent or self.double or not whole:
+        equal = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
+        if self.missing or self.missing_parts or self.duplicated or not equal:
             sums = f"{self.listed} listed + {self.kept} kept, {self.rows} rows"
-            shown = [f"missing: {part}" for part in self.absent[:_SHOWN] if not self.double]  # or a copy left the gap
+            # Where rows are duplicated, the number of a copied part may have left the gap: only the copy is named.
+            shown = [f"missing: {part}" for part in self.missing_parts[:_SHOWN] if not self.duplicated]
             shown += [f"in no row: {uri}" for uri in self.missing]
-            if self.doubles is not None and self.double:
-                remedy = self.doubles.advice()
+            if self.duplicates is not None and self.duplicated:
+                remedy = self.duplicates.advice()
             else:
-                remedy = "run the same classify.py command again, which makes what is missing"
-            raise BooksError("; ".join([f"the books do not balance ({sums})", *shown, remedy]))
+                remedy = "run the same classify.py command again, which labels what is missing"
+            raise BooksError("; ".join([f"the counts do not reconcile ({sums})", *shown, remedy]))
 
 
 def audit(
@@ -77,73 +79,79 @@ def audit(
     limited: bool = False,
     known: Mapping[str, Sequence[int]] = {},
     log_of: Callable[[Folder, Sequence[int]], Log] = Log,
-) -> Books:
-    """Count both tables against a listing; without one, every row counts as listed.
+) -> AuditResult:
+    """Count both tables against a listing.
 
-    What a tar holds, its parts' footers say: so many rows of its members there have to be. Of a `limited` run's tars, what
-    was read counts. Memory: 19 bytes a row.
+    The footers of the parts record how many members a tar has, and so many rows must exist. Of the tars of a `limited` run,
+    only what was read counts. Memory: 19 bytes a row.
 
     Args:
-        known: the numbers of the parts, by table, that have to be there.
-        log_of: opens a table, given its folder and the numbers known.
+        output: the folder of the output.
+        listing: the folder of the listing's pages; None: every row counts as listed.
+        limited: the run had a limit.
+        known: the numbers of the parts, by table, that have to exist.
+        log_of: opens a table, given its folder and its known numbers.
 
     Raises:
-        OutputChangedError: one of those is gone.
+        OutputChangedError: one of those parts is gone.
     """
-    doubles = Doubles(output)
-    books, tars = Books(doubles=doubles), Shards()
+    result, tars = AuditResult(duplicates=DuplicateParts(output)), TarIndex()
     seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
-    for name, reject in ((LABELS_LOG, False), (REJECTS_LOG, True)):
-        log = log_of(output.folder(name), known.get(name, ()))
-        log.scan()
-        books.absent += [log.uri(number) for number in log.missing[:_SHOWN]]
-        for number, table, footer in log.read(["uri", "reason", "message"] if reject else ["uri"]):
-            tick()
-            member = tars.take(name, number, table, footer.shards)
-            new = seen.add(
-                uri_keys(table["uri"].combine_chunks()),
-                reject=np.full(len(table), reject),
-                listed=np.full(len(table), listing is None),
-                member=member & (listing is not None),
-            )
-            books.rows += len(table)
-            doubles.note(name, number, table, ~new)
-            if reject:
-                books.reasons.update(table["reason"].to_pylist())
-                note_examples(books.examples, table)
+    for name in (LABELS_LOG, REJECTS_LOG):
+        _read_table(
+            result, name, log_of(output.folder(name), known.get(name, ())), seen, tars, all_listed=listing is None
+        )
     if listing is not None:
-        _count_listed(books, seen, listing, tars, limited=limited)
+        _count_listed(result, seen, listing, tars, limited=limited)
     for columns, _ in seen.rows():
         alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
-        books.labelled += int(np.count_nonzero(alone & listed & ~rejected))
-        books.rejected += int(np.count_nonzero(alone & listed & rejected))
-        books.kept += int(np.count_nonzero(alone & ~listed))
+        result.labelled += int(np.count_nonzero(alone & listed & ~rejected))
+        result.rejected += int(np.count_nonzero(alone & listed & rejected))
+        result.kept += int(np.count_nonzero(alone & ~listed))
     if listing is not None:
-        books.kept += sum(progress.rows for _, progress in tars.kept())
-    books.listed = books.listed if listing is not None else len(seen)
-    return books
+        result.kept += sum(progress.rows for _, progress in tars.unlisted())
+    else:
+        result.listed = len(seen)
+    return result
 
 
-def _count_listed(
-    books: Books,
-    seen: UriIndex,
-    listing: Folder,
-    tars: Shards,
-    *,
-    limited: bool,
-) -> None:
+def _read_table(result: AuditResult, name: str, log: Log, seen: UriIndex, tars: TarIndex, *, all_listed: bool) -> None:
+    """Read all parts of a table: count its rows, and find those of images that already have one."""
+    log.scan()
+    rejects = name == REJECTS_LOG
+    result.missing_parts += [log.uri(number) for number in log.missing[:_SHOWN]]
+    for number, table, footer in log.read(["uri", "reason", "message"] if rejects else ["uri"]):
+        tick()
+        members = tars.take(name, number, table, footer.tars)
+        new = seen.add(
+            uri_keys(table["uri"].combine_chunks()),
+            reject=np.full(len(table), rejects),
+            listed=np.full(len(table), all_listed),
+            # Members of tars are not on the listing's pages: `_count_tar` counts them by the footers.
+            member=members & (not all_listed),
+        )
+        result.rows += len(table)
+        if result.duplicates is not None:
+            result.duplicates.note(name, number, table, ~new)
+        if rejects:
+            result.reasons.update(table["reason"].to_pylist())
+            note_examples(result.examples, table)
+
+
+def _count_listed(result: AuditResult, seen: UriIndex, listing: Folder, tars: TarIndex, *, limited: bool) -> None:
+    """Mark the rows of listed images in `seen`, and count listed images with and without a row."""
     for page in _listed(listing):
         tick()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
-        found = np.zeros(len(page), bool)
+        has_row = np.zeros(len(page), bool)
         for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):
             columns["listed"][positions] = True
-            found[rows] = True
-        books.listed += int(np.count_nonzero(found | ~is_tar))
-        if len(books.missing) < _SHOWN:
-            books.missing += page.filter(pa.array(~found & ~is_tar))["uri"].to_pylist()[:_SHOWN]
+            has_row[rows] = True
+        result.listed += int(np.count_nonzero(has_row | ~is_tar))
+        if len(result.missing) < _SHOWN:
+            result.missing += page.filter(pa.array(~has_row & ~is_tar))["uri"].to_pylist()[:_SHOWN]
         for at in np.flatnonzero(is_tar).tolist():
-            _count_tar(books, page.slice(at, 1).to_pylist()[0], tars, limited=limited, refused=bool(found[at]))
+            _count_tar(result, page.slice(at, 1).to_pylist()[0], tars, limited=limited, refused=bool(has_row[at]))
 
 
 def _listed(listing: Folder) -> Iterator[pa.Table]:
@@ -152,10 +160,10 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
     Raises:
         BooksError: one is missing or damaged.
     """
-    found = pages(listing)
+    remaining = pages(listing)
     while True:
         try:
-            page = next(found, None)
+            page = next(remaining, None)
         except (NotFound, pa.ArrowException) as error:
             raise BooksError(
                 f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which lists anew"
@@ -165,13 +173,13 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
         yield page
 
 
-def _count_tar(books: Books, row: dict[str, Any], tars: Shards, *, limited: bool, refused: bool) -> None:
-    """Count the members of a listed tar; one that has a reject itself was perhaps not read to its end."""
-    read = tars.visit(row["uri"], version_of(row["etag"], row["last_modified"]))
-    books.listed += read.rows
-    books.labelled += read.rows_in(LABELS_LOG)
-    books.rejected += read.rows_in(REJECTS_LOG)
-    whole = read.closed and not read.reached.torn
-    if not (limited or refused or whole) and len(books.missing) < _SHOWN:
-        members = "?" if read.images is None else read.images
-        books.missing.append(f"{row['uri']}#… ({read.rows} rows of {members} members)")
+def _count_tar(result: AuditResult, row: dict[str, Any], tars: TarIndex, *, limited: bool, refused: bool) -> None:
+    """Count the members of a listed tar. If the tar itself has a reject, it may not have been read to its end."""
+    progress = tars.mark_seen(row["uri"], version_of(row["etag"], row["last_modified"]))
+    result.listed += progress.rows
+    result.labelled += progress.rows_in(LABELS_LOG)
+    result.rejected += progress.rows_in(REJECTS_LOG)
+    complete = progress.closed and not progress.reached.truncated
+    if not (limited or refused or complete) and len(result.missing) < _SHOWN:
+        members = "?" if progress.member_count is None else progress.member_count
+        result.missing.append(f"{row['uri']}#… ({progress.rows} rows of {members} members)")

@@ -1,4 +1,4 @@
-"""Effects: what all sources list, in batches, however slow their stores are."""
+"""Effects: the images that all sources list, in batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.errors import BadPath, InputError, NotFound
 from imgbatch.ledger.listing import Counts
 from imgbatch.sources import recognise
@@ -16,37 +16,39 @@ from imgbatch.terminal.plurals import counted
 
 
 @contextmanager
-def candidates(found: list[Source], *, allow_empty: bool) -> Iterator[Iterator[ListingBatch]]:
-    """Give what the sources list, in batches; `tick` is called however slow their stores are.
+def candidates(sources: list[Source], *, allow_empty: bool) -> Iterator[Iterator[ListingBatch]]:
+    """Yield what the sources list, in batches; `tick` is called regularly even if their stores are slow.
 
     Raises:
-        InputError: a source is not there, or one of several holds no image and may not be empty.
+        InputError: a source does not exist, or one of several holds no image and may not be empty.
     """
 
     def listed() -> Generator[ListingBatch, None, None]:
         try:
-            yield from recognise.list_all(found, allow_empty=allow_empty)
+            yield from recognise.list_all(sources, allow_empty=allow_empty)
         except (NotFound, BadPath) as error:
             raise InputError(f"--input: {error}") from error
 
-    def pulsing() -> Generator[ListingBatch, None, None]:
-        # In a thread, so that a store that is slow, or fails, keeps no signal waiting.
-        with closing(ticking(listed(), math.inf, closes=True)) as ticks:
+    def with_ticks() -> Generator[ListingBatch, None, None]:
+        # The sources list in a thread, so that a signal does not wait for a slow store.
+        with closing(poll_items(listed(), math.inf, closes=True)) as ticks:
             for batch in ticks:
                 tick()
                 if batch is not None:
                     yield batch
 
-    with closing(pulsing()) as batches:  # or what is drawn ahead would not end with an error
+    with closing(with_ticks()) as batches:  # without it, the thread would go on after an error
         yield batches
 
 
-def no_image(counts: Counts, found: list[Source]) -> str:
-    """Return what to say of sources in which there is not one image."""
-    named = ", ".join(source.uri for source in found)
-    if not counts.ignored and all(source.kind in ("folder", "glob") for source in found):
+def no_image(counts: Counts, sources: list[Source]) -> str:
+    """Return the message for sources without a single image."""
+    named = ", ".join(source.uri for source in sources)
+    if not counts.ignored and all(source.kind in ("folder", "glob") for source in sources):
         nothing = (
-            "no object matches it" if all(source.kind == "glob" for source in found) else "there is no object below it"
+            "no object matches it"
+            if all(source.kind == "glob" for source in sources)
+            else "there is no object below it"
         )
         return f"no image in {named}: {nothing}; is the name right?"
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""

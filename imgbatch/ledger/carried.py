@@ -1,6 +1,4 @@
-"""Effects: columns that travel along from the input: one schema for all batches, and values that are compared whatever
-their type.
-"""
+"""Effects: columns carried from the input into the tables: one schema for all batches, and values compared across types."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from imgbatch.errors import InputError
 from imgbatch.schema import CARRIED, LISTING, carried_fields, whole, with_carried
 from imgbatch.uri_index import Keys, UriIndex, hash_strings, uri_keys
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: so no bit of a hash is lost
-_CANNOT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bit of a hash
+_CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
@@ -27,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-class Columns:
+class CarriedColumns:
     """The union of the carried columns of all batches, each with a type that holds the values of every batch.
 
     Types are unified by Arrow's permissive promotion. What has no common type becomes text.
@@ -53,17 +51,17 @@ class Columns:
 
         Args:
             schema: of the batch.
-            origin: the file or input that the batch came from, for messages.
+            origin: the file or input that the batch is from, for messages.
 
         Raises:
-            InputError: a column of lists or structs has no type in common with the batches before.
+            InputError: a column of lists or structs has no common type with that of earlier batches.
         """
         for entry in carried_fields(schema):
-            kind, known = _plain(entry.type), self._types.get(entry.name)
-            if known is None or pa.types.is_null(known):
-                self._types[entry.name], self._origins[entry.name] = kind, origin
-            elif kind != known:
-                self._types[entry.name] = self._common(entry.name, known, kind, origin)
+            new, type_ = _plain(entry.type), self._types.get(entry.name)
+            if type_ is None or pa.types.is_null(type_):
+                self._types[entry.name], self._origins[entry.name] = new, origin
+            elif new != type_:
+                self._types[entry.name] = self._common(entry.name, type_, new, origin)
 
     def cast(self, rows: pa.Table | pa.RecordBatch) -> pa.Table:
         """Return rows with all columns so far, absent ones null. A column becomes text if a value does not fit its type.
@@ -77,7 +75,7 @@ class Columns:
             whole(rows[name]) if name in LISTING.names else self.fit(name, rows[name]) if name in present else None
             for name in names
         ]
-        schema = self.schema  # now that it is known which columns are text
+        schema = self.schema  # after the casts, which may have made columns text
         filled = [
             pa.nulls(rows.num_rows, entry.type) if column is None else column
             for entry, column in zip(schema, columns, strict=True)
@@ -85,7 +83,7 @@ class Columns:
         return pa.Table.from_arrays(filled, schema=schema)
 
     def fit(self, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Array:
-        """Return values of a carried column in its type, which becomes text if they do not fit.
+        """Return values of a carried column in its type, which becomes text if they do not fit it.
 
         Raises:
             InputError: a value cannot be text either.
@@ -93,52 +91,52 @@ class Columns:
         column = whole(column)
         try:
             return column.cast(self._types[name])
-        except _CANNOT as error:
+        except _CAST_ERRORS as error:
             self._make_text(name, column.type, self._types[name], str(error))
             try:
                 return column.cast(pa.string())
-            except _CANNOT as second:
+            except _CAST_ERRORS as second:
                 raise InputError(
-                    f"column {shown_column(name)}: {second}: give it one type in all inputs, or leave it out"
+                    f"column {shown_column(name)}: {second}: give it one type in all inputs, or omit it"
                 ) from second
 
     def settle(self) -> None:
-        """Make columns without a single value text: not every reader of Parquet knows the type null."""
-        for name, kind in self._types.items():
-            if pa.types.is_null(kind):
+        """Make columns without a single value text: not every Parquet reader supports the type null."""
+        for name, type_ in self._types.items():
+            if pa.types.is_null(type_):
                 self._types[name] = pa.string()
 
-    def doubtful(self, schema: pa.Schema) -> list[str]:
-        """Return the columns of a page with this schema whose values may not fit their type in `schema`."""
+    def may_not_fit(self, schema: pa.Schema) -> list[str]:
+        """Return the columns of a page with this schema whose values may not fit their type in `self.schema`."""
         return [
             entry.name
             for entry in carried_fields(schema)
-            if entry.type != (kind := self._types[entry.name])
-            and not (pa.types.is_null(entry.type) or pa.types.is_string(kind))
+            if entry.type != (type_ := self._types[entry.name])
+            and not (pa.types.is_null(entry.type) or pa.types.is_string(type_))
         ]
 
-    def _common(self, name: str, known: pa.DataType, kind: pa.DataType, origin: str) -> pa.DataType:
-        schemas = [pa.schema([(name, each)]) for each in (known, kind)]
+    def _common(self, name: str, old: pa.DataType, new: pa.DataType, origin: str) -> pa.DataType:
+        schemas = [pa.schema([(name, type_)]) for type_ in (old, new)]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        except _CANNOT as error:
+        except _CAST_ERRORS as error:
             first = self._origins[name]
-            both = f"{known}{f' in {first}' if first else ''} and {kind}{f' in {origin}' if origin else ''}"
-            if pa.types.is_nested(known) or pa.types.is_nested(kind):
+            both = f"{old}{f' in {first}' if first else ''} and {new}{f' in {origin}' if origin else ''}"
+            if pa.types.is_nested(old) or pa.types.is_nested(new):
                 raise InputError(
-                    f"column {shown_column(name)} is {both}: these go into no one column; give it one type in all inputs, or "
+                    f"column {shown_column(name)} is {both}: which have no common type; give it one type in all inputs, or "
                     "another name in one of them"
                 ) from error
             self._warn(name, f"is {both}")
             return pa.string()
 
-    def _make_text(self, name: str, kind: pa.DataType, wanted: pa.DataType, why: str) -> None:
-        if pa.types.is_nested(kind) or pa.types.is_nested(wanted):
+    def _make_text(self, name: str, found: pa.DataType, wanted: pa.DataType, why: str) -> None:
+        if pa.types.is_nested(found) or pa.types.is_nested(wanted):
             raise InputError(
-                f"column {shown_column(name)} is {kind} here and {wanted} there, and the one does not fit the other ({why}): "
+                f"column {shown_column(name)} is {found} here and {wanted} there, and the values do not fit ({why}): "
                 "give it one type in all inputs"
             )
-        self._warn(name, f"is {kind} here and {wanted} there, and not every value fits ({why})")
+        self._warn(name, f"is {found} here and {wanted} there, and not every value fits ({why})")
         self._types[name] = pa.string()
 
     def _warn(self, name: str, what: str) -> None:
@@ -155,10 +153,10 @@ class NewValues:
     values: pa.Table
 
     def into(self, part: pa.Table) -> pa.Table:
-        """Return the part with these values in those of the columns that it has.
+        """Return the part with these values, in the columns that it has.
 
         Raises:
-            InputError: a column's new type has nothing in common with that of the part.
+            InputError: a column's new type has no common type with that of the part.
         """
         index = UriIndex(row=np.int64)
         index.add(self.keys, row=np.arange(len(self.keys)))
@@ -174,7 +172,7 @@ class NewValues:
 
 def _in_one_type(name: str, own: pa.Array, others: pa.Array) -> pa.Array:
     """Return the values of both arrays as one."""
-    columns = Columns()
+    columns = CarriedColumns()
     for values, origin in ((own, "the output"), (others, "the input")):
         columns.take(pa.schema([(name, values.type)]), origin)
     for _ in range(2):  # the second time as text, if values do not fit
@@ -183,7 +181,7 @@ def _in_one_type(name: str, own: pa.Array, others: pa.Array) -> pa.Array:
 
 
 def row_hashes(rows: pa.Table, columns: pa.Schema) -> npt.NDArray[np.uint32]:
-    """Return a 32-bit hash of each row over these columns; equal values have equal ones in whatever type they are.
+    """Return a 32-bit hash of each row over these columns; equal values have equal hashes, whatever their types.
 
     Two rows that differ share one with a probability of 2e-10.
     """
@@ -193,20 +191,20 @@ def row_hashes(rows: pa.Table, columns: pa.Schema) -> npt.NDArray[np.uint32]:
     return (hashes >> np.uint64(32)).astype(np.uint32)
 
 
-def _like(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return numbers or times in another such type, if they fit: as a double 0.1 is written otherwise than as a float."""
-    if any(of(values.type) and of(kind) for of in (_is_number, pa.types.is_temporal)):
-        with suppress(*_CANNOT):
-            return values.cast(kind)
+def _like(values: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Return numbers or times in another such type, if they fit: 0.1 has another text as a double than as a float."""
+    if any(is_a(values.type) and is_a(type_) for is_a in (_is_number, pa.types.is_temporal)):
+        with suppress(*_CAST_ERRORS):
+            return values.cast(type_)
     return values
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+def _is_number(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Return values as text that is alike for equal ones, whatever their type: 5 and 5.0 are both '5'.
+    """Return values as text that is the same for equal values, whatever their types: 5 and 5.0 are both '5'.
 
     >>> as_text(pa.array([5.0, None])).to_pylist(), as_text(pa.array([[1, 2]])).to_pylist()
     (['5', None], ['[1, 2]'])
@@ -220,20 +218,20 @@ def as_text(values: pa.Array) -> pa.Array:
 
 def has_value(values: pa.Array) -> Mask:
     """Return a mask of the values that are neither null nor blank text."""
-    there = values.is_valid()
+    present = values.is_valid()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        there = pc.and_(there, pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), False))
-    return np.asarray(there)
+        present = pc.and_(present, pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), False))
+    return np.asarray(present)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type that holds values without Arrow's encodings of them."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+def _plain(type_: pa.DataType) -> pa.DataType:
+    """Return the type of the values without Arrow's encodings (dictionaries, views)."""
+    if pa.types.is_dictionary(type_):
+        return _plain(type_.value_type)
     views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return views.get(kind, kind)
+    return views.get(type_, type_)
 
 
 def shown_column(name: str) -> str:
-    """Return a carried column as the input calls it."""
+    """Return the name of a carried column in the input, quoted."""
     return repr(name.removeprefix(CARRIED))

@@ -1,11 +1,11 @@
 """Effects: the claim of an output, `runs/claim.json`: which run may write there.
 
 It is created conditionally (If-None-Match) and taken over by conditional replacement (If-Match), so that of two runs that
-start at the same time exactly one goes on. It saves work that would be done twice: rows are kept single by the numbered
-logs, whoever writes. The heartbeat of the owner is in its run's record, `runs/RUN_ID/run.json`.
+start at the same time exactly one continues. The claim only avoids wasted work. That no row is written twice is ensured by
+the numbered logs, whoever writes. The heartbeat of the owner is in its run's record, `runs/RUN_ID/run.json`.
 
-Requests of a run: one GET and one PUT at the start, one GET before `_SUCCESS` is written, one PUT at the end; one GET
-more where there was a `_SUCCESS` that is removed.
+Requests of a run: one GET and one PUT at the start, one GET before `_SUCCESS` is written, one PUT at the end; one more GET
+if an old `_SUCCESS` is removed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 NAME = "runs/claim.json"
 
-_MOST_TRIES = 10
+_MAX_ATTEMPTS = 10
 
 
 @dataclass
 class Claim:
-    """The claim of this run; as a context manager it is released at the end."""
+    """The claim of this run. As a context manager, it is released at the end."""
 
     output: Folder
     run_id: str
     held: bool = True
-    """False where the store has no conditional writes: there is no claim then."""
+    """False if the store has no conditional writes: then there is no claim."""
     checked: bool = True
     """Whether the run ends if another one takes over; False with `run.check_owner=false`."""
     taken: float = field(default_factory=time.monotonic)
@@ -56,42 +56,41 @@ class Claim:
         return json.dumps(facts | ({"ended": _now()} if state == "ended" else {}), indent=2).encode()
 
     def require_ours(self) -> None:
-        """Check that no other run has taken over, one GET. A paused process may look dead to others.
+        """Check that no other run has taken over, with one GET. To other runs, a paused process looks dead.
 
         Raises:
-            OutputChangedError: another run has, or the claim is gone.
+            OutputChangedError: another run has taken over, or the claim is gone.
         """
         if not (self.held and self.checked):
             return
-        known, tag = _read(self.output)
-        if known is None:
+        claim, tag = _read(self.output)
+        if claim is None:
             raise OutputChangedError(
-                f"{self.output.at(NAME)} is gone: it was deleted while this run was at work. Run the same command again"
+                f"{self.output.at(NAME)} is gone: it was deleted during this run. Run the same command again"
             )
-        if known.get("run_id") != self.run_id:
+        if claim.get("run_id") != self.run_id:
             raise OutputChangedError(
-                f"{self.output.uri} was taken over by {_shown(known)} while this run stood still. What this run has "
+                f"{self.output.uri} was taken over by {_shown(claim)} while this run was paused. What this run has "
                 "committed stays; run the same command again when the other run has ended"
             )
         self._tag = tag
 
     def release(self) -> bool:
-        """Mark the claim as ended; return False, and leave it, if another run has taken it over or it is gone."""
+        """Mark the claim as ended; return False, and change nothing, if another run has taken it over or it is gone."""
         if not self.held:
             return True
         try:
             if self._tag is None:
-                known, self._tag = _read(self.output)
-                if known is None or known.get("run_id") != self.run_id:
+                claim, self._tag = _read(self.output)
+                if claim is None or claim.get("run_id") != self.run_id:
                     return False
             self.output.replace(NAME, self.content("ended"), self._tag)
         except (Conflict, NotFound):
-            known, self._tag = _read(
-                self.output
-            )  # after a lost answer the request is repeated, and finds the ended claim
-            if known is None or known.get("run_id") != self.run_id:
+            # If the response was lost, the client repeats the request, which then finds our own ended claim.
+            claim, self._tag = _read(self.output)
+            if claim is None or claim.get("run_id") != self.run_id:
                 return False
-        except StoreError as error:  # the next run finds the owner dead, or its record at an end
+        except StoreError as error:  # the next run finds that the owner is dead, or that its record has ended
             log.warning("the claim of the output could not be released: %s", error)
         self.held = False
         return True
@@ -100,7 +99,7 @@ class Claim:
         """Release the claim as the last step of a run.
 
         Raises:
-            OutputChangedError: another run has taken it over, even if it was after `require_ours`.
+            OutputChangedError: another run has taken it over, possibly after `require_ours`.
         """
         if not self.release() and self.checked:
             self._tag = None
@@ -115,10 +114,13 @@ def take(
 ) -> Claim:
     """Claim an output for a new run.
 
-    A claim whose owner is dead is taken over: an owner on this machine is known to be dead at once, one elsewhere when its
-    heartbeat has not changed for 25 s. Without `check` it is taken over in any case.
+    A claim whose owner is dead is taken over. For an owner on this machine that is known at once; one on another machine is
+    dead when its heartbeat has not changed for 25 s.
 
     Args:
+        output: the folder of the output.
+        check: False: take the claim over even if its owner is alive.
+        sleep: waits for a number of seconds.
 
     Raises:
         OutputBusyError: a live run holds the output, or another one has just taken it.
@@ -126,16 +128,16 @@ def take(
     if not output.conditional:
         newest = _require_no_live_record(output, check, sleep)
         return Claim(output, run_record.new_run_id(newest), held=False)
-    for tries in range(_MOST_TRIES):
-        known, tag = _read(output)
-        if known and "run_id" in known:
-            newest = str(known["run_id"])
-            if check and known.get("state") != "ended":
-                _require_dead(output, {newest: known}, sleep if tries == 0 else None)
+    for attempt in range(_MAX_ATTEMPTS):
+        previous, tag = _read(output)
+        if previous and "run_id" in previous:
+            newest = str(previous["run_id"])
+            if check and previous.get("state") != "ended":
+                _require_dead(output, {newest: previous}, sleep if attempt == 0 else None)
         else:  # an output of 0.1, or a damaged claim
             newest = _require_no_live_record(output, check, sleep)
         claim = Claim(output, run_record.new_run_id(newest), checked=check)
-        if _write(claim, tag, exists=known is not None):
+        if _write(claim, tag, exists=previous is not None):
             return claim
     raise OutputBusyError(
         f"{output.at(NAME)} keeps changing: other runs are starting; run the same command again later"
@@ -156,7 +158,8 @@ def _write(claim: Claim, tag: str | None, *, exists: bool) -> bool:
             raise
     else:
         return True
-    now, _ = _read(claim.output)  # after a lost answer the request is repeated, and finds our own claim
+    # If the response was lost, the client repeats the request, which then finds our own claim.
+    now, _ = _read(claim.output)
     return now is not None and now.get("run_id") == claim.run_id
 
 
@@ -165,10 +168,16 @@ def _require_dead(
     claims: Mapping[str, Mapping[str, Any]],
     sleep: Callable[[float], None] | None,
 ) -> None:
-    """Refuse if the owner of one of these claims, by run id, is alive. Records of runs have an owner as well.
+    """Refuse if the owner of one of these claims is alive.
 
     Args:
-        sleep: None: an owner elsewhere counts as alive, without waiting. It has just taken the claim.
+        output: the folder of the output.
+        claims: claims, or records of runs, which have an owner as well; by run id.
+        sleep: waits for a number of seconds. None: an owner on another machine counts as alive at once, since it has just
+            taken the claim.
+
+    Raises:
+        OutputBusyError: the owner is alive.
     """
     waiting: dict[str, Mapping[str, Any]] = {}
     for run_id, claim in claims.items():
@@ -205,7 +214,7 @@ def _require_no_live_record(output: Folder, check: bool, sleep: Callable[[float]
 
 
 def _read(output: Folder) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the claim and its tag; None: there is none; empty: it is damaged."""
+    """Return the claim and its ETag: None if it does not exist, an empty claim if it is damaged."""
     try:
         content, tag = output.read_tagged(NAME)
     except NotFound:
@@ -220,8 +229,8 @@ def _busy(output: Folder, claim: Mapping[str, Any]) -> OutputBusyError:
 
 
 def _shown(claim: Mapping[str, Any]) -> str:
-    found = claim.get("owner")
-    owner = found if isinstance(found, dict) else {}
+    owner = claim.get("owner")
+    owner = owner if isinstance(owner, dict) else {}
     return f"run {claim.get('run_id')} (host {owner.get('host')}, process {owner.get('pid')})"
 
 

@@ -1,10 +1,8 @@
-"""Effects: the listing: what the store holds at the start of a run, as numbered Parquet pages below the run.
+"""Effects: the listing: what the store holds at the start of a run, and which of it is to be labelled.
 
-An image's number in the listing is its name within the run: page `number // PAGE_ROWS`, row `number % PAGE_ROWS`. The
-driver keeps 16 bytes of a new image and one of every image; the rest is in the pages, from which workers read.
-
-At the end all pages have one schema, the union of the columns of all batches; and where several rows name an image, its row
-has the values of all of them. Pages that were written before this was known are written again.
+The driver keeps 16 bytes of a new image and one byte of every image; the rest is in the pages (`listing_pages`). At the end
+all pages have one schema, the union of the columns of all batches; and where several rows name an image, its row has the
+values of all of them. Pages that were written before this was known are rewritten.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,29 +23,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import StorageConfig
-from imgbatch.ledger.carried import Columns
-from imgbatch.ledger.ledger import Ledger, Status
+from imgbatch.ledger import listing_pages
+from imgbatch.ledger.carried import CarriedColumns
+from imgbatch.ledger.ledger import Ledger
+from imgbatch.ledger.listing_pages import page_name, read_page
 from imgbatch.ledger.repeats import Fill, Repeats
+from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
-from imgbatch.ledger.tar_progress import OpenShard, Progress, version_of
+from imgbatch.ledger.tar_cursor import TarCursor
+from imgbatch.ledger.tar_progress import TarProgress, version_of
 from imgbatch.schema import PARQUET, TAR, carried_fields, whole
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
 
-PAGE_ROWS = 8_192
-_PAGES_AHEAD = 4
+_PREFETCHED_PAGES = 4
 
 Mask = npt.NDArray[np.bool_]
-Wholes = npt.NDArray[np.int64]
-Counted = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
+RowRanges = npt.NDArray[np.int64]
 
 
 @dataclass
 class Counts:
-    """What a listing came to."""
+    """The counts of a listing."""
 
     listed: int = 0
     ignored: int = 0
@@ -55,35 +56,35 @@ class Counts:
     already_done: int = 0
     stale: int = 0
     bytes: int = 0
-    """Of the images that are to be done, as far as their sizes are known."""
+    """Of the images that are to be labelled, as far as their sizes are known."""
     ignored_example: str = ""
     unversioned: int = 0
-    """Images that are done, and of which the input tells neither size, ETag nor time: a change of these cannot be seen."""
+    """Images that are done, and whose size, ETag and time the input does not give: a change of these cannot be seen."""
     updated: int = 0
     """Rows of images that are done, and that got other carried values."""
     tars: int = 0
-    """Tars that are to be read: their images are counted as they come."""
+    """Tars that are to be read. Their images are counted as they arrive."""
     unread: list[str] = field(default_factory=list)
     """Parquet files whose rows could not be read."""
     unpaired: int = 0
-    """Sidecars in tars that do not lie beside an image of their name."""
+    """Sidecars in tars that are not next to an image of their name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
-    """What a run has to do, by the numbers of its listing."""
+class WorkPlan:
+    """The images and tars that a run has to read, by their numbers in the listing."""
 
     pending: Mask
-    """The images, and tars, whose rows are to come; set to False as they do."""
-    wholes: Wholes
-    """(first, end) of what is read as a whole, such as a row group of a Parquet file; ascending, n×2."""
-    shards: dict[int, OpenShard]
+    """The images, and tars, without a row; set to False as their rows arrive."""
+    row_group_ranges: RowRanges
+    """(first, end) of images that are read together, such as a row group of a Parquet file; ascending, n×2."""
+    tars: dict[int, TarCursor]
     """The tars among them."""
 
 
 @dataclass
 class Listing:
-    """Takes what sources find, once each, and says which images are to be done."""
+    """Takes the batches of sources, lists each image once, and says which images are to be labelled."""
 
     ledger: Ledger
     folder: Folder | None
@@ -92,44 +93,44 @@ class Listing:
     agree: Sequence[str] = ()
     """Carried columns in which two rows of an image may not differ."""
     counts: Counts = field(default_factory=Counts)
-    _columns: Columns = field(default_factory=Columns)
+    _columns: CarriedColumns = field(default_factory=CarriedColumns)
     _repeats: Repeats = field(init=False)
     _new: UriIndex = field(default_factory=UriIndex)
     _pending: list[Mask] = field(default_factory=list)
     _rows: list[pa.RecordBatch] = field(default_factory=list)
     _buffered: int = 0
     _schemas: list[pa.Schema] = field(default_factory=list)
-    """Of each page that is written."""
-    _wholes: list[tuple[int, int]] = field(default_factory=list)
+    """The schema of each page that is written."""
+    _row_group_ranges: list[tuple[int, int]] = field(default_factory=list)
     _entries: int = 0
-    _shards: dict[int, OpenShard] = field(default_factory=dict)
+    _tars: dict[int, TarCursor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._repeats = Repeats(self.agree)
 
-    def take(self, found: Iterable[ListingBatch]) -> None:
+    def take(self, batches: Iterable[ListingBatch]) -> None:
         """List everything, or up to the limit, and write the pages.
 
-        Beyond the limit nothing is drawn, so that values of later rows of an image are not known.
+        Nothing is drawn beyond the limit, so values of later rows of an image are unknown then.
 
         Raises:
-            InputError: a column's types do not go together, or rows of an image differ where they may not.
+            InputError: a column has types without a common one, or rows of an image differ where they may not.
         """
-        for each in found:
-            self.counts.ignored += each.ignored
-            self.counts.ignored_example = self.counts.ignored_example or each.example
-            if each.unread:
-                self.counts.unread += each.batch["uri"].to_pylist()
-            batch = each.batch
+        for found in batches:
+            self.counts.ignored += found.ignored
+            self.counts.ignored_example = self.counts.ignored_example or found.example
+            if found.unread:
+                self.counts.unread += found.batch["uri"].to_pylist()
+            batch = found.batch
             first = self._entries
             while len(batch) and not self.full:
-                room = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)
-                self._take(batch.slice(0, room), each.origin)
-                batch = batch.slice(room)
+                count = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)
+                self._take(batch.slice(0, count), found.origin)
+                batch = batch.slice(count)
                 if self._repeats.full:
                     self._rework(self._repeats.drain(self._columns))
-            if each.whole:
-                self._wholes.append((first, self._entries))
+            if found.whole:
+                self._row_group_ranges.append((first, self._entries))
             if self.full:
                 break
         while self._buffered:
@@ -147,7 +148,7 @@ class Listing:
 
     @property
     def carried(self) -> pa.Schema:
-        """The columns that travel along: the union over all batches."""
+        """The carried columns: the union over all batches."""
         return self._columns.carried
 
     @property
@@ -159,9 +160,9 @@ class Listing:
             self.folder = Folder(Stores(StorageConfig(), {}), path)
         return self.folder
 
-    def todo(self) -> Todo:
-        """Return what is to be done."""
-        return Todo(self._all_pending(), np.array(self._wholes, np.int64).reshape(-1, 2), self._shards)
+    def work_plan(self) -> WorkPlan:
+        """Return what is to be labelled."""
+        return WorkPlan(self._all_pending(), np.array(self._row_group_ranges, np.int64).reshape(-1, 2), self._tars)
 
     def _all_pending(self) -> Mask:
         self._pending = [np.concatenate(self._pending) if self._pending else np.zeros(0, bool)]
@@ -170,18 +171,21 @@ class Listing:
     def _take(self, batch: pa.RecordBatch, origin: str) -> None:
         self._columns.take(batch.schema, _file_of(batch, origin))
         keys = uri_keys(batch["uri"])
-        once = first_of_each(keys)
+        unique = first_of_each(keys)
         status = np.full(len(batch), DUPLICATE, np.uint8)
-        firsts = batch.filter(pa.array(once))
-        known = self.ledger.visit(firsts, keys[once])
-        fresh = np.flatnonzero(known == NEW)
-        known[fresh[~self._new.add(keys[once][fresh])]] = DUPLICATE
-        status[once] = known
-        again = status == DUPLICATE
-        repeated, batch, status = batch.filter(pa.array(again)), batch.filter(pa.array(~again)), status[~again]
+        of_unique = self.ledger.index.mark_seen(batch.filter(pa.array(unique)), keys[unique])
+        new = np.flatnonzero(of_unique == NEW)
+        of_unique[new[~self._new.add(keys[unique][new])]] = DUPLICATE
+        status[unique] = of_unique
+        duplicate = status == DUPLICATE
+        repeated, batch, status = (
+            batch.filter(pa.array(duplicate)),
+            batch.filter(pa.array(~duplicate)),
+            status[~duplicate],
+        )
         self._repeats.note(batch)
         self.counts.duplicates += len(repeated)
-        self._repeats.add(repeated, keys[again])
+        self._repeats.add(repeated, keys[duplicate])
         if len(batch):
             self._list(batch, status)
 
@@ -197,39 +201,41 @@ class Listing:
         self.counts.unversioned += int(np.count_nonzero(_unversioned(batch) & ~pending))
         self._rows.append(batch)
         self._buffered += len(batch)
-        while self._buffered >= PAGE_ROWS:
+        while self._buffered >= listing_pages.PAGE_ROWS:
             self._write_page()
 
-    def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Counted, Counted]:
-        """Return how many images each row stands for, as far as that is known, and how many of them are done.
+    def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Numbers, Numbers]:
+        """Return how many images each row means, as far as that is known, and how many of them are done.
 
-        The status of a tar that is read to its end becomes DONE here; others become shards, which are read from the first
-        point on where rows are missing.
+        The status of a tar that is read to its end becomes DONE here. Other tars get a cursor, and are read from the first
+        offset at which rows are missing.
         """
         images = np.ones(len(batch), np.int64)
         done = (status == DONE).astype(np.int64)
         for at in np.flatnonzero(np.asarray(pc.fill_null(pc.equal(batch["container"], TAR), False))).tolist():
             row = batch.slice(at, 1).to_pylist()[0]
             version = version_of(row["etag"], row["last_modified"])
-            found = self.ledger.visit_tar(row["uri"], version, again=status[at] == STALE, refused=status[at] != NEW)
-            if isinstance(found, Progress):
-                images[at] = done[at] = found.rows + int(status[at] == DONE)
+            tar = self.ledger.open_tar(row["uri"], version, reread=status[at] == STALE, refused=status[at] != NEW)
+            if isinstance(tar, TarProgress):
+                images[at] = done[at] = tar.rows + int(status[at] == DONE)
                 status[at] = DONE
                 continue
-            if status[at] == DONE and not found.unbroken:  # the tar itself has a reject, and rows before it are missing
-                self.ledger.renew(row["uri"])
+            if status[at] == DONE and not tar.unbroken:
+                # The tar itself has a reject, which says how its reading ended. Rows before that are missing, so the tar is
+                # read again and gets a new one.
+                self.ledger.index.mark_stale(row["uri"])
                 status[at] = STALE
-            refused = int(status[at] == DONE)  # the tar itself has a reject that holds
-            images[at] = done[at] = found.there + refused
-            if not refused:
-                found.refused = bool(status[at] == STALE)
-                self._shards[self._entries + at] = found
+            has_reject = int(status[at] == DONE)  # of the tar itself, and it stays
+            images[at] = done[at] = tar.rows_before + has_reject
+            if not has_reject:
+                tar.refused = bool(status[at] == STALE)
+                self._tars[self._entries + at] = tar
                 self.counts.tars += 1
         return images, done
 
     def _write_page(self) -> None:
         rows = self._buffer()
-        page, rest = rows.slice(0, PAGE_ROWS), rows.slice(PAGE_ROWS)
+        page, rest = rows.slice(0, listing_pages.PAGE_ROWS), rows.slice(listing_pages.PAGE_ROWS)
         self._schemas.append(page.schema)
         self._put(len(self._schemas) - 1, page)
         self._rows, self._buffered = rest.to_batches(), len(rest)
@@ -237,7 +243,7 @@ class Listing:
     def _buffer(self) -> pa.Table:
         """Return the rows that are on no page yet."""
         tables = [self._columns.cast(batch) for batch in self._rows]
-        # A column may have become text with a later batch.
+        # Cast again: a column may have become text with a later batch.
         return pa.concat_tables([self._columns.cast(table) for table in tables]).combine_chunks()
 
     def _put(self, number: int, page: pa.Table) -> None:
@@ -246,56 +252,58 @@ class Listing:
         self.pages.put(page_name(number), sink.getvalue())
         self._schemas[number] = page.schema
 
-    def _read_ahead(self, numbers: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
-        with ThreadPoolExecutor(_PAGES_AHEAD, "pages") as pool:
-            for number, page in ahead(pool, partial(read_page, self.pages), numbers, most=_PAGES_AHEAD):
+    def _read(self, numbers: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield these pages, while the next ones are fetched."""
+        with ThreadPoolExecutor(_PREFETCHED_PAGES, "pages") as pool:
+            for number, page in prefetch_calls(
+                pool, partial(read_page, self.pages), numbers, max_pending=_PREFETCHED_PAGES
+            ):
                 tick()
                 yield number, page
 
     def _test_casts(self) -> None:
-        """Find the columns whose values on pages do not fit the type that they are to have: these become text."""
-        doubtful = [number for number, schema in enumerate(self._schemas) if self._columns.doubtful(schema)]
-        for _, page in self._read_ahead(doubtful):
+        """Cast all values on pages that may not fit the final type of their column; where one does not, it becomes text."""
+        for _, page in self._read([at for at, schema in enumerate(self._schemas) if self._columns.may_not_fit(schema)]):
             self._columns.cast(page)
 
     def _rework(self, fill: Fill, *, last: bool = False) -> None:
         """Fill the pages with what is known of their images; the last time, bring all of them to one schema as well."""
-        schema = self._columns.schema
-        wanted = [number for number, known in enumerate(self._schemas) if len(fill) or (last and known != schema)]
-        for number, page in self._read_ahead(wanted):
-            filled = self._filled(number * PAGE_ROWS, self._columns.cast(page), fill)
+        final = self._columns.schema
+        numbers = [at for at, schema in enumerate(self._schemas) if len(fill) or (last and schema != final)]
+        for number, page in self._read(numbers):
+            filled = self._filled(number * listing_pages.PAGE_ROWS, self._columns.cast(page), fill)
             if filled is not None or (last and page.schema != self._columns.schema):
                 self._put(number, self._columns.cast(page) if filled is None else filled)
         if self._rows and len(fill):
             rows = self._buffer()
-            filled = self._filled(len(self._schemas) * PAGE_ROWS, rows, fill)
+            filled = self._filled(len(self._schemas) * listing_pages.PAGE_ROWS, rows, fill)
             self._rows = (rows if filled is None else filled).to_batches()
 
     def _filled(self, first: int, rows: pa.Table, fill: Fill) -> pa.Table | None:
-        """Return rows of the listing, of which the first has this number, with what they lacked; None: with nothing new."""
+        """Return rows of the listing with the values they lacked, None if there is no new one; `first` is their number."""
         if not len(fill):
             return None
         page, versions = fill.of(rows)
         if versions.any():
-            self._visit_again(first, rows, page, np.flatnonzero(versions))
+            self._mark_changed(first, rows, page, np.flatnonzero(versions))
         return None if page is rows else page
 
-    def _visit_again(self, first: int, before: pa.Table, page: pa.Table, rows: Wholes) -> None:
-        """Compare images with the ledger again of which more is known than when they were visited."""
-        pending = self._all_pending()
-        chosen = page.take(pa.array(rows)).combine_chunks()
-        was, sizes = (np.asarray(whole(each["size"]).fill_null(0)) for each in (before.take(pa.array(rows)), chosen))
-        todo = pending[first + rows]
-        self.counts.unversioned -= int(np.count_nonzero(_unversioned(before.take(pa.array(rows))) & ~todo))
-        stale = self.ledger.visit_again(chosen, uri_keys(whole(chosen["uri"]))) & ~todo
-        pending[first + rows[stale]] = True
+    def _mark_changed(self, first: int, before: pa.Table, page: pa.Table, rows: Numbers) -> None:
+        """Compare images with the ledger again whose version is better known now than when they were listed."""
+        all_pending = self._all_pending()
+        old, new = before.take(pa.array(rows)), page.take(pa.array(rows)).combine_chunks()
+        old_sizes, sizes = (np.asarray(whole(table["size"]).fill_null(0)) for table in (old, new))
+        pending = all_pending[first + rows]
+        self.counts.unversioned -= int(np.count_nonzero(_unversioned(old) & ~pending))
+        stale = self.ledger.index.mark_changed(new, uri_keys(whole(new["uri"]))) & ~pending
+        all_pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())
-        self.counts.bytes += int((sizes - was)[todo].sum() + sizes[stale].sum())
+        self.counts.bytes += int((sizes - old_sizes)[pending].sum() + sizes[stale].sum())
 
 
 def _unversioned(rows: pa.RecordBatch | pa.Table) -> Mask:
-    """Return a mask of the rows that say nothing by which a change of the image could be told."""
+    """Return a mask of the rows with neither size, ETag nor time: a change of these images cannot be seen."""
     size, etag, moment = (np.asarray(whole(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
     unknown: Mask = size & etag & moment
     return unknown
@@ -306,39 +314,3 @@ def _file_of(batch: pa.RecordBatch, origin: str) -> str:
     if len(batch) and batch["container"][0].as_py() == PARQUET:
         return str(batch["uri"][0].as_py().rpartition("#")[0])
     return origin
-
-
-def page_names(rows: int) -> list[str]:
-    """Return the names of the pages of a listing with so many rows."""
-    return [page_name(number) for number in range(-(-rows // PAGE_ROWS))]
-
-
-def page_name(number: int) -> str:
-    """Return the name of a page in the listing's folder."""
-    return f"page-{number:06d}.parquet"
-
-
-def read_page(folder: Folder, number: int) -> pa.Table:
-    """Return one page of a listing."""
-    return pq.ParquetFile(pa.BufferReader(folder.read(page_name(number)))).read(use_threads=False)
-
-
-def pages(folder: Folder) -> Iterator[pa.Table]:
-    """Yield the pages of a listing, in order."""
-    for number in range(len([name for name in folder.names() if name.endswith(".parquet")])):
-        yield read_page(folder, number)
-
-
-class Pages:
-    """The listing's pages as a worker reads them: the last few are kept."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._page = lru_cache(maxsize=4)(lambda number: read_page(folder, number))
-
-    def rows(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        """Return the listing's rows of ascending image numbers."""
-        pages = numbers // PAGE_ROWS
-        return pa.concat_tables(
-            self._page(page).take(pa.array(numbers[pages == page] - page * PAGE_ROWS))
-            for page in np.unique(pages).tolist()
-        )

@@ -1,4 +1,4 @@
-"""Effects: which process an owner is, and whether it is still alive."""
+"""Effects: the process that owns a claim or a run: how it is identified, and whether it is still alive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _DEAD_STATES = ("Z", "X", "x")
-"""Of proc(5): a zombie has ended and waits for its parent, which in a container may never come to fetch it."""
+"""States of proc(5). A zombie has ended and waits for its parent, which in a container may never reap it."""
 
 
 def this_process() -> dict[str, Any]:
@@ -22,9 +22,9 @@ def this_process() -> dict[str, Any]:
 def is_alive(owner: Mapping[str, Any]) -> bool | None:
     """Return whether an owner is alive, None if it is (or may be) on another machine.
 
-    A zombie is dead, and so is a process whose PID was given to another one since.
+    A zombie is dead, and so is a process whose PID now belongs to another one.
     """
-    # Two containers of a machine may share its name; a PID says nothing outside its own namespace.
+    # Two containers of a machine may share its name, and a PID has no meaning outside its own namespace.
     here = (socket.gethostname(), _boot(), _pid_namespace())
     if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != here:
         return None
@@ -43,9 +43,9 @@ def _pid_namespace() -> str | None:
 
 
 def _born(pid: int) -> int | None:
-    """Return when a live process was started, in the kernel's ticks; None if there is none, or a zombie.
+    """Return the start time of a live process in the kernel's ticks; None if it does not exist or is a zombie.
 
-    psutil derives its time from the clock of the machine, which may be set in between; the ticks do not change.
+    Not by psutil, which derives the time from the machine's clock: that may be set in between, the ticks do not change.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,6 +1,6 @@
-"""Effects: rows that name an image again: what they know and the image's first row does not goes into that row.
+"""Effects: rows that name an image again: their values fill those that the image's first row lacks.
 
-No store is used here: `listing` reads and writes the pages.
+Only logs are written here: `listing` reads and writes the pages.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.ledger.carried import Columns, as_text, has_value, shown_column
+from imgbatch.ledger.carried import CarriedColumns, as_text, has_value, shown_column
 from imgbatch.schema import CARRIED, LISTING, carried_fields, whole
 from imgbatch.sources.spelling import normalised
 from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys
 
 MAX_BUFFERED_BYTES = 32 << 20
-"""Of rows that name an image again. Each time that they are more, all pages of the listing are read once."""
+"""Of rows that name an image again. Each time this is exceeded, all pages of the listing are read once."""
 
 _VERSION = ("size", "etag", "last_modified")
 
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 class Repeats:
     """Rows that name an image again. Each of their values fills that of the image's first row, if that has none.
 
-    A null, and text that is empty or blank, is no value. Where both rows have one, the first row's is kept.
+    A null is no value, and neither is empty or blank text. Where both rows have a value, that of the first row is kept.
     """
 
     def __init__(self, agree: Sequence[str] = ()) -> None:
-        """Take the carried columns in which two values of an image are refused."""
+        """Start without rows; in the carried columns `agree`, two values of an image are refused."""
         self._agree = frozenset(agree)
         self._rows: list[pa.RecordBatch] = []
         self._keys: list[Keys] = []
@@ -55,26 +55,26 @@ class Repeats:
         return self._bytes > MAX_BUFFERED_BYTES
 
     def note(self, listed: pa.RecordBatch) -> None:
-        """Note what is not known of the first rows of images."""
+        """Note which of size, ETag and time the first rows of images lack."""
         self._lacking.update(name for name in _VERSION if listed[name].null_count)
 
     def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
-        """Keep the rows that may have a value to give, or to hold against the first row's."""
+        """Keep the rows that have a value to fill in, or to compare with that of the first row."""
         names = [*(name for name in _VERSION if name in self._lacking), *carried_fields(rows.schema).names]
-        some = np.zeros(len(rows), bool)
+        useful = np.zeros(len(rows), bool)
         for name in names:
-            some |= has_value(rows[name])
-        if some.any():
-            self._rows.append(rows.select([*_VERSION, *carried_fields(rows.schema).names]).filter(pa.array(some)))
-            self._keys.append(keys[some])
+            useful |= has_value(rows[name])
+        if useful.any():
+            self._rows.append(rows.select([*_VERSION, *carried_fields(rows.schema).names]).filter(pa.array(useful)))
+            self._keys.append(keys[useful])
             self._bytes += self._rows[-1].nbytes + self._keys[-1].nbytes
 
-    def drain(self, columns: Columns) -> Fill:
-        """Return what was kept, as rows with these columns, and keep nothing any more."""
+    def drain(self, columns: CarriedColumns) -> Fill:
+        """Return the kept rows with these columns, and remove them here."""
         tables = [columns.cast(_with_listing(rows)) for rows in self._rows]
         keys = np.concatenate(self._keys) if self._keys else np.zeros((0, 2), np.uint64)
         self._rows, self._keys, self._bytes = [], [], 0
-        # A column may have become text with a later table.
+        # Cast again: a column may have become text with a later table.
         return Fill(
             pa.concat_tables(columns.cast(table) for table in [*tables, columns.schema.empty_table()]), keys, self
         )
@@ -83,15 +83,15 @@ class Repeats:
         """Note values of one column that differ: those that are kept, and the others.
 
         Raises:
-            InputError: in this column they may not.
+            InputError: in this column values may not differ.
         """
         text, other = as_text(kept), as_text(others)
         if name in self._agree:
             text, other = normalised(text), normalised(other)
-        wrong = pc.not_equal(text, other)
-        if not pc.any(wrong).as_py():
+        differs = pc.not_equal(text, other)
+        if not pc.any(differs).as_py():
             return
-        at = pc.index(wrong, True).as_py()
+        at = pc.index(differs, True).as_py()
         uri, first, second = uris[at].as_py(), text[at].as_py(), other[at].as_py()
         if name in self._agree:
             raise InputError(
@@ -99,10 +99,10 @@ class Repeats:
                 "give it one"
             )
         count, example = self._differing.get(name, (0, f"{uri} has {first!r} and {second!r}"))
-        self._differing[name] = count + pc.sum(wrong).as_py(), example
+        self._differing[name] = count + pc.sum(differs).as_py(), example
 
     def warn(self) -> None:
-        """Say which columns had other values where an image was named again."""
+        """Log which columns had other values where an image was named again."""
         for name, (count, example) in self._differing.items():
             log.warning(
                 "%s rows name an image again with another value of %s, such as %s: the first is kept",
@@ -112,14 +112,14 @@ class Repeats:
 
 @dataclass
 class Fill:
-    """What rows that name an image again have to give."""
+    """Values to fill in: the rows that name images again, grouped by image."""
 
     rows: pa.Table
     keys: Keys
     repeats: Repeats
 
     def __post_init__(self) -> None:
-        order = np.lexsort((self.keys[:, 1], self.keys[:, 0]))  # stable: of one image, in the order in which they came
+        order = np.lexsort((self.keys[:, 1], self.keys[:, 0]))  # stable: the rows of one image keep their order
         self.rows, self.keys = self.rows.take(pa.array(order)).combine_chunks(), self.keys[order]
         first = np.flatnonzero(first_of_each(self.keys))
         self._starts = np.append(first, len(self.keys))
@@ -130,19 +130,19 @@ class Fill:
         return len(self.rows)
 
     def of(self, page: pa.Table) -> tuple[pa.Table, Mask]:
-        """Return a page with the values that it lacked, and a mask of the rows that got a size, ETag or time.
+        """Return a page with the values filled in, and a mask of the rows that got a size, ETag or time.
 
         Raises:
-            InputError: the rows of an image differ in a column in which they may not.
+            InputError: the rows of an image differ in a column where they may not.
         """
-        given, at = self._rows_of(page)
+        others, at = self._rows_of(page)
         versions = np.zeros(len(page), bool)
-        if not len(given):
+        if not len(others):
             return page, versions
         plain = np.asarray(page["container"].is_null())[at]
         for name in page.column_names:
             if name in _VERSION or name.startswith(CARRIED):
-                values = whole(given[name])
+                values = whole(others[name])
                 has = has_value(values) & (plain | (name not in _VERSION))
                 page, filled = self._fill(page, name, values.filter(pa.array(has)), at[has])
                 versions[filled if name in _VERSION else []] = True
@@ -151,10 +151,10 @@ class Fill:
     def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
         """Return the rows that name images of a page, and which row of the page each names."""
         keys = uri_keys(whole(page["uri"]))
-        found = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
-        groups, rows = (np.concatenate([pair[side] for pair in found] or [np.zeros(0, np.int64)]) for side in (0, 1))
+        pairs = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
+        groups, rows = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0, np.int64)]) for side in (0, 1))
         starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
-        # Of each group all its rows, which lie beside each other: starts[0], starts[0] + 1, …, starts[1], …
+        # All rows of each group, which are adjacent: starts[0], starts[0] + 1, …, starts[1], …
         takes = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         return self.rows.take(pa.array(takes)), np.repeat(rows, counts)
 
@@ -163,7 +163,7 @@ class Fill:
         if not len(values):
             return page, at
         own = whole(page[name])
-        values = values.cast(own.type)  # which may have become text meanwhile
+        values = values.cast(own.type)  # the column may have become text meanwhile
         places, first = np.unique(at, return_index=True)
         lacking = ~has_value(own)[places]
         filled = places[lacking]
@@ -172,7 +172,9 @@ class Fill:
             source[filled] = len(own) + first[lacking]
             own = pa.concat_arrays([own, values]).take(pa.array(source))
             page = page.set_column(page.schema.get_field_index(name), page.schema.field(name), own)
-        if name != "last_modified" and not name.startswith(f"{CARRIED}@"):  # which say by which input it was found
+        if name != "last_modified" and not name.startswith(
+            f"{CARRIED}@"
+        ):  # columns with @ record which input named the image
             rows = pa.array(at)
             self.repeats.differ(name, whole(page["uri"]).take(rows), own.take(rows), values)
         return page, filled

@@ -1,4 +1,4 @@
-"""Effects: the record of a run, `runs/RUN_ID/run.json`, with its heartbeat; and `_SUCCESS`."""
+"""Effects: the record of a run, `runs/RUN_ID/run.json`, with its heartbeat."""
 
 from __future__ import annotations
 
@@ -28,21 +28,18 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 OWNER_IS_DEAD_S = 25.0
-"""A run on another machine whose record does not change for so long is dead. No two clocks are compared."""
+"""A run on another machine whose record does not change for this long is dead. No two clocks are compared."""
 
-
-_LOOKED_AT = 3
+_NEWEST = 3
 _PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
-
-
 _STAMP = "%Y%m%dT%H%M%SZ"
 
 
 def new_run_id(before: str | None = None) -> str:
     """Return a run's name: UTC time, then six random characters.
 
-    Names sort in the order of the runs: where this machine's clock is behind that of the run `before`, a second after
-    that one's name is taken.
+    Names sort in the order of the runs: where this machine's clock is behind the time in the name of the run `before`,
+    one second after that time is used.
     """
     now = datetime.now(UTC)
     if before is not None:
@@ -55,19 +52,19 @@ def new_run_id(before: str | None = None) -> str:
 
 @dataclass
 class Record:
-    """What a run reports about itself. Written at the start, with each heartbeat, and at every exit."""
+    """What a run reports about itself. It is written at the start, with each heartbeat, and at every exit."""
 
     output: Folder
     facts: dict[str, Any]
     id: str = ""
-    """That of the claim; without one it is given at the start, so that it sorts behind the runs that are there."""
+    """That of the claim; without one it is chosen at the start, so that it sorts after the existing runs."""
     claim: Claim | None = None
     listed_rows: int = 0
-    """How many rows its listing has, tars as one each; known when it is written."""
+    """The number of rows of its listing, in which a tar is one row; set when the listing is written."""
     _beaten: float = 0.0
     _beats: int = 0
     _over: bool = False
-    """Whether its last version is written, or on its way."""
+    """Whether its last version is written, or being written."""
 
     @property
     def folder(self) -> Folder:
@@ -96,10 +93,10 @@ class Record:
         self._write()
 
     def beat(self, **facts: Any) -> None:
-        """Write the record again, if the last time was long enough ago.
+        """Write the record again, if HEARTBEAT_S have passed since the last time.
 
         Raises:
-            OutputChangedError: it was so long ago that another run took this one for dead, and has taken over.
+            OutputChangedError: the last time was so long ago that another run considered this one dead, and has taken over.
         """
         since = time.monotonic() - self._beaten
         if self.claim is not None and since >= OWNER_IS_DEAD_S:
@@ -116,8 +113,8 @@ class Record:
         self._write()
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Say in the record how the work within ended, if it did not end well."""
+    def recording_failure(self) -> Iterator[None]:
+        """Write into the record how the work in the block ended, if it failed."""
         try:
             yield
         except BaseException as error:
@@ -125,12 +122,12 @@ class Record:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             try:
                 self.finish(status, code, error=masked(str(error)) or type(error).__name__)
-            except StoreError as second:  # the first error is the one to tell
+            except StoreError as second:  # the first error is the one to report
                 log.error("run.json could not be written: %s", second)
             raise
 
-    def give_up(self, signum: int) -> None:
-        """Say that a signal ended the run. Called in another thread, since that of the run does not come to its end."""
+    def record_interrupt(self, signum: int) -> None:
+        """Write that a signal ended the run. Called in another thread, when that of the run has not ended in time."""
         if self._over:
             return
         stopped = Interrupted(signum)
@@ -144,19 +141,18 @@ class Record:
     def _write(self) -> None:
         self._beats += 1
         self.facts["heartbeat"] = self._beats
-        self._beaten = (
-            time.monotonic()
-        )  # not behind the request, which may take so long that others think this run dead
+        # Before the request: it may take so long that other runs consider this one dead, and `beat` has to notice that.
+        self._beaten = time.monotonic()
         self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
 
 
 def newest(output: Folder) -> list[str]:
     """Return the names of the last few runs."""
-    return sorted(output.folders("runs"))[-_LOOKED_AT:]
+    return sorted(output.folders("runs"))[-_NEWEST:]
 
 
 def read_record(output: Folder, name: str) -> dict[str, Any]:
-    """Return the record of a run; nothing if it is missing or damaged."""
+    """Return the record of a run; an empty one if it is missing or damaged."""
     try:
         return json_object(output.read(f"runs/{name}/run.json"))
     except NotFound:
@@ -164,22 +160,22 @@ def read_record(output: Folder, name: str) -> dict[str, Any]:
 
 
 def json_object(content: bytes) -> dict[str, Any]:
-    """Return a JSON object, an empty one for whatever is none."""
+    """Return the JSON object in `content`; an empty one if it is damaged or no object."""
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _hardware() -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Values: what the ledger says of a listed image, and what its two logs are called."""
+"""Values: the statuses of a listed image in the ledger, and the names of the two logs."""
 
 from __future__ import annotations
 
 NEW, DONE, STALE, DUPLICATE = range(4)
-"""What the ledger says of a listed image: no row yet; a row that holds; one that must be replaced; listed before."""
-
+"""The status of a listed image: it has no row; a row that stays; a row to be replaced; it was listed before."""
 
 LABELS_LOG, REJECTS_LOG = "labels", "rejects"

@@ -1,4 +1,4 @@
-"""Effects: `_SUCCESS`, which is written and removed conditionally."""
+"""Effects: `_SUCCESS`. It is written and removed conditionally, so that no run overwrites what another run has written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUCCESS = "_SUCCESS"
 
 
 def read_success(output: Folder) -> dict[str, Any] | None:
-    """Return what `_SUCCESS` says, None if there is none, nothing if it is damaged."""
+    """Return the content of `_SUCCESS`: None if it does not exist, an empty one if it is damaged."""
     try:
         return json_object(output.read(SUCCESS))
     except NotFound:
@@ -23,59 +23,65 @@ def read_success(output: Folder) -> dict[str, Any] | None:
 
 
 @dataclass
-class Success:
-    """`_SUCCESS` as this run saw it last. What another run has written since is neither replaced nor removed."""
+class SuccessMarker:
+    """`_SUCCESS` as this run read it last. What another run has written since is neither replaced nor removed."""
 
     output: Folder
-    said: dict[str, Any] | None = None
-    """What it says, None if it is not there."""
+    content: dict[str, Any] | None = None
+    """None if it does not exist."""
     _tag: str | None = None
 
-    def look(self) -> None:
-        """Read it, one GET."""
+    def refresh(self) -> None:
+        """Read it, with one GET."""
         try:
-            content, self._tag = self.output.read_tagged(SUCCESS)
-            self.said = json_object(content)
+            data, self._tag = self.output.read_tagged(SUCCESS)
+            self.content = json_object(data)
         except NotFound:
-            self.said = self._tag = None
+            self.content = self._tag = None
 
     def withdraw(self) -> None:
-        """Remove it, if it was there: the run has found work, or an error.
+        """Remove it, if it existed: the run has found work, or has failed.
 
-        A DELETE of a killed run that arrives late changes nothing, where the store has conditional deletion.
+        Where the store has conditional deletion, a late DELETE of a killed run does not remove a newer `_SUCCESS`.
 
         Raises:
             OutputChangedError: another run has written a newer one.
         """
-        if self.said is None:
+        if self.content is None:
             return
         try:
             self.output.delete(SUCCESS, self._tag)
         except Conflict as error:
             raise _changed(self.output, "since this run began") from error
-        self.said = self._tag = None
+        self.content = self._tag = None
 
     def write(self, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
-        """Write it: its existence means that the counts reconcile. `seal` names the run that sealed the logs.
+        """Write it: its existence means that the counts reconcile.
+
+        Args:
+            run_id: of this run.
+            counts: of the audit.
+            limit: of the run; None: all images were listed.
+            seal: the run that sealed the logs.
 
         Raises:
-            OutputChangedError: another run has written it, or removed it, since it was looked at.
+            OutputChangedError: another run has written or removed it since `refresh`.
         """
-        said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
-        content = json.dumps(said, indent=2).encode()
+        content = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
+        data = json.dumps(content, indent=2).encode()
         try:
-            if self.said is None:
-                self.output.create(SUCCESS, content)
+            if self.content is None:
+                self.output.create(SUCCESS, data)
             else:
-                self.output.replace(SUCCESS, content, self._tag)
+                self.output.replace(SUCCESS, data, self._tag)
         except (Exists, Conflict, NotFound) as error:
-            # After a lost answer the request is repeated, and finds what it has written itself.
+            # If the response was lost, the client repeats the request, which then finds what it has written itself.
             if (read_success(self.output) or {}).get("run_id") != run_id:
                 raise _changed(self.output, "while this run counted the rows") from error
 
 
 def _changed(output: Folder, when: str) -> OutputChangedError:
     return OutputChangedError(
-        f"{output.at(SUCCESS)} was changed by another run {when}; it is left as it is. What this run has committed stays: "
+        f"{output.at(SUCCESS)} was changed by another run {when}, and is left unchanged. What this run has committed stays: "
         "run the same command again"
     )

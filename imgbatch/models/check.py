@@ -1,6 +1,6 @@
-"""Effects: questions about networks, asked of a process of their own: the driver needs no torch, and what a hostile
-directory does
-to the process that builds its network, it does there.
+"""Effects: the child process that runs tasks about networks, with limited memory.
+
+The driver does not import torch, and a hostile model directory affects only the child.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from typing import Any, BinaryIO
 
 from imgbatch.concurrency import process_limits
 from imgbatch.errors import ModelError
-from imgbatch.models.child import SHARE_OF_MEMORY, Answer
+from imgbatch.models.child import MEMORY_PROPORTION, Result
 
 
-def answer(question: dict[str, Any]) -> Answer:
-    """Do what is asked: make a model directory of a zoo's network, check one that is there, or compute a reference."""
-    task = question.pop("task")
-    from imgbatch.models import pretrained  # some seconds
+def run_task(arguments: dict[str, Any]) -> Result:
+    """Make a model directory from a zoo's network, check a directory, or compute reference logits."""
+    task = arguments.pop("task")
+    from imgbatch.models import pretrained  # takes some seconds
 
     if task == "make":
-        return pretrained.make_directory(**question)
+        return pretrained.make_directory(**arguments)
     if task == "reference":
-        return pretrained.reference_of(**question)
-    return pretrained.check_directory(**question)
+        return pretrained.reference_of(**arguments)
+    return pretrained.check_directory(**arguments)
 
 
-def main(read: Callable[[], bytes], answers: BinaryIO) -> None:
-    """Answer the question that is read, as JSON; an error of ours is an answer, too."""
-    process_limits.limit_data(int(SHARE_OF_MEMORY * process_limits.memory_of_node()))
+def main(read: Callable[[], bytes], results: BinaryIO) -> None:
+    """Run the task that is read as JSON, and write its result, or its ModelError, as JSON."""
+    process_limits.limit_data(int(MEMORY_PROPORTION * process_limits.memory_of_node()))
     try:
-        found = answer(json.loads(read()))
+        result = run_task(json.loads(read()))
     except ModelError as error:
-        found = {"error": str(error)}
-    answers.write(json.dumps(found).encode())
+        result = {"error": str(error)}
+    results.write(json.dumps(result).encode())
 
 
 if __name__ == "__main__":
     stdout = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # the output of libraries must not mix with the result
     with open(stdout, "wb") as file:
         main(sys.stdin.buffer.read, file)

@@ -1,4 +1,4 @@
-"""Effects: questions about networks, asked of a process of their own: the driver needs no torch."""
+"""Effects: tasks about networks, run in a child process, so that the driver does not import torch."""
 
 from __future__ import annotations
 
@@ -13,28 +13,25 @@ from imgbatch.concurrency import process_limits
 from imgbatch.concurrency.monitor import tick
 from imgbatch.errors import ModelError
 
-SHARE_OF_MEMORY = 0.5  # of the machine's or container's, that a network may have while it is checked
-
+MEMORY_PROPORTION = 0.5  # of the memory of the machine or container, as the limit of the child process
 
 _POLL_S = 0.2
 
+Result = dict[str, Any]
 
-Answer = dict[str, Any]
 
-
-def ask(question: dict[str, Any], *, limit_s: float) -> Answer:
-    """Return what `answer` returns of the question, from a new process; `tick` is called while it works.
+def run_task(task: dict[str, Any], *, limit_s: float) -> Result:
+    """Return the result of `check.run_task` from a new process. Call `tick` while waiting; an exception ends the wait.
 
     Raises:
-        ModelError: the process said so, died, or did not end in time.
+        ModelError: the task raised it, or the process died or timed out.
     """
-    # -P: not what lies in the working directory, which may have the name of a module.
+    # -P: do not import modules from the working directory.
     command = [sys.executable, "-P", "-m", "imgbatch.models.check"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    asked: bytes | None
-    about, asked = question["name"], json.dumps(question).encode()
-    ends = time.monotonic() + limit_s
-    # A session of its own: Ctrl-C is the driver's to answer.
+    stdin: bytes | None = json.dumps(task).encode()
+    name, deadline = task["name"], time.monotonic() + limit_s
+    # The process has a session of its own, so that a Ctrl-C reaches only the driver.
     with subprocess.Popen(
         command,
         env=environment,
@@ -46,20 +43,22 @@ def ask(question: dict[str, Any], *, limit_s: float) -> Answer:
         try:
             while True:
                 try:
-                    out, err = process.communicate(asked, timeout=_POLL_S)
+                    out, err = process.communicate(stdin, timeout=_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    asked = None  # it has been handed over
+                    stdin = None  # it has been written
                     tick()
-                    if time.monotonic() > ends:
-                        raise ModelError(f"{about}: its network was not there within {limit_s:.0f} s") from None
+                    if time.monotonic() > deadline:
+                        raise ModelError(f"{name}: checking its network took more than {limit_s:.0f} s") from None
         finally:
             process.kill()
     if process.returncode:
-        said = err.decode(errors="replace").strip().rpartition("\n")[2][:300]
-        ended = f"the process that looked at its network ended with {process.returncode}{process_limits.hint()}"
-        raise ModelError(f"{about}: {ended}: {said}")
-    found: Answer = json.loads(out)
-    if "error" in found:
-        raise ModelError(found["error"])
-    return found
+        message = err.decode(errors="replace").strip().rpartition("\n")[2][:300]
+        reason = (
+            f"the process that checked its network ended with {process.returncode}{process_limits.address_space_hint()}"
+        )
+        raise ModelError(f"{name}: {reason}: {message}")
+    result: Result = json.loads(out)
+    if "error" in result:
+        raise ModelError(result["error"])
+    return result

@@ -1,10 +1,10 @@
 """Effects: model directories as timm writes them: `config.json` and `model.safetensors`, in any store.
 
-Beside them may lie a taxonomy, `taxonomy.csv` or `taxonomy.json`. A directory without one whose labels are ImageNet's own
-has ImageNet's.
+A directory may also contain a taxonomy, `taxonomy.csv` or `taxonomy.json`. Without one, a model with the labels of ImageNet
+has the taxonomy of ImageNet.
 
-A process that builds the network reads the weights from a copy on its node, which the first one fetches: once a node,
-and checked against the digest that the driver saw.
+A process that builds the network reads the weights from a copy on its node. The first process of the node fetches the copy
+and compares it with the digest that the driver computed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 import imgbatch
 from imgbatch.config.sections import ModelConfig
 from imgbatch.errors import ModelError, NotFound, StoreError, TooLarge
-from imgbatch.models import builtin, description, imagenet, node_cache, self_check
-from imgbatch.models.child import ask
+from imgbatch.models import builtin, child, description, imagenet, node_cache, self_check
 from imgbatch.models.description import AS_GIVEN
-from imgbatch.models.label_file import hint_at_background
+from imgbatch.models.label_file import background_hint
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.taxonomy import Taxonomy
@@ -36,7 +35,7 @@ from imgbatch.storage.stores import Folder, Stores
 from imgbatch.storage.uris import absolute, is_local, missing_path
 from imgbatch.terminal.plurals import counted
 
-__all__ = ["AS_GIVEN", "Network", "read", "saved", "write", "write_directory"]
+__all__ = ["AS_GIVEN", "Network", "read", "to_files", "write", "write_directory"]
 
 if TYPE_CHECKING:
     import torch
@@ -46,131 +45,147 @@ log = logging.getLogger(__name__)
 
 _CONFIG, _SAFE = "config.json", "model.safetensors"
 _WEIGHTS = (_SAFE, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-"""Under which names weights are looked for, in timm's order. Those of torch.save are read as tensors alone."""
+"""The names of files of weights, in timm's order. From files of torch.save only tensors are read."""
 _TAXONOMIES = ("taxonomy.csv", "taxonomy.json")
-_MOST_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
+_MAX_CONFIG = 16 << 20  # bytes; 22,000 classes with a description each take 3 MB
 _CHECK_S = 600.0
 
 
 def read(
     uri: str,
     stores: Stores,
-    chosen: ModelConfig,
+    overrides: ModelConfig,
     name: str | None = None,
     *,
     replaces_head: bool = False,
 ) -> Model:
-    """Return the model of a directory, checked: labels, tensors and the answer to a blank image.
+    """Return the model of a directory after checking its labels, its tensors and its logits for a blank image.
 
     Args:
-        uri: where the directory is.
-        stores: where URIs lead to.
-        chosen: labels and preprocessing in place of the directory's own.
-        name: what the model is called; None: by its URI.
+        uri: the directory.
+        stores: the stores of URIs.
+        overrides: labels and preprocessing that replace those of the directory.
+        name: the name of the model; None: its URI.
         replaces_head: the head is not used, so that it may be one for sigmoids.
 
     Raises:
-        ModelError: a file is missing, is not what it should be, or labels, head and weights do not agree.
+        ModelError: a file is missing or wrong, or labels, head and weights do not agree.
     """
     folder = Folder(stores, absolute(uri))
     where = folder.at(_CONFIG)
-    config = description.parse(_required(folder, _CONFIG, _MOST_CONFIG), where)
-    stated = description.preprocessing(config, where)
-    if not stated:
-        with suppress(NotFound):
-            stated = description.of_processor(folder.read(description.PROCESSOR), folder.at(description.PROCESSOR))
-    classes = description.classes_of(config, where)
-    if not replaces_head:
-        description.require_softmax(config, where)
-    labels = builtin.own_labels(chosen, stores) or description.labels_of(config, where)
-    _require_as_many(labels, classes, f"model.labels={chosen.labels}" if chosen.labels else where)
-    if classes == 1 and not replaces_head:
-        raise description.one_class(name or where)
-    if name is None:
-        description.warn_of_likeness(labels, chosen.labels or where)
-    taxonomy = None if chosen.taxonomy else _taxonomy(folder, labels)
-    file, weights, digest = _weights(folder)
-    said = {"architecture": config["architecture"], "model_args": config["model_args"], "pretrained_cfg": stated}
-    question = {"description": said, "choice": builtin.choice(chosen), "classes": classes}
-    about = {"name": name or folder.uri, "weights": str(weights), "called": name or folder.at(file), "where": where}
-    found = _checked(question, {**question, **about, "task": "check"}, digest)
-    description.say_what_is_assumed(config, stated, found, chosen, where)
-    for note in found["notes"]:
+    config = description.parse(_read_required(folder, _CONFIG, _MAX_CONFIG), where)
+    stated = _stated_preprocessing(folder, config)
+    labels = _read_labels(config, overrides, stores, where, name, replaces_head=replaces_head)
+    taxonomy = None if overrides.taxonomy else _taxonomy(folder, labels)
+    file, weights, digest = _local_weights_of(folder)
+    network = {key: config[key] for key in ("architecture", "model_args")} | {"pretrained_cfg": stated}
+    question = {"description": network, "overrides": builtin.overrides(overrides), "classes": len(labels)}
+    names = {"name": name or folder.uri, "where": where, "weights_name": name or folder.at(file)}
+    facts = _check_network(question, {**names, "weights": str(weights)}, digest)
+    description.warn_about_assumptions(config, stated, facts, overrides, where)
+    for note in facts["notes"]:
         log.info("%s: %s", name or folder.uri, note)
     return Model(
         name=name or folder.uri,
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode() + digest.encode()).hexdigest(),
         labels=labels,
-        preprocess=Preprocess.from_timm(found["data"]),
+        preprocess=Preprocess.from_timm(facts["data"]),
         taxonomy=taxonomy,
-        network=Network(folder, config["architecture"], classes, found["arguments"], digest, file),
-        features=found["features"],
-        logits=base64.b64decode(found["logits"]),
+        network=Network(folder, config["architecture"], len(labels), facts["arguments"], digest, file),
+        features=facts["features"],
+        logits=base64.b64decode(facts["logits"]),
     )
 
 
-def _require_as_many(labels: Sequence[str], classes: int, where: str) -> None:
+def _stated_preprocessing(folder: Folder, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing that `config.json` states, or else that of transformers' file in the directory."""
+    stated = description.preprocessing(config, folder.at(_CONFIG))
+    if not stated:
+        with suppress(NotFound):
+            stated = description.from_processor(folder.read(description.PROCESSOR), folder.at(description.PROCESSOR))
+    return stated
+
+
+def _read_labels(
+    config: Mapping[str, Any],
+    overrides: ModelConfig,
+    stores: Stores,
+    where: str,
+    name: str | None,
+    *,
+    replaces_head: bool,
+) -> tuple[str, ...]:
+    """Return one label for each class of the head, which must be a head for a softmax unless it is replaced."""
+    classes = description.classes_of(config, where)
+    if not replaces_head:
+        description.require_softmax(config, where)
+    labels = builtin.configured_labels(overrides, stores) or description.labels_of(config, where)
     if len(labels) != classes:
-        hint = hint_at_background(labels)
+        source = f"model.labels={overrides.labels}" if overrides.labels else where
         raise ModelError(
-            f"{where} has {counted(len(labels), 'name')}, and the network has {counted(classes, 'class', 'classes')}: one name "
-            f"a class is needed, in the order of the head{hint}"
+            f"{source} has {counted(len(labels), 'name')}, and the network has {counted(classes, 'class', 'classes')}: give "
+            f"one name per class, in the order of the head{background_hint(labels)}"
         )
+    if classes == 1 and not replaces_head:
+        raise description.one_class_error(name or where)
+    if name is None:
+        description.warn_about_similar_labels(labels, overrides.labels or where)
+    return labels
 
 
 def write(folder: Folder, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Write a directory: the weights, and last the `config.json` that makes a directory of them."""
+    """Write a directory: first the weights, then `config.json`, whose presence means that the directory is complete."""
     from safetensors.torch import save
 
-    apart = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    folder.put(_SAFE, save(apart, metadata={"format": "pt"}))
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    folder.put(_SAFE, save(tensors, metadata={"format": "pt"}))
     folder.put(_CONFIG, json.dumps(config, indent=2).encode())
 
 
 def write_directory(
     folder: Folder, net: nn.Module, labels: Sequence[str], pretrained_cfg: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a network of timm as `read` and timm read it.
+    """Write a network of timm in the form that `read` and timm read.
 
     Args:
         folder: in any store.
-        net: made by `timm.create_model`.
+        net: created by `timm.create_model`.
         labels: the names of its classes, in the order of the head.
-        pretrained_cfg: how images were prepared for it, as far as it differs from what timm says of the network:
-            input_size, crop_pct, interpolation, mean, std.
+        pretrained_cfg: the preprocessing where it differs from timm's own for the network: input_size, crop_pct,
+            interpolation, mean, std.
     """
-    for name, content in saved(
+    for name, content in to_files(
         net, {"label_names": list(labels), "pretrained_cfg": dict(pretrained_cfg or {})}
     ).items():
         folder.put(name, content)
 
 
-def saved(
+def to_files(
     net: nn.Module, model_config: Mapping[str, Any], data_config: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
-    """Return `model.safetensors` and `config.json` of a network of timm, as timm and transformers read them.
+    """Return `model.safetensors` and `config.json` of a network of timm, in the form that timm and transformers read.
 
     Args:
         net: on the CPU.
-        model_config: what `config.json` says besides what timm knows of the network.
-        data_config: how images are to be prepared, in place of all that timm knows of that.
+        model_config: further content of `config.json`.
+        data_config: the preprocessing; None: timm's own for the network.
     """
     import timm
 
-    with tempfile.TemporaryDirectory() as made:
-        # timm itself says how the network was made, so that timm makes it again.
+    with tempfile.TemporaryDirectory() as place:
+        # timm writes the arguments of the network itself, so that it can create the same network again.
         timm.models.save_for_hf(
-            net, made, model_config=dict(model_config), data_config=data_config, safe_serialization=True
+            net, place, model_config=dict(model_config), data_config=data_config, safe_serialization=True
         )
-        files = {name: Path(made, name).read_bytes() for name in (_SAFE, _CONFIG)}
+        files = {name: Path(place, name).read_bytes() for name in (_SAFE, _CONFIG)}
     config = json.loads(files[_CONFIG])
-    config["model_args"].pop("num_classes", None)  # it stands above them, and given twice transformers stumbles over it
+    config["model_args"].pop("num_classes", None)  # it is also at the top; transformers fails if it is there twice
     return files | {_CONFIG: json.dumps(config, indent=2).encode()}
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Builds the network of a directory; travels to the actors without the weights."""
+    """Builds the network of a directory. It is sent to the actors without the weights."""
 
     folder: Folder
     architecture: str
@@ -185,93 +200,95 @@ class Network:
         """Return the network with its weights.
 
         Raises:
-            ModelError: weights and network do not fit, or are not those of the start of the run.
+            ModelError: the weights do not fit the network, or have changed since the run started.
         """
         from imgbatch.models import architectures, weights
 
-        net = architectures.make(self.architecture, self.classes, self.arguments)
+        net = architectures.create(self.architecture, self.classes, self.arguments)
         where = self.folder.at(self.file)
-        architectures.fill(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
+        architectures.load_weights(net, weights.read(self._local_weights(), where)[0], where, self.architecture)
         return net
 
     @property
     def is_local(self) -> bool:
-        """Whether the weights lie on this machine's disk."""
+        """Whether the weights are on a disk of this machine."""
         return is_local(self.folder.uri)
 
     @contextmanager
-    def shared(self, place: Folder) -> Iterator[Network]:
-        """Have the same network with its weights copied to the place, for as long as the block lasts."""
+    def share_weights(self, place: Folder) -> Iterator[Network]:
+        """Yield the same network with its weights copied to a folder, and delete the copy after the block."""
         place.put(self.file, self._local_weights().read_bytes())
         try:
             yield replace(self, folder=place)
         finally:
-            with suppress(StoreError):  # what went wrong before it is the error to tell
+            with suppress(StoreError):  # an error of the block is more important
                 place.delete(self.file)
 
     def _local_weights(self) -> Path:
-        """Return the weights as a file of this node, fetched at most once, and never half written."""
+        """Return the weights as a file of this node, which is fetched at most once and always complete."""
         path = Path(self.folder.uri, self.file)
         if not is_local(self.folder.uri) or not path.is_file():
 
             def fetch(path: Path) -> None:
                 path.write_bytes(self.folder.read(self.file))
 
-            path = node_cache.once(_cached(self.digest), fetch, sha256=self.digest)
+            path = node_cache.get_or_make(_cache_name(self.digest), fetch, sha256=self.digest)
         if node_cache.sha256_of(path) != self.digest:
             raise ModelError(
-                f"{self.folder.at(self.file)} is not what it was when the run started: start the run again"
+                f"{self.folder.at(self.file)} is not what it was when the run started; start the run again"
             )
         return path
 
 
-def _cached(digest: str) -> str:
+def _cache_name(digest: str) -> str:
     return f"weights-{digest}"
 
 
-def _weights(folder: Folder) -> tuple[str, Path, str]:
-    """Return the name of the weights, a file of this machine that holds them, and their digest.
+def _local_weights_of(folder: Folder) -> tuple[str, Path, str]:
+    """Return the name of the weights, a file of this machine with them, and their digest.
 
-    Those of a store are kept for the actors of this node.
+    Weights of a store are saved in the node's cache for the actors.
     """
     if is_local(folder.uri):
         for name in _WEIGHTS:
             if (path := Path(folder.uri, name)).is_file():
                 return name, path, node_cache.sha256_of(path)
-    name, content = _first(folder)
+    name, content = _read_weights(folder)
     digest = hashlib.sha256(content).hexdigest()
 
-    def keep(path: Path) -> None:
+    def save(path: Path) -> None:
         path.write_bytes(content)
 
-    return name, node_cache.once(_cached(digest), keep, sha256=digest), digest
+    return name, node_cache.get_or_make(_cache_name(digest), save, sha256=digest), digest
 
 
-def _first(folder: Folder) -> tuple[str, bytes]:
-    """Return name and content of the weights of a directory; of several files the one that timm prefers."""
+def _read_weights(folder: Folder) -> tuple[str, bytes]:
+    """Return name and content of the weights of a directory. Of several files, read the one that timm prefers."""
     for name in _WEIGHTS:
         with suppress(NotFound):
             return name, folder.read(name)
     for name in _WEIGHTS[:2]:
         if folder.exists(f"{name}.index.json"):
             raise ModelError(
-                f"{folder.uri}: its weights lie in several files, {name}.index.json says: save them as one"
+                f"{folder.uri}: its weights are in several files (see {name}.index.json): save them in one file"
             )
-    return _SAFE, _required(folder, _SAFE)
+    return _SAFE, _read_required(folder, _SAFE)
 
 
-def _required(folder: Folder, name: str, limit: int | None = None) -> bytes:
+def _read_required(folder: Folder, name: str, limit: int | None = None) -> bytes:
     try:
         return folder.stores.read(folder.at(name), limit)[0]
     except NotFound as error:
         if missing := missing_path(folder.uri):
             raise ModelError(f"no model directory: {missing}") from error
         raise ModelError(
-            f"{folder.uri} is no model directory: it has no {name}. timm writes one with timm.models.save_for_hf; a state "
-            "dict (.safetensors, .pth) is given by its own URI, with --set model.architecture=NAME"
+            f"{folder.uri} is not a model directory: it has no {name}. timm.models.save_for_hf writes one. For a state dict "
+            "(.safetensors, .pth), give the URI of the file and --set model.architecture=NAME"
         ) from error
     except TooLarge as error:
-        raise ModelError(f"{folder.at(name)} is larger than {limit} bytes: that is no model's description") from error
+        raise ModelError(
+            f"{folder.at(name)} is larger than {limit:,} bytes: it is not the description of a model"
+        ) from error
 
 
 def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
@@ -284,20 +301,20 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     return builtin.imagenet_taxonomy() if labels == imagenet.imagenet_labels() else None
 
 
-def _checked(question: Mapping[str, Any], asked: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Have the network built and asked, once a machine and model; return what `hubs.check_directory` does.
+def _check_network(question: Mapping[str, Any], arguments: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """Return the result of `pretrained.check_directory`, from a child process once per machine and model.
 
     Args:
-        question: what the answer depends on, besides the weights.
-        asked: the same, and how messages call things.
+        question: the arguments that the result depends on, besides the weights.
+        arguments: the other arguments: the file of weights, and names for messages.
         digest: of the weights.
     """
-    made_of = [question, digest, imgbatch.__version__, self_check.VERSION]
-    made_of += [version(package) for package in ("timm", "torch", "torchvision")]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+    parts = [question, digest, imgbatch.__version__, self_check.VERSION]
+    parts += [version(package) for package in ("timm", "torch", "torchvision")]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
-        path.write_text(json.dumps(ask(asked, limit_s=_CHECK_S)))
+        path.write_text(json.dumps(child.run_task({**question, **arguments, "task": "check"}, limit_s=_CHECK_S)))
 
-    found: dict[str, Any] = json.loads(node_cache.once(f"checked-{key}.json", check).read_text())
-    return found
+    facts: dict[str, Any] = json.loads(node_cache.get_or_make(f"checked-{key}.json", check).read_text())
+    return facts

@@ -1,7 +1,7 @@
-"""Values: files with the names of the classes, in the forms that people have: lines, numbered lines, CSV, JSON, Python, YAML.
+"""Values: files with the names of the classes: lines, numbered lines, CSV, JSON, Python or YAML.
 
-A form is read where it can mean one thing only. Everything else is refused with the remedy, since a line such as `0 red` that
-is taken for a name is a wrong label.
+A file is read only if it is unambiguous. Everything else is refused with a remedy, since a line such as `0 red` that is read
+as a name would be a wrong label.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from imgbatch.decode.other_kinds import stand_in
 from imgbatch.errors import ModelError
 from imgbatch.sources.spelling import csv_problem, normalise
+from imgbatch.terminal.plurals import counted
 
 _NAMES = ("name", "label", "class", "class_name", "label_name", "category", "synset", "wnid")
 _NAME_KEYS = {*_NAMES, "names", "labels", "classes", "class_names", "label_names", "categories", "id2label"}
@@ -28,17 +29,17 @@ _SYNSET_FIRST = re.compile(r"(n\d{8})[\s,:]+\S.*")
 _QUOTED = re.compile(r"""(['"])(.+)\1\s*,?""")
 _YAML_KEY = re.compile(r"(?:names|labels|classes|class_names|label_names|id2label)\s*:\s*(?:[\[{].*)?(?:\n|$)")
 
-_REMEDY = "give one name a line, in the order of the head, or a JSON list of the names"
+_REMEDY = "give one name per line, in the order of the head, or a JSON list of the names"
 
 
 def read(content: bytes, where: str) -> list[str]:
-    """Return the names that a file holds, in the order of the head, normalised.
+    """Return the names of a file, in the order of the head, normalised.
 
     Args:
-        where: names the file in messages; its suffix tells CSV and YAML.
+        where: the name of the file in messages; its suffix decides between CSV, YAML and other forms.
 
     Raises:
-        ModelError: it is no list of names, or could mean more than one thing.
+        ModelError: it is not a list of names, or is ambiguous.
 
     >>> read(b"0 red\\n1 green\\n", "names.txt"), read(b'{"1": "green", "0": "red"}', "names.json")
     (['red', 'green'], ['red', 'green'])
@@ -59,10 +60,10 @@ def read(content: bytes, where: str) -> list[str]:
     return names
 
 
-def hint_at_background(names: Sequence[str]) -> str:
-    """Return the end of a message about too many names: the first may be a class that the head does not have.
+def background_hint(names: Sequence[str]) -> str:
+    """Return a suffix for a message about too many names, if the first one is a background class.
 
-    >>> hint_at_background(["background", "cat"])
+    >>> background_hint(["background", "cat"])
     "; the first name is 'background': remove it if the head has no such class"
     """
     if names and names[0].lower() in _BACKGROUND:
@@ -71,7 +72,7 @@ def hint_at_background(names: Sequence[str]) -> str:
 
 
 def _text(content: bytes, where: str) -> str:
-    if kind := stand_in(content):  # three lines of a pointer would be three names
+    if kind := stand_in(content):  # otherwise the three lines of a pointer would be three names
         raise ModelError(f"{where} is {kind}")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -79,12 +80,12 @@ def _text(content: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ModelError(
-            f"{where} is no text file in UTF-8: line {line} has the byte 0x{content[error.start]:02x}; convert it, e.g. with "
-            "iconv -f ISO-8859-1 -t UTF-8"
+            f"{where} is not a text file in UTF-8: line {line} has the byte 0x{content[error.start]:02x}; convert it, e.g. "
+            "with iconv -f ISO-8859-1 -t UTF-8"
         ) from error
     if "\0" in text:
-        raise ModelError(f"{where} is no text file: {_REMEDY}")
-    # Not splitlines: a name may hold U+2028 or U+0085, which that takes for the end of a line.
+        raise ModelError(f"{where} is not a text file: {_REMEDY}")
+    # Not splitlines: a name may contain U+2028 or U+0085, which splitlines treats as the end of a line.
     text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
     if not text:
         raise ModelError(f"{where} is empty: {_REMEDY}")
@@ -92,14 +93,14 @@ def _text(content: bytes, where: str) -> str:
 
 
 def _json(text: str, where: str) -> Any:
-    """Return what is written in JSON, or as Python prints it: `{0: 'red'}`."""
+    """Parse JSON, or the output of Python's print: `{0: 'red'}`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         try:
             return ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            raise ModelError(f"{where} begins as JSON does, and is none: {error}; {_REMEDY}") from error
+            raise ModelError(f"{where} starts like JSON, but is not valid: {error}; {_REMEDY}") from error
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -112,10 +113,10 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def from_tree(tree: Any, where: str) -> list[str]:
-    """Return names that a list or a mapping of class numbers holds, as `config.json` and JSON files have them.
+    """Return the names of a list or a mapping of class numbers, from `config.json` or a JSON file.
 
     Raises:
-        ModelError: a class number has no name, or a name is no text.
+        ModelError: a class number has no name, or a name is not a text.
 
     >>> from_tree({"red": 0, "green": 1}, "names.json"), from_tree({"0": "red", "1": "green"}, "names.json")
     (['red', 'green'], ['red', 'green'])
@@ -127,33 +128,33 @@ def _from_tree(tree: Any, where: str) -> list[str]:
     if isinstance(tree, Mapping):
         sections = [key for key in tree if key in _NAME_KEYS and isinstance(tree[key], list | Mapping)]
         if len(sections) > 1:
-            raise ModelError(f"{where} holds {' and '.join(map(repr, sections))}: leave one")
+            raise ModelError(f"{where} has {' and '.join(map(repr, sections))}: keep only one")
         return _from_tree(tree[sections[0]], where) if sections else _from_mapping(tree, where)
     if not isinstance(tree, list | tuple):
-        raise ModelError(f"{where} holds {_shown(tree)}, no list of names: {_REMEDY}")
+        raise ModelError(f"{where} has {_excerpt(tree)}, which is not a list of names: {_REMEDY}")
     if tree and all(isinstance(item, Mapping) for item in tree):
         return _from_records(tree, where)
     return [_name(item, number, where) for number, item in enumerate(tree)]
 
 
 def _from_mapping(tree: Mapping[Any, Any], where: str) -> list[str]:
-    """Return names from `{"0": "red"}`, or from `{"red": 0}` as torchvision's `class_to_idx` is."""
+    """Return names from `{"0": "red"}`, or from `{"red": 0}`, the form of torchvision's `class_to_idx`."""
     keys = [_number(key) for key in tree]
     if None not in keys:
         named = {key: value for key, value in zip(keys, tree.values(), strict=True) if key is not None}
         if len(named) < len(tree):
             raise ModelError(f"{where} names a class twice: {_REMEDY}")
-        return [_name(named[number], number, where) for number in _all_of(list(named), where)]
+        return [_name(named[number], number, where) for number in _require_complete(list(named), where)]
     values = [value if isinstance(value, int) and not isinstance(value, bool) else None for value in tree.values()]
     if tree and None not in values:
         numbers = [value for value in values if value is not None]
         names = dict(zip(numbers, tree, strict=True))
-        return [_name(names[number], number, where) for number in _all_of(numbers, where)]
-    raise ModelError(f"{where} holds {_shown(tree)}, no names by their class numbers: {_REMEDY}")
+        return [_name(names[number], number, where) for number in _require_complete(numbers, where)]
+    raise ModelError(f"{where} has {_excerpt(tree)}, which is not a mapping of class numbers to names: {_REMEDY}")
 
 
 def _from_records(tree: Sequence[Mapping[str, Any]], where: str) -> list[str]:
-    """Return names from `[{"id": 0, "name": "red"}]`, as COCO has its categories."""
+    """Return names from `[{"id": 0, "name": "red"}]`, the form of categories in COCO."""
     header = list(tree[0])
     if any(list(record) != header for record in tree):
         raise ModelError(f"{where}: its records do not all have the keys {', '.join(map(str, header))}: {_REMEDY}")
@@ -188,7 +189,9 @@ def _from_table(text: str, delimiter: str | None, where: str) -> list[str]:
     except csv.Error as error:
         raise ModelError(f"{where}: line {reader.line_num:,}: {csv_problem(error)}; {_REMEDY}") from error
     if uneven := next((row for row in rows if len(row) != len(rows[0])), None):
-        raise ModelError(f"{where}: the row {delimiter.join(uneven)!r} has not the {len(rows[0])} columns of the first")
+        raise ModelError(
+            f"{where}: the row {delimiter.join(uneven)!r} does not have {len(rows[0])} columns as the first"
+        )
     header = [cell.lower() for cell in rows[0]]
     if any(cell in _NAME_KEYS for cell in header):
         return _from_columns(header, rows[1:], where)
@@ -196,7 +199,7 @@ def _from_table(text: str, delimiter: str | None, where: str) -> list[str]:
 
 
 def _from_columns(header: Sequence[str], rows: Sequence[Sequence[Any]], where: str) -> list[str]:
-    """Return names from the one column that holds them, ordered by the column of class numbers if there is one."""
+    """Return names from the only column of names, ordered by the column of class numbers if there is one."""
     columns = list(zip(*rows, strict=True))
     numbers, names = [], []
     for place, (key, column) in enumerate(zip(header, columns, strict=True)):
@@ -208,7 +211,7 @@ def _from_columns(header: Sequence[str], rows: Sequence[Sequence[Any]], where: s
         return [_name(value, number, where) for number, value in enumerate(columns[0])]
     if len(names) != 1 or len(numbers) > 1 or not (numbers or any(header)):
         raise ModelError(
-            f"{where}: which of its columns ({', '.join(map(repr, header)) if any(header) else len(header)}) holds the names "
+            f"{where}: the column of names among its columns ({', '.join(map(repr, header)) if any(header) else len(header)}) "
             f"is not clear: {_REMEDY}"
         )
     if not numbers:
@@ -219,24 +222,24 @@ def _from_columns(header: Sequence[str], rows: Sequence[Sequence[Any]], where: s
 
 def _by_number(pairs: Sequence[tuple[int, str]], where: str) -> list[str]:
     names = dict(pairs)
-    return [names[number] for number in _all_of([number for number, _ in pairs], where)]
+    return [names[number] for number in _require_complete([number for number, _ in pairs], where)]
 
 
-def _all_of(numbers: Sequence[int], where: str) -> range:
-    """Return the class numbers; refuse those that are not 0, 1, 2, … without a gap."""
+def _require_complete(numbers: Sequence[int], where: str) -> range:
+    """Return the class numbers; raise unless they are 0, 1, 2, … without a gap."""
     if sorted(numbers) == [*range(len(numbers))]:
         return range(len(numbers))
     raise ModelError(
-        f"{where} numbers its names from {min(numbers)} to {max(numbers)}, and holds {len(numbers)}: classes are numbered from "
+        f"{where} numbers its {counted(len(numbers), 'name')} from {min(numbers)} to {max(numbers)}: classes are numbered from "
         "0, each once, in the order of the head. If the numbers are part of the names, give a JSON list of the names; else "
-        "number them from 0, or leave the numbers out"
+        "number them from 0, or omit the numbers"
     )
 
 
 def _all_match(pattern: re.Pattern[str], lines: Sequence[str]) -> list[re.Match[str]]:
-    """Return the match of each line; none if one does not match."""
-    found = [match for match in map(pattern.fullmatch, lines) if match]
-    return found if len(found) == len(lines) else []
+    """Return the match of each line; an empty list if one line does not match."""
+    matches = [match for match in map(pattern.fullmatch, lines) if match]
+    return matches if len(matches) == len(lines) else []
 
 
 def _is_header(words: Sequence[str]) -> bool:
@@ -250,13 +253,15 @@ def _number(value: Any) -> int | None:
 
 
 def _name(value: Any, number: int, where: str) -> str:
-    """Return the name of a class; of ["n01440764", "tench"], as Keras has ImageNet's, the WordNet id."""
+    """Return the name of a class; the WordNet id from ["n01440764", "tench"], the form of Keras for ImageNet."""
     if isinstance(value, list | tuple) and value and re.fullmatch(r"n\d{8}", str(value[0])):
         return str(value[0])
     if not isinstance(value, str):
-        raise ModelError(f"{where}: class {number} is called {_shown(value)}, which is no text: put the name in quotes")
+        raise ModelError(
+            f"{where}: the name of class {number} is {_excerpt(value)}, which is not a text: put it in quotes"
+        )
     return value
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)[:60]

@@ -1,4 +1,4 @@
-"""Effects: a model is one value: network, preprocessing, labels and digest belong together and travel together."""
+"""Effects: the model as one value: network, preprocessing, labels and digest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from imgbatch.models.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from torch import nn
 
-
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """What labels images, before its network is built."""
+    """A model, before its network is built."""
 
     name: str
     digest: str
-    """SHA-256, in hex, of the bytes of its weights and of its description."""
+    """SHA-256, in hex, of its weights and its description."""
     labels: tuple[str, ...]
     """The names of the classes, in the order of the logits."""
     preprocess: Preprocess
@@ -33,23 +32,23 @@ class Model:
     network: Callable[[], nn.Module]
     """Builds the network with its weights: N×3×H×W normalised floats in, N×len(labels) logits out.
 
-    It is called in the process that runs it, and raises ModelError where weights and network do not fit.
+    The process that runs the network calls it. It raises ModelError if the weights do not fit the network.
     """
 
     features: int | None = None
-    """How many numbers an embedding has: what the head of the network sees. None: no single layer is its head."""
+    """The size of an embedding, which is the input of the network's head. None: the head is not a single layer."""
 
     logits: bytes | None = field(default=None, repr=False, compare=False)
-    """The reference of `selfcheck`: the logits of its images in 32 bits; None: workers do not check themselves."""
+    """The reference of `self_check`: the logits of its images in 32 bits. None: workers skip the check."""
 
     @property
     def reference(self) -> str:
-        """Name and digest, as rows carry them."""
+        """Name and digest, as in the column `model`."""
         return f"{self.name}@{self.digest[:12]}"
 
     @property
     def slug(self) -> str:
-        """The name as it may stand in a path.
+        """The name in a form for paths.
 
         >>> Model(name="timm:resnet50.a1_in1k", digest="", labels=(), preprocess=None, network=list).slug
         'timm-resnet50.a1_in1k'
@@ -57,17 +56,19 @@ class Model:
         return re.sub("[:@]", "-", self.name.rstrip("/").rpartition("/")[2])
 
     def width(self) -> int:
-        """Return how many numbers an embedding has.
+        """Return the size of an embedding.
 
         Raises:
-            ModelError: there are none to be had.
+            ModelError: the model has no embeddings.
         """
         if self.features is None:
-            raise ModelError(f"output.embeddings: {self.name} has no single layer that makes its logits")
+            raise ModelError(
+                f"output.embeddings: {self.name} has no embeddings, since no single layer computes its logits"
+            )
         return self.features
 
     def summary(self) -> str:
-        """Return in one line what the model is shown and what it tells apart."""
+        """Return the preprocessing and the classes of the model in one line."""
         more = ", …" if len(self.labels) > _SHOWN else ""
         levels = f"; levels {', '.join(level.name for level in self.taxonomy.levels)}" if self.taxonomy else ""
         return (
@@ -76,7 +77,7 @@ class Model:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what makes two models' labels comparable."""
+        """Return everything that must be equal so that the labels of two models are comparable."""
         names = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
         return {
             "weights": self.digest,

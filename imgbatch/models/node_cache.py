@@ -1,8 +1,8 @@
-"""Effects: files that a node keeps between runs: fetched weights and converted networks, under names that say what is in them.
+"""Effects: the cache of a node for fetched weights and converted networks, which later runs reuse.
 
-Nothing in it is used unread: every entry has digests beside it, or in its name, which are compared when it is loaded. What
-is missing, cut off or altered is made again, by one process of the node while the others wait. An entry is on the disk
-(fsync) before it has its name, and has its name before its digests are there.
+The name of an entry identifies its content. Each entry has digests, in a file beside it or in its name, which are compared
+when it is loaded. An entry that is missing, truncated or altered is made again by one process of the node, while the others
+wait. An entry is on the disk (fsync) before it gets its name, and has its name before its digests are written.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from imgbatch.errors import Full
 
 log = logging.getLogger(__name__)
 
-_LOCK_S = 900.0  # longer than any entry takes to make: its maker has stopped, and does not let go
-_OLD_S = 86_400.0  # what a killed process left half made is removed after so long
+_LOCK_S = 900.0  # longer than any entry takes: the process with the lock hangs
+_OLD_S = 86_400.0  # incomplete entries of killed processes are removed when they are older
 _PARTIAL, _SUMS = ".partial-", ".sums"
-_ELSEWHERE = ("/var/tmp", "/dev/shm")  # where an entry goes that has no room in the folder for temporary files
+_ELSEWHERE = ("/var/tmp", "/dev/shm")  # for private copies, if the folder for temporary files is full
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 _hashed: dict[tuple[str, int, int, int, int], str] = {}
-"""What this process has hashed, by path, device, inode, size and time: each version of a file is read once."""
+"""Digests by path, device, inode, size and time, so that this process reads each version of a file once."""
 
 
 def folder() -> Path:
-    """Return the folder, which belongs to this user alone; a fresh one that is not kept where that cannot be had."""
+    """Return the folder of the cache, which only this user can write; otherwise a temporary folder of this process."""
     path = Path(tempfile.gettempdir(), f"imgbatch-{os.getuid()}")
     with suppress(OSError):
         path.mkdir(mode=0o700, exist_ok=True)
@@ -50,20 +50,22 @@ def folder() -> Path:
             and not path.is_symlink()
         ):
             return path
-    return _own(None)
+    return _private_folder(None)
 
 
-def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, doubted: str | None = None) -> Path:
-    """Return the file or folder `name`, made by the first process of the node that wants it; the others wait for it.
+def get_or_make(
+    name: str, make: Callable[[Path], None], *, sha256: str | None = None, rejected_stamp: str | None = None
+) -> Path:
+    """Return the file or folder `name`. The first process of the node that needs it makes it; the others wait.
 
-    It is compared with its digests, and made again if it is not what was made. Where the cache takes nothing (its disk is
-    full, it belongs to somebody else, its lock is never let go) this process gets a copy of its own.
+    The entry is compared with its digests, and made again if they differ. If the cache cannot be used (its disk is full, it
+    belongs to another user, or its lock is never released), this process makes a private copy.
 
     Args:
-        name: must tell what is to be made: the same name, the same content.
-        make: makes the path that it is given.
-        sha256: of the content, a file, where that is known beforehand.
-        doubted: the `stamp` of an entry that proved useless; if it is still that one, it is made again.
+        name: identifies the content: equal names mean equal content.
+        make: writes the file or folder to the given path.
+        sha256: the digest of the content, a file, if it is known beforehand.
+        rejected_stamp: the `stamp` of an entry that failed a check; if the entry still has it, it is made again.
 
     Raises:
         Full: no disk of this node has room for it.
@@ -71,33 +73,33 @@ def once(name: str, make: Callable[[Path], None], *, sha256: str | None = None, 
     """
     try:
         path = folder() / name
-        if doubted is None and _is_sound(path, sha256):
+        if rejected_stamp is None and _is_sound(path, sha256):
             return path
         with FileLock(f"{path}.lock", timeout=_LOCK_S):
-            if not _is_sound(path, sha256) or (doubted is not None and stamp(path) == doubted):
+            if not _is_sound(path, sha256) or (rejected_stamp is not None and stamp(path) == rejected_stamp):
                 if path.exists():
-                    log.warning("%s is damaged, or gives wrong answers: it is made again", path)
+                    log.warning("%s is damaged, or gives wrong results: it is made again", path)
                 _make(path, make)
         return path
     except Timeout:
-        log.warning("%s has been locked for %.0f s: this process makes a copy of its own", name, _LOCK_S)
+        log.warning("%s has been locked for %.0f s: this process makes a private copy", name, _LOCK_S)
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        log.warning("%s cannot be kept on this node, this process makes a copy of its own: %s", name, error)
-    return _apart(name, make)
+        log.warning("%s cannot be cached on this node, this process makes a private copy: %s", name, error)
+    return _make_private_copy(name, make)
 
 
 def stamp(path: Path) -> str:
-    """Return what tells one making of an entry from the next; nothing for an entry without digests beside it."""
+    """Return an identifier that changes when an entry is made again; empty for an entry without a file of digests."""
     try:
-        return str(json.loads(_sums(path).read_text())["made"])
+        return str(json.loads(_digest_file(path).read_text())["made"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hex; a file that has not changed is read once a process."""
+    """Return the SHA-256 of a file in hex. An unchanged file is read once per process."""
     status = path.stat()
     key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _hashed:
@@ -106,23 +108,23 @@ def sha256_of(path: Path) -> str:
     return _hashed[key]
 
 
-def _sums(path: Path) -> Path:
+def _digest_file(path: Path) -> Path:
     return path.with_name(f"{path.name}{_SUMS}")
 
 
 def _is_sound(path: Path, sha256: str | None) -> bool:
-    """Return whether an entry is there and is what was made."""
+    """Return whether an entry exists and agrees with its digests."""
     try:
         if sha256 is not None:
             return sha256_of(path) == sha256
-        told = json.loads(_sums(path).read_text())
-        return isinstance(told, dict) and bool(told["made"]) and told["files"] == _digests(path)
+        record = json.loads(_digest_file(path).read_text())
+        return isinstance(record, dict) and bool(record["made"]) and record["files"] == _digests_of(path)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _digests(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of an entry, by its name within it."""
+def _digests_of(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of an entry, by its relative path."""
     return {str(file.relative_to(path)): sha256_of(file) for file in sorted(_files(path))}
 
 
@@ -135,40 +137,42 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _make(path: Path, make: Callable[[Path], None]) -> None:
-    """Make an entry in the place of what is there; the lock is ours."""
+    """Make an entry and replace the old one. The caller holds the lock."""
     _remove_old(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as partial:
-        made, sums = Path(partial, path.name), Path(partial, _SUMS)
+        made, digests = Path(partial, path.name), Path(partial, _SUMS)
         make(made)
-        sums.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests(made)}))
-        for each in (*_files(made), *(each for each in (made, *made.rglob("*")) if each.is_dir()), sums):
-            _sync(each)
-        _sums(path).unlink(missing_ok=True)  # first: without it the entry does not count
+        digests.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests_of(made)}))
+        folders = [folder for folder in (made, *made.rglob("*")) if folder.is_dir()]
+        for written in (*_files(made), *folders, digests):
+            _sync(written)
+        _digest_file(path).unlink(missing_ok=True)  # first: an entry without digests is not used
         _remove(path)
         made.rename(path)
         _sync(path.parent)
-        sums.rename(_sums(path))
+        digests.rename(_digest_file(path))
         _sync(path.parent)
 
 
-def _apart(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a copy that goes with this process, on the first disk that has room."""
-    said: OSError | None = None
+def _make_private_copy(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a private copy, deleted when this process ends, on the first disk with room."""
+    last_error: OSError | None = None
     for place in (None, *_ELSEWHERE):
         try:
-            path = _own(place) / name
+            path = _private_folder(place) / name
             make(path)
             return path
         except OSError as error:
             if error.errno not in _DISK:
                 raise
-            said = error
+            last_error = error
     raise Full(
-        f"no disk of this node has room for {name}: {said}; tried {tempfile.gettempdir()} (TMPDIR), {', '.join(_ELSEWHERE)}"
+        f"no disk of this node has room for {name}: {last_error}; tried {tempfile.gettempdir()} (TMPDIR), "
+        f"{', '.join(_ELSEWHERE)}"
     )
 
 
-def _own(place: str | None) -> Path:
+def _private_folder(place: str | None) -> Path:
     path = Path(tempfile.mkdtemp(prefix="imgbatch-", dir=place))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -182,7 +186,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_old(place: Path) -> None:
-    """Remove what processes have left that were killed while they made an entry."""
+    """Remove incomplete entries of processes that were killed."""
     for path in place.glob(f"{_PARTIAL}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _OLD_S:
@@ -194,7 +198,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # so say file systems that cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder raise these
             raise
     finally:
         os.close(handle)

@@ -1,7 +1,7 @@
-"""Values: what a model wants its pictures to look like: resize, crop, mean and standard deviation, as one value.
+"""Values: the preprocessing of a model as one value: resize, crop, mean and standard deviation.
 
-Resizing and cropping happen here, on uint8; normalising is left to the network, on its own device, so that nothing
-larger than 3×H×W bytes an image travels.
+Resizing and cropping happen here, on uint8. The network normalises on its own device, so that at most 3×H×W bytes per image
+are transferred.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
     from imgbatch.decode import Pixels
 
 _CROP_MODES = ("center", "squash")
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # timm's defaults, too
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # also the defaults of timm
 _CROP_PCT = 0.875
 
 ONE_CHANNEL = (
-    "A network of one channel is not read: pictures are RGB. Make it one of three channels: repeat the weight of its first "
-    "convolution three times along dimension 1, divided by 3 (weight.repeat(1, 3, 1, 1) / 3), set in_chans=3, and give mean "
-    "and std three times each"
+    "Networks of one channel are not supported, since images are RGB. Convert it to three channels: repeat the weight of its "
+    "first convolution three times along dimension 1, divided by 3 (weight.repeat(1, 3, 1, 1) / 3), set in_chans=3, and give "
+    "mean and std three times each"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """From a picture of any size to the input of one network. Part of the fingerprint."""
+    """Converts an image of any size to the input of a network. Part of the fingerprint."""
 
     height: int
     """Rows of the network's input."""
     width: int
     """Columns of the network's input."""
     resize: tuple[int, ...]
-    """(side,): the shorter side becomes this. (h, w): squash gives exactly this, center the least that covers it."""
+    """(side,): the shorter side becomes this. (h, w): squash resizes to exactly this, center to the least that covers it."""
     interpolation: str = "bicubic"
-    """bicubic, bilinear or nearest; the first two with antialiasing, as Pillow does it."""
+    """bicubic, bilinear or nearest; the first two with antialiasing, like Pillow."""
     crop_mode: str = "center"
-    """center: keep the aspect ratio and cut off what is too long. squash: keep the content, change the ratio."""
+    """center: keep the aspect ratio and crop the longer side. squash: keep the content and change the aspect ratio."""
     mean: tuple[float, float, float] = _IMAGENET_MEAN
     """Of R, G and B, on the scale 0 to 1; subtracted by the network."""
     std: tuple[float, float, float] = _IMAGENET_STD
-    """Of R, G and B, on the scale 0 to 1; divided by in the network."""
+    """Of R, G and B, on the scale 0 to 1; the network divides by it."""
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("crop_mode", self.crop_mode, _CROP_MODES)
+        _require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        _require_choice("crop_mode", self.crop_mode, _CROP_MODES)
         sides = (2,) if self.crop_mode == "squash" else (1, 2)
         if len(self.resize) not in sides or min(self.height, self.width, *self.resize) < 1:
             raise ModelError(
@@ -60,14 +60,14 @@ class Preprocess:
                 f"resize needs {' or '.join(map(str, sides))} sides, and every size must be 1 or more"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise ModelError(f"mean={self.mean}, std={self.std}: three numbers each are needed, and no std of 0")
+            raise ModelError(f"mean={self.mean}, std={self.std}: give three numbers each, and no std of 0")
 
     @classmethod
     def from_timm(cls, pretrained_cfg: Mapping[str, Any]) -> Preprocess:
-        """Read timm's `pretrained_cfg` as its `create_transform` does for evaluation, with the same defaults.
+        """Read timm's `pretrained_cfg` like its `create_transform` for evaluation, with the same defaults.
 
         Raises:
-            ModelError: it asks for something that cannot be had here.
+            ModelError: it needs something that is not supported.
 
         >>> Preprocess.from_timm({"input_size": (3, 224, 224), "crop_pct": 0.9}).resize
         (248,)
@@ -87,29 +87,29 @@ class Preprocess:
             resize=scaled[:1] if crop_mode == "center" and scaled[0] == scaled[1] else scaled,
             interpolation=pretrained_cfg.get("interpolation") or "bicubic",
             crop_mode=crop_mode,
-            mean=_three(pretrained_cfg.get("mean") or _IMAGENET_MEAN),
-            std=_three(pretrained_cfg.get("std") or _IMAGENET_STD),
+            mean=_three_numbers(pretrained_cfg.get("mean") or _IMAGENET_MEAN),
+            std=_three_numbers(pretrained_cfg.get("std") or _IMAGENET_STD),
         )
 
     @property
     def short_side(self) -> int:
-        """The `short_side` for `decode`: no side of a picture is wanted at more than this before the crop."""
+        """The `short_side` for `decode`: no side of an image needs more pixels than this before the crop."""
         return max(self.resize)
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """Resize and crop a picture, uint8 (H, W, 3) of any size, to uint8 (height, width, 3).
+        """Resize and crop an image, uint8 (H, W, 3) of any size, to uint8 (height, width, 3).
 
-        A crop that reaches beyond the picture is black there. Shrinking only what the crop will keep was tried and did
-        not pay: 0.34 ms an image as it is, 0.41 and 0.51 in two other ways (2026-11-24, one core of an AMD EPYC).
+        The crop is black outside the image. Resizing only the part that the crop keeps was slower: 0.41 and 0.51 ms per
+        image in two variants, against 0.34 (2026-11-24, one core of an AMD EPYC).
         """
         import torch
 
-        picture = self._without_far_ends(torch.from_numpy(pixels).permute(2, 0, 1))
+        picture = self._trim_long_sides(torch.from_numpy(pixels).permute(2, 0, 1))
         resized = _resize(picture, self._scaled_size(*picture.shape[-2:]), self.interpolation)
         return self._centre(resized).permute(1, 2, 0).numpy()
 
     def describe(self) -> str:
-        """Say it in a sentence.
+        """Return the preprocessing as one sentence, which is part of the fingerprint.
 
         >>> Preprocess(height=224, width=224, resize=(256,), mean=(0.5,) * 3, std=(0.5,) * 3).describe()
         'shorter side to 256 (bicubic), centre 224x224, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
@@ -123,7 +123,7 @@ class Preprocess:
         return f"{scaled} ({self.interpolation}), centre {self.height}x{self.width}, mean {mean}, std {std}"
 
     def summary(self) -> str:
-        """Return what a person checks before a run, in timm's words.
+        """Return the preprocessing in timm's terms, for a person to check before a run.
 
         >>> Preprocess(height=224, width=224, resize=(256,), mean=(0.5,) * 3, std=(0.5,) * 3).summary()
         '224×224 px from 256 (crop 0.875), bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
@@ -134,7 +134,7 @@ class Preprocess:
         return f"{self.height}×{self.width} px from {sides} ({crop}), {self.interpolation}, mean {mean}, std {std}"
 
     def _scaled_size(self, height: int, width: int) -> list[int]:
-        """Return the size before the crop, rounded as torchvision (one side) and timm (two sides) round it.
+        """Return the size before the crop, rounded like torchvision (one side) and timm (two sides).
 
         >>> Preprocess(height=224, width=224, resize=(256,))._scaled_size(375, 500)
         [256, 341]
@@ -148,7 +148,7 @@ class Preprocess:
         return [max(1, round(height / ratio)), max(1, round(width / ratio))]
 
     def _centre(self, picture: torch.Tensor) -> torch.Tensor:
-        """Cut out the middle, as torchvision's center_crop does; black where the picture is smaller."""
+        """Return the centre crop, like torchvision's center_crop; black where the image is smaller."""
         for axis, wanted in ((-2, self.height), (-1, self.width)):
             length = picture.shape[axis]
             if length > wanted:
@@ -161,11 +161,11 @@ class Preprocess:
             picture = torch.nn.functional.pad(picture, sides)
         return picture
 
-    def _without_far_ends(self, picture: torch.Tensor) -> torch.Tensor:
-        """Cut a strip (a panorama, a line of 1×60,000 pixels) down to the middle that the crop can reach and more.
+    def _trim_long_sides(self, picture: torch.Tensor) -> torch.Tensor:
+        """Cut a long strip (a panorama, a line of 1×60,000 pixels) to its middle, with a margin around the crop.
 
-        Otherwise resizing 1×60,000 to 256×15,360,000 would take 12 GB. Ordinary photos pass untouched. Both ends lose
-        the same, so that the middle stays where it was.
+        Otherwise resizing 1×60,000 to 256×15,360,000 would take 12 GB. Ordinary photos are unchanged. Both ends lose the
+        same length, so that the centre does not move.
         """
         if self.crop_mode == "squash":
             return picture
@@ -181,33 +181,33 @@ class Preprocess:
 
 
 def _resize(picture: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
-    """Resize uint8 (3, H, W) as torchvision's v2 transform does, whose import alone takes 1.2 s of an actor's start."""
+    """Resize uint8 (3, H, W) like torchvision's v2 transform, whose import would add 1.2 s to an actor's start."""
     from torch.backends import cpu
     from torch.nn.functional import interpolate
 
-    # Of one picture torch cannot tell the layout, and would give up H×W×3 unless the first stride says so.
+    # With one image the layout is ambiguous: torch keeps H×W×3 only if the first stride states it.
     strides = (picture.numel(), *picture.stride())
     batch = picture.as_strided((1, *picture.shape), strides)
-    if interpolation == "nearest":  # nearest-exact is the one that takes the pixels that Pillow takes
+    if interpolation == "nearest":  # nearest-exact selects the same pixels as Pillow
         return interpolate(batch, size, mode="nearest-exact")[0]
-    native = "AVX" in cpu.get_cpu_capability()  # elsewhere bytes are slower than floats
+    native = "AVX" in cpu.get_cpu_capability()  # without AVX, bytes are slower than floats
     batch = batch if native else batch.float()
     resized = interpolate(batch, size, mode=interpolation, antialias=True, align_corners=False)[0]
     return resized if native else resized.round_().clamp_(0, 255).byte()
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"supported: {', '.join(allowed)}"
         settable = f" (model.{key} sets another)" if key == "interpolation" else ""
         raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported; {hint}{settable}")
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    """Return three floats; one number stands for all channels, as in timm."""
+def _three_numbers(values: Any) -> tuple[float, float, float]:
+    """Return three floats. One number is used for all channels, as in timm."""
     numbers = [float(value) for value in values]
     if len(numbers) not in (1, 3):
-        raise ModelError(f"mean or std {numbers}: three numbers are needed")
+        raise ModelError(f"mean or std {numbers}: give three numbers")
     red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     return red, green, blue

@@ -1,8 +1,7 @@
-"""Effects: the public zoos: a network of timm or torchvision becomes a model directory, with its weights, labels and
-preprocessing.
+"""Effects: model directories made from networks of timm or torchvision, with weights, labels and preprocessing.
 
-Weights come from the hubs, through the libraries' own caches (HF_HOME, TORCH_HOME), or from a state dict of one's own.
-Runs in a process of its own (see `child`).
+Weights come from the hubs, through the libraries' own caches (HF_HOME, TORCH_HOME), or from a state dict of the user.
+This module runs in a child process (see `child`).
 """
 
 from __future__ import annotations
@@ -26,54 +25,54 @@ from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
 from imgbatch.models import architectures, builtin, directory, imagenet, self_check
 from imgbatch.models import weights as files
-from imgbatch.models.architectures import TORCHVISION, nearest
-from imgbatch.models.label_file import hint_at_background
+from imgbatch.models.architectures import TORCHVISION, did_you_mean
+from imgbatch.models.label_file import background_hint
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted
 
-# Networks that torchvision makes otherwise for its weights than without them.
+# Networks that torchvision creates with other arguments for its weights than without weights.
 _ADAPTED = ("inception_v3", "googlenet")
 _REMEDY = (
-    "On a machine without internet fill the cache ({cache}) on one that has it, give a state dict with "
-    "--set model.weights=URI, or a model directory as --model URI"
+    "Without internet, copy a filled cache ({cache}) to this machine, or give a state dict with --set model.weights=URI or a "
+    "model directory with --model URI"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A state dict in place of the zoo's weights."""
+class StateDict:
+    """A state dict that replaces the zoo's weights."""
 
     state: files.State
     where: str
-    """Names it in messages."""
+    """ClassNames it in messages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ClassNames:
     """The names of the classes."""
 
     labels: list[str] | None
-    """None: the zoo's own."""
+    """None: the names of the zoo."""
     where: str
-    """Names their file in messages."""
+    """ClassNames their file in messages."""
 
     def require(self, number: int, classes: int, network: str) -> None:
-        """Refuse another number of names than the network has classes.
+        """Raise unless the number of names is the number of classes.
 
         Raises:
-            ModelError: naming the file and both numbers.
+            ModelError: with the file and both numbers.
         """
         if number == classes:
             return
         if self.labels is None:
             raise ModelError(
-                f"{network} has {counted(classes, 'class', 'classes')}, and its zoo names {number:,}: name them with "
-                "--set model.labels=URI, one a line"
+                f"{network} has {counted(classes, 'class', 'classes')}, and its zoo names {number:,}: give the names with "
+                "--set model.labels=URI, one per line"
             )
         raise ModelError(
-            f"{self.where} has {counted(number, 'name')}, and {network} has {counted(classes, 'class', 'classes')}: one name "
-            f"a class is needed, in the order of the head{hint_at_background(self.labels)}"
+            f"{self.where} has {counted(number, 'name')}, and {network} has {counted(classes, 'class', 'classes')}: give "
+            f"one name per class, in the order of the head{background_hint(self.labels)}"
         )
 
 
@@ -89,24 +88,24 @@ def make_directory(
     """Write the model directory of a zoo's network into the folder `path`; return {"name": its full name, "notes": …}.
 
     Args:
-        name: what messages call it.
+        name: the name of the network in messages.
         architecture: `timm:NAME[.TAG]` or `torchvision:NAME[@WEIGHTS]`.
-        weights: a local state dict in place of the zoo's weights.
+        weights: a local state dict that replaces the zoo's weights.
         labels: the names of the classes; None: the zoo's own.
-        weights_from: names the state dict in messages; None: as `weights` does.
-        labels_from: names the file of the labels in messages.
+        weights_from: the name of the state dict in messages; None: `weights`.
+        labels_from: the name of the file of labels in messages.
 
     Raises:
-        ModelError: there is no such network, its weights cannot be had, or they do not fit.
+        ModelError: the network or its weights are not available, or the weights do not fit.
     """
-    make = _of_torchvision if architecture.startswith(TORCHVISION) else _of_timm
-    given = None
+    make = _make_from_torchvision if architecture.startswith(TORCHVISION) else _make_from_timm
+    state_dict = None
     notes: list[str] = []
     if weights:
         state, notes = files.read(Path(weights), weights_from or weights)
-        given = Given(state, weights_from or weights)
+        state_dict = StateDict(state, weights_from or weights)
     folder = Folder(Stores(StorageConfig(), {}), path)
-    full, more = make(folder, name, architecture.removeprefix("timm:"), given, Names(labels, labels_from))
+    full, more = make(folder, name, architecture.removeprefix("timm:"), state_dict, ClassNames(labels, labels_from))
     return {"name": full, "notes": notes + more}
 
 
@@ -114,77 +113,78 @@ def check_directory(
     name: str,
     where: str,
     description: dict[str, Any],
-    choice: dict[str, Any],
+    overrides: dict[str, Any],
     classes: int,
     weights: str,
-    called: str,
+    weights_name: str,
 ) -> dict[str, Any]:
-    """Build the network of a directory and show it a blank image; return what `resolve` does, "features" and "notes".
+    """Build the network of a directory, run it on a blank image, and return facts about it.
 
-    "features" is the width of what its head sees, "notes" say what was done so that the weights fit.
+    The facts are those of `resolve`, "features" (the width of the head's input), "logits" (the reference of `self_check`) and
+    "notes" (changes made so that the weights fit).
 
     Args:
-        where: names the description in messages.
+        where: the name of the description in messages.
         description: `architecture`, `model_args`, and the keys of preprocessing as `pretrained_cfg`.
-        choice: what the config says of preprocessing.
+        overrides: the preprocessing options of the config.
         weights: a file of this machine.
-        called: names it in messages.
+        weights_name: its name in messages.
 
     Raises:
-        ModelError: keys, shapes or labels do not fit, or the answer is not finite.
+        ModelError: keys, shapes or labels do not fit, or the logits are not finite.
     """
     architecture = description["architecture"]
     architectures.require_known(architecture)
-    found = resolve(description, choice, where)
-    size = Preprocess.from_timm(found["data"])
-    net = architectures.make(architecture, classes, found["arguments"])
-    state, notes = files.read(Path(weights), called)
-    notes += architectures.fill(net, state, called, architecture)
-    architectures.check(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
-    head = architectures.head(net, classes)
+    facts = resolve(description, overrides, where)
+    size = Preprocess.from_timm(facts["data"])
+    net = architectures.create(architecture, classes, facts["arguments"])
+    state, notes = files.read(Path(weights), weights_name)
+    notes += architectures.load_weights(net, state, weights_name, architecture)
+    architectures.require_logits(net, name, classes, torch.zeros((1, 3, size.height, size.width)))
+    head = architectures.find_head(net, classes)
     features = None if head is None else head.weight.shape[1]
-    return {**found, "features": features, "notes": notes, "logits": _reference(net, size)}
+    return {**facts, "features": features, "notes": notes, "logits": _reference_logits(net, size)}
 
 
-def reference_of(name: str, choice: dict[str, Any]) -> dict[str, Any]:
-    """Return {"logits": …}, the reference of the workers' check, of a model that needs no hub.
+def reference_of(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return {"logits": …}, the reference of `self_check` for a built-in model.
 
     Args:
-        choice: what the config says of preprocessing.
+        overrides: the preprocessing options of the config.
     """
     model = builtin.MODELS[name](ModelConfig(name=name))
-    size = Preprocess.from_timm({**builtin.LITE0_CFG, **choice})
-    return {"logits": _reference(model.network(), size)}
+    size = Preprocess.from_timm({**builtin.LITE0_CFG, **overrides})
+    return {"logits": _reference_logits(model.network(), size)}
 
 
-def _reference(net: torch.nn.Module, size: Preprocess) -> str:
-    """Return the logits of the fixed images of `selfcheck` in 32 bits, as base64."""
-    pixels = torch.from_numpy(self_check.pixels(size.height, size.width)).permute(0, 3, 1, 2)
+def _reference_logits(net: torch.nn.Module, size: Preprocess) -> str:
+    """Return the logits of the fixed images of `self_check` in 32 bits, as base64."""
+    pixels = torch.from_numpy(self_check.fixed_images(size.height, size.width)).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
     with torch.inference_mode():
         logits = net.eval()((pixels.float() / 255 - mean) / std)
-    return base64.b64encode(self_check.packed(logits.float().numpy())).decode()
+    return base64.b64encode(self_check.to_bytes(logits.float().numpy())).decode()
 
 
-def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return what timm makes of a description: "data", "arguments" of the network, and "registered".
+def resolve(description: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    """Resolve a description with timm to "data" (the preprocessing), "arguments" of the network, and "registered".
 
-    "registered" is how images are prepared for timm's own weights of the network; None: it has none.
+    "registered" is the preprocessing for timm's own weights of the network; None: timm has no weights.
 
     Raises:
-        ModelError: it does not say how images are prepared, or asks for what cannot be had here.
+        ModelError: the description does not define the preprocessing, or needs one that is not supported.
     """
     try:
         with tempfile.TemporaryDirectory() as place:
             Path(place, "config.json").write_text(json.dumps(description))
             stated, name, arguments = load_model_config_from_path(place)
         known = timm.models.resolve_pretrained_cfg(name, stated).to_dict()
-        data = timm.data.resolve_data_config(args=choice, pretrained_cfg=known)
+        data = timm.data.resolve_data_config(args=overrides, pretrained_cfg=known)
         Preprocess.from_timm(data)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
-    except Exception as error:  # whatever timm makes of values that it does not expect
-        raise ModelError(f"{where} does not say how images are prepared: {error!r}") from error
+    except Exception as error:  # timm raises any error for unexpected values
+        raise ModelError(f"{where} does not define the preprocessing: {error!r}") from error
     if known.get("fixed_input_size") and "input_size" in description["pretrained_cfg"]:
         arguments = {"img_size": list(known["input_size"][1:]), **arguments}  # as timm passes it
     own = None if name.startswith(TORCHVISION) else timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -196,84 +196,91 @@ def resolve(description: dict[str, Any], choice: dict[str, Any], where: str) -> 
     }
 
 
-def _of_timm(folder: Folder, name: str, architecture: str, given: Given | None, own: Names) -> tuple[str, list[str]]:
+def _make_from_timm(
+    folder: Folder, name: str, architecture: str, state_dict: StateDict | None, class_names: ClassNames
+) -> tuple[str, list[str]]:
     plain, _, tag = architecture.partition(".")
     architectures.require_known(plain)
-    tags = [each.partition(".")[2] for each in timm.list_models(f"{plain}.*", pretrained=True)]
+    tags = [name.partition(".")[2] for name in timm.list_models(f"{plain}.*", pretrained=True)]
     if tag and tag not in tags:
-        raise ModelError(f"timm has no weights {tag!r} for {plain!r}{nearest(tag, tags)}; it has: {', '.join(tags)}")
+        raise ModelError(
+            f"timm has no weights {tag!r} for {plain!r}{did_you_mean(tag, tags)}; it has: {', '.join(tags)}"
+        )
     known = timm.get_pretrained_cfg(architecture)
-    if known is None or (given is None and not known.has_weights):
-        raise ModelError(f"timm has no weights for {plain!r}: give yours with --set model.weights=URI")
+    if known is None or (state_dict is None and not known.has_weights):
+        raise ModelError(f"timm has no weights for {plain!r}: give a state dict with --set model.weights=URI")
     notes: list[str] = []
-    if given is None:
+    if state_dict is None:
         if not known.num_classes:
-            raise ModelError(f"{name} gives features, not classes: it has no head, and cannot label")
+            raise ModelError(f"{name} has no head: it returns features, not classes, and cannot label images")
         try:
             net = timm.create_model(architecture, pretrained=True)
-        except Exception as error:  # of the hub's client, its HTTP library, the network, or a torn file
-            raise _not_there(
-                name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached(known)
+        except Exception as error:  # of the hub's client, its HTTP library, the connection, or a truncated file
+            raise _unavailable_error(
+                name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached_files(known)
             ) from error
-        names = own.labels or imagenet.labels_of(known.num_classes, known.label_names)
+        names = class_names.labels or imagenet.labels_of(known.num_classes, known.label_names)
     else:
-        names = own.labels or imagenet.labels_of(known.num_classes or 0, None)
+        names = class_names.labels or imagenet.labels_of(known.num_classes or 0, None)
         net = timm.create_model(architecture, pretrained=False, num_classes=len(names))
-        notes = _filled(net, given, architecture, own, len(names))
-    own.require(len(names), net.num_classes, name)
+        notes = _load_weights(net, state_dict, architecture, class_names, len(names))
+    class_names.require(len(names), net.num_classes, name)
     directory.write_directory(folder, net, names)
     return (f"timm:{plain}.{known.tag}" if known.tag else f"timm:{plain}"), notes
 
 
-def _of_torchvision(
-    folder: Folder, name: str, architecture: str, given: Given | None, own: Names
+def _make_from_torchvision(
+    folder: Folder, name: str, architecture: str, state_dict: StateDict | None, class_names: ClassNames
 ) -> tuple[str, list[str]]:
-    plain, _, chosen = architecture.removeprefix(TORCHVISION).partition("@")
+    plain, _, weights = architecture.removeprefix(TORCHVISION).partition("@")
     architectures.require_known(f"{TORCHVISION}{plain}")
     entries = torchvision.models.get_model_weights(plain)
-    if chosen and chosen not in entries.__members__:
-        there = ", ".join(entries.__members__)
+    if weights and weights not in entries.__members__:
+        available = ", ".join(entries.__members__)
         raise ModelError(
-            f"torchvision has no weights {chosen!r} for {plain!r}{nearest(chosen, entries.__members__)}; it has: {there}"
+            f"torchvision has no weights {weights!r} for {plain!r}{did_you_mean(weights, entries.__members__)}; it has: "
+            f"{available}"
         )
-    entry = entries[chosen] if chosen else entries.DEFAULT
-    if given is None:
+    entry = entries[weights] if weights else entries.DEFAULT
+    if state_dict is None:
         try:
             state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-        except Exception as error:  # of the network, or a torn file
-            raise _not_there(name, entry.url, "TORCH_HOME", error, [_in_torch_hub(entry.url)]) from error
-        given = Given(files.with_todays_names(state), name)
-    names = own.labels or list(imagenet.labels_of(1000, None))
+        except Exception as error:  # of the connection, or a truncated file
+            raise _unavailable_error(name, entry.url, "TORCH_HOME", error, [_in_torch_hub(entry.url)]) from error
+        state_dict = StateDict(files.with_current_names(state), name)
+    names = class_names.labels or list(imagenet.labels_of(1000, None))
     arguments: dict[str, Any] = {}
     if plain in _ADAPTED:
-        auxiliary = any(key.startswith(("AuxLogits.", "aux1.")) for key in given.state)
+        auxiliary = any(key.startswith(("AuxLogits.", "aux1.")) for key in state_dict.state)
         arguments = {"transform_input": True, "aux_logits": auxiliary, "init_weights": False}
-    net = architectures.make(f"{TORCHVISION}{plain}", len(names), arguments)
-    notes = _filled(net, given, f"{TORCHVISION}{plain}", own, len(names))
+    net = architectures.create(f"{TORCHVISION}{plain}", len(names), arguments)
+    notes = _load_weights(net, state_dict, f"{TORCHVISION}{plain}", class_names, len(names))
     config = {
         "architecture": f"{TORCHVISION}{plain}",
         "num_classes": len(names),
         "label_names": names,
-        "pretrained_cfg": _as_timm_says_it(entry.transforms()),
+        "pretrained_cfg": _to_pretrained_cfg(entry.transforms()),
         "model_args": arguments,
     }
     directory.write(folder, net.state_dict(), config)
     return f"{TORCHVISION}{plain}@{entry.name}", notes
 
 
-def _filled(net: torch.nn.Module, given: Given, architecture: str, own: Names, number: int) -> list[str]:
-    """Load a state dict into a network whose head is made for `number` classes; return notes."""
+def _load_weights(
+    net: torch.nn.Module, state_dict: StateDict, architecture: str, class_names: ClassNames, number: int
+) -> list[str]:
+    """Load a state dict into a network with a head of `number` classes; return notes."""
     try:
-        return architectures.fill(net, given.state, given.where, architecture)
+        return architectures.load_weights(net, state_dict.state, state_dict.where, architecture)
     except ModelError:
-        classes = architectures.classes_of(net, given.state, number)
+        classes = architectures.classes_of(net, state_dict.state, number)
         if classes is not None:
-            own.require(number, classes, given.where)
+            class_names.require(number, classes, state_dict.where)
         raise
 
 
-def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:
-    """Return torchvision's preset for classification as timm's `pretrained_cfg`."""
+def _to_pretrained_cfg(transform: Any) -> Mapping[str, Any]:
+    """Convert torchvision's preset for classification to timm's `pretrained_cfg`."""
     (crop,), (side,) = transform.crop_size, transform.resize_size
     ratio = crop / side
     if math.floor(crop / ratio) != side:  # timm rounds down, and 1 / (1 / x) may be a little less than x
@@ -288,28 +295,28 @@ def _as_timm_says_it(transform: Any) -> Mapping[str, Any]:
     }
 
 
-def _cached(known: Any) -> list[Path]:
-    """Return where the libraries keep the weights of a network of timm, once they have fetched them."""
-    found: list[Path] = []
+def _cached_files(known: Any) -> list[Path]:
+    """Return the files in the caches of the libraries with the weights of a network of timm."""
+    files_in_cache: list[Path] = []
     if known.hf_hub_id:
         repository, _, revision = known.hf_hub_id.partition("@")
         names = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
         paths = [try_to_load_from_cache(repository, name, revision=revision or None) for name in names]
-        found += [Path(path) for path in paths if isinstance(path, str)]
-    return found + ([_in_torch_hub(known.url)] if known.url else [])
+        files_in_cache += [Path(path) for path in paths if isinstance(path, str)]
+    return files_in_cache + ([_in_torch_hub(known.url)] if known.url else [])
 
 
 def _in_torch_hub(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
 
 
-def _not_there(name: str, place: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
-    """Return what to say where a zoo's weights cannot be had; a file in its cache that holds none is named."""
+def _unavailable_error(name: str, place: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
+    """Return the error for weights of a zoo that are not available. It names a file in the cache that has no weights."""
     for path in cached:
         if path.is_file():
             try:
-                files.require_weights(path, f"the weights of {name} cannot be had: {path}")
-            except ModelError as unlike:
-                return ModelError(f"{unlike}; or remove it, and it is fetched again from {place}")
-    said = (str(error).strip() or repr(error)).splitlines()[0][:300]
-    return ModelError(f"the weights of {name} cannot be had from {place}: {said}. {_REMEDY.format(cache=cache)}")
+                files.require_weights(path, f"the weights of {name} are not available: {path}")
+            except ModelError as wrong_file:
+                return ModelError(f"{wrong_file}; or remove it, so that it is fetched again from {place}")
+    message = (str(error).strip() or repr(error)).splitlines()[0][:300]
+    return ModelError(f"the weights of {name} are not available from {place}: {message}. {_REMEDY.format(cache=cache)}")

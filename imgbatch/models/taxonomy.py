@@ -1,8 +1,8 @@
-"""Effects: the label tree of a model: what it is called, what is wrong with one, and probabilities summed up it.
+"""Effects: the label tree of a model: reading, checks, and sums of probabilities.
 
-A taxonomy gives every label one node at each of a few levels, so that a person may ask for "apple" where the model says
-"Granny Smith". It is written as a CSV, whose first column holds the labels and whose further columns their coarser and
-coarser nodes, or as a JSON tree of objects whose innermost values are lists of labels.
+A taxonomy gives every label one node at each of a few levels, such as "apple" for "Granny Smith". It is a CSV with the labels
+in the first column and coarser and coarser nodes in the next ones, or a JSON tree of objects whose innermost values are lists
+of labels.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ class Level:
 
     name: str
     nodes: tuple[str, ...]
-    """Each once, in the order of the labels below them."""
+    """Without duplicates, in the order of their labels."""
     node_of: tuple[int, ...]
     """For each class of the model, in the order of its logits, the number of its node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taxonomy:
-    """The levels of a label tree, coarse to fine. The last one holds the model's labels themselves.
+    """The levels of a label tree, coarse to fine. The last level is the labels of the model.
 
-    A node may be called as its only child is ("Banana" of the kind "Banana").
+    A node may have the name of its only child ("Banana" of the kind "Banana").
     """
 
     levels: tuple[Level, ...]
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of what the tree says; how its file was written does not matter."""
+        """SHA-256, in hex, of the tree, whatever the form of its file."""
         return hashlib.sha256(self.to_csv()).hexdigest()
 
     def path(self, label_id: int) -> list[str]:
@@ -72,36 +72,36 @@ class Taxonomy:
         return [level.nodes[level.node_of[label_id]] for level in self.levels]
 
     def sums(self) -> list[tuple[Ints, Ints]]:
-        """Return for each level above the labels, fine to coarse, what its nodes are the sums of.
+        """Return for each level above the labels, fine to coarse, which nodes to add up.
 
-        The first array holds the nodes of the next finer level, those of one parent side by side; the second one says where
-        each parent's begin.
+        The first array has the nodes of the next finer level, grouped by parent; the second array has the start of each
+        parent's group.
         """
-        found = []
+        sums = []
         for coarse, fine in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
             parent = np.zeros(len(fine.nodes), np.int64)
             parent[list(fine.node_of)] = coarse.node_of
             children = np.argsort(parent, kind="stable")
-            found.append((children, np.searchsorted(parent[children], np.arange(len(coarse.nodes)))))
-        return found
+            sums.append((children, np.searchsorted(parent[children], np.arange(len(coarse.nodes)))))
+        return sums
 
     def roll_up(self, probabilities: Floats) -> list[Floats]:
         """Return the probability of each node, as (n, nodes) arrays, coarse to fine, from (n, classes).
 
-        Each level is summed from the next finer one. Rounding keeps order, so that a sum of numbers that are not
-        negative is never less than one of them: a parent is never less likely than its child, to the last bit.
+        Each level is summed from the next finer one. Rounding is monotonic, so that a sum of non-negative numbers is never
+        less than one of them: a parent is never less likely than its child, to the last bit.
 
         >>> fruit = read(b"label,coarse\\nGala,Apple\\nFuji,Apple\\nLime,Citrus\\n", "f.csv", ["Gala", "Fuji", "Lime"])
         >>> fruit.roll_up(np.array([[0.25, 0.25, 0.5]]))[0].tolist()
         [[0.5, 0.5]]
         """
-        found = [probabilities]
+        levels = [probabilities]
         for children, starts in self.sums():
-            found.insert(0, np.add.reduceat(found[0][:, children], starts, axis=1))
-        return found
+            levels.insert(0, np.add.reduceat(levels[0][:, children], starts, axis=1))
+        return levels
 
     def to_csv(self) -> bytes:
-        """Return the tree as a model directory keeps it, in `taxonomy.csv`: a row for each label, in the model's order."""
+        """Return the tree as `taxonomy.csv` of a model directory: a row for each label, in the model's order."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([level.name for level in reversed(self.levels)])
@@ -110,15 +110,15 @@ class Taxonomy:
 
 
 def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
-    """Return the taxonomy that a file holds: JSON if its name ends so, else CSV.
+    """Return the taxonomy of a file: JSON if its name ends with .json, else CSV.
 
     Args:
-        where: names the file in messages.
-        labels: the model's labels, in the order of its logits. The tree must hold all of them; others are left out, with a
+        where: the name of the file in messages.
+        labels: the model's labels, in the order of its logits. The tree must have all of them; others are omitted, with a
             warning.
 
     Raises:
-        ModelError: it cannot be read, lacks a label, or is no tree of even depth; each with the names concerned.
+        ModelError: it cannot be read, lacks a label, or is not a tree of even depth. The message has the names concerned.
     """
     if kind := stand_in(content):
         raise ModelError(f"{where} is {kind}")
@@ -140,7 +140,7 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
 
 
 Paths = Sequence[tuple[str, tuple[str, ...]]]
-"""Where in the file, and the nodes from coarse to fine, of each label."""
+"""For each label its place in the file, and its nodes from coarse to fine."""
 
 
 def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
@@ -150,8 +150,8 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
         header = [normalise(name) for name in next(reader, [])]
         if len(header) < 2 or not all(header) or len(set(header)) < len(header):
             raise ModelError(
-                f"{where}: its first line is {','.join(header)!r}; expected the names of the levels, each once: the "
-                "labels' own first, then coarser and coarser ones, such as label,coarse"
+                f"{where}: its first line is {','.join(header)!r}; expected the names of the levels, each once, fine to "
+                "coarse, such as label,coarse"
             )
         for cells in reader:
             if not cells:
@@ -160,7 +160,7 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
             if len(row) != len(header) or not all(row):
                 raise ModelError(
                     f"{where}, line {reader.line_num}: {','.join(row)!r} is not as deep as the levels "
-                    f"{', '.join(header)}: name a node at each, the same name again where there is no coarser one"
+                    f"{', '.join(header)}: give a node for each, and repeat the name if there is no coarser node"
                 )
             paths.append((f"line {reader.line_num}", tuple(reversed(row))))
     except csv.Error as error:
@@ -169,19 +169,19 @@ def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
 
 
 def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(normalise(key) for key, _ in found)
-        if twice := [key for key, number in counts.items() if number > 1]:
-            raise ModelError(f"{where}: {twice[0]!r} stands twice in one place: give its children in one place")
-        return {normalise(key): value for key, value in found}
+    def to_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(normalise(key) for key, _ in items)
+        if repeated := [key for key, number in counts.items() if number > 1]:
+            raise ModelError(f"{where}: {repeated[0]!r} occurs twice at one place: put its children together")
+        return {normalise(key): value for key, value in items}
 
     try:
-        tree = json.loads(text, object_pairs_hook=pairs)
+        tree = json.loads(text, object_pairs_hook=to_dict)
         names = tree.get("levels") if isinstance(tree, dict) and tree.keys() == {"levels", "tree"} else None
         paths = list(_paths(tree["tree"] if names else tree, ()))
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f'{where} is no tree of labels ({error}); expected {{"Fruit": {{"Apple": ["Gala", "Fuji"]}}}}, or '
+            f'{where} is not a tree of labels ({error}); expected {{"Fruit": {{"Apple": ["Gala", "Fuji"]}}}}, or '
             '{"levels": ["department", "kind", "label"], "tree": …}'
         ) from error
     if isinstance(names, list):
@@ -189,13 +189,13 @@ def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
     if names and not (isinstance(names, list) and all(isinstance(name, str) and name for name in names)
                       and len(set(names)) == len(names)):  # fmt: skip
         raise ModelError(
-            f"{where}: levels holds {json.dumps(names)[:60]}; expected their names, each once, coarse to fine"
+            f"{where}: levels is {json.dumps(names)[:60]}; expected their names, each once, coarse to fine"
         )
     depth = len(names) if names else max(map(len, paths), default=0)
     if uneven := [path for path in paths if len(path) != depth]:
         raise ModelError(
-            f"{where}: {' > '.join(uneven[0])} is {len(uneven[0])} levels deep, not {depth}: name a node at each level, "
-            "the same name again where there is no coarser one"
+            f"{where}: {' > '.join(uneven[0])} is {len(uneven[0])} levels deep, not {depth}: give a node for each level, "
+            "and repeat the name if there is no coarser node"
         )
     if depth < 2:
         raise ModelError(f"{where}: there are no levels above the labels")
@@ -205,7 +205,7 @@ def _from_json(text: str, where: str) -> tuple[list[str], Paths]:
 
 
 def _paths(tree: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the path of each label. Raises ValueError where the tree is none."""
+    """Yield the path of each label. Raises ValueError if the value is not a tree."""
     if isinstance(tree, str):
         yield (*above, normalise(tree))
     elif isinstance(tree, list) and tree and all(isinstance(label, str) for label in tree):
@@ -214,11 +214,11 @@ def _paths(tree: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for name, below in tree.items():
             yield from _paths(below, (*above, name))
     else:
-        raise ValueError(f"{' > '.join(above) or 'the whole'} holds {json.dumps(tree)[:60]}")
+        raise ValueError(f"{' > '.join(above) or 'the file'} has {json.dumps(tree)[:60]}")
 
 
 def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
-    """Refuse a node with two parents, a label in two places, and a chain of names that comes back to itself."""
+    """Refuse a node with two parents, a label in two places, and a cycle of names."""
     parents: dict[tuple[int, str], tuple[str, str]] = {}
     labels: dict[str, str] = {}
     above: dict[str, set[str]] = {}
@@ -229,21 +229,21 @@ def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
             if before != parent:
                 raise ModelError(
                     f"{where}: {names[depth]} {child!r} has two parents, {before!r} ({other}) and {parent!r} ({place}): "
-                    "leave it one, or give the two different names"
+                    "keep only one, or give the two nodes different names"
                 )
             if parent != child:
                 above.setdefault(child, set()).add(parent)
         if path[-1] in labels:
-            raise ModelError(f"{where}: {path[-1]!r} stands in two places ({labels[path[-1]]} and {place}): leave one")
+            raise ModelError(f"{where}: {path[-1]!r} is in two places ({labels[path[-1]]} and {place}): keep only one")
         labels[path[-1]] = place
     if cycle := _cycle(above):
-        raise ModelError(f"{where}: a cycle, {' > '.join(map(repr, cycle))}: a node cannot lie above itself")
+        raise ModelError(f"{where}: a cycle, {' > '.join(map(repr, cycle))}: a node cannot be above itself")
 
 
 def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str], where: str) -> None:
     """Refuse levels, and nodes of one level, that differ only in case, spaces or invisible characters.
 
-    The model's own labels may: ImageNet has a Cardigan (a dog) and a cardigan.
+    The labels of the model may do so: ImageNet has a Cardigan (a dog) and a cardigan.
     """
     known = set(labels)
     try:
@@ -259,7 +259,7 @@ def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str]
 
 
 def _cycle(above: Mapping[str, set[str]]) -> list[str]:
-    """Return a chain of names that ends where it began, nothing if there is none."""
+    """Return a cycle of names, from a name back to itself; empty if there is none."""
     done: set[str] = set()
 
     def climb(name: str, below: list[str]) -> list[str]:
@@ -267,18 +267,18 @@ def _cycle(above: Mapping[str, set[str]]) -> list[str]:
             return [*below[below.index(name) :], name]
         if name not in done:
             for parent in sorted(above.get(name, ())):
-                if found := climb(parent, [*below, name]):
-                    return found
+                if cycle := climb(parent, [*below, name]):
+                    return cycle
             done.add(name)
         return []
 
-    return next((found for name in sorted(above) if (found := climb(name, []))), [])
+    return next((cycle for name in sorted(above) if (cycle := climb(name, []))), [])
 
 
-def _require_labels(found: set[str], labels: Sequence[str], where: str) -> None:
-    """Refuse a tree that lacks a label of the model; warn of labels that the model lacks."""
-    missing = [label for label in labels if label not in found]
-    surplus = sorted(found - set(labels))
+def _require_labels(in_tree: set[str], labels: Sequence[str], where: str) -> None:
+    """Refuse a tree without a label of the model; warn about labels that the model does not have."""
+    missing = [label for label in labels if label not in in_tree]
+    surplus = sorted(in_tree - set(labels))
     more = _named(surplus, "unknown to the model", labels) if surplus else ""
     if missing:
         wrong = _named(missing, f"of the model {plural(len(missing), 'is', 'are')} missing", surplus) + (
@@ -286,23 +286,23 @@ def _require_labels(found: set[str], labels: Sequence[str], where: str) -> None:
         )
         raise ModelError(f"{where}: {wrong}: the tree must have a row for each label of the model")
     if surplus:
-        _warn_once(f"{where}: {more}: left out of the tree")
+        _warn_once(f"{where}: {more}: omitted from the tree")
 
 
 @cache
 def _warn_once(text: str) -> None:
-    """Log a warning, once in a process: a tree is read at several stages of a run."""
+    """Log a warning once per process, since a run reads the tree several times."""
     log.warning("%s", text)
 
 
 def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
-    """Return a count, the first few names, and for each the name among the others that it may stand for."""
+    """Return a count and the first names, each with a suggestion from the other names."""
     shown = [repr(name) + did_you_mean(name, others) for name in names[:_SHOWN]]
     return f"{counted(len(names), 'label')} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return a hint at the known name that is meant: one that is near, or has this number or WordNet id.
+    """Return a hint about a known name that may be meant: a similar one, or one with this number or WordNet id.
 
     >>> did_you_mean("granny  smith", ["Granny Smith", "Gala"]), did_you_mean("dog", ["Gala"])
     (", did you mean 'Granny Smith'?", '')
@@ -323,7 +323,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _id_of(label: str, labels: Sequence[str]) -> str:
-    """Return the WordNet id of a label of ImageNet's in parentheses, nothing for others."""
-
+    """Return the WordNet id of a label of ImageNet in parentheses; empty for other labels."""
     ids = imagenet.wordnet_ids(tuple(labels))
     return f" ({ids[list(labels).index(label)]})" if ids else ""

@@ -1,5 +1,6 @@
-"""Values: files of weights: what they are, the tensors in them without wrappers, and names that fit a network. No pickle
-is loaded.
+"""Values: files of weights: their format, their tensors without wrappers, and names that fit a network.
+
+Arbitrary pickles are never loaded.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ WRAPPERS = (
     *("state_dict_ema", "model_ema", "state_dict", "model"),  # in timm's order: averaged weights come first
     *("model_state_dict", "model_state", "net", "network", "weights", "params"),
 )
-"""Under which keys of a checkpoint its state dict is looked for, in this order."""
+"""Keys of a checkpoint that may contain its state dict, in order of preference."""
 
 _AVERAGED = ("state_dict_ema", "model_ema")
 
-_NOT_NEEDED = (
+_OPTIONAL_BUFFERS = (
     *("num_batches_tracked", "n_averaged"),  # counters of training
-    # Tables of indices that a network computes from its sizes when it is made.
+    # Tables of indices that a network computes from its sizes when it is created.
     *("relative_position_index", "relative_coords_table", "attn_mask", "attention_bias_idxs"),
 )
-"""The last part of the names of buffers that do not matter at inference: they may be missing, or left over."""
+"""The last part of the names of buffers without effect at inference. They may be missing or left over."""
 
-# What torch.compile, FSDP and activation checkpointing put into names, at any depth.
+# Parts that torch.compile, FSDP and activation checkpointing insert into names, at any depth.
 _INSERTED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# torchvision's DenseNet weights of 2017 have a dot where today's names have none.
+# torchvision's DenseNet weights of 2017 have a dot that the current names do not have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 _MAGIC = {
@@ -50,51 +51,51 @@ _SHOWN = 3
 
 
 def read(path: Path, where: str) -> tuple[State, list[str]]:
-    """Return the tensors of a file of safetensors or of torch.save, and what was done to find them, as notes.
+    """Return the tensors of a file of safetensors or of torch.save, and notes about where they were found.
 
     Raises:
-        ModelError: it is another kind of file, torn, a pickle that holds more than tensors, or no state dict.
+        ModelError: the file is of another kind, truncated, a pickle with more than tensors, or not a state dict.
     """
-    state, notes = _unwrapped(_loaded(path, where), where)
-    return with_todays_names(state), notes
+    state, notes = _unwrap(_load(path, where), where)
+    return with_current_names(state), notes
 
 
-def with_todays_names(state: State) -> State:
-    """Return the tensors under the names that the libraries use today."""
+def with_current_names(state: State) -> State:
+    """Return the tensors under the current names of the libraries."""
     return {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in state.items()}
 
 
-def fitted(net: nn.Module, state: State) -> tuple[State, list[str]]:
-    """Return the tensors under the network's own names, and notes: prefixes are removed if all names then fit.
+def match_names(net: nn.Module, state: State) -> tuple[State, list[str]]:
+    """Return the tensors under the network's names, and notes about the changes: prefixes are removed if all names then fit.
 
-    Where no way fits, the tensors come back under the names that share most with the network's.
+    If nothing fits, return the tensors under the candidate names that have most in common with the network's.
     """
     wanted = net.state_dict()
-    ways = list(_renamed(state))
-    for names, notes in ways:
-        if unlike(net, names) == ([], []):
-            return names, notes + _not_needed(wanted, names)
-    return max(ways, key=lambda way: len(way[0].keys() & wanted.keys()))[0], []
+    candidates = list(_name_candidates(state))
+    for names, notes in candidates:
+        if differing_names(net, names) == ([], []):
+            return names, notes + _buffer_notes(wanted, names)
+    return max(candidates, key=lambda candidate: len(candidate[0].keys() & wanted.keys()))[0], []
 
 
-def unlike(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
-    """Return the names that a network lacks and those that are left over, buffers without effect at inference apart."""
+def differing_names(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
+    """Return the missing and the left-over names of a state dict, without buffers that have no effect at inference."""
     wanted, buffers = net.state_dict(), dict(net.named_buffers())
-    missing = [name for name in wanted if name not in state and not (name in buffers and _is_not_needed(name))]
-    surplus = [name for name in state if name not in wanted and not _is_not_needed(name)]
+    missing = [name for name in wanted if name not in state and not (name in buffers and _is_optional(name))]
+    surplus = [name for name in state if name not in wanted and not _is_optional(name)]
     return sorted(missing), sorted(surplus)
 
 
-def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
-    """Yield the tensors under shorter and shorter names, with a note of what was removed."""
+def _name_candidates(state: State) -> Iterator[tuple[State, list[str]]]:
+    """Yield the tensors under shorter and shorter names, with a note about the removed parts."""
     yield state, []
     removed = sorted({part for name in state for part in _INSERTED.findall(name)})
     if removed:
         state = {_INSERTED.sub("", name): value for name, value in state.items()}
         yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
     while True:
-        firsts = {name.partition(".")[0] for name in state if not _is_not_needed(name)}
-        if len(firsts) != 1 or not all("." in name for name in state if not _is_not_needed(name)):
+        firsts = {name.partition(".")[0] for name in state if not _is_optional(name)}
+        if len(firsts) != 1 or not all("." in name for name in state if not _is_optional(name)):
             return
         prefix = f"{firsts.pop()}."
         removed.append(prefix)
@@ -102,20 +103,20 @@ def _renamed(state: State) -> Iterator[tuple[State, list[str]]]:
         yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
 
 
-def _not_needed(wanted: State, state: State) -> list[str]:
-    """Return a note of the buffers that are missing or left over."""
+def _buffer_notes(wanted: State, state: State) -> list[str]:
+    """Return a note about buffers that are missing or left over."""
     names = sorted(wanted.keys() ^ state.keys())
     if not names:
         return []
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"buffers that do not matter at inference are missing or left over: {names[0]}{more}"]
+    return [f"buffers without effect at inference are missing or left over: {names[0]}{more}"]
 
 
-def _is_not_needed(name: str) -> bool:
-    return name.rpartition(".")[2] in _NOT_NEEDED
+def _is_optional(name: str) -> bool:
+    return name.rpartition(".")[2] in _OPTIONAL_BUFFERS
 
 
-def _unwrapped(content: Any, where: str) -> tuple[State, list[str]]:
+def _unwrap(content: Any, where: str) -> tuple[State, list[str]]:
     notes: list[str] = []
     while isinstance(content, Mapping):
         if content and all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -127,10 +128,10 @@ def _unwrapped(content: Any, where: str) -> tuple[State, list[str]]:
         averaged = " (averaged weights)" if inside[0] in _AVERAGED else ""
         notes.append(f"{inside[0]!r}{averaged} of the checkpoint is used{others}")
         content = content[inside[0]]
-    raise ModelError(f"{where} holds no state dict: {_of_what(content)}; save net.state_dict()")
+    raise ModelError(f"{where} has no state dict: {_describe_content(content)}; save net.state_dict()")
 
 
-def _of_what(content: Any) -> str:
+def _describe_content(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"it is {type(content).__name__}, not names with tensors"
     others = [f"{name!r} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)]
@@ -141,26 +142,26 @@ def _of_what(content: Any) -> str:
     return f"it has {', '.join(others[:_SHOWN])}{more} {beside}"
 
 
-def _loaded(path: Path, where: str) -> Any:
-    """Return what a file holds, told by its content: names are often wrong."""
+def _load(path: Path, where: str) -> Any:
+    """Return the content of a file. Its format is recognised by the content, since names are often wrong."""
     start = require_weights(path, where)
     try:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # An open file: of a path, torch would believe the suffix. timm's checkpoints hold their arguments as a Namespace.
+        # An open file, since torch goes by the suffix of a path. Checkpoints of timm contain their arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors have each their own
-        raise _unreadable(path, where, error) from error
+    except Exception as error:  # torch, pickle and safetensors have errors of their own
+        raise _unreadable_error(path, where, error) from error
 
 
 def require_weights(path: Path, where: str) -> bytes:
-    """Refuse what is another kind of file; return how the file begins.
+    """Raise if a file is of another kind; return its first bytes.
 
     Raises:
-        ModelError: naming the kind.
+        ModelError: with the kind of the file.
     """
     with path.open("rb") as file:
         start = file.read(_MAX_TEXT)
@@ -181,13 +182,13 @@ def require_weights(path: Path, where: str) -> bytes:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ModelError(
-                    f"{where} is TorchScript, which is a program: save the state_dict() of the network that it was made of"
+                    f"{where} is TorchScript, which is a program: save the state_dict() of its network instead"
                 )
     return start
 
 
-def _unreadable(path: Path, where: str, error: Exception) -> ModelError:
-    """Return what to say of a file that is not read, with the classes that a pickle would bring."""
+def _unreadable_error(path: Path, where: str, error: Exception) -> ModelError:
+    """Return the error for a file that is not read. It names the classes that a pickle would import."""
     unsafe: list[str] = []
     if zipfile.is_zipfile(path):
         try:
@@ -196,10 +197,10 @@ def _unreadable(path: Path, where: str, error: Exception) -> ModelError:
             unsafe = []
     if unsafe:
         more = f" and {len(unsafe) - _SHOWN} more" if len(unsafe) > _SHOWN else ""
-        what = f"is a pickle that holds more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
+        what = f"is a pickle with more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
     else:
         what = (
-            "cannot be read as a state dict: it is torn, or a pickle that holds more than tensors, which is never loaded "
+            "cannot be read as a state dict: it is truncated, or a pickle with more than tensors, which is never loaded "
             f"({(str(error).splitlines() or [repr(error)])[0][:200]})"
         )
     return ModelError(f"{where} {what}; save net.state_dict() with safetensors or torch.save")

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from imgbatch.errors import ClusterError, ImgbatchError, Unreachable
 from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Pages, Todo
-from imgbatch.ledger.tar_progress import once
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.listing_pages import Pages
+from imgbatch.ledger.tar_cursor import deduplicate
 from imgbatch.rejects import Example, note_examples
 from imgbatch.schema import PLACE_COLUMNS, RESULTS, carried_fields, with_carried
 from imgbatch.storage.stores import Folder
@@ -70,18 +71,18 @@ class Committer:
     ledger: Ledger
     run_id: str
     model: str
-    todo: Todo
+    work_plan: WorkPlan
     commit_s: float
     store_answers: Callable[[], bool] = lambda: True
     """Asks the input's store whether it lets us in at all, when many reads in a row are forbidden."""
     clock: Callable[[], float] = time.monotonic
-    room: int | None = None
+    remaining: int | None = None
     """How many members of tars may come yet; None: all."""
-    again: int = 0
+    retried: int = 0
     """How many of the images are tried again, or have changed."""
-    of_tars: int = 0
+    tar_rows: int = 0
     """Rows of members of tars, which the listing did not know."""
-    passed_over: int = 0
+    ignored_members: int = 0
     """Members of tars that are no images."""
     unpaired: int = 0
     """Sidecars in tars that do not lie beside an image of their name."""
@@ -109,8 +110,8 @@ class Committer:
 
     def __post_init__(self) -> None:
         self.started = self._committed = self.clock()
-        if self.room is not None:  # what is there of tars may be more than the limit
-            self.room = max(0, self.room)
+        if self.remaining is not None:  # what is there of tars may be more than the limit
+            self.remaining = max(0, self.remaining)
             self.close_at_limit()
 
     @property
@@ -127,10 +128,10 @@ class Committer:
         rows, notes, read = received(block)
         for note in notes:
             self._note(note)
-        if self.todo.shards:
-            of_tars = pc.is_valid(rows["offset"])
-            members = rows.filter(of_tars)
-            rows = pa.concat_tables([self._once(rows.filter(pc.invert(of_tars))), *self._of_tars(members)])
+        if self.work_plan.tars:
+            is_member = pc.is_valid(rows["offset"])
+            members = rows.filter(is_member)
+            rows = pa.concat_tables([self._once(rows.filter(pc.invert(is_member))), *self._accept_members(members)])
             self._close(read, set(pc.unique(members["index"]).to_pylist()))
         else:
             rows = self._once(rows)
@@ -158,10 +159,12 @@ class Committer:
         if self._waiting or self._touched:
             nothing = RESULTS.empty_table().drop_columns(["index", *PLACE_COLUMNS])
             rows = pa.concat_tables(self._waiting or [nothing], promote_options="default")
-            told = {self.todo.shards[number].uri: self.todo.shards[number].entry() for number in sorted(self._touched)}
+            progress = {
+                self.work_plan.tars[number].uri: self.work_plan.tars[number].entry() for number in sorted(self._touched)
+            }
             self._waiting, self._rows_waiting, self._touched = [], 0, set()
             started = self.clock()
-            self.ledger.commit(rows, self.run_id, self.model, told)
+            self.ledger.commit(rows, self.run_id, self.model, progress)
             self.seconds["commit"] += self.clock() - started  # type: ignore[assignment]
         self._committed = self.clock()
 
@@ -184,9 +187,9 @@ class Committer:
             ClusterError: more than 200, and more than the share `lost` of all; or, in the last round, more than 20 and all,
                 those apart that may have died before.
         """
-        left = int(np.count_nonzero(self.todo.pending))
+        left = int(np.count_nonzero(self.work_plan.pending))
         if left > max(_MOST_KILLERS, lost * (left + self.arrived)) or (
-            last and not self.arrived and left > max(_FEW_KILLERS, self.again)
+            last and not self.arrived and left > max(_FEW_KILLERS, self.retried)
         ):
             raise ClusterError(
                 f"{left:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
@@ -199,12 +202,12 @@ class Committer:
         The next run tries again: decoders run in a child by then, so that it was the process around them that died. Of a tar
         whatever was not read hangs on it.
         """
-        for number, shard in self.todo.shards.items():
-            if shard.torn:  # and has its reject
-                self.todo.pending[number] = False
-        left = np.flatnonzero(self.todo.pending)
+        for number, tar in self.work_plan.tars.items():
+            if tar.truncated:  # and has its reject
+                self.work_plan.pending[number] = False
+        left = np.flatnonzero(self.work_plan.pending)
         if len(left):
-            self.of_tars += int(np.isin(left, list(self.todo.shards)).sum())
+            self.tar_rows += int(np.isin(left, list(self.work_plan.tars)).sum())
             listed = Pages(listing).rows(left)
             message = "the process that worked on it died, each time, with nothing else in it"
             given = {"stage": "decode", "reason": "crashed", "message": message, "passing": True, "attempts": tries}
@@ -218,39 +221,39 @@ class Committer:
     def _once(self, rows: pa.Table) -> pa.Table:
         """Return the rows of images that did not arrive before."""
         numbers = rows["index"].to_numpy()
-        fresh = self.todo.pending[numbers]
-        self.todo.pending[numbers] = False
+        fresh = self.work_plan.pending[numbers]
+        self.work_plan.pending[numbers] = False
         return rows if fresh.all() else rows.filter(pa.array(fresh))
 
-    def _of_tars(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def _accept_members(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield, tar by tar, the rows that go on where the last ones ended: listed, since only now they are known."""
         numbers = rows["index"].to_numpy()
         for number in np.unique(numbers).tolist():
-            shard = self.todo.shards[number]
+            tar = self.work_plan.tars[number]
             given = rows.filter(pa.array(numbers == number))
             # Up to a limit they are admitted step by step: rows that are in the tables already do not count.
-            while self.room != 0 and len(admitted := shard.admit(given, self.room)):
+            while self.remaining != 0 and len(admitted := tar.admit(given, self.remaining)):
                 self._touched.add(number)
-                admitted = once(shard, admitted, self.ledger.visit)
-                self.of_tars += len(admitted)
-                self.room = None if self.room is None else self.room - len(admitted)
+                admitted = deduplicate(tar, admitted, self.ledger.index.mark_seen)
+                self.tar_rows += len(admitted)
+                self.remaining = None if self.remaining is None else self.remaining - len(admitted)
                 yield admitted
-                if self.room is None:
+                if self.remaining is None:
                     break
                 given = given.slice(0, 0)
 
     def _close(self, read: list[dict[str, Any]], moved: set[int]) -> None:
         """Close the tars whose readers came to their end and of which no row is missing."""
-        for told in read:
-            self.todo.shards[told["number"]].told = told
-        for number in sorted(moved | {told["number"] for told in read}):
-            shard = self.todo.shards[number]
-            end = shard.told
-            if end is not None and end["through"] == shard.through and self.todo.pending[number]:
-                shard.closed = end["whole"]
-                self.todo.pending[number] = False
+        for report in read:
+            self.work_plan.tars[report["number"]].end_report = report
+        for number in sorted(moved | {report["number"] for report in read}):
+            tar = self.work_plan.tars[number]
+            end = tar.end_report
+            if end is not None and end["last_offset"] == tar.last_offset and self.work_plan.pending[number]:
+                tar.closed = end["whole"]
+                self.work_plan.pending[number] = False
                 self._touched.add(number)
-                self.passed_over += end["ignored"]
+                self.ignored_members += end["ignored"]
                 if end["unpaired"]:
                     self.unpaired += end["unpaired"]
                     self.unpaired_example = self.unpaired_example or end["unpaired_example"]
@@ -267,11 +270,11 @@ class Committer:
 
     def close_at_limit(self) -> bool:
         """Leave the tars as far as they are read, once the run's limit is reached; return whether nothing is left to do."""
-        if self.room == 0:
-            for number, shard in self.todo.shards.items():
-                self.of_tars += bool(shard.refused and self.todo.pending[number])
-                self.todo.pending[number] = False
-        return self.room == 0 and not self.todo.pending.any()
+        if self.remaining == 0:
+            for number, tar in self.work_plan.tars.items():
+                self.tar_rows += bool(tar.refused and self.work_plan.pending[number])
+                self.work_plan.pending[number] = False
+        return self.remaining == 0 and not self.work_plan.pending.any()
 
     def moved_on(self) -> bool:
         """Return whether rows came since this was asked last."""

@@ -181,7 +181,7 @@ def from_tables(
     chosen = replace(chosen, model=model_of(record, chosen.model, named))
     model = loading.load(chosen.model, stores)
     log.info("model %s", model.summary())
-    chosen = reading.with_output(chosen, model=model.slug)
+    chosen = reading.fill_output_template(chosen, model=model.slug)
     output = Folder(stores, absolute(chosen.output.uri))
     withdraw(output)
     require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))

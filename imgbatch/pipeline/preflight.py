@@ -46,7 +46,7 @@ def prepare(chosen: sections.Config) -> Job:
             recognise.require_utf8(uri, what)
     console.step("loading the model")
     model = loading.load(chosen.model, stores)
-    chosen = reading.with_output(chosen, model=model.slug)
+    chosen = reading.fill_output_template(chosen, model=model.slug)
     if not chosen.output.uri:
         raise UsageError("no --output: say where the label tables go")
     output = Folder(stores, absolute(chosen.output.uri))

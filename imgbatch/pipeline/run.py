@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import sections
 from imgbatch.config.sections import Config
 from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
-from imgbatch.ledger import audit, claims, deleted_files, run_record
-from imgbatch.ledger import listing as listing_pages
+from imgbatch.ledger import audit, claims, deleted_files, listing_pages, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
-from imgbatch.ledger.listing import Counts, Todo
-from imgbatch.ledger.success_marker import Success
+from imgbatch.ledger.listing import Counts, WorkPlan
+from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.models import loading
 from imgbatch.pipeline import budget
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, prepare, warn_of_local_paths
@@ -69,17 +68,17 @@ def dry_run(chosen: Config) -> str:
     job = opened(chosen)
     job.ledger.read_only = True
     listing = list_images(job, None)
-    counts, work = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
+    counts, work_plan = listing.counts, listing.work_plan()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
     counts.updated = sum(map(count_rows, changed))
-    todo = int(work.pending.sum()) - counts.tars
+    pending = int(work_plan.pending.sum()) - counts.tars
     size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
     tars = f" and what {plural(counts.tars, 'a tar holds', f'{counts.tars:,} tars hold')}" if counts.tars else ""
     updated = f" ({counts.updated:,} of these to get other carried values)" if counts.updated else ""
-    stale = f", {counts.stale:,} of the {todo:,} to classify changed or to be tried again" if counts.stale else ""
+    stale = f", {counts.stale:,} of the {pending:,} to classify changed or to be tried again" if counts.stale else ""
     return (
         f"model {job.model.summary()}\n"
-        f"would classify {todo:,} of {counted(counts.listed, 'image')}{tars} "
+        f"would classify {pending:,} of {counted(counts.listed, 'image')}{tars} "
         f"({size}) with {job.model.reference} into {job.output.uri}: "
         f"{counts.already_done:,} already done{updated}{stale}, {counted(counts.ignored, 'object')} ignored, "
         f"{counted(counts.duplicates, 'duplicate')}; nothing was written"
@@ -98,12 +97,17 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
         claim.run_id,
         claim,
     )
-    success = Success(job.output)
+    success = SuccessMarker(job.output)
     with naming_the_output(job):
         record.start()
     tally = Tally()
     log.info("model %s", job.model.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling(), tally.reported(record):
+    with (
+        stop.on_timeout(record.record_interrupt),
+        on_tick(record.beat),
+        record.recording_failure(),
+        tally.reported(record),
+    ):
         try:
             counts, rejects = work_through(job, claim, record, success, stop, tally)
         except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
@@ -113,7 +117,9 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     return RunSummary(record.id, job.output.uri, counts, rejects, tally.public())
 
 
-def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: Success) -> None:
+def blame_changes(
+    error: Exception, job: Job, claim: claims.Claim, record: run_record.Record, success: SuccessMarker
+) -> None:
     """Say that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
 
     Raises:
@@ -128,8 +134,8 @@ def blame_changes(error: Exception, job: Job, claim: claims.Claim, record: run_r
         raise OutputChangedError(gone or str(lost)) from error
     if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
         try:
-            if success.said is None:  # it was not reached yet
-                success.look()
+            if success.content is None:  # it was not reached yet
+                success.refresh()
             success.withdraw()
         except (StoreError, OutputChangedError) as second:  # the first error is the one to tell
             log.error("_SUCCESS could not be removed: %s", second)
@@ -142,21 +148,21 @@ def what_is_gone(job: Job, record: run_record.Record) -> str:
     seen = {"labels": job.ledger.labels.names, "rejects": job.ledger.rejects.names}
     seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
     try:
-        return deleted_files.deleted(job.output, seen)
+        return deleted_files.describe_deletion(job.output, seen)
     except StoreError as second:
         log.warning("the output could not be looked at: %s", second)
         return ""
 
 
 def work_through(
-    job: Job, claim: claims.Claim, record: run_record.Record, success: Success, stop: StopRequest, tally: Tally
+    job: Job, claim: claims.Claim, record: run_record.Record, success: SuccessMarker, stop: StopRequest, tally: Tally
 ) -> tuple[dict[str, int], dict[str, int]]:
     """List, label what is to be done, count, and write `_SUCCESS`; return the counts, and the rejects by reason."""
-    success.look()  # first of all: one that another run writes from now on is not this run's to remove
+    success.refresh()  # first of all: one that another run writes from now on is not this run's to remove
     listing = list_images(job, record.folder.folder("listing"))
-    listed, todo = listing.counts, listing.todo()
-    changed = corrections(job.ledger, listing.pages, listing.carried, todo.pending, limited=listing.full)
-    record.listed_rows = len(todo.pending)
+    listed, work_plan = listing.counts, listing.work_plan()
+    changed = corrections(job.ledger, listing.pages, listing.carried, work_plan.pending, limited=listing.full)
+    record.listed_rows = len(work_plan.pending)
     del listing  # and with it 16 bytes an image
     process.release_memory()
     for some in changed:
@@ -165,18 +171,18 @@ def work_through(
         listed.updated += count_rows(some)
     if listed.updated:
         log.info("%s rows got other carried values", f"{listed.updated:,}")
-    if todo.pending.any() or (job.config.run.prune and listed.listed and job.ledger.kept()):
+    if work_plan.pending.any() or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         withdraw(claim, success)
-    if todo.pending.any():
-        label(job, record, listed, todo, stop, tally)
+    if work_plan.pending.any():
+        label(job, record, listed, work_plan, stop, tally)
     console.step("reading the tables back")
     process.release_memory()
     tick()
     if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to empty all
         job.ledger.prune(listed.unread)
-    sealed_by = seal(job, record, success.said)
-    job.ledger.forget()
-    success.look()  # a newer one, of a run that ends during the audit, is not replaced
+    sealed_by = seal(job, record, success.content)
+    job.ledger.release_index()
+    success.refresh()  # a newer one, of a run that ends during the audit, is not replaced
     counts, totals = count(job, record, listed, tally)
     claim.require_ours()
     success.write(record.id, counts, job.config.limit, sealed_by)
@@ -184,32 +190,32 @@ def work_through(
     return counts, dict(totals.reasons)
 
 
-def withdraw(claim: claims.Claim, success: Success) -> None:
+def withdraw(claim: claims.Claim, success: SuccessMarker) -> None:
     """Remove `_SUCCESS`, since there is work to do; also the late one of a killed run, but not that of a run that took over."""
-    if success.said is None:
+    if success.content is None:
         return
     claim.require_ours()
     try:
         success.withdraw()
     except OutputChangedError:
         claim.require_ours()
-        success.look()
+        success.refresh()
         success.withdraw()
 
 
-def release(claim: claims.Claim, success: Success) -> None:
+def release(claim: claims.Claim, success: SuccessMarker) -> None:
     """Release the claim; if another run has taken it over in between, what was counted may have changed: no `_SUCCESS`."""
     try:
         claim.require_released()
     except OutputChangedError:
-        success.look()
-        if (success.said or {}).get("run_id") == claim.run_id:
+        success.refresh()
+        if (success.content or {}).get("run_id") == claim.run_id:
             success.withdraw()
         raise
 
 
 def label(
-    job: Job, record: run_record.Record, counts: Counts, todo: Todo, stop: StopRequest, tally: Tally
+    job: Job, record: run_record.Record, counts: Counts, work_plan: WorkPlan, stop: StopRequest, tally: Tally
 ) -> None:  # fmt: skip
     """Have the pending images labelled on the cluster, and commit their rows as they come."""
     from imgbatch.engine import placement, session  # Ray and torch are not needed where there is nothing to do
@@ -218,26 +224,26 @@ def label(
 
     # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
     without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
-    room = None if job.config.limit is None else job.config.limit - counts.listed
+    remaining = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(recognise.store_is_reachable, job.sources)
     committer = Committer(
         job.ledger,
         record.id,
         job.model.reference,
-        todo,
+        work_plan,
         job.config.run.commit_interval_s,
         asks,
-        room=room,
-        again=counts.stale,
+        remaining=remaining,
+        retried=counts.stale,
     )
-    shown = progress.Progress("labelling", None if todo.shards else int(todo.pending.sum()))
+    shown = progress.Progress("labelling", None if work_plan.tars else int(work_plan.pending.sum()))
 
     def receive(work: Work, plan: placement.Plan, round: units.Round) -> None:
         left_out = len(committer.left_out)
         plan = placement.without(plan, committer.left_out)
-        shown.start(int(todo.pending.sum()), round.rows)
-        blocks = ticking(
-            placement.label_images(work, plan, todo, round), job.config.cluster.stall_timeout_s, closes=True
+        shown.start(int(work_plan.pending.sum()), round.rows)
+        blocks = poll_items(
+            placement.label_images(work, plan, work_plan, round), job.config.cluster.stall_timeout_s, closes=True
         )
         with closing(blocks):
             for block in blocks:
@@ -246,7 +252,7 @@ def label(
                     committer.take(block)
                 if committer.due:
                     committer.commit()
-                    process.release_freed()
+                    process.trim_memory()
                     judge_on_the_way(job, counts, committer)
                 shown.update(committer.arrived, committer.rejected)
                 record.beat(**facts_on_the_way(counts, committer, tally))
@@ -254,16 +260,18 @@ def label(
                     break
 
     try:
-        if not todo.pending.any():  # but for tars, and there are more images than the limit without them
+        if not work_plan.pending.any():  # but for tars, and there are more images than the limit without them
             return
         limits = job.config.cluster
-        with stop.beside_ray(), session.connected(limits.call_s), committer, closing(shown):
+        with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
             tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
             plan = placement.plan(limits)
             warn_of_local_paths(job.output, job.sources, plan.nodes)
-            if todo.shards and job.config.limit is not None:  # the first members are those that one worker reads first
+            if (
+                work_plan.tars and job.config.limit is not None
+            ):  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
-            with loading.shared(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
+            with loading.share_weights(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
                 work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)
@@ -274,8 +282,8 @@ def label(
 
 def add_members(counts: Counts, committer: Committer) -> None:
     """Add to the counts of a listing what was found in tars."""
-    counts.listed += committer.of_tars
-    counts.ignored += committer.passed_over
+    counts.listed += committer.tar_rows
+    counts.ignored += committer.ignored_members
     counts.unpaired += committer.unpaired
     committer.warn_of_unpaired()
 
@@ -286,9 +294,9 @@ def hand_out(
     """Hand out what is pending in ever smaller units; in units of one size again where nodes were lost on the way."""
     from imgbatch.engine import units
 
-    todo = committer.todo
+    work_plan = committer.work_plan
     for round in units.ROUNDS:
-        while todo.pending.any():
+        while work_plan.pending.any():
             there, left_out = alive(), len(committer.left_out)
             receive(round)
             if len(committer.left_out) > left_out:  # what the node had is handed out to the others
@@ -297,7 +305,7 @@ def hand_out(
                 break
             log.warning("nodes were lost in mid-run: what they had is handed out again")
         committer.blame_the_cluster(nodes, round.lost, last=round is units.ROUNDS[-1])
-    while todo.shards and todo.pending.any() and committer.moved_on():
+    while work_plan.tars and work_plan.pending.any() and committer.moved_on():
         receive(units.ROUNDS[-1])
 
 
@@ -307,12 +315,16 @@ def seal(job: Job, record: run_record.Record, success: dict[str, Any] | None) ->
     if success is not None and job.ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     job.ledger.seal(record.id)
-    if len(job.ledger.absorbed):  # another writer was here: what he rejected and we labelled is settled by reading anew
+    if len(
+        job.ledger.written_by_others
+    ):  # another writer was here: what he rejected and we labelled is settled by reading anew
         job.ledger.open()
     return record.id
 
 
-def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> tuple[dict[str, int], audit.Books]:
+def count(
+    job: Job, record: run_record.Record, listed: Counts, tally: Tally
+) -> tuple[dict[str, int], audit.AuditResult]:
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
@@ -334,9 +346,9 @@ def count(job: Job, record: run_record.Record, listed: Counts, tally: Tally) -> 
         "unpaired_sidecars": listed.unpaired,
     }
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
-    totals.require_balance()
+    totals.require_reconciled()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} stand on the listing's pages")
+        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
     budget.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )
@@ -358,12 +370,12 @@ def facts_on_the_way(listed: Counts, committer: Committer, tally: Tally) -> dict
     """Return both kinds of counts as far as they are known in the middle of a run."""
     tally.take(committer)
     counts = {
-        "listed": listed.listed + committer.of_tars,
+        "listed": listed.listed + committer.tar_rows,
         "labelled": committer.labelled,
         "rejected": committer.rejected,
         "already_done": listed.already_done,
         "updated": listed.updated,
-        "ignored": listed.ignored + committer.passed_over,
+        "ignored": listed.ignored + committer.ignored_members,
         "duplicates": listed.duplicates,
         "unpaired_sidecars": listed.unpaired + committer.unpaired,
     }

@@ -15,7 +15,7 @@ from imgbatch.rejects import Example
 from imgbatch.terminal.plurals import number
 
 if TYPE_CHECKING:
-    from imgbatch.ledger.audit import Books
+    from imgbatch.ledger.audit import AuditResult
     from imgbatch.ledger.run_record import Record
     from imgbatch.pipeline.committer import Committer
 
@@ -70,10 +70,10 @@ class Tally:
         self.labelled, self.rejected, self.rate = committer.labelled, committer.rejected, committer.rate()
         self.reasons, self.examples = Counter(committer.reasons), dict(committer.examples)
 
-    def audited(self, books: Books) -> None:
+    def audited(self, result: AuditResult) -> None:
         """Take over the rejects that the tables hold, among them those of earlier runs."""
-        self.reasons, self._audited = Counter(books.reasons), True
-        self.examples = {**books.examples, **self.examples}
+        self.reasons, self._audited = Counter(result.reasons), True
+        self.examples = {**result.examples, **self.examples}
 
     @property
     def seconds(self) -> float:

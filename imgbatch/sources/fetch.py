@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.concurrency.prefetch import ahead, chained, drawn
+from imgbatch.concurrency.prefetch import prefetch_calls, prefetch_items, prefetch_streams
 from imgbatch.config.sections import Config, FetchConfig, SourceConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
@@ -53,13 +53,13 @@ class Fetcher:
             yield from self._objects(in_container) if container is None else self._table_rows(in_container)
 
     def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:
-        calls = ahead(
+        calls = prefetch_calls(
             self._pool,
             self._fetch,
             rows,
-            most=self._config.concurrency,
+            max_pending=self._config.concurrency,
             cost=lambda row: row["size"] or _ASSUMED_BYTES,
-            most_cost=self._config.max_inflight_bytes,
+            max_cost=self._config.max_inflight_bytes,
         )
         return (fetched for _, fetched in calls)
 
@@ -80,7 +80,7 @@ class Fetcher:
                     groups.append(partial(self._row_group, table.images(row_group, in_row_group), in_file[start:end]))
             except (StoreError, InputError) as error:
                 groups.append(partial(_refused, in_file, error))
-        yield from chained(groups, at_once=_GROUPS_AT_ONCE, most=_IMAGES_AHEAD)
+        yield from prefetch_streams(groups, concurrency=_GROUPS_AT_ONCE, max_pending=_IMAGES_AHEAD)
 
     def _row_group(self, contents: Iterator[bytes | Refusal], rows: list[dict[str, Any]]) -> Iterator[Fetched]:
         remaining = list(reversed(rows))
@@ -119,11 +119,11 @@ def members_of_tar(
     number: int,
     tar: dict[str, Any],
     config: Config,
-    group: int,
-    through: int,
+    resume_offset: int,
+    last_offset: int,
     keep: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Fetched]]:
-    """Yield (row, image) for the images of a tar after the one at `through`, while the next ones are read.
+    """Yield (row, image) for the images of a tar after the one at `last_offset`, while the next ones are read.
 
     A row has `uri`, the position in the tar and the sidecars. The last row, `read`, has a report in JSON as the message of its
     refusal: the number of the tar, the offset of the last row, whether the tar was read to its end, and the numbers of
@@ -135,16 +135,16 @@ def members_of_tar(
     meta = Meta(tar["size"], tar["etag"], tar["last_modified"])
     limit = config.fetch.max_bytes
     reader = TarReader(stores, tar["uri"], meta, config.source.suffixes, limit, collect=keep is not None)
-    place = {"offset": through, "previous": through, "group": group}
+    place = {"offset": last_offset, "previous_offset": last_offset, "resume_offset": resume_offset}
     refusal, whole, end = None, True, End(0, 0)
     try:
-        for member in drawn(partial(reader.members, group, through), _MEMBERS_AHEAD):
+        for member in prefetch_items(partial(reader.members, resume_offset, last_offset), _MEMBERS_AHEAD):
             if isinstance(member, End):
                 refusal, end = member.damage, member
                 if keep is not None:
                     keep(member.sidecars)
                 break
-            place = {"offset": member.offset, "previous": place["offset"], "group": member.resume_offset}
+            place = {"offset": member.offset, "previous_offset": place["offset"], "resume_offset": member.resume_offset}
             size = None if isinstance(member.content, Refusal) else len(member.content)
             version = Meta(size, meta.etag, meta.last_modified)
             yield (
@@ -154,10 +154,14 @@ def members_of_tar(
     except StoreError as error:
         refusal, whole = Refusal("fetch", error.reason, str(error)[:300], error.attempts), False
     if refusal is not None:
-        place = {"offset": place["offset"] + 1, "previous": place["offset"], "group": place["group"]}
+        place = {
+            "offset": place["offset"] + 1,
+            "previous_offset": place["offset"],
+            "resume_offset": place["resume_offset"],
+        }
         yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
     end_report = {
-        "number": number, "through": place["offset"], "whole": whole, "ignored": end.ignored,
+        "number": number, "last_offset": place["offset"], "whole": whole, "ignored": end.ignored,
         "unpaired": end.unpaired, "unpaired_example": f"{tar['uri']}#{end.unpaired_example}",
     }  # fmt: skip
     yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(end_report)), meta, meta)

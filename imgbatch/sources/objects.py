@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, Conflict, Forbidden, InputError, NotFound, StoreError
 from imgbatch.schema import LISTING
@@ -133,7 +133,7 @@ class Objects:
             yield from self._by_kind(replace(selected, batch=selected.batch.filter(pc.invert(is_list))))
             lists = selected.batch.filter(is_list)
             rows = [partial(self._rows_of_list, lists.slice(at, 1)) for at in range(len(lists))]
-            yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+            yield from prefetch_streams(rows, concurrency=_FILES_AT_ONCE, max_pending=1)
 
     def _by_kind(self, selected: ListingBatch) -> Iterator[ListingBatch]:
         """Yield the candidates among the objects, the tars, and the rows of the Parquet files."""
@@ -149,7 +149,7 @@ class Objects:
         if len(broken := tables.filter(pc.is_null(tables["size"]))):  # broken links have no size
             yield ListingBatch(broken, unread=True)
         rows = [partial(_rows_of_table, table) for table in self._tables(tables)]
-        yield from chained(rows, at_once=_FILES_AT_ONCE, most=1)
+        yield from prefetch_streams(rows, concurrency=_FILES_AT_ONCE, max_pending=1)
 
     def _selected(self) -> Iterator[ListingBatch]:
         """Yield the selected objects without junk, which counts as ignored.

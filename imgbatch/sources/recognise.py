@@ -10,7 +10,7 @@ from functools import partial
 
 from fsspec.utils import glob_translate
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import BadPath, InputError, NotFound, StoreError
 from imgbatch.sources import inventory, objects, tars
@@ -66,7 +66,9 @@ def list_all(sources: Sequence[Source], *, allow_empty: bool = True) -> Iterator
                 f"no image in {source.uri}, one of {len(sources)} inputs. Check the URI, or set source.allow_empty=true"
             )
 
-    yield from chained([partial(list_source, source) for source in sources], at_once=_INPUTS_AT_ONCE, most=1)
+    yield from prefetch_streams(
+        [partial(list_source, source) for source in sources], concurrency=_INPUTS_AT_ONCE, max_pending=1
+    )
 
 
 def store_is_reachable(sources: Sequence[Source]) -> bool:

@@ -18,7 +18,7 @@ import obstore.exceptions
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.concurrency.prefetch import chained
+from imgbatch.concurrency.prefetch import prefetch_streams
 from imgbatch.errors import TimedOut, Unreachable
 from imgbatch.storage.base import STORE_LISTING, unquote_etags
 from imgbatch.storage.bucket import Bucket
@@ -62,7 +62,7 @@ class ObstoreListing:
         streams = self._split(path) if len(first_pages) == _PAGES_IN_TURN else []
         if len(streams) > 1:
             yielded = pa.concat_arrays(first_pages)
-            for page in chained(streams, at_once=_LISTS_AT_ONCE, most=_PAGES_AHEAD):
+            for page in prefetch_streams(streams, concurrency=_LISTS_AT_ONCE, max_pending=_PAGES_AHEAD):
                 yield page.filter(pc.invert(pc.is_in(page["path"], yielded)))
         else:
             yield from in_turn

@@ -1,7 +1,7 @@
 """Effects: what a job shows on stderr: log lines and, on a terminal, the current step below them.
 
-Both go through one console, so that neither overwrites the other. Elsewhere (a pipe, cron, the logs of a Ray job) the
-current step is a log line every 10 s, and nothing but text is written.
+Both are written by one console, so that neither overwrites the other. Without a terminal (a pipe, cron, the logs of a Ray
+job), the current step is logged every 10 s, and only plain text is written.
 """
 
 from __future__ import annotations
@@ -19,68 +19,69 @@ from imgbatch.terminal.plurals import clock
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 10.0
-"""Between two log lines that name the current step, where there is no terminal."""
+"""Seconds between two log lines about the current step, without a terminal."""
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _DATE = "%Y-%m-%dT%H:%M:%S%z"  # ISO 8601
 _NO_CURSOR = ("", "dumb", "unknown")  # values of TERM
-# Names of files may hold control characters, which a terminal would obey.
+# File names may contain control characters, which a terminal would execute.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Formatter(logging.Formatter):
-    """Writes a log record as `2026-11-28T19:44:36+0000 INFO text`, with control characters escaped."""
+    """Formats a log record as `2026-11-28T19:44:36+0000 INFO text`, with control characters escaped."""
 
     def __init__(self) -> None:
         super().__init__(_FORMAT, _DATE)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, or lines."""
-        return escaped(super().format(record))
+        """Return the line or lines of a record."""
+        return escape_control_characters(super().format(record))
 
 
 @dataclass(slots=True)
 class State:
-    """What the job is doing."""
+    """The current step of a job, and its progress."""
 
     started: float
-    """When the job began, on the console's clock."""
+    """The start of the job, by the console's clock."""
     name: str = ""
-    """Of the current step; empty: there is none."""
+    """The name of the step; empty: no step."""
     since: float = 0.0
+    """The start of the step."""
     text: str = ""
-    """How far the step is."""
+    """The progress of the step."""
     done: int = 0
     total: int | None = None
 
     @property
-    def share(self) -> str:
-        """How much of the step is done, if that is known."""
+    def percentage(self) -> str:
+        """The proportion of the step that is done; empty if the total is unknown."""
         return f"{100 * self.done // self.total} %" if self.total else ""
 
     def line(self, now: float) -> str:
-        """Return the step as a log line shows it."""
-        text = ", ".join(filter(None, (self.share, self.text)))
+        """Return the text of a log line about the step."""
+        text = ", ".join(filter(None, (self.percentage, self.text)))
         return f"{self.name}: {text}" if text else f"{self.name} ({clock(now - self.since)})"
 
 
 class View(Protocol):
-    """Shows the current step."""
+    """A display of the current step."""
 
     def refresh(self) -> None:
-        """Show it at once, since there is another one."""
+        """Update the display: the step has changed."""
 
     def close(self) -> None:
-        """Stop showing it."""
+        """Remove the display."""
 
 
 class Console:
-    """Log lines and the current step of a job, on one stream."""
+    """Shows log lines and the current step of a job on one stream."""
 
     def __init__(
         self, stream: TextIO | None = None, *, quiet: bool = False, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Without a stream, nothing is shown: somebody else's program uses the package."""
+        """Set up logging on a stream. Without a stream nothing is shown, for programs that import the package."""
         self.now = now
         self.state = State(now())
         self._stream, self._quiet = stream, quiet
@@ -97,7 +98,7 @@ class Console:
             logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
 
     def step(self, name: str) -> None:
-        """Name what the job does from now on; the same name again changes nothing."""
+        """Start a step. Nothing changes if it is already the current one."""
         if name == self.state.name:
             return
         self.state = State(self.state.started, name, self.now())
@@ -112,11 +113,11 @@ class Console:
                 self._view = TerminalView(self, self._terminal)
 
     def show(self, text: str, done: int = 0, total: int | None = None) -> None:
-        """Say how far the current step is, with a bar if there is a total."""
+        """Show the progress of the current step, with a bar if there is a total."""
         self.state.text, self.state.done, self.state.total = text, done, total
 
     def close(self) -> None:
-        """Remove what is shown of the step; the next step shows itself again."""
+        """Remove the display of the step, until the next step starts."""
         view, self._view = self._view, None
         if view is not None:
             view.close()
@@ -124,7 +125,7 @@ class Console:
 
 
 class LogView:
-    """Logs the current step every 10 s, from a thread: the main thread may be waiting for anything."""
+    """Logs the current step every 10 s, in a thread, since the main thread may block."""
 
     def __init__(self, console: Console, *, tick_s: float = 1.0) -> None:
         self._console, self._logged = console, console.now()
@@ -132,14 +133,14 @@ class LogView:
         threading.Thread(target=self._run, args=(tick_s,), name="console", daemon=True).start()
 
     def tick(self) -> None:
-        """Log the step, if it is time."""
+        """Log the step if the last line is 10 s old."""
         now, state = self._console.now(), self._console.state
         if state.name and now - self._logged >= INTERVAL_S:
             self._logged = now
             log.info("%s", state.line(now))
 
     def refresh(self) -> None:
-        """Wait for the time to log it."""
+        """Do nothing: the step is logged at the next interval."""
 
     def close(self) -> None:
         """End the thread."""
@@ -150,47 +151,47 @@ class LogView:
             self.tick()
 
 
-def escaped(text: str) -> str:
-    r"""Return a text without control characters but newlines and tabs.
+def escape_control_characters(text: str) -> str:
+    r"""Return a text with its control characters escaped, except newlines and tabs.
 
-    >>> escaped("a\x1b[2J.jpg")
+    >>> escape_control_characters("a\x1b[2J.jpg")
     'a\\x1b[2J.jpg'
     """
     return text.translate(_CONTROL)
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Return whether lines can be drawn again on a stream."""
+    """Return whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in _NO_CURSOR
 
 
 def log_in_worker() -> None:
-    """Give the warnings of a worker process the format of the driver's, in whatever file Ray keeps them."""
+    """Use the log format of the driver in a worker process, for the log files of Ray."""
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # nothing, if there is a handler already
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])  # no effect if there is a handler already
 
 
 _console = Console()
 
 
 def install(stream: TextIO, *, quiet: bool = False) -> None:
-    """Show the log and the steps of this process from now on; with `quiet`, warnings and errors alone."""
+    """Show the log and the steps of this process on a stream; with `quiet`, only warnings and errors."""
     global _console
     _console.close()
     _console = Console(stream, quiet=quiet)
 
 
 def step(name: str) -> None:
-    """Name what the job does from now on."""
+    """Start a step, on the console of this process."""
     _console.step(name)
 
 
 def show(text: str, done: int = 0, total: int | None = None) -> None:
-    """Say how far the current step is."""
+    """Show the progress of the current step."""
     _console.show(text, done, total)
 
 
 def close() -> None:
-    """Remove what is shown of the current step."""
+    """Remove the display of the current step."""
     _console.close()

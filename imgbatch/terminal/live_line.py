@@ -1,6 +1,6 @@
-"""Effects: the console on a terminal, by rich: a line with a spinner, a clock and the current step, below the log.
+"""Effects: the console on a terminal, with rich: a line with a spinner, a clock and the current step, below the log.
 
-Imported only where stderr is a terminal.
+Imported only if stderr is a terminal.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from imgbatch.terminal.plurals import clock
 if TYPE_CHECKING:
     from imgbatch.terminal.console import Console
 
-_PER_SECOND = 5  # redraws, in a thread of the driver: more of them would take time from the rows
+_PER_SECOND = 5  # redraws, in a thread of the driver; more of them would slow down the handling of rows
 _MIN_BAR, _MAX_BAR = 8, 40
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
 class Terminal(RichConsole):
-    """A terminal whose cursor stays visible: a process that is killed cannot show it again."""
+    """A terminal whose cursor stays visible: a process that is killed could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:
         """Do nothing."""
@@ -36,7 +36,7 @@ class Terminal(RichConsole):
 
     @property  # type: ignore[misc]
     def size(self) -> ConsoleDimensions:
-        """The size of this terminal. rich asks the three standard streams, which may be other files meanwhile."""
+        """The size of this terminal. rich asks the three standard streams, which may be redirected."""
         try:
             columns, lines = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
@@ -45,7 +45,7 @@ class Terminal(RichConsole):
 
 
 def open_on(stream: TextIO) -> Terminal:
-    """Return the terminal behind a stream."""
+    """Return the terminal of a stream."""
     return Terminal(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
 
 
@@ -57,7 +57,7 @@ class Handler(logging.Handler):
         self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record. Long lines are left to the terminal to wrap, so that a URI can be copied as a whole."""
+        """Print one record. The terminal wraps long lines, so that a URI can be copied as a whole."""
         try:
             text = Text(self.format(record))
             text.stylize("dim", 0, len(text.plain.partition(" ")[0]))
@@ -75,7 +75,7 @@ class TerminalView:
     def __init__(self, console: Console, terminal: Terminal) -> None:
         self._console, self._terminal = console, terminal
         self._spinner = Spinner("dots" if terminal.encoding.startswith("utf") else "line")
-        # What others print to stderr, such as warnings, is shown above the line as well. stdout belongs to the results.
+        # Other output to stderr, such as warnings, is printed above the line. stdout is for results only.
         self._live = Live(
             console=terminal, get_renderable=self._line, transient=True, refresh_per_second=_PER_SECOND,
             redirect_stdout=False, redirect_stderr=True,
@@ -91,18 +91,18 @@ class TerminalView:
         self._live.stop()
 
     def _line(self) -> Table:
-        """Return the line, cut to the width: first the bar gets narrow, then it becomes a percentage, then the text is cut."""
+        """Return the line, cut to the width: first the bar is narrowed, then replaced by a percentage, then the text is cut."""
         state, now = self._console.state, self._console.now()
-        room = self._terminal.width - 1  # terminals differ in what they do when the last column is full
+        width = self._terminal.width - 1  # terminals handle a full last column differently
         frame = self._spinner.render(self._terminal.get_time())
         left = Text(f"{frame} {clock(now - state.started)} {state.name}", style="cyan")
         text = Text(state.text or f"({clock(now - state.since)})")
-        bar = min(_MAX_BAR, room - len(left) - len(text) - 2)
+        bar = min(_MAX_BAR, width - len(left) - len(text) - 2)
         has_bar = bool(state.total) and bar >= _MIN_BAR
-        if state.share and not has_bar:
-            text = Text(f"{state.share}, {state.text}")
-        left.truncate(room, overflow="crop")
-        text.truncate(max(0, room - len(left) - 1), overflow="crop")
+        if state.percentage and not has_bar:
+            text = Text(f"{state.percentage}, {state.text}")
+        left.truncate(width, overflow="crop")
+        text.truncate(max(0, width - len(left) - 1), overflow="crop")
         parts: list[Text | ProgressBar] = [left, text]
         if has_bar:
             parts.insert(1, ProgressBar(total=state.total, completed=state.done, width=bar))

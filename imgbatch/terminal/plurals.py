@@ -1,10 +1,10 @@
-"""Values: numbers of things in log lines and messages."""
+"""Values: numbers and times in log lines and messages."""
 
 from __future__ import annotations
 
 
 def plural(number: float, one: str, many: str | None = None) -> str:
-    """Return the singular for one thing, else the plural.
+    """Return the singular form for 1, else the plural form.
 
     >>> plural(1, "class", "classes"), plural(0, "image")
     ('class', 'images')
@@ -13,7 +13,7 @@ def plural(number: float, one: str, many: str | None = None) -> str:
 
 
 def counted(number: float, one: str, many: str | None = None) -> str:
-    """Return a number of things, with thousands separated.
+    """Return a number with its noun, and with thousands separated.
 
     >>> counted(1, "image"), counted(1234, "image"), counted(0, "class", "classes")
     ('1 image', '1,234 images', '0 classes')
@@ -25,7 +25,7 @@ def counted(number: float, one: str, many: str | None = None) -> str:
 
 
 def rate(per_second: float, one: str) -> str:
-    """Return a rate, with a decimal if it is small.
+    """Return a rate with its unit; with one decimal if it is less than 10.
 
     >>> rate(1234.5, "image"), rate(3.25, "image"), rate(0.0, "image")
     ('1,234 images/s', '3.2 images/s', '0 images/s')
@@ -34,7 +34,7 @@ def rate(per_second: float, one: str) -> str:
 
 
 def number(per_second: float) -> str:
-    """Return the number of a rate, with a decimal if it is small.
+    """Return the number of a rate; with one decimal if it is less than 10.
 
     >>> number(1234.5), number(3.25), number(1.0), number(0.0)
     ('1,234', '3.2', '1.0', '0')
@@ -43,7 +43,7 @@ def number(per_second: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a time as h:mm:ss, or m:ss.
+    """Return a duration as h:mm:ss or m:ss.
 
     >>> clock(3725.9), clock(25)
     ('1:02:05', '0:25')

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.concurrency.prefetch import ahead
+from imgbatch.concurrency.prefetch import prefetch_calls
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
 from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
@@ -251,7 +251,7 @@ def shards(folder: Folder) -> Iterator[Shard]:
         return Shard(name, rows.replace_schema_metadata(), rows.schema.metadata[_DIGEST].decode())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for _, shard in ahead(pool, read, names, most=4 * _AT_ONCE):
+        for _, shard in prefetch_calls(pool, read, names, max_pending=4 * _AT_ONCE):
             if shard is not None:
                 yield shard
 
@@ -293,7 +293,7 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         return array
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for (_, places, _), rows in ahead(pool, read, wanted, most=2 * _AT_ONCE):
+        for (_, places, _), rows in prefetch_calls(pool, read, wanted, max_pending=2 * _AT_ONCE):
             if filled is None:
                 filled = room((len(keys), *rows.shape[1:]), rows.dtype)
             filled[places] = rows

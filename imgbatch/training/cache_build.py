@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import ticking
+from imgbatch.concurrency.polling import poll_items
 from imgbatch.engine import placement
 from imgbatch.engine.units import ROUNDS
 from imgbatch.errors import ClusterError
 from imgbatch.inference.messages import received
-from imgbatch.ledger.listing import Todo
-from imgbatch.ledger.tar_progress import doubles_rejected
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, whole
 from imgbatch.terminal.progress import Progress
@@ -63,7 +63,9 @@ class Prepared:
         return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
 
 
-def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Plan, *, stall_s: float) -> Prepared:
+def prepare(
+    work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: placement.Plan, *, stall_s: float
+) -> Prepared:
     """Make all shards that are missing; return what the shards say of the images that are to be done.
 
     What could not be read is tried again, as far as another time may be better.
@@ -74,10 +76,10 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Pla
     Raises:
         ClusterError: the workers hang, or so many images did not come back that it is not their fault.
     """
-    wanted = todo.pending.copy()
-    missing = Todo(wanted & ~_known(work, todo), todo.wholes, todo.shards)
+    wanted = work_plan.pending.copy()
+    missing = WorkPlan(wanted & ~_known(work, work_plan), work_plan.row_group_ranges, work_plan.tars)
     here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = Progress("preparing images", None if todo.shards else int(missing.pending.sum()))
+    shown = Progress("preparing images", None if work_plan.tars else int(missing.pending.sum()))
     done = rejected = 0
     left_out: dict[str, dict[str, str]] = {}
     rounds = list(ROUNDS)
@@ -86,7 +88,7 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Pla
             round = rounds[0]
             here = placement.without(here, left_out)
             shown.start(before, round.rows)
-            blocks = ticking(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
+            blocks = poll_items(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
             with closing(blocks):
                 for block in blocks:
                     tick()
@@ -95,7 +97,7 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Pla
                         for note in notes:
                             left_out |= note.get("left_out", {})
                         numbers = rows["index"].to_numpy()
-                        missing.pending[numbers[~np.isin(numbers, list(todo.shards))]] = False
+                        missing.pending[numbers[~np.isin(numbers, list(work_plan.tars))]] = False
                         missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
                         done += len(rows)
                         rejected += len(rows) - rows["reason"].null_count
@@ -114,15 +116,15 @@ def prepare(work: Preparation, listed: pa.Table, todo: Todo, plan: placement.Pla
     return _result(work, listed, wanted, missing)
 
 
-def _known(work: Preparation, todo: Todo) -> Mask:
-    known = np.zeros(len(todo.pending), bool)
+def _known(work: Preparation, work_plan: WorkPlan) -> Mask:
+    known = np.zeros(len(work_plan.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
         known[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
                 known[row["index"]] = True
-    known[list(todo.shards)] = False
+    known[list(work_plan.tars)] = False
     known[_whole_tars(work)] = True
     return known
 
@@ -132,7 +134,7 @@ def _whole_tars(work: Preparation) -> list[int]:
     return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
-def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) -> Prepared:
+def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
     lost = np.flatnonzero(missing.pending)
     refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
     entries = listed.take(pa.array(lost))
@@ -155,7 +157,7 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: Todo) ->
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
     images = images.filter(pc.invert(itself))
-    images = doubles_rejected(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading

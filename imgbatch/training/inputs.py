@@ -20,7 +20,8 @@ from imgbatch.errors import InputError
 from imgbatch.evaluation.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, Todo, pages
+from imgbatch.ledger.listing import Listing, WorkPlan
+from imgbatch.ledger.listing_pages import pages
 from imgbatch.schema import whole
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source
@@ -59,7 +60,7 @@ class Listed:
     inputs: Inputs
     table: pa.Table
     pages: Folder
-    todo: Todo
+    work_plan: WorkPlan
     fingerprint: str
     """Tells these images, their versions and their labels from others."""
     columns: Sequence[Columns]
@@ -93,7 +94,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
         tick()
         digest.update(json.dumps(page.to_pydict(), default=str).encode())
         kept.append(page.drop_columns(["size", "etag", "last_modified"]))
-    return Listed(inputs, pa.concat_tables(kept), folder, listing.todo(), digest.hexdigest(), columns)
+    return Listed(inputs, pa.concat_tables(kept), folder, listing.work_plan(), digest.hexdigest(), columns)
 
 
 def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
@@ -106,11 +107,11 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
     resolver.add(listed.table)
     resolver.decide()
     labels, splits = resolver.apply(listed.table)
-    if listed.todo.shards:
+    if listed.work_plan.tars:
         # A tar that is named after a split may hold all of them, if there is nothing else.
         others = bool((splits != TEST).any())
         images = ~np.asarray(resolver.is_ignored(listed.table))
-        mask: Mask = listed.todo.pending & images & ((splits != TEST) | (not others))
+        mask: Mask = listed.work_plan.pending & images & ((splits != TEST) | (not others))
         return mask, None
     found = labels_module.read(labels, splits, whole(listed.table[GROUP]))
     say(resolver)
@@ -154,7 +155,8 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         InputError: see `read`.
     """
     resolver, tables, every = listed.resolver(), [listed.table], True
-    opened = list(listed.todo.shards.items())[:_PREVIEWED_TARS]
+    all_tars = listed.work_plan.tars
+    opened = list(all_tars.items())[:_PREVIEWED_TARS]
     for number, tar in opened:
         tick()
         rows, whole_tar = tars.read_members(
@@ -162,12 +164,10 @@ def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
         )
         source, every = listed.table[OBJECT_OF][number], every and whole_tar
         tables.append(resolver.members(rows, pa.repeat(tar.uri, len(rows)), pa.repeat(source, len(rows))))
-    every = every and len(opened) == len(listed.todo.shards)
+    every = every and len(opened) == len(all_tars)
     for table in tables:
         resolver.add(table)
-    looked_at = (
-        f"{len(opened):,} of {len(listed.todo.shards):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
-    )
+    looked_at = f"{len(opened):,} of {len(all_tars):,} tars were opened, up to {_PREVIEWED_MEMBERS:,} images of each"
     try:
         resolver.decide()
         found = [resolver.apply(table) for table in tables]

@@ -196,10 +196,10 @@ class LoadFeatures:
         """Build the network.
 
         Raises:
-            Disagrees: it does not answer as it should on this node.
+            SelfCheckError: it does not answer as it should on this node.
         """
         features = Features(self.base, self.dtype)
-        self_check.require(self.base, features)
+        self_check.run_check(self.base, features)
         return features
 
 
@@ -218,7 +218,7 @@ def files(net: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> dict
         "mean": preprocess.mean,
         "std": preprocess.std,
     }
-    return directory.saved(net.cpu(), {"label_names": list(labels), directory.AS_GIVEN: True}, data)
+    return directory.to_files(net.cpu(), {"label_names": list(labels), directory.AS_GIVEN: True}, data)
 
 
 def crop_pct(preprocess: Preprocess) -> float:

@@ -17,7 +17,7 @@ import torch.distributed
 
 from imgbatch import errors
 from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import bounded
+from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ImgbatchError, UsageError
 from imgbatch.terminal import console
@@ -49,11 +49,11 @@ def fit(
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    told = bounded(_queue, limits.call_s, "the start of an actor")
+    told = call_with_timeout(_queue, limits.call_s, "the start of an actor")
     ended: list[BaseException | None] = []
     with tempfile.TemporaryDirectory(prefix="imgbatch-train-", ignore_cleanup_errors=True) as folder:
         made = partial(_trainer, job, told, folder, gpus=gpus, cpus_per_worker=cpus_per_worker)
-        trainer = bounded(made, limits.call_s, "TorchTrainer")  # it tells the cluster that it is used
+        trainer = call_with_timeout(made, limits.call_s, "TorchTrainer")  # it tells the cluster that it is used
 
         def run() -> None:
             try:
@@ -64,7 +64,7 @@ def fit(
 
         threading.Thread(target=run, name="train", daemon=True).start()
         failed = _follow(told, ended, limits, tell)
-        bounded(lambda: told.shutdown(force=True), limits.call_s, "ray.kill")
+        call_with_timeout(lambda: told.shutdown(force=True), limits.call_s, "ray.kill")
     if ended[0] is not None:
         raise _what(failed, ended[0])
 
@@ -90,7 +90,7 @@ def _follow(
     while not ended:
         tick()
         try:
-            fact = bounded(lambda: told.get(timeout=_TICK_S), limits.call_s, "ray.get")
+            fact = call_with_timeout(lambda: told.get(timeout=_TICK_S), limits.call_s, "ray.get")
         except RayActorError as gone:
             raise ClusterError(
                 "the node is gone that passed on what workers tell: the same command goes on from the last checkpoint"

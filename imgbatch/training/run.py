@@ -175,7 +175,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummar
     )
     record.start()
     log.info("base %s", job.base.summary())
-    with stop.on_timeout(record.give_up), on_tick(record.beat), record.telling():
+    with stop.on_timeout(record.record_interrupt), on_tick(record.beat), record.recording_failure():
         return work_through(job, record, stop)
 
 
@@ -213,14 +213,14 @@ def learn(
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.beside_ray(), session.connected(job.config.cluster.call_s):
+    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
         tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
         plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         way = job.config.train.method_on(gpus=plan.split)
-        with loading.shared(job.base, None if plan.one_machine else job.run.folder("base")) as base:
+        with loading.share_weights(job.base, None if plan.one_machine else job.run.folder("base")) as base:
             task = strategies.Task(
-                job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.todo, job.run,
+                job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.work_plan, job.run,
                 plan,
             )  # fmt: skip
             work, made = strategies.ready_for(task, way, wanted)
@@ -263,7 +263,7 @@ def split(job: Job, listed: Listed, made: Prepared) -> tuple[Labelled, Resolver,
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip
     found, resolver = inputs.read(listed, made)
-    if listed.todo.shards:
+    if listed.work_plan.tars:
         inputs.say(resolver)
     require_readable(found, made.read, job.run.at("rejects.parquet"))
     tree_of(job, found.labels)  # of what is in tars it could not be known before

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from imgbatch.concurrency.polling import waited
+from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
 from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.evaluation.calibration import fit_temperature
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -56,7 +56,7 @@ class Task:
     """The listing's `uri` and carried columns."""
     fingerprint: str
     """Tells this listing from others."""
-    todo: Todo
+    work_plan: WorkPlan
     run: Folder
     plan: Plan
 
@@ -91,8 +91,8 @@ class Task:
 
     def ready(self, work: Preparation, wanted: Mask) -> Prepared:
         """Have some entries of the listing made ready."""
-        todo = replace(self.todo, pending=wanted)
-        return prepare(work, self.listed, todo, self.plan, stall_s=self.config.cluster.stall_timeout_s)
+        work_plan = replace(self.work_plan, pending=wanted)
+        return prepare(work, self.listed, work_plan, self.plan, stall_s=self.config.cluster.stall_timeout_s)
 
     @property
     def gpus(self) -> bool:
@@ -136,16 +136,16 @@ def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold
     places = np.flatnonzero(fold != splits.NEVER)
     # In a thread each, meanwhile the run shows that it lives, and can be ended.
     console.step("reading the features")
-    features = waited(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
+    features = run_with_ticks(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
     classes, fold, config = found.classes[places], fold[places], task.config.train
     weights = _class_weights(classes, len(found.labels)) if config.class_balancing != "none" else None
     known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
     console.step("choosing the strength of L2")
-    chosen = waited(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
+    chosen = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
     temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     console.step("fitting the head")
-    solved = waited(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
+    solved = run_with_ticks(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
     net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
     network.set_head(net, solved.weight, solved.bias)
     network.divide_logits(net, temperature)

@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 
 from imgbatch.errors import BooksError, ImgbatchError, NotFound, OutputError
 from imgbatch.ledger import audit
-from imgbatch.ledger.audit import Books
-from imgbatch.ledger.commit_log import Footer, Log, differences, is_hidden
+from imgbatch.ledger.audit import AuditResult
+from imgbatch.ledger.commit_log import Log, is_hidden
+from imgbatch.ledger.fingerprint import differences
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.schema import CONTENT_HASH, labels_with, whole
 from imgbatch.storage.stores import Folder
@@ -105,7 +107,7 @@ class CheckedLog(Log):
         self._seals: set[str] = set()
         self._inspect = inspect
 
-    def refuse(self, others: Any) -> None:
+    def refuse_foreign(self, others: Any) -> None:
         """Keep the names of what a reader of the folder, or of `*.parquet` in it, takes up."""
         self.others = [name for name in others if not is_hidden(name) or _is_taken_up(name)]
 
@@ -167,7 +169,7 @@ class Check:
     _label_of: dict[int, str] = field(default_factory=dict)
     _id_of: dict[str, int] = field(default_factory=dict)
 
-    def run(self) -> Books:
+    def run(self) -> AuditResult:
         """Read everything; return the counts.
 
         Raises:
@@ -177,11 +179,11 @@ class Check:
             self.fingerprint = known
         listing = self.output.folder(f"runs/{self.success['run_id']}/listing")
         limited = self.success.get("limit") is not None
-        counted = Books()
+        counted = AuditResult()
         try:
             counted = audit.audit(self.output, listing, limited=limited, log_of=self._log)
             self._check_seals()  # of tables that were read to their ends
-            counted.require_balance()
+            counted.require_reconciled()
             self._compare_counts(counted)
         except (OutputError, BooksError) as error:
             self.findings.note(error)
@@ -194,7 +196,7 @@ class Check:
         self._logs.append(log)
         return log
 
-    def _compare_counts(self, found: Books) -> None:
+    def _compare_counts(self, found: AuditResult) -> None:
         said = self.success["counts"]
         counted = {"listed": found.listed, "labelled": found.labelled, "rejected": found.rejected, "kept": found.kept}
         wrong = [

@@ -32,7 +32,8 @@ from imgbatch.config.sections import Config
 from imgbatch.errors import ClusterError, ModelError, StoreError
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
-from imgbatch.ledger.commit_log import Footer, Log
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.tar_progress import members_of, version_of
 from imgbatch.models import loading
 from imgbatch.rejects import Refusal
@@ -99,7 +100,7 @@ class Reservoir:
 def _tars(table: pa.Table, footer: Footer) -> pa.Array:
     """Return for each row the tar that its image is a member of, null if it is of none."""
     tars = np.full(len(table), None, object)
-    for tar in footer.shards:
+    for tar in footer.tars:
         tars[np.asarray(members_of(whole(table["uri"]), tar))] = tar
     return pa.array(tars, pa.string())
 

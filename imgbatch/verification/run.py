@@ -32,7 +32,7 @@ class VerificationSummary:
     def __str__(self) -> str:
         text = (
             f"{self.listed:,} images listed, {self.labelled:,} labelled, {self.rejected:,} rejected, {self.kept:,} kept; "
-            f"{self.rows:,} rows, no image twice: the books of {self.output} balance"
+            f"{self.rows:,} rows, no image twice: the counts of {self.output} reconcile"
         )
         return f"{text}\n{self.sample}" if self.sample else text
 

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from imgbatch.config import sections
 from imgbatch.errors import BooksError, InputError, ModelError, Unreachable, UsageError
 from imgbatch.evaluation import metrics
-from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, differences
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.fingerprint import DEFAULTS, differences
+from imgbatch.ledger.part_file import Footer
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.storage.stores import Folder

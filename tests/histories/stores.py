@@ -1,4 +1,4 @@
-"""Two stores in memory: the images, about which it may have moods, and one that keeps the contract of an output."""
+"""Two stores in memory: one for the images, which may fail for each of them, and one that keeps the contract of an output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.pictures import encode
 
 LABELS = tuple("abcdefg")
 MOODS = {"unreachable": Unreachable, "forbidden": Forbidden, "vanished": NotFound}
-"""What the store may say of an image, whatever its bytes; the names are the reasons of the rejects."""
+"""How reading an image may fail, whatever its bytes; the names are the reasons of the rejects."""
 
 STEP = 36  # of grey, between two labels
 _FEW = 3
@@ -30,7 +30,7 @@ CONTENTS |= {
     "crashed": encode(np.zeros((9, 9, 3), np.uint8), "PNG"),
 }
 KINDS = tuple(CONTENTS)
-"""What a picture's bytes come to: a label, or the reason of a permanent reject."""
+"""What the bytes of a picture give: a label, or the reason of a permanent reject."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Memory:
 
 
 class Input:
-    """The images as a store, a few to a batch, and beside them a manifest with a note on some of them."""
+    """The images as a store, a few in a batch, and a manifest with notes on some of them."""
 
     manifest = "notes/list.csv"
 

@@ -1,4 +1,4 @@
-"""An output is deleted, or parts of it, while a run is at work there: exit 3, named, and the same command restores it."""
+"""An output, or a part of it, is deleted during a run: exit 3 naming it, and the same command restores it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world_on(store: str, tmp_path: Path, s3: S3Server) -> World:
 
 
 def delete(world: World, names: Iterable[str]) -> None:
-    """Delete folders and objects of the output, behind the program's back."""
+    """Delete folders and objects of the output without the program."""
     for name in names:
         if world.output.startswith("/") and name.endswith("/"):
             shutil.rmtree(Path(world.output) / name, ignore_errors=True)
@@ -55,7 +55,7 @@ def delete(world: World, names: Iterable[str]) -> None:
     ],
     ids=["everything", "labels", "rejects", "runs", "a part of labels", "a part of rejects"],
 )
-def test_what_is_deleted_in_the_middle_of_a_run_is_named(
+def test_files_deleted_during_a_run_are_named(
     store: str, names: list[str], named: str, tmp_path: Path, s3: S3Server
 ) -> None:
     world = world_on(store, tmp_path, s3)
@@ -81,8 +81,8 @@ def test_the_claim_alone_is_deleted(store: str, tmp_path: Path, s3: S3Server) ->
     assert world.run(*settings) == 0 and world.verify() == 0
 
 
-def test_a_part_that_goes_while_nothing_is_to_be_done(tmp_path: Path, s3: S3Server) -> None:
-    """`_SUCCESS` was there before, and is wrong now."""
+def test_a_part_deleted_while_nothing_is_pending(tmp_path: Path, s3: S3Server) -> None:
+    """`_SUCCESS` existed before, and is wrong now."""
     world = world_on("disk", tmp_path, s3)
     settings = ("rejects.max_share=1",)
     assert world.run(*settings) == 0

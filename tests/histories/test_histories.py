@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from imgbatch.ledger import claims, commit_log, ledger, versions
+from imgbatch.ledger import claims, commit_log, ledger, row_index, versions
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.success_marker import SUCCESS, Success
+from imgbatch.ledger.success_marker import SUCCESS, SuccessMarker
 from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
 from tests.histories.machine import Histories, totals
@@ -26,7 +26,7 @@ from tests.histories.world import World
 
 
 def run(machine: type[Histories], count: int, steps: int, *, start: int | None = None, shrink: bool = False) -> None:
-    """Run that many histories: always the same ones, or those of a seed."""
+    """Run `count` histories: always the same ones, or those of a seed."""
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     known: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
     chosen = settings(
@@ -41,7 +41,7 @@ def test_a_few_histories() -> None:
 
 
 def of_a_seed(start: int) -> Counter[str]:
-    """Run the histories of a seed in memory, in a process of its own; return what happened in them."""
+    """Run the histories of a seed in memory, in a separate process; return what happened in them."""
     before = totals.copy()
     run(type("InMemory", (Histories,), {}), 25, 20, start=start)
     return totals - before
@@ -70,28 +70,28 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
     print(dict(totals))
 
 
-def _written_always(self: Success, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
+def _written_always(self: SuccessMarker, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
     said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
     self.output.put(SUCCESS, json.dumps(said).encode())
 
 
 SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
-    "another writer's rows are dropped": (Ledger, "_absorb", lambda self, rows, theirs: rows),
+    "another writer's rows are dropped": (Ledger, "_drop_written", lambda self, rows, theirs: rows),
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
-    "the old row of a changed image goes first": (Ledger, "_take_out", lambda self, keys: None),
-    "what a dead run was rewriting is written again": (commit_log.Log, "fence", lambda self, fingerprint: None),
+    "the old row of a changed image is removed first": (Ledger, "_remove_stale", lambda self, keys: None),
+    "what a dead run was rewriting is fenced": (commit_log.Log, "fence", lambda self, fingerprint: None),
     "seals": (Ledger, "seal", lambda self, run_id: None),
     "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
-    "a missing number is taken again": (Ledger, "fill_gaps", lambda self, run_id: None),
+    "missing numbers are filled": (Ledger, "fill_gaps", lambda self, run_id: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),
     "a label wins over another writer's reject": (Ledger, "_drop_rejects_of_labelled", lambda self, surplus: None),
     "a part is created conditionally": (Folder, "create", Folder.put),
-    "_SUCCESS goes when a run finds work": (Folder, "delete", lambda self, name, tag=None: None),
+    "_SUCCESS is removed when a run finds work": (Folder, "delete", lambda self, name, tag=None: None),
     "_SUCCESS is removed conditionally": (Memory, "delete", lambda self, path, tag=None: self.objects.pop(path, None)),
-    "_SUCCESS is written conditionally": (Success, "write", _written_always),
-    "who was taken over finds out": (claims.Claim, "require_ours", lambda self: None),
-    "passing rejects are tried again": (ledger, "_PASSING", 0),
-    "run.prune takes rows out": (Ledger, "prune", lambda self, unread: 0),
+    "_SUCCESS is written conditionally": (SuccessMarker, "write", _written_always),
+    "a run detects that it was taken over": (claims.Claim, "require_ours", lambda self: None),
+    "transient rejects are tried again": (row_index, "_PASSING", 0),
+    "run.prune removes rows": (Ledger, "prune", lambda self, unread: 0),
     "a corrected manifest reaches the rows": (Ledger, "correct", lambda self, corrections: None),
     "a changed ETag is a change": (versions, "_differ", lambda left, right, unknown: np.zeros(len(left), bool)),
 }
@@ -100,7 +100,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("safeguard", SAFEGUARDS)
-def test_the_machine_fails_where_a_safeguard_is_taken_away(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_fails_without_a_safeguard(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = totals["histories"]
     monkeypatch.setattr(*SAFEGUARDS[safeguard])
     # Hypothesis puts several that it finds into a group. An error of another kind is no answer of the model's.

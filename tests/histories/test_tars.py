@@ -1,4 +1,4 @@
-"""Histories of tars: they appear, are replaced, torn and deleted between runs that are limited, killed, or lose rows.
+"""Histories of tars: they are added, replaced, truncated and deleted between runs that are limited, killed, or lose rows.
 
 Parts of the output are lost, damaged and copied in between, and what the messages advise is done.
 """
@@ -26,7 +26,7 @@ _WRITES = ("create", "put", "replace", "delete")
 
 
 class History:
-    """Tars and what their members are; a run that ends well has to agree with it."""
+    """Tars and their members; the tables of a successful run must agree with them."""
 
     def __init__(self, place: Path, seed: int) -> None:
         self.draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""A world in one process: images in memory, an output whose writes may fail or kill, and the real job on top.
+"""A world in one process: images in memory, an output whose writes may fail or kill, and the real job.
 
 Everything is the program's own but three things: the Ray operators are a loop over the worker's function that hands blocks
 out of order, twice, or never; the network tells a picture's shade of grey; and a process number is a number of ours, so that
@@ -29,7 +29,7 @@ from imgbatch.decode import decode
 from imgbatch.engine import placement, session
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
-from imgbatch.ledger import candidates, commit_log, listing, owners, run_record
+from imgbatch.ledger import candidates, commit_log, listing_pages, owners, run_record
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -52,7 +52,7 @@ _MODEL = Model(
 
 
 class Killed(BaseException):
-    """The driver's process is gone: nothing that it still tries has an effect."""
+    """The driver's process is dead: nothing that it still tries has an effect."""
 
 
 Point = tuple[str, int]
@@ -130,29 +130,29 @@ class _Shades:
 
 @dataclass
 class World:
-    """The images, the output, and everything that may go wrong between them."""
+    """The images, the output, and all faults between them."""
 
     output: str = "memory://out"
     environment: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    """What a manifest beside the images says of some of them."""
+    """The notes of a manifest on some of the images."""
     memory: Memory = field(default_factory=Memory)
     late: list[Callable[[], object]] = field(default_factory=list)
-    """Writes of dead or impatient drivers that have not arrived yet."""
+    """Writes of dead or timed-out drivers that have not arrived yet."""
     alive: set[int] = field(default_factory=set)
     drivers: list[Driver] = field(default_factory=list)
-    """Those that are running: the last one runs within a write of the one before it."""
+    """The running drivers: the last one runs within a write of the one before it."""
     ended: Driver = field(default_factory=lambda: Driver(0, {}))
-    """The one that ended last."""
+    """The driver that ended last."""
     error: str = ""
-    """What the last run or `verify` said that failed."""
+    """The error of the last run or `verify` that failed."""
     started: int = 0
     killed: int = 0
     failed: int = 0
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     lossy: float = 0.0
-    """The share of units whose results Ray loses or delivers twice."""
+    """The proportion of units whose results Ray loses or delivers twice."""
 
     def __post_init__(self) -> None:
         self.input = Input(self.images)
@@ -239,7 +239,7 @@ class World:
         return {name: note for name, note in self.notes.items() if name in self.images}
 
     def verify(self) -> int:
-        """Recount the books; return the exit code."""
+        """Run `verify`; return the exit code."""
         with self._patched(), contextlib.redirect_stdout(io.StringIO()):
             try:
                 return verify.verify(
@@ -256,20 +256,21 @@ class World:
                 (preflight, "Stores", self.stores),
                 (verification_run, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
-                (candidates, "ticking", lambda items, stall_s, **options: items),
-                (run, "ticking", lambda items, stall_s, **options: items),
+                (candidates, "poll_items", lambda items, stall_s, **options: items),
+                (run, "poll_items", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
                 (placement, "nodes", lambda *arguments: set()),
                 (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
                 (placement, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
-                (signals.StopRequest, "heard", lambda stop, signum: None),  # 25 s later it would end the tests' process
+                # The real one would end the process of the tests 25 s later.
+                (signals.StopRequest, "receive", lambda stop, signum: None),
                 (run_record, "_versions", dict),
                 (owners, "this_process", lambda: {"host": "here", "pid": number}),
                 (owners, "is_alive", lambda owner: owner["pid"] in self.alive),
                 (time, "sleep", lambda seconds: None),
                 (commit_log.time, "sleep", lambda seconds: None),
-                (listing, "PAGE_ROWS", _SMALL_PAGE),
+                (listing_pages, "PAGE_ROWS", _SMALL_PAGE),
                 (workers, "_decoder", lambda work, isolated: partial(decode, max_pixels=100, short_side=None)),
             ):
                 stack.enter_context(mock.patch.object(target, name, value))
@@ -277,15 +278,15 @@ class World:
                 stack.callback(signal.signal, signum, signal.getsignal(signum))
             yield
 
-    def _label_images(self, work: Any, plan: Any, todo: Any, round: Any) -> Iterator[pa.Table]:
+    def _label_images(self, work: Any, plan: Any, work_plan: Any, round: Any) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
-        numbers = np.flatnonzero(todo.pending).astype(np.uint32)
+        numbers = np.flatnonzero(work_plan.pending).astype(np.uint32)
         self.chance.shuffle(numbers)
         rows = min(_UNIT, round.rows)
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]
         worker = workers.LabelImages(work, load=lambda work: _Shades())
         for unit in units:
-            listed = listing.Pages(work.listing).rows(unit)["uri"].to_pylist()
+            listed = listing_pages.Pages(work.listing).rows(unit)["uri"].to_pylist()
             images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
             lost = not round.alone and self.chance.random() < self.lossy
             if lost or any(image and image.kind == "crashed" and not image.mood for image in images):

@@ -1,4 +1,4 @@
-"""Runs that are stopped, refused or cut short: what had reached the driver is kept, and the same command goes on."""
+"""Runs that are stopped or fail: rows that reached the driver are committed, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.unit.pictures import encode, scene
 Start = Callable[..., "subprocess.Popen[str]"]
 
 COUNT = 900
-SLOW_S = 0.02  # a decoding: the whole takes 5 s on two actors with two threads each
+SLOW_S = 0.02  # for decoding one image: a run takes 5 s on two actors with two threads each
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 900 small pictures of 24 kinds."""
+    """A folder with 900 small images of 24 kinds."""
     images = tmp_path_factory.mktemp("many")
     kinds = [encode(scene(seed=number), "JPEG") for number in range(24)]
     for number in range(COUNT):
@@ -33,7 +33,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 90) -> None:
-    """Wait until something is so while a process runs."""
+    """Wait until a condition holds while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
 
 
 def ray_processes_of(session: int) -> list[int]:
-    """Return the live processes of a session, but for its leader."""
+    """Return the live processes of a session, without its leader."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != session:
@@ -55,7 +55,7 @@ def ray_processes_of(session: int) -> list[int]:
 
 
 def wait_for_end_of(session: int, seconds: float = 30) -> None:
-    """Wait until no process of a session is left: no worker outlives a run."""
+    """Wait until all processes of a session have ended: no worker outlives a run."""
     deadline = time.monotonic() + seconds
     while left := ray_processes_of(session):
         assert time.monotonic() < deadline, f"still there: {left}"
@@ -63,7 +63,7 @@ def wait_for_end_of(session: int, seconds: float = 30) -> None:
 
 
 def require_heeded(process: subprocess.Popen[str], output: Path) -> None:
-    """Send SIGTERM to a run that has no row yet: it ends in order, says so in its record, and leaves no process behind."""
+    """Send SIGTERM to a run without a row: it stops in order, records it, and all its processes end."""
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
@@ -74,7 +74,7 @@ def require_heeded(process: subprocess.Popen[str], output: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_a_signal_in_mid_run(
+def test_signal_in_the_middle_of_a_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     output = tmp_path / "out"
@@ -99,7 +99,7 @@ def test_a_signal_in_mid_run(
     assert tables.parts(output).items() >= before.items()
     assert [run["run_id"] for run in tables.runs(output)] == [first["run_id"]], "a refused run leaves no trace"
 
-    # Ctrl-C in a terminal goes to all processes of the foreground, an orchestrator's SIGTERM to one.
+    # Ctrl-C in a terminal reaches all foreground processes, SIGTERM of an orchestrator only one.
     asked = time.monotonic()
     os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
     out, err = process.communicate(timeout=60)
@@ -122,8 +122,8 @@ def test_a_signal_in_mid_run(
     assert tables.labels(output).items() >= done.items()
 
 
-def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """While Ray starts, a signal is a request as well."""
+def test_signal_before_the_first_row(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A signal while Ray starts is a stop request as well."""
     output = tmp_path / "out"
     process = started("classify", "--input", many, "--output", output, "--model", tiny_model)
     wait_for(lambda: list(output.glob("runs/*/listing/*")), process)
@@ -131,8 +131,8 @@ def test_a_signal_before_the_first_row(started: Start, many: Path, tiny_model: P
     require_heeded(process, output)
 
 
-def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """On a machine under load its calls into C++ were seen to take a minute, in which no handler of Python's is run."""
+def test_signal_while_ray_does_not_start(started: Start, many: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """On a machine under load, Ray's calls into C++ took a minute, in which Python runs no signal handler."""
     output, starting = tmp_path / "out", tmp_path / "starting"
     body = f"module._init = lambda address: (open({str(starting)!r}, 'w').close(), time.sleep(600))\n"
     process = started(
@@ -144,8 +144,8 @@ def test_a_signal_while_ray_does_not_start(started: Start, many: Path, tiny_mode
 
 
 @pytest.mark.long
-def test_a_disk_that_is_full(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """No space left for a part: exit 3, and the same command goes on later."""
+def test_full_disk(job: Job, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """No space left for a part: exit code 3, and the same command resumes later."""
     output = tmp_path / "out"
     body = """
 import errno

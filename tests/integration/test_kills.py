@@ -1,4 +1,4 @@
-"""Drivers killed with SIGKILL where it hurts most: the same command again, and every image is in exactly one row."""
+"""Drivers killed with SIGKILL at critical points: after the same command again, every image is in exactly one row."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ POINTS = {
     "after the seals": ("imgbatch.ledger.ledger", "Ledger.seal", "", "after"),
     "before _SUCCESS": ("imgbatch.storage.stores", "Folder.create", "_SUCCESS", "before"),
     "after _SUCCESS": ("imgbatch.storage.stores", "Folder.create", "_SUCCESS", "after"),
-    "before an old row is taken out": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "before"),
-    "after an old row is taken out": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "after"),
+    "before an old row is removed": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "before"),
+    "after an old row is removed": ("imgbatch.ledger.commit_log", "Log.rewrite", "", "after"),
 }
 
 
@@ -56,7 +56,7 @@ module.{kind}.{attribute} = deadly
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder with 200 pictures of 24 kinds, and six files that are none."""
+    """A folder with 200 pictures of 24 kinds, and six files that are not images."""
     images = tmp_path / "images"
     images.mkdir()
     kinds = [encode(scene(seed=number), "JPEG") for number in range(24)]
@@ -80,7 +80,7 @@ def killed(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> Cal
 
 
 def require_whole(output: Path, before: dict[str, str]) -> dict[str, str]:
-    """Require that tables can be read, hold no image twice, and still hold what they held; return the labels."""
+    """Require that tables can be read, hold no image twice, and have lost no row; return the labels."""
     labels, rejected = tables.labels(output), tables.reasons(output)
     assert not labels.keys() & rejected.keys()
     assert len(tables.rows(output, "rejects")) == len(rejected)
@@ -129,7 +129,7 @@ def test_kills_at_points_of_a_run(
 
 
 @pytest.mark.long
-def test_kills_while_changed_images_are_labelled_anew(
+def test_kills_while_changed_images_are_labelled_again(
     job: Job, warm: Job, killed: Callable[..., None], images: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -141,9 +141,9 @@ def test_kills_while_changed_images_are_labelled_anew(
         (images / name).write_bytes(encode(scene(70, 50, seed=3), "JPEG"))
     untouched = {name: label for name, label in first.items() if name not in changed}
 
-    killed("before an old row is taken out", *command)
+    killed("before an old row is removed", *command)
     assert require_whole(output, untouched) == first
-    killed("after an old row is taken out", *command)
+    killed("after an old row is removed", *command)
     labels = require_whole(output, untouched)
     assert labels == untouched, "in between they have no row, which is better than an old one"
 

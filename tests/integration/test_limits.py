@@ -16,7 +16,7 @@ from tests.integration.test_refusals import require_refusal
 SHOW_FILES = """
 import resource
 from imgbatch.concurrency import process_limits
-process_limits.require_room()
+process_limits.require_limits()
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

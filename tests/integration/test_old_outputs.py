@@ -1,4 +1,4 @@
-"""Outputs and models that version 0.1.0 wrote stay valid; tests/data/v0.1.0/make.py shows how they came about."""
+"""Outputs and models that version 0.1.0 wrote stay valid; tests/data/v0.1.0/make.py made them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def output(s3: S3Server) -> Iterator[str]:
 
 
 def classify(job: Job, s3: S3Server, tmp_path: Path, output: str, *options: object) -> Ended:
-    """Give the command of the old run again, where an import of Ray fails: nothing can be fetched or labelled."""
+    """Run the command of the old run again, where an import of Ray fails: nothing can be fetched or labelled."""
     poison = tmp_path / "poison"
     poison.mkdir(exist_ok=True)
     (poison / "ray.py").write_text("raise RuntimeError('ray was imported')")
@@ -50,9 +50,7 @@ def classify(job: Job, s3: S3Server, tmp_path: Path, output: str, *options: obje
     )  # fmt: skip
 
 
-def test_a_run_continues_an_old_output_without_any_inference(
-    job: Job, s3: S3Server, output: str, tmp_path: Path
-) -> None:
+def test_a_run_continues_an_old_output_without_inference(job: Job, s3: S3Server, output: str, tmp_path: Path) -> None:
     ended = classify(job, s3, tmp_path, output)
     assert ended.code == 0, ended.err
     assert "23 images listed, 22 labelled, 1 rejected (23 already done, 0 kept" in ended.out

@@ -205,5 +205,5 @@ def test_weights_that_do_not_fit(warm: Job, folder: Path, tiny_model: Path, tmp_
     output = tmp_path / "out"
     weights.write_bytes(weights.read_bytes()[:-1000])
     message = require_refusal(warm("classify", "--input", folder, "--output", output, "--model", broken), 2)
-    assert "it is torn" in message and str(broken) in message
+    assert "it is truncated" in message and str(broken) in message
     assert not tables.parts(output)

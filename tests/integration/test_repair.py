@@ -1,4 +1,4 @@
-"""An output that lost files is completed by the same command, whatever the kind of its input; verify names what is missing."""
+"""The same command completes an output that lost files, for every kind of input; verify names what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.test_repair import move_away
 from tests.unit.test_tars import packed
 
 BAD = (3, 7)
-"""Of each kind of input these images are none."""
+"""The numbers of the files, in each kind of input, that are not images."""
 COUNT = 10
 KINDS = ("folder", "tar", "parquet", "manifest")
 
@@ -46,7 +46,7 @@ Command = Callable[[Path], Ended]
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, warm: Job) -> Command:
-    """Run the job over all kinds of input at once; the rows lie in several parts."""
+    """Run the job over all kinds of input at once; the rows are in several parts."""
     inputs = write_inputs(tmp_path_factory.mktemp("inputs"))
 
     def run(output: Path) -> Ended:
@@ -72,7 +72,7 @@ def output(finished: Path, tmp_path: Path) -> Path:
 
 
 def require_same(output: Path, finished: Path, job: Job) -> None:
-    """Require the rows of the finished output, each once, and books that balance."""
+    """Require the rows of the finished output, each once, and counts that reconcile."""
     for table in ("labels", "rejects"):
         rows, expected = (
             [{name: value for name, value in row.items() if name not in ("run_id", "attempts")} for row in found]
@@ -93,7 +93,7 @@ def holding_rows(output: Path, table: str) -> list[Path]:
     [["rejects"], ["labels"], ["rejects", "runs", "_SUCCESS"], ["runs"], ["_SUCCESS"]],
     ids=lambda gone: "+".join(gone),
 )
-def test_the_same_command_completes_an_output_that_lost_a_folder(
+def test_the_same_command_completes_an_output_with_a_lost_folder(
     command: Command, job: Job, output: Path, finished: Path, gone: list[str]
 ) -> None:
     for name in gone:
@@ -107,7 +107,7 @@ def test_the_same_command_completes_an_output_that_lost_a_folder(
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
 @pytest.mark.parametrize("lost", [0, 1, -1])
-def test_a_part_that_is_missing_is_named_and_made_again(
+def test_a_missing_part_is_named_and_its_rows_are_written_again(
     command: Command, job: Job, output: Path, finished: Path, table: str, lost: int
 ) -> None:
     part = holding_rows(output, table)[lost]
@@ -139,7 +139,7 @@ def test_a_copy_of_a_part_is_named_and_moved_away(
     require_same(output, finished, job)
 
 
-def test_a_success_that_is_damaged_or_wrong_is_written_anew_as_advised(
+def test_a_damaged_or_wrong_success_is_written_again_as_advised(
     command: Command, job: Job, output: Path, finished: Path
 ) -> None:
     wrong = tables.success(output)
@@ -152,9 +152,7 @@ def test_a_success_that_is_damaged_or_wrong_is_written_anew_as_advised(
         require_same(output, finished, job)
 
 
-def test_a_listing_that_is_damaged_is_made_anew_as_advised(
-    command: Command, job: Job, output: Path, finished: Path
-) -> None:
+def test_a_damaged_listing_is_replaced_as_advised(command: Command, job: Job, output: Path, finished: Path) -> None:
     listing = output / "runs" / tables.success(output)["run_id"] / "listing"
     (page,) = listing.glob("page-*")
     content = page.read_bytes()
@@ -170,10 +168,10 @@ def test_a_listing_that_is_damaged_is_made_anew_as_advised(
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
-def test_a_tar_in_three_parts_of_which_one_is_damaged(
+def test_one_of_three_parts_of_a_tar_is_damaged(
     warm: Job, job: Job, tiny_model: Path, tmp_path: Path, damaged: int
 ) -> None:
-    """The message is followed to the letter, the same command run again, and the rows are counted."""
+    """The message is followed exactly, the same command is run again, and the rows are counted."""
     pictures = [encode(scene(seed=number), "JPEG") for number in range(5)]
     (tmp_path / "a.tar").write_bytes(packed(*((f"{number:03d}.jpg", pictures[number % 5]) for number in range(300))))
     output = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""SIGTERM where the end takes longer than Ray's own handler would allow, or does not come at all."""
+"""SIGTERM, when the orderly stop takes longer than Ray's own handler allows, or does not return."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.unit.pictures import encode, scene
 Start = Callable[..., "subprocess.Popen[str]"]
 
 KINDS, EACH = 6, 300
-SLOW_S = 0.02  # a decoding
+SLOW_S = 0.02  # for decoding one image
 BANNER = "SIGTERM received"
 
 
 @pytest.fixture(scope="module")
 def by_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in two folders named after classes of the tiny model."""
+    """Images in two folders named after classes of the tiny model."""
     images = tmp_path_factory.mktemp("by-class")
     kinds = [encode(scene(seed=number), "JPEG") for number in range(KINDS)]
     for label in ("a", "b"):
@@ -34,11 +34,11 @@ def by_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Writes:
-    """A plan for PUTs, once one was made whose path contains `first`: those that contain `only` take so many seconds."""
+    """Delays PUTs whose path contains `only`, after the first PUT whose path contains `first`."""
 
     def __init__(self, first: str, seconds: float, only: str = "") -> None:
         self.begun = self.slow = False
-        """Whether such a PUT was made; whether one is slow."""
+        """Whether the first PUT was made; whether a PUT is delayed."""
         self._first, self._seconds, self._only = first, seconds, only
 
     def __call__(self, method: str, path: str, before: int) -> float | None:
@@ -59,7 +59,7 @@ FLAGS = {
 
 
 def record_of(name: str, s3: S3Server, prefix: str, place: Path) -> tuple[Path, dict[str, object]]:
-    """Return what a run has left in the store, and its record."""
+    """Return the output of a run in the store, and its record."""
     output = tables.download(s3.bucket("out"), prefix, place)
     (record,) = tables.runs(output / "_training" if name == "train" else output)
     return output, record
@@ -68,7 +68,7 @@ def record_of(name: str, s3: S3Server, prefix: str, place: Path) -> tuple[Path, 
 @pytest.mark.parametrize(
     "name", ["classify", *(pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "train"))]
 )
-def test_sigterm_where_each_put_takes_five_seconds(
+def test_sigterm_with_slow_puts(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
     model, first, *settings = FLAGS[name]
@@ -94,10 +94,10 @@ def test_sigterm_where_each_put_takes_five_seconds(
 @pytest.mark.parametrize(
     ("only", "status"), [("/part-", "interrupted"), pytest.param("", "running", marks=pytest.mark.long)]
 )
-def test_sigterm_where_puts_are_never_answered(
+def test_sigterm_with_unanswered_puts(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, only: str, status: str
 ) -> None:
-    """The main thread waits for the store, for minutes: the run is given up, and says so if it can."""
+    """The main thread waits for the store for minutes: the run exits after the timeout, with a message if possible."""
     writes = Writes("/labels/part-", 600.0, only)
     prefix = f"never-{status}"
     command = ("classify", "--input", by_class, "--output", f"s3://out/{prefix}", "--model", tiny_model)
@@ -135,7 +135,7 @@ ours = owners()
 def say(when):
     print(when, owners() == ours, file=sys.stderr)
 
-with stop.beside_ray(), session.connected():
+with stop.reinstall_after_ray(), session.connected():
     say("started")
     stop.check()
     say("checked")
@@ -154,13 +154,13 @@ say("ended")
 """
 
 
-def test_ray_has_no_signal_of_ours_once_it_has_started() -> None:
-    """Looked at in C, since Python does not see what Ray's C++ does."""
+def test_signal_handlers_are_ours_after_ray_started() -> None:
+    """The handlers are read in C, since Python does not see those that Ray's C++ sets."""
     ran = subprocess.run(
         [sys.executable, "-c", OWNERS], capture_output=True, text=True, env=clean_environment(), cwd=ROOT, timeout=200
     )
     assert ran.returncode == 0, ran.stderr
     said = dict(line.rsplit(" ", 1) for line in ran.stderr.splitlines() if line.endswith(("True", "False")))
-    assert said.pop("started") == "False", "Ray takes no signal any more: what is here for it can go"
+    assert said.pop("started") == "False", "Ray no longer replaces signal handlers: the code against it can be removed"
     assert list(said) == ["checked", "imported", "task", "dataset", "actor", "ended"]
     assert set(said.values()) == {"True"}, said

@@ -1,4 +1,4 @@
-"""Real jobs over a real S3 server behind a proxy that fails, delays, cuts and lies by a seeded plan."""
+"""Real jobs over a real S3 server behind a proxy that fails, delays, truncates and falsifies by a seeded plan."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ WRITES = [503, 503, 500, 0, "lost", 0.3]
 
 
 def fill(s3: S3Server, prefix: str, count: int) -> None:
-    """Put that many pictures of a few kinds below a prefix."""
+    """Put `count` pictures of a few kinds below a prefix."""
     kinds = [encode(scene(seed=number), "JPEG") for number in range(KINDS)]
     for number in range(count):
         obstore.put(s3.bucket("images"), f"{prefix}/{number:04d}.jpg", kinds[number % KINDS])
 
 
 class Chaos:
-    """A plan that spoils a share of all requests, the same ones for the same seed."""
+    """A plan that makes a proportion of all requests fail, the same ones for the same seed."""
 
     def __init__(self, seed: int, share: float) -> None:
         self._seed, self._share, self.done = seed, share, Counter[str]()
@@ -55,7 +55,7 @@ def require_labels_by_kind(output: Path, count: int) -> None:
 
 
 @pytest.mark.long
-def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
+def test_a_store_with_every_fault_and_changing_objects(
     warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path
 ) -> None:
     fill(s3, "chaos", 60)
@@ -98,7 +98,7 @@ def test_a_store_with_every_fault_and_objects_that_change_meanwhile(
     assert len(tables.labels(tables.download(s3.bucket("out"), "chaos", tmp_path / "again"))) == 60
 
 
-def test_books_that_do_not_balance_are_told_even_where_nothing_may_be_deleted(
+def test_unreconciled_counts_are_reported_even_without_delete_permission(
     job: Job, warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path
 ) -> None:
     fill(s3, "double", 3)
@@ -181,7 +181,7 @@ def test_six_hundred_objects_and_a_third_of_all_requests_fail(
 
 @pytest.mark.long
 @pytest.mark.parametrize(("seconds", "retries", "code"), [(60, 10, 0), (60, 3, 3)])
-def test_a_store_that_is_gone_for_a_minute(
+def test_a_store_that_is_unreachable_for_a_minute(
     job: Job, warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, seconds: int, retries: int, code: int
 ) -> None:
     fill(s3, "minute", 300)
@@ -213,7 +213,7 @@ def test_a_store_that_is_gone_for_a_minute(
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["s3://out/expired", "local"])
-def test_credentials_that_expire_in_mid_run(
+def test_credentials_that_expire_during_a_run(
     job: Job, warm: Job, s3: S3Server, tiny_model: Path, tmp_path: Path, where: str
 ) -> None:
     fill(s3, "expired", 300)

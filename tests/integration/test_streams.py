@@ -122,7 +122,7 @@ def test_the_table_of_the_demo(output: Path, redirection: str) -> None:
     show = (
         "import sys; from pathlib import Path; from imgbatch import cli; from imgbatch.commands import demo;"
         "from imgbatch.concurrency import process;"
-        "cli.parser(''); demo.show(Path(sys.argv[1])); process.leave(0)"
+        "cli.parser(''); demo.show(Path(sys.argv[1])); process.exit_process(0)"
     )
     done = shell(redirection, "-c", show, output, env={"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
@@ -140,7 +140,7 @@ def test_a_closed_terminal_does_not_stop_the_progress_bar() -> None:
         "    for n in range(10): shown.update(n, 0); logging.warning('still there'); time.sleep(0.05)\n"
         "    assert 'imgbatch.terminal.live_line' in sys.modules\n"
         "    return 0\n"
-        "cli.parser(''); process.leave(cli.run(body))"
+        "cli.parser(''); process.exit_process(cli.run(body))"
     )
     terminal, inside = os.openpty()
     process = subprocess.Popen(

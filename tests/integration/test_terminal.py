@@ -1,4 +1,4 @@
-"""What a person sees of a run: in a terminal, in a log file, and at its end."""
+"""The output of a run: in a terminal, in a log file, and its summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOBS = ("classify", "train", "evaluate", "verify", "demo")
 
 @pytest.fixture
 def mixed(folder: Path) -> Path:
-    """A dozen pictures, a text and two torn pictures."""
+    """Twelve images, a text and two truncated images."""
     (folder / "text.jpg").write_text("bread, butter")
     for name in ("torn-1.jpg", "torn-2.jpg"):
         (folder / name).write_bytes((folder / "00.jpg").read_bytes()[:500])
@@ -29,12 +29,12 @@ def mixed(folder: Path) -> Path:
 
 
 def steps_of(job: InTerminal) -> str:
-    """Return every state in which the line of the current step was seen."""
+    """Return every state of the line of the current step."""
     return "\n".join(sorted(line for line in job.screen.seen if SPINNER.match(line)))
 
 
 def require_clean(job: InTerminal) -> list[str]:
-    """Require that no log line ever shared a line with the step, and that nothing of it is left; return the lines."""
+    """Require that log lines and the step never mixed, and that the step was removed; return the lines."""
     for line in job.screen.seen:
         assert not (SPINNER.search(line) and (DATED.search(line) or "labelled" in line)), line
     assert not any(SPINNER.search(line) or "━" in line for line in job.screen.lines)
@@ -42,7 +42,7 @@ def require_clean(job: InTerminal) -> list[str]:
     return job.screen.lines
 
 
-def test_a_run_in_a_terminal(mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_run_in_a_terminal(mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ["jobs/classify.py", "--input", mixed, "--output", output, "--model", tiny_model]
     job = InTerminal(command, 80, clean_environment(), ROOT)
@@ -80,9 +80,7 @@ def test_ctrl_c_in_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
     assert "Traceback" not in "\n".join(lines)
 
 
-def test_a_log_file_gets_lines_and_the_record_what_this_run_did(
-    warm: Job, mixed: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_log_file_and_record_report_the_run(warm: Job, mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ("classify", "--input", mixed, "--output", output, "--model", tiny_model)
     first = warm(*command, "--set", "rejects.max_share=0.5")
@@ -115,7 +113,7 @@ def test_a_log_file_gets_lines_and_the_record_what_this_run_did(
     assert (done["labelled"], done["rejected"], done["images_per_second"]) == (0, 0, 0.0)
 
 
-def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_quiet_run_prints_only_the_summary(warm: Job, folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     ended = warm("classify", "--input", folder, "--output", output, "--model", tiny_model, "--quiet")
     assert (ended.code, ended.err) == (0, "")
@@ -126,7 +124,7 @@ def test_quiet_runs_print_the_summary_alone(warm: Job, folder: Path, tiny_model:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_job_has_a_version_and_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_job_has_version_and_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = importlib.import_module(f"imgbatch.commands.{name}").main
     for flag in ("--version", "--help"):
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Several drivers on one output, as real processes: who goes on, who is refused, and whose `_SUCCESS` is there at the end."""
+"""Several drivers on one output, as real processes: which one continues, which is refused, and whose `_SUCCESS` remains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> tuple[str, dict[str, str]]:
-    """The URI of an output that is not there yet, and the environment that it needs."""
+    """The URI of an output that does not exist yet, and the environment that it needs."""
     if request.param == "disk":
         return str(tmp_path / "out"), {}
     return f"s3://out/writers/{tmp_path.name}", s3.environment
@@ -104,7 +104,7 @@ def test_a_paused_driver_leaves_a_newer_success_alone(
         stops = f"original = module.audit\nmodule.audit = lambda *a, **k: ({STOP}, original(*a, **k))[1]\n"
         stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.audit", stops)
     else:
-        stops = f"original = module.Success.write\nmodule.Success.write = lambda *a: ({STOP}, original(*a))[1]\n"
+        stops = f"original = module.SuccessMarker.write\nmodule.SuccessMarker.write = lambda *a: ({STOP}, original(*a))[1]\n"
         stopping = faults.patched(tmp_path / "stops", "imgbatch.ledger.success_marker", stops)
     paused = started(*command, env=environment | stopping)
     wait_for(lambda: state_of(paused) == "T", paused)
@@ -129,10 +129,10 @@ def test_a_paused_driver_leaves_a_newer_success_alone(
     assert sorted(run["exit_code"] for run in tables.runs(here)) == [0, 0, 3]
 
 
-def test_a_killed_driver_that_nobody_fetches_does_not_block_its_output(
+def test_an_unreaped_killed_driver_does_not_block_its_output(
     started: Start, warm: Job, folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """As in a container whose first process fetches nobody: the driver stays a zombie."""
+    """As in a container whose first process does not reap children: the driver stays a zombie."""
     output = tmp_path / "out"
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
     process = started(*command)
@@ -149,7 +149,7 @@ def test_a_killed_driver_that_nobody_fetches_does_not_block_its_output(
 
 
 @pytest.mark.parametrize("what", ["", "labels", "runs"])
-def test_an_output_that_is_deleted_in_mid_run(
+def test_an_output_deleted_during_a_run(
     started: Start,
     job: Job,
     warm: Job,
@@ -196,7 +196,7 @@ def test_an_output_that_is_deleted_in_mid_run(
     assert process.returncode == 3 and out == "" and "Traceback" not in err, err
     said = err.splitlines()[-1]
     named = f"{output}/runs/" if what == "runs" else f"{output}/{what}".rstrip("/")
-    assert said.startswith(f"error: {named}") and "was deleted or emptied while this run was at work" in said
+    assert said.startswith(f"error: {named}") and "was deleted or emptied during this run" in said
     ended = warm(*command, env=environment)
     assert ended.code == 0, ended.err
     tables.require_single(local_copy(output, s3, tmp_path / "copy"), [path.name for path in images.iterdir()])

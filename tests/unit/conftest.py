@@ -21,7 +21,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(child, "ask", lambda question, **_: json.loads(json.dumps(check.answer(dict(question)))))
+    monkeypatch.setattr(child, "run_task", lambda question, **_: json.loads(json.dumps(check.run_task(dict(question)))))
     return lambda name, stores=STORES, **keys: loading.load(ModelConfig(name=str(name), **keys), stores)
 
 

@@ -19,9 +19,9 @@ from imgbatch.inference.worker import LabelImages, Work
 def classify_here(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """Run the job; return its exit code."""
 
-    def label_images(work: Work, plan: Any, todo: Any, round: units.Round) -> Iterator[pa.Table]:
+    def label_images(work: Work, plan: Any, work_plan: Any, round: units.Round) -> Iterator[pa.Table]:
         worker = LabelImages(work, isolated=round.alone)
-        for unit in units.units(todo, round, 1):
+        for unit in units.units(work_plan, round, 1):
             yield from worker(unit)
 
     monkeypatch.setattr(session, "connected", lambda *_: nullcontext())

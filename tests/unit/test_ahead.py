@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from imgbatch.concurrency.prefetch import ahead, chained
+from imgbatch.concurrency.prefetch import prefetch_calls, prefetch_streams
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_results_come_in_order_however_the_calls_end(pool: ThreadPoolExecutor) -
             second.set()
         return item * item
 
-    assert list(ahead(pool, call, range(50), most=4)) == [(n, n * n) for n in range(50)]
+    assert list(prefetch_calls(pool, call, range(50), max_pending=4)) == [(n, n * n) for n in range(50)]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_never_more_calls_than_allowed_are_under_way_or_wait(pool: ThreadPoolExecutor, most: int) -> None:
     begun: list[int] = []
-    for taken, (item, _) in enumerate(ahead(pool, begun.append, range(30), most=most)):
+    for taken, (item, _) in enumerate(prefetch_calls(pool, begun.append, range(30), max_pending=most)):
         assert item == taken
         assert len(begun) <= taken + most
     assert sorted(begun) == list(range(30))
@@ -55,21 +55,23 @@ def test_calls_begin_in_bursts_of_half_of_the_most() -> None:
     begun: list[int] = []
     under_way = [
         len(begun) - item
-        for item, _ in ahead(SubmitsAtOnce(), begun.append, range(32), most=8)  # type: ignore[arg-type]
+        for item, _ in prefetch_calls(SubmitsAtOnce(), begun.append, range(32), max_pending=8)  # type: ignore[arg-type]
     ]
     assert under_way == [8, 7, 6, 5] * 7 + [4, 3, 2, 1]
 
 
 def test_calls_do_run_ahead(pool: ThreadPoolExecutor) -> None:
     together = threading.Barrier(4)
-    assert len(list(ahead(pool, lambda item: together.wait(10), range(8), most=4))) == 8
+    assert len(list(prefetch_calls(pool, lambda item: together.wait(10), range(8), max_pending=4))) == 8
 
 
 def test_the_costs_of_what_is_under_way_stay_within_their_sum(pool: ThreadPoolExecutor) -> None:
     costs = [3, 3, 3, 9, 1, 1, 1, 1, 1, 1, 1, 50, 2, 2]
     begun: list[int] = []
     taken = 0
-    for item, _ in ahead(pool, begun.append, range(len(costs)), most=8, cost=costs.__getitem__, most_cost=6):
+    for item, _ in prefetch_calls(
+        pool, begun.append, range(len(costs)), max_pending=8, cost=costs.__getitem__, max_cost=6
+    ):
         under_way = [costs[number] for number in begun if number > item]
         assert sum(under_way) <= 6 or len(under_way) == 1
         taken += 1
@@ -78,13 +80,13 @@ def test_the_costs_of_what_is_under_way_stay_within_their_sum(pool: ThreadPoolEx
 
 def test_a_single_call_is_allowed_whatever_it_costs() -> None:
     begun: list[int] = []
-    calls = ahead(SubmitsAtOnce(), begun.append, range(9), most=4, cost=lambda item: 100, most_cost=1)  # type: ignore[arg-type]
+    calls = prefetch_calls(SubmitsAtOnce(), begun.append, range(9), max_pending=4, cost=lambda item: 100, max_cost=1)  # type: ignore[arg-type]
     assert [len(begun) - item for item, _ in calls] == [1] * 9
 
 
 def test_the_items_may_be_endless_and_are_drawn_no_further_than_needed(pool: ThreadPoolExecutor) -> None:
     drawn = itertools.count()
-    calls = ahead(pool, abs, drawn, most=3)
+    calls = prefetch_calls(pool, abs, drawn, max_pending=3)
     assert [next(calls) for _ in range(5)] == [(n, n) for n in range(5)]
     calls.close()  # type: ignore[attr-defined]
     assert next(drawn) <= 9
@@ -96,7 +98,7 @@ def test_an_error_comes_at_its_place_and_ends_the_iteration(pool: ThreadPoolExec
             raise KeyError(item)
         return item
 
-    calls = ahead(pool, call, range(100), most=2)
+    calls = prefetch_calls(pool, call, range(100), max_pending=2)
     assert [next(calls), next(calls)] == [(0, 0), (1, 1)]
     with pytest.raises(KeyError):
         next(calls)
@@ -111,7 +113,7 @@ def test_what_has_not_begun_when_the_consumer_leaves_is_never_begun() -> None:
         assert item == 0 or go.wait(10)
 
     with ThreadPoolExecutor(1) as pool:
-        calls = ahead(pool, call, range(100), most=10)
+        calls = prefetch_calls(pool, call, range(100), max_pending=10)
         next(calls)
         calls.close()  # type: ignore[attr-defined]
         go.set()
@@ -119,7 +121,7 @@ def test_what_has_not_begun_when_the_consumer_leaves_is_never_begun() -> None:
 
 
 def test_nothing_comes_of_nothing(pool: ThreadPoolExecutor) -> None:
-    assert list(ahead(pool, abs, [], most=1)) == []
+    assert list(prefetch_calls(pool, abs, [], max_pending=1)) == []
 
 
 # Iterators that are drawn at the same time
@@ -137,7 +139,7 @@ def test_streams_come_one_after_the_other_however_fast_they_are() -> None:
 
     streams = [partial(stream, number) for number in range(10)]
     expected = [(number, item) for number in range(10) for item in range(number + 1)]
-    assert list(chained(streams, at_once=4, most=2)) == expected
+    assert list(prefetch_streams(streams, concurrency=4, max_pending=2)) == expected
 
 
 def test_no_stream_is_drawn_further_than_it_may_be() -> None:
@@ -148,7 +150,7 @@ def test_no_stream_is_drawn_further_than_it_may_be() -> None:
             drawn[number] += 1
             yield item
 
-    items = chained([partial(stream, 0), partial(stream, 1)], at_once=2, most=3)
+    items = prefetch_streams([partial(stream, 0), partial(stream, 1)], concurrency=2, max_pending=3)
     next(items)
     time.sleep(0.5)
     assert max(drawn) <= 6
@@ -160,12 +162,15 @@ def test_an_error_of_a_stream_comes_where_its_items_would_be() -> None:
         yield 1
         raise KeyError("gone")
 
-    items = chained([lambda: iter([0]), failing, lambda: iter([2])], at_once=3, most=1)
+    items = prefetch_streams([lambda: iter([0]), failing, lambda: iter([2])], concurrency=3, max_pending=1)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(KeyError, match="gone"):
         next(items)
 
 
 def test_items_that_are_none_or_empty_are_items() -> None:
-    assert list(chained([lambda: iter([None, []]), lambda: iter(())], at_once=2, most=1)) == [None, []]
-    assert list(chained([], at_once=2, most=1)) == []
+    assert list(prefetch_streams([lambda: iter([None, []]), lambda: iter(())], concurrency=2, max_pending=1)) == [
+        None,
+        [],
+    ]
+    assert list(prefetch_streams([], concurrency=2, max_pending=1)) == []

@@ -28,7 +28,7 @@ from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, Mode
 from imgbatch.decode import decode
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
-from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models import architectures, check, child, directory, loading, pretrained
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.schema import LISTING
@@ -86,7 +86,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
         "architecture": architecture,
         "num_classes": len(LABELS),
         "label_names": LABELS,
-        "pretrained_cfg": pretrained._as_timm_says_it(preset),
+        "pretrained_cfg": pretrained._to_pretrained_cfg(preset),
         "model_args": arguments,
     }
     return net, preset, config
@@ -95,7 +95,7 @@ def made(architecture: str) -> tuple[nn.Module, Transform, dict[str, Any] | None
 def decide(net: nn.Module, images: torch.Tensor) -> None:
     """Centre and scale the head, after the batch norms have seen what a picture looks like."""
     seen: list[torch.Tensor] = []
-    head = architectures.head(net, len(LABELS))
+    head = architectures.find_head(net, len(LABELS))
     assert isinstance(head, nn.Linear)
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
@@ -136,7 +136,7 @@ def test_labels_are_those_of_the_network_called_by_hand(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(child, "ask", lambda question, **_: check.answer(dict(question)))
+    monkeypatch.setattr(child, "run_task", lambda question, **_: check.run_task(dict(question)))
     net, transform, config = made(architecture)
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     preprocess = Preprocess.from_timm(getattr(net, "pretrained_cfg", None) or (config or {})["pretrained_cfg"])

@@ -35,7 +35,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 def said(output: Folder) -> dict[str, Any]:
-    """Return the claim as the store has it."""
+    """Return the claim from the store."""
     found: dict[str, Any] = json.loads(output.read(claims.NAME))
     return found
 
@@ -61,7 +61,7 @@ def without_claim(output: Folder, name: str, **owner: Any) -> run_record.Record:
 
 
 def ended_process() -> int:
-    """Return the PID of a process that is gone."""
+    """Return the PID of a process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     return child.pid
@@ -69,7 +69,7 @@ def ended_process() -> int:
 
 @pytest.fixture
 def zombie() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that was killed and whose parent does not fetch it."""
+    """A process that was killed and that its parent does not reap."""
     child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=-1)
     assert child.stdout is not None and child.stdout.readline()
     yield child
@@ -91,7 +91,7 @@ def test_a_claim_from_start_to_end(output: Folder) -> None:
     assert said(output)["state"] == "ended", "at every orderly exit"
 
 
-def test_a_live_owner_here_is_refused_at_once(output: Folder) -> None:
+def test_a_second_run_on_the_machine_of_a_live_owner_is_refused_at_once(output: Folder) -> None:
     with claims.take(output) as claim:
         with pytest.raises(OutputBusyError, match=f"{claim.run_id} .*process {os.getpid()}") as caught:
             claims.take(output, sleep=pytest.fail)
@@ -117,7 +117,9 @@ def test_a_zombie_is_dead(
 
 
 @pytest.mark.parametrize("with_claim", [True, False])
-def test_a_dead_owner_here_is_known_at_once(output: Folder, monkeypatch: pytest.MonkeyPatch, with_claim: bool) -> None:
+def test_a_dead_owner_on_this_machine_is_detected_at_once(
+    output: Folder, monkeypatch: pytest.MonkeyPatch, with_claim: bool
+) -> None:
     for owner in ({"pid": ended_process()}, {"pid": os.getpid(), "born": 1}):  # the second PID was used again
         if with_claim:
             claimed_by(output, monkeypatch, **owner)
@@ -128,7 +130,7 @@ def test_a_dead_owner_here_is_known_at_once(output: Folder, monkeypatch: pytest.
 
 @pytest.mark.parametrize("with_claim", [True, False])
 @pytest.mark.parametrize("owner", [{"host": "elsewhere"}, {"boot": "another"}, {"processes": "of another container"}])
-def test_an_owner_elsewhere_is_dead_when_its_heartbeat_does_not_change(
+def test_an_owner_on_another_machine_is_dead_without_a_heartbeat(
     output: Folder, monkeypatch: pytest.MonkeyPatch, owner: dict[str, str], with_claim: bool
 ) -> None:
     if with_claim:
@@ -147,7 +149,7 @@ def test_an_owner_elsewhere_is_dead_when_its_heartbeat_does_not_change(
     assert said(output)["run_id"] == taken.run_id
 
 
-def test_an_owner_elsewhere_that_ends_in_the_meantime_is_gone(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_on_another_machine_may_end_during_the_wait(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     record = claimed_by(output, monkeypatch, host="elsewhere")
     slept = []
 
@@ -161,7 +163,7 @@ def test_an_owner_elsewhere_that_ends_in_the_meantime_is_gone(output: Folder, mo
     assert slept == [1.0]
 
 
-def test_an_owner_that_has_ended_without_releasing_its_claim_is_gone(output: Folder) -> None:
+def test_an_owner_whose_record_has_ended_holds_no_claim(output: Folder) -> None:
     claim = claims.take(output)
     record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
@@ -179,7 +181,7 @@ def test_a_signal_ends_the_wait(output: Folder, monkeypatch: pytest.MonkeyPatch)
         claims.take(output, sleep=lambda _: None)
 
 
-def test_a_takeover_that_another_run_was_first_with_is_refused(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_of_two_takeovers_is_refused(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed_by(output, monkeypatch, host="elsewhere")
     others: list[run_record.Record] = []
 
@@ -195,7 +197,7 @@ def test_a_takeover_that_another_run_was_first_with_is_refused(output: Folder, m
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_of_many_that_start_at_once_one_goes_on(output: Folder, ended: bool) -> None:
+def test_of_many_runs_that_start_at_once_one_continues(output: Folder, ended: bool) -> None:
     if ended:
         claims.take(output).release()
     taken: list[str] = []
@@ -218,7 +220,7 @@ def test_of_many_that_start_at_once_one_goes_on(output: Folder, ended: bool) -> 
     assert said(output)["run_id"] == taken[0]
 
 
-def test_a_claim_whose_answer_was_lost_is_known_as_our_own(output: Folder) -> None:
+def test_our_claim_is_recognised_after_a_lost_response(output: Folder) -> None:
     class Lossy(Stores):
         def call(self, operation: str, uri: str, action: Any) -> Any:
             if operation in ("create", "replace"):
@@ -232,13 +234,13 @@ def test_a_claim_whose_answer_was_lost_is_known_as_our_own(output: Folder) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"run_id": "r", "owner": 7}'])
-def test_damaged_claims_and_records_stop_nobody(output: Folder, content: bytes) -> None:
+def test_damaged_claims_and_records_do_not_block_a_run(output: Folder, content: bytes) -> None:
     output.put("runs/20260101T000000Z-aaaaaa/run.json", content)
     output.put(claims.NAME, content)
     claims.take(output, sleep=lambda _: None).require_ours()
 
 
-def test_a_run_that_was_taken_over_finds_out(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_detects_that_it_was_taken_over(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = claims.take(output)
     record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
@@ -258,7 +260,7 @@ def test_a_run_that_was_taken_over_finds_out(output: Folder, monkeypatch: pytest
     unchecked.require_ours()  # who switches the check off has it off
 
 
-def test_a_claim_that_was_deleted(output: Folder) -> None:
+def test_a_deleted_claim_is_an_error(output: Folder) -> None:
     claim = claims.take(output)
     output.delete(claims.NAME)
     with pytest.raises(OutputChangedError, match=r"runs/claim.json is gone"):
@@ -278,7 +280,7 @@ def test_a_late_takeover_or_release_of_a_dead_run_changes_nothing(output: Folder
         claim.require_ours()
 
 
-def test_a_store_without_conditional_writes_keeps_to_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_conditional_writes_uses_the_run_records(monkeypatch: pytest.MonkeyPatch) -> None:
     output = Folder(Stores(StorageConfig(), {}), f"memory://{time.monotonic_ns()}")
     claim = claims.take(output, sleep=pytest.fail)
     claim.require_ours()
@@ -304,7 +306,7 @@ class Clock:
     strptime = staticmethod(datetime.strptime)
 
 
-def test_nothing_but_names_depends_on_the_clock(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_run_ids_depend_on_the_clock(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     past, future = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
     monkeypatch.setattr(run_record, "datetime", Clock(future, past))
     first = claimed_by(output, monkeypatch, host="elsewhere")
@@ -319,7 +321,7 @@ def test_nothing_but_names_depends_on_the_clock(output: Folder, monkeypatch: pyt
     assert second.run_id > first.id, "the clock was put back by 130 years in between"
 
 
-def test_many_processes_that_start_at_once(output: Folder, tmp_path: Path) -> None:
+def test_of_many_processes_that_start_at_once_one_continues(output: Folder, tmp_path: Path) -> None:
     """Real processes, which do not share a client or a lock."""
     code = f"""
 import sys, time

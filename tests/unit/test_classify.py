@@ -20,12 +20,12 @@ from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
-from imgbatch.ledger.listing import page_name
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
-from imgbatch.models.runtimes.base import Pixels, Prediction, in_batches
+from imgbatch.models.runtimes.base import Pixels, Prediction, run_in_batches
 from imgbatch.models.runtimes.torch_runtime import TorchRuntime
-from imgbatch.models.self_check import Disagrees
+from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores
 from tests.unit.pictures import encode, scene
@@ -41,7 +41,7 @@ class MeanColour:
         self.sizes: list[int] = []
 
     def __call__(self, pixels: Pixels) -> Prediction:
-        return in_batches(pixels, BATCH, self.forward, k=3)
+        return run_in_batches(pixels, BATCH, self.forward, k=3)
 
     def forward(self, batch: Pixels) -> Prediction:
         self.sizes.append(len(batch))
@@ -173,7 +173,7 @@ def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
 def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work: Callable[[list[bytes]], Work]) -> None:
     def fail(_: Work) -> MeanColour:
         asked.append(1)
-        raise Disagrees("its logits differ")
+        raise SelfCheckError("its logits differ")
 
     job, asked = replace(work(pictures(2)), node=lambda: "node-id"), list[int]()
     classify = Classify(job, fail)

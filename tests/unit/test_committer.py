@@ -15,7 +15,8 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
-from imgbatch.ledger.listing import Todo, page_name
+from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.listing_pages import page_name
 from imgbatch.pipeline.committer import STORE_IS_AWAY, Committer
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores
@@ -40,8 +41,8 @@ class Memory:
 def committer(count: int = 100, ledger: Memory | None = None, **more: Any) -> Committer:
     """Return a committer for that many pending images, with a clock that stands still."""
     more = {"commit_s": 10.0, "clock": lambda: 0.0, **more}
-    todo = Todo(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
-    return Committer(ledger or Memory(), "run", "model", todo, **more)  # type: ignore[arg-type]
+    work_plan = WorkPlan(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
+    return Committer(ledger or Memory(), "run", "model", work_plan, **more)  # type: ignore[arg-type]
 
 
 def block(*numbers: int, **columns: Any) -> pa.Table:
@@ -65,13 +66,13 @@ def test_a_second_arrival_is_dropped() -> None:
         taken.take(block(2, 5))
         assert (taken.labelled, taken.rejected, taken.arrived) == (5, 0, 5)
     assert ledger.commits == [["u1", "u2", "u3", "u4"], ["u5"]]
-    assert np.flatnonzero(taken.todo.pending).tolist() == [0, 6, 7, 8, 9]
+    assert np.flatnonzero(taken.work_plan.pending).tolist() == [0, 6, 7, 8, 9]
 
 
 def test_what_is_not_pending_is_not_taken() -> None:
     ledger = Memory()
     taken = committer(3, ledger)
-    taken.todo.pending[1] = False
+    taken.work_plan.pending[1] = False
     with taken:
         taken.take(block(0, 1, 2))
     assert ledger.commits == [["u0", "u2"]]
@@ -175,7 +176,7 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
     assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
     assert found["u3"]["size"] == 3 and found["u3"]["passing"] is True
     assert found["u3"].items() >= carried.items()
-    assert (taken.labelled, taken.rejected) == (2, 2) and not taken.todo.pending.any()
+    assert (taken.labelled, taken.rejected) == (2, 2) and not taken.work_plan.pending.any()
     taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
 
 
@@ -192,7 +193,7 @@ def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
     with pytest.raises(ClusterError, match="21 images never came back"):
         none.blame_the_cluster(1, 0.1, last=True)
     committer(20).blame_the_cluster(1, 0.1, last=True)
-    committer(21, again=21).blame_the_cluster(1, 0.1, last=True)  # which died in an earlier run, perhaps
+    committer(21, retried=21).blame_the_cluster(1, 0.1, last=True)  # which died in an earlier run, perhaps
 
 
 def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.LogCaptureFixture) -> None:

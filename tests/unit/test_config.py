@@ -1,4 +1,4 @@
-"""The configuration: where values come from, which are refused, and what is shown of them."""
+"""The configuration: sources of values, refusals, and masking of secrets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from annotated_types import Ge
 
 from imgbatch.config import sections
 from imgbatch.config.options import Section, option
-from imgbatch.config.reading import load, load_as, with_output
+from imgbatch.config.reading import fill_output_template, load, load_as
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe
 from imgbatch.config.training import TrainConfig
 
 
-def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> None:
+def test_flags_override_settings_file_and_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
         'input = ["a", "b"]\ntop_k = 2\nlimit = 7\nmodel = "m"\n[cluster]\nstartup_timeout_s = 5\nmin_actors = 2\n'
@@ -30,10 +30,10 @@ def test_flags_win_over_settings_over_the_file_over_defaults(tmp_path: Path) -> 
     assert chosen.rejects.max_share == 0.10
 
 
-def test_every_knob_has_a_help_text_and_can_be_set() -> None:
-    knobs = list(describe())
-    assert len({key for key, _, _ in knobs}) == len(knobs) > 20
-    for key, default, help in knobs:
+def test_every_option_has_help_and_can_be_set() -> None:
+    options = list(describe())
+    assert len({key for key, _, _ in options}) == len(options) > 20
+    for key, default, help in options:
         assert len(help) > 10
         assert default != "None"
         plain = load(None)
@@ -42,11 +42,11 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting, told",
+    "setting, message",
     [
         ("topk=3", "unknown config key 'topk'; did you mean 'top_k'"),
         ("cluster.devices=cpu", "did you mean 'cluster.device'"),
-        ("xyzzy=1", "unknown config key 'xyzzy'; there are: "),
+        ("xyzzy=1", "unknown config key 'xyzzy'; the keys are: "),
         ("top_k", "expected section.key=value"),
         ("=3", "expected section.key=value"),
         ("top_k=", "expected int"),
@@ -59,8 +59,8 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("model.crop_pct=0", "more than 0 and at most 1"),
         ("model.crop_pct=87.5", "more than 0 and at most 1"),
         ("model.image_size=0", "must be 1 or more"),
-        ("model.mean=[0.5, 0.5]", "three numbers are needed"),
-        ("model.mean=0.5", "three numbers are needed"),
+        ("model.mean=[0.5, 0.5]", "give three numbers"),
+        ("model.mean=0.5", "give three numbers"),
         ("model.mean=grey", r"expected numbers, such as \[0.5, 0.5, 0.5\]"),
         ("model.std=[0.5, 0, 0.5]", "each must be more than 0"),
         ("model.std=[true, true, true]", "expected numbers"),
@@ -95,12 +95,12 @@ def test_every_knob_has_a_help_text_and_can_be_set() -> None:
         ("run.commit_interval_s=0", "more than 0"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_key(setting: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_setting_names_its_key(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(None, [setting])
 
 
-def test_a_plain_model_or_output_is_its_name_and_leaves_the_other_keys(tmp_path: Path) -> None:
+def test_plain_model_and_output_set_one_key(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('model = "net"\n[output]\nuri = "there"\nembeddings = true\n')
     chosen = load(str(file), ["model.crop_pct=0.9"], output="elsewhere")
@@ -111,26 +111,26 @@ def test_a_plain_model_or_output_is_its_name_and_leaves_the_other_keys(tmp_path:
     assert (chosen.model.name, chosen.model.image_size, chosen.output.columns) == ("other", 96, ("label",))
 
 
-def test_a_section_below_a_value_is_refused() -> None:
+def test_section_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="'top_k' is a value, not a section"):
         load(None, ["top_k=3", "top_k.x=1"])
 
 
-def test_pruning_what_lies_behind_a_limit_is_refused() -> None:
+def test_prune_with_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"run\.prune.*--limit"):
         load(None, ["run.prune=true"], limit=3)
     assert load(None, ["run.prune=true"]).run.prune
     assert load(None, limit=3).limit == 3
 
 
-def test_numbers_are_given_as_a_list_or_with_commas(tmp_path: Path) -> None:
+def test_numbers_as_list_or_with_commas(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[model]\nmean = [0, 0.5, 1]\n")
     assert load(str(tmp_path / "run.toml")).model.mean == (0.0, 0.5, 1.0)
     for text in ("[0.1,0.2,0.3]", "0.1,0.2,0.3", "0.1, 0.2, 0.3"):
         assert load(None, [f"model.std={text}"]).model.std == (0.1, 0.2, 0.3)
 
 
-def test_values_are_read_as_toml_and_else_as_text() -> None:
+def test_values_are_toml_or_text() -> None:
     chosen = load(None, ["model=./my model", 'output="s3://b/{model}"', "input=photos/*.jpg", "storage.options.anon=true",
                          "storage.options.endpoint_url=http://host:1", "cluster.max_actors=3",
                          "fetch.concurrency = 4"])  # fmt: skip
@@ -141,7 +141,7 @@ def test_values_are_read_as_toml_and_else_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b"top_k = ", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
@@ -150,35 +150,35 @@ def test_values_are_read_as_toml_and_else_as_text() -> None:
         (b"cluster = 3", "cluster is a section"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+def test_invalid_config_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "run.toml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load(str(file))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml: No such file"):
         load(str(tmp_path / "no.toml"))
     with pytest.raises(ConfigError, match="Is a directory"):
         load(str(tmp_path))
 
 
-def test_model_and_date_are_filled_into_the_output() -> None:
+def test_output_template_is_filled() -> None:
     chosen = load(None, output="s3://b/{model}/{date}")
-    assert with_output(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
-    assert with_output(load(None, output="plain"), model="net", date="d").output.uri == "plain"
+    assert fill_output_template(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
+    assert fill_output_template(load(None, output="plain"), model="net", date="d").output.uri == "plain"
 
 
 @pytest.mark.parametrize(
     "output", ["{x}", "{}", "{0}", "{model", "{model.x}", "{model[x]}", "{date:%Y}", "}", "{model!z}"]
 )
-def test_anything_else_in_braces_is_refused(output: str) -> None:
-    with pytest.raises(ConfigError, match="may stand in braces"):
-        with_output(load(None, output=output), model="net", date="2026-01-02")
+def test_other_names_in_braces_are_refused(output: str) -> None:
+    with pytest.raises(ConfigError, match="can be filled in"):
+        fill_output_template(load(None, output=output), model="net", date="2026-01-02")
 
 
-def test_no_secret_is_shown() -> None:
+def test_secrets_are_masked() -> None:
     secrets = {"secret": "hunter2", "token": "hunter3", "key": "hunter4", "connection_string": "AccountKey=hunter5",
                "client_kwargs": {"password": "hunter6"}, "endpoint_url": "http://me:hunter7@host"}  # fmt: skip
     tree = ["https://me:hunter8@host/a.jpg", "https://host/a?X-Amz-Signature=hunter9&sig=hunter0"]
@@ -190,7 +190,7 @@ def test_no_secret_is_shown() -> None:
     assert chosen.input[0] == "https://me:hunter8@host/a.jpg"
 
 
-def test_what_is_no_secret_is_shown() -> None:
+def test_options_without_secrets_are_shown() -> None:
     chosen = load(
         None, ["storage.options.anon=true", "storage.options.endpoint_url=http://host:1"], input=["s3://b/x?y"]
     )
@@ -201,11 +201,11 @@ def test_what_is_no_secret_is_shown() -> None:
 
 
 @pytest.mark.parametrize("text", ["s3://b/me@home/x.jpg", "/data/a?b=c", "https://host/?page=2", "mail me@host", ""])
-def test_what_only_looks_like_a_secret_stays(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert masked(text) == text
 
 
-def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
+def test_config_is_frozen_and_can_be_pickled(tmp_path: Path) -> None:
     chosen: Any = load(None, ["cluster.startup_timeout_s=3"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         chosen.top_k = 3
@@ -214,8 +214,8 @@ def test_a_config_cannot_be_changed_and_travels(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(chosen)) == chosen
 
 
-def test_an_option_is_refused_wherever_its_section_is_made() -> None:
-    """Also where code makes it, not only where a file is read; NaN is no number of seconds."""
+def test_sections_made_by_code_are_checked() -> None:
+    """Not only files are checked. NaN is refused as well."""
     for make in (
         lambda: sections.FetchConfig(concurrency=0),
         lambda: sections.StorageConfig(timeout_s=float("nan")),
@@ -240,7 +240,7 @@ class Whole(Section):
     renamed: RenamedConfig = dataclasses.field(default_factory=RenamedConfig)
 
 
-def test_an_old_name_of_a_key_works_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_old_key_works_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert load_as(Whole, None, ["renamed.pace=4", "renamed.pace=5"]).renamed.speed == 5
     assert [record.message for record in caplog.records] == ["the config key renamed.pace is now called renamed.speed"]
     caplog.clear()
@@ -248,7 +248,7 @@ def test_an_old_name_of_a_key_works_and_warns_once(caplog: pytest.LogCaptureFixt
     assert "renamed.retry=passing is now written renamed.retry=transient" in caplog.text
 
 
-def test_an_old_and_a_new_name_with_different_values_are_refused() -> None:
+def test_old_and_new_key_with_different_values_are_refused() -> None:
     assert load_as(Whole, None, ["renamed.pace=4", "renamed.speed=4"]).renamed.speed == 4
     with pytest.raises(ConfigError, match=r"renamed\.pace is the old name of renamed\.speed"):
         load_as(Whole, None, ["renamed.pace=4", "renamed.speed=5"])

@@ -1,4 +1,4 @@
-"""Log lines and the current step: on a terminal of any width, and elsewhere."""
+"""Log lines and the current step, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def body():
     cli.result("3,000 images")
     return 0
 flags = cli.arguments(cli.parser(""), [each for each in sys.argv[1:] if each != "fail"])
-process.leave(cli.run(body, quiet=flags.quiet))
+process.exit_process(cli.run(body, quiet=flags.quiet))
 """
 
 
 @pytest.fixture(autouse=True)
 def logs() -> Iterator[None]:
-    """Put the log handlers of pytest back."""
+    """Restore the log handlers of pytest."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
@@ -61,13 +61,13 @@ def logs() -> Iterator[None]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment that says nothing about colours."""
+    """Return an environment without settings of colours."""
     return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **more}
 
 
 @pytest.mark.parametrize("columns", [40, 80, 140])
 @pytest.mark.parametrize("colours", [True, False])
-def test_no_log_line_shares_a_line_with_the_bar(columns: int, colours: bool) -> None:
+def test_log_lines_and_bar_do_not_mix(columns: int, colours: bool) -> None:
     env = environment() if colours else environment(NO_COLOR="1")
     job = InTerminal(["-c", JOB], columns, env, ROOT)
     assert job.read() == 0
@@ -91,21 +91,21 @@ def test_no_log_line_shares_a_line_with_the_bar(columns: int, colours: bool) -> 
     assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]m", job.raw)) == colours
 
 
-def test_an_error_is_the_last_line_of_a_terminal() -> None:
+def test_error_is_the_last_line_of_a_terminal() -> None:
     job = InTerminal(["-c", JOB, "fail"], 80, environment(), ROOT)
     assert job.read() == 2
     assert job.screen.lines[-1] == "error: nothing is right"
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown", ""])
-def test_a_terminal_that_cannot_draw_gets_lines_alone(term: str) -> None:
+def test_terminal_without_cursor_gets_plain_lines(term: str) -> None:
     command = ["-c", f"import os; os.environ['TERM'] = {term!r}\n{JOB}"]
     job = InTerminal(command, 80, environment(), ROOT)
     assert job.read() == 0
     assert "\x1b" not in job.raw and job.screen.lines[-1] == "3,000 images"
 
 
-def test_elsewhere_there_are_lines_with_date_zone_and_level_and_no_control_characters() -> None:
+def test_pipe_gets_dated_lines_without_control_characters() -> None:
     env = environment(TERM="xterm-256color", FORCE_COLOR="1", TZ="Asia/Kolkata")
     done = subprocess.run([sys.executable, "-c", JOB], cwd=ROOT, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 0 and done.stdout == "3,000 images\n"
@@ -116,7 +116,7 @@ def test_elsewhere_there_are_lines_with_date_zone_and_level_and_no_control_chara
 
 
 @pytest.mark.parametrize("in_terminal", [True, False])
-def test_quiet_leaves_warnings_errors_and_the_summary(in_terminal: bool) -> None:
+def test_quiet_shows_warnings_errors_and_summary(in_terminal: bool) -> None:
     if in_terminal:
         job = InTerminal(["-c", JOB, "--quiet", "fail"], 80, environment(NO_COLOR="1"), ROOT)
         assert job.read() == 2
@@ -128,7 +128,7 @@ def test_quiet_leaves_warnings_errors_and_the_summary(in_terminal: bool) -> None
     assert "INFO" not in text and text.count(" WARNING ") == 12 and text.rstrip().endswith("error: nothing is right")
 
 
-def test_a_step_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+def test_step_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     shown = Console(None, now=lambda: now)
     view = LogView(shown, tick_s=3600)
@@ -153,7 +153,7 @@ def test_a_step_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records, "no step, no line"
 
 
-def test_the_same_step_again_goes_on() -> None:
+def test_starting_the_same_step_again_changes_nothing() -> None:
     now = 0.0
     shown = Console(None, now=lambda: now)
     shown.step("listing")
@@ -165,14 +165,14 @@ def test_the_same_step_again_goes_on() -> None:
     assert shown.state == State(0.0, "labelling", 5.0)
 
 
-def test_without_a_job_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_install_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     console.step("listing")
     console.show("3 images so far")
     console.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_stream_of_a_caller_gets_the_log() -> None:
+def test_log_goes_to_the_given_stream() -> None:
     stream = io.StringIO()
     console.install(stream)
     logging.getLogger("imgbatch").info("hello")
@@ -180,7 +180,7 @@ def test_a_stream_of_a_caller_gets_the_log() -> None:
     assert DATED.match(stream.getvalue()) and stream.getvalue().endswith(" INFO hello\n")
 
 
-def test_the_screen_is_a_terminal() -> None:
+def test_screen_emulates_a_terminal() -> None:
     screen = Screen(4)
     screen.feed("abcd")
     assert (screen.lines, screen.at) == (["abcd"], [0, 4]), "it is wrapped when the next character comes"

@@ -1,4 +1,4 @@
-"""Carried values that have changed in the input: found in the listing, and written into the rows that are done."""
+"""Carried values that have changed in the input are found in the listing and written into the rows of done images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def output(tmp_path: Any) -> Folder:
 
 
 def table(columns: dict[str, Any], **version: Any) -> pa.RecordBatch:
-    """Return listed images; of the columns `uri` is the image, the others are carried."""
+    """Return listed images: the column `uri` is the image, the others are carried."""
     known = {"size": 5, "etag": "e", "last_modified": None, "container": None} | version
     uris = columns["uri"]
     found = {
@@ -51,13 +51,13 @@ def run(
     apply: Callable[[Ledger, Any], None] = Ledger.correct,
     **options: Any,
 ) -> tuple[int, int]:
-    """List, correct, and commit what is pending; return how many rows were corrected, and how many were made."""
+    """List, correct, and commit what is pending; return the numbers of corrected and of new rows."""
     ledger = Ledger(output, {}, **options).open()
     listing = Listing(ledger, output.folder("listing"), limit)
     for name in output.folder("listing").names():
         output.folder("listing").delete(name)
     listing.take(map(ListingBatch, batches))
-    pending = listing.todo().pending
+    pending = listing.work_plan().pending
     corrected = 0
     for some in corrections(ledger, listing.pages, listing.carried, pending, limited=listing.full):
         apply(ledger, some)
@@ -72,12 +72,12 @@ def run(
     schema = pa.schema([*(entry for entry in RESULTS if entry.name != "index"), *carried_fields(listed.schema)])
     ledger.commit(pa.Table.from_pylist(answers, schema=schema), "run", "model")
     ledger.seal("run")
-    audit(output, output.folder("listing"), limited=limit is not None).require_balance()
+    audit(output, output.folder("listing"), limited=limit is not None).require_reconciled()
     return corrected, len(todo)
 
 
 def rows(output: Folder, name: str = "labels") -> dict[str, Row]:
-    """Return the carried columns of each row, of those that its part has."""
+    """Return the carried columns of each row that its part has."""
     parts = [output.read(f"{name}/{part}") for part in output.names(name)]
     return {
         row["uri"]: {column.removeprefix("input_"): row[column] for column in row if column.startswith("input_")}
@@ -94,7 +94,7 @@ FIRST = {"uri": ["a", "b", "c"], "label": ["espresso", "cat", "cat"], "price": [
 SECOND = {"uri": ["a", "b", "c"], "label": ["tiger", "cat", "dog"], "price": ["4.99", "9.99", "1"]}
 
 
-def test_changed_values_reach_labels_and_rejects_and_nothing_is_made_again(output: Folder) -> None:
+def test_changed_values_reach_both_tables_without_new_inference(output: Folder) -> None:
     assert run(output, table(FIRST), rejected=frozenset("c")) == (0, 3)
     before = parts(output)
     assert run(output, table(SECOND)) == (2, 0)
@@ -128,15 +128,13 @@ def test_only_parts_with_changed_rows_are_rewritten(output: Folder) -> None:
         ({"uri": ["a"], "x": pa.nulls(1)}, 1, {"x": None}),
     ],
 )
-def test_a_column_that_comes_or_goes_makes_nothing_stale(
-    output: Folder, second: Row, corrected: int, then: Row
-) -> None:
+def test_an_added_or_removed_column_makes_no_row_stale(output: Folder, second: Row, corrected: int, then: Row) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     assert run(output, table(second)) == (corrected, 0)
     assert rows(output) == {"a": then}
 
 
-def test_parts_with_other_columns_are_compared_by_their_own(output: Folder) -> None:
+def test_parts_are_compared_by_the_columns_they_have(output: Folder) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     run(output, table({"uri": ["a", "b"], "x": [1, 2], "y": ["p", "q"]}))
     run(output, table({"uri": ["a", "b", "c"], "z": [True, True, True]}))
@@ -147,7 +145,7 @@ def test_parts_with_other_columns_are_compared_by_their_own(output: Folder) -> N
     assert rows(output) == {"a": {"x": 1}, "b": {"x": 2, "y": "2"}, "c": {"z": False}}
 
 
-def test_columns_that_labels_lacks_by_choice_are_corrected_in_rejects_alone(output: Folder) -> None:
+def test_columns_not_selected_for_labels_are_corrected_in_rejects_only(output: Folder) -> None:
     chosen = {"carried": ["input_price"]}
     run(output, table(FIRST), rejected=frozenset("c"), **chosen)
     assert run(output, table(SECOND), **chosen) == (2, 0)  # of the labels the price of a, of the rejects the label of c
@@ -172,7 +170,7 @@ TYPES = [
 @pytest.mark.parametrize(
     ("old", "new", "corrected", "then"), [case[1:] for case in TYPES], ids=[each[0] for each in TYPES]
 )
-def test_a_value_is_compared_whatever_its_type_and_a_second_time_there_is_nothing_to_do(
+def test_values_are_compared_across_types_and_corrected_once(
     output: Folder, old: pa.Array, new: pa.Array, corrected: int, then: Any
 ) -> None:
     run(output, table({"uri": ["a"], "x": old}))
@@ -181,20 +179,20 @@ def test_a_value_is_compared_whatever_its_type_and_a_second_time_there_is_nothin
     assert run(output, table({"uri": ["a"], "x": new})) == (0, 0)
 
 
-def test_a_list_where_text_was_is_refused_by_name(output: Folder) -> None:
+def test_a_list_in_a_text_column_is_refused_by_name(output: Folder) -> None:
     run(output, table({"uri": ["a"], "tags": ["p"]}))
     with pytest.raises(InputError, match=r"column 'tags' is string in the output and list.* in the input"):
         run(output, table({"uri": ["a"], "tags": [["p"]]}))
 
 
-def test_what_is_pending_or_not_listed_is_left_alone(output: Folder) -> None:
+def test_pending_and_unlisted_images_are_not_corrected(output: Folder) -> None:
     run(output, table({"uri": ["a", "b", "c"], "x": [1, 1, 1]}))
     changed = table({"uri": ["a"], "x": [2]}, etag="changed")
     assert run(output, changed, table({"uri": ["b"], "x": [2]})) == (1, 1)
     assert {uri: row["x"] for uri, row in rows(output).items()} == {"a": 2, "b": 2, "c": 1}
 
 
-def test_values_of_later_rows_of_an_image_count(output: Folder) -> None:
+def test_values_of_later_rows_are_used_for_corrections(output: Folder) -> None:
     folder = table({"uri": ["a", "b"]})
     manifest = table({"uri": ["a"], "x": [1]}, size=None, etag=None)
     run(output, folder, manifest)
@@ -204,7 +202,7 @@ def test_values_of_later_rows_of_an_image_count(output: Folder) -> None:
     assert {uri: row["x"] for uri, row in rows(output).items()} == {"a": 2, "b": None}
 
 
-def test_a_limited_run_takes_no_value_away_that_it_did_not_come_to(output: Folder) -> None:
+def test_a_limited_run_removes_no_value_beyond_its_limit(output: Folder) -> None:
     first = table({"uri": ["a"], "x": [None]}), table({"uri": ["b"], "x": [2]})
     later = table({"uri": ["a"], "x": [1]})
     assert run(output, *first, later) == (0, 2)
@@ -215,7 +213,7 @@ def test_a_limited_run_takes_no_value_away_that_it_did_not_come_to(output: Folde
 
 
 def test_many_rows_are_corrected_in_batches(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 10)
     monkeypatch.setattr("imgbatch.ledger.corrections.MAX_BUFFERED_BYTES", 1_000)
     names = [f"i{number:03d}" for number in range(200)]
     for start in range(0, 200, 50):
@@ -232,7 +230,7 @@ def test_many_rows_are_corrected_in_batches(output: Folder, monkeypatch: pytest.
     assert {uri: row["x"] for uri, row in rows(output).items()} == dict(zip(names, new, strict=True))
 
 
-def test_a_kill_in_between_is_made_good_by_the_next_run(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_run_completes_corrections_after_a_kill(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     run(output, table({"uri": ["a", "b"], "x": [1, 1]}))
     new, replace = table({"uri": ["a", "b"], "x": [2, 2]}), Folder.replace
@@ -251,7 +249,7 @@ def test_a_kill_in_between_is_made_good_by_the_next_run(output: Folder, monkeypa
     assert [row["x"] for row in rows(output).values()] == [2, 2]
 
 
-def test_a_late_rewrite_of_a_dead_run_brings_no_old_value_back(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_rewrite_of_a_dead_run_restores_no_old_value(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     late: list[Callable[[], None]] = []
     replace = Folder.replace
@@ -272,7 +270,7 @@ def test_a_late_rewrite_of_a_dead_run_brings_no_old_value_back(output: Folder, m
     assert rows(output) == {"a": {"x": 1}}
 
 
-def test_rows_of_another_log_or_part_are_told_apart(output: Folder) -> None:
+def test_rows_of_other_logs_and_parts_are_not_corrected(output: Folder) -> None:
     """Both logs have a part 1, and both rows the same image's key in turn."""
     run(output, table({"uri": ["a", "b"], "x": [1, 1]}), rejected=frozenset("a"))
     assert run(output, table({"uri": ["a", "b"], "x": [2, 1]})) == (1, 0)
@@ -281,7 +279,7 @@ def test_rows_of_another_log_or_part_are_told_apart(output: Folder) -> None:
     assert rows(output) == {"b": {"x": 3}} and rows(output, "rejects") == {"a": {"x": 2}}
 
 
-def test_an_input_without_carried_columns_reads_no_part_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_carried_columns_no_part_is_read_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output, table({"uri": ["a"], "x": [1]}))
     ledger = Ledger(output, {}).open()
     monkeypatch.setattr("imgbatch.ledger.commit_log.Log.read", lambda *arguments: pytest.fail("a part was read"))

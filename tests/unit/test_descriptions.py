@@ -1,4 +1,4 @@
-"""`config.json` of model directories: read as timm reads it, in its forms of all years; what is refused or warned of."""
+"""`config.json` of model directories: all forms of timm, refusals and warnings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "input_size": [3, 128, 1
 
 
 def described(path: Path, changes: dict[str, Any], classes: int = 3) -> Path:
-    """Write a directory and change its description; None takes a key out."""
+    """Write a directory and change its description; None removes a key."""
     labels = LABELS if classes == 3 else [f"class {number}" for number in range(classes)]
     place = write(path, tiny(classes), labels)
     config = json.loads((place / "config.json").read_text())
@@ -39,7 +39,7 @@ def described(path: Path, changes: dict[str, Any], classes: int = 3) -> Path:
 
 
 def flat(path: Path, keys: dict[str, Any]) -> Path:
-    """Write a directory as timm did before 0.9: everything at the top."""
+    """Write a directory in the form of timm before 0.9, with all keys at the top."""
     place = write(path, tiny())
     config = {"architecture": "test_resnet", "num_classes": 3, "label_names": list(LABELS), **keys}
     (place / "config.json").write_text(json.dumps(config))
@@ -47,7 +47,7 @@ def flat(path: Path, keys: dict[str, Any]) -> Path:
 
 
 def by_timm(place: Path) -> dict[str, Any]:
-    """Return how timm itself prepares images for a directory."""
+    """Return the preprocessing that timm itself uses for a directory."""
     net = timm.create_model(f"local-dir:{place}", pretrained=False)
     data: dict[str, Any] = timm.data.resolve_model_data_config(net)
     return data
@@ -60,7 +60,7 @@ def by_timm(place: Path) -> dict[str, Any]:
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["flat", "nested"])
-def test_a_directory_is_read_as_timm_reads_it(load: Load, tmp_path: Path, form: str, keys: dict[str, Any]) -> None:
+def test_directory_is_read_like_timm(load: Load, tmp_path: Path, form: str, keys: dict[str, Any]) -> None:
     if form == "flat":
         place = flat(tmp_path / "dir", keys)
     else:
@@ -73,7 +73,7 @@ def test_a_directory_is_read_as_timm_reads_it(load: Load, tmp_path: Path, form: 
 
 
 @pytest.mark.parametrize("nothing", [None, {}, "null"])
-def test_a_description_whose_pretrained_cfg_is_empty_is_flat(load: Load, tmp_path: Path, nothing: Any) -> None:
+def test_empty_pretrained_cfg_means_flat_form(load: Load, tmp_path: Path, nothing: Any) -> None:
     place = described(tmp_path / "dir", {"pretrained_cfg": nothing, **OWN})
     config = json.loads((place / "config.json").read_text())
     if nothing == "null":
@@ -81,7 +81,7 @@ def test_a_description_whose_pretrained_cfg_is_empty_is_flat(load: Load, tmp_pat
     assert load(place).preprocess == Preprocess.from_timm(OWN)
 
 
-def test_a_flat_description_says_which_version_changed_its_labels(
+def test_flat_description_warns_about_changed_labels(
     load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(flat(tmp_path / "flat", OWN))
@@ -102,7 +102,7 @@ PROCESSOR = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "
 
 
 @pytest.mark.parametrize("kind", ["ViTImageProcessor", "CLIPImageProcessor"])
-def test_a_processor_of_transformers_is_read_where_nothing_else_says_it(load: Load, tmp_path: Path, kind: str) -> None:
+def test_transformers_processor_is_read_without_other_preprocessing(load: Load, tmp_path: Path, kind: str) -> None:
     import transformers
 
     place = described(tmp_path / "dir", {"pretrained_cfg": None})
@@ -124,40 +124,38 @@ def test_a_processor_of_transformers_is_read_where_nothing_else_says_it(load: Lo
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not supported"),
         ({"do_rescale": False}, "do_rescale=False is not supported"),
         ({"crop_pct": 0.875, "size": {"shortest_edge": 224}}, "crop_pct=0.875 is not supported"),
-        ({"resample": 1}, "in a way that is supported"),
+        ({"resample": 1}, "its preprocessing is not supported"),
         ({"size": {"shortest_edge": 224}}, "nothing is cropped"),
         (
             {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 200}},
             "not square",
         ),
-        ({"size": [1]}, "in a way that is supported"),
+        ({"size": [1]}, "its preprocessing is not supported"),
     ],
 )
-def test_a_processor_that_does_something_else_is_refused(
-    load: Load, tmp_path: Path, keys: dict[str, Any], told: str
-) -> None:
+def test_unsupported_processor_is_refused(load: Load, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     place = described(tmp_path / "dir", {"pretrained_cfg": None})
     (place / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **keys}))
-    with pytest.raises(ModelError, match=f"preprocessor_config.json.*{told}"):
+    with pytest.raises(ModelError, match=f"preprocessor_config.json.*{message}"):
         load(place)
 
 
-def test_what_is_not_said_is_named_with_the_values_that_are_used(
+def test_missing_preprocessing_is_logged_with_defaults(
     load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = described(tmp_path / "dir", {"pretrained_cfg": None})
     assert load(place).preprocess == Preprocess.from_timm({})
     assert (
-        "does not say input_size, crop_pct, interpolation, mean, std: timm's defaults are used, 224×224 px"
+        "does not state input_size, crop_pct, interpolation, mean, std: timm's defaults are used, 224×224 px"
         in caplog.text
     )
     assert (
-        "weights of timm's own for this network have 160×160 px from 168" in caplog.text
+        "timm's own weights for this network have 160×160 px from 168" in caplog.text
         and "Set model.mean" in caplog.text
     )
     caplog.clear()
@@ -166,47 +164,47 @@ def test_what_is_not_said_is_named_with_the_values_that_are_used(
     load(described(tmp_path / "full", {"pretrained_cfg": OWN}))
     assert caplog.text == ""
     load(described(tmp_path / "part", {"pretrained_cfg": {key: OWN[key] for key in OWN if key != "mean"}}))
-    assert "does not say mean: timm's defaults are used" in caplog.text
+    assert "does not state mean: timm's defaults are used" in caplog.text
     caplog.clear()
     load(described(tmp_path / "bytes", {"pretrained_cfg": {**OWN, "mean": [123.7, 116.3, 103.5]}}))
     assert "looks like 0 to 255" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
-        ({"input_space": "BGR"}, "input_space='BGR' would change what the network is shown"),
+        ({"input_space": "BGR"}, "input_space='BGR' would change the input of the network"),
         ({"input_range": [0, 255]}, r"input_range=\[0, 255\] would change"),
         ({"do_center_crop": False}, "do_center_crop=False would change"),
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.*Say it with timm's keys"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.*Use timm's keys"),
         ({"resize_mode": "longest"}, "resize_mode='longest' would change"),
         ({"crop_mode": "border"}, "crop_mode='border', which is not supported"),
         ({"interpolation": "random"}, "interpolation='random'.*model.interpolation sets another"),
         ({"input_size": [1, 128, 128]}, "repeat the weight of its first convolution"),
-        ({"input_size": 128}, "does not say how images are prepared"),
+        ({"input_size": 128}, "does not define the preprocessing"),
         ({"mean": [0.5, 0.5]}, "three numbers"),
     ],
 )
 @pytest.mark.parametrize("form", ["flat", "nested"])
-def test_keys_that_would_change_pixels_are_refused(
-    load: Load, tmp_path: Path, form: str, keys: dict[str, Any], told: str
+def test_unsupported_pixel_keys_are_refused(
+    load: Load, tmp_path: Path, form: str, keys: dict[str, Any], message: str
 ) -> None:
     said = {**OWN, **keys}
     if form == "flat":
         place = flat(tmp_path / "dir", said)
     else:
         place = described(tmp_path / "dir", {"pretrained_cfg": said, "model_args": None})
-    with pytest.raises(ModelError, match=f"config.json.*{told}"):
+    with pytest.raises(ModelError, match=f"config.json.*{message}"):
         load(place)
 
 
-def test_keys_that_change_nothing_are_no_hindrance(load: Load, tmp_path: Path) -> None:
+def test_keys_without_effect_are_accepted(load: Load, tmp_path: Path) -> None:
     harmless = {"input_space": "RGB", "input_range": [0, 1], "do_resize": True, "license": "mit", "hidden": {"x": 1}}
     assert load(flat(tmp_path / "flat", {**OWN, **harmless})).preprocess == Preprocess.from_timm(OWN)
     assert load(described(tmp_path / "dir", {"pretrained_cfg": {**OWN, **harmless}})).preprocess.height == 128
 
 
-def test_preprocessing_in_two_places_with_two_values_is_refused(load: Load, tmp_path: Path) -> None:
+def test_contradictory_preprocessing_is_refused(load: Load, tmp_path: Path) -> None:
     place = described(tmp_path / "dir", {"pretrained_cfg": OWN, "mean": [0.5] * 3})
     with pytest.raises(
         ModelError, match=r"mean is \[0.5, 0.5, 0.5\] at the top and \[0.4, 0.5, 0.6\] in pretrained_cfg"
@@ -215,7 +213,7 @@ def test_preprocessing_in_two_places_with_two_values_is_refused(load: Load, tmp_
     assert load(described(tmp_path / "same", {"pretrained_cfg": OWN, **OWN})).preprocess == Preprocess.from_timm(OWN)
 
 
-def test_a_size_that_is_fixed_is_the_networks(load: Load, tmp_path: Path) -> None:
+def test_fixed_input_size_is_passed_to_the_network(load: Load, tmp_path: Path) -> None:
     net = timm.create_model("test_vit", num_classes=3, img_size=192).eval()
     place = write(tmp_path / "vit", net)
     config = json.loads((place / "config.json").read_text())
@@ -244,50 +242,44 @@ NAMES = ["red", "green", "blue"]
     ],
     ids=str,
 )
-def test_names_of_classes_stand_under_several_keys(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_class_names_are_read_from_several_keys(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
     assert load(described(tmp_path / "dir", {"label_names": None, **keys})).labels == tuple(NAMES)
     assert load(flat(tmp_path / "flat", {"label_names": None, **OWN, **keys})).labels == tuple(NAMES)
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"labels": NAMES[::-1]}, "label_names and labels name the classes differently"),
         ({"id2label": {"0": "a", "1": "c", "2": "b"}}, "label_names and id2label name the classes differently"),
-        ({"label_names": {"0": "a", "2": "c"}}, "from 0 to 2, and holds 2"),
-        ({"label_names": [1, 2, 3]}, "class 0 is called 1, which is no text"),
+        ({"label_names": {"0": "a", "2": "c"}}, "its 2 names from 0 to 2"),
+        ({"label_names": [1, 2, 3]}, "the name of class 0 is 1, which is not a text"),
         (
             {"label_names": ["background", "a", "b", "c"]},
             "has 4 names, and the network has 3 classes.*'background': remove it",
         ),
-        ({"label_names": ["Cafe\u0301", "Caf\u00e9", "x"]}, "'Caf\u00e9' stands for more than one class"),
+        ({"label_names": ["Cafe\u0301", "Caf\u00e9", "x"]}, "'Caf\u00e9' is the name of more than one class"),
         ({"num_classes": 4, "model_args": {"num_classes": 3}}, "num_classes is 4, and 3 in model_args"),
     ],
 )
-def test_names_that_contradict_each_other_are_refused(
-    load: Load, tmp_path: Path, keys: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_contradictory_class_names_are_refused(load: Load, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         load(described(tmp_path / "dir", keys))
 
 
-def test_a_thousand_classes_with_names_are_not_imagenets(
-    load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_thousand_named_classes_keep_their_names(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"plant {number}" for number in range(1000)]
     place = described(tmp_path / "dir", {"label_names": None, "labels": names}, 1000)
     assert load(place).labels == tuple(names) and "since 0.2.0 its 'labels' name the classes" in caplog.text
     assert load(described(tmp_path / "bare", {"label_names": None}, 1000)).labels == imagenet.imagenet_labels()
 
 
-def test_placeholders_for_names_are_pointed_out(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_placeholder_labels_are_logged(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(described(tmp_path / "dir", {"label_names": ["LABEL_0", "LABEL_1", "LABEL_2"]}))
-    assert "placeholders LABEL_0, …: name them with model.labels" in caplog.text
+    assert "placeholders LABEL_0, …: set model.labels" in caplog.text
 
 
-def test_the_number_of_classes_may_stand_with_the_arguments_or_follow_from_the_names(
-    load: Load, tmp_path: Path
-) -> None:
+def test_number_of_classes_from_arguments_or_names(load: Load, tmp_path: Path) -> None:
     pretrained_cfg = {**OWN}
     changes = {"num_classes": None, "pretrained_cfg": pretrained_cfg, "model_args": {"num_classes": 3}}
     assert len(load(described(tmp_path / "arguments", changes)).labels) == 3
@@ -300,10 +292,10 @@ def test_the_number_of_classes_may_stand_with_the_arguments_or_follow_from_the_n
      {"criterion": "binary_cross_entropy"}, {"head_activation": "sigmoid"}, {"multi_label": True}, {"task": "Multi-Label"}],
     ids=str,
 )  # fmt: skip
-def test_a_head_for_sigmoids_is_refused_and_may_be_replaced(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_sigmoid_head_is_refused_unless_replaced(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
     for name, changes in (("top", keys), ("nested", {"pretrained_cfg": {**OWN, **keys}})):
         place = described(tmp_path / name, changes)
-        with pytest.raises(ModelError, match=f"{next(iter(keys))} is .*one best class of a softmax.*remove that key"):
+        with pytest.raises(ModelError, match=f"{next(iter(keys))} is .*best class of a softmax.*remove that key"):
             load(place)
         assert loading.load(ModelConfig(name=str(place)), STORES, replaces_head=True).labels == LABELS
 
@@ -311,11 +303,11 @@ def test_a_head_for_sigmoids_is_refused_and_may_be_replaced(load: Load, tmp_path
 @pytest.mark.parametrize(
     "keys", [{"problem_type": "single_label_classification"}, {"loss": "CrossEntropyLoss"}, {"task": 3}]
 )
-def test_a_softmax_is_what_is_read(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_softmax_keys_are_accepted(load: Load, tmp_path: Path, keys: dict[str, Any]) -> None:
     assert load(described(tmp_path / "dir", keys)).labels == LABELS
 
 
-def test_a_head_of_one_class_is_refused_and_may_be_replaced(load: Load, tmp_path: Path) -> None:
+def test_head_of_one_class_is_refused_unless_replaced(load: Load, tmp_path: Path) -> None:
     net = tiny(1)
     place = write(tmp_path / "one", net, ["defect"])
     remedy = r"a score of 1\.0\. Make it a head of two: put a row of zeros before its weight"
@@ -331,7 +323,7 @@ def test_a_head_of_one_class_is_refused_and_may_be_replaced(load: Load, tmp_path
     assert network.head_of(network.build(base, 3, pretrained=True, seed=0)).out_features == 3
 
 
-def test_the_remedy_for_one_class_gives_the_sigmoids_probability(load: Load, tmp_path: Path) -> None:
+def test_remedy_for_one_class_equals_the_sigmoid(load: Load, tmp_path: Path) -> None:
     net, two = tiny(1), tiny(2)
     state = dict(net.state_dict())
     for name in ("fc.weight", "fc.bias"):
@@ -343,7 +335,7 @@ def test_the_remedy_for_one_class_gives_the_sigmoids_probability(load: Load, tmp
         assert torch.allclose(model.network()(images).softmax(1)[:, 1], net(images).sigmoid()[:, 0], atol=1e-6)
 
 
-def test_preprocessing_can_be_chosen(load: Load, tmp_path: Path) -> None:
+def test_preprocessing_can_be_overridden(load: Load, tmp_path: Path) -> None:
     place = write(tmp_path / "dir", tiny())
     plain = load(place)
     keys: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"}
@@ -361,9 +353,9 @@ def test_preprocessing_can_be_chosen(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
-        ({"mean": (0.5,)}, r"model\.mean=\[0.5\]: three numbers"),
+        ({"mean": (0.5,)}, r"model\.mean=\[0.5\]: give three numbers"),
         ({"mean": (0.5, float("nan"), 0.5)}, "three numbers"),
         ({"mean": (123.7, 116.3, 103.5)}, "divide values of 0 to 255 by 255"),
         ({"std": (0.5, 0.0, 0.5)}, r"model\.std=.*more than 0"),
@@ -372,12 +364,12 @@ def test_preprocessing_can_be_chosen(load: Load, tmp_path: Path) -> None:
         ({"interpolation": "lanczos"}, "one of bicubic, bilinear, nearest"),
     ],
 )
-def test_preprocessing_that_cannot_be_chosen(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_preprocessing_options_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ModelConfig(**keys)
 
 
-def test_a_taxonomy_can_be_given_to_any_model(load: Load, tmp_path: Path) -> None:
+def test_taxonomy_option_works_with_any_model(load: Load, tmp_path: Path) -> None:
     place, tree = write(tmp_path / "dir", tiny()), tmp_path / "tree.csv"
     tree.write_text("label,kind\na,x\nb,x\nc,y\n")
     plain, chosen = load(place), load(place, taxonomy=str(tree))
@@ -392,13 +384,13 @@ def test_a_taxonomy_can_be_given_to_any_model(load: Load, tmp_path: Path) -> Non
     )
     default = load("efficientnet_lite0", taxonomy=str(coarse))
     assert default.taxonomy is not None and [level.name for level in default.taxonomy.levels] == ["half", "label"]
-    with pytest.raises(ModelError, match=r"model\.taxonomy=.*nowhere\.csv: no taxonomy is there"):
+    with pytest.raises(ModelError, match=r"model\.taxonomy=.*nowhere\.csv: the taxonomy cannot be read"):
         load(place, taxonomy=str(tmp_path / "nowhere.csv"))
     with pytest.raises(ModelError, match=r"tree\.csv.*1,000 labels of the model are missing"):
         load("efficientnet_lite0", taxonomy=str(tree))
 
 
-def test_a_model_says_in_one_line_what_it_is_shown_and_tells_apart(load: Load, tmp_path: Path) -> None:
+def test_summary_of_a_model_is_one_line(load: Load, tmp_path: Path) -> None:
     model = load(described(tmp_path / "dir", {"pretrained_cfg": OWN}))
     assert model.summary() == (
         f"{model.reference}: 128×128 px from 160 (crop 0.8), bilinear, mean 0.4 0.5 0.6, std 0.3 0.2 0.1; 3 classes: a, b, c"
@@ -413,8 +405,8 @@ def test_a_model_says_in_one_line_what_it_is_shown_and_tells_apart(load: Load, t
     )
 
 
-def test_the_digest_of_a_directory_is_that_of_0_1(load: Load, tmp_path: Path) -> None:
-    """Outputs of 0.1 carry it in their fingerprint."""
+def test_digest_of_a_directory_equals_that_of_0_1(load: Load, tmp_path: Path) -> None:
+    """Outputs of 0.1 have it in their fingerprint."""
     place = write(tmp_path / "dir", tiny())
     config = json.loads((place / "config.json").read_text())
     config["model_args"].pop("num_classes", None)

@@ -1,4 +1,4 @@
-"""Signals as requests."""
+"""Signals as stop requests."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from imgbatch.errors import Interrupted
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Put the handlers of pytest back. Under nohup, SIGHUP is ignored at the start."""
+    """Restore the handlers of pytest. Under nohup, SIGHUP is ignored at the start."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     stop = StopRequest._current
-    while stop is not None and stop.signum is not None and stop._asked is None:
-        time.sleep(
-            0.01
-        )  # the listening thread has the signal still before it, and is not to take it for the next test's
+    while stop is not None and stop.signum is not None and stop._requested_at is None:
+        time.sleep(0.01)  # the listener must read the signal before the next test, or it would count for that test
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_is_remembered_and_raised_where_it_is_asked_for(signum: signal.Signals) -> None:
+def test_signal_is_recorded_and_raised_by_check(signum: signal.Signals) -> None:
     stop = StopRequest().install()
     stop.check()
     signal.raise_signal(signum)
@@ -42,7 +40,7 @@ def test_a_signal_is_remembered_and_raised_where_it_is_asked_for(signum: signal.
     assert "same command" in str(raised.value)
 
 
-def test_iteration_ends_with_the_next_item() -> None:
+def test_signal_ends_an_iteration_at_the_next_item() -> None:
     stop = StopRequest().install()
     seen = []
     with pytest.raises(Interrupted):
@@ -54,15 +52,15 @@ def test_iteration_ends_with_the_next_item() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_behind_ray_signals_are_requests_again() -> None:
+def test_signal_handlers_are_reinstalled_after_ray() -> None:
     stop = StopRequest().install()
-    with stop.beside_ray():
+    with stop.reinstall_after_ray():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     assert stop.signum == signal.SIGTERM
 
 
-def test_behind_ray_signals_are_requests_again_with_the_next_check() -> None:
+def test_check_reinstalls_signal_handlers() -> None:
     stop = StopRequest().install()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stop.check()
@@ -71,21 +69,21 @@ def test_behind_ray_signals_are_requests_again_with_the_next_check() -> None:
 
 
 def run(program: str, *prefix: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that has a StopRequest; `blocked()` is a call that keeps signals from Python's handlers."""
+    """Run a program that has a StopRequest; `blocked()` is a call in which Python runs no signal handler."""
     before = (
         "import ctypes, os, signal, subprocess, sys, time\n"
         "from imgbatch.concurrency.signals import StopRequest\n"
         "stop = StopRequest().install()\n"
         "def blocked():\n"
         "    deadline = time.monotonic() + 60\n"
-        "    signal.pthread_sigmask(signal.SIG_BLOCK, stop._taken)\n"  # they go to another thread
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, stop._signals)\n"  # they go to another thread
         "    while time.monotonic() < deadline: ctypes.CDLL(None).sleep(60)\n"
     )
     command = [*prefix, sys.executable, "-c", before + program]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
-def test_a_second_signal_ends_the_process_at_once() -> None:
+def test_second_signal_exits_immediately() -> None:
     ended = run(
         "signal.raise_signal(signal.SIGINT); print('once', flush=True); time.sleep(0.5)\n"
         "for _ in range(60): signal.raise_signal(signal.SIGTERM); time.sleep(1)\n"
@@ -94,13 +92,13 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert ended.stdout == "once\n" and ended.returncode == 128 + signal.SIGTERM
 
 
-def test_one_ctrl_c_that_comes_twice_is_one_request() -> None:
+def test_duplicated_ctrl_c_is_one_request() -> None:
     ended = run("for _ in range(3): signal.raise_signal(signal.SIGINT)\ntime.sleep(0.5); print(stop.signum)")
     assert ended.stdout == f"{signal.SIGINT:d}\n" and ended.returncode == 0
 
 
-def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
-    """The main thread is in a call into C, where no handler of Python's is run."""
+def test_second_signal_works_in_a_blocking_call() -> None:
+    """The main thread is in a call into C, in which Python runs no signal handler."""
     ended = run(
         "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True)\n"
         "other = 'import os, signal, sys, time; time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)\\n'\n"
@@ -108,11 +106,11 @@ def test_a_second_signal_is_heard_where_the_first_was_not() -> None:
         "subprocess.Popen([sys.executable, '-c', other]); blocked()"
     )
     assert ended.returncode == 128 + signal.SIGINT
-    with suppress(psutil.NoSuchProcess):  # a zombie, where nobody reaps it
+    with suppress(psutil.NoSuchProcess):  # the process is a zombie if no parent reaps it
         assert psutil.Process(int(ended.stdout)).status() == psutil.STATUS_ZOMBIE, "a child stays"
 
 
-def test_an_end_that_takes_too_long_is_given_up() -> None:
+def test_stop_timeout_ends_the_process() -> None:
     ended = run(
         "stop.timeout_s = 1.0\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -122,7 +120,7 @@ def test_an_end_that_takes_too_long_is_given_up() -> None:
     assert "stopped by signal 15, and could not end in order within 1 s (run.stop_timeout_s)" in ended.stderr
 
 
-def test_a_record_that_cannot_be_written_does_not_keep_the_process() -> None:
+def test_unwritable_record_does_not_delay_the_exit() -> None:
     ended = run(
         "stop.timeout_s = 0.5; os.kill(os.getpid(), signal.SIGTERM)\n"
         "with stop.on_timeout(lambda signum: time.sleep(60)): blocked()"
@@ -130,7 +128,7 @@ def test_a_record_that_cannot_be_written_does_not_keep_the_process() -> None:
     assert ended.returncode == 143
 
 
-def test_a_terminal_that_closes_is_a_request_unless_it_is_to_be_ignored() -> None:
+def test_sighup_is_a_request_unless_ignored() -> None:
     program = "signal.raise_signal(signal.SIGHUP); print(stop.signum)"
     assert run(program).stdout == f"{signal.SIGHUP:d}\n"
     assert run(program, "nohup").stdout == "None\n"

@@ -20,14 +20,14 @@ module.decode = decode
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_it_decodes_as_decode_does(form: str) -> None:
+def test_sandbox_decodes_like_decode(form: str) -> None:
     data = encode(scene(300, 200), form)
     expected, found = decode(data, **LIMITS), decode_isolated(data, timeout_s=30, **LIMITS)
     assert (found.width, found.height) == (expected.width, expected.height)
     assert np.array_equal(found.pixels, expected.pixels)
 
 
-def test_a_reject_is_the_same_reject() -> None:
+def test_sandbox_rejects_like_decode() -> None:
     with pytest.raises(Rejected, match="no bytes") as caught:
         decode_isolated(b"", timeout_s=30, **LIMITS)
     assert caught.value.reason == "empty"
@@ -45,7 +45,7 @@ def test_a_reject_is_the_same_reject() -> None:
         ("time.sleep(1000)", "timeout", "decode.timeout_s"),
     ],
 )
-def test_whatever_an_image_does_to_its_process_has_a_name(
+def test_failure_of_the_sandbox_process_has_a_reason(
     what: str, reason: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ((name, value),) = faults.patched(tmp_path, "imgbatch.decode", DEADLY).items()
@@ -57,7 +57,7 @@ def test_whatever_an_image_does_to_its_process_has_a_name(
     assert caught.value.reason == reason
 
 
-def test_an_image_may_not_have_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_the_sandbox_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "original = module.decode\nmodule.decode = lambda data, **more: original(data + bytes(20 << 30), **more)\n"
     ((_, value),) = faults.patched(tmp_path, "imgbatch.decode", body).items()
     monkeypatch.syspath_prepend(value)

@@ -94,39 +94,39 @@ def test_imagenets_own_files_are_read_by_their_wordnet_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("latin.txt", "rot\ngrün\nblau\n".encode("latin-1"), r"no text file in UTF-8: line 2 .*0xfc.*iconv"),
-        ("cut.txt", b"\xff\xfe\x00", "no text file"),
-        ("model.bin", b"PK\x03\x04\x00\x00", "no text file"),
+        ("latin.txt", "rot\ngrün\nblau\n".encode("latin-1"), r"not a text file in UTF-8: line 2 .*0xfc.*iconv"),
+        ("cut.txt", b"\xff\xfe\x00", "not a text file"),
+        ("model.bin", b"PK\x03\x04\x00\x00", "not a text file"),
         ("empty.txt", b"\n \n", "is empty"),
         ("hole.txt", b"red\n\nblue\n", "line 2 is empty"),
         ("comment.txt", b"# my classes\nred\nblue\n", r"line 1 looks like a comment, '# my classes'"),
-        ("broken.json", b'{"0": "red"', "begins as JSON does, and is none.*one name a line"),
-        ("one_based.txt", b"1 red\n2 green\n", "from 1 to 2, and holds 2: classes are numbered from 0.*JSON list"),
-        ("flowers.json", b'{"1": "red", "2": "green", "10": "blue"}', "from 1 to 10, and holds 3"),
-        ("gap.json", b'{"0": "red", "2": "blue"}', "from 0 to 2, and holds 2"),
-        ("gap.csv", b"id,name\n0,red\n2,blue\n", "from 0 to 2, and holds 2"),
+        ("broken.json", b'{"0": "red"', "starts like JSON, but is not valid.*one name per line"),
+        ("one_based.txt", b"1 red\n2 green\n", "its 2 names from 1 to 2: classes are numbered from 0.*JSON list"),
+        ("flowers.json", b'{"1": "red", "2": "green", "10": "blue"}', "its 3 names from 1 to 10"),
+        ("gap.json", b'{"0": "red", "2": "blue"}', "its 2 names from 0 to 2"),
+        ("gap.csv", b"id,name\n0,red\n2,blue\n", "its 2 names from 0 to 2"),
         ("sizes.txt", b"10 cm\n20 cm\n", "If the numbers are part of the names, give a JSON list"),
-        ("number.json", b'["red", 2]', r"class 1 is called 2, which is no text"),
-        ("norway.yaml", b"- no\n- sv\n", "class 0 is called false, which is no text: put the name in quotes"),
-        ("mixed.json", b'{"red": "x", "blue": 1}', "no names by their class numbers"),
-        ("text.json", b'{"names": "red"}', "no names by their class numbers"),
-        ("two.json", b'{"names": ["red"], "labels": ["rot"]}', "'names' and 'labels': leave one"),
-        ("two.csv", b"name,label\nred,rot\nblue,blau\n", r"which of its columns \('name', 'label'\)"),
-        ("unnamed.csv", b"red,rot\nblue,blau\n", "which of its columns"),
-        ("uneven.csv", b"id,name\n0,red,x\n", "has not the 2 columns"),
+        ("number.json", b'["red", 2]', r"the name of class 1 is 2, which is not a text"),
+        ("norway.yaml", b"- no\n- sv\n", "the name of class 0 is false, which is not a text: put it in quotes"),
+        ("mixed.json", b'{"red": "x", "blue": 1}', "not a mapping of class numbers to names"),
+        ("text.json", b'{"names": "red"}', "not a mapping of class numbers to names"),
+        ("two.json", b'{"names": ["red"], "labels": ["rot"]}', "'names' and 'labels': keep only one"),
+        ("two.csv", b"name,label\nred,rot\nblue,blau\n", r"the column of names among its columns \('name', 'label'\)"),
+        ("unnamed.csv", b"red,rot\nblue,blau\n", "the column of names among its columns"),
+        ("uneven.csv", b"id,name\n0,red,x\n", "does not have 2 columns"),
         ("bad.yaml", b"names: [red\n", "is not YAML"),
-        ("bomb.json", b"[" * 100_000, "begins as JSON does"),
+        ("bomb.json", b"[" * 100_000, "starts like JSON"),
     ],
 )
-def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, content: bytes, told: str) -> None:
-    with pytest.raises(ModelError, match=rf"(?s){name}.*{told}"):
+def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?s){name}.*{message}"):
         label_file.read(content, name)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (
             b"background\na\nb\nc\n",
@@ -134,14 +134,14 @@ def test_what_could_mean_two_things_is_refused_with_the_remedy(name: str, conten
         ),
         (b"__background__\na\nb\nc\n", "'__background__': remove it"),
         (b"a\nb\n", "has 2 names, and .* has 3 classes"),
-        (b"a\nb\na\n", r"label 'a' stands for more than one class \(numbers 0, 2\): give each a name of its own"),
-        ("Cafe\u0301\nCaf\u00e9\nx\n".encode(), "label 'Caf\u00e9' stands for more than one class"),
+        (b"a\nb\na\n", r"label 'a' is the name of more than one class \(numbers 0, 2\): give each class its own name"),
+        ("Cafe\u0301\nCaf\u00e9\nx\n".encode(), "label 'Caf\u00e9' is the name of more than one class"),
     ],
 )
-def test_names_that_do_not_suit_the_head_are_refused(load: Load, tmp_path: Path, content: bytes, told: str) -> None:
+def test_names_that_do_not_suit_the_head_are_refused(load: Load, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "names.txt").write_bytes(content)
     save_file(tiny().state_dict(), tmp_path / "own.safetensors")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(tmp_path / "own.safetensors", architecture="test_resnet", labels=str(tmp_path / "names.txt"))
 
 

@@ -19,7 +19,7 @@ from imgbatch.errors import InputError
 from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import Truths
 from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
-from imgbatch.ledger.commit_log import Footer, encode
+from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet
 from imgbatch.pipeline.evaluation_run import of_split
 from imgbatch.schema import LABELS, LISTING, REJECTS

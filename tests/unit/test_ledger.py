@@ -1,4 +1,4 @@
-"""What the ledger promises, against killed runs, lost answers, late requests and other writers, on disk and on S3."""
+"""The guarantees of the ledger under killed runs, lost responses, late requests and other writers, on disk and on S3."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError, Unreachable
-from imgbatch.ledger import audit, commit_log
-from imgbatch.ledger.commit_log import Footer
+from imgbatch.ledger import audit, commit_log, part_file
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.rewrite_intents import Announced
+from imgbatch.ledger.part_file import Footer
+from imgbatch.ledger.rewrite_intents import RewriteIntents
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.schema import LABELS, LISTING, REJECTS, RESULTS, labels_with
 from imgbatch.storage.stores import Folder, Meta, Stores
@@ -43,7 +43,7 @@ Verb = Callable[..., Any]
 
 
 class Tampered(Stores):
-    """Stores whose verbs go through functions of the test's: `verbs[name](real, *arguments)`."""
+    """Stores whose verbs go through functions of the test: `verbs[name](real, *arguments)`."""
 
     verbs: dict[str, Verb]
 
@@ -66,7 +66,7 @@ Place = Callable[..., Folder]
 
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Return the same new output again and again, through verbs of the test's if it wants."""
+    """Return a function that opens the same output, optionally through verbs of the test."""
     if request.param == "disk":
         uri, environment = str(tmp_path / "output"), {}
     else:
@@ -112,7 +112,7 @@ def commit(book: Ledger, *tables: pa.Table, run: str = RUN) -> int:
 def finish(book: Ledger, run: str = RUN) -> None:
     """End a run as the job does."""
     book.seal(run)
-    if len(book.absorbed):
+    if len(book.written_by_others):
         book.open()
 
 
@@ -132,13 +132,13 @@ def part(number: int) -> str:
 
 
 def states(book: Ledger, *batches: pa.RecordBatch) -> list[list[int]]:
-    return [book.visit(batch).tolist() for batch in batches]
+    return [book.index.mark_seen(batch).tolist() for batch in batches]
 
 
 # One writer
 
 
-def test_what_was_committed_is_done_and_nothing_else(place: Place) -> None:
+def test_committed_images_are_done_and_no_others(place: Place) -> None:
     book = ledger(place())
     assert commit(book, results("a", "b"), rejects("c")) == 3
     assert commit(book, results("d")) == 1
@@ -146,10 +146,10 @@ def test_what_was_committed_is_done_and_nothing_else(place: Place) -> None:
     assert states(again, images("a", "b", "c", "d", "e")) == [[DONE, DONE, DONE, DONE, NEW]]
     assert states(again, images("a", "e")) == [[DUPLICATE, NEW]]
     assert (uris(place()), uris(place(), "rejects")) == (["a", "b", "d"], ["c"])
-    assert again.kept() == 0
+    assert again.unlisted_rows() == 0
 
 
-def test_an_empty_commit_makes_no_part(place: Place) -> None:
+def test_an_empty_commit_writes_no_part(place: Place) -> None:
     assert commit(ledger(place()), results()) == 0
     assert place().names() == []
 
@@ -180,7 +180,7 @@ def test_a_changed_image_is_stale(tmp_path: Path, row: dict[str, Any], listed: d
     assert states(ledger(output), images("a", **listed)) == [[said]]
 
 
-def test_the_old_row_leaves_its_part_before_the_new_one_arrives(place: Place) -> None:
+def test_the_old_row_is_removed_before_the_new_one_is_committed(place: Place) -> None:
     commit(ledger(place()), results("a", "b"), rejects("c", "d"))
     seen: list[tuple[list[str], list[str]]] = []
 
@@ -197,15 +197,15 @@ def test_the_old_row_leaves_its_part_before_the_new_one_arrives(place: Place) ->
     assert [row["etag"] for row in rows(place()) if row["uri"] == "c"] == ["new"]
 
 
-def test_only_the_rows_of_the_batch_are_taken_out(place: Place) -> None:
+def test_only_old_rows_of_the_batch_are_removed(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
     book = ledger(place())
-    book.visit(images("a", "b", etag="new"))
+    book.index.mark_seen(images("a", "b", etag="new"))
     commit(book, results("a", etag="new"))
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
 
 
-def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_run(place: Place) -> None:
+def test_after_a_kill_between_removal_and_commit_the_next_run_labels_the_image(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
 
     def killed(real: Verb, path: str, data: bytes) -> None:
@@ -214,7 +214,7 @@ def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_r
         real(path, data)
 
     book = ledger(place(create=killed))
-    book.visit(images("a", etag="new"))
+    book.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(book, results("a", etag="new"))
     assert states(ledger(place()), images("a", "b", etag="new")) == [[NEW, STALE]]
@@ -230,29 +230,31 @@ def test_a_kill_between_taking_out_and_committing_leaves_the_image_to_the_next_r
         (True, "all", "e", STALE),
     ],
 )
-def test_which_rejects_are_tried_again(place: Place, passing: bool, retry: str, etag: str, said: int) -> None:
+def test_transient_rejects_are_retried_and_others_only_on_request(
+    place: Place, passing: bool, retry: str, etag: str, said: int
+) -> None:
     commit(ledger(place()), rejects("a", passing=passing), results("b"))
     book = ledger(place(), retry=retry)
     assert states(book, images("a", etag=etag), images("b")) == [[said], [DONE]]
-    assert book.stale == (said == STALE)
+    assert book.index.stale == (said == STALE)
     if said == STALE:
         commit(book, results("a", etag=etag))
         assert (uris(place()), uris(place(), "rejects")) == (["a", "b"], [])
 
 
-def test_prune_takes_out_what_was_not_listed_and_nothing_else(place: Place) -> None:
+def test_prune_removes_only_rows_of_unlisted_images(place: Place) -> None:
     book = ledger(place())
     commit(book, results("a", "b"), rejects("c", "d"))
     commit(book, results("x"))
     again = ledger(place())
-    again.visit(images("a", "c", "new"))
+    again.index.mark_seen(images("a", "c", "new"))
     commit(again, results("new"))
-    assert again.kept() == 3
+    assert again.unlisted_rows() == 3
     assert again.prune() == 3
     assert (uris(place()), uris(place(), "rejects")) == (["a", "new"], ["c"])
 
 
-def test_rows_of_another_type_are_written_as_the_schema_says(place: Place) -> None:
+def test_rows_are_cast_to_the_schema(place: Place) -> None:
     narrow = rejects("a")
     wide = narrow.set_column(narrow.schema.get_field_index("attempts"), "attempts", pa.array([3], pa.int64()))
     commit(ledger(place()), wide)
@@ -262,7 +264,7 @@ def test_rows_of_another_type_are_written_as_the_schema_says(place: Place) -> No
 # Answers that are lost, requests that come late
 
 
-def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Place) -> None:
+def test_only_selected_columns_are_written_also_in_seals(place: Place) -> None:
     wanted = labels_with(["label", "input_split"], features=3)
     book = ledger(place(), label_columns=wanted, carried=["label", "input_split"])
     numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float16)), 3)
@@ -278,7 +280,7 @@ def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Plac
     ]  # fmt: skip
     assert rows(place(), "rejects")[0]["input_split"] == "val"
     for name in place().names("labels"):
-        table, _ = commit_log.decode(place().folder("labels").read(name), name)
+        table, _ = part_file.decode(place().folder("labels").read(name), name)
         assert table.schema.names == [*wanted.names, "input_split"]
         assert table.schema.field("embedding").type == pa.list_(pa.float16(), 3)
     assert states(ledger(place()), images("a", "b", "c")) == [[DONE, DONE, DONE]]
@@ -287,17 +289,15 @@ def test_only_the_wanted_columns_are_written_and_seals_have_them_too(place: Plac
 @pytest.mark.parametrize(
     "wanted", [labels_with((), 3), labels_with(hashed=True), labels_with(["label"], 3, hashed=True)]
 )
-def test_the_end_of_a_tar_is_written_without_a_row_whatever_columns_are_asked_for(
-    place: Place, wanted: pa.Schema
-) -> None:
+def test_the_end_of_a_tar_is_recorded_without_a_row_for_any_columns(place: Place, wanted: pa.Schema) -> None:
     end = {"version": "e", "through": -1, "group": 0, "images": 0}
     assert ledger(place(), label_columns=wanted).commit(results(), RUN, "m", {"empty.tar": end}) == 0
-    table, footer = commit_log.decode(place().read(f"labels/{part(1)}"), "labels")
-    assert table.schema.names == wanted.names and footer.shards == {"empty.tar": end}
+    table, footer = part_file.decode(place().read(f"labels/{part(1)}"), "labels")
+    assert table.schema.names == wanted.names and footer.tars == {"empty.tar": end}
 
 
 @pytest.mark.parametrize("verb", ["create", "replace"])
-def test_a_request_that_succeeded_though_its_answer_was_lost_is_not_done_twice(place: Place, verb: str) -> None:
+def test_a_successful_request_with_a_lost_response_is_not_repeated(place: Place, verb: str) -> None:
     commit(ledger(place()), results("a", "b"))
     lost = []
 
@@ -308,14 +308,14 @@ def test_a_request_that_succeeded_though_its_answer_was_lost_is_not_done_twice(p
             raise Unreachable("the answer was lost")
 
     book = ledger(place(**{verb: without_answer}))
-    book.visit(images("a", etag="new"))
+    book.index.mark_seen(images("a", etag="new"))
     assert commit(book, results("a", etag="new")) == 1
     assert len(lost) == 1
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("b", "e"), ("a", "new")]
     assert ledger(place()).labels.numbers == [1, 2]
 
 
-def test_a_request_that_failed_and_comes_late_makes_no_double_row(place: Place) -> None:
+def test_a_failed_request_that_arrives_late_duplicates_no_row(place: Place) -> None:
     late: list[Callable[[], None]] = []
 
     def delayed(real: Verb, path: str, data: bytes) -> None:
@@ -330,7 +330,7 @@ def test_a_request_that_failed_and_comes_late_makes_no_double_row(place: Place) 
     assert uris(place()) == ["a"]
 
 
-def test_a_refusal_for_another_request_that_then_failed_costs_no_number(
+def test_a_number_is_tried_again_if_the_request_that_blocked_it_failed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commit_log, "_VANISHED_WAIT_S", 0)
@@ -347,7 +347,7 @@ def test_a_refusal_for_another_request_that_then_failed_costs_no_number(
 
 
 def late_put(place: Place, *tables: pa.Table, fingerprint: Mapping[str, Any] = FINGERPRINT) -> Callable[[], None]:
-    """Return the PUT of a run that was killed after it sent it, and before it arrived."""
+    """Return the PUT of a run that was killed after sending it and before it arrived."""
     caught: list[Callable[[], None]] = []
 
     def create(real: Verb, path: str, data: bytes) -> None:
@@ -359,7 +359,7 @@ def late_put(place: Place, *tables: pa.Table, fingerprint: Mapping[str, Any] = F
     return caught[0]
 
 
-def test_a_late_put_of_a_dead_run_takes_its_number_and_its_images(place: Place) -> None:
+def test_a_late_put_of_a_dead_run_keeps_its_number_and_images(place: Place) -> None:
     commit(ledger(place()), results("a"))
     arrive = late_put(place, results("b", "c"))
     book = ledger(place())
@@ -368,10 +368,10 @@ def test_a_late_put_of_a_dead_run_takes_its_number_and_its_images(place: Place) 
     assert uris(place()) == ["a", "b", "c", "d"]
     assert commit(book, results("b")) == 0
     finish(book)
-    assert audit.audit(place(), None).double == []
+    assert audit.audit(place(), None).duplicated == []
 
 
-def test_a_late_put_cannot_land_behind_a_commit_or_a_seal(place: Place) -> None:
+def test_a_late_put_fails_after_a_commit_or_a_seal(place: Place) -> None:
     for ending in (lambda book: commit(book, results("b")), lambda book: book.seal(RUN)):
         arrive = late_put(place, results("z"))
         ending(ledger(place()))
@@ -390,7 +390,7 @@ def test_a_late_part_of_another_fingerprint_is_refused(place: Place) -> None:
         ledger(place())
 
 
-def test_a_late_replacement_of_a_dead_run_brings_no_row_back(place: Place) -> None:
+def test_a_late_rewrite_of_a_dead_run_restores_no_removed_row(place: Place) -> None:
     commit(ledger(place()), results("a", "b", "c"))
     late: list[Callable[[], None]] = []
 
@@ -399,23 +399,23 @@ def test_a_late_replacement_of_a_dead_run_brings_no_row_back(place: Place) -> No
         raise KeyboardInterrupt
 
     dead = ledger(place(replace=replace))
-    dead.visit(images("a", etag="new"))
+    dead.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     book = ledger(place())
-    book.visit(images("b", etag="new"))
+    book.index.mark_seen(images("b", etag="new"))
     commit(book, results("b", etag="new"))
     with pytest.raises(Exception, match=r"(?i)precondition|replaced"):
         late[0]()
     assert [(row["uri"], row["etag"]) for row in rows(place())] == [("a", "e"), ("c", "e"), ("b", "new")]
 
 
-def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Place) -> None:
+def test_two_concurrent_rewrites_of_a_part_restore_no_removed_row(place: Place) -> None:
     names = [f"i{number}" for number in range(24)]
     commit(ledger(place()), results(*names))
     opened = [ledger(place()) for _ in names]
     for name, book in zip(names, opened, strict=True):
-        book.visit(images(name, etag="new"))
+        book.index.mark_seen(images(name, etag="new"))
     with ThreadPoolExecutor(8) as pool:
         written = pool.map(lambda pair: commit(pair[1], results(pair[0], etag="new")), zip(names, opened, strict=True))
         assert sum(written) == 24
@@ -423,8 +423,8 @@ def test_two_writers_that_rewrite_one_part_at_once_bring_no_row_back(place: Plac
     assert [name for name in place().names("labels") if not name.endswith(".parquet")] == []
 
 
-def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> None:
-    """The image that the dead run took for changed is again what it was: its row holds, and must go on holding."""
+def test_a_late_rewrite_of_a_dead_run_removes_no_valid_row(place: Place) -> None:
+    """The image that the dead run considered changed is unchanged again: its row is valid and must stay."""
     commit(ledger(place()), results("a", "b", "c"))
     late: list[Callable[[], None]] = []
 
@@ -435,7 +435,7 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
         real(path, data, tag)
 
     dead = ledger(place(replace=replace))
-    dead.visit(images("a", etag="new"))
+    dead.index.mark_seen(images("a", etag="new"))
     with pytest.raises(KeyboardInterrupt):
         commit(dead, results("a", etag="new"))
     before = rows(place())
@@ -447,39 +447,39 @@ def test_a_late_replacement_of_a_dead_run_takes_no_row_away(place: Place) -> Non
     assert json.loads(place().read("runs/rewriting-labels.json"))["parts"] == {}
 
 
-def test_a_run_of_another_fingerprint_writes_no_part_again(place: Place) -> None:
+def test_a_run_with_another_fingerprint_rewrites_no_part(place: Place) -> None:
     commit(ledger(place()), results("a"))
-    ledger(place()).labels.announced.add([1])
+    ledger(place()).labels.intents.add([1])
     before = place().read("labels/part-00000001.parquet")
     with pytest.raises(OutputError, match="fingerprint"):
         Ledger(place(), {"top_k": 7}).open()
     assert place().read("labels/part-00000001.parquet") == before
 
 
-def test_announcements_that_are_damaged_are_named(place: Place) -> None:
+def test_damaged_rewrite_intents_are_named(place: Place) -> None:
     commit(ledger(place()), results("a"))
     place().put("runs/rewriting-labels.json", b"[")
     with pytest.raises(OutputError, match=r"runs/rewriting-labels.json is damaged or not ours"):
         ledger(place())
 
 
-def test_two_writers_announce_and_take_back_each_for_itself(place: Place) -> None:
-    one, two = (Announced(place().folder("runs"), "rewriting-labels.json") for _ in range(2))
+def test_each_writer_withdraws_only_its_own_rewrite_intents(place: Place) -> None:
+    one, two = (RewriteIntents(place().folder("runs"), "rewriting-labels.json") for _ in range(2))
     one.add([1, 2])
     two.add([2, 3])
-    one.take_back()
-    assert list(two.left().values()) == [[2, 3]]
-    one.take_back(two.left())
-    assert two.left() == {}
-    two.doubt(3)
+    one.withdraw()
+    assert list(two.pending().values()) == [[2, 3]]
+    one.withdraw(two.pending())
+    assert two.pending() == {}
+    two.invalidate(3)
     two.add([3])
-    assert list(one.left().values()) == [[2, 3]]
+    assert list(one.pending().values()) == [[2, 3]]
 
 
 # Two writers and more
 
 
-def test_two_writers_in_turn_make_no_double_row_and_lose_none(place: Place) -> None:
+def test_two_alternating_writers_duplicate_and_lose_no_row(place: Place) -> None:
     one, two = ledger(place()), ledger(place())
     assert commit(one, results("a", "b")) == 2
     assert commit(two, results("b", "c")) == 1
@@ -490,7 +490,7 @@ def test_two_writers_in_turn_make_no_double_row_and_lose_none(place: Place) -> N
     assert uris(place()) == ["a", "b", "c", "d", "e"]
 
 
-def test_many_writers_at_once_make_no_double_row_and_lose_none(place: Place) -> None:
+def test_many_concurrent_writers_duplicate_and_lose_no_row(place: Place) -> None:
     shared = [f"i{number:03d}" for number in range(96)]
 
     def work(seed: int) -> int:
@@ -502,14 +502,14 @@ def test_many_writers_at_once_make_no_double_row_and_lose_none(place: Place) -> 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(work, range(6))) == 96
     assert uris(place()) == shared
-    assert len(ledger(place()).done) == 96
+    assert len(ledger(place()).index) == 96
 
 
-def test_a_row_that_another_writer_labelled_first_is_his_also_where_ours_was_stale(place: Place) -> None:
+def test_another_writers_row_wins_even_if_ours_was_stale(place: Place) -> None:
     commit(ledger(place()), results("a", "b"))
     one, two = ledger(place()), ledger(place())
     for book in (one, two):
-        book.visit(images("a", "b", etag="new"))
+        book.index.mark_seen(images("a", "b", etag="new"))
     assert commit(one, results("a", etag="new"), run="one") == 1
     assert commit(two, results("a", "b", etag="new"), run="two") == 1
     assert sorted((row["uri"], row["etag"], row["run_id"]) for row in rows(place())) == [
@@ -529,7 +529,7 @@ def test_a_label_wins_over_the_reject_of_another_writer(place: Place, first: str
     assert states(ledger(place()), images("a", "b")) == [[DONE, DONE]]
 
 
-def test_a_reader_does_not_touch_the_reject_beside_a_label(place: Place) -> None:
+def test_a_read_only_ledger_keeps_the_reject_of_a_labelled_image(place: Place) -> None:
     one, two = ledger(place()), ledger(place())
     commit(one, results("a"))
     commit(two, rejects("a"))
@@ -538,7 +538,7 @@ def test_a_reader_does_not_touch_the_reject_beside_a_label(place: Place) -> None
     assert place().read(f"rejects/{part(1)}") == before
 
 
-def test_seals_take_the_next_numbers_and_are_known_by_their_run(place: Place) -> None:
+def test_seals_take_the_next_numbers_and_name_their_run(place: Place) -> None:
     book = ledger(place())
     commit(book, results("a"))
     book.seal("one")
@@ -552,15 +552,15 @@ def test_seals_take_the_next_numbers_and_are_known_by_their_run(place: Place) ->
     assert uris(place()) == ["a", "b"]
 
 
-def test_a_seal_whose_number_is_taken_seals_behind_it(place: Place) -> None:
+def test_a_seal_whose_number_is_taken_gets_the_next_number(place: Place) -> None:
     one, two = ledger(place()), ledger(place())
     commit(two, results("a"), rejects("b"))
     finish(one, "one")
     assert ledger(place()).sealed_by("one")
-    assert len(one.done) == 2  # read anew, since another writer was here
+    assert len(one.index) == 2  # read anew, since another writer was here
 
 
-def test_numbers_go_on_behind_a_gap(place: Place) -> None:
+def test_numbers_continue_after_a_gap(place: Place) -> None:
     book = ledger(place())
     for name in "abc":
         commit(book, results(name))
@@ -574,7 +574,7 @@ def test_numbers_go_on_behind_a_gap(place: Place) -> None:
 # What does not belong there
 
 
-def test_another_fingerprint_is_refused_with_the_keys_that_differ_and_the_way_out(place: Place) -> None:
+def test_another_fingerprint_is_refused_naming_differing_keys_and_remedy(place: Place) -> None:
     commit(ledger(place()), results("a"))
     with pytest.raises(OutputError) as caught:
         Ledger(place(), {"digest": "xyz", "top_k": 5, "answer.min_score": 0.5}).open()
@@ -585,30 +585,30 @@ def test_another_fingerprint_is_refused_with_the_keys_that_differ_and_the_way_ou
     assert "--output" in message
 
 
-def test_a_seal_alone_holds_its_fingerprint_too(place: Place) -> None:
+def test_a_seal_without_other_parts_has_a_fingerprint(place: Place) -> None:
     ledger(place()).seal(RUN)
     with pytest.raises(OutputError, match="digest"):
         Ledger(place(), {"digest": "xyz", "top_k": 5}).open()
 
 
 def parquet(table: pa.Table, **metadata: str) -> bytes:
-    return commit_log.encode(table, metadata)
+    return part_file.encode(table, metadata)
 
 
 OURS = Footer(RUN, FINGERPRINT).metadata()
 
 
 def whole() -> bytes:
-    return commit_log.encode(LABELS.empty_table(), OURS)
+    return part_file.encode(LABELS.empty_table(), OURS)
 
 
 @pytest.mark.parametrize(
     "name, data, told",
     [
-        (part(1), b"", "not a whole Parquet file"),
-        (part(1), b"uri,label\na,cat\n", "not a whole Parquet file"),
-        (part(1), whole()[:-20], "not a whole Parquet file"),
-        (part(1), whole()[:-8] + b"\xff\xff\xff\x7fPAR1", "not a whole Parquet file"),
+        (part(1), b"", "not a complete Parquet file"),
+        (part(1), b"uri,label\na,cat\n", "not a complete Parquet file"),
+        (part(1), whole()[:-20], "not a complete Parquet file"),
+        (part(1), whole()[:-8] + b"\xff\xff\xff\x7fPAR1", "not a complete Parquet file"),
         (part(1), parquet(pa.table({"uri": ["a"]})), "not written by imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), format_version="x"), "not written by imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), format_version="2"), "format version 2.*newer imgbatch"),
@@ -621,9 +621,7 @@ def whole() -> bytes:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_what_is_no_part_of_ours_is_refused_by_name(
-    tmp_path: Path, table: str, name: str, data: bytes, told: str
-) -> None:
+def test_foreign_files_are_refused_by_name(tmp_path: Path, table: str, name: str, data: bytes, told: str) -> None:
     output = Folder(Stores(StorageConfig(), {}), str(tmp_path))
     output.put(f"{table}/{name}", data)
     with pytest.raises(OutputError, match=told) as caught:
@@ -631,22 +629,22 @@ def test_what_is_no_part_of_ours_is_refused_by_name(
     assert f"{tmp_path}/{table}/{name}" in str(caught.value)
 
 
-def test_a_foreign_part_that_takes_our_number_is_refused(place: Place) -> None:
+def test_a_foreign_part_with_our_number_is_refused(place: Place) -> None:
     book = ledger(place())
     place().put(f"labels/{part(1)}", b"PAR1")
-    with pytest.raises(OutputError, match="not a whole Parquet file"):
+    with pytest.raises(OutputError, match="not a complete Parquet file"):
         commit(book, results("a"))
 
 
 @pytest.mark.parametrize("name", [".part-00000001.parquet.0123.tmp", "_temporary", ".DS_Store"])
-def test_hidden_names_among_the_parts_are_passed_over(place: Place, name: str) -> None:
+def test_hidden_files_among_the_parts_are_ignored(place: Place, name: str) -> None:
     place().put(f"labels/{name}", b"")
     commit(ledger(place()), results("a"))
     assert uris(place()) == ["a"]
 
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_an_image_with_two_rows_is_told_by_name(place: Place, table: str) -> None:
+def test_an_image_with_two_rows_is_reported_by_name(place: Place, table: str) -> None:
     row = results("a", "b") if table == "labels" else rejects("a", "b")
     commit(ledger(place()), row)
     place().put(f"{table}/{part(2)}", place().read(f"{table}/{part(1)}"))
@@ -726,7 +724,7 @@ def test_a_table_that_begins_with_a_seal_has_the_carried_columns_in_every_part(p
         assert len(schemas) == 3 and schemas[0] == schemas[1] == schemas[2] and "input_split" in schemas[0].names
 
 
-def test_parts_say_their_version_run_and_fingerprint(place: Place) -> None:
+def test_footers_record_version_run_and_fingerprint(place: Place) -> None:
     commit(ledger(place()), results("a"))
     metadata = pq.read_metadata(pa.BufferReader(place().read(f"labels/{part(1)}"))).metadata
     assert metadata[b"format_version"] == b"1"
@@ -734,12 +732,12 @@ def test_parts_say_their_version_run_and_fingerprint(place: Place) -> None:
     assert b'"digest": "abc"' in metadata[b"fingerprint"]
 
 
-def test_parts_keep_their_schema_and_footer_when_rows_are_taken_out(place: Place) -> None:
+def test_parts_keep_schema_and_footer_when_rows_are_removed(place: Place) -> None:
     table = results("a", "b").append_column("input_x", pa.array(["1", "2"]))
     commit(ledger(place()), table)
     before = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     book = ledger(place())
-    book.visit(images("a"))
+    book.index.mark_seen(images("a"))
     assert book.prune() == 1
     after = pq.read_schema(pa.BufferReader(place().read(f"labels/{part(1)}")))
     assert after.equals(before)
@@ -748,14 +746,14 @@ def test_parts_keep_their_schema_and_footer_when_rows_are_taken_out(place: Place
     assert rows(place())[0]["input_x"] == "1"
 
 
-def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: Path) -> None:
+def test_labels_always_hold_complete_files_with_each_image_once(tmp_path: Path) -> None:
     output = Folder(Stores(StorageConfig(), {}), str(tmp_path))
     names = [f"i{number}" for number in range(40)]
     commit(ledger(output), results(*names))
 
     def write() -> None:
         book = ledger(output)
-        book.visit(images(*names, etag="new"))
+        book.index.mark_seen(images(*names, etag="new"))
         for name in names:
             commit(book, results(name, etag="new"))
 
@@ -775,7 +773,7 @@ def test_labels_hold_whole_files_with_each_image_once_at_every_moment(tmp_path: 
 
 
 @pytest.mark.parametrize("step", ["fsync", "link", "unlink"])
-def test_a_writer_killed_at_any_step_leaves_no_torn_part(
+def test_a_writer_killed_at_any_step_leaves_no_truncated_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     output = Folder(Stores(StorageConfig(), {}), str(tmp_path))
@@ -799,13 +797,13 @@ def test_a_writer_killed_at_any_step_leaves_no_torn_part(
 
 def _commit_for_ever(uri: str, environment: dict[str, str]) -> None:
     book = ledger(Folder(Stores(StorageConfig(), environment), uri))
-    number = len(book.done)
+    number = len(book.index)
     while True:
         commit(book, results(*(f"i{number + each}" for each in range(50))))
         number += 50
 
 
-def test_writers_killed_by_sigkill_leave_whole_parts_and_each_image_once(place: Place) -> None:
+def test_writers_killed_by_sigkill_leave_complete_parts_and_each_image_once(place: Place) -> None:
     output = place()
     environment = dict(output.stores._environment)
 
@@ -827,14 +825,14 @@ def test_writers_killed_by_sigkill_leave_whole_parts_and_each_image_once(place: 
         found = uris(output)
         assert len(found) >= 50 * (before + 3)
         assert sorted(found) == sorted(f"i{number}" for number in range(len(found)))
-    assert len(ledger(output).done) == len(found)
+    assert len(ledger(output).index) == len(found)
 
 
 # Small histories against simple models
 
 
 class Memory:
-    """A store in memory that keeps the contract, with ETags; it may be told to kill its caller at a write."""
+    """A store in memory that keeps the contract, with ETags; it can kill its caller at a write."""
 
     conditional = True
 
@@ -904,7 +902,7 @@ _bounded = settings(max_examples=25, deadline=None, suppress_health_check=list(H
 
 
 def _run(output: Folder, world: Mapping[str, tuple[str, int]], chunk: int, prune: bool) -> list[str]:
-    """List, label, and end as the job does; return what was done."""
+    """List, label, and end as the job does; return the labelled images."""
     book = ledger(output)
     status = {name: states(book, images(name, etag=f"v{world[name][1]}"))[0][0] for name in sorted(world)}
     todo = [name for name in status if status[name] != DONE]
@@ -975,4 +973,4 @@ def test_any_interleaving_of_three_writers_ends_with_each_image_once(steps: list
         finish(writer)
     labels, refused = uris(output), uris(output, "rejects")
     assert sorted(labels + refused) == sorted(set.union(*sent))
-    assert audit.audit(output, None).double == []
+    assert audit.audit(output, None).duplicated == []

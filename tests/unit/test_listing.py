@@ -1,4 +1,4 @@
-"""The listing: each image once, numbered by pages, against what the ledger holds."""
+"""The listing: each image once, numbered by pages, compared with the ledger."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import PAGE_ROWS, Listing, page_name, pages, read_page
+from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing_pages import PAGE_ROWS, page_name, pages, read_page
 from imgbatch.schema import LISTING, RESULTS, with_carried
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -49,7 +51,7 @@ def names(count: int, start: int = 0) -> list[str]:
     return [f"i{number:06d}" for number in range(start, start + count)]
 
 
-def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
+def test_the_number_of_an_image_is_its_position_in_the_pages(output: Folder) -> None:
     taken = listing(output)
     everything = names(2 * PAGE_ROWS + 7)
     taken.take(ListingBatch(batch(*everything[at : at + 9_999])) for at in range(0, len(everything), 9_999))
@@ -57,16 +59,16 @@ def test_an_images_number_is_its_place_in_the_pages(output: Folder) -> None:
     assert [len(read_page(folder, number)) for number in range(3)] == [PAGE_ROWS, PAGE_ROWS, 7]
     assert folder.names() == [page_name(number) for number in range(3)]
     assert uris(output) == everything
-    assert len(taken.todo().pending) == taken.counts.listed == len(everything)
+    assert len(taken.work_plan().pending) == taken.counts.listed == len(everything)
     assert taken.counts.bytes == 5 * len(everything)
 
 
-def test_pages_that_are_exactly_full_leave_no_empty_one(output: Folder) -> None:
+def test_full_pages_are_not_followed_by_an_empty_one(output: Folder) -> None:
     listing(output).take([ListingBatch(batch(*names(PAGE_ROWS)))])
     assert len(output.names("listing")) == 1
 
 
-def test_what_is_listed_twice_is_listed_once_and_counted(output: Folder) -> None:
+def test_duplicates_are_listed_once_and_counted(output: Folder) -> None:
     labelled(output, "done")
     labelled(output, "again", reason="timeout", passing=True)
     taken = listing(output)
@@ -78,26 +80,26 @@ def test_what_is_listed_twice_is_listed_once_and_counted(output: Folder) -> None
         ]
     )
     assert uris(output) == ["a", "done", "again", "b"]
-    assert taken.todo().pending.tolist() == [True, False, True, True]
+    assert taken.work_plan().pending.tolist() == [True, False, True, True]
     counts = taken.counts
     assert (counts.listed, counts.duplicates, counts.already_done, counts.stale) == (4, 6, 1, 1)
 
 
-def test_only_what_has_no_row_or_changed_or_may_pass_is_pending(output: Folder) -> None:
+def test_new_changed_and_transiently_rejected_images_are_pending(output: Folder) -> None:
     labelled(output, "done", "changed", "gone")
     labelled(output, "permanent", reason="corrupt")
     labelled(output, "passing", reason="timeout", passing=True)
     taken = listing(output)
     taken.take([ListingBatch(batch("done", "permanent", "passing", "new")), ListingBatch(batch("changed", size=6))])
-    assert dict(zip(uris(output), taken.todo().pending.tolist(), strict=True)) == {
+    assert dict(zip(uris(output), taken.work_plan().pending.tolist(), strict=True)) == {
         "done": False, "permanent": False, "passing": True, "new": True, "changed": True,
     }  # fmt: skip
-    assert taken.ledger.kept() == 1
+    assert taken.ledger.unlisted_rows() == 1
     assert taken.counts.bytes == 16
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 5, 100])
-def test_a_limit_takes_the_first_ones_done_ones_included(output: Folder, limit: int) -> None:
+def test_a_limit_takes_the_first_images_including_done_ones(output: Folder, limit: int) -> None:
     labelled(output, "b")
     taken = listing(output, limit)
     taken.take([ListingBatch(batch("a", "a", "b", "a")), ListingBatch(batch("b", "c", "d")), ListingBatch(batch("e"))])
@@ -106,7 +108,7 @@ def test_a_limit_takes_the_first_ones_done_ones_included(output: Folder, limit: 
     assert taken.counts.already_done == (limit > 1)
 
 
-def test_nothing_is_drawn_from_a_source_beyond_the_limit(output: Folder) -> None:
+def test_a_source_is_not_read_beyond_the_limit(output: Folder) -> None:
     drawn = []
 
     def found() -> Iterator[ListingBatch]:
@@ -118,7 +120,7 @@ def test_nothing_is_drawn_from_a_source_beyond_the_limit(output: Folder) -> None
     assert len(drawn) == 3
 
 
-def test_what_is_ignored_is_counted(output: Folder) -> None:
+def test_ignored_objects_are_counted(output: Folder) -> None:
     taken = listing(output)
     taken.take([ListingBatch(batch("a"), ignored=3), ListingBatch(batch(), ignored=4)])
     assert (taken.counts.listed, taken.counts.ignored) == (1, 7)
@@ -127,8 +129,8 @@ def test_what_is_ignored_is_counted(output: Folder) -> None:
 def test_an_empty_listing_has_no_page_and_nothing_pending(output: Folder) -> None:
     taken = listing(output)
     taken.take([])
-    assert (taken.counts.listed, taken.todo().pending.tolist(), uris(output)) == (0, [], [])
-    assert taken.todo().pending.dtype == np.bool_
+    assert (taken.counts.listed, taken.work_plan().pending.tolist(), uris(output)) == (0, [], [])
+    assert taken.work_plan().pending.dtype == np.bool_
 
 
 def test_a_dry_listing_writes_nothing(output: Folder) -> None:
@@ -138,14 +140,14 @@ def test_a_dry_listing_writes_nothing(output: Folder) -> None:
     assert output.names() == []
 
 
-def test_sizes_that_are_not_known_count_as_nothing(output: Folder) -> None:
+def test_unknown_sizes_count_as_zero(output: Folder) -> None:
     taken = listing(output)
     taken.take([ListingBatch(batch("a", size=None)), ListingBatch(batch("b", size=7))])
     assert taken.counts.bytes == 7
     assert [row["size"] for page in pages(output.folder("listing")) for row in page.to_pylist()] == [None, 7]
 
 
-def test_a_page_that_is_missing_is_an_error_not_a_shorter_listing(output: Folder) -> None:
+def test_a_missing_page_is_an_error(output: Folder) -> None:
     listing(output).take([ListingBatch(batch(*names(PAGE_ROWS + 1)))])
     output.delete(f"listing/{page_name(0)}")
     with pytest.raises(Exception, match="page-000000"):
@@ -193,7 +195,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
     output: Folder, batches: list[pa.Array], kind: pa.DataType, values: list[Any], page_rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take(carrying(number, x=column) for number, column in enumerate(batches))
     schemas = {page.schema for page in pages(output.folder("listing"))}
@@ -206,7 +208,7 @@ def test_a_column_has_one_type_that_holds_the_values_of_all_batches(
 def test_a_column_that_the_first_batches_lack_is_not_lost(
     output: Folder, page_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     taken = listing(output)
     taken.take([ListingBatch(batch("plain")), carrying(1, a=pa.array([1])), carrying(2, b=pa.array(["x"]))])
     values = [(row["uri"], row["input_a"], row["input_b"]) for row in rows(output)]
@@ -214,15 +216,15 @@ def test_a_column_that_the_first_batches_lack_is_not_lost(
     assert len({page.schema for page in pages(output.folder("listing"))}) == 1
 
 
-def test_only_pages_that_differ_are_written_again(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 1)
+def test_only_pages_that_differ_are_rewritten(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 1)
     written, put = [], Folder.put
     monkeypatch.setattr(Folder, "put", lambda self, name, data: (written.append(name), put(self, name, data)))
     listing(output).take(carrying(at, x=pa.array([value])) for at, value in enumerate([1, 2, 0.5, 3]))
     assert written == [page_name(number) for number in (0, 1, 2, 3, 0, 1)]
 
 
-def test_what_becomes_text_is_said_once_and_names_the_column_and_the_files(
+def test_a_column_that_becomes_text_is_logged_once_with_its_files(
     output: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     mixed = [pa.array([1]), pa.array(["a"]), pa.array([2]), pa.array([0.5])]
@@ -252,7 +254,7 @@ def test_rows_of_a_parquet_file_name_it(output: Folder, caplog: pytest.LogCaptur
     [pa.array(["a"]), pa.array([["a"]]), pa.array([{"a": 1}]), pa.array([[[1]]])],
     ids=lambda each: str(each.type),
 )
-def test_lists_and_structs_that_have_no_common_type_are_refused(output: Folder, other: pa.Array) -> None:
+def test_lists_and_structs_without_a_common_type_are_refused(output: Folder, other: pa.Array) -> None:
     with pytest.raises(InputError, match=r"column 'tags' is list<item: int64> in file-0 and .* in file-1"):
         listing(output).take([carrying(0, tags=pa.array([[1]])), carrying(1, tags=other)])
 
@@ -262,7 +264,7 @@ def test_list_values_that_do_not_fit_are_refused(output: Folder) -> None:
         listing(output).take([carrying(0, tags=pa.array([[2**53 + 1]])), carrying(1, tags=pa.array([[0.5]]))])
 
 
-def test_bytes_that_are_no_text_are_refused_where_text_is_wanted(output: Folder) -> None:
+def test_bytes_that_are_not_text_are_refused_in_a_text_column(output: Folder) -> None:
     with pytest.raises(InputError, match="column 'x'"):
         listing(output).take([carrying(0, x=pa.array([b"\xff"])), carrying(1, x=pa.array([1]))])
 
@@ -283,7 +285,7 @@ def test_a_dry_listing_has_the_columns_and_leaves_no_files(tmp_path: Path, outpu
 
 
 def labels_of(size: int | None = None, etag: str | None = None, /, **labels: Any) -> ListingBatch:
-    """Return a row for each image, as a manifest with a column `label` has it."""
+    """Return a row for each image, as from a manifest with a column `label`."""
     found = batch(*labels, size=size, etag=etag)
     return ListingBatch(found.append_column("input_label", pa.array([*labels.values()])))
 
@@ -301,7 +303,7 @@ FOLDER, MANIFEST = ListingBatch(batch("a", "b", "c")), labels_of(b="cat", c=None
 def test_a_row_with_a_value_takes_precedence_in_any_order(
     output: Folder, order: list[ListingBatch], page_rows: int, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", page_rows)
     monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", buffered)
     taken = listing(output)
     taken.take(order)
@@ -325,7 +327,7 @@ def test_rows_within_one_batch_fill_each_other(output: Folder) -> None:
     assert [(row["uri"], row["input_x"]) for row in rows(output)] == [("a", "a2"), ("b", "b1")]
 
 
-def test_values_that_differ_are_counted_and_the_first_is_kept(output: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_differing_values_are_counted_and_the_first_is_kept(output: Folder, caplog: pytest.LogCaptureFixture) -> None:
     listing(output).take([
         carrying(0, price=pa.array(["1", "2", "3"])), carrying(0, price=pa.array([1, 5, 3])),
         carrying(0, price=pa.array([None, 9, None])),
@@ -342,7 +344,7 @@ def test_values_that_differ_are_counted_and_the_first_is_kept(output: Folder, ca
     ("cat", "dog", True), ("cat", " cat ", False), ("Caf\u00e9", "Cafe\u0301", False), ("cat", "Cat", True), ("cat", "", False),
     (None, "dog", False),
 ])  # fmt: skip
-def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
+def test_two_values_are_refused_in_a_column_where_rows_must_agree(
     output: Folder, first: str | None, second: str, refused: bool, buffered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", buffered)
@@ -353,7 +355,7 @@ def test_two_values_of_a_column_in_which_rows_have_to_agree_are_refused(
 
 
 @pytest.mark.parametrize("lacking", [(), ("etag",), ("size", "etag", "last_modified")])
-def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, lacking: tuple[str, ...]) -> None:
+def test_duplicates_without_new_values_are_not_kept_in_memory(output: Folder, lacking: tuple[str, ...]) -> None:
     found = batch(*names(100))
     for name in lacking:  # local files have no ETag
         found = found.set_column(
@@ -365,8 +367,8 @@ def test_the_same_objects_listed_twice_are_not_kept_in_memory(output: Folder, la
     assert (len(taken._repeats), taken.counts.duplicates) == (0, 100)
 
 
-def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.ledger.listing.PAGE_ROWS", 10)
+def test_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: Folder, monkeypatch: Any) -> None:
+    monkeypatch.setattr("imgbatch.ledger.listing_pages.PAGE_ROWS", 10)
     monkeypatch.setattr("imgbatch.ledger.repeats.MAX_BUFFERED_BYTES", 4_000)
     everything, count = names(500), 0
     beats: list[int] = []
@@ -377,14 +379,15 @@ def test_many_pages_are_filled_in_one_pass_each_time_the_buffer_is_full(output: 
             yield labels_of(**{name: f"label of {name}" for name in reversed(everything[at : at + 50])})
 
     taken = listing(output)
-    taken.take(found(), lambda: beats.append(1))
+    with on_tick(lambda: beats.append(1)):
+        taken.take(found())
     assert [row["input_label"] for row in rows(output)] == [f"label of {name}" for name in everything]
     count = len(beats)
     assert 50 < count < 500  # several passes over 50 pages, not one a batch
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(output: Folder, order: int) -> None:
+def test_a_version_in_a_later_row_shows_that_an_image_has_changed(output: Folder, order: int) -> None:
     labelled(output, "same", "other size", "other etag", "unknown")
     taken = listing(output)
     manifest = labels_of(**dict.fromkeys(("same", "other size", "other etag", "unknown", "new"), "cat"))
@@ -394,15 +397,15 @@ def test_a_version_that_only_a_later_row_tells_shows_that_an_image_has_changed(o
         ListingBatch(batch("other etag", etag="f")),
     ]
     taken.take([manifest, *folder][::order])
-    pending = dict(zip(uris(output), taken.todo().pending.tolist(), strict=True))
+    pending = dict(zip(uris(output), taken.work_plan().pending.tolist(), strict=True))
     assert pending == {"same": False, "other size": True, "other etag": True, "unknown": False, "new": True}
     counts = taken.counts
     assert (counts.listed, counts.already_done, counts.stale, counts.bytes) == (5, 2, 2, 6 + 5 + 5)
-    assert taken.ledger.stale == 2
+    assert taken.ledger.index.stale == 2
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_images_whose_change_cannot_be_seen_are_counted(output: Folder, order: int) -> None:
+def test_images_without_a_version_are_counted(output: Folder, order: int) -> None:
     labelled(output, "a", "b", "c")
     manifest = [labels_of(**dict.fromkeys(("a", "b", "new"), "cat")), labels_of(5, c="cat")]
     taken = listing(output)
@@ -413,8 +416,8 @@ def test_images_whose_change_cannot_be_seen_are_counted(output: Folder, order: i
     assert taken.counts.unversioned == 1
 
 
-def test_a_tars_version_is_never_filled(output: Folder) -> None:
-    """How far a tar is read is kept by version: another one than that which was looked up must not be listed."""
+def test_the_version_of_a_tar_is_not_filled_by_later_rows(output: Folder) -> None:
+    """How far a tar is read is recorded by version: the listed version must be the one that was looked up."""
     rows_of_tar = [
         {"uri": "t.tar", "size": None, "etag": etag, "last_modified": None, "container": "tar"} for etag in (None, "e")
     ]

@@ -604,7 +604,7 @@ def test_a_manifest_in_a_bucket_cannot_name_local_files(
 
 
 def test_uri_column_and_uri_template_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="set one of them"):
+    with pytest.raises(UsageError, match="set only one of them"):
         SourceConfig(uri_column="a", uri_template="{b}")
 
 

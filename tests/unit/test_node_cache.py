@@ -1,4 +1,4 @@
-"""The cache of a node: what is damaged is made again, whoever finds it, and what cannot be kept is made apart."""
+"""The cache of a node: damaged entries are made again; without a usable cache there are private copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT = {"network.xml": b"<net/>" * 50, "network.bin": bytes(range(1, 256)) * 
 
 
 class Made:
-    """Makes an entry, and counts how often."""
+    """Makes an entry and counts the calls."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -35,7 +35,7 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of the test's own."""
+    """A folder for temporary files of this test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -45,7 +45,7 @@ def whole(path: Path) -> bool:
 
 
 def zeroed(path: Path) -> None:
-    """Zero a third of the file, as a power cut leaves what was not synced: its length stays."""
+    """Zero a third of the file, like a power cut before a sync: the length stays."""
     content = bytearray(path.read_bytes())
     third = len(content) // 3
     content[third : 2 * third] = bytes(third)
@@ -71,25 +71,25 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_an_entry_is_made_once() -> None:
+def test_entry_is_made_once() -> None:
     make = Made()
-    assert whole(node_cache.once("entry", make)) and whole(node_cache.once("entry", make))
+    assert whole(node_cache.get_or_make("entry", make)) and whole(node_cache.get_or_make("entry", make))
     assert make.times == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_made_again(damage: str) -> None:
+def test_damaged_entry_is_made_again(damage: str) -> None:
     make = Made()
-    path = node_cache.once("entry", make)
+    path = node_cache.get_or_make("entry", make)
     DAMAGE[damage](path)
-    assert whole(node_cache.once("entry", make)) and make.times == 2
-    assert whole(node_cache.once("entry", make)) and make.times == 2, "and then it is kept"
+    assert whole(node_cache.get_or_make("entry", make)) and make.times == 2
+    assert whole(node_cache.get_or_make("entry", make)) and make.times == 2, "and then it is kept"
 
 
 @pytest.mark.parametrize(
     "damage", [zeroed, Path.unlink, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 9)]
 )
-def test_a_file_whose_digest_is_known_beforehand_is_held_against_it(damage: Callable[[Path], object]) -> None:
+def test_file_is_compared_with_known_digest(damage: Callable[[Path], object]) -> None:
     content, made = b"weights" * 100, []
     known = hashlib.sha256(content).hexdigest()
 
@@ -97,30 +97,30 @@ def test_a_file_whose_digest_is_known_beforehand_is_held_against_it(damage: Call
         made.append(path)
         path.write_bytes(content)
 
-    path = node_cache.once("weights", make, sha256=known)
-    assert node_cache.once("weights", make, sha256=known) == path and len(made) == 1
+    path = node_cache.get_or_make("weights", make, sha256=known)
+    assert node_cache.get_or_make("weights", make, sha256=known) == path and len(made) == 1
     damage(path)
-    assert node_cache.once("weights", make, sha256=known).read_bytes() == content and len(made) == 2
+    assert node_cache.get_or_make("weights", make, sha256=known).read_bytes() == content and len(made) == 2
 
 
-def test_what_is_doubted_is_made_again_by_the_first_who_doubts_it() -> None:
+def test_rejected_entry_is_made_again_once() -> None:
     make = Made()
-    stamp = node_cache.stamp(node_cache.once("entry", make))
+    stamp = node_cache.stamp(node_cache.get_or_make("entry", make))
     assert stamp
-    path = node_cache.once("entry", make, doubted=stamp)
+    path = node_cache.get_or_make("entry", make, rejected_stamp=stamp)
     assert make.times == 2 and node_cache.stamp(path) not in ("", stamp)
-    node_cache.once("entry", make, doubted=stamp)
+    node_cache.get_or_make("entry", make, rejected_stamp=stamp)
     assert make.times == 2, "another one has made it again since"
 
 
-def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> None:
-    zeroed(node_cache.once("entry", Made()) / "network.bin")
+def test_processes_repair_the_same_damage_once(place: Path) -> None:
+    zeroed(node_cache.get_or_make("entry", Made()) / "network.bin")
     code = (
         "import sys, time; from pathlib import Path\n"
         "from imgbatch.models import node_cache; from tests.unit import test_node_cache\n"
         "def make(path):\n"
         "    Path(sys.argv[1], str(time.time_ns())).touch(); time.sleep(0.3); test_node_cache.Made()(path)\n"
-        "assert test_node_cache.whole(node_cache.once('entry', make))"
+        "assert test_node_cache.whole(node_cache.get_or_make('entry', make))"
     )
     (made := place / "made").mkdir()
     environment = {**clean_environment(), "TMPDIR": str(place)}
@@ -130,7 +130,7 @@ def test_processes_that_find_the_same_damage_make_it_again_once(place: Path) -> 
     assert len(list(made.iterdir())) == 1
 
 
-def test_what_a_killed_process_left_is_no_hindrance_and_is_removed(place: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(place: Path) -> None:
     kept = node_cache.folder()
     (kept / "entry.lock").write_bytes(b"12345")
     old, young = kept / ".partial-old", kept / ".partial-young"
@@ -138,21 +138,21 @@ def test_what_a_killed_process_left_is_no_hindrance_and_is_removed(place: Path) 
         left.mkdir()
         (left / "network.bin").write_bytes(b"half")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    assert whole(node_cache.once("entry", Made()))
+    assert whole(node_cache.get_or_make("entry", Made()))
     assert not old.exists() and young.exists()
 
 
-def test_a_maker_that_fails_leaves_nothing() -> None:
+def test_failed_make_leaves_no_entry() -> None:
     def fail(path: Path) -> None:
         path.mkdir()
         raise ValueError("no such network")
 
     with pytest.raises(ValueError, match="no such network"):
-        node_cache.once("entry", fail)
+        node_cache.get_or_make("entry", fail)
     assert [path.name for path in node_cache.folder().iterdir()] == ["entry.lock"]
 
 
-def test_a_lock_that_is_never_let_go_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_is_never_released_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_cache, "_LOCK_S", 0.2)
     holder = (
         "import sys, time; from filelock import FileLock\n"
@@ -161,14 +161,14 @@ def test_a_lock_that_is_never_let_go_is_not_waited_for_for_ever(monkeypatch: pyt
     command = [sys.executable, "-c", holder, str(node_cache.folder() / "entry.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        path = node_cache.once("entry", Made())
+        path = node_cache.get_or_make("entry", Made())
         process.kill()
     assert whole(path) and path.parent != node_cache.folder()
 
 
 @pytest.fixture
 def taken(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The folder of the cache, which is not ours alone, or is none."""
+    """A folder of the cache that others can write, or that is not a folder."""
     path = place / f"imgbatch-{os.getuid()}"
     if request.param == "a file":
         path.write_bytes(b"")
@@ -182,10 +182,10 @@ def taken(place: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("taken", ["open to others", "a file", "a link"], indirect=True)
-def test_a_folder_that_others_can_write_is_not_used(taken: Path) -> None:
+def test_folder_writable_by_others_is_not_used(taken: Path) -> None:
     make = Made()
     for times in (1, 2):
-        path = node_cache.once("entry", make)
+        path = node_cache.get_or_make("entry", make)
         assert whole(path) and make.times == times and taken not in path.parents
 
 
@@ -194,11 +194,11 @@ READ_ONLY = 'mkdir "$0/imgbatch-0" && mount -t tmpfs -o ro,mode=700 none "$0/img
 
 
 @pytest.mark.parametrize("mounts", [FULL, READ_ONLY])
-def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
-    """TMPDIR, or the cache in it, is a disk of its own: a copy goes elsewhere, and goes with the process."""
+def test_full_or_read_only_disk_gives_a_private_copy(place: Path, mounts: str) -> None:
+    """TMPDIR or the cache is a separate disk: a private copy is made elsewhere, and deleted with the process."""
     code = (
         "import sys; from imgbatch.models import node_cache\n"
-        "path = node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
+        "path = node_cache.get_or_make('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "assert path.stat().st_size == 1 << 20; print(path)"
     )
     disk = place / "disk"
@@ -213,11 +213,11 @@ def test_a_disk_that_takes_nothing(place: Path, mounts: str) -> None:
     assert path.parent.name != "imgbatch-0" and not path.exists()
 
 
-def test_no_disk_at_all_is_an_error_that_says_so(place: Path) -> None:
+def test_no_disk_with_room_is_an_error(place: Path) -> None:
     code = (
         "import resource; from imgbatch.models import node_cache; from imgbatch.errors import Full\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: node_cache.once('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
+        "try: node_cache.get_or_make('entry', lambda path: path.write_bytes(bytes(1 << 20)))\n"
         "except Full as error: print(error)"
     )
     environment = {**clean_environment(), "TMPDIR": str(place)}

@@ -1,4 +1,4 @@
-"""Parts as bytes, and the log's own bookkeeping; what several writers do to it is in test_ledger.py."""
+"""Parts as bytes, and the numbers of a log. Several writers are tested in test_ledger.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputError
 from imgbatch.ledger import commit_log
-from imgbatch.ledger.commit_log import DEFAULTS, Footer, Log, decode, encode, require_same
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.fingerprint import DEFAULTS, require_same
+from imgbatch.ledger.part_file import Footer, decode, encode
 from imgbatch.schema import FORMAT_VERSION, LABELS, REJECTS, labels_with
 from imgbatch.storage.stores import Folder, Stores
 
@@ -41,7 +43,7 @@ def test_a_part_is_read_as_it_was_written(schema: pa.Schema, footer: Footer) -> 
 
 @pytest.mark.parametrize("schema", [LABELS, REJECTS, labels_with((), features=4)])
 def test_a_part_without_rows_has_no_row_group(schema: pa.Schema) -> None:
-    """Clients stumble over a row group of 0 rows; see tests/clients."""
+    """Some clients fail on a row group of 0 rows; see tests/clients."""
     written = pq.ParquetFile(pa.BufferReader(encode(schema.empty_table(), OURS.metadata())))
     assert written.num_row_groups == 0 and written.schema_arrow.remove_metadata() == schema
     assert pq.ParquetFile(pa.BufferReader(encode(table("a"), OURS.metadata()))).num_row_groups == 1
@@ -54,7 +56,7 @@ def test_a_part_that_loses_its_last_row_has_no_row_group(log: Log) -> None:
     assert written.num_row_groups == 0 and written.schema_arrow.names == ["uri", "n"]
 
 
-def test_an_empty_part_with_a_row_group_is_read_as_before_and_written_again_without(log: Log) -> None:
+def test_an_empty_part_of_0_1_is_read_and_rewritten_without_its_row_group(log: Log) -> None:
     """As 0.1.0 wrote seals."""
     sink = pa.BufferOutputStream()
     pq.write_table(table().replace_schema_metadata(OURS.metadata()), sink)
@@ -71,7 +73,7 @@ def test_an_empty_part_with_a_row_group_is_read_as_before_and_written_again_with
     assert log.folder.read("part-00000002.parquet") == untouched
 
 
-def test_columns_of_every_kind_that_a_manifest_may_carry_are_kept() -> None:
+def test_carried_columns_of_every_type_are_kept() -> None:
     carried = pa.table({
         "uri": ["a", "b"],
         "input_none": pa.nulls(2),
@@ -90,34 +92,34 @@ def test_columns_of_every_kind_that_a_manifest_may_carry_are_kept() -> None:
     assert rows["input_none"].null_count == 2
 
 
-def test_some_columns_are_read_alone() -> None:
+def test_selected_columns_are_read() -> None:
     data = encode(table("a", "b"), OURS.metadata())
     assert decode(data, "u", ["n"])[0].to_pydict() == {"n": [0, 1]}
     assert decode(data, "u", [])[1] == OURS
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 8, 40])
-def test_a_part_that_was_cut_is_told_from_a_whole_one(cut: int) -> None:
+def test_a_truncated_part_is_refused(cut: int) -> None:
     data = encode(table("a"), OURS.metadata())
-    with pytest.raises(OutputError, match=r"s3://b/part.*not a whole Parquet file.*move it away"):
+    with pytest.raises(OutputError, match=r"s3://b/part.*not a complete Parquet file.*move it away"):
         decode(data[: len(data) - cut - 1], "s3://b/part")
 
 
-def test_a_newer_part_is_refused_whatever_else_it_holds() -> None:
+def test_a_part_of_a_newer_version_is_refused() -> None:
     data = encode(table("a"), {"format_version": str(FORMAT_VERSION + 1), "new": "word"})
     with pytest.raises(OutputError, match="format version 2, this imgbatch knows 1: use a newer"):
         decode(data, "u")
 
 
 @pytest.mark.parametrize("missing", sorted(OURS.metadata()))
-def test_a_part_without_all_of_our_footer_is_foreign(missing: str) -> None:
+def test_a_part_with_an_incomplete_footer_is_foreign(missing: str) -> None:
     metadata = OURS.metadata()
     del metadata[missing]
     with pytest.raises(OutputError, match="was not written by imgbatch"):
         decode(encode(table("a"), metadata), "u")
 
 
-def test_numbers_are_taken_one_after_the_other(log: Log) -> None:
+def test_numbers_are_consecutive(log: Log) -> None:
     assert log.next == 1
     assert [log.append(table(name), OURS, keep_all) for name in "abc"] == [1, 1, 1]
     again = Log(log.folder)
@@ -127,14 +129,14 @@ def test_numbers_are_taken_one_after_the_other(log: Log) -> None:
     assert log.uri(3).endswith("/labels/part-00000003.parquet")
 
 
-def test_each_part_has_a_nonce_of_its_own(log: Log) -> None:
+def test_each_part_has_its_own_nonce(log: Log) -> None:
     for name in "ab":
         log.append(table(name), OURS, keep_all)
     first, second = (log.footer(number).nonce for number in log.numbers)
     assert first != second != OURS.nonce
 
 
-def test_what_another_writer_holds_is_handed_over_before_the_next_number_is_tried(log: Log) -> None:
+def test_rows_of_another_writer_are_passed_on_before_the_next_number_is_tried(log: Log) -> None:
     other = Log(log.folder)
     for name in "ab":
         other.append(table(name), OURS, keep_all)
@@ -150,7 +152,7 @@ def test_what_another_writer_holds_is_handed_over_before_the_next_number_is_trie
     assert pq.read_table(pa.BufferReader(log.folder.read("part-00000003.parquet")))["uri"].to_pylist() == ["x"]
 
 
-def test_rows_that_another_writer_holds_all_make_no_part_but_a_seal_is_always_written(log: Log) -> None:
+def test_no_part_is_written_without_remaining_rows_but_a_seal_always_is(log: Log) -> None:
     Log(log.folder).append(table("a"), OURS, keep_all)
     assert log.append(table("a"), OURS, lambda rows, theirs: rows.slice(0, 0)) == 0
     log.scan()
@@ -161,8 +163,8 @@ def test_rows_that_another_writer_holds_all_make_no_part_but_a_seal_is_always_wr
     assert late.footer(2).seal
 
 
-def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
+def test_append_fails_if_all_numbers_are_taken(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_log, "_MAX_CONFLICTS", 3)
     other = Log(log.folder)
     for name in "abcd":
         other.append(table(name), OURS, keep_all)
@@ -170,7 +172,7 @@ def test_a_log_whose_numbers_are_always_taken_is_given_up(log: Log, monkeypatch:
         log.append(table("x"), OURS, keep_all)
 
 
-def test_a_number_that_stays_taken_by_nothing_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_fails_if_a_number_stays_blocked_without_a_part(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit_log, "_VANISHED_WAIT_S", 0)
 
     def refuse(name: str, data: bytes) -> None:
@@ -181,7 +183,7 @@ def test_a_number_that_stays_taken_by_nothing_is_given_up(log: Log, monkeypatch:
         log.append(table("x"), OURS, keep_all)
 
 
-def test_rewriting_takes_rows_out_and_says_how_many(log: Log) -> None:
+def test_rewrite_removes_rows_and_returns_how_many(log: Log) -> None:
     log.append(table("a", "b", "c"), OURS, keep_all)
     before = log.folder.read("part-00000001.parquet")
     assert log.rewrite(1, lambda rows: rows) == 0
@@ -195,8 +197,8 @@ def test_rewriting_takes_rows_out_and_says_how_many(log: Log) -> None:
     assert log.numbers == [1]
 
 
-def test_a_part_that_gets_its_old_values_back_is_another_one(log: Log) -> None:
-    """Else what a dead run has sent to replace it would be accepted: an ETag is a hash of the bytes."""
+def test_a_part_with_restored_values_has_a_new_etag(log: Log) -> None:
+    """Otherwise a pending rewrite of a dead run would be accepted: an ETag is a hash of the bytes."""
     log.append(table("a"), Footer("run", {}), keep_all)
     name = "part-00000001.parquet"
     before = log.folder.read(name)
@@ -209,9 +211,9 @@ def test_a_part_that_gets_its_old_values_back_is_another_one(log: Log) -> None:
     assert log.folder.read(name) != before
 
 
-def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewrite_fails_if_the_part_keeps_changing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append(table("a"), OURS, keep_all)
-    monkeypatch.setattr(commit_log, "_MOST_CONFLICTS", 3)
+    monkeypatch.setattr(commit_log, "_MAX_CONFLICTS", 3)
 
     def replace(self: Folder, name: str, data: bytes, tag: str | None) -> None:
         raise Conflict(name)
@@ -221,14 +223,14 @@ def test_a_part_that_changes_all_the_time_is_given_up(log: Log, monkeypatch: pyt
         log.rewrite(1, lambda rows: rows.slice(1))
 
 
-def test_a_scan_of_nothing_finds_nothing(log: Log) -> None:
+def test_a_scan_of_an_empty_output_finds_no_parts(log: Log) -> None:
     log.scan()
     assert log.numbers == []
     assert list(log.read(["uri"])) == []
     assert log.carried() == pa.schema([])
 
 
-def test_the_last_part_tells_what_is_carried(log: Log) -> None:
+def test_carried_columns_are_those_of_the_last_part(log: Log) -> None:
     log.append(table("a"), OURS, keep_all)
     log.append(table("a").append_column("input_x", pa.array([1], pa.int16())), OURS, keep_all)
     assert log.carried() == pa.schema([("input_x", pa.int16())])
@@ -243,7 +245,7 @@ def test_the_last_part_tells_what_is_carried(log: Log) -> None:
         ({"a": "x" * 500}, {"a": "y"}, ["xxx...", "y here"], ["x" * 100]),
     ],
 )
-def test_two_fingerprints_are_told_apart_by_their_keys(
+def test_differing_keys_of_fingerprints_are_named(
     theirs: dict[str, Any], ours: dict[str, Any], named: list[str], unnamed: list[str]
 ) -> None:
     require_same(theirs, dict(theirs), "u")
@@ -283,8 +285,8 @@ def test_an_absent_key_is_named_as_the_default(theirs: dict[str, Any], ours: dic
     assert said in str(caught.value)
 
 
-def test_what_an_absent_key_means_are_the_defaults_of_today() -> None:
-    """If a default changes, `DEFAULTS` keeps the old value, `prepare` goes on writing the key, and this test lists it."""
+def test_defaults_of_absent_keys_are_those_of_the_config() -> None:
+    """If a default changes, `DEFAULTS` keeps the old value, `prepare` still writes the key, and this test lists it."""
     today = Config()
     assert {
         "top_k": today.top_k,

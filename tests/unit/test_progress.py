@@ -1,4 +1,4 @@
-"""How far the images of a run are."""
+"""The progress of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from imgbatch.terminal import console
 from imgbatch.terminal.console import Console
-from imgbatch.terminal.progress import Progress, Rate, line
+from imgbatch.terminal.progress import Progress, Rate, progress_line
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
     yield made
 
 
-def test_the_rate_forgets_what_is_long_ago() -> None:
+def test_rate_uses_the_last_half_minute() -> None:
     now = 0.0
     rate = Rate(lambda: now)
     assert rate() == 0
@@ -29,14 +29,14 @@ def test_the_rate_forgets_what_is_long_ago() -> None:
     assert rate() == pytest.approx(50)
 
 
-def test_no_rate_no_time_left() -> None:
-    assert line(0, 10, 0, 0.0) == "0/10 images, time left unknown, 0/s, 0 rejects"
-    assert line(10, 10, 1, 5.0) == "10/10 images, 0:00 left, 5.0/s, 1 reject"
-    assert line(0, 0, 0, 0.0).startswith("0/0 images")
-    assert line(1234, None, 0, 70.4) == "1,234 images, 70/s, 0 rejects"
+def test_time_left_is_unknown_without_rate() -> None:
+    assert progress_line(0, 10, 0, 0.0) == "0/10 images, time left unknown, 0/s, 0 rejects"
+    assert progress_line(10, 10, 1, 5.0) == "10/10 images, 0:00 left, 5.0/s, 1 reject"
+    assert progress_line(0, 0, 0, 0.0).startswith("0/0 images")
+    assert progress_line(1234, None, 0, 70.4) == "1,234 images, 70/s, 0 rejects"
 
 
-def test_workers_are_shown_as_starting_until_they_label(shown: Console) -> None:
+def test_start_of_workers_is_shown_until_first_row(shown: Console) -> None:
     progress = Progress("labelling", 1000)
     progress.start(1000, 4096)
     progress.update(0, 0)
@@ -47,7 +47,7 @@ def test_workers_are_shown_as_starting_until_they_label(shown: Console) -> None:
     assert shown.state.line(0.0).startswith("labelling: 30 %, 300/1,000 images, ")
     progress.start(700, 4096)
     progress.update(300, 2)
-    again = "handing out 700 images again that did not come back, in units of 4,096"
+    again = "submitting 700 lost images again, in units of 4,096"
     assert shown.state.name == again, "what came before says nothing of this round"
     progress.update(301, 2)
     assert shown.state.name == "labelling" and shown.state.done == 301

@@ -1,4 +1,4 @@
-"""Files of an output are lost, damaged or copied: the program names them, and what it advises completes the output.
+"""Files of an output are lost, damaged or copied: the program names them, and its advice completes the output.
 
 Each advice in a message about files of an output is followed here to the letter, and the rows are counted again.
 """
@@ -18,7 +18,8 @@ import pytest
 
 from imgbatch.errors import BooksError, ImgbatchError, OutputError
 from imgbatch.ledger import audit
-from imgbatch.ledger.commit_log import Log, decode, encode
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import decode, encode
 from tests.unit.test_tars import COLOURS, Killed, Run, packed, picture, pictures
 
 MEMBERS = 28
@@ -41,7 +42,7 @@ def parts(run: Run, table: str) -> list[int]:
 
 
 def members(name: str = "a.tar") -> dict[str, str]:
-    """Return the labels of the members of `fill`: every fifth is no image."""
+    """Return the labels of the members of `fill`: every fifth is not an image."""
     return {f"{name}#{n:04d}.png": COLOURS[n % 3] for n in range(MEMBERS) if n % 5}
 
 
@@ -61,7 +62,7 @@ def require_whole(run: Run, name: str = "a.tar") -> None:
 
 
 def move_away(message: str) -> int:
-    """Do what a message says: move the files that it names away; return how many there were."""
+    """Follow a message: move the files that it names away; return how many there were."""
     if ". Move away " in message:
         files = re.findall(r"/\S+?\.parquet", message.rpartition(". Move away ")[2])
     else:  # FILE is damaged: move it away
@@ -109,8 +110,8 @@ def killed_at_the_end(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 @pytest.mark.parametrize("limit", [None, 24, MEMBERS])
 @pytest.mark.parametrize("lost", [1, 2, 3, -1])
-def test_the_same_command_with_a_limit_brings_back_what_a_part_held(run: Run, lost: int, limit: int | None) -> None:
-    """The rows of a tar lie in three parts, by limits; one is damaged, and moved away as the message says."""
+def test_the_same_command_with_a_limit_restores_the_rows_of_a_lost_part(run: Run, lost: int, limit: int | None) -> None:
+    """The rows of a tar are in three parts, by limits; one is damaged, and moved away as the message says."""
     run.put("a.tar", data())
     for upto in (8, 16):
         run(limit=upto)
@@ -143,7 +144,7 @@ def test_a_whole_table_may_be_lost(run: Run, gone: list[str], torn: bool) -> Non
     assert run.rows() == labels and run.rows("rejects") == rejects
 
 
-def test_the_reject_of_a_torn_tar_alone_is_made_again(run: Run) -> None:
+def test_the_lost_reject_of_a_truncated_tar_is_written_again(run: Run) -> None:
     whole = packed(*pictures(0, 10))
     run.put("a.tar", whole[: len(whole) // 2])
     run()
@@ -151,12 +152,12 @@ def test_the_reject_of_a_torn_tar_alone_is_made_again(run: Run) -> None:
     assert run.rows("rejects") == {"a.tar": "truncated"} and labels
     part(run, "rejects", 1).unlink()
     with pytest.raises(BooksError, match=r"missing: .*rejects/part-00000001\.parquet; in no row: .*a\.tar#"):
-        audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     assert run.rows("rejects") == {"a.tar": "truncated"} and run.rows() == labels
 
 
-def test_second_members_are_told_from_members_that_are_read_again(run: Run) -> None:
+def test_duplicate_members_are_distinguished_from_members_read_again(run: Run) -> None:
     first, other = ("0.png", picture(0)), ("1.png", picture(1))
     entries = [first, first, *pictures(10, 3), other, *pictures(20, 3), first, other, *pictures(30, 3), other]
     run.put("a.tar", packed(*entries))
@@ -170,7 +171,7 @@ def test_second_members_are_told_from_members_that_are_read_again(run: Run) -> N
             assert run.rows() == labels and run.rows("rejects") == rejects
 
 
-def test_two_parts_and_a_kill_in_between(run: Run) -> None:
+def test_two_lost_parts_with_a_kill_in_between(run: Run) -> None:
     """A run that repairs is killed, and loses a part of its own."""
     run.put("a.tar", data())
     run()
@@ -189,8 +190,8 @@ def test_two_parts_and_a_kill_in_between(run: Run) -> None:
     require_whole(run)
 
 
-def test_an_older_version_of_a_tar_that_comes_back_is_read_again(run: Run) -> None:
-    """Its rows have been replaced, or pruned, since: what its parts once said does not hold any more."""
+def test_a_restored_older_version_of_a_tar_is_read_again(run: Run) -> None:
+    """Its rows have been replaced or pruned since: what its parts recorded is not valid any more."""
     run.put("a.tar", data())
     old = (run.input / "a.tar").stat()
     run()
@@ -215,8 +216,8 @@ def touch(path: Path, nanoseconds: int) -> None:
     os.utime(path, ns=(nanoseconds, nanoseconds))
 
 
-def test_a_tar_that_version_0_1_left_half_read_is_read_from_its_beginning(run: Run) -> None:
-    """Its footers do not say how many rows there have to be."""
+def test_a_tar_half_read_by_version_0_1_is_read_from_its_beginning(run: Run) -> None:
+    """Its footers do not record how many rows a complete reading gives."""
     run.put("a.tar", data())
 
     def killed(stream: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -230,7 +231,7 @@ def test_a_tar_that_version_0_1_left_half_read_is_read_from_its_beginning(run: R
         for number in parts(run, table):
             file = part(run, table, number)
             rows, footer = decode(file.read_bytes(), str(file))
-            for entry in footer.shards.values():
+            for entry in footer.tars.values():
                 del entry["rows"]  # type: ignore[attr-defined]
             file.write_bytes(encode(rows, footer.metadata()))
     part(run, "labels", 2).unlink()
@@ -238,18 +239,18 @@ def test_a_tar_that_version_0_1_left_half_read_is_read_from_its_beginning(run: R
     require_whole(run)
 
 
-# What the books say of it
+# What the audit reports
 
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_a_missing_part_is_named_with_what_to_do(run: Run, table: str) -> None:
+def test_a_missing_part_is_named_with_its_remedy(run: Run, table: str) -> None:
     run.put("a.tar", data())
     run()
     for lost in parts(run, table)[:-1]:
         kept = part(run, table, lost).read_bytes()
         part(run, table, lost).unlink()
         with pytest.raises(BooksError) as caught:
-            audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+            audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
         said = str(caught.value)
         assert f"missing: {part(run, table, lost)}" in said and "run the same classify.py command again" in said
         if len(decode(kept, "a part")[0]):
@@ -257,7 +258,7 @@ def test_a_missing_part_is_named_with_what_to_do(run: Run, table: str) -> None:
         part(run, table, lost).write_bytes(kept)
 
 
-def test_a_missing_part_of_loose_images_is_named_although_no_row_is_missing(run: Run) -> None:
+def test_a_missing_part_is_named_even_if_no_row_is_missing(run: Run) -> None:
     for number in range(3):
         run.put(f"{number}.png", picture(number))
     run()
@@ -265,10 +266,10 @@ def test_a_missing_part_of_loose_images_is_named_although_no_row_is_missing(run:
     run()
     part(run, "labels", 2).unlink()  # a seal
     with pytest.raises(BooksError, match=r"missing: .*labels/part-00000002\.parquet"):
-        audit.audit(run.output, run.output.folder("runs/2/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/2/listing")).require_reconciled()
     run()
     assert len(run.rows()) == 4 and parts(run, "labels") == [1, 2, 3, 4, 5]
-    audit.audit(run.output, run.output.folder("runs/3/listing")).require_balance()
+    audit.audit(run.output, run.output.folder("runs/3/listing")).require_reconciled()
 
 
 # Parts that were copied
@@ -277,7 +278,7 @@ def test_a_missing_part_of_loose_images_is_named_although_no_row_is_missing(run:
 @pytest.mark.parametrize("table", ["labels", "rejects"])
 @pytest.mark.parametrize("to", ["next", "later", "over a lost one"])
 @pytest.mark.parametrize("kind", ["tar", "loose"])
-def test_a_copied_part_is_named_and_what_is_advised_helps(run: Run, table: str, to: str, kind: str) -> None:
+def test_a_copied_part_is_named_and_its_remedy_works(run: Run, table: str, to: str, kind: str) -> None:
     if kind == "tar":
         run.put("a.tar", data())
     else:
@@ -293,7 +294,7 @@ def test_a_copied_part_is_named_and_what_is_advised_helps(run: Run, table: str, 
     target = {"next": log.next, "later": log.next + 3, "over a lost one": with_rows[0]}[to]
     shutil.copy(part(run, table, with_rows[1]), part(run, table, target))
     with pytest.raises(BooksError) as caught:
-        audit.audit(run.output, run.output.folder(f"runs/{run.number}/listing")).require_balance()
+        audit.audit(run.output, run.output.folder(f"runs/{run.number}/listing")).require_reconciled()
     assert all(str(part(run, table, number)) in str(caught.value) for number in (with_rows[1], target))
     with pytest.raises(BooksError) as caught:
         run()
@@ -304,7 +305,7 @@ def test_a_copied_part_is_named_and_what_is_advised_helps(run: Run, table: str, 
     assert parts(run, table) == list(range(1, len(parts(run, table)) + 1))
 
 
-def test_a_copy_of_every_part_is_moved_away_in_a_few_steps(run: Run) -> None:
+def test_copies_of_all_parts_are_moved_away_in_a_few_steps(run: Run) -> None:
     run.put("a.tar", data())
     run()
     log = Log(run.output.folder("labels"))
@@ -320,8 +321,8 @@ def test_a_copy_of_every_part_is_moved_away_in_a_few_steps(run: Run) -> None:
     require_whole(run)
 
 
-def test_a_member_with_a_label_and_a_reject_is_settled_by_the_next_run(run: Run) -> None:
-    """As two writers at a time may leave it."""
+def test_the_next_run_removes_the_reject_of_a_labelled_member(run: Run) -> None:
+    """Two writers at a time may leave this state."""
     run.put("a.tar", data())
     run()
     file = part(run, "rejects", 1)
@@ -330,12 +331,12 @@ def test_a_member_with_a_label_and_a_reject_is_settled_by_the_next_run(run: Run)
     second = rows.slice(0, 1).set_column(0, rows.schema.field("uri"), labelled)
     file.write_bytes(encode(pa.concat_tables([rows, second]), footer.metadata()))
     with pytest.raises(BooksError, match=r"in two rows: .*0001\.png.*run the same classify\.py command again"):
-        audit.audit(run.output, run.output.folder("runs/1/listing")).require_balance()
+        audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     require_whole(run)
 
 
-def test_a_number_that_no_run_gave_is_refused_and_moved_away(run: Run) -> None:
+def test_a_part_number_that_no_run_used_is_refused(run: Run) -> None:
     run.put("a.tar", data())
     run()
     part(run, "labels", 2).rename(part(run, "labels", 20_000_002))
@@ -366,9 +367,7 @@ def _lacks_columns(file: Path) -> None:
     ],
     ids=["torn", "empty", "foreign", "lacks columns", "renamed"],
 )
-def test_a_part_that_is_moved_away_as_advised_is_made_again(
-    run: Run, damage: Callable[[Path], Any], table: str
-) -> None:
+def test_rows_of_a_part_moved_away_are_written_again(run: Run, damage: Callable[[Path], Any], table: str) -> None:
     run.put("a.tar", data())
     for number in range(7):
         run.put(f"{number}.png", picture(number))
@@ -384,7 +383,7 @@ def test_a_part_that_is_moved_away_as_advised_is_made_again(
     assert run.rows() == labels and run.rows("rejects") == rejects
 
 
-def test_an_announcement_that_is_damaged_is_removed_as_advised(run: Run) -> None:
+def test_damaged_rewrite_intents_are_removed_as_advised(run: Run) -> None:
     run.put("a.tar", data())
     run()
     run.put("a.tar", packed(*pictures(0, 9)))

@@ -12,7 +12,7 @@ import pytest
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import Conflict, Exists, OutputChangedError
 from imgbatch.ledger import run_record
-from imgbatch.ledger.success_marker import Success, read_success
+from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.storage.stores import Folder, Stores
 
 
@@ -23,7 +23,7 @@ def output(tmp_path: Path) -> Folder:
 
 
 def read(record: run_record.Record) -> dict[str, Any]:
-    """Return what the store has of a record."""
+    """Return a record from the store."""
     found: dict[str, Any] = json.loads(record.folder.read("run.json"))
     return found
 
@@ -43,33 +43,33 @@ def test_a_record_from_start_to_end(output: Folder) -> None:
     assert (read(record)["status"], read(record)["exit_code"], read(record)["error"]) == ("failed", 3, "away")
 
 
-def test_a_record_of_a_run_that_is_given_up(output: Folder) -> None:
+def test_the_record_of_an_interrupted_run(output: Folder) -> None:
     record = run_record.Record(output, {})
     record.start()
     record.facts["counts"] = {"listed": 1}
-    record.give_up(15)
+    record.record_interrupt(15)
     said = read(record)
     assert (said["status"], said["exit_code"], said["counts"]) == ("interrupted", 143, {"listed": 1})
     record.finish("failed", 3)
-    record.give_up(15)
+    record.record_interrupt(15)
     assert read(record)["status"] == "failed", "its last word was said"
 
 
-def success_of(output: Folder) -> Success:
-    """Return `_SUCCESS` as it is now."""
-    success = Success(output)
-    success.look()
+def success_of(output: Folder) -> SuccessMarker:
+    """Return the current `_SUCCESS`."""
+    success = SuccessMarker(output)
+    success.refresh()
     return success
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
-def test_a_damaged_success_is_there_and_says_nothing(output: Folder, content: bytes) -> None:
+def test_a_damaged_success_exists_with_empty_content(output: Folder, content: bytes) -> None:
     output.put("_SUCCESS", content)
-    assert read_success(output) == {} == success_of(output).said
+    assert read_success(output) == {} == success_of(output).content
 
 
 class Late(Stores):
-    """Stores whose writes are not sent before `arrive`; their process is killed meanwhile."""
+    """Stores whose writes are sent only by `arrive`; their process is killed before that."""
 
     def __init__(self) -> None:
         super().__init__(StorageConfig(), {})
@@ -82,7 +82,7 @@ class Late(Stores):
         raise KeyboardInterrupt
 
 
-def test_the_late_success_of_a_dead_run_does_not_take_the_place_of_a_newer_one(output: Folder) -> None:
+def test_a_late_success_of_a_dead_run_replaces_no_newer_one(output: Folder) -> None:
     dead = Late()
     with pytest.raises(KeyboardInterrupt):
         success_of(Folder(dead, output.uri)).write("dead", {}, None, "dead")
@@ -94,7 +94,7 @@ def test_the_late_success_of_a_dead_run_does_not_take_the_place_of_a_newer_one(o
     assert read_success(output)["run_id"] == "next"  # type: ignore[index]
 
 
-def test_the_late_delete_of_a_dead_run_leaves_a_newer_success(output: Folder) -> None:
+def test_a_late_delete_of_a_dead_run_removes_no_newer_success(output: Folder) -> None:
     success_of(output).write("first", {}, None, "first")
     dead = Late()
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +120,7 @@ def test_a_success_of_another_run_is_neither_replaced_nor_removed(output: Folder
     for act in (lambda: seen.write("paused", {}, None, "paused"), seen.withdraw):
         with pytest.raises(OutputChangedError):
             act()
-    assert success_of(output).said == {"run_id": "second", "counts": {}, "limit": None, "seal": "first"}
+    assert success_of(output).content == {"run_id": "second", "counts": {}, "limit": None, "seal": "first"}
     success_of(output).withdraw()
     with pytest.raises(OutputChangedError):  # a run with work has taken it away
         seen.write("paused", {}, None, "paused")
@@ -128,7 +128,7 @@ def test_a_success_of_another_run_is_neither_replaced_nor_removed(output: Folder
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_success_whose_answer_was_lost_is_known_as_our_own(output: Folder, there: bool) -> None:
+def test_our_success_is_recognised_after_a_lost_response(output: Folder, there: bool) -> None:
     class Lossy(Stores):
         def call(self, operation: str, uri: str, action: Any) -> Any:
             if operation in ("create", "replace"):
@@ -141,13 +141,13 @@ def test_a_success_whose_answer_was_lost_is_known_as_our_own(output: Folder, the
     assert read_success(output)["run_id"] == "ours"  # type: ignore[index]
 
 
-def test_success_comes_back_as_it_was_written(output: Folder) -> None:
+def test_success_is_read_as_it_was_written(output: Folder) -> None:
     assert read_success(output) is None
     success_of(output).write("r1", {"listed": 3}, None, "r0")
     assert read_success(output) == {"run_id": "r1", "counts": {"listed": 3}, "limit": None, "seal": "r0"}
 
 
-def test_run_ids_sort_in_the_order_of_the_runs_whatever_the_clocks_say(output: Folder) -> None:
+def test_run_ids_sort_in_the_order_of_the_runs_with_wrong_clocks(output: Folder) -> None:
     output.put("runs/29990101T000000Z-ffffff/run.json", b"{}")  # by a machine whose clock is ahead
     ids = []
     for _ in range(3):

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, StorageConfig
-from imgbatch.ledger.commit_log import Footer, Log
+from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import Footer
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.verification.relabel import Reservoir
 from imgbatch.verification.sample import in_another_format, in_the_format_of, restored

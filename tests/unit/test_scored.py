@@ -19,7 +19,7 @@ from imgbatch.evaluation.labelled_inputs import Resolver
 from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
 from imgbatch.evaluation.training_images import TrainingImages
 from imgbatch.inference.label_columns import answers
-from imgbatch.ledger.commit_log import Footer, encode
+from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess

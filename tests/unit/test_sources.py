@@ -19,7 +19,7 @@ import pytest
 from imgbatch.config.sections import IMAGE_SUFFIXES, SourceConfig, StorageConfig
 from imgbatch.errors import BadPath, Forbidden, ImgbatchError, InputError, NotFound
 from imgbatch.ledger.candidates import candidates, no_image
-from imgbatch.ledger.carried import Columns
+from imgbatch.ledger.carried import CarriedColumns
 from imgbatch.ledger.listing import Counts
 from imgbatch.schema import LISTING, carried_fields, with_carried
 from imgbatch.sources.objects import are_images
@@ -56,7 +56,7 @@ def disk(tmp_path: Path) -> Folder:
 def rows(place: Folder, *inputs: str, **config: Any) -> list[dict[str, Any]]:
     """List the inputs as the job does."""
     sources = recognise(place.stores, inputs, SourceConfig(**config))
-    columns, batches = Columns(), []
+    columns, batches = CarriedColumns(), []
     with candidates(sources, allow_empty=True) as listing:
         for listed in listing:
             assert listed.batch.schema == with_carried(LISTING, carried_fields(listed.batch.schema))

@@ -1,4 +1,4 @@
-"""What one run did, as its end reports it."""
+"""The summary of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.ledger.audit import Books
+from imgbatch.ledger.audit import AuditResult
 from imgbatch.ledger.run_record import Record
 from imgbatch.pipeline.run_summary import Tally
 from imgbatch.rejects import note_examples
@@ -36,7 +36,7 @@ def test_one_example_of_each_reason_is_kept() -> None:
     assert examples == {"truncated": ("a", "cut"), "empty": ("b", "")}
 
 
-def test_a_run_reports_itself_and_what_the_tables_hold() -> None:
+def test_a_summary_reports_the_run_and_the_tables() -> None:
     now = 0.0
     tally = Tally(lambda: now)
     tally.labelled, tally.rejected, tally.rate = 1990, 10, 123.4
@@ -47,7 +47,7 @@ def test_a_run_reports_itself_and_what_the_tables_hold() -> None:
         "rejected in this run: 10 truncated, such as b.jpg: cut",
     ]
     tally.audited(
-        Books(reasons=Counter(truncated=12, empty=1), examples={"truncated": ("a.jpg", "x"), "empty": ("e", "")})
+        AuditResult(reasons=Counter(truncated=12, empty=1), examples={"truncated": ("a.jpg", "x"), "empty": ("e", "")})
     )
     assert list(tally.lines())[1:] == [
         "rejects/ holds 12 truncated, such as b.jpg: cut", "rejects/ holds 1 empty, such as e",
@@ -64,14 +64,12 @@ def test_secrets_in_examples_are_masked_and_messages_are_short() -> None:
 
 
 @pytest.mark.parametrize("labelled", [0, 5])
-def test_a_run_that_fails_reports_what_it_did_if_anything(
-    record: Record, labelled: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_run_reports_what_it_did(record: Record, labelled: int, caplog: pytest.LogCaptureFixture) -> None:
     tally = Tally()
     with (
         pytest.raises(ZeroDivisionError),
         caplog.at_level("INFO", "imgbatch"),
-        record.telling(),
+        record.recording_failure(),
         tally.reported(record),
     ):
         tally.labelled = labelled

@@ -27,8 +27,8 @@ from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Listing, Todo
-from imgbatch.ledger.tar_progress import OpenShard
+from imgbatch.ledger.listing import Counts, Listing, WorkPlan
+from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.pipeline.committer import Committer
@@ -443,7 +443,7 @@ class Run:
         prune: bool = False,
         retry: str = "transient",
         give_up: bool = False,
-    ) -> audit.Books:
+    ) -> audit.AuditResult:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
         ledger = Ledger(self.output, {}, retry=retry).open()
@@ -451,16 +451,16 @@ class Run:
         pages = self.output.folder(f"runs/{self.number}/listing")
         listing = Listing(ledger, pages, limit)
         listing.take(list_all(sources))
-        todo, self.counts = listing.todo(), listing.counts
+        work_plan, self.counts = listing.work_plan(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
         room = None if limit is None else limit - self.counts.listed
         with Committer(
-            ledger, f"run{self.number}", "mean", todo, 0.0, clock=iter(range(10**6)).__next__, room=room
+            ledger, f"run{self.number}", "mean", work_plan, 0.0, clock=iter(range(10**6)).__next__, remaining=room
         ) as taken:
             for _ in range(rounds):
-                for unit in units.units(todo, units.ROUNDS[0], 1):
+                for unit in units.units(work_plan, units.ROUNDS[0], 1):
                     for block in tamper(self._labelled(work, unit)):
                         taken.take(block)
                         if taken.due:
@@ -475,9 +475,9 @@ class Run:
             ledger.prune(unread=self.counts.unread)
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
-        self.counts.listed += taken.of_tars
+        self.counts.listed += taken.tar_rows
         totals = audit.audit(self.output, pages, limited=limit is not None)
-        totals.require_balance()
+        totals.require_reconciled()
         assert totals.listed == self.counts.listed
         return totals
 
@@ -803,14 +803,14 @@ def test_a_reached_limit_counts_the_reject_of_an_unread_tar(run: Run) -> None:
     from imgbatch.pipeline import run as job_run
     from imgbatch.pipeline.run_summary import Tally
 
-    shard = OpenShard("a.tar", "v", refused=True)
-    todo = Todo(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: shard})
+    cursor = TarCursor("a.tar", "v", refused=True)
+    work_plan = WorkPlan(np.ones(1, bool), np.zeros((0, 2), np.int64), {0: cursor})
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
     counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, todo, StopRequest(), Tally())
-    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not todo.pending.any()
+    job_run.label(cast(Any, job), cast(Any, record), counts, work_plan, StopRequest(), Tally())
+    assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not work_plan.pending.any()
 
 
 def test_pruning_keeps_the_rows_of_a_resumed_tar(run: Run) -> None:
@@ -865,7 +865,7 @@ def test_the_audit_finds_a_missing_row(run: Run) -> None:
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
     with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
-        totals.require_balance()
+        totals.require_reconciled()
 
 
 def test_the_audit_finds_a_tar_that_was_not_read_to_its_end(run: Run) -> None:
@@ -902,6 +902,6 @@ def test_a_footer_has_the_progress_of_each_tar(run: Run) -> None:
     run()
     log = Log(run.output.folder("labels"))
     log.scan()
-    first, last = (log.footer(number).shards[f"{run.input}/a.tar"] for number in (1, 2))
+    first, last = (log.footer(number).tars[f"{run.input}/a.tar"] for number in (1, 2))
     assert "images" not in first and last["images"] == 6 and first["through"] < last["through"]
     assert json.loads(json.dumps(last)) == last

@@ -1,4 +1,4 @@
-"""The label tree: what is read, what is refused and how, and sums that never fall from child to parent."""
+"""The label tree: reading, refusals, and sums that never decrease from child to parent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CSV = b"label,kind,department\nFuji,Apple,Fruit\nGala,Apple,Fruit\nBanana,Banana
 JSON = {"Fruit": {"Apple": ["Gala", "Fuji"], "Banana": ["Banana"]}, "Vegetable": {"Root": ["Carrot"]}}
 
 
-def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
+def test_csv_gives_paths_in_the_models_order() -> None:
     found = taxonomy.read(CSV, "t.csv", FRUIT)
     assert [level.name for level in found.levels] == ["department", "kind", "label"]
     assert [found.path(number) for number in range(4)] == [
@@ -39,30 +39,30 @@ def test_a_csv_gives_each_label_its_path_in_the_models_order() -> None:
     assert found.levels[-1].nodes == tuple(FRUIT) and found.levels[-1].node_of == (0, 1, 2, 3)
 
 
-def test_a_pointer_or_a_page_in_place_of_a_tree_is_called_so() -> None:
+def test_pointer_or_web_page_instead_of_a_tree_is_named() -> None:
     with pytest.raises(ModelError, match=r"t\.csv is a Git LFS pointer.*git lfs pull"):
         taxonomy.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "t.csv", FRUIT)
     with pytest.raises(ModelError, match=r"t\.json is an HTML page"):
         taxonomy.read(b"<html>Please log in", "t.json", FRUIT)
 
 
-def test_labels_that_the_model_lacks_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_unknown_to_the_model_are_omitted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     more = CSV + b"Plum,Stone,Fruit\nLime,Citrus,Fruit\n"
     found = taxonomy.read(more, "surplus.csv", FRUIT)
     assert found == taxonomy.read(CSV, "t.csv", FRUIT) and found.digest == taxonomy.read(CSV, "t.csv", FRUIT).digest
     taxonomy.read(more, "surplus.csv", FRUIT)
     (said,) = caplog.messages
-    assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): left out of the tree"
+    assert said == "surplus.csv: 2 labels unknown to the model ('Lime', 'Plum'): omitted from the tree"
 
 
-def test_surplus_labels_of_two_spellings_are_refused_and_the_models_own_are_not() -> None:
+def test_two_spellings_are_refused_for_unknown_labels_only() -> None:
     tree = b"label,kind\nCardigan,dog\ncardigan,cloth\nPlum,fruit\n"
     assert taxonomy.read(tree, "t.csv", ["Cardigan", "cardigan"]).path(0) == ["dog", "Cardigan"]
     with pytest.raises(ModelError, match="'Plum' and 'plum'"):
         taxonomy.read(tree + b"plum,fruit\n", "t.csv", ["Cardigan", "cardigan"])
 
 
-def test_json_and_csv_say_the_same() -> None:
+def test_json_and_csv_give_the_same_tree() -> None:
     from_csv = taxonomy.read(CSV, "t.csv", FRUIT)
     named = {"levels": ["department", "kind", "label"], "tree": JSON}
     assert taxonomy.read(json.dumps(named).encode(), "t.json", FRUIT) == from_csv
@@ -71,7 +71,7 @@ def test_json_and_csv_say_the_same() -> None:
     assert [level.nodes for level in plain.levels] == [level.nodes for level in from_csv.levels]
 
 
-def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest() -> None:
+def test_written_tree_and_row_order_keep_the_digest() -> None:
     found = taxonomy.read(b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"), "t.csv", FRUIT)
     assert taxonomy.read(found.to_csv(), "t.csv", FRUIT) == found
     head, *rows = CSV.splitlines()
@@ -80,7 +80,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (CSV.replace(b"Carrot,Root,Vegetable\n", b""), "1 label of the model is missing ('Carrot')"),
         (CSV.replace(b"Carrot", b"carot"), "1 label unknown to the model ('carot', did you mean 'Carrot'?)"),
@@ -89,7 +89,7 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
         (CSV.replace(b"Gala,Apple", b"Gala,Pome").replace(b"Banana,Banana,Fruit", b"Banana,Pome,Vegetable"),
          "kind 'Pome' has two parents, 'Fruit' (line 3) and 'Vegetable' (line 4)"),
         (CSV + b"Gala,Pear,Fruit\n", "label 'Gala' has two parents, 'Apple' (line 3) and 'Pear' (line 6)"),
-        (CSV + b"Gala,Apple,Fruit\n", "'Gala' stands in two places (line 3 and line 6)"),
+        (CSV + b"Gala,Apple,Fruit\n", "'Gala' is in two places (line 3 and line 6)"),
         (b"label,kind\nA,B\nB,C\nC,A\n", "a cycle, 'A' > 'B' > 'C' > 'A'"),
         (CSV.replace(b"Banana,Banana,", b"Banana,,"), "line 4: 'Banana,,Fruit' is not as deep as the levels"),
         (CSV.replace(b"Banana,Banana,Fruit", b"Banana,Fruit"), "line 4: 'Banana,Fruit' is not as deep"),
@@ -100,32 +100,32 @@ def test_what_is_written_is_what_was_read_and_order_does_not_change_the_digest()
         (b"\xff\xfe", "is not UTF-8"),
     ],
 )  # fmt: skip
-def test_a_csv_that_is_no_tree_of_the_labels_is_refused_by_name(content: bytes, told: str) -> None:
+def test_invalid_csv_names_the_fault(content: bytes, message: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content, "s3://b/m/t.csv", FRUIT)
-    assert told in str(refused.value) and "t.csv" in str(refused.value)
+    assert message in str(refused.value) and "t.csv" in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ('{"Fruit": {"Apple": ["Gala"]}, "Fruit": {}}', "'Fruit' stands twice"),
+        ('{"Fruit": {"Apple": ["Gala"]}, "Fruit": {}}', "'Fruit' occurs twice"),
         ('{"Fruit": {"Apple": ["Gala", "Fuji"]}, "Carrot": ["Carrot"]}', "Carrot > Carrot is 2 levels deep, not 3"),
         ('{"A": {"B": {"A": {"B": ["Gala"]}}}}', "a cycle, 'A' > 'B' > 'A'"),
         ('{"Fruit": ["Gala", "Fuji"], "Root": ["Gala"]}', "'Gala' has two parents, 'Fruit'"),
-        ('{"Fruit": ["Gala", "Gala"]}', "'Gala' stands in two places"),
-        ('{"Fruit": {}}', "Fruit holds {}"),
-        ('{"Fruit": 3}', "Fruit holds 3"),
+        ('{"Fruit": ["Gala", "Gala"]}', "'Gala' is in two places"),
+        ('{"Fruit": {}}', "Fruit has {}"),
+        ('{"Fruit": 3}', "Fruit has 3"),
         ('["Gala"]', "no levels above the labels"),
-        ('{"levels": ["kind", "kind"], "tree": {"Fruit": ["Gala"]}}', "levels holds"),
-        ('{"levels": 2, "tree": {"Fruit": ["Gala"]}}', "levels holds 2"),
-        ("{", "is no tree of labels"),
+        ('{"levels": ["kind", "kind"], "tree": {"Fruit": ["Gala"]}}', "levels is"),
+        ('{"levels": 2, "tree": {"Fruit": ["Gala"]}}', "levels is 2"),
+        ("{", "is not a tree of labels"),
     ],
 )
-def test_a_json_that_is_no_tree_is_refused_by_name(content: str, told: str) -> None:
+def test_invalid_json_names_the_fault(content: str, message: str) -> None:
     with pytest.raises(ModelError) as refused:
         taxonomy.read(content.encode(), "t.json", FRUIT)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 SPELLINGS = {
@@ -138,40 +138,40 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("what", SPELLINGS)
-def test_one_name_in_two_spellings_is_refused(what: str) -> None:
+def test_name_in_two_spellings_is_refused(what: str) -> None:
     with pytest.raises(
         ModelError, match=r"t\.csv: .* that differ only in case, spaces or invisible characters: .* and "
     ):
         taxonomy.read(SPELLINGS[what], "t.csv", FRUIT)
 
 
-def test_in_json_as_well() -> None:
+def test_name_in_two_spellings_is_refused_in_json() -> None:
     for tree in (
         {"Apple": ["Fuji"], "apple": ["Gala"], "B": ["Banana", "Carrot"]},
         {"levels": ["kind", "Kind ", "label"], "tree": {"A": {"B": FRUIT}}},
     ):
         with pytest.raises(ModelError, match="differ only in case"):
             taxonomy.read(json.dumps(tree).encode(), "t.json", FRUIT)
-    with pytest.raises(ModelError, match="'Apple' stands twice"):
+    with pytest.raises(ModelError, match="'Apple' occurs twice"):
         taxonomy.read(b'{"Apple": ["Fuji"], "Apple ": ["Gala"]}', "t.json", FRUIT)
 
 
-def test_names_are_composed_and_trimmed_where_they_are_read() -> None:
+def test_names_are_normalised() -> None:
     known = taxonomy.read(b"label,kind\nCaf\xc3\xa9,Drink\nTea,Drink\n", "t.csv", ["Caf\u00e9", "Tea"])
     odd = " label, kind \nCafe\u0301 , Drink\nTea,Drink \n"
     assert taxonomy.read(odd.encode(), "t.csv", ["Caf\u00e9", "Tea"]) == known
     tree = {"levels": [" kind", "label"], "tree": {"Drink ": ["Cafe\u0301", " Tea"]}}
     assert taxonomy.read(json.dumps(tree).encode(), "t.json", ["Caf\u00e9", "Tea"]) == known
-    with pytest.raises(ModelError, match="'Caf\u00e9' stands in two places"):
+    with pytest.raises(ModelError, match="'Caf\u00e9' is in two places"):
         taxonomy.read("label,kind\nCafe\u0301,A\nCaf\u00e9,A\n".encode(), "t.csv", ["Caf\u00e9"])
 
 
-def test_a_models_own_labels_may_differ_in_case_alone() -> None:
+def test_labels_of_a_model_may_differ_only_in_case() -> None:
     found = taxonomy.read(b"label,kind\nCardigan,dog\ncardigan,cloth\n", "t.csv", ["Cardigan", "cardigan"])
     assert found.path(0) == ["dog", "Cardigan"]
 
 
-def test_a_parent_is_never_less_likely_than_its_child_to_the_last_bit() -> None:
+def test_parent_is_never_less_likely_than_its_child() -> None:
     tree, generator = builtin.imagenet_taxonomy(), np.random.default_rng(0)
     for sharpness in (0.003, 0.03, 1):
         probabilities = generator.dirichlet(np.full(1000, sharpness), 300).astype(np.float32)
@@ -197,17 +197,17 @@ def model(labels: list[str], tree: bytes) -> Model:
     return Model(name="mean", digest="0", labels=tuple(labels), preprocess=preprocess, network=Mean, taxonomy=known)
 
 
-def test_the_network_itself_sums_up_the_tree() -> None:
+def test_network_computes_the_sums_of_the_tree() -> None:
     fruit = model(FRUIT, CSV)
     runtime = TorchRuntime(fruit, k=4, batch_size=4, device="cpu", dtype="float32")
     pixels = np.random.default_rng(0).integers(0, 256, (7, 1, 1, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     found = runtime(pixels)
     every = np.zeros((7, 4), np.float32)
     np.put_along_axis(every, found.ids, found.scores, 1)
-    by_hand = fruit.taxonomy.roll_up(every)  # type: ignore[union-attr]
+    expected = fruit.taxonomy.roll_up(every)  # type: ignore[union-attr]
     assert found.above is not None
-    assert found.above.ids.tolist() == np.stack([level.argmax(1) for level in by_hand[:2]], 1).tolist()
-    assert np.allclose(found.above.scores, np.stack([level.max(1) for level in by_hand[:2]], 1), atol=1e-6)
+    assert found.above.ids.tolist() == np.stack([level.argmax(1) for level in expected[:2]], 1).tolist()
+    assert np.allclose(found.above.scores, np.stack([level.max(1) for level in expected[:2]], 1), atol=1e-6)
     assert len(np.unique(found.above.ids[:, 1])) > 1, "the pictures tell nothing"
     assert runtime(pixels[:0]).ids.shape == (0, 4)
 
@@ -223,7 +223,7 @@ def test_the_network_itself_sums_up_the_tree() -> None:
         (0.91, (None, None, None)),
     ],
 )
-def test_the_answer_is_the_finest_label_that_is_sure_enough(
+def test_answer_is_the_finest_label_above_min_score(
     min_score: float, expected: tuple[str | None, str | None, float | None]
 ) -> None:
     above = Prediction(np.array([[0, 0]], np.int32), np.array([[0.9, 0.7]], np.float32))
@@ -236,9 +236,7 @@ def test_the_answer_is_the_finest_label_that_is_sure_enough(
     ]  # fmt: skip
 
 
-def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_taxonomy_of_a_directory_is_part_of_the_fingerprint(tiny_model: Path, tmp_path: Path) -> None:
     directory, stores = shutil.copytree(tiny_model, tmp_path / "tiny"), Stores(StorageConfig(), {})
     plain = loading.load(ModelConfig(name=str(directory)), stores)
     assert plain.taxonomy is None and plain.fingerprint()["taxonomy"] is None
@@ -247,11 +245,11 @@ def test_a_model_directory_brings_its_taxonomy_which_is_part_of_the_fingerprint(
     assert known.taxonomy is not None and known.taxonomy.path(0) == ["x", "a"]
     assert known.fingerprint() == {**plain.fingerprint(), "taxonomy": known.taxonomy.digest}
     (directory / "taxonomy.csv").rename(directory / "taxonomy.json")
-    with pytest.raises(ModelError, match=r"taxonomy\.json is no tree"):
+    with pytest.raises(ModelError, match=r"taxonomy\.json is not a tree"):
         loading.load(ModelConfig(name=str(directory)), stores)
 
 
-def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
+def test_levels_of_imagenet_classes() -> None:
     tree, labels = builtin.imagenet_taxonomy(), imagenet.imagenet_labels()
     paths = {label: tree.path(number) for number, label in enumerate(labels)}
     assert [level.name for level in tree.levels] == ["domain", "group", "kind", "label"]
@@ -264,7 +262,7 @@ def test_imagenets_levels_are_what_a_person_finds_natural() -> None:
     assert sum(path[0] == "animal" for path in paths.values()) == 398, "as in WordNet"
 
 
-def test_the_shipped_table_has_a_row_for_each_class_in_their_order() -> None:
+def test_shipped_taxonomy_has_all_classes_in_order() -> None:
     path = Path(builtin.__file__).with_name("imagenet_taxonomy.csv")
     rows = list(csv.reader(path.read_text().splitlines()))[1:]
     assert [row[0] for row in rows] == list(imagenet.imagenet_labels())

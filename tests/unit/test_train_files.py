@@ -15,7 +15,7 @@ import pytest
 from imgbatch.config.sections import Config, SourceConfig, StorageConfig
 from imgbatch.config.training import Training
 from imgbatch.errors import ClusterError, OutputError
-from imgbatch.ledger.listing import Todo
+from imgbatch.ledger.listing import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -84,10 +84,12 @@ def test_a_shard_that_is_damaged_is_not_used_and_made_again(folder: Folder, suff
 def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[list[bool], cache_build.Prepared]:
     """Return which entries of a listing are known, and what there is of them."""
     work, n = cast(Any, SimpleNamespace(shards=folder, config=Config())), len(uris)
-    todo = Todo(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
+    work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    known = cache_build._known(work, todo)
-    return known.tolist(), cache_build._result(work, listed, todo.pending, replace(todo, pending=np.zeros(n, bool)))
+    known = cache_build._known(work, work_plan)
+    return known.tolist(), cache_build._result(
+        work, listed, work_plan.pending, replace(work_plan, pending=np.zeros(n, bool))
+    )
 
 
 def test_what_could_not_be_read_is_tried_again_where_another_time_may_be_better(folder: Folder) -> None:
@@ -183,8 +185,8 @@ def test_columns_that_are_no_text_go_along(folder: Folder) -> None:
     work = cast(Any, SimpleNamespace(shards=folder, config=Config()))
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
-    todo = Todo(np.array([False, True]), np.zeros((0, 2), np.int64), {})
-    made = cache_build._result(work, listed, np.ones(2, bool), todo)
+    work_plan = WorkPlan(np.array([False, True]), np.zeros((0, 2), np.int64), {})
+    made = cache_build._result(work, listed, np.ones(2, bool), work_plan)
     assert made.images["input_label"].to_pylist() == ["7", "8"] and made.rejects["reason"].to_pylist() == ["crashed"]
 
 

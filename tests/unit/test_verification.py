@@ -13,10 +13,10 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BooksError, OutputError
-from imgbatch.ledger.commit_log import encode
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
-from imgbatch.ledger.success_marker import Success, read_success
+from imgbatch.ledger.part_file import encode
+from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -51,14 +51,16 @@ def refusal(number: int) -> dict[str, Any]:
 def output(tmp_path: Any) -> Folder:
     """A finished output of two parts with three labels each, a part with two rejects, and the seals."""
     output = Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "out"))
-    schema = pa.schema([entry for entry in RESULTS if entry.name not in ("index", "offset", "previous", "group")])
+    schema = pa.schema(
+        [entry for entry in RESULTS if entry.name not in ("index", "offset", "previous_offset", "resume_offset")]
+    )
     for rows in ([row(0), row(1), row(2), refusal(6)], [row(3), row(4), row(5), refusal(7)]):
         Ledger(output, FINGERPRINT).open().commit(pa.Table.from_pylist(rows, schema=schema), "run", MODEL)
     batch = pa.RecordBatch.from_pylist([{"uri": f"s3://in/{number}"} for number in range(8)], schema=LISTING)
     Listing(Ledger(output.folder("none"), {}).open(), output.folder("runs/run/listing")).take([ListingBatch(batch)])
     Ledger(output, FINGERPRINT).open().seal("run")
     output.put("runs/run/run.json", json.dumps({"run_id": "run", "fingerprint": FINGERPRINT}).encode())
-    Success(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
+    SuccessMarker(output).write("run", {"listed": 8, "labelled": 6, "rejected": 2, "kept": 0}, None, "run")
     return output
 
 
@@ -288,7 +290,9 @@ def test_a_torn_part_does_not_hide_what_was_found_before_it(output: Folder) -> N
     output.put("rejects/part-00000002.parquet", b"PAR1")
     with pytest.raises(OutputError) as caught:
         check(output)
-    assert "_copy.parquet" in str(caught.value) and "rejects/part-00000002.parquet is not a whole" in str(caught.value)
+    assert "_copy.parquet" in str(caught.value) and "rejects/part-00000002.parquet is not a complete" in str(
+        caught.value
+    )
     assert "not sealed" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 from imgbatch.concurrency.watchdog import Watchdog
 
 
-def test_a_call_that_does_not_return_ends_the_process_however_busy_other_threads_are() -> None:
+def test_hanging_call_ends_the_process_despite_busy_threads() -> None:
     ended = threading.Event()
     watchdog = Watchdog(0.4, end=lambda code: ended.set())
 
@@ -26,7 +26,7 @@ def test_a_call_that_does_not_return_ends_the_process_however_busy_other_threads
     thread.join()
 
 
-def test_calls_that_return_end_nothing() -> None:
+def test_calls_that_return_do_not_end_the_process() -> None:
     ended = threading.Event()
     watchdog = Watchdog(0.4, end=lambda code: ended.set())
     for _ in range(10):
@@ -37,11 +37,11 @@ def test_calls_that_return_end_nothing() -> None:
     assert not ended.wait(1)
 
 
-def test_its_thread_ends_with_it() -> None:
+def test_thread_ends_with_its_watchdog() -> None:
     before = set(threading.enumerate())
     watchdog = Watchdog(0.4)
     with watchdog.watching():
-        time.sleep(0.2)  # C's timer is armed
+        time.sleep(0.2)  # the timer in C is armed
     (thread,) = set(threading.enumerate()) - before
     del watchdog
     thread.join(30)
@@ -50,7 +50,7 @@ def test_its_thread_ends_with_it() -> None:
 
 
 @pytest.mark.parametrize("hanging", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["freely", "with the GIL"])
-def test_the_process_ends_and_says_where_it_hung(hanging: str) -> None:
+def test_process_ends_with_a_traceback_of_the_hang(hanging: str) -> None:
     code = f"""
 import ctypes, time
 from imgbatch.concurrency.watchdog import Watchdog
@@ -66,7 +66,7 @@ with Watchdog(0.5).watching():
     assert time.monotonic() - began < 30
 
 
-def test_what_follows_a_call_may_keep_the_gil_for_longer() -> None:
+def test_code_after_a_call_may_hold_the_gil_longer() -> None:
     code = """
 import ctypes, time
 from imgbatch.concurrency.watchdog import Watchdog

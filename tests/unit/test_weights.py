@@ -1,4 +1,4 @@
-"""Files of weights as people have them: wrapped, prefixed, without counters; and files that are none."""
+"""Files of weights: wrapped, with prefixes, without counters; and files of other kinds."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, labels: str, form: str) -> None:
+def test_wrapped_and_prefixed_tensors_are_loaded(load: Load, tmp_path: Path, labels: str, form: str) -> None:
     net = tiny()
     torch.save(FORMS[form](net.state_dict()), tmp_path / "own.pth")
     model = load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
@@ -65,7 +65,7 @@ def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, l
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "message"),
     [
         ("PyTorch's tutorial", "'model_state_dict' of the checkpoint is used"),
         ("averaged", "'state_dict_ema' (averaged weights) of the checkpoint is used; 'state_dict' is not"),
@@ -73,22 +73,22 @@ def test_what_holds_the_networks_tensors_is_loaded(load: Load, tmp_path: Path, l
         ("deep", "'module.', 'net.', 'backbone.' was removed"),
         (
             "no counters",
-            "buffers that do not matter at inference are missing or left over: bn1.num_batches_tracked and",
+            "buffers without effect at inference are missing or left over: bn1.num_batches_tracked and",
         ),
     ],
 )
-def test_the_log_says_what_was_done(
-    load: Load, tmp_path: Path, labels: str, form: str, told: str, caplog: pytest.LogCaptureFixture
+def test_changes_of_names_are_logged(
+    load: Load, tmp_path: Path, labels: str, form: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     torch.save(FORMS[form](tiny().state_dict()), tmp_path / "own.pth")
     for _ in range(2):  # also when the model directory is in the node's cache
         caplog.clear()
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
-        assert told in caplog.text
+        assert message in caplog.text
 
 
-def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, labels: str) -> None:
+def test_timm_checkpoint_with_arguments_is_loaded(load: Load, tmp_path: Path, labels: str) -> None:
     import argparse
 
     net = tiny()
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, la
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda state: {**state, "extra.weight": torch.zeros(2)}, "1 left over: extra.weight"),
         (lambda state: {name: value for name, value in state.items() if name != "bn1.running_mean"},
@@ -113,11 +113,11 @@ def test_a_checkpoint_of_timm_holds_its_arguments(load: Load, tmp_path: Path, la
         (lambda state: {**state, "conv1.0.weight": state["conv1.0.weight"][:, :1]}, "repeat the weight"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(
-    load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], told: str
+def test_tensors_that_do_not_fit_are_named(
+    load: Load, tmp_path: Path, labels: str, change: Callable[[State], Any], message: str
 ) -> None:
     torch.save(change(tiny().state_dict()), tmp_path / "own.pth")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
 
 
@@ -142,19 +142,19 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_what_is_no_file_of_weights_is_called_what_it_is(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
-    make, told = NO_WEIGHTS[kind]
+def test_file_that_is_not_weights_is_named_by_kind(load: Load, tmp_path: Path, labels: str, kind: str) -> None:
+    make, message = NO_WEIGHTS[kind]
     make(tmp_path / "own.pth")
-    with pytest.raises(ModelError, match=rf"own\.pth.*{told}|{told}"):
+    with pytest.raises(ModelError, match=rf"own\.pth.*{message}|{message}"):
         load(tmp_path / "own.pth", architecture="test_resnet", labels=labels)
     place = write(tmp_path / "dir", tiny())
     make(place / "model.safetensors")
-    with pytest.raises(ModelError, match=told.replace("own.pth", "model.safetensors")) as refused:
+    with pytest.raises(ModelError, match=message.replace("own.pth", "model.safetensors")) as refused:
         load(place)
     assert str(place / "model.safetensors") in str(refused.value)
 
 
-def test_the_content_tells_what_a_file_is_not_its_name(tmp_path: Path) -> None:
+def test_format_is_recognised_by_content(tmp_path: Path) -> None:
     state = tiny().state_dict()
     save_file(state, tmp_path / "safe.pth")
     torch.save(state, tmp_path / "torch.safetensors")
@@ -165,18 +165,20 @@ def test_the_content_tells_what_a_file_is_not_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["swin_tiny_patch4_window7_224", "levit_128s"])
-def test_tables_of_indices_may_be_there_or_not(architecture: str) -> None:
-    """timm has written such buffers in some versions and not in others: the network computes them when it is made."""
+def test_index_buffers_are_optional(architecture: str) -> None:
+    """Only some versions of timm write these buffers; the network computes them when it is created."""
     net = timm.create_model(architecture, num_classes=3)
     state = dict(net.state_dict())
-    tables = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in weights._NOT_NEEDED]
+    tables = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in weights._OPTIONAL_BUFFERS]
     assert any("ind" in name or "idx" in name for name in tables)
     buffers = dict(net.named_buffers())
-    architectures.fill(net, {**state, **{name: buffers[name] for name in tables}}, "x", architecture)
-    architectures.fill(net, {name: value for name, value in state.items() if name not in tables}, "x", architecture)
+    architectures.load_weights(net, {**state, **{name: buffers[name] for name in tables}}, "x", architecture)
+    architectures.load_weights(
+        net, {name: value for name, value in state.items() if name not in tables}, "x", architecture
+    )
 
 
-def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) -> None:
+def test_directory_with_torch_save_weights(load: Load, tmp_path: Path) -> None:
     net = tiny()
     place = write(tmp_path / "dir", net)
     safe = load(place)
@@ -186,15 +188,15 @@ def test_a_directory_may_hold_weights_of_torch_save(load: Load, tmp_path: Path) 
     require_same_network(model.network(), net)
     assert model.labels == safe.labels and model.preprocess == safe.preprocess
     torch.save(tiny(), place / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle that holds more than tensors"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle with more than tensors"):
         load(place)
 
 
-def test_weights_in_several_files_and_none_at_all_are_told_apart(load: Load, tmp_path: Path) -> None:
+def test_split_weights_and_missing_weights_have_different_messages(load: Load, tmp_path: Path) -> None:
     place = write(tmp_path / "dir", tiny())
     (place / "model.safetensors").rename(place / "model-00001-of-00002.safetensors")
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         load(place)
     (place / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ModelError, match="its weights lie in several files"):
+    with pytest.raises(ModelError, match="its weights are in several files"):
         load(place)

@@ -1,4 +1,4 @@
-"""Effects: what executes a network: OpenVINO on CPUs, torch on GPUs and wherever OpenVINO is not."""
+"""Effects: the interface of runtimes, which execute a network: OpenVINO on CPUs, torch on GPUs and without OpenVINO."""
 
 from __future__ import annotations
 
@@ -23,39 +23,42 @@ class Prediction:
     ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float16] | None = None
-    """(n, features): what the head saw, where that was asked for."""
+    """(n, features): the input of the head, if embeddings were requested."""
     above: Prediction | None = None
     """With a taxonomy, the best node of each level above the labels, coarse to fine: (n, levels - 1)."""
 
+    @classmethod
+    def from_outputs(cls, outputs: Sequence[npt.NDArray[Any]]) -> Prediction:
+        """Return the outputs of an `EndToEndModel` without its logits, copied.
+
+        Args:
+            outputs: scores and ids; with a taxonomy, scores and ids of the levels above; then perhaps embeddings.
+        """
+        scores, ids, *more = outputs
+        embeddings = to_float16(more.pop()) if len(more) % 2 else None
+        above = cls.from_outputs(more) if more else None
+        return cls(np.array(ids, np.int32), np.array(scores, np.float32), embeddings, above)
+
+    @classmethod
+    def concat(cls, predictions: Sequence[Prediction]) -> Prediction:
+        """Return the predictions of several batches as one."""
+        embeddings = [batch.embeddings for batch in predictions if batch.embeddings is not None]
+        above = [batch.above for batch in predictions if batch.above is not None]
+        return cls(
+            np.concatenate([batch.ids for batch in predictions]),
+            np.concatenate([batch.scores for batch in predictions]),
+            np.concatenate(embeddings) if embeddings else None,
+            cls.concat(above) if above else None,
+        )
+
     def first(self, n: int) -> Prediction:
-        """Return the answers of the first n images."""
+        """Return the predictions of the first n images."""
         embeddings = None if self.embeddings is None else self.embeddings[:n]
         return Prediction(self.ids[:n], self.scores[:n], embeddings, self.above and self.above.first(n))
 
 
-def prediction(outputs: Sequence[npt.NDArray[Any]]) -> Prediction:
-    """Return what a network gave: scores and ids, perhaps those of the levels above, and perhaps embeddings; copied."""
-    scores, ids, *more = outputs
-    embeddings = half(more.pop()) if len(more) % 2 else None
-    return Prediction(
-        np.array(ids, np.int32), np.array(scores, np.float32), embeddings, prediction(more) if more else None
-    )
-
-
-def joined(found: Sequence[Prediction]) -> Prediction:
-    """Return the answers of several batches as one."""
-    embeddings = [each.embeddings for each in found if each.embeddings is not None]
-    above = [each.above for each in found if each.above is not None]
-    return Prediction(
-        np.concatenate([each.ids for each in found]),
-        np.concatenate([each.scores for each in found]),
-        np.concatenate(embeddings) if embeddings else None,
-        joined(above) if above else None,
-    )
-
-
 class Runtime(Protocol):
-    """A network that is ready to run in this process."""
+    """A network that is loaded in this process."""
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images, n ≥ 0."""
@@ -64,37 +67,37 @@ class Runtime(Protocol):
         """Return the logits of n images, n ≥ 0: (n, labels)."""
 
     def facts(self) -> dict[str, Any]:
-        """Return device, dtype, runtime and batch size, for the run's record."""
+        """Return device, dtype, runtime and batch size for the run record."""
 
 
-def half(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Return embeddings as tables hold them; what 16 bits cannot hold becomes the largest that they can."""
-    most = float(np.finfo(np.float16).max)
-    return features.clip(-most, most).astype(np.float16)
+def to_float16(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Return embeddings as the tables store them. Values out of range are clipped to the largest of float16."""
+    maximum = float(np.finfo(np.float16).max)
+    return features.clip(-maximum, maximum).astype(np.float16)
 
 
-def in_batches(
+def run_in_batches(
     pixels: Pixels, batch_size: int, forward: Callable[[Pixels], Prediction], k: int, features: int | None = None
 ) -> Prediction:
-    """Run `forward` on batches of exactly `batch_size` images, zeros where there are fewer.
+    """Run `forward` on batches of exactly `batch_size` images. The last batch is padded with zeros.
 
-    An image's answer then does not depend on its company.
+    With one batch size, the result of an image does not depend on the other images.
     """
-    none = None if features is None else np.zeros((0, features), np.float16)
-    found = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), none)]
-    found += [forward(batch).first(n) for batch, n in _batches(pixels, batch_size)]
-    return joined(found)
+    no_embeddings = None if features is None else np.zeros((0, features), np.float16)
+    predictions = [Prediction(np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), no_embeddings)]
+    predictions += [forward(batch).first(n) for batch, n in _batches(pixels, batch_size)]
+    return Prediction.concat(predictions)
 
 
-def logits_in_batches(
+def logits_of_batches(
     pixels: Pixels, batch_size: int, forward: Callable[[Pixels], npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float32]:
-    """Run `forward`, which gives the logits of a batch, as `in_batches` does."""
+    """Run `forward`, which returns the logits of a batch, like `run_in_batches`."""
     return np.concatenate([forward(batch)[:n] for batch, n in _batches(pixels, batch_size)])
 
 
 def _batches(pixels: Pixels, batch_size: int) -> Iterator[tuple[Pixels, int]]:
-    """Yield batches of exactly `batch_size` images, and how many of them are not padding."""
+    """Yield batches of exactly `batch_size` images, each with the number of images that are not padding."""
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         n = len(batch)

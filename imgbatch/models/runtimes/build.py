@@ -1,4 +1,4 @@
-"""Effects: what executes a model on this node: OpenVINO on CPUs, torch on GPUs and as the fallback; checked before use."""
+"""Effects: selection of the runtime for a model on this node: OpenVINO on CPUs, torch on GPUs and as the fallback."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
-    """A runtime that was found after another one had failed its check on this node."""
+class FallbackRuntime:
+    """A runtime that replaces one whose self-check failed on this node."""
 
     runtime: Runtime
     fault: str
-    """What was wrong, and what is used in its place."""
+    """The failure, and what is used instead."""
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images."""
@@ -37,40 +37,40 @@ class Repaired:
         return self.runtime.logits(pixels)
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts of the runtime, and the fault under the name of this host."""
+        """Return the facts of the runtime, and the fault by the name of this host."""
         return {**self.runtime.facts(), "node_faults": {socket.gethostname(): self.fault}}
 
 
 def build_checked(model: Model, *, k: int, device: str, config: ClassifyConfig, embeddings: bool = False) -> Runtime:
-    """Build what executes the model in this process, and compare its answer to fixed images with the model's reference.
+    """Build the runtime of a model in this process, and compare its logits for fixed images with the model's reference.
 
-    Where they differ, the network that the node keeps is made again, once; where they differ still, torch takes its place, in
-    32 bits.
+    If they differ, the converted network in the node's cache is made again, once. If they still differ, torch in 32 bits
+    is used.
 
     Raises:
-        Disagrees: torch does not agree either: this node cannot be used.
+        SelfCheckError: torch in 32 bits fails the check as well: this node cannot be used.
         Others: as `build`.
     """
-    known: dict[str, Any] = {"k": k, "device": device, "embeddings": embeddings}
+    arguments: dict[str, Any] = {"k": k, "device": device, "embeddings": embeddings}
     in_torch = replace(config, runtime="torch", dtype="float32")
     faults: list[str] = []
-    doubted = ""
-    for chosen, what in ((config, ""), (config, "made again"), (in_torch, "torch in 32 bits is used")):
-        if faults and chosen is config and not doubted:
-            continue  # nothing of it is kept on the node
+    rejected_stamp = ""
+    for attempt, remedy in ((config, ""), (config, "made again"), (in_torch, "torch in 32 bits is used")):
+        if faults and attempt is config and not rejected_stamp:
+            continue  # the node's cache has no converted network that could be made again
         runtime: Runtime | None = None
         try:
-            runtime = build(model, config=chosen, doubted=doubted or None, **known)
-            self_check.require(model, runtime)
-        except (self_check.Disagrees, Full, OSError, RuntimeError) as error:
-            if not isinstance(error, self_check.Disagrees):
-                log.warning("%s cannot be run on this node", model.name, exc_info=True)
+            runtime = build(model, config=attempt, rejected_stamp=rejected_stamp or None, **arguments)
+            self_check.run_check(model, runtime)
+        except (self_check.SelfCheckError, Full, OSError, RuntimeError) as error:
+            if not isinstance(error, self_check.SelfCheckError):
+                log.warning("%s does not run on this node", model.name, exc_info=True)
             faults.append((str(error).strip() or repr(error)).splitlines()[0][:300])
             log.warning("%s: the check of this worker failed: %s", model.name, faults[-1])
-            doubted = getattr(runtime, "stamp", "") or getattr(error, "stamp", "")
+            rejected_stamp = getattr(runtime, "stamp", "") or getattr(error, "stamp", "")
             continue
-        return Repaired(runtime, f"{faults[0]}: {what}") if faults else runtime
-    raise self_check.Disagrees(faults[-1])
+        return FallbackRuntime(runtime, f"{faults[0]}: {remedy}") if faults else runtime
+    raise self_check.SelfCheckError(faults[-1])
 
 
 def build(
@@ -80,16 +80,16 @@ def build(
     device: str,
     config: ClassifyConfig,
     embeddings: bool = False,
-    doubted: str | None = None,
+    rejected_stamp: str | None = None,
 ) -> Runtime:
-    """Build what executes the model in this process; with `embeddings`, each prediction has them.
+    """Build the runtime of a model in this process; with `embeddings`, each prediction has them.
 
     Args:
-        doubted: the `stamp` of a converted network that is to be made again.
+        rejected_stamp: the `stamp` of a converted network that must be made again.
 
     Raises:
-        ClusterError: CUDA was asked for and this node has none that works.
-        ModelError: weights and network do not fit, or the answer to a blank image is not finite.
+        ClusterError: CUDA was requested, and torch finds no CUDA device on this node.
+        ModelError: the weights do not fit the network, or the logits of a blank image are not finite.
     """
     from_torch = config.runtime == "torch" or (config.runtime == "auto" and find_spec("openvino") is None)
     if not from_torch and not _on_gpu(device):
@@ -97,12 +97,17 @@ def build(
 
         try:
             return openvino_runtime.OpenVinoRuntime(
-                model, k=k, batch_size=config.batch_size, dtype=config.dtype, embeddings=embeddings, doubted=doubted
+                model,
+                k=k,
+                batch_size=config.batch_size,
+                dtype=config.dtype,
+                embeddings=embeddings,
+                rejected_stamp=rejected_stamp,
             )
-        except openvino_runtime.NotConverted as error:
+        except openvino_runtime.ConversionError as error:
             if config.runtime == "openvino":
-                raise ModelError(f"{model.name} cannot run in OpenVINO: {error}") from error
-            log.warning("%s runs in torch, since it cannot run in OpenVINO: %s", model.name, error)
+                raise ModelError(f"OpenVINO cannot run {model.name}: {error}; set classify.runtime=torch") from error
+            log.warning("%s runs in torch, since OpenVINO cannot run it: %s", model.name, error)
     from imgbatch.models.runtimes.torch_runtime import TorchRuntime
 
     return TorchRuntime(

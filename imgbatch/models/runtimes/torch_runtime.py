@@ -1,4 +1,7 @@
-"""Effects: networks in torch: on GPUs, and on CPUs without OpenVINO. What CUDA alone can do has not been run on a card yet."""
+"""Effects: networks in torch: on GPUs, and on CPUs without OpenVINO.
+
+The parts that need CUDA have not been run on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +15,43 @@ import torch
 from imgbatch.errors import ClusterError
 from imgbatch.models import architectures
 from imgbatch.models.model import Model
-from imgbatch.models.runtimes.base import Pixels, Prediction, in_batches, logits_in_batches, prediction
+from imgbatch.models.runtimes.base import Pixels, Prediction, logits_of_batches, run_in_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 BATCH_SIZES = {"cpu": 32, "cuda": 128}
 
 
-def choose_device(asked: str) -> torch.device:
-    """Return the device of this process.
+def choose_device(device: str) -> torch.device:
+    """Return the device of this process; `auto` is CUDA if torch finds a device.
 
     Raises:
-        ClusterError: CUDA was asked for and this node has none that works.
+        ClusterError: CUDA was requested, and torch finds no CUDA device on this node.
     """
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ClusterError("cluster.device=cuda, but torch finds no CUDA device on this node: check its driver")
+        raise ClusterError("cluster.device=cuda, but torch finds no CUDA device on this node: check its NVIDIA driver")
     return torch.device("cuda")
 
 
-def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """Return the type that the network computes in; `auto`: 16 bits where the processor has instructions for it."""
-    if asked != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the type of the network's computation; `auto` is a 16-bit type if the processor has instructions for it."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-class Whole(torch.nn.Module):
-    """Pixels (n, H, W, 3) in, the k best classes out: normalisation, softmax, top-k and roll-up belong to the network.
+class EndToEndModel(torch.nn.Module):
+    """A network with normalisation, softmax, top-k and roll-up: from pixels (n, H, W, 3) to the k best classes.
 
-    With `embeddings` the last output but one is (n, features): the input of the network's head, averaged where that is a map.
-    The last output are the logits.
+    With `embeddings`, the last output but one is (n, features): the input of the network's head; a feature map is averaged.
+    The last output is the logits.
     """
 
     scale: torch.Tensor
@@ -56,60 +59,62 @@ class Whole(torch.nn.Module):
 
     def __init__(self, model: Model, net: nn.Module, k: int, dtype: torch.dtype, embeddings: bool = False) -> None:
         super().__init__()
-        self._seen: list[torch.Tensor] = []
+        self._head_inputs: list[torch.Tensor] = []
         if embeddings:
-            head = architectures.head(net, len(model.labels))
-            assert head is not None, "the driver has asked for the width of what it sees"
-            head.register_forward_pre_hook(lambda _, seen: self._seen.append(seen[0]))
+            head = architectures.find_head(net, len(model.labels))
+            assert head is not None, "the driver has checked that the model has embeddings"
+            head.register_forward_pre_hook(lambda _, inputs: self._head_inputs.append(inputs[0]))
         self.net, self.k, self.dtype = net.eval().to(dtype), min(k, len(model.labels)), dtype
-        # (pixel / 255 - mean) / std as one multiplication and one addition
+        # (pixel / 255 - mean) / std, as one multiplication and one addition
         mean, std = model.preprocess.mean, model.preprocess.std
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1))
         sums = model.taxonomy.sums() if model.taxonomy else []
-        self.above = range(len(sums))
+        self.levels_above = range(len(sums))
         for number, (children, starts) in enumerate(sums):
             self.register_buffer(f"children{number}", torch.from_numpy(children))
             self.register_buffer(f"starts{number}", torch.from_numpy(starts))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return scores and ids, (n, k); with a taxonomy also those of the best node of each level above, coarse to fine."""
-        # In 32 bits: a rounded scale would shift every pixel. The permuted view is what torch calls channels-last.
+        """Return scores and ids, (n, k); with a taxonomy, also of the best node of each level above, coarse to fine."""
+        # In 32 bits, since a rounded scale would shift every pixel. The permuted view has the layout channels_last of torch.
         normal = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
         logits = self.net(normal.to(self.dtype)).float()
         probabilities = logits.softmax(1)
-        found = (*probabilities.topk(self.k), *(self._rolled_up(probabilities) if self.above else ()))
-        if not self._seen:
-            return (*found, logits)
-        features = self._seen.pop().float()
-        self._seen.clear()
-        return (*found, features.mean((2, 3)) if features.ndim == 4 else features, logits)
+        outputs = (*probabilities.topk(self.k), *(self._roll_up(probabilities) if self.levels_above else ()))
+        if not self._head_inputs:
+            return (*outputs, logits)
+        features = self._head_inputs.pop().float()
+        self._head_inputs.clear()
+        return (*outputs, features.mean((2, 3)) if features.ndim == 4 else features, logits)
 
-    def _rolled_up(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Taxonomy.roll_up`. 2.5 µs an image for ImageNet, 164 as sums over padded rows (OpenVINO, one core, 2026-11-24).
+    def _roll_up(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores and ids of the best node of each level, like `Taxonomy.roll_up`.
 
-        Additions alone: OpenVINO would multiply by a matrix in 16 bits.
+        It takes 2.5 µs per image for ImageNet; sums over padded rows take 164 (OpenVINO, one core, 2026-11-24). It only adds,
+        since OpenVINO would compute a matrix product in 16 bits.
         """
         level, best = probabilities.T, list[tuple[torch.Tensor, torch.Tensor]]()
-        for number in self.above:
+        for number in self.levels_above:
             children, starts = getattr(self, f"children{number}"), getattr(self, f"starts{number}")
             level = torch.nn.functional.embedding_bag(children, level, starts, mode="sum")
             best.insert(0, level.topk(1, 0))
-        # Rounding may have made a sum 1.0000002.
-        return torch.cat([each[0] for each in best]).T.clamp(max=1), torch.cat([each[1] for each in best]).T
+        # Rounding may give a sum of 1.0000002.
+        scores, ids = zip(*best, strict=True)
+        return torch.cat(scores).T.clamp(max=1), torch.cat(ids).T
 
     def check(self, model: Model) -> None:
-        """Refuse a network that does not answer a blank image with one finite score for each label.
+        """Raise if the network does not return one finite logit per label for a blank image.
 
         Raises:
-            ModelError: saying what it answers.
+            ModelError: the message says what it returns.
         """
         device = self.scale.device
         blank = torch.zeros((1, 3, model.preprocess.height, model.preprocess.width), dtype=self.dtype, device=device)
-        architectures.check(
+        architectures.require_logits(
             self.net, model.name, len(model.labels), blank.contiguous(memory_format=torch.channels_last)
         )
-        self._seen.clear()
+        self._head_inputs.clear()
 
 
 class TorchRuntime:
@@ -129,22 +134,24 @@ class TorchRuntime:
         self.dtype = choose_dtype(dtype, self.device)
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self._features = model.features if embeddings else None
-        self._whole = Whole(model, model.network(), k, self.dtype, embeddings).to(self.device)
-        self._whole.net.to(memory_format=torch.channels_last)
-        self._whole.check(model)
+        self._end_to_end = EndToEndModel(model, model.network(), k, self.dtype, embeddings).to(self.device)
+        self._end_to_end.net.to(memory_format=torch.channels_last)
+        self._end_to_end.check(model)
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images, n ≥ 0."""
-        return self._halving(lambda: in_batches(pixels, self.batch_size, self._forward, self._whole.k, self._features))
+        return self._with_smaller_batches(
+            lambda: run_in_batches(pixels, self.batch_size, self._forward, self._end_to_end.k, self._features)
+        )
 
     def logits(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Return the logits of n images, n ≥ 0."""
-        return self._halving(
-            lambda: logits_in_batches(pixels, self.batch_size, lambda batch: self._outputs(batch)[-1].cpu().numpy())
+        return self._with_smaller_batches(
+            lambda: logits_of_batches(pixels, self.batch_size, lambda batch: self._outputs(batch)[-1].cpu().numpy())
         )
 
-    def _halving(self, run: Callable[[], Found]) -> Found:
-        """Return run(). Where memory does not suffice, the batch is halved, down to one image; it stays at that size."""
+    def _with_smaller_batches(self, run: Callable[[], Result]) -> Result:
+        """Return run(). If memory does not suffice, halve the batch size, down to one image, and keep the smaller size."""
         while True:
             try:
                 return run()
@@ -156,7 +163,7 @@ class TorchRuntime:
                     torch.cuda.empty_cache()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the run's record says of this runtime."""
+        """Return device, dtype, runtime and batch size for the run record."""
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -165,9 +172,11 @@ class TorchRuntime:
         }
 
     def _forward(self, batch: Pixels) -> Prediction:
-        return prediction([each.cpu().numpy() for each in self._outputs(batch)[:-1]])
+        return Prediction.from_outputs([output.cpu().numpy() for output in self._outputs(batch)[:-1]])
 
     def _outputs(self, batch: Pixels) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
-            found: tuple[torch.Tensor, ...] = self._whole(torch.from_numpy(batch).to(self.device, non_blocking=True))
-        return found
+            outputs: tuple[torch.Tensor, ...] = self._end_to_end(
+                torch.from_numpy(batch).to(self.device, non_blocking=True)
+            )
+        return outputs

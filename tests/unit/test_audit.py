@@ -1,4 +1,4 @@
-"""The books: whatever the tables and the listing hold, an image that is missing or double is found and named."""
+"""The audit: an image that is missing or in two rows is found and named, whatever the tables and the listing hold."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def list_images(output: Folder, *uris: str) -> Folder:
     return folder
 
 
-def test_balanced_books_tell_every_sum(output: Folder) -> None:
+def test_reconciled_counts_include_every_sum(output: Folder) -> None:
     write(output, "a", "b", "old")
     write(output, "c", "older", reason="corrupt")
     write(output, "d", reason="timeout")
     Ledger(output, {}).open().seal("r")
-    books = audit(output, list_images(output, "a", "b", "c", "d"))
-    books.require_balance()
-    assert (books.listed, books.labelled, books.rejected, books.kept, books.rows) == (4, 2, 2, 2, 6)
-    assert books.reasons == {"corrupt": 2, "timeout": 1}
-    assert books.examples == {"corrupt": ("c", "m"), "timeout": ("d", "m")}
+    result = audit(output, list_images(output, "a", "b", "c", "d"))
+    result.require_reconciled()
+    assert (result.listed, result.labelled, result.rejected, result.kept, result.rows) == (4, 2, 2, 2, 6)
+    assert result.reasons == {"corrupt": 2, "timeout": 1}
+    assert result.examples == {"corrupt": ("c", "m"), "timeout": ("d", "m")}
 
 
 def test_an_image_without_a_row_is_named(output: Folder) -> None:
     write(output, "a")
-    books = audit(output, list_images(output, "a", "lost"))
-    assert books.missing == ["lost"]
+    result = audit(output, list_images(output, "a", "lost"))
+    assert result.missing == ["lost"]
     with pytest.raises(BooksError, match=r"2 listed \+ 0 kept, 1 rows.*in no row: lost"):
-        books.require_balance()
+        result.require_reconciled()
 
 
 def test_a_kept_row_does_not_make_up_for_a_missing_one(output: Folder) -> None:
     write(output, "a", "old")
     with pytest.raises(BooksError, match="in no row: lost"):
-        audit(output, list_images(output, "a", "lost")).require_balance()
+        audit(output, list_images(output, "a", "lost")).require_reconciled()
 
 
 @pytest.mark.parametrize("tables", [("labels", "labels"), ("rejects", "rejects"), ("labels", "rejects")])
@@ -78,50 +78,50 @@ def test_an_image_with_two_rows_is_named(output: Folder, tables: tuple[str, str]
         output.put("rejects/part-00000001.parquet", other.read("rejects/part-00000001.parquet"))
     shown = "a, in .*00000001" if tables[0] == tables[1] else "twice, in .*labels.*and in .*rejects"
     with pytest.raises(BooksError, match=rf"in two rows: {shown}"):
-        audit(output, list_images(output, "a", "twice")).require_balance()
+        audit(output, list_images(output, "a", "twice")).require_reconciled()
     with pytest.raises(BooksError, match="in two rows"):
-        audit(output, None).require_balance()
+        audit(output, None).require_reconciled()
 
 
 def test_two_rows_do_not_make_up_for_a_missing_one(output: Folder) -> None:
     write(output, "a")
     output.put("labels/part-00000002.parquet", output.read("labels/part-00000001.parquet"))
-    books = audit(output, list_images(output, "a", "lost"))
-    assert books.rows == books.listed
+    result = audit(output, list_images(output, "a", "lost"))
+    assert result.rows == result.listed
     with pytest.raises(BooksError, match="in no row: lost; in two rows: a"):
-        books.require_balance()
+        result.require_reconciled()
 
 
-def test_an_image_that_a_listing_holds_twice_does_not_balance(output: Folder) -> None:
+def test_an_image_listed_twice_does_not_reconcile(output: Folder) -> None:
     write(output, "a", "b")
     folder = list_images(output, "a", "b")
     folder.put("page-000001.parquet", folder.read("page-000000.parquet"))
     with pytest.raises(BooksError):
-        audit(output, folder).require_balance()
+        audit(output, folder).require_reconciled()
 
 
 def test_without_a_listing_every_row_counts_as_listed(output: Folder) -> None:
     write(output, "a")
     write(output, "b", reason="corrupt")
-    books = audit(output, None)
-    books.require_balance()
-    assert (books.listed, books.labelled, books.rejected, books.kept) == (2, 1, 1, 0)
+    result = audit(output, None)
+    result.require_reconciled()
+    assert (result.listed, result.labelled, result.rejected, result.kept) == (2, 1, 1, 0)
 
 
-def test_empty_books_balance(output: Folder) -> None:
-    audit(output, None).require_balance()
-    audit(output, list_images(output)).require_balance()
+def test_an_empty_output_reconciles(output: Folder) -> None:
+    audit(output, None).require_reconciled()
+    audit(output, list_images(output)).require_reconciled()
 
 
 def test_only_the_first_few_of_many_missing_images_are_named(output: Folder) -> None:
     write(output, "a")
-    books = audit(output, list_images(output, "a", *(f"lost{number:03d}" for number in range(100))))
+    result = audit(output, list_images(output, "a", *(f"lost{number:03d}" for number in range(100))))
     with pytest.raises(BooksError) as caught:
-        books.require_balance()
+        result.require_reconciled()
     assert 1 <= str(caught.value).count("lost") <= 10
 
 
-def test_a_torn_part_is_not_counted_as_nothing(output: Folder) -> None:
+def test_a_truncated_part_is_refused_by_the_audit(output: Folder) -> None:
     write(output, "a")
     output.put("labels/part-00000002.parquet", b"PAR1")
     with pytest.raises(OutputError, match="part-00000002"):

@@ -1,0 +1,142 @@
+"""Values: the index of the rows of both tables: which image each row is of, which version of it, and which part holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from imgbatch.ledger.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
+from imgbatch.ledger.versions import Versions, changed_since
+from imgbatch.schema import whole
+from imgbatch.uri_index import Keys, UriIndex, uri_keys
+
+_REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
+"""Bits of a row's state: in rejects/; a reject that is tried again; its image is listed; it is to be replaced."""
+
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
+Status = npt.NDArray[np.uint8]
+KeysByPart = dict[int, Keys]
+
+
+class RowIndex:
+    """What a run has to know of each row, in 37 bytes: image, version, part, state, and a hash of the carried values."""
+
+    def __init__(self, retry: str = "transient") -> None:
+        """Make an empty index; `retry` says which rejects are tried again: transient, all."""
+        self._retry = retry
+        self._rows = UriIndex(size=np.uint32, tag=np.uint64, part=np.int32, state=np.uint8, carried=np.uint32)
+        self.stale = 0
+        """The number of rows that are to be replaced."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, number: int, table: pa.Table, *, rejects: bool = False, seen: Mask | bool = False) -> Mask:
+        """Add the rows of a part; return a mask of the images that were not in the index before.
+
+        Args:
+            number: of the part.
+            table: its rows, with VERSION_COLUMNS and, for rejects, `passing`.
+            rejects: the part is in rejects/.
+            seen: rows whose images count as listed.
+        """
+        versions = Versions.of(table)
+        state = np.where(np.broadcast_to(seen, len(table)), _SEEN, 0).astype(np.uint8)
+        if rejects:
+            passing = np.asarray(whole(table["passing"]).fill_null(False))
+            state |= np.where(passing, _PASSING | _REJECT, _REJECT).astype(np.uint8)
+        parts = np.full(len(table), number, np.int32)
+        unknown = np.zeros(len(table), np.uint32)
+        return self._rows.add(
+            versions.keys, size=versions.sizes, tag=versions.tags, part=parts, state=state, carried=unknown
+        )
+
+    def mark_seen(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
+        """Mark listed images as seen; return for each whether it is NEW, DONE, STALE or a DUPLICATE of one seen before.
+
+        URIs must be unique within the batch. NEW images are not remembered here.
+        """
+        versions = Versions.of(batch, keys)
+        status = np.full(len(batch), NEW, np.uint8)
+        for columns, rows, positions in self._rows.lookup(versions.keys):
+            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
+            changed = changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
+            retried = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self._retry == "all"))
+            seen = state & _SEEN > 0
+            stale = (changed | retried) & ~seen  # `mark_changed` compares what a second row of an image says
+            status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
+            columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
+        self.stale += int(np.count_nonzero(status == STALE))
+        return status
+
+    def mark_changed(self, batch: pa.Table, keys: Keys) -> Mask:
+        """Compare images that were DONE again, as more is known of their versions; return which are STALE after all."""
+        versions = Versions.of(batch, keys)
+        changed = np.zeros(len(batch), bool)
+        for columns, rows, positions in self._rows.lookup(keys):
+            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
+            stale = (state & _STALE == 0) & changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
+            columns["state"][positions] |= np.where(stale, _STALE, 0).astype(np.uint8)
+            changed[rows] = stale
+        self.stale += int(np.count_nonzero(changed))
+        return changed
+
+    def mark_stale(self, uri: str) -> None:
+        """Mark the row of one URI as STALE."""
+        for columns, _, positions in self._rows.lookup(uri_keys(pa.array([uri]))):
+            columns["state"][positions] |= np.uint8(_STALE)
+            self.stale += len(positions)
+
+    def take_stale(self, keys: Keys) -> dict[str, KeysByPart]:
+        """Return the STALE rows of these images, by table and part. The caller removes them: they are not STALE any more."""
+        found: dict[str, dict[int, list[Keys]]] = {LABELS_LOG: {}, REJECTS_LOG: {}}
+        for columns, rows, positions in self._rows.lookup(keys):
+            stale = columns["state"][positions] & _STALE > 0
+            rows, positions = rows[stale], positions[stale]
+            parts, rejects = columns["part"][positions], columns["state"][positions] & _REJECT > 0
+            for name, in_table in ((LABELS_LOG, ~rejects), (REJECTS_LOG, rejects)):
+                for number in np.unique(parts[in_table]).tolist():
+                    found[name].setdefault(number, []).append(keys[rows[in_table & (parts == number)]])
+            columns["state"][positions] &= np.uint8(255 - _STALE)
+            self.stale -= len(rows)
+        return {name: {number: np.concatenate(keys) for number, keys in parts.items()} for name, parts in found.items()}
+
+    def unseen(self, name: str) -> KeysByPart:
+        """Return the rows of a table whose images are not listed, by part."""
+        wanted = _REJECT if name == REJECTS_LOG else 0
+        found: dict[int, list[Keys]] = {}
+        for columns, keys in self._rows.rows():
+            unseen = columns["state"] & (_SEEN | _REJECT) == wanted
+            parts = columns["part"][unseen]
+            for number in np.unique(parts).tolist():
+                found.setdefault(number, []).append(keys[unseen][parts == number])
+        return {number: np.concatenate(of_part) for number, of_part in found.items()}
+
+    def count_unseen(self) -> int:
+        """Return the number of rows whose images are not listed."""
+        return sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self._rows.columns("state"))
+
+    def are_rejects(self, keys: Keys) -> Mask:
+        """Return which of these images have their row in rejects/; True also for those without a row."""
+        rejects = np.ones(len(keys), bool)
+        for columns, rows, positions in self._rows.lookup(keys):
+            rejects[rows] = columns["state"][positions] & _REJECT > 0
+        return rejects
+
+    def set_carried(self, name: str, number: int, keys: Keys, hashes: npt.NDArray[np.uint32]) -> None:
+        """Set the hashes of the carried values of the rows that a part of a table holds."""
+        wanted = _REJECT if name == REJECTS_LOG else 0
+        for columns, rows, positions in self._rows.lookup(keys):
+            in_part = (columns["part"][positions] == number) & (columns["state"][positions] & _REJECT == wanted)
+            columns["carried"][positions[in_part]] = hashes[rows[in_part]]
+
+    def carried(self, keys: Keys, which: Mask) -> Iterator[tuple[Numbers, Numbers, Mask, npt.NDArray[np.uint32]]]:
+        """Yield, of the masked images that have a row: positions in `keys`, parts, whether in rejects/, hashes as set."""
+        for columns, rows, positions in self._rows.lookup(keys):
+            rows, positions = rows[which[rows]], positions[which[rows]]
+            rejects = columns["state"][positions] & _REJECT > 0
+            yield rows, columns["part"][positions].astype(np.int64), rejects, columns["carried"][positions]
