@@ -88,7 +88,7 @@ def _by_text(error: BaseException) -> ErrorClass:
 
 def _by_conflict(error: BaseException) -> ErrorClass:
     """Classify status 409: the object exists, or, on Azure, it is archived or may not be read anonymously."""
-    return Forbidden if _DENIED.search(str(error)) and "409" in str(error) else Exists
+    return Forbidden if re.search(f"<Code>({_DENIED_CODES})</Code>", str(error)) else Exists
 
 
 def _by_credentials(error: BaseException) -> ErrorClass:
