@@ -19,6 +19,7 @@ from imgbatch.storage.stores import Folder, Stores
 from tests.azurite import ACCOUNT, KEY, Azurite
 from tests.conftest import ROOT
 from tests.fake_gcs import TOKEN, FakeGcs
+from tests.moto_s3 import MotoServer
 
 
 def stores(environment: dict[str, str], **options: Any) -> Stores:
@@ -300,6 +301,18 @@ def test_an_endpoint_where_nobody_listens_is_unreachable_and_says_why() -> None:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(Unreachable, match=r"gs://images/x.*refused"):
             stores({"STORAGE_EMULATOR_HOST": f"127.0.0.1:{free.getsockname()[1]}"}).read("gs://images/x")
+
+
+# S3
+
+
+def test_objects_are_written_and_read_with_the_key_of_sse_c(moto: MotoServer) -> None:
+    closed = Folder(stores(moto.environment, SSECustomerKey="k" * 32), "s3://images/closed")
+    closed.create("x", b"secret")
+    assert closed.read("x") == b"secret"
+    tag = closed.read_tagged("x")[1]
+    closed.replace("x", b"again", tag)
+    assert closed.read("x") == b"again" and closed.names() == ["x"]
 
 
 # Options

@@ -182,7 +182,7 @@ def test_the_sums_on_the_page_about_clusters_are_right() -> None:
     assert done.attempted and not done.failed
 
 
-@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+@pytest.mark.parametrize("page", ["guarantees.md", "reliability.md", "security.md"])
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     tests: dict[str, str] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):

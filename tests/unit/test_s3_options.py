@@ -19,21 +19,33 @@ from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import BadPath, ConfigError
 from imgbatch.storage import s3 as storage
 from imgbatch.storage.s3_options import merged_options, obstore_options, style
-from imgbatch.storage.stores import Stores
+from imgbatch.storage.stores import Folder, Stores
 
 ROOT = Path(__file__).parents[2]
 REGION = {"region": "eu-central-1"}
 
 
 @contextmanager
-def answering(status: int) -> Iterator[str]:
-    """Run a server that answers each HEAD with a status, and with the region of the bucket, as S3 does; yield its URL."""
+def answering(status: int, received: list[tuple[str, dict[str, str]]] | None = None) -> Iterator[str]:
+    """Run a server that answers with a status and the region of the bucket, as S3 does; yield its URL.
+
+    Args:
+        received: takes the method and the headers of each request.
+    """
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if received is not None:
+                received.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
             self.send_response(status)
             self.send_header("x-amz-bucket-region", "ap-south-1")
+            self.send_header("ETag", '"e"')
+            self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
+            self.send_header("Content-Length", "0")
             self.end_headers()
+
+        do_GET = do_PUT = do_HEAD  # noqa: N815 - the names that http.server calls
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -107,6 +119,41 @@ def test_the_key_of_sse_c_is_32_bytes_or_these_in_base64(key: str) -> None:
     }  # fmt: skip
     with pytest.raises(ConfigError, match="32 bytes"):
         obstore_options({"SSECustomerKey": key[:-1]})
+
+
+CUSTOMER = "x-amz-server-side-encryption-customer-"
+
+
+@pytest.mark.parametrize(
+    "options, sent, methods",
+    [
+        ({"requester_pays": True}, {"x-amz-request-payer": "requester"}, {"GET", "PUT", "HEAD"}),
+        ({"ServerSideEncryption": "AES256"}, {"x-amz-server-side-encryption": "AES256"}, {"PUT"}),
+        (
+            {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "mine"}},
+            {"x-amz-server-side-encryption": "aws:kms", "x-amz-server-side-encryption-aws-kms-key-id": "mine"},
+            {"PUT"},
+        ),
+        (
+            {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32},
+            {f"{CUSTOMER}algorithm": "AES256", f"{CUSTOMER}key": base64.b64encode(b"k" * 32).decode()},
+            {"GET", "PUT", "HEAD"},
+        ),
+    ],
+)
+def test_the_headers_of_payment_and_encryption_are_sent(
+    options: dict[str, Any], sent: dict[str, str], methods: set[str]
+) -> None:
+    received: list[tuple[str, dict[str, str]]] = []
+    with answering(200, received) as endpoint:
+        environment = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": endpoint}
+        folder = Folder(Stores(StorageConfig(options=options, retries=0), environment), "s3://photos")
+        folder.put("x", b"1")
+        folder.read("x")
+        folder.exists("x")
+    assert [method for method, _ in received] == ["PUT", "GET", "HEAD"]
+    for method, headers in received:
+        assert (sent.items() <= headers.items()) == (method in methods), (method, headers)
 
 
 def test_an_arn_is_refused_with_what_to_write() -> None:
