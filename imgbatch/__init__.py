@@ -14,8 +14,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-# Arrow reads this once, when it is first imported. Its own allocator keeps what was freed, and the driver's memory
-# goes up in steps of 4 MB for as long as rows come (docs/LOG.md).
+# Arrow reads this once, when it is first imported. Its own allocator keeps freed memory, so that the driver's memory would
+# grow in steps of 4 MB as long as rows arrive (docs/LOG.md).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def classify(
     from imgbatch.pipeline import run
 
     path, keys = _options(config)
-    chosen = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit)
+    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit)
     with left_as_found():
-        return run.classify(chosen, StopRequest())
+        return run.classify(run_config, StopRequest())
 
 
 def train(
@@ -89,9 +89,9 @@ def train(
     from imgbatch.training import run
 
     path, keys = _options(config)
-    chosen = load_as(Training, path, **keys, input=_list(input), output=output, base=base, taxonomy=taxonomy)
+    run_config = load_as(Training, path, **keys, input=_list(input), output=output, base=base, taxonomy=taxonomy)
     with left_as_found():
-        return run.train(chosen, StopRequest())
+        return run.train(run_config, StopRequest())
 
 
 def evaluate(
@@ -124,10 +124,10 @@ def evaluate(
     from imgbatch.pipeline import evaluation_run
 
     path, keys = _options(config)
-    chosen = reading.load(path, **keys, input=_list(input), output=output, model=model)
+    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model)
     more: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
     with left_as_found():
-        return evaluation_run.evaluate(chosen, StopRequest(), **more)
+        return evaluation_run.evaluate(run_config, StopRequest(), **more)
 
 
 def verify(
@@ -138,26 +138,26 @@ def verify(
     seed: int | None = None,
     config: Options = None,
 ) -> VerificationSummary:
-    """Recount a finished output from its files, look for what is wrong with them, and label a sample again.
+    """Recount a finished output from its files, check the files, and label a sample again.
 
     Args:
         output: the output of `classify`.
-        sample: how many rows are labelled again and compared; None: none.
-        model: where the model lies now; None: where it lay then.
-        seed: of the sample; None: another one each time.
+        sample: number of rows that are labelled again and compared; None: none.
+        model: where the model is now; None: where it was then.
+        seed: of the sample; None: a random one.
         config: further options (docs/configuration.md).
 
     Raises:
-        OutputError: foreign files or parts lie in the output.
-        BooksError: rows are missing, duplicated or wrong.
+        OutputError: there are foreign files or parts in the output.
+        AuditError: rows are missing, duplicated or wrong.
         ImgbatchError: the checks could not be finished.
     """
     from imgbatch.config import reading
     from imgbatch.verification import run
 
     path, keys = _options(config)
-    chosen = reading.load(path, **keys, model=model)
-    return run.verify(output, chosen, sample=sample, model=model, seed=seed)
+    run_config = reading.load(path, **keys, model=model)
+    return run.verify(output, run_config, sample=sample, model=model, seed=seed)
 
 
 def _options(config: Options) -> tuple[str | None, dict[str, Any]]:

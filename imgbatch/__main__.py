@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 import imgbatch
+from imgbatch.errors import did_you_mean
 
 VERBS = {
     "classify": "label every image of a store with a CNN, and write the label tables back to it",
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
-    "verify": "recount a finished output from its files, and look for what is wrong with them",
+    "verify": "recount a finished output from its files, and check the files",
     "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",
 }
 
@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        sys.stderr.write(f"error: {f'unknown verb {verb!r}{hint}' if verb else 'no verb'}\n{usage()}")
+        problem = f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}" if verb else "no verb"
+        sys.stderr.write(f"error: {problem}\n{usage()}")
         return 2
     code: int = importlib.import_module(f"imgbatch.commands.{verb}").main(rest)
     return code

@@ -1,4 +1,4 @@
-"""Effects: what all jobs share on the command line: their common flags, where they print, and exit codes."""
+"""Effects: the parts that all commands share: common flags, output and exit codes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ exit codes:
   0  done, and the counts reconcile
   1  a bug: please report it with its traceback
   2  wrong flags, config, model or input
-  3  a store or the cluster refused, stayed away or was too small, or the output was changed meanwhile; run the same
-     command again
+  3  a store or the cluster refused, was unreachable or too small, or the output was changed during the run; run the
+     same command again
   4  more rejects than the budget allows
-  5  this output belongs to another fingerprint, or holds foreign parts
+  5  this output belongs to another fingerprint, or contains foreign parts
   6  the counts do not reconcile
   7  another live run is writing this output; run the same command again later
-  130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); the same command goes on where it ended
+  130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); run the same command again to resume
 """
 
 
 def parser(description: str, epilog: str = "", *, verb: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser with what every job has; from here on, stdout and stderr never raise.
+    """Return a parser with the flags of all commands; from here on, stdout and stderr never raise.
 
     Args:
-        verb: shown as `imgbatch VERB`, however the job was started; None: the name of the program.
+        verb: shown as `imgbatch VERB`, however the command was started; None: the name of the program.
     """
     make_streams_safe()
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=verb and f"imgbatch {verb}", description=description, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    common = made.add_argument_group("options of all jobs")  # after those of the job itself
+    common = parser.add_argument_group("options of all jobs")  # after those of the command itself
     common.add_argument(
         "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"
     )
@@ -57,16 +57,17 @@ def parser(description: str, epilog: str = "", *, verb: str | None = None) -> ar
     common.add_argument(
         "--version", action="version", version=f"imgbatch {imgbatch.__version__}", help="print the version and exit"
     )
-    return made
+    return parser
 
 
 class _SafeFile(io.FileIO):
-    """A file descriptor whose writes do not fail: where the reader is gone or the disk is full, the bytes are dropped."""
+    """A file descriptor whose writes do not fail: if the reader is gone or the disk is full, the bytes are dropped."""
 
     def write(self, data: Any, /) -> int:
-        """Write bytes; return how many were taken."""
+        """Write bytes; return the number of bytes written or dropped."""
         try:
-            while (written := super().write(data)) is None:  # a process that shares it has made it non-blocking
+            # None: another process that shares the descriptor made it non-blocking.
+            while (written := super().write(data)) is None:
                 select.select([], [self], [])
         except OSError:
             return memoryview(data).nbytes
@@ -76,8 +77,9 @@ class _SafeFile(io.FileIO):
 def make_streams_safe() -> None:
     """Replace stdout and stderr by streams that never raise, so that the exit code is always that of the run.
 
-    A closed stream leads to /dev/null: its number would be given to the next file, into which C libraries would then write
-    their messages. Characters that the encoding lacks are escaped. Streams that a caller has put in place are kept.
+    A closed stream is opened to /dev/null: otherwise the next file that is opened would get its number, and C libraries would
+    write their messages into that file. Characters that the encoding lacks are escaped. Streams that a caller has replaced
+    are kept.
     """
     free = [descriptor for descriptor in range(3) if _is_closed(descriptor)]
     for descriptor in free:
@@ -90,7 +92,7 @@ def make_streams_safe() -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None or stream is getattr(sys, f"__{name}__"):
-            if stream is None and descriptor not in free:  # another file has taken the number
+            if stream is None and descriptor not in free:  # another file has this number already
                 descriptor = os.open(os.devnull, os.O_WRONLY)
             setattr(sys, name, _safe_stream(descriptor, stream))
 
@@ -124,7 +126,7 @@ def config_keys(kind: type = Config) -> str:
 
 
 def run(body: Callable[[], int], *, quiet: bool = False) -> int:
-    """Run a job's body; say what went wrong in one line, and return the exit code that tells an orchestrator.
+    """Run a command's body; print an error as one line, and return the exit code.
 
     Args:
         quiet: log warnings and errors only, and show no progress.
@@ -133,10 +135,10 @@ def run(body: Callable[[], int], *, quiet: bool = False) -> int:
     try:
         return body()
     except ImgbatchError as error:
-        console.close()  # the last line on the screen is the error
+        console.close()  # so that the error is the last line on the screen
         print(f"error: {console.escape_control_characters(masked(str(error)))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:  # in a job that does not make a request of it
+    except KeyboardInterrupt:  # in a command that does not handle SIGINT itself
         console.close()
         print("error: stopped by signal 2", file=sys.stderr)
         return 130
@@ -145,22 +147,22 @@ def run(body: Callable[[], int], *, quiet: bool = False) -> int:
 
 
 def result(text: str) -> None:
-    """Print what a job has to say to stdout, after the progress line was removed from the terminal."""
+    """Print the result of a command to stdout, after the progress line was removed from the terminal."""
     console.close()
     print(text)
 
 
 def _own_stderr() -> TextIO:
-    """Return a second stream to stderr's file: while Ray starts, file descriptor 2 leads elsewhere."""
+    """Return a second stream to stderr's file, since file descriptor 2 is redirected while Ray starts."""
     try:
         descriptor = os.dup(sys.stderr.fileno())
-    except OSError:  # a caller has put a stream in place that is no file
+    except OSError:  # a caller has replaced it by a stream without a file
         return sys.stderr
     return _safe_stream(descriptor, sys.stderr)
 
 
-def arguments(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags, those of the process for None; argparse itself exits with 2 on wrong ones, as jobs do."""
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags; None: those of the process. For invalid ones argparse exits with 2, as commands do."""
     if argv is None:
         process.restart_in_utf8_mode()
-    return made.parse_args(argv)
+    return parser.parse_args(argv)

@@ -1,54 +1,56 @@
-"""Values: the errors of imgbatch: who has to act, and the exit code that says so to an orchestrator.
+"""Values: the errors of imgbatch, and the exit code of each, which says who has to act.
 
     ImgbatchError
     ├── UsageError        2   the flags, the config, the model or the input are wrong: change the command
     │   ├── ConfigError
     │   ├── InputError
     │   └── ModelError
-    ├── StoreError        3   a store refused or stayed away: mend the store or the rights, run again
+    ├── StoreError        3   a store refused or was unreachable: fix the store or the rights, run again
     │   ├── NotFound          no such object or bucket
     │   ├── Forbidden         no rights, or wrong credentials
-    │   ├── Unreachable       no answer, or an answer that was none (5xx, a cut connection)
-    │   ├── TimedOut          no answer in time
-    │   ├── Exists            a conditional creation found the name taken
+    │   ├── Unreachable       no answer, or none that can be used (5xx, a cut connection)
+    │   ├── TimedOut          no answer within the timeout
+    │   ├── Exists            a conditional creation found an object of this name
     │   ├── Conflict          a conditional replacement found another content
     │   ├── TooLarge          an object larger than `fetch.max_bytes`
     │   ├── Full              no space left, or a file system that is read-only
     │   └── BadPath           a name that the store's client cannot express
-    ├── ClusterError      3   Ray or its nodes refused, stayed away or are too small
+    ├── ClusterError      3   Ray or its nodes refused, were unreachable or are too small
     ├── BudgetError       4   more rejects than the budget allows
-    ├── OutputChangedError 3  another run took over, or files of the output were deleted meanwhile: run again
-    ├── OutputError       5   the output belongs to another fingerprint, or holds foreign parts
-    ├── BooksError        6   the counts do not reconcile
+    ├── OutputChangedError 3  another run took over, or files of the output were deleted during the run: run again
+    ├── OutputError       5   the output belongs to another fingerprint, or contains foreign parts
+    ├── AuditError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
-    └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); what had reached the driver is committed
+    └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); rows that had reached the driver are committed
 
-Whatever else leaves a job is a bug (exit code 1) and keeps its traceback.
+Any other exception is a bug (exit code 1) and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
 class ImgbatchError(Exception):
-    """Something that the user, not the programmer, can act on. The message names the thing, the value and the remedy."""
+    """An error that the user can act on. The message names the thing, the value and the remedy."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(ImgbatchError):
-    """The command has to change before it can work."""
+    """The command has to be changed."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A flag or a config key is unknown or has a value that cannot be used."""
+    """A flag or a config key is unknown or has an invalid value."""
 
 
 class InputError(UsageError):
-    """The input names nothing that can be classified, or cannot be read as what it says it is."""
+    """The input names nothing that can be classified, or is not in the format that it claims."""
 
 
 class ModelError(UsageError):
@@ -56,12 +58,12 @@ class ModelError(UsageError):
 
 
 class StoreError(ImgbatchError):
-    """A store refused, or did not answer. `reason` is what a reject row says of it."""
+    """A store refused, or did not answer. `reason` is the value of that column in a reject's row."""
 
     exit_code = 3
     reason: ClassVar[str] = "unreachable"
     attempts: int = 1
-    """How often the request was made before it was given up."""
+    """Number of requests that were made."""
 
 
 class NotFound(StoreError):
@@ -71,25 +73,25 @@ class NotFound(StoreError):
 
 
 class Forbidden(StoreError):
-    """The store knows who asks and says no, or does not know who asks."""
+    """The store denied access, or did not accept the credentials."""
 
     reason = "forbidden"
 
 
 class Unreachable(StoreError):
-    """The store gave no answer, or one that means nothing."""
+    """The store gave no answer, or none that can be used."""
 
     reason = "unreachable"
 
 
 class TimedOut(StoreError):
-    """The store gave no answer within the time allowed."""
+    """The store gave no answer within the timeout."""
 
     reason = "timeout"
 
 
 class Exists(StoreError):
-    """A conditional creation found the name taken."""
+    """A conditional creation found that an object of this name exists."""
 
 
 class Conflict(StoreError):
@@ -99,13 +101,13 @@ class Conflict(StoreError):
 
 
 class TooLarge(StoreError):
-    """The object is larger than may be read."""
+    """The object is larger than `fetch.max_bytes`."""
 
     reason = "too_large"
 
 
 class Full(StoreError):
-    """Nothing more can be written there."""
+    """No space is left, or the file system is read-only."""
 
 
 class BadPath(StoreError):
@@ -115,13 +117,13 @@ class BadPath(StoreError):
 
 
 class ClusterError(ImgbatchError):
-    """Ray refused, stayed away, or has less than the run asks for."""
+    """Ray refused, was unreachable, or has fewer resources than the run requests."""
 
     exit_code = 3
 
 
 class OutputChangedError(ImgbatchError):
-    """The output was changed under this run: another run took over, or files of it were deleted."""
+    """The output was changed during this run: another run took over, or files were deleted."""
 
     exit_code = 3
 
@@ -138,10 +140,14 @@ class OutputError(ImgbatchError):
     exit_code = 5
 
 
-class BooksError(ImgbatchError):
-    """An image is in no row, or in more than one."""
+class AuditError(ImgbatchError):
+    """The counts do not reconcile: an image is in no row, or in more than one; or rows are wrong."""
 
     exit_code = 6
+
+
+BooksError = AuditError
+"""The former name."""
 
 
 class OutputBusyError(ImgbatchError):
@@ -151,14 +157,33 @@ class OutputBusyError(ImgbatchError):
 
 
 class Interrupted(ImgbatchError):
-    """A signal asked the run to stop; it did so in order, or was given up after `timeout_s` seconds."""
+    """A signal stopped the run: in order, or by force after `timeout_s` seconds."""
 
     def __init__(self, signum: int, timeout_s: float | None = None) -> None:
         late = "" if timeout_s is None else f", and could not end in order within {timeout_s:g} s (run.stop_timeout_s)"
-        super().__init__(f"stopped by signal {signum}{late}; the same command goes on where this run ended")
+        super().__init__(f"stopped by signal {signum}{late}; run the same command again to resume")
         self.signum = signum
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
         """128 + the signal's number, as shells count."""
         return 128 + self.signum
+
+
+def closest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the candidate that is most similar to a name, None if none is similar.
+
+    Args:
+        cutoff: minimum similarity, from 0 to 1 (`difflib.get_close_matches`).
+    """
+    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the end of an error message that suggests the closest candidate; an empty text if none is similar.
+
+    >>> did_you_mean("resnet5O", ["resnet50", "vgg11"])
+    "; did you mean 'resnet50'?"
+    """
+    match = closest(name, candidates, cutoff=cutoff)
+    return f"; did you mean {match!r}?" if match is not None else ""

@@ -1,4 +1,4 @@
-"""Values: why an image has no label: the closed list of reasons, which of them may pass, and how many a run may have."""
+"""Values: rejects: the closed list of reasons why an image has no label, and which of them are transient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STORE_MAY_ANSWER_LATER = {"vanished", "changed", "forbidden", "unreachable", "t
 
 
 def is_passing(stage: str, reason: str) -> bool:
-    """Return whether a later run may succeed with the same bytes.
+    """Return whether the reason is transient: a later run may succeed with the same bytes.
 
     >>> is_passing("fetch", "timeout"), is_passing("decode", "timeout"), is_passing("decode", "out_of_memory")
     (True, False, True)
@@ -44,11 +44,11 @@ Example = tuple[str, str]
 
 
 def note_examples(examples: dict[str, Example], rejects: pa.Table) -> None:
-    """Keep the URI and message of the first reject of each reason; of the others nothing is made into Python objects.
+    """Keep the URI and message of the first reject of each reason. No Python objects are made for the others.
 
     Args:
-        examples: is added to.
-        rejects: has the columns `reason`, `uri` and `message`.
+        examples: by reason; new reasons are added.
+        rejects: with the columns `reason`, `uri` and `message`.
     """
     reasons = rejects["reason"]
     for reason in pc.unique(reasons).to_pylist():

@@ -1,23 +1,22 @@
 """Values: the columns of every table that imgbatch reads or writes: names and Arrow types, written once.
 
-`LISTING` is what a source finds, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
+`LISTING` is the result of a source, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
 travel beside them under the prefix `input_`.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION = 1
-"""Stands in the footer of every part. A part with a higher number is refused: it may mean something else."""
+"""The version in the footer of every part. A part with a higher one is refused: its columns may have another meaning."""
 
 CARRIED = "input_"
-"""Prefix of the columns that travel from a manifest into both tables."""
+"""Prefix of the columns that are copied from a manifest into both tables."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -30,11 +29,11 @@ _RUN = [pa.field("run_id", pa.string(), nullable=False), pa.field("model", pa.st
 
 URI = pa.field("uri", pa.string(), nullable=False)
 INDEX = pa.field("index", pa.int64(), nullable=False)
-"""The image's number in the listing of this run; it never leaves the run."""
+"""The image's number in the listing of this run; it is in no table."""
 
 LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
-"""What a source finds. `container`: PARQUET for a row of such a file, TAR for a tar in place of its members, whose names
-only reading it tells; null for an object of its own."""
+"""The images of a source. `container`: PARQUET for a row of a Parquet file; TAR for a tar in place of its members, whose names
+are not known before it is read; null for an object."""
 
 PARQUET, TAR = "parquet", "tar"
 
@@ -54,9 +53,9 @@ _ANSWER = [
     pa.field("height", pa.int32()),
 ]
 EMBEDDING = "embedding"
-"""The column of labels/ that is there with `output.embeddings=true`: a fixed-size list of float16."""
+"""The column of labels/ with `output.embeddings=true`: a fixed-size list of float16."""
 CONTENT_HASH = "content_hash"
-"""The column of labels/ that is there with `output.content_hash=true`: see `seen.content_hash`."""
+"""The column of labels/ with `output.content_hash=true`: see `training_images.content_hash`."""
 
 _REFUSAL = [
     pa.field("stage", pa.string()),
@@ -74,12 +73,15 @@ _PLACE = [
     pa.field("previous_offset", pa.int64()),
     pa.field("resume_offset", pa.int64()),
 ]
-"""Of a member of a tar: where it begins, where the one before it does, and where a reader that comes again may start."""
+"""The place of a tar's member: its offset, that of the member before it, and an offset at which reading can resume."""
 
 _HASH = pa.field(CONTENT_HASH, pa.uint64())
 RESULTS = pa.schema([INDEX, URI, *_ANSWER, _HASH, *_REFUSAL, *_OBJECT, *_PLACE])
-"""What travels from the actors to the driver: a row an image, `reason` null where it has a label; the hash is null unless it
-was asked for."""
+"""What workers send to the driver: one row per image. `reason` is null where the image has a label; the hash is null unless
+it was requested."""
+
+EVENT = pa.field("event", pa.string())
+"""The last column of blocks that workers send: null in rows of images (see `inference.messages`). No table has it."""
 
 PLACE_COLUMNS = [field.name for field in _PLACE]
 
@@ -91,12 +93,12 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
     """Return the schema of labels/ with these columns, in the table's own order; all columns where none are named.
 
     Args:
-        columns: what is wanted beside the image and its version, which the ledger needs.
-        features: how many numbers an embedding has; None: there is no such column.
-        hashed: there is a column CONTENT_HASH.
+        columns: columns in addition to those of the image and its version, which the ledger needs.
+        features: size of an embedding; None: there is no such column.
+        hashed: whether there is a column CONTENT_HASH.
 
     Raises:
-        ConfigError: there is no column of that name.
+        ConfigError: there is no such column.
 
     >>> labels_with(["score", "label"]).names
     ['uri', 'label', 'score', 'size', 'etag', 'last_modified']
@@ -106,28 +108,27 @@ def labels_with(columns: Sequence[str] = (), features: int | None = None, *, has
         fields.insert(LABELS.get_field_index("width"), pa.field(EMBEDDING, pa.list_(pa.float16(), features)))
     if hashed:
         fields.insert([field.name for field in fields].index("size"), _HASH)
-    known = [field.name for field in fields]
+    names = [field.name for field in fields]
     for name in columns:
-        if name not in known and not name.startswith(CARRIED):
-            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_nearest(name, known)}")
-    wanted = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*known}
-    return pa.schema([field for field in fields if field.name in wanted or field.name in LISTING.names])
+        if name not in names and not name.startswith(CARRIED):
+            raise ConfigError(f"output.columns: labels/ has no column {name!r}{_column_hint(name, names)}")
+    included = {*columns, EMBEDDING, CONTENT_HASH} if columns else {*names}
+    return pa.schema([field for field in fields if field.name in included or field.name in LISTING.names])
 
 
 def require_carried(columns: Sequence[str], carried: pa.Schema) -> None:
-    """Raise ConfigError if a column `input_…` is asked for that no input has."""
+    """Raise ConfigError if a column `input_…` is requested that no input has."""
     for name in columns:
         if name.startswith(CARRIED) and name not in carried.names:
-            raise ConfigError(f"output.columns: no input carries {name!r}{_nearest(name, carried.names)}")
+            raise ConfigError(f"output.columns: no input carries {name!r}{_column_hint(name, carried.names)}")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+def _column_hint(name: str, columns: Sequence[str]) -> str:
+    return did_you_mean(name, columns) or f"; there are: {', '.join(columns)}"
 
 
-def whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array; of a single chunk without a copy."""
+def single_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; a single chunk is not copied."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     if column.num_chunks == 1:
@@ -146,6 +147,6 @@ def with_carried(schema: pa.Schema, carried: pa.Schema) -> pa.Schema:
 
 
 def carried_fields(schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Schema:
-    """Return the fields of `schema` that were carried along from the input; with `columns`, those among them."""
+    """Return the fields of `schema` that were copied from the input; with `columns`, only these."""
     carried = [field for field in schema if field.name.startswith(CARRIED)]
     return pa.schema([field for field in carried if not columns or field.name in columns])

@@ -1,4 +1,4 @@
-"""Values: sets of URIs that cost tens of bytes each: 128-bit keys in sorted numpy arrays, never a Python object an image."""
+"""Values: sets of URIs in tens of bytes each: 128-bit keys in sorted numpy arrays, without a Python object per image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 Keys = npt.NDArray[np.uint64]
 """Shape (n, 2): two independent 64-bit hashes of each URI."""
 
-# Drawn anew in every process, so that nobody can prepare URIs that collide. Keys are never stored.
+# Random in every process, so that an attacker cannot prepare URIs that collide. Keys are never stored.
 _SEEDS = (np.uint64(secrets.randbits(64) | 1), np.uint64(secrets.randbits(64) | 1))
-_MOST_ROWS_OF_A_RUN = 1 << 18
+_MAX_ROWS_OF_A_RUN = 1 << 18
 
 
 def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[np.uint64]:
@@ -28,7 +28,7 @@ def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[n
     count = len(values)
     offsets = np.frombuffer(values.buffers()[1], np.int64, count + 1, values.offset * 8)
     data = values.buffers()[2]
-    # Words are read past the end of the last string; zeros stand there.
+    # Words are read beyond the end of the last string: eight zeros follow it.
     raw = np.zeros(offsets[-1] - offsets[0] + 8, np.uint8)
     if data is not None and len(data):
         raw[:-8] = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
@@ -58,7 +58,7 @@ def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def uri_keys(uris: pa.Array) -> Keys:
-    """Return the keys of URIs. They are equal for equal URIs within a process, and only there.
+    """Return the keys of URIs. Equal URIs have equal keys in one process; other processes have other keys.
 
     Two different URIs among a billion share a key with a probability of about 1e-21.
     """
@@ -79,15 +79,15 @@ def first_of_each(keys: Keys) -> npt.NDArray[np.bool_]:
 
 
 class _Run:
-    """Keys sorted by their first half, and what is known of each."""
+    """Keys sorted by their first half, with their columns."""
 
     def __init__(self, keys: Keys, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         order = np.argsort(keys[:, 0], kind="stable")
         self.high, self.low = keys[order, 0], keys[order, 1]
         self.columns = {name: column[order] for name, column in columns.items()}
 
-    def absorb(self, other: _Run) -> None:
-        """Take over another run's keys: array by array, so that no more than one of them is there twice."""
+    def merge(self, other: _Run) -> None:
+        """Add the keys of another run. Array by array, so that only one of them needs memory twice at a time."""
         self.high = np.concatenate([self.high, other.high])
         order = np.argsort(self.high, kind="stable")
         self.high = self.high[order]
@@ -95,27 +95,27 @@ class _Run:
         self.columns = {name: np.concatenate([mine, other.columns[name]])[order] for name, mine in self.columns.items()}
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Return the position of each key, -1 where it is not here."""
-        positions = np.searchsorted(self.high, keys[:, 0])
-        found = np.full(len(keys), -1, np.int64)
+        """Return the position of each key, -1 if it is not in the run."""
+        candidates = np.searchsorted(self.high, keys[:, 0])
+        positions = np.full(len(keys), -1, np.int64)
         left = np.arange(len(keys))
         while len(left):  # more than once only where two keys share a first half
-            at = positions[left]
+            at = candidates[left]
             alike = at < len(self.high)
             alike[alike] = self.high[at[alike]] == keys[left[alike], 0]
             left, at = left[alike], at[alike]
             same = self.low[at] == keys[left, 1]
-            found[left[same]] = at[same]
+            positions[left[same]] = at[same]
             left = left[~same]
-            positions[left] += 1
-        return found
+            candidates[left] += 1
+        return positions
 
 
 class UriIndex:
-    """A growing set of URI keys with columns beside them, in 16 bytes a key and the width of the columns.
+    """A growing set of URI keys with columns, in 16 bytes per key and the width of the columns.
 
-    Kept as sorted runs that are merged when they are alike in size, up to a quarter of a million rows, so that merging
-    needs little memory beside them.
+    It consists of sorted runs. Runs of similar size are merged up to a quarter of a million rows, so that merging needs
+    little additional memory.
     """
 
     def __init__(self, **columns: npt.DTypeLike) -> None:
@@ -126,7 +126,7 @@ class UriIndex:
         return sum(len(run.high) for run in self._runs)
 
     def add(self, keys: Keys, **columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Add the keys that are not there yet; return a mask of those (of equal ones the first)."""
+        """Add the keys that are not in the set; return a mask of them (of equal keys the first)."""
         new = first_of_each(keys)
         new &= ~self.contains(keys)
         if new.any():
@@ -136,23 +136,23 @@ class UriIndex:
         return new
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Return a mask of the keys that are here."""
-        found = np.zeros(len(keys), bool)
+        """Return a mask of the keys that are in the set."""
+        mask = np.zeros(len(keys), bool)
         for _, rows, _ in self.lookup(keys):
-            found[rows] = True
-        return found
+            mask[rows] = True
+        return mask
 
     def lookup(
         self, keys: Keys
     ) -> Iterator[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield (columns, rows, positions): `columns[name][positions]` belongs to `keys[rows]`, and may be written."""
-        order = np.argsort(keys[:, 0])  # searching in order stays in the processor's cache
+        order = np.argsort(keys[:, 0])  # an ordered search is faster: it stays in the processor's cache
         ordered = keys[order]
         for run in self._runs:
             positions = run.find(ordered)
-            found = np.flatnonzero(positions >= 0)
-            if len(found):
-                yield run.columns, order[found], positions[found]
+            matches = np.flatnonzero(positions >= 0)
+            if len(matches):
+                yield run.columns, order[matches], positions[matches]
 
     def columns(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """Yield one column, run by run."""
@@ -167,7 +167,7 @@ class UriIndex:
     def _merge(self) -> None:
         while len(self._runs) > 1:
             older, newer = self._runs[-2], self._runs[-1]
-            if len(older.high) > 2 * len(newer.high) or len(older.high) + len(newer.high) > _MOST_ROWS_OF_A_RUN:
+            if len(older.high) > 2 * len(newer.high) or len(older.high) + len(newer.high) > _MAX_ROWS_OF_A_RUN:
                 return
-            older.absorb(newer)
+            older.merge(newer)
             del self._runs[-1]

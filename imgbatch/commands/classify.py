@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
         "Label every image of a store with a CNN, and write the label tables back to it.\n"
-        "The same command goes on where an earlier run was stopped, and labels what is new since.",
+        "Run the same command again to resume a run that was stopped, or to label images that are new.",
         f"examples:\n"
         f"  imgbatch classify --input s3://bucket/photos --output s3://bucket/labels\n"
         f"  imgbatch classify --input 'photos/*.jpg' --input list.csv --output out --model ./my-model --set top_k=3\n\n"
@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def classify(flags: Any) -> int:
-    """Run the job, or say what it would do."""
+    """Run the job; with --dry-run only print what it would do."""
     with signals.handle_signals() as stop:
-        chosen = reading.load(
+        config = reading.load(
             flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
         )
-        stop.timeout_s = chosen.run.stop_timeout_s
-        cli.result(run.dry_run(chosen) if flags.dry_run else str(run.classify(chosen, stop)))
+        stop.timeout_s = config.run.stop_timeout_s
+        cli.result(run.dry_run(config) if flags.dry_run else str(run.classify(config, stop)))
     return 0

@@ -1,4 +1,4 @@
-"""Effects: run the main job on the photos that ship in scikit-image and scikit-learn, offline, and print what it says.
+"""Effects: `imgbatch demo`: label the photos that ship in scikit-image and scikit-learn, offline, and print the labels.
 
 make demo    # or: python -m jobs.demo --quiet
 """
@@ -48,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def photos() -> list[Path]:
-    """Return the photos, found without importing the packages that ship them."""
-    found = []
+    """Return the paths of the photos, without importing the packages that ship them."""
+    paths = []
     for package, names in PHOTOS.items():
         spec = find_spec(package)
         assert spec is not None and spec.submodule_search_locations, f"{package} is not installed: use `make demo`"
-        found += [Path(spec.submodule_search_locations[0], name) for name in names]
-    return found
+        paths += [Path(spec.submodule_search_locations[0], name) for name in names]
+    return paths
 
 
 def show(output: Path) -> None:
-    """Print answer, label and score of each row, and where the tables lie."""
+    """Print answer, label and score of each row, and the paths of the tables."""
     table = Table("image", "answer", "label", "score", "next best")
     columns = ["uri", "answer", "label", "score", "top_k"]
     for row in pq.read_table(output / "labels", columns=columns).sort_by("uri").to_pylist():

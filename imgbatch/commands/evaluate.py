@@ -1,4 +1,4 @@
-"""Effects: `imgbatch evaluate`: how good are a model's labels?"""
+"""Effects: `imgbatch evaluate`: measure how good a model's labels are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imgbatch.pipeline import evaluation_run
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
-        "Label images whose class is known, and say how good the labels are: metrics.json, predictions.parquet and\n"
+        "Label images whose class is known, and measure how good the labels are: metrics.json, predictions.parquet and\n"
         "evaluation.html. The class is the column label of a manifest or Parquet file, a tar's .cls, or else the folder\n"
         "that holds the image.",
         f"examples:\n"
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: Any) -> int:
     """Run the job."""
     with signals.handle_signals() as stop:
-        chosen = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
-        stop.timeout_s = chosen.run.stop_timeout_s
+        config = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+        stop.timeout_s = config.run.stop_timeout_s
         more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
-        cli.result(str(evaluation_run.evaluate(chosen, stop, **more)))
+        cli.result(str(evaluation_run.evaluate(config, stop, **more)))
     return 0

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
         "Train a model on labelled images and write a model directory that classify.py and timm open.\n"
-        "The same command goes on where an earlier run was stopped.",
+        "Run the same command again to resume a run that was stopped.",
         f"examples:\n"
         f"  imgbatch train --input photos-by-class --output my-model\n"
         f"  imgbatch train --input list.csv --output s3://bucket/models/v1 --taxonomy tree.csv --set train.method=finetune\n\n"
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(flags: Any) -> int:
-    """Run the job, or show what it understands of the inputs."""
+    """Run the job; with --dry-run only print the classes and splits of the inputs."""
     with signals.handle_signals() as stop:
-        chosen = load_as(
+        config = load_as(
             Training, flags.config, flags.settings,
             input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
         )  # fmt: skip
-        stop.timeout_s = chosen.run.stop_timeout_s
-        cli.result(run.dry_run(chosen) if flags.dry_run else str(run.train(chosen, stop)))
+        stop.timeout_s = config.run.stop_timeout_s
+        cli.result(run.dry_run(config) if flags.dry_run else str(run.train(config, stop)))
     return 0

@@ -16,7 +16,7 @@ exit codes:
   1  a bug: please report it with its traceback
   2  wrong flags, no finished output, or not the model of this output
   3  a store, or a process on this machine, failed; run the same command again
-  5  foreign files or parts of another fingerprint lie in labels/ or rejects/, or a part is damaged
+  5  foreign files or parts of another fingerprint are in labels/ or rejects/, or a part is damaged
   6  the counts do not reconcile, values are missing or wrong, a table is not sealed, or labels of the sample are wrong
   130, 143  stopped by SIGINT or SIGTERM
 """
@@ -25,19 +25,22 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
-        "Recount a finished output from its files: each listed image in exactly one row of labels or rejects, no image\n"
-        "twice, and the sums as _SUCCESS has them. Looks in the files for parts of another fingerprint, missing and\n"
-        "impossible values, files that are no parts, and missing seals. Reads the tables and the listing; writes nothing.\n"
-        "With --sample, images are fetched and labelled again on this machine, and compared with their rows.",
+        "Recount a finished output from its files: each listed image is in exactly one row of labels or\n"
+        "rejects, no image is there twice, and the counts are those of _SUCCESS. Checks the files for parts of\n"
+        "another fingerprint, missing and impossible values, foreign files, and missing seals. Reads the tables and\n"
+        "the listing; writes nothing. With --sample, images are fetched and labelled again on this machine, and\n"
+        "compared with their rows.",
         _CODES,
         verb="verify",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="what classify.py was given as --output")
+    parser.add_argument("output", metavar="OUTPUT", help="the --output of classify.py")
     parser.add_argument("--sample", type=int, metavar="N", help="label N rows of labels/, drawn at random, again")
     parser.add_argument(
-        "--model", metavar="NAME_OR_URI", help="where the model of this output lies now; unset: where it lay then"
+        "--model", metavar="NAME_OR_URI", help="where the model of this output is now; unset: where it was then"
     )
-    parser.add_argument("--seed", type=int, metavar="S", help="draw the same sample again; unset: another each time")
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="seed of the sample, to draw the same one again; unset: random"
+    )
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: verify(flags), quiet=flags.quiet)
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(flags: Any) -> int:
     """Run the checks."""
     with signals.handle_signals():
-        settings = reading.load(flags.config, flags.settings, model=flags.model)
+        config = reading.load(flags.config, flags.settings, model=flags.model)
         more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
-        cli.result(str(run.verify(flags.output, settings, **more)))
+        cli.result(str(run.verify(flags.output, config, **more)))
     return 0

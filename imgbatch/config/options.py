@@ -8,7 +8,6 @@ documentation are derived from it:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import types
 import typing
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 
 Positive = Gt(0)
 Fraction = Interval(ge=0, le=1)
@@ -98,9 +97,9 @@ def _require(key: str, hint: Any, value: Any) -> None:
     elif typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            close = difflib.get_close_matches(str(value), choices, n=1)
-            suggestion = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{key}={value!r}: must be one of {', '.join(choices)}{suggestion}")
+            raise ConfigError(
+                f"{key}={value!r}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+            )
     elif typing.get_origin(hint) is typing.Annotated:
         for bound in hint.__metadata__:
             _require_bound(key, bound, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import tomllib
 import types
@@ -14,7 +13,7 @@ from typing import Any
 
 from imgbatch.config.options import fields_of, hints_of, iter_options
 from imgbatch.config.sections import Config
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +114,12 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str, keys: Sequence[str]
     hints, entries = hints_of(kind), {entry.name: entry for entry in fields_of(kind)}
     for key in tree:
         if key not in hints:
-            close = difflib.get_close_matches(prefix + key, keys, n=1) or difflib.get_close_matches(key, hints, n=1)
-            suggestion = f"did you mean {close[0]!r}?" if close else f"the keys are: {', '.join(sorted(hints))}"
-            raise ConfigError(f"unknown config key {prefix + key!r}; {suggestion}")
+            hint = (
+                did_you_mean(prefix + key, keys)
+                or did_you_mean(key, hints)
+                or f"; the keys are: {', '.join(sorted(hints))}"
+            )
+            raise ConfigError(f"unknown config key {prefix + key!r}{hint}")
     values = {}
     for key, value in tree.items():
         new_values = entries[key].metadata.get("former_values", {})

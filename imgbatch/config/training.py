@@ -131,7 +131,7 @@ class Training(Section):
         return Config.public(self)  # type: ignore[arg-type]
 
     def shared(self) -> Config:
-        """Return the sections that the operators of classification need, without secrets."""
+        """Return the sections that training shares with the main job, for `WorkerConfig.of`."""
         return Config(
             source=self.source, fetch=self.fetch, decode=self.decode, rejects=self.rejects, cluster=self.cluster,
             output=OutputConfig(content_hash=True),  # the model directory records its training images

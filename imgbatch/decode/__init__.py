@@ -1,7 +1,7 @@
-"""Values: bytes of an image file become RGB pixels, or a reject that says why not.
+"""Values: decode the bytes of an image file to RGB pixels, or reject them with a reason.
 
-The bytes alone decide the type; names play no part. JPEG goes through libjpeg-turbo (simplejpeg), DICOM through pydicom,
-everything else through Pillow, each its first frame or page only. What the file holds becomes 8-bit RGB like this:
+The type is detected from the bytes alone, never from the name. JPEG is decoded by libjpeg-turbo (simplejpeg), DICOM by
+pydicom, everything else by Pillow; only the first frame or page. The values in the file are converted to 8-bit RGB:
 
     in the file                     becomes
     ------------------------------  -----------------------------------------------------------
@@ -9,15 +9,15 @@ everything else through Pillow, each its first frame or page only. What the file
     RGB, 9 to 16 bits               its full range to 8 bits: the upper 8 of 16, as Pillow reads it
     grey, 8 bits                    R = G = B
     grey, 9 to 16 bits              value / 257 of 16 bits, rounded: the full range, whatever the picture uses of it
-    grey, 32-bit integer or float   the picture's own least..greatest to 0..255; constant and NaN are 0
+    grey, 32-bit integer or float   the picture's own minimum..maximum to 0..255; constant and NaN are 0
     1 bit                           0 and 255
     palette                         its colours
     alpha, or a transparent colour  dropped, as `Image.convert("RGB")` does and timm's training with it
-    CMYK, YCCK                      Pillow's conversion; inks in a JPEG are inverted, as Adobe writes them, marked so or not
+    CMYK, YCCK                      Pillow's conversion; inks in a JPEG are inverted, as Adobe writes them (marked or not)
     a colour profile                ignored, as timm's and torchvision's training does
     DICOM                           see `dicom`
 
-The orientation in the EXIF data (HEIC: in the container) is applied; EXIF data that makes no sense counts as upright.
+The orientation in the EXIF data (HEIC: in the container) is applied; invalid EXIF data counts as upright.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from __future__ import annotations
 import importlib
 
 from imgbatch.decode import jpeg, pillow
-from imgbatch.decode.error_mapping import refusal
+from imgbatch.decode.error_mapping import to_rejected
 from imgbatch.decode.formats import sniff
-from imgbatch.decode.other_kinds import what_it_is
+from imgbatch.decode.other_kinds import describe_content
 from imgbatch.decode.picture import Picture, Pixels, Rejected, upright
 
 __all__ = ["Picture", "Pixels", "Rejected", "decode", "sniff"]
@@ -40,27 +40,27 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
     """Decode an image file. May be called from several threads; the decoders release the GIL.
 
     Args:
-        max_pixels: a picture with more is refused from its header, before memory is taken for it.
-        short_side: what the caller will shrink the shorter side to. A JPEG may then be decoded at 1/2, 1/4 or 1/8, as
-            long as twice that side is left, so that the caller's own filter does the shrinking that can be seen.
+        max_pixels: a picture with more is rejected from its header, before memory is allocated for it.
+        short_side: the length to which the caller will reduce the shorter side. A JPEG may then be decoded at 1/2, 1/4 or
+            1/8, but to no less than twice that length, so that the visible reduction is done by the caller's filter.
 
     Raises:
-        Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. Whatever the bytes,
-            nothing else is raised.
+        Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. No other
+            exception is raised, whatever the bytes are.
     """
     if not data:
         raise Rejected("empty", "the object has no bytes")
     kind = sniff(data)
     if kind is None:
-        raise Rejected("not_an_image", what_it_is(data))
+        raise Rejected("not_an_image", describe_content(data))
     if kind not in _READ:
         raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READ)}")
-    pillow.hush()
+    pillow.ignore_warnings()
     try:
         if kind == "jpeg":
             return jpeg.decode(data, max_pixels, short_side)
         if kind in _EXTRAS:
-            _need(kind)
+            _require_extra(kind)
         if kind == "dicom":
             from imgbatch.decode import dicom
 
@@ -71,11 +71,11 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
     except Rejected:
         raise
     except Exception as error:
-        raise refusal(data, kind, error) from error
+        raise to_rejected(data, kind, error) from error
 
 
-def _need(kind: str) -> None:
-    """Import what reads a kind, when the first of it comes."""
+def _require_extra(kind: str) -> None:
+    """Import the module that reads a kind, when the first image of it is decoded."""
     try:
         importlib.import_module(f"imgbatch.decode.{kind}")
     except ImportError as error:

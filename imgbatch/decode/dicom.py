@@ -1,8 +1,8 @@
 """Values: DICOM: the first frame, as a viewer shows it. pydicom comes with the extra `dicom`.
 
-The values of a grey picture go through three steps (DICOM PS3.3, C.11.1 and C.11.2), each where the file has it: the modality's
-table, or slope and intercept; the first table of interest, else the first window; MONOCHROME1 turned over. Without
-table and window, 8 bits stay what they are, and others go from the picture's own least..greatest value to 0..255.
+The values of a grey picture go through three steps (DICOM PS3.3, C.11.1 and C.11.2), each if the file has it: the modality's
+table, or slope and intercept; the first VOI table, else the first window; inversion of MONOCHROME1. Without table and window,
+8 bits are kept, and others are mapped from the picture's own minimum..maximum to 0..255.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from imgbatch.decode.to_rgb import in_strips, scaled, stretch, to_grey
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 _PREAMBLE, _UNDEFINED = 132, 0xFFFFFFFF
-_MOST_ELEMENTS = 50_000  # outside sequences; each takes some microseconds
+_MAX_ELEMENTS = 50_000  # outside sequences; each takes some microseconds
 _PIXELS = [Tag(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")]
-# Nothing else is kept of what a file may hold.
+# All other elements of a file are skipped.
 _ELEMENTS = _PIXELS + [
     Tag(name)
     for name in (
@@ -51,7 +51,7 @@ def read(data: bytes, max_pixels: int) -> Pixels:
     """Return the first frame (H, W, 3).
 
     Raises:
-        Rejected: too_large, unsupported, truncated or corrupt; what pydicom raises is the caller's to translate.
+        Rejected: too_large, unsupported, truncated or corrupt; exceptions of pydicom are translated by the caller.
     """
     dataset = _dataset(data)
     _check(dataset, max_pixels)
@@ -61,41 +61,41 @@ def read(data: bytes, max_pixels: int) -> Pixels:
         grey = _grey(stored, dataset)
         return to_grey(255 - grey if photometric == "MONOCHROME1" else grey)
     if photometric == "PALETTE COLOR":
-        return in_strips(stored, lambda few: scaled(apply_color_lut(few, dataset)[..., :3]))
-    return in_strips(stored, lambda few: scaled(few, dataset.BitsStored))
+        return in_strips(stored, lambda strip: scaled(apply_color_lut(strip, dataset)[..., :3]))
+    return in_strips(stored, lambda strip: scaled(strip, dataset.BitsStored))
 
 
 def _dataset(data: bytes) -> Any:
-    """Return the elements that matter; those of an enhanced picture's functional groups as if they stood outside."""
+    """Return the elements that are needed; those in the functional groups of an enhanced picture are moved to the top level."""
     file = io.BytesIO(data)
-    found, elements = False, 0
+    has_pixels, elements = False, 0
 
     def check(tag: Any, length: int) -> None:
         if length != _UNDEFINED and file.tell() + length > len(data):
             raise Rejected("truncated", f"the DICOM ends inside its element {tag}")
 
-    def behind_meta(tag: Any, _: str | None, length: int) -> bool:
+    def after_meta(tag: Any, _: str | None, length: int) -> bool:
         if tag.group == 2:
             check(tag, length)
         return bool(tag.group != 2)
 
-    def behind_pixels(tag: Any, _: str | None, length: int) -> bool:
-        nonlocal found, elements
+    def after_pixels(tag: Any, _: str | None, length: int) -> bool:
+        nonlocal has_pixels, elements
         elements += 1
-        if elements > _MOST_ELEMENTS:
-            raise Rejected("corrupt", f"the DICOM has more than {_MOST_ELEMENTS} elements")
-        if not found:
+        if elements > _MAX_ELEMENTS:
+            raise Rejected("corrupt", f"the DICOM has more than {_MAX_ELEMENTS} elements")
+        if not has_pixels:
             check(tag, length)
-        behind, found = found, found or tag in _PIXELS
-        return behind
+        after, has_pixels = has_pixels, has_pixels or tag in _PIXELS
+        return after
 
     file.seek(_PREAMBLE)
-    meta = read_dataset(file, False, True, stop_when=behind_meta)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # would be unpacked whole, to whatever size
+    meta = read_dataset(file, False, True, stop_when=after_meta)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # it would be unpacked completely, to any size
         raise Rejected("unsupported", "a deflated DICOM is not read")
     file.seek(0)
-    dataset = read_partial(file, behind_pixels, specific_tags=_ELEMENTS)
-    if not found:
+    dataset = read_partial(file, after_pixels, specific_tags=_ELEMENTS)
+    if not has_pixels:
         raise Rejected("unsupported", "the DICOM holds no picture")
     if not any(tag in dataset for tag in _PIXELS):
         raise Rejected("truncated", "the DICOM ends inside its picture")
@@ -108,7 +108,7 @@ def _dataset(data: bytes) -> Any:
 
 
 def _check(dataset: Any, max_pixels: int) -> None:
-    """Hold what the elements promise against the limits, and against what is read here."""
+    """Check the elements against the limits, and against the supported kinds."""
     check_size(dataset.Columns, dataset.Rows, max_pixels)
     photometric = dataset.get("PhotometricInterpretation")
     if photometric not in {*_GREY, *_COLOURS, "PALETTE COLOR"}:
@@ -116,13 +116,13 @@ def _check(dataset: Any, max_pixels: int) -> None:
     if photometric == "PALETTE COLOR" and "RedPaletteColorLookupTableData" not in dataset:
         raise Rejected("unsupported", "a DICOM whose palette is segmented, or missing")
     if dataset.get("SamplesPerPixel", 1) != (3 if photometric in _COLOURS else 1):
-        raise Rejected("corrupt", f"{dataset.get('SamplesPerPixel')} samples a pixel do not go with {photometric}")
+        raise Rejected("corrupt", f"{dataset.get('SamplesPerPixel')} samples a pixel do not match {photometric}")
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         _keep_first_frame(dataset, max_pixels)
 
 
 def _keep_first_frame(dataset: Any, max_pixels: int) -> None:
-    """Let the picture be its first frame alone, an image file whose own header keeps to the limits."""
+    """Replace the frames by the first one alone, and check the header of its image file against the limits."""
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = get_decoder(syntax)
     if not decoder.is_available:
@@ -139,7 +139,7 @@ def _keep_first_frame(dataset: Any, max_pixels: int) -> None:
     if kind == "jpeg":
         jpeg.read_header(frame, max_pixels)
     elif kind == "jp2":
-        # DICOM wants the codestream bare, and pydicom, where it unwraps it, may look for its box without end.
+        # DICOM requires a codestream without boxes. pydicom, which would unwrap one, may search for its box forever.
         frame = frame[check_jp2(frame, max_pixels) :]
     dataset.PixelData, dataset.NumberOfFrames = encapsulate([frame]), 1
     if all(tables):
@@ -149,19 +149,21 @@ def _keep_first_frame(dataset: Any, max_pixels: int) -> None:
 def _grey(stored: Pixels, dataset: Any) -> Pixels:
     """Return uint8 (H, W)."""
 
-    def modality(few: Pixels) -> Pixels:
-        return np.asarray(apply_modality_lut(few, dataset))
+    def modality(strip: Pixels) -> Pixels:
+        return np.asarray(apply_modality_lut(strip, dataset))
 
     if dataset.get("VOILUTSequence"):
         bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
-        return in_strips(stored, lambda few: scaled(apply_voi(np.rint(modality(few)).astype(np.int32), dataset), bits))
+        return in_strips(
+            stored, lambda strip: scaled(apply_voi(np.rint(modality(strip)).astype(np.int32), dataset), bits)
+        )
     center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if center is not None and width is not None and width > 0:
         function = dataset.get("VOILUTFunction") or "LINEAR"
-        return in_strips(stored, lambda few: windowed(modality(few), center, width, function))
+        return in_strips(stored, lambda strip: windowed(modality(strip), center, width, function))
     if stored.dtype == np.uint8 and dataset.BitsAllocated == 8:
         return stored
-    return stretch(in_strips(stored, lambda few: modality(few).astype(np.float32)))
+    return stretch(in_strips(stored, lambda strip: modality(strip).astype(np.float32)))
 
 
 def _first(value: Any) -> float | None:
@@ -178,9 +180,9 @@ def windowed(values: Pixels, center: float, width: float, function: str) -> Pixe
     """
     values = values.astype(np.float64)
     if function == "SIGMOID":
-        share = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+        proportion = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     elif function == "LINEAR_EXACT":
-        share = (values - center) / width + 0.5
+        proportion = (values - center) / width + 0.5
     else:  # a width of 1 is a threshold
-        share = (values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5
-    return np.rint(np.clip(np.nan_to_num(share), 0, 1) * 255).astype(np.uint8)
+        proportion = (values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5
+    return np.rint(np.clip(np.nan_to_num(proportion), 0, 1) * 255).astype(np.uint8)

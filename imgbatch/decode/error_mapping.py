@@ -1,4 +1,4 @@
-"""Values: what a decoder raised, as a reject with a reason."""
+"""Values: map the exceptions of decoders to rejects with a reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from imgbatch.decode.picture import Rejected
 _UNSUPPORTED = ("nsupported", "not support", "unknown pixel mode", "unknown raw mode")
 
 
-def refusal(data: bytes, kind: str, error: Exception) -> Rejected:
-    """Translate what a decoder raised. The decoders name neither their format nor a reason that could be relied on."""
+def to_rejected(data: bytes, kind: str, error: Exception) -> Rejected:
+    """Return the reject for an exception of a decoder, by its text: decoders have no error codes."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if "Security limit" in text:  # libheif's: it speaks of memory, too, and has taken none
+    if "Security limit" in text:  # of libheif: the text also contains "memory", but none was allocated
         return Rejected("too_large" if "Image size" in text else "corrupt", f"{kind}: {text}")
     if isinstance(error, MemoryError) or ("emory" in text and "Invalid" not in text):
         return Rejected("out_of_memory", f"{kind}: {text}")
@@ -30,7 +30,7 @@ def refusal(data: bytes, kind: str, error: Exception) -> Rejected:
 
 
 def _ends_early(data: bytes, kind: str) -> bool:
-    """Tell whether the file is shorter than its own structure says, or lacks the end that its format has."""
+    """Return whether the file is shorter than its own structure says, or lacks the end marker of its format."""
     if kind in ("webp", "bmp"):
         start, base = (4, 8) if kind == "webp" else (2, 0)
         return len(data) < base + int.from_bytes(data[start : start + 4], "little")

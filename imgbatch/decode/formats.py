@@ -19,7 +19,7 @@ _MAGIC = [
     ("dicom", re.compile(rb".{128}DICM", re.S)),
     ("psd", re.compile(rb"8BPS")),
     ("ico", re.compile(rb"\0\0[\1\2]\0[^\0]\0")),
-    # Between what stands before the root, and the root; of a doctype with entities its part in brackets.
+    # The root element, after a prolog that may have a doctype with an internal subset in brackets.
     ("svg", re.compile(
         rb"(\xef\xbb\xbf)?\s*+(?>(<\?xml[^>]{0,1000}+>|<!--.{0,1000}?-->|<!DOCTYPE\s+svg[^>\[]{0,1000}+"
         rb"(\[.{0,1000}?\]\s*+)?>)\s*+){0,20}+<svg", re.S
@@ -28,7 +28,7 @@ _MAGIC = [
 
 
 def sniff(data: bytes) -> str | None:
-    """Name the format by its first bytes, or return None if they are those of no image format known here.
+    """Return the name of the format, by the first bytes; None if it is no known image format.
 
     >>> sniff(b"GIF89a..."), sniff(b"%PDF-1.7")
     ('gif', None)

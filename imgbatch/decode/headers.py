@@ -1,4 +1,4 @@
-"""Values: what headers say before a decoder sees them: a decoder may take memory for a picture while it opens the file."""
+"""Values: checks of headers before a decoder opens the file, since it may allocate memory for the picture then."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _CODESTREAM = b"\xff\x4f\xff\x51"
 _TILE_PART, _TILE_DATA, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
 _CODING, _CODING_OF_COMPONENT = b"\xff\x52", b"\xff\x53"
 _SIZE_BOX = re.compile(rb"\0\0\0\x14ispe....(.{8})", re.S)
-_MOST_LAYERS = 100
-_MOST_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps what comments say
-_MOST_TILES = 16_384  # of a JPEG 2000, whose decoder takes some 10 kB for each from the header alone
+_MAX_LAYERS = 100
+_MAX_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps comments in memory
+_MAX_TILES = 16_384  # of a JPEG 2000, whose decoder takes some 10 kB for each from the header alone
 
 
 def check_gif(data: bytes) -> None:
-    """Refuse a GIF with comments and other blocks without end before its first picture.
+    """Reject a GIF with too many comments and other blocks before its first picture.
 
     Raises:
         Rejected: corrupt.
@@ -26,7 +26,7 @@ def check_gif(data: bytes) -> None:
     flags = data[10] if len(data) > 10 else 0
     at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
     inside = False  # an extension, whose blocks have a length
-    for _ in range(_MOST_BLOCKS):
+    for _ in range(_MAX_BLOCKS):
         if at >= len(data) or (not inside and data[at] in b",;"):
             return
         if inside:
@@ -34,11 +34,11 @@ def check_gif(data: bytes) -> None:
         else:
             inside = data[at] == ord("!")
             at += 2 if inside else 1
-    raise Rejected("corrupt", f"the GIF has more than {_MOST_BLOCKS} blocks before its first picture")
+    raise Rejected("corrupt", f"the GIF has more than {_MAX_BLOCKS} blocks before its first picture")
 
 
 def check_webp(data: bytes, max_pixels: int) -> None:
-    """Hold the canvas of a WebP against the limit (RFC 9649; RFC 6386, 9.1).
+    """Check the canvas of a WebP against the limit (RFC 9649; RFC 6386, 9.1).
 
     Raises:
         Rejected: too_large or corrupt.
@@ -53,9 +53,9 @@ def check_webp(data: bytes, max_pixels: int) -> None:
 
 
 def check_boxes(data: bytes, max_pixels: int) -> None:
-    """Hold every size that an AVIF or HEIC names against the limit: of the picture, its tiles, its uncropped whole.
+    """Check every size in an AVIF or HEIC against the limit: of the picture, its tiles, and the uncropped picture.
 
-    Where the coded picture is larger than said, libheif gives up, and libavif above 268 million pixels (ISO/IEC 23008-12).
+    If the coded picture is larger than declared, libheif fails, and libavif fails above 268 million pixels (ISO/IEC 23008-12).
 
     Raises:
         Rejected: too_large or corrupt.
@@ -66,7 +66,7 @@ def check_boxes(data: bytes, max_pixels: int) -> None:
 
 
 def check_jp2(data: bytes, max_pixels: int) -> int:
-    """Hold size, components and tiles of a JPEG 2000's codestream against the limits (ITU-T T.800, A.5.1).
+    """Check size, components and tiles of a JPEG 2000's codestream against the limits (ITU-T T.800, A.5.1).
 
     Returns:
         Where the codestream begins; the length of the data if there is none.
@@ -78,7 +78,7 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
     if not data.startswith(_CODESTREAM):
         start = next((start for name, start, _ in _boxes(data) if name == b"jp2c"), len(data))
     if not data.startswith(_CODESTREAM, start) or len(data) < start + 42:
-        return len(data)  # the decoder will find out what is wrong
+        return len(data)  # the decoder will report what is wrong
     right, bottom, left, top, *tile = (_big(data, start + at, 4) for at in range(8, 40, 4))
     tile_width, tile_height, tile_left, tile_top = tile
     components = _big(data, start + 40, 2)
@@ -88,31 +88,31 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
     if not tile_width or not tile_height or tile_left > left or tile_top > top:
         raise Rejected("corrupt", "the JPEG 2000 header has tiles that do not cover the picture")
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
-    if tiles > _MOST_TILES:
-        raise Rejected("unsupported", f"a JPEG 2000 of {tiles} tiles; up to {_MOST_TILES} are read")
+    if tiles > _MAX_TILES:
+        raise Rejected("unsupported", f"a JPEG 2000 of {tiles} tiles; up to {_MAX_TILES} are read")
     _check_pieces(data, start)
     return start
 
 
 def painting_chunks(data: bytes) -> bytes:
-    """Return a PNG without the chunks that paint nothing: texts and profiles that unpack to anything, later frames.
+    """Return a PNG without the chunks that are not painted: texts and profiles, which may unpack to any size, later frames.
 
     Transparency is one of them, since alpha is dropped.
     """
-    kept, at = [data[:8]], 8
+    chunks, at = [data[:8]], 8
     while at < len(data):
         end = at + 12 + _big(data, at, 4)  # length, name, content, checksum
         name = data[at + 4 : at + 8]
         if name in _PAINTING or end > len(data):
-            kept.append(data[at:end])
+            chunks.append(data[at:end])
         if name == b"IEND":
             break
         at = end
-    return b"".join(kept)
+    return b"".join(chunks)
 
 
 def ends_early(data: bytes) -> bool:
-    """Tell whether a file of boxes (AVIF, HEIC, JPEG 2000) or a bare codestream is shorter than its lengths say."""
+    """Return whether a file of boxes (AVIF, HEIC, JPEG 2000) or a bare codestream is shorter than its lengths say."""
     if data.startswith(_CODESTREAM):
         return not _is_whole(data, 0)
     boxes = list(_boxes(data))
@@ -122,7 +122,7 @@ def ends_early(data: bytes) -> bool:
 
 
 def _is_whole(data: bytes, start: int) -> bool:
-    """Tell whether the parts of a JPEG 2000's codestream are there up to its end marker."""
+    """Return whether a JPEG 2000's codestream is complete up to its end marker."""
     return any(marker == _END for marker, _ in _segments(data, start))
 
 
@@ -140,7 +140,7 @@ def _segments(data: bytes, start: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _check_pieces(data: bytes, start: int) -> None:
-    """Refuse a JPEG 2000 cut into so small pieces that some hundred bytes of memory are taken for each (A.6.1, A.6.2)."""
+    """Reject a JPEG 2000 in pieces so small that their overhead of some hundred bytes each exhausts memory (A.6.1, A.6.2)."""
     for marker, at in _segments(data, start):
         if marker not in (_CODING, _CODING_OF_COMPONENT):
             continue
@@ -149,9 +149,9 @@ def _check_pieces(data: bytes, start: int) -> None:
         precincts = data[first + 5 : first + 6 + levels] if style and style[0] & 1 else b""
         layers = _big(data, at + 6, 2) if marker == _CODING else 1
         small = (width & 15) + (height & 15) < 4 or any(min(size & 15, size >> 4) < 4 for size in precincts)
-        if small or layers > _MOST_LAYERS:
+        if small or layers > _MAX_LAYERS:
             raise Rejected(
-                "unsupported", f"a JPEG 2000 with precincts or code-blocks under 16x16, or over {_MOST_LAYERS} layers"
+                "unsupported", f"a JPEG 2000 with precincts or code-blocks under 16x16, or over {_MAX_LAYERS} layers"
             )
 
 

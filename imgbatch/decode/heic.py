@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import pillow_heif
 
-# A worker decodes in one thread; what the file holds besides its main picture is not looked at.
+# A worker decodes in one thread; everything but the main picture is ignored.
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)

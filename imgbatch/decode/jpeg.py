@@ -1,4 +1,4 @@
-"""Values: JPEG through libjpeg-turbo, which tells a file that was cut from one that only lacks its end marker."""
+"""Values: JPEG through libjpeg-turbo, which distinguishes a truncated file from one that only lacks its end marker."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ class Header(NamedTuple):
 
 
 def decode(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
-    """Decode a JPEG, at a reduced scale where `short_side` allows it."""
+    """Decode a JPEG, at a reduced scale if `short_side` allows it."""
     header = read_header(data, max_pixels)
     if header.frame not in _READABLE_FRAMES or header.bits != 8:
         raise Rejected("unsupported", f"a JPEG of type SOF{header.frame - 0xC0} with {header.bits} bits a sample")
     enough = 2 * short_side if short_side else max_pixels
     factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
-    least = (-(-header.height // factor), -(-header.width // factor))
-    pixels = _turbo(data, "RGB", least, strict=True) if header.components != 4 else None
+    minimum = (-(-header.height // factor), -(-header.width // factor))
+    pixels = _turbo(data, "RGB", minimum, strict=True) if header.components != 4 else None
     if pixels is None:
-        pixels = _mended(data, header, least)
+        pixels = _decode_damaged(data, header, minimum)
     return upright(pixels, header.width, header.height, orientation(header.exif))
 
 
-def _turbo(data: bytes, space: str, least: tuple[int, int], *, strict: bool) -> Pixels | None:
-    """Decode with libjpeg-turbo. Return None if it gives up, or, if `strict`, has anything to remark."""
+def _turbo(data: bytes, space: str, minimum: tuple[int, int], *, strict: bool) -> Pixels | None:
+    """Decode with libjpeg-turbo. Return None if it fails, or, if `strict`, gives a warning."""
     try:
-        array: Pixels = simplejpeg.decode_jpeg(data, space, min_height=least[0], min_width=least[1], strict=strict)
+        array: Pixels = simplejpeg.decode_jpeg(data, space, min_height=minimum[0], min_width=minimum[1], strict=strict)
     except ValueError:
         return None
     return array
 
 
-def _mended(data: bytes, header: Header, least: tuple[int, int]) -> Pixels:
-    """Decode what turbo does not take as it is: a file without an end marker, with slight damage, or of a rare kind.
+def _decode_damaged(data: bytes, header: Header, minimum: tuple[int, int]) -> Pixels:
+    """Decode a file that turbo does not decode as it is: without an end marker, slightly damaged, or of a rare kind.
 
-    With an end marker the damage is as slight as the decoder finds it. Without one the file was cut, which is no loss
+    With an end marker, the decoder decides whether the damage is slight. Without one the file was truncated, and is accepted
     only if every bit of its scans is there.
     """
     space = "CMYK" if header.components == 4 else "RGB"
     pixels = None
     if not data.endswith(b"\xff\xd9") and all(marker != _EOI for marker, _, _ in _segments(data)):
-        whole, data = _scans_are_whole(data), data + b"\xff\xd9"
-        if not whole or (pixels := _turbo(data, space, least, strict=True)) is None:
+        complete, data = _scans_are_complete(data), data + b"\xff\xd9"
+        if not complete or (pixels := _turbo(data, space, minimum, strict=True)) is None:
             raise Rejected("truncated", f"the JPEG of {header.width}x{header.height} pixels ends inside its scan data")
     elif space == "RGB":
-        pixels = _turbo(data, space, least, strict=False)
-    if pixels is None or space == "CMYK":  # odd sampling, or inks, whose conversion is Pillow's
+        pixels = _turbo(data, space, minimum, strict=False)
+    if pixels is None or space == "CMYK":  # rare sampling, or CMYK, which Pillow converts
         pixels, _ = pillow.read(data, "jpeg", header.width * header.height)
     return pixels
 
@@ -72,7 +72,7 @@ def _mended(data: bytes, header: Header, least: tuple[int, int]) -> Pixels:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end of its segment's content) of a JPEG, as far as the end marker or the end of the data.
 
-    Segments are skipped by their length, so that the thumbnail in the EXIF data ends nothing.
+    Segments are skipped by their length, so that the end marker of a thumbnail in the EXIF data is not found.
     """
     position = 2
     while match := _MARKER.search(data, position):
@@ -109,10 +109,10 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     raise Rejected("corrupt" if data.endswith(b"\xff\xd9") else "truncated", "the JPEG ends inside its header")
 
 
-def _scans_are_whole(data: bytes) -> bool:
-    """Tell whether the scans bring each coefficient of each component to its last bit.
+def _scans_are_complete(data: bytes) -> bool:
+    """Return whether the scans contain each coefficient of each component down to its last bit.
 
-    libjpeg is content with a progressive file that ends between two scans. Read from their headers (ITU-T T.81, B.2).
+    libjpeg accepts a progressive file that ends between two scans, so their headers are read here (ITU-T T.81, B.2).
     """
     missing: dict[int, set[int]] = {}
     progressive = False

@@ -1,6 +1,6 @@
-"""Values: what bytes are that are not what was asked for: a page of a web server, a pointer, an archive, a video.
+"""Values: describe files that are not what was expected: a web page, a Git LFS pointer, an archive, a video.
 
-Only messages depend on it.
+The descriptions are used in messages only.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import codecs
 import re
 
-_LOOKED_AT = 2_048
+_INSPECTED = 2_048
 _SHOWN = 60
 
 _POINTERS = [
     (
         re.compile(rb"version https://git-lfs"),
-        "a Git LFS pointer, not the file it stands for: fetch that with git lfs pull",
+        "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
     ),
     (
         re.compile(rb"(\.\./)*+(\.git)?/annex/objects/"),
-        "a git-annex pointer, not the file it stands for: fetch that with git annex get",
+        "a git-annex pointer, not the file itself: fetch it with git annex get",
     ),
 ]
 _ARCHIVES = [
@@ -48,7 +48,7 @@ _MAGIC = [
     (re.compile(rb"RIFF.{4}WAVE|ID3|fLaC|OggS", re.S), "an audio file"),
 ]
 
-# Groups are atomic: a text of many comments must not be tried in all its partitions.
+# Groups are atomic, so that a text of many comments does not cause exponential backtracking.
 _BEFORE = r"\s*+(?>(?:<!--.*?-->|<\?xml[^>]*+>)\s*+)*+"
 _HTML = re.compile(_BEFORE + r"<(?:!doctype\s+html|html|head|body|title|script|meta)\b", re.I | re.S)
 _XML = re.compile(_BEFORE + r"<(?:!doctype\s+)?([a-z_][\w.:-]*)", re.I | re.S)
@@ -58,40 +58,40 @@ _CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 
 
 def pointer(data: bytes) -> str | None:
-    """Name a pointer of Git LFS or git-annex, and how the file is fetched; None: it is none."""
+    """Describe a pointer of Git LFS or git-annex, and how to fetch the file; None for other files."""
     return next((name for magic, name in _POINTERS if magic.match(data)), None)
 
 
 def archive(data: bytes) -> str | None:
-    """Name an archive, or compressed data; None: it is neither."""
+    """Describe an archive or compressed data; None for other files."""
     return next((name for magic, name in _ARCHIVES if magic.match(data)), None)
 
 
-def stand_in(data: bytes) -> str | None:
-    """Name what comes in place of a file where fetching it failed: a pointer, or a page or error of a server.
+def describe_placeholder(data: bytes) -> str | None:
+    """Describe the content that is in place of a file if a download failed: a pointer, or a page or error of a server.
 
-    >>> stand_in(b"version https://git-lfs.github.com/spec/v1")
-    'a Git LFS pointer, not the file it stands for: fetch that with git lfs pull'
-    >>> stand_in(b"uri,label"), stand_in(b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
+    >>> describe_placeholder(b"version https://git-lfs.github.com/spec/v1")
+    'a Git LFS pointer, not the file itself: fetch it with git lfs pull'
+    >>> describe_placeholder(b"uri,label"), describe_placeholder(b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
     (None, 'an XML error document, as stores answer with (NoSuchKey)')
     """
-    return pointer(data) or _page(_decoded(data[:_LOOKED_AT]))
+    return pointer(data) or _page(_decoded(data[:_INSPECTED]))
 
 
-def what_it_is(data: bytes) -> str:
-    """Name what bytes are that begin as no image does.
+def describe_content(data: bytes) -> str:
+    """Describe the content of a file that is no image.
 
-    >>> what_it_is(b"<!DOCTYPE html><html>Please log in"), what_it_is(b"%PDF-1.7")
+    >>> describe_content(b"<!DOCTYPE html><html>Please log in"), describe_content(b"%PDF-1.7")
     ('an HTML page (an error page or a login page?)', 'a PDF document')
-    >>> what_it_is(b"not found"), what_it_is(b"\\x01\\x02")
+    >>> describe_content(b"not found"), describe_content(b"\\x01\\x02")
     ("a text that begins with 'not found'", "no image format begins with b'\\\\x01\\\\x02'")
     """
-    return named(data) or f"no image format begins with {data[:16]!r}"
+    return describe_known(data) or f"no image format begins with {data[:16]!r}"
 
 
-def named(data: bytes) -> str | None:
-    """Return the same, None for what has no name here."""
-    start = data[:_LOOKED_AT]
+def describe_known(data: bytes) -> str | None:
+    """Describe the content of a file of a known kind; None for others."""
+    start = data[:_INSPECTED]
     for magic, name in _MAGIC:
         if magic.match(start):
             return name
@@ -101,14 +101,14 @@ def named(data: bytes) -> str | None:
 
 
 def _decoded(start: bytes) -> str:
-    """Return text whose last character may be cut in two; bytes that are no text become replacement characters."""
+    """Return the text of the first bytes, which may end within a character; other bytes become replacement characters."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return start.decode("utf-16", "ignore")
     return start.decode("utf-8-sig", "replace").rstrip("\ufffd")
 
 
 def _page(text: str) -> str | None:
-    """Name a page or an error of a server."""
+    """Describe a page or an error of a server."""
     if _HTML.match(text):  # in whatever encoding: the tags are ASCII
         return "an HTML page (an error page or a login page?)"
     root, code = _XML.match(text), _CODE.search(text)
@@ -118,7 +118,7 @@ def _page(text: str) -> str | None:
 
 
 def _text(text: str) -> str | None:
-    """Name the kind of a text; None: it is none."""
+    """Describe a text; None for binary data."""
     if page := _page(text):
         return page
     if root := _XML.match(text):

@@ -1,4 +1,4 @@
-"""Values: what decoding ends with: a picture, or the reason why there is none."""
+"""Values: the results of decoding: a picture, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
 class Rejected(Exception):
-    """The bytes give no picture. `reason` is one word of the closed list of DESIGN.md; the message tells the rest."""
+    """The bytes cannot be decoded. `reason` is one of `rejects.REASONS`; the message has the details."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message)  # both, so that it survives pickling
@@ -28,7 +28,7 @@ class Picture:
     pixels: Pixels
     """uint8 (H, W, 3), RGB, contiguous."""
     width: int
-    """Pixels of the original, upright: not those of `pixels` where a JPEG was decoded at a reduced scale."""
+    """Pixels of the original, upright: not those of `pixels` if a JPEG was decoded at a reduced scale."""
     height: int
 
 
@@ -40,7 +40,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def upright(pixels: Pixels, width: int, height: int, orientation: int) -> Picture:
-    """Turn (H, W, 3) as it lies in the file upright. `width` and `height` are those in the file's header."""
+    """Apply an EXIF orientation to (H, W, 3). `width` and `height` are those in the file's header."""
     if orientation >= 5:
         pixels, width, height = pixels.swapaxes(0, 1), height, width
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""Values: everything that Pillow reads."""
+"""Values: the formats that Pillow reads."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ READERS = {
     **{"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "pnm": "PPM"},
     **{"avif": "AVIF", "heic": "HEIF", "jp2": "JPEG2000"},
 }
-"""Pillow's names of the formats; HEIF is there once `heic` has been imported."""
+"""Pillow's names of the formats; HEIF is available once `heic` has been imported."""
 
-Image.init()  # or it would happen at the first picture, in several threads at once
+Image.init()  # otherwise done at the first picture, in several threads at once
 # The limit is `max_pixels`, checked on every header below; Pillow's own would warn or refuse before it.
 Image.MAX_IMAGE_PIXELS = None
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a worker on every core
-_HUSHED = ("ignore", None, Warning, re.compile(r"(PIL|pydicom|pillow_heif)\."), 0)
+_IGNORED = ("ignore", None, Warning, re.compile(r"(PIL|pydicom|pillow_heif)\."), 0)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
-def hush() -> None:
-    """Keep the libraries' remarks on odd metadata off the log."""
-    # `catch_warnings` is not safe among threads, hence a filter for the process; others may have put theirs in front.
-    if list(warnings.filters[:1]) != [_HUSHED]:
+def ignore_warnings() -> None:
+    """Ignore the libraries' warnings about unusual metadata."""
+    # `catch_warnings` is not thread-safe, hence a filter for the process; other code may have inserted filters before it.
+    if list(warnings.filters[:1]) != [_IGNORED]:
         warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pillow_heif)\.")
 
 
 def read(data: bytes, kind: str, max_pixels: int) -> tuple[Pixels, int]:
-    """Return the pixels (H, W, 3) as they lie in the file, and the orientation that is still to be applied."""
+    """Return the pixels (H, W, 3) as stored in the file, and the orientation that the caller has to apply."""
     if kind == "gif":
         headers.check_gif(data)
     elif kind == "webp":
@@ -51,12 +51,12 @@ def read(data: bytes, kind: str, max_pixels: int) -> tuple[Pixels, int]:
         if kind == "tiff":
             tags = image.tag_v2  # type: ignore[attr-defined]
             check_size(tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1), max_pixels)
-        image.load()  # turns a TIFF upright, and PNG may have its EXIF data behind the pixels
+        image.load()  # turns a TIFF upright, and PNG may have its EXIF data after the pixels
         exif = image.info.get("exif") if kind in ("png", "webp", "avif") else None  # libheif turns HEIC itself
         return rgb(image, kind), orientation(exif or b"")
 
 
 def _opened(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """Read the header. Unlike `Image.open` it says what is wrong."""
+    """Read the header. Unlike those of `Image.open`, exceptions name the cause."""
     reader, _ = Image.OPEN[READERS[kind]]
     return reader(io.BytesIO(data), "")

@@ -1,6 +1,4 @@
-"""Effects: decoding in a child process, for images that have ended a worker: whatever they do, they do it there, and it
-has a name.
-"""
+"""Effects: decoding in a child process, for images that may have killed a worker: a crash then affects one known image."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ import numpy as np
 from imgbatch.concurrency import process_limits
 from imgbatch.decode import Picture, Rejected, decode
 
-_SHARE_OF_MEMORY = 0.5  # of the node's, that all the images may have that are decoded in this way at a time: one a core
-_LEAST_MEMORY = 3 << 30  # what a picture of 200 million pixels and the libraries want
-_START_S = 20.0  # what Python and its libraries may take before the first byte is decoded
+_MEMORY_PROPORTION = 0.5  # of the node's memory, for all images that are decoded in this way at a time: one a core
+_MIN_MEMORY = 3 << 30  # enough for a picture of 200 million pixels and the libraries
+_START_S = 20.0  # for Python and its libraries, before the first byte is decoded
 
 
 def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, timeout_s: float) -> Picture:
@@ -31,10 +29,10 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
 
     Raises:
         Rejected: as `decode`; and `crashed`, `timeout`, or `out_of_memory` where the process died, did not end, or
-            wanted more than its share of half of the machine's memory (or 3 GB, if that is more).
+            needed more than its part of half of the machine's memory (or 3 GB, if that is more).
     """
     limit = _START_S + timeout_s
-    # -P: not what lies in the worker's directory, which may have the name of a module.
+    # -P: do not import from the worker's directory, where a file may have the name of a module.
     command = [sys.executable, "-P", "-m", "imgbatch.decode.sandbox", str(max_pixels), str(short_side or 0), str(limit)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
@@ -42,42 +40,44 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
         return _answer(done)
     except subprocess.TimeoutExpired as error:
         raise Rejected("timeout", f"decoding did not end within {timeout_s:g} s (decode.timeout_s)") from error
-    except (OSError, ValueError, LookupError) as error:  # it could not be started, or what it wrote is no answer
+    except (OSError, ValueError, LookupError) as error:  # it could not be started, or its output is invalid
         raise Rejected("crashed", f"the process that should decode it alone gave no answer: {error}") from error
 
 
 def _answer(done: subprocess.CompletedProcess[bytes]) -> Picture:
     if done.returncode:
         how = str(signal.Signals(-done.returncode).name) if done.returncode < 0 else f"exit code {done.returncode}"
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
         reason = "out_of_memory" if done.returncode == -signal.SIGKILL else "crashed"
-        raise Rejected(reason, f"the process that decoded it, and nothing else, ended with {how}. {said}".rstrip(". "))
+        raise Rejected(
+            reason, f"the process that decoded it, and nothing else, ended with {how}. {last_line}".rstrip(". ")
+        )
     header, _, pixels = done.stdout.partition(b"\n")
-    found = json.loads(header)
-    if "reason" in found:
-        raise Rejected(found["reason"], found["message"])
-    return Picture(np.load(io.BytesIO(pixels), allow_pickle=False), found["width"], found["height"])
+    result = json.loads(header)
+    if "reason" in result:
+        raise Rejected(result["reason"], result["message"])
+    return Picture(np.load(io.BytesIO(pixels), allow_pickle=False), result["width"], result["height"])
 
 
 def memory_limit(memory: int, cores: int) -> int:
-    """Return the bytes of data that one image may have.
+    """Return the maximum memory for one image, in bytes.
 
     >>> memory_limit(512 << 30, 32) >> 30, memory_limit(64 << 30, 32) >> 30, memory_limit(4 << 30, 8) >> 30
     (8, 3, 2)
     """
-    most = int(_SHARE_OF_MEMORY * memory)
-    return min(most, max(_LEAST_MEMORY, most // cores))
+    total = int(_MEMORY_PROPORTION * memory)
+    return min(total, max(_MIN_MEMORY, total // cores))
 
 
 def _die_first() -> None:
-    """Have the kernel end this process before any other when memory runs out: the worker and Ray are to stay."""
+    """Have the kernel kill this process before any other if memory runs out, rather than the worker or Ray."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
-    """Decode what is read; write a line of JSON, and behind it the pixels as NumPy writes an H×W×3 array."""
-    signal.alarm(math.ceil(float(arguments[2])) + 1)  # a worker that is killed takes no child with it
+    """Decode the bytes that `read` returns; write a line of JSON, then the pixels as NumPy writes an H×W×3 array."""
+    signal.alarm(math.ceil(float(arguments[2])) + 1)  # a killed worker does not end its child
     _die_first()
     process_limits.limit_data(memory_limit(process_limits.memory_of_node(), os.cpu_count() or 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -94,7 +94,7 @@ def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes
 
 
 if __name__ == "__main__":
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
-    with open(answers, "wb") as file:
+    output = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not get into the output
+    with open(output, "wb") as file:
         main(sys.argv[1:], sys.stdin.buffer.read, file.write)

@@ -1,4 +1,4 @@
-"""Effects: the classes of a model, and which of them the labels of an input mean."""
+"""Effects: the classes of a model, and the labels of an input looked up among them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.models.taxonomy import did_you_mean
-from imgbatch.schema import whole
+from imgbatch.models.taxonomy import label_hint
+from imgbatch.schema import single_chunk
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.spelling import normalised
 from imgbatch.terminal.plurals import counted
 
 log = logging.getLogger(__name__)
 
-_SHOWN, _REMEMBERED = 5, 1_000
+_SHOWN, _MAX_UNKNOWN = 5, 1_000
 
 Numbers = npt.NDArray[np.int32]
 
 
 class Classes:
-    """The classes of a model, and what the truths of an input say that is none of them."""
+    """The classes of a model, and the labels of an input that are none of them."""
 
     def __init__(self, labels: Sequence[str], model: str = "the model", *, label_is: str = "name") -> None:
         """Take the names of the classes.
@@ -35,25 +35,25 @@ class Classes:
         Args:
             labels: in the order of the head.
             model: names the model in messages.
-            label_is: what truths are: see `source.label_is`.
+            label_is: whether labels are names or numbers: see `source.label_is`.
         """
         self._labels, self._model, self._label_is = normalised(pa.array(labels, pa.string())), model, label_is
         self._unknown: Counter[str] = Counter()
         self._without, self._example = 0, ""
         self._shared: set[str] = set()
-        """Names among the truths that two classes of ImageNet have, one of them in full."""
+        """Labels that are the whole name of one class of ImageNet and the first word of another one."""
 
     def numbers(self, names: pa.Array | pa.ChunkedArray) -> Numbers:
         """Return the class of each name, -1 where the model has none."""
-        found = pc.fill_null(pc.index_in(whole(names).cast(pa.string()), value_set=self._labels), -1)
-        return np.asarray(found, np.int32)
+        numbers = pc.fill_null(pc.index_in(single_chunk(names).cast(pa.string()), value_set=self._labels), -1)
+        return np.asarray(numbers, np.int32)
 
     def of_truths(self, names: pa.Array) -> Numbers:
-        """Return the class that each truth means, -1 where it means none: by its name or WordNet id, or by its number."""
+        """Return the class of each label, -1 where there is none: by its name or WordNet id, or by its number."""
         if self._label_is == "index":
             digits = pc.fill_null(pc.match_substring_regex(names, r"^[0-9]{1,9}$"), False)
-            found = pc.fill_null(pc.if_else(digits, names, None).cast(pa.int32()), -1)
-            return np.asarray(pc.if_else(pc.less(found, len(self._labels)), found, -1), np.int32)
+            as_numbers = pc.fill_null(pc.if_else(digits, names, None).cast(pa.int32()), -1)
+            return np.asarray(pc.if_else(pc.less(as_numbers, len(self._labels)), as_numbers, -1), np.int32)
         numbers = self.numbers(names)
         if self._wordnet_ids:
             self._shared.update({*pc.unique(names).to_pylist()} & self._shared_names.keys())
@@ -70,38 +70,38 @@ class Classes:
 
     @cached_property
     def _shared_names(self) -> dict[str, str]:
-        """The classes whose whole name another one of ImageNet has as its first word, and how that one is called."""
+        """For each class whose whole name is the first word of another class of ImageNet, the name of that class."""
         labels = self._labels.to_pylist()
         longer = {label.partition(",")[0]: label for label in labels if "," in label}
         return {label: longer[label] for label in labels if label in longer}
 
     def truths(self, listed: pa.RecordBatch | pa.Table) -> Numbers:
-        """Return the true class of each listed image, in TRUTH; what has none is remembered."""
-        names = whole(listed[TRUTH])
+        """Return the true class of each listed image, by the column TRUTH; images without one are remembered."""
+        names = single_chunk(listed[TRUTH])
         numbers = self.of_truths(names)
         wrong, names = listed.filter(pa.array(numbers < 0)), names.filter(pa.array(numbers < 0))
         empty = pc.fill_null(pc.equal(names, ""), True)
         if pc.any(empty).as_py():
             self._without += pc.sum(empty).as_py()
             self._example = self._example or wrong["uri"].filter(empty)[0].as_py()
-        if len(self._unknown) < _REMEMBERED:
+        if len(self._unknown) < _MAX_UNKNOWN:
             self._unknown.update(names.filter(pc.invert(empty)).to_pylist())
         return numbers
 
     def warn_of_shared_names(self) -> None:
-        """Say which names among the truths stand for two classes of ImageNet."""
+        """Log the labels that are names of two classes of ImageNet."""
         for name in sorted(self._shared):
             other, ids = self._shared_names[name], dict(zip(self._labels.to_pylist(), self._wordnet_ids, strict=True))
             log.warning(
-                "two classes of ImageNet are called %r: it is taken for %s, not for %s (%r); WordNet ids tell them apart",
+                "two classes of ImageNet have the name %r: it is taken for %s, not for %s (%r); WordNet ids distinguish them",
                 name, ids[name], ids[other], other,
             )  # fmt: skip
 
     def require_known(self) -> None:
-        """Refuse truths that were none.
+        """Refuse images without a class.
 
         Raises:
-            InputError: naming the labels that the model lacks, or an image without one.
+            InputError: naming the labels that the model lacks, or an image without a label.
         """
         if self._without:
             raise InputError(
@@ -109,22 +109,22 @@ class Classes:
                 "omit it"
             )
         if self._unknown:
-            known = self._labels.to_pylist()
+            labels = self._labels.to_pylist()
             several = counted(sum(self._unknown.values()), "image")
             if self._label_is == "index":
                 shown = ", ".join(repr(name) for name, _ in self._unknown.most_common(_SHOWN))
                 raise InputError(
                     f"{several} with labels that are no class numbers of {self._model}: {shown}. With source.label_is=index "
-                    f"they are 0 to {len(known) - 1:,}, in the order of the model's head; other numberings are not known, "
+                    f"they are 0 to {len(labels) - 1:,}, in the order of the model's head; other numberings are not supported, "
                     "such as ILSVRC's from 1 on: give names, or WordNet ids"
                 )
-            hints = [f"{name!r}{did_you_mean(name, known)}" for name, _ in self._unknown.most_common(_SHOWN)]
+            hints = [f"{name!r}{label_hint(name, labels)}" for name, _ in self._unknown.most_common(_SHOWN)]
             more = ", …" if len(self._unknown) > _SHOWN else ""
             index = ""
             if all(name.isdecimal() for name in self._unknown):
                 index = ". Numbers are taken for those of the classes with --set source.label_is=index"
             raise InputError(
-                f"{several} with labels that are unknown to {self._model}: {'; '.join(hints)}{more}{index}. It knows "
-                f"{len(known):,}, such as {', '.join(map(repr, known[:3]))}; docs/labels-and-splits.md says where labels come "
-                "from"
+                f"{several} with labels that are unknown to {self._model}: {'; '.join(hints)}{more}{index}. It has "
+                f"{len(labels):,}, such as {', '.join(map(repr, labels[:3]))}; docs/labels-and-splits.md describes where "
+                "labels come from"
             )

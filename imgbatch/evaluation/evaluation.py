@@ -1,38 +1,44 @@
-"""Effects: the figures of an evaluation as `metrics.json` has them."""
+"""Effects: an evaluation of a model's labels, and its figures in the form of `metrics.json`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.evaluation import metrics
-from imgbatch.evaluation.metrics import Calibration, Confusion, Coverage, Estimate, Intervals, PerClass
-from imgbatch.evaluation.predictions import TOP, Scored
+from imgbatch.evaluation.metrics import (
+    Calibration,
+    Confusion,
+    Coverage,
+    Estimate,
+    Intervals,
+    PerClass,
+    difference,
+    proportion,
+)
+from imgbatch.evaluation.predictions import LabelReader
+from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.evaluation.training_images import UNSEEN, Seen
+from imgbatch.models.model import Model
 
 _MISTAKES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good the labels of n images are."""
+    """How good a model's labels of n images are, and how many of the images it has seen in training."""
 
-    scored: Scored
-    top1: Estimate
-    top5: Estimate | None
-    """None where rows name fewer than five of more classes."""
-    levels: dict[str, Estimate]
-    """Coarse to fine; empty without a taxonomy."""
-    confusion: Confusion
-    per_class: PerClass
-    calibration: Calibration
-    before: Calibration | None
-    """As the scores were before temperature scaling; None where there was none, or rows do not hold all probabilities."""
-    coverage: Coverage
+    model: Model
+    temperature: float | None
+    """By which its logits are divided; None: not known."""
+    scores: Scores
+    metrics: Metrics
+    answer_level: npt.NDArray[np.int8]
+    """The depth of each image's answer in the taxonomy; -1 where there is no answer."""
     seen: Seen | None
     """How many of the images the model has seen in training; None: not known."""
     unseen: Estimate | None
@@ -40,140 +46,145 @@ class Evaluation:
     unseen_images: int
 
     @classmethod
-    def of(cls, scored: Scored) -> Evaluation:
-        """Work out all figures."""
-        right, classes = scored.right, len(scored.model.labels)
-        confusion = Confusion.of(scored.truth, scored.label, classes)
-        before = scored.before
-        known = before is not None and not np.isnan(before).any()
-        levels = {} if (scored.nodes < 0).any() else {
-            level.name: metrics.share(scored.right_at(depth)) for depth, level in enumerate(scored.levels)
-        }  # fmt: skip
+    def of(cls, reader: LabelReader) -> Evaluation:
+        """Compute all figures from label tables that were read."""
+        scores, images = reader.scores, reader.training_images
+        seen = Seen.of(reader.seen, images) if images is not None else None
+        unseen = reader.seen == UNSEEN
+        is_mixed = seen is not None and unseen.any() and (reader.seen > UNSEEN).any()
         return cls(
-            scored=scored,
-            top1=metrics.share(right),
-            top5=metrics.share(scored.in_top) if scored.most >= min(TOP, classes) else None,
-            levels=levels,
-            confusion=confusion,
-            per_class=PerClass.of(confusion),
-            calibration=metrics.calibration(scored.score, right),
-            before=metrics.calibration(before, right) if known and before is not None else None,
-            coverage=metrics.coverage(scored.score, right),
-            **_seen(scored),
+            model=reader.model,
+            temperature=reader.temperature,
+            scores=scores,
+            metrics=Metrics.of(scores),
+            answer_level=reader.answer_level,
+            seen=seen,
+            unseen=proportion(scores.right[unseen]) if is_mixed else None,
+            unseen_images=int(np.count_nonzero(unseen)) if is_mixed else 0,
         )
 
     def answers(self) -> list[dict[str, Any]]:
-        """Return for each level how many answers are of it, and how many of them are right; no level: no answer."""
-        scored, n = self.scored, len(self.scored.label)
-        if not self.levels:
+        """Return for each level the proportion of answers at it, and how many of them are right; no level: no answer."""
+        scores, records = self.scores, []
+        if not self.metrics.levels:
             return []
-        found = []
-        for depth in (*range(len(scored.levels)), -1):
-            of_it = scored.answer_level == depth
-            right = metrics.share(scored.right_at(depth)[of_it]) if depth >= 0 and of_it.any() else None
-            name = scored.levels[depth].name if depth >= 0 else None
-            of_level = {"level": name, "share": np.count_nonzero(of_it) / n, "accuracy": right and right.value}
-            found.append(of_level | {"accuracy_interval_95": right and [right.low, right.high]})
-        return found
+        for depth in (*range(len(scores.levels)), -1):
+            at_level = self.answer_level == depth
+            right = proportion(scores.right_at(depth)[at_level]) if depth >= 0 and at_level.any() else None
+            records.append({
+                "level": scores.levels[depth].name if depth >= 0 else None,
+                "share": np.count_nonzero(at_level) / self.metrics.n,
+                "accuracy": right and right.value,
+                "accuracy_interval_95": right and [right.low, right.high],
+            })  # fmt: skip
+        return records
 
     def public(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
-        labels, model, per_class = self.scored.model.labels, self.scored.model, self.per_class
-        mistakes = self.confusion.mistakes()
-        estimates = {"top1": self.top1, "top5": self.top5, "ece": self.calibration.ece}
-        interval = {name: [each.low, each.high] for name, each in estimates.items() if each is not None}
+        metrics = self.metrics
+        estimates = {"top1": metrics.top1, "top5": metrics.top5, "ece": metrics.calibration.ece}
+        interval: dict[str, Any] = {
+            name: _interval(estimate) for name, estimate in estimates.items() if estimate is not None
+        }
+        interval["levels"] = {name: _interval(estimate) for name, estimate in metrics.levels.items()}
+        per_class, before = metrics.per_class, metrics.calibration_before
         figures = {"precision": per_class.precision, "recall": per_class.recall, "f1": per_class.f1}
-        concerned = np.flatnonzero(per_class.support + per_class.predicted)
         return {
-            "n": len(self.scored.label),
-            "top1": self.top1.value,
-            "top5": self.top5 and self.top5.value,
-            "levels": {name: each.value for name, each in self.levels.items()},
-            "ece": self.calibration.ece.value,
-            "ece_before_temperature": self.before and self.before.ece.value,
-            "temperature": self.scored.temperature,
-            "interval_95": {**interval, "levels": {name: [each.low, each.high] for name, each in self.levels.items()}},
+            "n": metrics.n,
+            "top1": metrics.top1.value,
+            "top5": metrics.top5 and metrics.top5.value,
+            "levels": {name: estimate.value for name, estimate in metrics.levels.items()},
+            "ece": metrics.calibration.ece.value,
+            "ece_before_temperature": before and before.ece.value,
+            "temperature": self.temperature,
+            "interval_95": interval,
             "macro": {name: per_class.macro(figure) for name, figure in figures.items()},
-            "model": {"name": model.name, "digest": model.digest},
+            "model": {"name": self.model.name, "digest": self.model.digest},
             "seen": self._seen_publicly(),
             "answers": self.answers(),
-            "calibration": _bins(self.calibration),
-            "calibration_before_temperature": self.before and _bins(self.before),
-            "coverage": _records(
-                score=self.coverage.score,
-                coverage=self.coverage.coverage,
-                accuracy=self.coverage.accuracy,
-                accuracy_interval_95=_pairs(self.coverage.interval),
-            ),
-            "per_class": _records(
-                label=np.array(labels, object)[concerned],
-                **{name: figure[concerned] for name, figure in figures.items()},
-                precision_interval_95=_pairs(per_class.precision_interval[concerned]),
-                recall_interval_95=_pairs(per_class.recall_interval[concerned]),
-                support=per_class.support[concerned],
-                predicted=per_class.predicted[concerned],
-            ),
-            "confusion": _records(
-                truth=np.array(labels, object)[mistakes.truth[:_MISTAKES]],
-                label=np.array(labels, object)[mistakes.predicted[:_MISTAKES]],
-                images=mistakes.count[:_MISTAKES],
-            ),
+            "calibration": _bins(metrics.calibration),
+            "calibration_before_temperature": before and _bins(before),
+            "coverage": _coverage(metrics.coverage),
+            "per_class": _classes(self.model.labels, per_class),
+            "confusion": _mistakes(self.model.labels, metrics.confusion),
         }
 
     def _seen_publicly(self) -> dict[str, Any] | None:
         if self.seen is None:
             return None
-        others = self.unseen and {
-            "n": self.unseen_images, "top1": self.unseen.value, "interval_95": [self.unseen.low, self.unseen.high],
+        unseen = self.unseen and {
+            "n": self.unseen_images, "top1": self.unseen.value, "interval_95": _interval(self.unseen),
         }  # fmt: skip
-        return {**self.seen.public(), "unseen": others}
-
-
-def _seen(scored: Scored) -> dict[str, Any]:
-    """Return the fields of an Evaluation that say what the model has seen of the images."""
-    known = scored.training_images
-    seen = Seen.of(scored.seen, known) if known is not None else None
-    others = scored.seen == UNSEEN
-    both = seen is not None and others.any() and (scored.seen > UNSEEN).any()
-    return {
-        "seen": seen,
-        "unseen": metrics.share(scored.right[others]) if both else None,
-        "unseen_images": int(np.count_nonzero(others)) if both else 0,
-    }
+        return {**self.seen.public(), "unseen": unseen}
 
 
 def compared(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
     """Return by how much a second model is better or worse on the same images, with the interval of the difference."""
-    first, second = ours.scored.right, other.scored.right
+    first, second = ours.scores.right, other.scores.right
 
-    def plain(found: Estimate) -> dict[str, Any]:
-        return {"difference": found.value, "interval_95": [found.low, found.high]}
+    def plain(estimate: Estimate) -> dict[str, Any]:
+        return {"difference": estimate.value, "interval_95": _interval(estimate)}
 
     levels = {
-        name: plain(metrics.difference(ours.scored.right_at(depth), other.scored.right_at(depth)))
-        for depth, name in enumerate(ours.levels)
-        if list(ours.levels) == list(other.levels)
+        name: plain(difference(ours.scores.right_at(depth), other.scores.right_at(depth)))
+        for depth, name in enumerate(ours.metrics.levels)
+        if list(ours.metrics.levels) == list(other.metrics.levels)
     }
     return {
-        "top1": plain(metrics.difference(first, second)),
+        "top1": plain(difference(first, second)),
         "levels": levels,
         "only_first_right": int(np.count_nonzero(first & ~second)),
         "only_second_right": int(np.count_nonzero(second & ~first)),
     }
 
 
-def _bins(found: Calibration) -> list[dict[str, Any]]:
+def _interval(estimate: Estimate) -> list[float]:
+    return [estimate.low, estimate.high]
+
+
+def _bins(bins: Calibration) -> list[dict[str, Any]]:
     return _records(
-        low=found.low, high=found.high, images=found.count, score=found.score, accuracy=found.accuracy,
-        accuracy_interval_95=_pairs(found.interval),
+        low=bins.low, high=bins.high, images=bins.count, score=bins.score, accuracy=bins.accuracy,
+        accuracy_interval_95=_pairs(bins.interval),
     )  # fmt: skip
+
+
+def _coverage(curve: Coverage) -> list[dict[str, Any]]:
+    return _records(
+        score=curve.score, coverage=curve.coverage, accuracy=curve.accuracy, accuracy_interval_95=_pairs(curve.interval)
+    )
+
+
+def _classes(labels: Sequence[str], per_class: PerClass) -> list[dict[str, Any]]:
+    """Return the figures of the classes that an image is of, or was predicted as."""
+    used = np.flatnonzero(per_class.support + per_class.predicted)
+    return _records(
+        label=np.array(labels, object)[used],
+        precision=per_class.precision[used],
+        recall=per_class.recall[used],
+        f1=per_class.f1[used],
+        precision_interval_95=_pairs(per_class.precision_interval[used]),
+        recall_interval_95=_pairs(per_class.recall_interval[used]),
+        support=per_class.support[used],
+        predicted=per_class.predicted[used],
+    )
+
+
+def _mistakes(labels: Sequence[str], confusion: Confusion) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are confused most often."""
+    mistakes, names = confusion.mistakes(), np.array(labels, object)
+    return _records(
+        truth=names[mistakes.truth[:_MISTAKES]],
+        label=names[mistakes.predicted[:_MISTAKES]],
+        images=mistakes.count[:_MISTAKES],
+    )
 
 
 def _pairs(intervals: Intervals) -> npt.NDArray[np.object_]:
     """Return intervals as a column of pairs, None where there is none."""
-    found = np.empty(len(intervals), object)
-    found[:] = [None if np.isnan(pair).any() else pair.tolist() for pair in intervals]
-    return found
+    pairs = np.empty(len(intervals), object)
+    pairs[:] = [None if np.isnan(pair).any() else pair.tolist() for pair in intervals]
+    return pairs
 
 
 def _records(**columns: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Effects: the images of an evaluation and what each truly is, by URI, in tens of bytes an image."""
+"""Effects: the images of an evaluation and their true classes, by URI, in tens of bytes an image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError, InputError
+from imgbatch.errors import AuditError, InputError
 from imgbatch.evaluation.classes import Classes
-from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers
+from imgbatch.evaluation.labelled_inputs import Resolver
+from imgbatch.evaluation.tar_members import TarMembers
 from imgbatch.models import imagenet
 from imgbatch.models.model import Model
-from imgbatch.schema import LISTING, whole
+from imgbatch.schema import LISTING, single_chunk
 from imgbatch.sources.labelled import TRUTH, is_tar
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import counted
@@ -27,11 +28,11 @@ _SHOWN = 5
 Numbers = npt.NDArray[np.int32]
 
 
-class Truths:
-    """Images, numbered as they come, and their classes: 28 bytes an image.
+class GroundTruth:
+    """Images, numbered in the order of the listing, and their classes: 28 bytes an image.
 
     Raises:
-        InputError: a truth is none of the labels.
+        InputError: an image has no class, or one that is none of the labels.
     """
 
     def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str], label_is: str = "name") -> None:
@@ -45,21 +46,21 @@ class Truths:
         return len(self._classes)
 
     def of(self, model: Model) -> Numbers:
-        """Return the true class of each image, as a model numbers its classes.
+        """Return the true class of each image, in the numbering of a model.
 
         Raises:
-            InputError: it has no such class.
+            InputError: the model lacks a class.
         """
         classes = Classes(model.labels)
-        known = classes.of_truths(pa.array(self._labels, pa.string()))
-        if len(ids := imagenet.wordnet_ids(tuple(self._labels))):  # it may call its classes so
-            known = np.where(known < 0, classes.of_truths(pa.array(ids, pa.string())), known)
-        numbers = known[self._classes]
+        class_of = classes.of_truths(pa.array(self._labels, pa.string()))
+        if len(ids := imagenet.wordnet_ids(tuple(self._labels))):  # the model may name its classes by these
+            class_of = np.where(class_of < 0, classes.of_truths(pa.array(ids, pa.string())), class_of)
+        numbers = class_of[self._classes]
         if lacking := np.unique(self._classes[numbers < 0]).tolist():
             names = ", ".join(repr(self._labels[number]) for number in lacking[:_SHOWN])
-            without = int(np.count_nonzero(numbers < 0))
+            images = int(np.count_nonzero(numbers < 0))
             raise InputError(
-                f"{counted(without, 'image')} of {counted(len(lacking), 'class', 'classes')} that {model.name} does not know: "
+                f"{counted(images, 'image')} of {counted(len(lacking), 'class', 'classes')} that {model.name} does not have: "
                 f"{names}"
             )
         return numbers
@@ -69,7 +70,7 @@ class Truths:
         return self._containers.take(pa.array(numbers)).combine_chunks().cast(pa.string())
 
     def numbers(self, uris: pa.Array) -> Numbers:
-        """Return the number of each image, -1 where it is none of the evaluation's."""
+        """Return the number of each image, -1 for images that are not part of the evaluation."""
         numbers = np.full(len(uris), -1, np.int32)
         for columns, rows, positions in self._index.lookup(uri_keys(uris)):
             numbers[rows] = columns["number"][positions]
@@ -81,41 +82,39 @@ class Truths:
         resolver: Resolver,
         split: str | None = None,
     ) -> None:
-        """Read from the tables of an output which members the listed tars have, and their classes.
+        """Add the members of the listed tars, which are read from the tables of an output, and their classes.
 
         Args:
             resolver: decides again where labels and splits come from, with these members.
-            split: take the members of this split alone.
+            split: add only the members of this split.
 
         Raises:
-            BooksError: a tar has no row at all.
+            AuditError: a tar has no row at all.
             InputError: a member has no class, or one that is none of the labels.
         """
         members = TarMembers(output, resolver)
         for table in members.labelled(split):
-            # A tar that could not be read has one reject itself: an image of whatever class, which is going to be missed.
-            itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
+            # A tar that could not be read has a reject itself. It counts as an image of any class, without a label.
+            is_tar_itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
             first = self._labels[0] if self._label_is == "name" else "0"
-            truths = pc.if_else(itself, first, whole(table[TRUTH]))
-            known = {"uri": table["uri"], TRUTH: truths}
-            columns = [known.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
+            truths = pc.if_else(is_tar_itself, first, single_chunk(table[TRUTH]))
+            values = {"uri": table["uri"], TRUTH: truths}
+            columns = [values.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
         if members.unread:
-            raise BooksError(
-                f"{min(members.unread)} is listed, and no row of it is in {output.uri}: have it labelled first"
-            )
+            raise AuditError(f"{min(members.unread)} is listed, and no row of it is in {output.uri}: label it first")
 
     def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
         classes = Classes(self._labels, label_is=self._label_is)
-        found, containers = [self._classes], self._containers.chunks
+        class_numbers, containers = [self._classes], self._containers.chunks
         for batch in listed:
             images = batch.filter(pc.invert(is_tar(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
             new = first_of_each(keys) & ~self._index.contains(keys)
             self._index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))
-            found.append(classes.truths(images)[new])
+            class_numbers.append(classes.truths(images)[new])
             containers.append(images["container"].filter(pa.array(new)).dictionary_encode())
         classes.require_known()
         classes.warn_of_shared_names()
-        self._classes = np.concatenate(found)
+        self._classes = np.concatenate(class_numbers)
         self._containers = pa.chunked_array(containers, self._containers.type)

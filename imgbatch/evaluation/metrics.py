@@ -1,11 +1,10 @@
-"""Values: how good labels are: shares with their intervals, per class, confusion, calibration, coverage. Pure, on arrays
-of n images.
+"""Values: metrics of labels: proportions with their intervals, per class, confusion, calibration and coverage, of n images.
 
-The interval of a proportion is Wilson's score interval (`wilson`). A bootstrap would say of a small set without a mistake that
-its accuracy is 100 % for certain. Other figures, which are no proportions (the difference of two models, the calibration
-error), have the 2.5 % and 97.5 % points of a bootstrap over images (Efron 1979). Resampling n images of a few kinds with
-replacement is one draw of a multinomial distribution over the kinds' counts, so that an interval costs the same for a
-hundred images and for millions.
+The interval of a proportion is Wilson's score interval (`wilson`). A bootstrap has no width for a small set without a mistake,
+as if its accuracy were certain. Other figures, which are no proportions (the difference of two models, the calibration error),
+have the 2.5 % and 97.5 % points of a bootstrap over images (Efron 1979). Resampling n images of a few kinds with replacement
+is one draw of a multinomial distribution over the counts of the kinds. So an interval costs the same for a hundred images and
+for millions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Intervals = npt.NDArray[np.floating[Any]]
 """Lower and upper ends, (n, 2)."""
 
 BINS = 15
-"""Of the scores' calibration, as Guo et al. (2017) have it."""
+"""Number of bins of scores, as in Guo et al. (2017)."""
 _Z = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 _RESAMPLES = 2_000
@@ -47,7 +46,7 @@ def bootstrap(counts: Ints, statistic: Callable[[Floats], Floats]) -> Estimate:
     """Return a figure of n images of a few kinds, and its interval.
 
     Args:
-        counts: how many images there are of each kind.
+        counts: number of images of each kind.
         statistic: from (resamples, kinds) counts to (resamples,) figures.
     """
     n = int(counts.sum())
@@ -65,7 +64,7 @@ def wilson(part: Ints, total: Ints) -> Intervals:
         (k + z²/2 ± z sqrt(k (n - k) / n + z²/4)) / (n + z²),   z = 1.96.
 
     Brown, Cai and DasGupta (2001) recommend it for small n: it holds near 0 and 1, where the textbook's interval and the
-    bootstrap have no width. It takes images as independent; of several pictures of one thing it is too narrow.
+    bootstrap have no width. It assumes independent images; for several pictures of one thing it is too narrow.
 
     >>> wilson(np.array([96, 0, 0]), np.array([96, 10, 0])).round(3).tolist()
     [[0.962, 1.0], [0.0, 0.278], [nan, nan]]
@@ -73,40 +72,41 @@ def wilson(part: Ints, total: Ints) -> Intervals:
     k, n = np.asarray(part, float), np.where(np.asarray(total) > 0, total, np.nan).astype(float)
     spread = _Z * np.sqrt(k * (n - k) / n + _Z**2 / 4)
     ends = (k + _Z**2 / 2 + np.stack([-spread, spread])) / (n + _Z**2)
-    found: Intervals = np.clip(ends, 0, 1).T
-    return found
+    intervals: Intervals = np.clip(ends, 0, 1).T
+    return intervals
 
 
-def proportion(part: int, total: int) -> Estimate:
-    """Return a part of a total, with Wilson's interval."""
+def proportion_of(part: int, total: int) -> Estimate:
+    """Return part / total, with Wilson's interval."""
     ((low, high),) = wilson(np.array([part]), np.array([total])).tolist()
     return Estimate(part / total, low, high)
 
 
-def share(right: Mask) -> Estimate:
-    """Return the share of images that are right, with Wilson's interval.
+def proportion(right: Mask) -> Estimate:
+    """Return the proportion of images that are right, with Wilson's interval.
 
-    >>> print(share(np.array([True] * 90 + [False] * 10)))
+    >>> print(proportion(np.array([True] * 90 + [False] * 10)))
     90.00% (82.56% to 94.48%)
     """
-    return proportion(int(np.count_nonzero(right)), len(right))
+    return proportion_of(int(np.count_nonzero(right)), len(right))
 
 
 def difference(right: Mask, other: Mask) -> Estimate:
-    """Return by how much more is right than in another labelling of the same images: share minus share, image by image."""
+    """Return by how much the proportion of right images exceeds that of another labelling of the same images."""
     counts = np.array(
         [np.count_nonzero(right & ~other), np.count_nonzero(~right & other), np.count_nonzero(right == other)]
     )
     return bootstrap(counts, lambda drawn: (drawn[:, 0] - drawn[:, 1]) / drawn.sum(1))
 
 
-def as_well(one: Mask, other: Mask) -> bool:
-    """Return whether one way tells images as well as the other: what it loses is within a standard deviation of chance.
+def not_worse(one: Mask, other: Mask) -> bool:
+    """Return whether one labelling is right not less often than another, within one standard deviation of chance.
 
-    Where they differ, either is right as often by chance (McNemar 1947): a deviation of sqrt(lost + won).
+    If both are equally good, each image that only one of them has right is as likely to be won as lost (McNemar 1947): the
+    standard deviation of the difference is sqrt(lost + won).
 
     >>> other = np.ones(100, bool)
-    >>> as_well(np.arange(100) > 0, other), as_well(np.arange(100) > 4, other)
+    >>> not_worse(np.arange(100) > 0, other), not_worse(np.arange(100) > 4, other)
     (True, False)
     """
     lost, won = np.count_nonzero(other & ~one), np.count_nonzero(one & ~other)
@@ -115,7 +115,7 @@ def as_well(one: Mask, other: Mask) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Which class was taken for which: the cells that are not empty."""
+    """A confusion matrix: the cells that are not empty."""
 
     classes: int
     truth: Ints
@@ -130,12 +130,12 @@ class Confusion:
 
     def matrix(self) -> Ints:
         """Return (classes, classes) counts, a row for each true class."""
-        found = np.zeros((self.classes, self.classes), np.int64)
-        found[self.truth, self.predicted] = self.count
-        return found
+        matrix = np.zeros((self.classes, self.classes), np.int64)
+        matrix[self.truth, self.predicted] = self.count
+        return matrix
 
     def mistakes(self) -> Confusion:
-        """Return the cells of what is wrong, the fullest first."""
+        """Return the cells off the diagonal, by descending count."""
         wrong = np.flatnonzero(self.truth != self.predicted)
         wrong = wrong[np.argsort(-self.count[wrong], kind="stable")]
         return Confusion(self.classes, self.truth[wrong], self.predicted[wrong], self.count[wrong])
@@ -143,7 +143,7 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class PerClass:
-    """Figures of each class. NaN where there is nothing to divide by: a class never predicted has no precision."""
+    """Figures of each class; NaN where a denominator is 0: a class that was never predicted has no precision."""
 
     support: Ints
     """Images that truly are of the class."""
@@ -162,12 +162,12 @@ class PerClass:
 
     @property
     def precision(self) -> Floats:
-        """Of the images predicted as the class, the share that are right."""
+        """The proportion of the images predicted as the class that are right."""
         return _ratio(self.right, self.predicted)
 
     @property
     def recall(self) -> Floats:
-        """Of the images of the class, the share that are found."""
+        """The proportion of the images of the class that are predicted as the class."""
         return _ratio(self.right, self.support)
 
     @property
@@ -194,14 +194,14 @@ def _sums(classes: Ints, count: Ints, number: int) -> Ints:
     return np.bincount(classes, weights=count, minlength=number).astype(np.int64)
 
 
-def _ratio(part: Ints, whole: Ints) -> Floats:
-    found: Floats = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-    return found
+def _ratio(part: Ints, total: Ints) -> Floats:
+    ratio: Floats = np.divide(part, total, out=np.full(len(total), np.nan), where=total > 0)
+    return ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Are scores probabilities? Bins of equal width over [0, 1]; those without images are left out."""
+    """The reliability of scores, in bins of equal width over [0, 1]; bins without images are omitted."""
 
     low: Floats
     high: Floats
@@ -217,73 +217,74 @@ class Calibration:
 def calibration(score: Floats, right: Mask, bins: int = BINS) -> Calibration:
     """Return the reliability curve and the expected calibration error.
 
-    ECE is the mean over images of |accuracy - mean score| of their bin (Naeini et al. 2015). It is above zero by chance even
-    where scores are right, the more so the fewer images there are, and in a resample more than in the sample: its interval
-    leans to the high side.
+    ECE is the mean over images of |accuracy - mean score| of their bin (Naeini et al. 2015). It is biased upwards: it is above
+    zero even for perfect probabilities, more so for fewer images, and more in a resample than in the sample. So its interval
+    is too high.
 
-    >>> found = calibration(np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, False, False]))
-    >>> [round(float(each), 3) for each in (*found.accuracy, found.ece.value)]
+    >>> result = calibration(np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, False, False]))
+    >>> [round(float(value), 3) for value in (*result.accuracy, result.ece.value)]
     [0.0, 0.667, 0.2]
     """
     number = np.minimum((score * bins).astype(np.int64), bins - 1)
-    # Kinds of images: a bin, right or wrong. Within one the scores count as their mean.
+    # A kind of images for the bootstrap is a bin, right or wrong. Within a kind all scores count as their mean.
     kind = number * 2 + right
     count = np.bincount(kind, minlength=2 * bins)
     mean = np.bincount(kind, weights=score, minlength=2 * bins) / np.maximum(count, 1)
 
     def error(drawn: Floats) -> Floats:
         sums = (drawn * mean).reshape(len(drawn), bins, 2).sum(2)
-        found: Floats = np.abs(drawn[:, 1::2] - sums).sum(1) / drawn.sum(1)
-        return found
+        errors: Floats = np.abs(drawn[:, 1::2] - sums).sum(1) / drawn.sum(1)
+        return errors
 
-    all_of = count.reshape(bins, 2).sum(1)
-    used = np.flatnonzero(all_of)
+    totals = count.reshape(bins, 2).sum(1)
+    used = np.flatnonzero(totals)
     sums = (count * mean).reshape(bins, 2).sum(1)
     return Calibration(
         used / bins,
         (used + 1) / bins,
-        all_of[used],
-        sums[used] / all_of[used],
-        count[1::2][used] / all_of[used],
-        wilson(count[1::2][used], all_of[used]),
+        totals[used],
+        sums[used] / totals[used],
+        count[1::2][used] / totals[used],
+        wilson(count[1::2][used], totals[used]),
         bootstrap(count, error),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What is left, and how much of that is right, when labels below a score are not taken (El-Yaniv and Wiener 2010)."""
+    """Coverage and accuracy if only labels from a minimum score on are accepted (El-Yaniv and Wiener 2010)."""
 
     score: Floats
+    """The minimum score."""
     coverage: Floats
-    """Share of the images whose score reaches it."""
+    """Proportion of the images that are accepted."""
     accuracy: Floats
-    """Of those; NaN where none does."""
+    """Of the accepted images; NaN if there is none."""
     interval: Intervals
-    """Wilson's, of the accuracy; NaN where no score reaches it."""
+    """Wilson's, of the accuracy; NaN if no image is accepted."""
 
 
 def coverage(score: Floats, right: Mask, steps: int = 100) -> Coverage:
-    """Return coverage and accuracy for scores asked for from 0 to 1.
+    """Return coverage and accuracy for minimum scores from 0 to 1.
 
-    >>> found = coverage(np.array([0.9, 0.6, 0.3]), np.array([True, True, False]), steps=2)
-    >>> found.coverage.round(2).tolist(), found.accuracy.round(2).tolist()
+    >>> curve = coverage(np.array([0.9, 0.6, 0.3]), np.array([True, True, False]), steps=2)
+    >>> curve.coverage.round(2).tolist(), curve.accuracy.round(2).tolist()
     ([1.0, 0.67, 0.0], [0.67, 1.0, nan])
     """
-    asked = np.linspace(0, 1, steps + 1)
-    # How many steps a score reaches. Compared in 32 bits, in which 0.3 is not less than 0.3.
-    reached = np.searchsorted(asked.astype(np.float32), score.astype(np.float32), side="right")
+    minimum = np.linspace(0, 1, steps + 1)
+    # Number of minimum scores that a score reaches. Compared in float32, as a float32 score of 0.3 is less than 0.3 in float64.
+    reached = np.searchsorted(minimum.astype(np.float32), score.astype(np.float32), side="right")
     images = np.bincount(reached, minlength=steps + 2)[::-1].cumsum()[::-1][1:]
-    good = np.bincount(reached, weights=right, minlength=steps + 2)[::-1].cumsum()[::-1][1:]
-    good = good.astype(np.int64)
-    return Coverage(asked, images / len(score), _ratio(good, images), wilson(good, images))
+    right_images = np.bincount(reached, weights=right, minlength=steps + 2)[::-1].cumsum()[::-1][1:]
+    right_images = right_images.astype(np.int64)
+    return Coverage(minimum, images / len(score), _ratio(right_images, images), wilson(right_images, images))
 
 
 def before_temperature(probabilities: Floats, temperature: float) -> Floats:
     """Return the best probability as it was before logits were divided by a temperature (Guo et al. 2017).
 
     Args:
-        probabilities: (n, classes): all of them, the best first.
+        probabilities: (n, classes), sorted in descending order.
 
     softmax(z) is softmax(z / T) to the power of T, normalised.
 
@@ -293,5 +294,5 @@ def before_temperature(probabilities: Floats, temperature: float) -> Floats:
     True
     """
     powers = probabilities.astype(np.float64) ** temperature
-    found: Floats = powers[:, 0] / powers.sum(1)
-    return found
+    best: Floats = powers[:, 0] / powers.sum(1)
+    return best

@@ -1,4 +1,4 @@
-"""Effects: what a label table says of images whose class is known."""
+"""Effects: label tables, read and compared with the true classes of their images."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.errors import BooksError, BudgetError, ModelError
+from imgbatch.errors import AuditError, BudgetError, ModelError
 from imgbatch.evaluation.classes import Classes
-from imgbatch.evaluation.ground_truth import Numbers, Truths
+from imgbatch.evaluation.ground_truth import GroundTruth, Numbers
 from imgbatch.evaluation.metrics import before_temperature
+from imgbatch.evaluation.scores import TOP, Scores
 from imgbatch.evaluation.training_images import NOT_COMPARED, TrainingImages
 from imgbatch.ledger.commit_log import Log
 from imgbatch.models.model import Model
-from imgbatch.models.taxonomy import Level
 from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import plural
 
-TOP = 5
 READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "size", "etag", "last_modified", "model"]
 _SHOWN = 5
 
@@ -34,52 +32,34 @@ PREDICTIONS = pa.schema([
 """A row for each image that was scored; `answer_right` is null where there was no answer."""
 
 
-class Scored:
-    """What a model said of the images, each at its number: 10 bytes an image and 4 a level."""
+class LabelReader:
+    """Reads label tables: what a model predicted for the images of an evaluation, each at its number."""
 
     def __init__(
         self,
-        truths: Truths,
+        truths: GroundTruth,
         model: Model,
         temperature: float | None = None,
         training_images: TrainingImages | None = None,
     ) -> None:
-        n = len(truths)
-        self.model, self.truth, self.temperature = model, truths.of(model), temperature
-        self.levels: tuple[Level, ...] = model.taxonomy.levels if model.taxonomy else ()
-        self.label: Numbers = np.full(n, -1, np.int32)
-        self.score = np.zeros(n, np.float32)
-        self.in_top = np.zeros(n, bool)
-        self.nodes: Numbers = np.full((n, len(self.levels)), -1, np.int32)
-        """The predicted node at each level, coarse to fine."""
+        truth, n = truths.of(model), len(truths)
+        self.model, self.temperature = model, temperature
+        levels = model.taxonomy.levels if model.taxonomy else ()
+        self.scores = Scores.unknown(truth, len(model.labels), levels, scaled=temperature is not None)
+        """See `Scores`; filled in by `take`."""
         self.answer_level = np.full(n, -1, np.int8)
-        self.before = np.full(n, np.nan) if temperature is not None else None
-        """The score before temperature scaling; NaN where the table does not hold all probabilities."""
-        self.most = 0
-        """The most classes that a row names."""
+        """The depth of each image's answer in the taxonomy; -1 where there is no answer."""
         self.training_images = training_images
         """What the model has seen in training; None: not known, or the table does not hold the hashes of its images."""
         self.seen = np.full(n, NOT_COMPARED, np.int8)
-        """What `TrainingImages.codes` says of each image."""
+        """The code of each image in `TrainingImages.codes`."""
         self._truths = truths
-
-    @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Which images have their true class as label."""
-        found: npt.NDArray[np.bool_] = np.equal(self.label, self.truth)
-        return found
-
-    def right_at(self, depth: int) -> npt.NDArray[np.bool_]:
-        """Return which images have their true node at a level."""
-        true = np.array(self.levels[depth].node_of)[self.truth]
-        found: npt.NDArray[np.bool_] = np.equal(self.nodes[:, depth], true)
-        return found
 
     def take(self, labels: Folder) -> Iterator[pa.Table]:
         """Read a label table; yield its rows on images of the evaluation, as PREDICTIONS and the columns of a listing.
 
         Raises:
-            ModelError: another model than ours has written them.
+            ModelError: the table was written by another model.
         """
         log = Log(labels)
         log.scan()
@@ -93,67 +73,71 @@ class Scored:
             numbers = self._truths.numbers(part["uri"].combine_chunks())
             rows = part.filter(pa.array(numbers >= 0)).combine_chunks()
             if len(rows):
-                self._require_ours(rows["model"], labels)
+                self._require_same_model(rows["model"], labels)
                 yield self._take(rows, numbers[numbers >= 0])
 
     def _take(self, rows: pa.Table, at: Numbers) -> pa.Table:
-        classes = Classes(self.model.labels)
-        self.label[at] = self._known(classes.numbers(rows["label"]), rows["label"], "label")
-        self.score[at] = rows["score"].to_numpy()
-        candidates = rows["top_k"].combine_chunks()
-        starts = candidates.offsets.to_numpy()
-        image = np.repeat(np.arange(len(rows)), np.diff(starts))
-        named = candidates.flatten()
-        ids = classes.numbers(named.field("label"))
-        place = np.arange(len(ids)) - (starts[:-1] - starts[0])[image]
-        self.in_top[at[image[(ids == self.truth[at][image]) & (place < TOP)]]] = True
-        lengths = np.diff(starts)
-        self.most = max(self.most, int(lengths.max(initial=0)))
-        if self.before is not None and self.temperature and (lengths == len(self.model.labels)).all():
-            self.before[at] = before_temperature(
-                named.field("score").to_numpy().reshape(len(rows), -1), self.temperature
-            )
+        scores, labels = self.scores, self.model.labels
+        scores.label[at] = self._require_known(Classes(labels).numbers(rows["label"]), rows["label"], "label")
+        scores.score[at] = rows["score"].to_numpy()
+        self._take_candidates(rows["top_k"].combine_chunks(), at)
         if self.training_images is not None:
             self.seen[at] = self.training_images.codes(rows[CONTENT_HASH].to_numpy())
-        answered = self._answers(rows, at)
-        true = pa.array(self.model.labels, pa.string()).take(pa.array(self.truth[at]))
-        table = rows.append_column("truth", true).append_column("right", pa.array(self.right[at]))
-        table = table.append_column("right_in_top5", pa.array(self.in_top[at])).append_column("answer_right", answered)
+        answer_right = self._take_levels(rows, at)
+        truth = pa.array(labels, pa.string()).take(pa.array(scores.truth[at]))
+        table = rows.append_column("truth", truth).append_column("right", pa.array(scores.right[at]))
+        table = table.append_column("right_in_top5", pa.array(scores.in_top[at]))
+        table = table.append_column("answer_right", answer_right)
         table = table.append_column("container", self._truths.containers(at))
-        # Of all classes, where they were asked for because of the temperature, a file would grow to kilobytes an image.
-        first = pc.list_slice(candidates, 0, TOP)
+        # If the model has a temperature, rows name all classes. With all of them a file would take kilobytes an image.
+        first = pc.list_slice(rows["top_k"].combine_chunks(), 0, TOP)
         table = table.set_column(table.schema.get_field_index("top_k"), "top_k", first)
         return table.select([*PREDICTIONS.names, *LISTING.names[1:]])
 
-    def _answers(self, rows: pa.Table, at: Numbers) -> pa.Array:
+    def _take_candidates(self, candidates: pa.ListArray, at: Numbers) -> None:
+        """Read the classes that each row names, the best first, with their scores."""
+        scores, starts = self.scores, candidates.offsets.to_numpy()
+        lengths = np.diff(starts)
+        image = np.repeat(np.arange(len(candidates)), lengths)
+        values = candidates.flatten()
+        ids = Classes(self.model.labels).numbers(values.field("label"))
+        rank = np.arange(len(ids)) - (starts[:-1] - starts[0])[image]
+        scores.in_top[at[image[(ids == scores.truth[at][image]) & (rank < TOP)]]] = True
+        scores.max_candidates = max(scores.max_candidates, int(lengths.max(initial=0)))
+        if scores.score_before is not None and self.temperature and (lengths == scores.number_of_classes).all():
+            probabilities = values.field("score").to_numpy().reshape(len(candidates), -1)
+            scores.score_before[at] = before_temperature(probabilities, self.temperature)
+
+    def _take_levels(self, rows: pa.Table, at: Numbers) -> pa.Array:
         """Read the levels; return whether each answer is right, null where there is none."""
-        if rows["levels"].null_count or not self.levels:
-            return pa.array(self.right[at])
-        told, names = rows["levels"].combine_chunks().flatten(), [level.name for level in self.levels]
-        if len(told) != len(rows) * len(names) or told.field("level")[: len(names)].to_pylist() != names:
+        scores = self.scores
+        if rows["levels"].null_count or not scores.levels:
+            return pa.array(scores.right[at])
+        values, names = rows["levels"].combine_chunks().flatten(), [level.name for level in scores.levels]
+        if len(values) != len(rows) * len(names) or values.field("level")[: len(names)].to_pylist() != names:
             raise ModelError(
                 f"the labels have other levels than {self.model.name} has now, {', '.join(names)}: its taxonomy was another "
                 "one; label the images again"
             )
-        for depth, level in enumerate(self.levels):
-            nodes = told.field("label")[depth :: len(names)]
-            self.nodes[at, depth] = self._known(Classes(level.nodes).numbers(nodes), nodes, level.name)
+        for depth, level in enumerate(scores.levels):
+            nodes = values.field("label")[depth :: len(names)]
+            scores.nodes[at, depth] = self._require_known(Classes(level.nodes).numbers(nodes), nodes, level.name)
         depths = Classes(names).numbers(rows["answer_level"])
         self.answer_level[at] = depths
-        right = np.stack([self.right_at(depth)[at] for depth in range(len(names))], 1)[np.arange(len(at)), depths]
+        right = np.stack([scores.right_at(depth)[at] for depth in range(len(names))], 1)[np.arange(len(at)), depths]
         return pa.array(right, mask=depths < 0)
 
-    def _known(self, numbers: Numbers, names: pa.Array | pa.ChunkedArray, what: str) -> Numbers:
+    def _require_known(self, numbers: Numbers, names: pa.Array | pa.ChunkedArray, what: str) -> Numbers:
         """Return the numbers; ModelError if a name has none."""
         if (numbers < 0).any():
             name = names[int(np.argmax(numbers < 0))].as_py()
             raise ModelError(
-                f"the labels say {what} {name!r}, which {self.model.name} does not have: they were written with other "
-                "model.labels, or another taxonomy"
+                f"the labels contain the {what} {name!r}, which {self.model.name} does not have: they were written with "
+                "other model.labels, or another taxonomy"
             )
         return numbers
 
-    def _require_ours(self, models: pa.ChunkedArray, labels: Folder) -> None:
+    def _require_same_model(self, models: pa.ChunkedArray, labels: Folder) -> None:
         for reference in pc.unique(models).to_pylist():
             if reference.rpartition("@")[2] != self.model.reference.rpartition("@")[2]:
                 raise ModelError(
@@ -165,29 +149,30 @@ class Scored:
 
         Raises:
             BudgetError: images were rejected; with their names and reasons.
-            BooksError: images are in neither table.
+            AuditError: images are in neither table.
         """
-        missing = np.flatnonzero(self.label < 0)
-        if not len(missing):
+        n, missing = len(self.scores.label), int(np.count_nonzero(self.scores.label < 0))
+        if not missing:
             return
-        told, total = [], 0
+        examples, rejected = [], 0
         log = Log(output.folder("rejects"))
         log.scan()
         for _, part, _ in log.read(["uri", REJECTS.field("reason").name]):
             numbers = self._truths.numbers(part["uri"].combine_chunks())
             rows = part.filter(pa.array(numbers >= 0))
-            total += len(rows)
-            told += [f"{row['uri']} ({row['reason']})" for row in rows.slice(0, _SHOWN).to_pylist()]
-        scored = f"{len(self.label) - len(missing):,} of {len(self.label):,} images were scored"
-        if total < len(missing):
-            raise BooksError(
-                f"{scored}; {len(missing) - total:,} are in neither labels/ nor rejects/ of {output.uri}: have all of "
+            rejected += len(rows)
+            examples += [f"{row['uri']} ({row['reason']})" for row in rows.slice(0, _SHOWN).to_pylist()]
+        scored = f"{n - missing:,} of {n:,} images were scored"
+        if rejected < missing:
+            raise AuditError(
+                f"{scored}; {missing - rejected:,} are in neither labels/ nor rejects/ of {output.uri}: have all of "
                 "them labelled first, by the same input"
             )
-        more = ", …" if total > _SHOWN else ""
+        more = ", …" if rejected > _SHOWN else ""
         raise BudgetError(
-            f"{scored}; {total:,} {plural(total, 'has', 'have')} no label: {', '.join(told[:_SHOWN])}{more}. Figures over "
-            f"the rest would flatter: fix these images or leave them out of the input; all are in {output.at('rejects')}"
+            f"{scored}; {rejected:,} {plural(rejected, 'has', 'have')} no label: {', '.join(examples[:_SHOWN])}{more}. "
+            "Figures over the rest would be too good: fix these images or omit them from the input; all are in "
+            f"{output.at('rejects')}"
         )
 
 
@@ -200,8 +185,8 @@ def has_hashes(log: Log) -> bool:
     return bool(log.numbers) and bool(log.footer(log.numbers[-1]).fingerprint.get("output.content_hash"))
 
 
-def worst(so_far: pa.Table | None, rows: pa.Table, most: int) -> pa.Table:
+def worst(so_far: pa.Table | None, rows: pa.Table, limit: int) -> pa.Table:
     """Return the rows that are wrong with the highest scores, of those so far and new ones."""
-    wrong = rows.filter(pc.invert(rows["right"])).sort_by([("score", "descending")]).slice(0, most)
+    wrong = rows.filter(pc.invert(rows["right"])).sort_by([("score", "descending")]).slice(0, limit)
     both: Any = wrong if so_far is None else pa.concat_tables([so_far, wrong]).sort_by([("score", "descending")])
-    return both.slice(0, most)
+    return both.slice(0, limit)

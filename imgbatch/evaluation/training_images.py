@@ -1,8 +1,8 @@
-"""Effects: which images a model has seen in training: 64-bit hashes of their bytes, kept in the model directory.
+"""Effects: the images that a model has seen in training, as 64-bit hashes of their bytes in the model directory.
 
 Training writes `training_images.parquet`. An evaluation looks up the images that it scores, and reports how many of them the
-model was trained on or selected on: figures on such images say nothing about new ones. Only files that are equal byte by
-byte are found; a copy that was encoded or resized again is another image here.
+model was trained on or selected on: figures on such images are not valid for new ones. Only files that are equal byte by byte
+are recognised; a copy that was encoded or resized again is another image here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LIMIT = 1_000_000
 """Maximum number of hashes in a model directory: 8 MB."""
 
 NOT_COMPARED, UNSEEN, SELECTED, TRAINED = -1, 0, 1, 2
-"""What is known of an image: its hash is not in the sample that was kept; the model has not seen it; it was held out in
-training, to choose among models; the model was trained on it."""
+"""Codes of an image: its hash is outside of the stored sample; the model has not seen it; it was held out in training, to
+select the model; the model was trained on it."""
 
 ROLES = {TRAINED: "trained", SELECTED: "selected"}
 """The values of the column `role`."""
@@ -60,8 +60,8 @@ def content_hash(content: bytes) -> int:
 class TrainingImages:
     """The images that a model has seen, by the hashes of their bytes: all of them, or a sample of at most `LIMIT`.
 
-    The sample holds every hash up to a certain value. Hashes are spread evenly, so that it is a random sample of the images,
-    and whether an image with such a hash was seen is known exactly.
+    The sample holds every hash up to a certain value. Hashes are uniformly distributed, so that it is a random sample of the
+    images, and for an image with such a hash it is known exactly whether it was seen.
     """
 
     hashes: Hashes
@@ -75,12 +75,12 @@ class TrainingImages:
     def of(
         cls, trained: Hashes, selected: Hashes, base: TrainingImages | None = None, limit: int = LIMIT
     ) -> TrainingImages:
-        """Return what a training leaves. An image that was trained on and held out counts as trained on.
+        """Return the images of a training run. An image that was trained on and held out counts as trained on.
 
         Args:
             trained: of the images that the weights were trained on.
             selected: of those that were held out.
-            base: what the model that training started from had seen, whose images the new one has seen as well.
+            base: the images that the base model has seen; the new model has seen them too.
         """
         up_to = _LARGEST
         if base is not None:
@@ -90,8 +90,8 @@ class TrainingImages:
         hashes, first = np.unique(np.concatenate([trained, selected]), return_index=True)
         if len(hashes) > limit:
             up_to = min(up_to, int(hashes[limit - 1]))
-        kept = hashes <= np.uint64(up_to)
-        return cls(hashes[kept], first[kept] < len(trained), up_to)
+        sampled = hashes <= np.uint64(up_to)
+        return cls(hashes[sampled], first[sampled] < len(trained), up_to)
 
     @property
     def proportion(self) -> float:
@@ -100,12 +100,12 @@ class TrainingImages:
 
     def codes(self, hashes: Hashes) -> Codes:
         """Return TRAINED, SELECTED, UNSEEN or NOT_COMPARED for each image."""
-        found = np.where(hashes <= np.uint64(self.up_to), UNSEEN, NOT_COMPARED).astype(np.int8)
+        codes = np.where(hashes <= np.uint64(self.up_to), UNSEEN, NOT_COMPARED).astype(np.int8)
         if len(self.hashes):
-            places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-            known = self.hashes[places] == hashes
-            found[known] = np.where(self.trained[places[known]], TRAINED, SELECTED)
-        return found
+            positions = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            is_seen = self.hashes[positions] == hashes
+            codes[is_seen] = np.where(self.trained[positions[is_seen]], TRAINED, SELECTED)
+        return codes
 
     def parquet(self) -> bytes:
         """Return the file: a row for each hash, ascending, with the role of its image."""
@@ -140,7 +140,7 @@ class TrainingImages:
 
 
 def of_model(name: str, stores: Stores) -> TrainingImages | None:
-    """Return what a model has seen, or None if that is not known: its directory has no such file, or it has no directory."""
+    """Return the images that a model has seen; None: not known, since it has no directory, or no such file in it."""
     if "/" not in name and not name.startswith("."):
         return None
     folder = Folder(stores, absolute(name))
@@ -149,13 +149,13 @@ def of_model(name: str, stores: Stores) -> TrainingImages | None:
     except NotFound:
         return None
     except ValueError as error:
-        log.warning("%s cannot be read, so that the model's training images are not known: %s", folder.at(FILE), error)
+        log.warning("%s cannot be read, so the training images of the model are not known: %s", folder.at(FILE), error)
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How many of n scored images a model has seen."""
+    """The number of scored images that a model has seen."""
 
     n: int
     compared: int
@@ -168,16 +168,16 @@ class Seen:
     """See `TrainingImages.proportion`."""
 
     @classmethod
-    def of(cls, codes: Codes, known: TrainingImages) -> Seen | None:
+    def of(cls, codes: Codes, images: TrainingImages) -> Seen | None:
         """Count the codes of the scored images; None if hashes were sampled and none of the images could be compared."""
         n, compared = len(codes), int(np.count_nonzero(codes != NOT_COMPARED))
         if not compared:
             return None
         trained, selected = (round(np.count_nonzero(codes == code) * n / compared) for code in (TRAINED, SELECTED))
-        return cls(n, compared, trained, selected, known.proportion)
+        return cls(n, compared, trained, selected, images.proportion)
 
     def __str__(self) -> str:
-        """Say it in half a sentence.
+        """Return the counts as a phrase.
 
         >>> str(Seen(96, 96, 96, 0, 1.0)), str(Seen(96, 96, 0, 6, 1.0))
         ('96 of 96 images were trained on', '6 of 96 images were used to select the model')

@@ -1,4 +1,4 @@
-"""Effects: from class numbers and probabilities to the columns in which a user reads them."""
+"""Effects: convert class numbers and probabilities to the columns of labels/."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from imgbatch.models.taxonomy import Taxonomy
 from imgbatch.schema import CANDIDATE, LEVEL, RESULTS
 
 
-def answers(prediction: Prediction, model: Model, min_score: float) -> dict[str, pa.Array]:
-    """Return the answer columns of n images.
+def answer_columns(prediction: Prediction, model: Model, min_score: float) -> dict[str, pa.Array]:
+    """Return the columns from `label` to `answer_score` of n images.
 
-    The answer is the best label of the finest level at which that one's probability reaches `min_score`, null where none
-    does. Without a taxonomy the label itself is the answer, and there are no levels.
+    `answer` is the best label of the finest level at which its probability reaches `min_score`, or null. Without a taxonomy it
+    is the label itself, and there are no levels.
     """
     ids, scores = prediction.ids, prediction.scores
     n, k = ids.shape
-    labels = _column(model.labels)
+    labels = _label_array(model.labels)
     names = labels.take(pa.array(ids.ravel()))
     candidates = pa.StructArray.from_arrays(
         [names, pa.array(ids.ravel()), pa.array(scores.ravel())], fields=list(CANDIDATE)
@@ -43,26 +43,26 @@ def answers(prediction: Prediction, model: Model, min_score: float) -> dict[str,
 
 
 @lru_cache(maxsize=2)
-def _column(names: tuple[str, ...]) -> pa.Array:
+def _label_array(names: tuple[str, ...]) -> pa.Array:
     return pa.array(names, pa.string())
 
 
 @lru_cache(maxsize=2)
-def _nodes(taxonomy: Taxonomy) -> pa.Array:
+def _node_array(taxonomy: Taxonomy) -> pa.Array:
     return pa.array([node for level in taxonomy.levels for node in level.nodes], pa.string())
 
 
 def _levels(taxonomy: Taxonomy, prediction: Prediction, above: Prediction, min_score: float) -> dict[str, pa.Array]:
-    """Return what `answers` says with a taxonomy."""
+    """Return the columns that depend on a taxonomy."""
     n, depth = len(prediction.ids), len(taxonomy.levels)
     ids = np.concatenate([above.ids, prediction.ids[:, :1]], 1)
     scores = np.concatenate([above.scores, prediction.scores[:, :1]], 1)
     starts = np.cumsum([0, *(len(level.nodes) for level in taxonomy.levels[:-1])])
-    nodes = _nodes(taxonomy)
+    nodes = _node_array(taxonomy)
     names = nodes.take(pa.array((ids + starts).ravel()))
     level_names = pa.array([level.name for level in taxonomy.levels] * n, pa.string())
     levels = pa.StructArray.from_arrays([level_names, names, pa.array(scores.ravel())], fields=list(LEVEL))
-    # Scores only fall from coarse to fine, so the number of levels that reach it tells the finest of them.
+    # Scores only fall from coarse to fine, so the number of levels that reach `min_score` gives the finest of them.
     reached = (scores >= np.float32(min_score)).sum(1)
     finest = pa.array(np.arange(n) * depth + reached - 1, mask=reached == 0)
     return {

@@ -1,57 +1,120 @@
-"""Values: what workers send to the driver beside the rows of images."""
+"""Values: events, which workers send to the driver with their rows of images: errors, notes, and tars that were read.
+
+An event is a row whose column `event` holds JSON, and whose other columns are null. `event` is the last column of each block
+that a worker yields, and null in rows of images. It exists only between workers and driver: no table has it, and only this
+module writes and reads it.
+"""
 
 from __future__ import annotations
 
 import json
 import traceback
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgbatch import errors
 from imgbatch.errors import ImgbatchError
-from imgbatch.schema import (
-    RESULTS,
-)
+from imgbatch.schema import EVENT, RESULTS, single_chunk
 
-FATAL, NOTE, READ = -1, -2, -3
-"""Numbers of result rows that are no images: an error that ends the run; what a worker reports about itself, as JSON; that
-a tar was read to its end, as JSON."""
+Event = str
+"""JSON of an object with one key, its kind."""
+
+_ERROR, _NOTE, _TAR_READ = "error", "note", "tar_read"
 
 
-def received(results: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of images in what came from a worker, what the worker reports about itself, and which tars it has read.
+class Received(NamedTuple):
+    """The content of a block."""
+
+    rows: pa.Table
+    """The rows of images, without the column `event`."""
+    notes: list[dict[str, Any]]
+    """Facts that workers reported about themselves and their nodes."""
+    tars_read: list[dict[str, Any]]
+    """The fields of `sources.fetch.TarRead`, for each tar that was read to its end."""
+
+
+def received(block: pa.Table) -> Received:
+    """Separate the rows of images in a block from the events.
 
     Raises:
-        ImgbatchError: the worker sent an error in place of rows.
-        RuntimeError: the same, of a bug, with the worker's traceback.
+        ImgbatchError: a worker sent this error; the driver has to end the run.
+        RuntimeError: the same for a bug, with the worker's traceback.
     """
-    numbers = results["index"].to_numpy()
-    for row in results.filter(pa.array(numbers == FATAL)).to_pylist():
-        error = getattr(errors, row["reason"], None)
-        raise error(row["message"]) if error is not None else RuntimeError(f"in a worker:\n{row['message']}")
-    notes = results.filter(pa.array(numbers == NOTE))["message"].to_pylist()
-    read = results.filter(pa.array(numbers == READ))["message"].to_pylist()
-    return (
-        results.filter(pa.array(numbers >= 0)),
-        [json.loads(note) for note in notes],
-        [json.loads(tar) for tar in read],
+    rows, events = split_events(block)
+    contents = [json.loads(event) for event in events]
+    for content in contents:
+        if _ERROR in content:
+            raise _error_of(**content[_ERROR])
+    return Received(
+        rows,
+        [content[_NOTE] for content in contents if _NOTE in content],
+        [content[_TAR_READ] for content in contents if _TAR_READ in content],
     )
 
 
-def message(number: int, reason: str, message: str) -> pa.Table:
-    """Return a row that is no image; `number` says of which kind it is."""
-    row = {"index": number, "uri": "", "reason": reason, "message": message}
-    return pa.Table.from_pylist([row], schema=RESULTS)
+def _error_of(kind: str, message: str) -> Exception:
+    error = getattr(errors, kind, None)
+    if isinstance(error, type) and issubclass(error, ImgbatchError):
+        return error(message)
+    return RuntimeError(f"in a worker:\n{message}")
 
 
-def with_note(results: pa.Table, facts: dict[str, Any]) -> pa.Table:
-    """Return result rows, followed by what the worker reports about itself."""
-    return pa.concat_tables([results, message(NOTE, "note", json.dumps(facts))], promote_options="default")
+def with_events(rows: pa.Table, *events: Event) -> pa.Table:
+    """Return rows of images with the column `event`, followed by a row for each event.
+
+    Args:
+        rows: a table without the column `event`.
+    """
+    rows = rows.append_column(EVENT, pa.nulls(len(rows), EVENT.type))
+    if not events:
+        return rows
+    # All columns are there with their types: Ray may put rows of several blocks into one batch.
+    columns = [pa.nulls(len(events), field.type) for field in rows.schema][:-1]
+    table = pa.table([*columns, pa.array(events, EVENT.type)], names=rows.column_names)
+    return pa.concat_tables([rows, table], promote_options="default")
 
 
-def fatal(error: Exception) -> pa.Table:
-    """Return the row that ends the run with this error; a bug keeps its traceback."""
+def split_events(block: pa.Table) -> tuple[pa.Table, list[Event]]:
+    """Return the rows of images of a block, without the column `event`, and its events in their order."""
+    if EVENT.name not in block.column_names:
+        return block, []
+    column = single_chunk(block[EVENT.name])
+    rows = block.drop_columns([EVENT.name])
+    if column.null_count == len(column):
+        return rows, []
+    # Null values of events have made the columns nullable: rows of images have the schema that they were sent with.
+    schema = pa.schema([field.with_nullable(field.name not in _REQUIRED) for field in rows.schema])
+    return rows.filter(column.is_null()).cast(schema), pc.drop_null(column).to_pylist()
+
+
+_REQUIRED = {field.name for field in RESULTS if not field.nullable}
+
+
+def events_alone(*events: Event) -> pa.Table:
+    """Return a block that holds no image."""
+    return with_events(RESULTS.empty_table(), *events)
+
+
+def note(facts: Mapping[str, Any]) -> Event:
+    """Return an event that reports facts about the worker or its node."""
+    return json.dumps({_NOTE: facts})
+
+
+def tar_read(tar: Mapping[str, Any]) -> Event:
+    """Return an event that reports that a tar was read to its end: the fields of `sources.fetch.TarRead`."""
+    return json.dumps({_TAR_READ: tar})
+
+
+def fatal(error: Exception) -> Event:
+    """Return an event that ends the run with this error; a bug keeps its traceback."""
     if isinstance(error, ImgbatchError):
-        return message(FATAL, type(error).__name__, str(error))
-    return message(FATAL, "bug", "".join(traceback.format_exception(error)))
+        return json.dumps({_ERROR: {"kind": type(error).__name__, "message": str(error)}})
+    return json.dumps({_ERROR: {"kind": "bug", "message": "".join(traceback.format_exception(error))}})
+
+
+def is_fatal(event: Event) -> bool:
+    """Return whether an event ends the run."""
+    return _ERROR in json.loads(event)

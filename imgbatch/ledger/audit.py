@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.concurrency.monitor import tick
-from imgbatch.errors import BooksError, NotFound
+from imgbatch.errors import AuditError, NotFound
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.duplicate_parts import DuplicateParts
 from imgbatch.ledger.listing_pages import pages
@@ -57,7 +57,7 @@ class AuditResult:
         """Require that each listed image is in exactly one row, and that no part is missing.
 
         Raises:
-            BooksError: with the sums, the first few images, and what to do.
+            AuditError: with the sums, the first few images, and what to do.
         """
         equal = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
         if self.missing or self.missing_parts or self.duplicated or not equal:
@@ -69,7 +69,7 @@ class AuditResult:
                 remedy = self.duplicates.advice()
             else:
                 remedy = "run the same classify.py command again, which labels what is missing"
-            raise BooksError("; ".join([f"the counts do not reconcile ({sums})", *shown, remedy]))
+            raise AuditError("; ".join([f"the counts do not reconcile ({sums})", *shown, remedy]))
 
 
 def audit(
@@ -158,14 +158,14 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
     """Yield the pages of a listing.
 
     Raises:
-        BooksError: one is missing or damaged.
+        AuditError: one is missing or damaged.
     """
     remaining = pages(listing)
     while True:
         try:
             page = next(remaining, None)
         except (NotFound, pa.ArrowException) as error:
-            raise BooksError(
+            raise AuditError(
                 f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which lists anew"
             ) from error
         if page is None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED, LISTING, carried_fields, whole, with_carried
+from imgbatch.schema import CARRIED, LISTING, carried_fields, single_chunk, with_carried
 from imgbatch.uri_index import Keys, UriIndex, hash_strings, uri_keys
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bit of a hash
@@ -72,7 +72,11 @@ class CarriedColumns:
         names = [*LISTING.names, *self._types]
         present = set(rows.schema.names)
         columns = [
-            whole(rows[name]) if name in LISTING.names else self.fit(name, rows[name]) if name in present else None
+            single_chunk(rows[name])
+            if name in LISTING.names
+            else self.fit(name, rows[name])
+            if name in present
+            else None
             for name in names
         ]
         schema = self.schema  # after the casts, which may have made columns text
@@ -88,7 +92,7 @@ class CarriedColumns:
         Raises:
             InputError: a value cannot be text either.
         """
-        column = whole(column)
+        column = single_chunk(column)
         try:
             return column.cast(self._types[name])
         except _CAST_ERRORS as error:
@@ -161,11 +165,11 @@ class NewValues:
         index = UriIndex(row=np.int64)
         index.add(self.keys, row=np.arange(len(self.keys)))
         source = np.arange(len(part))
-        for columns, rows, positions in index.lookup(uri_keys(whole(part["uri"]))):
+        for columns, rows, positions in index.lookup(uri_keys(single_chunk(part["uri"]))):
             source[rows] = len(part) + columns["row"][positions]
         for at, entry in enumerate(part.schema):
             if entry.name in self.values.column_names:
-                values = _in_one_type(entry.name, whole(part[entry.name]), whole(self.values[entry.name]))
+                values = _in_one_type(entry.name, single_chunk(part[entry.name]), single_chunk(self.values[entry.name]))
                 part = part.set_column(at, entry.with_type(values.type), values.take(pa.array(source)))
         return part
 
@@ -187,7 +191,7 @@ def row_hashes(rows: pa.Table, columns: pa.Schema) -> npt.NDArray[np.uint32]:
     """
     hashes = np.zeros(len(rows), np.uint64)
     for entry in columns:
-        hashes = hashes * _FACTOR + hash_strings(as_text(_like(whole(rows[entry.name]), entry.type)))
+        hashes = hashes * _FACTOR + hash_strings(as_text(_like(single_chunk(rows[entry.name]), entry.type)))
     return (hashes >> np.uint64(32)).astype(np.uint32)
 
 

@@ -21,7 +21,7 @@ from imgbatch.ledger.ledger import Corrections, Ledger
 from imgbatch.ledger.listing_pages import pages
 from imgbatch.ledger.repeats import MAX_BUFFERED_BYTES
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.schema import TAR, carried_fields, whole
+from imgbatch.schema import TAR, carried_fields, single_chunk
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import Keys, uri_keys
 
@@ -126,7 +126,7 @@ def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _PartSchemas:
             if not len(table) or not schema.names:
                 continue
             schemas.by_part[name][number] = schemas.ids.setdefault(schema, len(schemas.ids))
-            ledger.index.set_carried(name, number, uri_keys(whole(table["uri"])), row_hashes(table, schema))
+            ledger.index.set_carried(name, number, uri_keys(single_chunk(table["uri"])), row_hashes(table, schema))
     return schemas
 
 
@@ -134,7 +134,7 @@ def _compare(
     ledger: Ledger, page: pa.Table, pending: Mask, schemas: _PartSchemas, changed: _ChangedRows, *, limited: bool
 ) -> None:
     """Add the rows of a page whose images are done and have other carried values in their parts."""
-    keys = uri_keys(whole(page["uri"]))
+    keys = uri_keys(single_chunk(page["uri"]))
     compared = ~pending & ~np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
     for rows, parts, rejects, hashes in ledger.index.carried(keys, compared):
         ids = schemas.ids_of(parts, rejects)
@@ -143,7 +143,7 @@ def _compare(
             listed = page.take(pa.array(rows[of_schema])).select(schema.names)
             differs = row_hashes(listed, schema) != hashes[of_schema]
             for name in schema.names if limited else ():
-                differs &= has_value(whole(listed[name]))
+                differs &= has_value(single_chunk(listed[name]))
             if differs.any():
                 at = of_schema[differs]
                 values = page.take(pa.array(rows[at])).select(carried_fields(page.schema).names)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.errors import BooksError
+from imgbatch.errors import AuditError
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.storage.stores import Folder
@@ -39,10 +39,10 @@ class DuplicateParts:
         """Raise if there are any.
 
         Raises:
-            BooksError: naming the files, and what to do with them.
+            AuditError: naming the files, and what to do with them.
         """
         if self.examples:
-            raise BooksError(self.advice())
+            raise AuditError(self.advice())
 
     def advice(self) -> str:
         """Say which parts hold rows of which other parts, and which files to move away.

@@ -33,7 +33,7 @@ from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.ledger.tar_progress import TarIndex, TarProgress, members_of
 from imgbatch.ledger.versions import VERSION_COLUMNS
-from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, whole, with_carried
+from imgbatch.schema import EMBEDDING, LABELS, REJECTS, carried_fields, single_chunk, with_carried
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import Keys, UriIndex, uri_keys
 
@@ -76,7 +76,7 @@ class Ledger:
 
         Raises:
             OutputError: a part is foreign, truncated, newer than this program, or of another fingerprint.
-            BooksError: an image has two rows.
+            AuditError: an image has two rows.
         """
         self.release_index()
         for log in (self.labels, self.rejects):
@@ -155,7 +155,7 @@ class Ledger:
         """
         tars = tars or {}
         ended = {tar: entry for tar, entry in tars.items() if "images" in entry}
-        keys = uri_keys(whole(rows["uri"]))
+        keys = uri_keys(single_chunk(rows["uri"]))
         if self.index.stale:
             self._remove_stale(np.concatenate([keys, uri_keys(pa.array(list(ended), pa.string()))]))
         rows = self._not_yet_written(rows, keys)
@@ -272,7 +272,7 @@ class Ledger:
     def _drop_rejects_of_labelled(self, surplus: Mapping[int, pa.Table]) -> None:
         """Remove the rejects of images that another writer labelled: two writers share no transaction over two logs."""
         duplicates = DuplicateParts(self.output)
-        keys_of = {number: uri_keys(whole(table["uri"])) for number, table in surplus.items()}
+        keys_of = {number: uri_keys(single_chunk(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
             # A second reject of an image is none that two writers leave. It is refused, as a second label is.
             duplicates.note(REJECTS_LOG, number, surplus[number], self.index.are_rejects(keys))
@@ -299,8 +299,8 @@ class Ledger:
     def _drop_written(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
         """Remember the images of another writer's part; return the rows of all others."""
         if len(theirs):
-            self.written_by_others.add(uri_keys(whole(theirs["uri"])))
-        return self._not_yet_written(rows, uri_keys(whole(rows["uri"])))
+            self.written_by_others.add(uri_keys(single_chunk(theirs["uri"])))
+        return self._not_yet_written(rows, uri_keys(single_chunk(rows["uri"])))
 
     def _not_yet_written(self, rows: pa.Table, keys: Keys) -> pa.Table:
         return rows.filter(pa.array(~self.written_by_others.contains(keys))) if len(self.written_by_others) else rows
@@ -310,7 +310,7 @@ def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
     """Return the rows without those of these keys; rows of the files `but` stay."""
     removed = UriIndex()
     removed.add(keys)
-    stay = ~removed.contains(uri_keys(whole(table["uri"])))
+    stay = ~removed.contains(uri_keys(single_chunk(table["uri"])))
     for file in but:
         stay |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
     return table.filter(pa.array(stay))

@@ -34,7 +34,7 @@ from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.ledger.tar_progress import TarProgress, version_of
-from imgbatch.schema import PARQUET, TAR, carried_fields, whole
+from imgbatch.schema import PARQUET, TAR, carried_fields, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.uri_index import UriIndex, first_of_each, uri_keys
@@ -292,10 +292,10 @@ class Listing:
         """Compare images with the ledger again whose version is better known now than when they were listed."""
         all_pending = self._all_pending()
         old, new = before.take(pa.array(rows)), page.take(pa.array(rows)).combine_chunks()
-        old_sizes, sizes = (np.asarray(whole(table["size"]).fill_null(0)) for table in (old, new))
+        old_sizes, sizes = (np.asarray(single_chunk(table["size"]).fill_null(0)) for table in (old, new))
         pending = all_pending[first + rows]
         self.counts.unversioned -= int(np.count_nonzero(_unversioned(old) & ~pending))
-        stale = self.ledger.index.mark_changed(new, uri_keys(whole(new["uri"]))) & ~pending
+        stale = self.ledger.index.mark_changed(new, uri_keys(single_chunk(new["uri"]))) & ~pending
         all_pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())
@@ -304,7 +304,7 @@ class Listing:
 
 def _unversioned(rows: pa.RecordBatch | pa.Table) -> Mask:
     """Return a mask of the rows with neither size, ETag nor time: a change of these images cannot be seen."""
-    size, etag, moment = (np.asarray(whole(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
+    size, etag, moment = (np.asarray(single_chunk(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
     unknown: Mask = size & etag & moment
     return unknown
 

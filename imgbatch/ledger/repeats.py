@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
 from imgbatch.ledger.carried import CarriedColumns, as_text, has_value, shown_column
-from imgbatch.schema import CARRIED, LISTING, carried_fields, whole
+from imgbatch.schema import CARRIED, LISTING, carried_fields, single_chunk
 from imgbatch.sources.spelling import normalised
 from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys
 
@@ -142,7 +142,7 @@ class Fill:
         plain = np.asarray(page["container"].is_null())[at]
         for name in page.column_names:
             if name in _VERSION or name.startswith(CARRIED):
-                values = whole(others[name])
+                values = single_chunk(others[name])
                 has = has_value(values) & (plain | (name not in _VERSION))
                 page, filled = self._fill(page, name, values.filter(pa.array(has)), at[has])
                 versions[filled if name in _VERSION else []] = True
@@ -150,7 +150,7 @@ class Fill:
 
     def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
         """Return the rows that name images of a page, and which row of the page each names."""
-        keys = uri_keys(whole(page["uri"]))
+        keys = uri_keys(single_chunk(page["uri"]))
         pairs = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
         groups, rows = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0, np.int64)]) for side in (0, 1))
         starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
@@ -162,7 +162,7 @@ class Fill:
         """Fill one column of a page with the values for some rows; return the page, and which rows were filled."""
         if not len(values):
             return page, at
-        own = whole(page[name])
+        own = single_chunk(page[name])
         values = values.cast(own.type)  # the column may have become text meanwhile
         places, first = np.unique(at, return_index=True)
         lacking = ~has_value(own)[places]
@@ -176,7 +176,7 @@ class Fill:
             f"{CARRIED}@"
         ):  # columns with @ record which input named the image
             rows = pa.array(at)
-            self.repeats.differ(name, whole(page["uri"]).take(rows), own.take(rows), values)
+            self.repeats.differ(name, single_chunk(page["uri"]).take(rows), own.take(rows), values)
         return page, filled
 
 

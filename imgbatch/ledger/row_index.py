@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from imgbatch.ledger.status import DONE, DUPLICATE, LABELS_LOG, NEW, REJECTS_LOG, STALE
 from imgbatch.ledger.versions import Versions, changed_since
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.uri_index import Keys, UriIndex, uri_keys
 
 _REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
@@ -47,7 +47,7 @@ class RowIndex:
         versions = Versions.of(table)
         state = np.where(np.broadcast_to(seen, len(table)), _SEEN, 0).astype(np.uint8)
         if rejects:
-            passing = np.asarray(whole(table["passing"]).fill_null(False))
+            passing = np.asarray(single_chunk(table["passing"]).fill_null(False))
             state |= np.where(passing, _PASSING | _REJECT, _REJECT).astype(np.uint8)
         parts = np.full(len(table), number, np.int32)
         unknown = np.zeros(len(table), np.uint32)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW
 from imgbatch.ledger.tar_progress import TarProgress
-from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, whole
+from imgbatch.schema import CARRIED, LISTING, PLACE_COLUMNS, single_chunk
 from imgbatch.uri_index import UriIndex, uri_keys
 
 _KEPT_COLUMNS = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
@@ -142,7 +142,7 @@ def reject_duplicates(rows: pa.Table, second: npt.NDArray[np.bool_]) -> pa.Table
     if not second.any():
         return rows
     members = rows.filter(pa.array(second))
-    uris, offsets = whole(members["uri"]), whole(members["offset"]).cast(pa.string())
+    uris, offsets = single_chunk(members["uri"]), single_chunk(members["offset"]).cast(pa.string())
     values = {
         "uri": pc.binary_join_element_wise(uris, offsets, "@"),
         "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.uri_index import Keys, hash_strings, uri_keys
 
 VERSION_COLUMNS = ["uri", "size", "etag", "last_modified"]
@@ -30,7 +30,7 @@ class Versions:
     @classmethod
     def of(cls, table: pa.Table | pa.RecordBatch, keys: Keys | None = None) -> Versions:
         """Read the versions from a table with the columns of a listing; `keys` are those of its URIs, computed if None."""
-        uri, size, etag, moment = (whole(table[name]) for name in VERSION_COLUMNS)
+        uri, size, etag, moment = (single_chunk(table[name]) for name in VERSION_COLUMNS)
         tags = hash_strings(etag) | np.uint64(1)
         if etag.null_count:
             times = moment.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)

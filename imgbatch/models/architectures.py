@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from imgbatch.errors import ModelError
+from imgbatch.errors import ModelError, did_you_mean
 from imgbatch.models import weights
 from imgbatch.models.preprocess import ONE_CHANNEL
 from imgbatch.models.weights import State
@@ -60,16 +59,6 @@ def require_known(architecture: str) -> None:
             return
     if name not in known:
         raise ModelError(f"{library} has no network {name!r}{did_you_mean(name, known)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a suffix for a message that suggests a similar name.
-
-    >>> did_you_mean("resnet5O", ["resnet50", "vgg11"])
-    "; did you mean 'resnet50'?"
-    """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def load_weights(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:

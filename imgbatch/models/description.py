@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imgbatch.config.sections import ModelConfig
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import ModelError
 from imgbatch.models import builtin, imagenet, label_file
 from imgbatch.models.preprocess import Preprocess
@@ -98,7 +98,7 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ModelError: it is not a description, or contradicts itself.
     """
-    if kind := stand_in(content):
+    if kind := describe_placeholder(content):
         raise ModelError(f"{where} is {kind}")
     try:
         config = json.loads(content)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import ModelError
 from imgbatch.sources.spelling import csv_problem, normalise
 from imgbatch.terminal.plurals import counted
@@ -72,7 +72,7 @@ def background_hint(names: Sequence[str]) -> str:
 
 
 def _text(content: bytes, where: str) -> str:
-    if kind := stand_in(content):  # otherwise the three lines of a pointer would be three names
+    if kind := describe_placeholder(content):  # otherwise the three lines of a pointer would be three names
         raise ModelError(f"{where} is {kind}")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:

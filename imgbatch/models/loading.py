@@ -5,13 +5,12 @@ The driver reads the description of the model and does not import torch; the act
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from imgbatch.config.sections import ModelConfig
-from imgbatch.errors import ModelError, NotFound, TooLarge
+from imgbatch.errors import ModelError, NotFound, TooLarge, did_you_mean
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import read as read_taxonomy
 from imgbatch.storage.stores import Folder, Stores
@@ -56,10 +55,9 @@ def _select(config: ModelConfig, stores: Stores, *, replaces_head: bool) -> Mode
         if config.architecture or name.lower().endswith(state_dict.SUFFIXES):
             return state_dict.read(config, stores)
         return directory.read(name, stores, config, replaces_head=replaces_head)
-    close = difflib.get_close_matches(name, builtin.MODELS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"the built-in models are: {', '.join(builtin.MODELS)}."
+    hint = did_you_mean(name, builtin.MODELS, cutoff=0.4) or f"; the built-in models are: {', '.join(builtin.MODELS)}."
     raise ModelError(
-        f"unknown model {name!r}; {hint} A network of timm is timm:{name}, one of torchvision torchvision:{name}, and a model "
+        f"unknown model {name!r}{hint} A network of timm is timm:{name}, one of torchvision torchvision:{name}, and a model "
         f"directory is given by its path or URI, e.g. ./{name}"
     )
 

@@ -6,14 +6,13 @@ are transferred.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.config.sections import INTERPOLATIONS
-from imgbatch.errors import ModelError
+from imgbatch.errors import ModelError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -198,10 +197,9 @@ def _resize(picture: torch.Tensor, size: list[int], interpolation: str) -> torch
 
 def _require_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"supported: {', '.join(allowed)}"
+        hint = did_you_mean(str(value), allowed) or f"; supported: {', '.join(allowed)}"
         settable = f" (model.{key} sets another)" if key == "interpolation" else ""
-        raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported; {hint}{settable}")
+        raise ModelError(f"the model's preprocessing has {key}={value!r}, which is not supported{hint}{settable}")
 
 
 def _three_numbers(values: Any) -> tuple[float, float, float]:

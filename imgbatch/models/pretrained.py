@@ -22,10 +22,10 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models._hub import load_model_config_from_path
 
 from imgbatch.config.sections import ModelConfig, StorageConfig
-from imgbatch.errors import ModelError
+from imgbatch.errors import ModelError, did_you_mean
 from imgbatch.models import architectures, builtin, directory, imagenet, self_check
 from imgbatch.models import weights as files
-from imgbatch.models.architectures import TORCHVISION, did_you_mean
+from imgbatch.models.architectures import TORCHVISION
 from imgbatch.models.label_file import background_hint
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores

@@ -8,7 +8,6 @@ of labels.
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -23,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imgbatch.decode.other_kinds import stand_in
-from imgbatch.errors import InputError, ModelError
+from imgbatch.decode.other_kinds import describe_placeholder
+from imgbatch.errors import InputError, ModelError, closest
 from imgbatch.models import imagenet
 from imgbatch.sources.spelling import csv_problem, folded, normalise, require_distinct
 from imgbatch.terminal.plurals import counted, plural
@@ -120,7 +119,7 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
     Raises:
         ModelError: it cannot be read, lacks a label, or is not a tree of even depth. The message has the names concerned.
     """
-    if kind := stand_in(content):
+    if kind := describe_placeholder(content):
         raise ModelError(f"{where} is {kind}")
     try:
         text = content.decode("utf-8-sig")
@@ -297,18 +296,18 @@ def _warn_once(text: str) -> None:
 
 def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
     """Return a count and the first names, each with a suggestion from the other names."""
-    shown = [repr(name) + did_you_mean(name, others) for name in names[:_SHOWN]]
+    shown = [repr(name) + label_hint(name, others) for name in names[:_SHOWN]]
     return f"{counted(len(names), 'label')} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def label_hint(name: str, known: Sequence[str]) -> str:
     """Return a hint about a known name that may be meant: a similar one, or one with this number or WordNet id.
 
-    >>> did_you_mean("granny  smith", ["Granny Smith", "Gala"]), did_you_mean("dog", ["Gala"])
+    >>> label_hint("granny  smith", ["Granny Smith", "Gala"]), label_hint("dog", ["Gala"])
     (", did you mean 'Granny Smith'?", '')
-    >>> did_you_mean("n02123159", ["tabby", "tiger cat"]), did_you_mean("1", ["tabby", "tiger cat"])
+    >>> label_hint("n02123159", ["tabby", "tiger cat"]), label_hint("1", ["tabby", "tiger cat"])
     (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
-    >>> did_you_mean("crane", ["crane (bird)", "crane (machine)", "crate"])
+    >>> label_hint("crane", ["crane (bird)", "crane (machine)", "crate"])
     ", which may be 'crane (bird)' or 'crane (machine)': say which"
     """
     if name.isdecimal() and len(name) < 9 and int(name) < len(known):
@@ -318,8 +317,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
         return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
     by_form = {folded(other).replace(" ", ""): other for other in known}
-    near = difflib.get_close_matches(folded(name).replace(" ", ""), by_form, n=1, cutoff=0.8)
-    return f", did you mean {by_form[near[0]]!r}?" if near else ""
+    form = closest(folded(name).replace(" ", ""), by_form, cutoff=0.8)
+    return f", did you mean {by_form[form]!r}?" if form is not None else ""
 
 
 def _id_of(label: str, labels: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""Effects: how good are a model's labels? Classify images whose class is known, and compare.
+"""Effects: one evaluation: label images whose class is known, or take earlier labels; compare, and write the figures.
 
     python jobs/evaluate.py --input s3://bucket/labelled --model s3://bucket/models/fruit --output s3://bucket/evaluation
 
-Labels are made by the main job into the same output, so that this command too goes on where it was stopped; with --labels
-those of an earlier run are taken as they are.
+The main job labels the images, into the same output, so that this command too resumes where it was stopped. With --labels the
+labels of an earlier run are scored as they are.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading, sections
-from imgbatch.errors import InputError, NotFound, OutputError, UsageError
-from imgbatch.evaluation.classes import Classes
+from imgbatch.errors import InputError, UsageError
 from imgbatch.evaluation.evaluation import Evaluation, compared
-from imgbatch.evaluation.ground_truth import Truths
-from imgbatch.evaluation.labelled_inputs import Relisted, relisted
-from imgbatch.evaluation.predictions import PREDICTIONS, READ, Scored, has_hashes, worst
-from imgbatch.evaluation.training_images import NOT_KNOWN, TrainingImages, of_model
+from imgbatch.evaluation.ground_truth import GroundTruth
+from imgbatch.evaluation.inputs import add_members, listed_split, truths_of
+from imgbatch.evaluation.label_tables import (
+    LabelTables,
+    lacks_hashes,
+    last_record,
+    recorded_model,
+    require_columns,
+    temperature_of,
+)
+from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader, worst
+from imgbatch.evaluation.thumbnails import thumbnails
+from imgbatch.evaluation.training_images import NOT_KNOWN, of_model
 from imgbatch.ledger import claims
-from imgbatch.ledger.commit_log import Log
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.pipeline import run
 from imgbatch.pipeline.preflight import naming_the_output, prepare
-from imgbatch.schema import labels_with
 from imgbatch.sources import recognise
-from imgbatch.sources.labelled import is_tar
-from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
@@ -49,18 +49,16 @@ from imgbatch.terminal.plurals import counted
 
 log = logging.getLogger("imgbatch")
 
-_SHOWN = 24  # images that the model is most sure and wrong about
+_SHOWN = 24  # mistakes with the highest scores on the page
 _ALL_CLASSES = 1_000
-_THUMBNAIL = 240  # pixels
-_REFUSED = OutputError.exit_code  # a run that ended so has written none of the rows
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSummary:
-    """What an evaluation came to."""
+    """The result of an evaluation."""
 
     output: str
-    """The URI below which metrics.json, predictions.parquet and evaluation.html lie."""
+    """The URI of the folder with metrics.json, predictions.parquet and evaluation.html."""
     metrics: Mapping[str, Any]
     """As in `metrics.json`."""
     text: str
@@ -70,7 +68,7 @@ class EvaluationSummary:
 
 
 def evaluate(
-    chosen: sections.Config,
+    config: sections.Config,
     stop: StopRequest,
     *,
     model: str | None = None,
@@ -83,275 +81,153 @@ def evaluate(
     Args:
         model: the name of the model, if one was given.
         against: a second model, compared on the same images.
-        split: train, val or test: the images of this split alone.
-        labels: the output of a run whose labels are scored in place of new ones.
+        split: train, val or test: only the images of this split.
+        labels: the output of an earlier run, whose labels are scored; None: a model labels the images.
 
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` says who has to act.
     """
     if labels and against:
         raise UsageError("--labels runs no model, so there is none to compare with: omit --against or --labels")
-    beside = replace(chosen, model=sections.ModelConfig(name=against or ""))
-    # It is asked for its classes before the first one begins to work.
-    second = loading.load(beside.model, Stores(chosen.storage)) if against else None
+    second_config = replace(config, model=sections.ModelConfig(name=against or ""))
+    # The labels of the inputs are checked against its classes before the first model starts.
+    second = loading.load(second_config.model, Stores(config.storage)) if against else None
     if labels:
-        output, truths, first = from_tables(chosen, labels, model, split)
+        output, truths, tables = existing_labels(config, labels, model, split)
     else:
-        output, truths, first = from_model(chosen, split, stop, second)
-    ours, mistakes = score(first, truths, output)
+        truths, tables = new_labels(config, split, stop, second)
+        output = tables.output
+    ours, mistakes = score(tables, truths, output)
     other = None
     if second is not None:
-        place = replace(chosen.output, uri=output.at("against"))
-        folder, _, labelled = from_model(replace(beside, output=place), split, stop)
-        other, _ = score(labelled, truths, folder)
-    return finish(output, chosen, ours, other, mistakes)
+        below = replace(config.output, uri=output.at("against"))
+        _, tables = new_labels(replace(second_config, output=below), split, stop)
+        other, _ = score(tables, truths, tables.output)
+    return finish(output, config, ours, other, mistakes)
 
 
-Labels = tuple[Model, Folder, float | None, TrainingImages | None]
-"""Who has labelled, the output of the main job, the temperature that the model was calibrated with, and what it has seen."""
-
-
-def from_model(
-    chosen: sections.Config, split: str | None, stop: StopRequest, against: Model | None = None
-) -> tuple[Folder, Truths, Labels]:
-    """Have the main job label the images; return the output, the listed truths and the labels.
+def new_labels(
+    config: sections.Config, split: str | None, stop: StopRequest, against: Model | None = None
+) -> tuple[GroundTruth, LabelTables]:
+    """Label the images by the main job; return their true classes and the tables.
 
     Args:
-        against: the second model, which is to know all classes as well.
+        against: the second model, which has to have all classes too.
     """
-    stores = Stores(chosen.storage)
-    temperature = temperature_of(chosen.model.name, stores)
-    training_images = of_model(chosen.model.name, stores)
-    # All columns are wanted here, and by the hashes the images that the model was trained on are found.
-    chosen = replace(chosen, output=replace(chosen.output, columns=(), content_hash=True))
-    if temperature is not None:  # what scores were before it follows from all of them alone
-        chosen = replace(chosen, top_k=max(chosen.top_k, _ALL_CLASSES))
-    job = prepare(chosen)
+    stores, name = Stores(config.storage), config.model.name
+    temperature, training_images = temperature_of(name, stores), of_model(name, stores)
+    # All columns are read here. The hashes are those by which the images that the model was trained on are recognised.
+    config = replace(config, output=replace(config.output, columns=(), content_hash=True))
+    if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
+        config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
+    job = prepare(config)
     with naming_the_output(job):
-        unhashed = written_without_hashes(job.output)
-    if unhashed:  # an output of 0.1, or of classify.py, is continued as it is
-        chosen = replace(chosen, output=replace(chosen.output, content_hash=False))
-        job = prepare(chosen)
-    who = [job.model] if against is None else [job.model, against]
+        unhashed = lacks_hashes(job.output)
+    if unhashed:  # an output of version 0.1, or of classify.py, is continued as it is
+        config = replace(config, output=replace(config.output, content_hash=False))
+        job = prepare(config)
+    models = [job.model] if against is None else [job.model, against]
     with naming_the_output(job):
         job.output.folders()
         claim = claims.take(job.output, check=job.config.run.check_owner)
     with claim:
         withdraw(job.output)
-        listing = (job.stores, job.sources, chosen.source, partial(of_split, split))
-        console.step("reading the true classes")
-        with relisted(*listing, splits=split is not None) as listed:
-            require_classes(listed, who, split, chosen.source.label_is)
+        with listed_split(job.stores, job.sources, config.source, split, models) as listed:
             log.info("%s", run.recorded(replace(job, sources=[listed.source]), claim, stop))
-            truths = Truths(
-                (each.batch for each in listed.source.list_images()), job.model.labels, chosen.source.label_is
-            )
+            truths = truths_of(listed, job.model, config.source.label_is)
     add_members(truths, job.output, listed, split)
-    return job.output, truths, (job.model, job.output, temperature, training_images)
+    return truths, LabelTables(job.output, job.model, temperature, training_images)
 
 
-def written_without_hashes(output: Folder) -> bool:
-    """Return whether an output holds rows that were written without `output.content_hash`."""
-    for name in ("labels", "rejects"):
-        log = Log(output.folder(name))
-        log.scan()
-        if log.numbers:
-            return not has_hashes(log)
-    return False
+def existing_labels(
+    config: sections.Config, labels: str, model_name: str | None, split: str | None
+) -> tuple[Folder, GroundTruth, LabelTables]:
+    """Take the labels of an earlier run; return where the figures go, the true classes, and the tables.
 
-
-def from_tables(
-    chosen: sections.Config, labels: str, named: str | None, split: str | None
-) -> tuple[Folder, Truths, Labels]:
-    """Take the labels of an earlier run; the model is only asked for its classes and levels.
+    The model does not run: only its classes and levels are read.
 
     Args:
         labels: the output of that run.
-        named: the model, where it lies now; None: where that run found it.
+        model_name: the name or URI of the model; None: as that run recorded it.
     """
-    stores = Stores(chosen.storage)
-    if not chosen.output.uri:
+    stores = Stores(config.storage)
+    if not config.output.uri:
         raise UsageError("no --output: say where the figures go")
     if missing := missing_path(labels):
         raise InputError(f"--labels {missing}")
-    written = Folder(stores, absolute(labels))
-    record = last_run(written)
-    if not (named or record):
-        raise InputError(f"--labels {written.uri} is no output of classify.py: it has no runs/ with a run.json")
-    chosen = replace(chosen, model=model_of(record, chosen.model, named))
-    model = loading.load(chosen.model, stores)
+    scored = Folder(stores, absolute(labels))
+    record = last_record(scored)
+    if not (model_name or record):
+        raise InputError(f"--labels {scored.uri} is no output of classify.py: it has no runs/ with a run.json")
+    if not model_name:
+        config = replace(config, model=recorded_model(record, config.model))
+    model = loading.load(config.model, stores)
     log.info("model %s", model.summary())
-    chosen = reading.fill_output_template(chosen, model=model.slug)
-    output = Folder(stores, absolute(chosen.output.uri))
+    config = reading.fill_output_template(config, model=model.slug)
+    output = Folder(stores, absolute(config.output.uri))
     withdraw(output)
-    require_columns(written, record.get("config", {}).get("output", {}).get("columns", ()))
-    given = recognise.recognise(stores, chosen.input, chosen.source)
-    listing = (stores, given, chosen.source, partial(of_split, split))
-    console.step("reading the true classes")
-    with relisted(*listing, splits=split is not None) as listed:
-        require_classes(listed, [model], split, chosen.source.label_is)
-        truths = Truths((each.batch for each in listed.source.list_images()), model.labels, chosen.source.label_is)
-    add_members(truths, written, listed, split)
-    name = chosen.model.name
-    return output, truths, (model, written, temperature_of(name, stores), of_model(name, stores))
-
-
-def add_members(truths: Truths, output: Folder, listed: Relisted, split: str | None) -> None:
-    """Add the members of tars, which are known from the tables, and show what is understood then."""
-    if listed.resolver.tars:
-        truths.add_members(output, listed.resolver, split)
-        show(listed)
-
-
-def show(listed: Relisted) -> None:
-    """Log what is understood of the inputs."""
-    log.info("what the inputs hold:\n%s", "\n".join(listed.resolver.lines()))
-
-
-def of_split(split: str | None, rows: pa.Table, splits: Any) -> pa.Array:
-    """Return a mask of the images of a split, and of the tars, whose members are of whatever split."""
-    if split is None:
-        return pa.array(np.ones(len(rows), bool))
-    return pc.or_(is_tar(rows), pa.array(splits == SPLIT_NAMES.index(split)))
-
-
-def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
-    """Show what is understood of the input, and refuse labels that one of the models does not know.
-
-    Raises:
-        InputError: naming the labels, or images that have none.
-    """
-    # Numbers are those of the first model; the second one is asked for their names.
-    asked = models if label_is == "name" else models[:1]
-    known, kept = [Classes(model.labels, model.name, label_is=label_is) for model in asked], 0
-    for each in listed.source.list_images():
-        images = each.batch.filter(pc.invert(is_tar(each.batch)))
-        kept += len(each.batch)
-        for classes in known:
-            if len(images):
-                classes.truths(images)
-    if not listed.resolver.tars:
-        show(listed)
-    if not kept:
-        log.warning("%s holds no image of the split %s", listed.source.uri, split)
-    for classes in known:
-        classes.require_known()
-
-
-def model_of(record: dict[str, Any], chosen: sections.ModelConfig, named: str | None) -> sections.ModelConfig:
-    """Return the model that wrote an output as its record has it, with what is asked for otherwise."""
-    if named:
-        return chosen
-    theirs = record["config"].get("model", {})
-    if not theirs.get("weights"):  # which would be the name of the model
-        theirs = {**theirs, "name": str(record["model"]["name"])}
-    known = {field.name: field.default for field in fields(chosen)}
-    asked = {name: getattr(chosen, name) for name, default in known.items() if getattr(chosen, name) != default}
-    return sections.ModelConfig(**{name: theirs[name] for name in known.keys() & theirs.keys()} | asked)
+    require_columns(scored, record.get("config", {}).get("output", {}).get("columns", ()))
+    sources = recognise.recognise(stores, config.input, config.source)
+    with listed_split(stores, sources, config.source, split, [model]) as listed:
+        truths = truths_of(listed, model, config.source.label_is)
+    add_members(truths, scored, listed, split)
+    name = config.model.name
+    return output, truths, LabelTables(scored, model, temperature_of(name, stores), of_model(name, stores))
 
 
 def withdraw(output: Folder) -> None:
-    """Take figures away that are of other images, perhaps, if this run ends before there are new ones."""
+    """Delete the figures of an earlier evaluation: if this run fails, they may be of other images."""
     for name in ("metrics.json", "evaluation.html"):
         output.delete(name)
 
 
-def last_run(output: Folder) -> dict[str, Any]:
-    """Return the record of an output's last run; of none, nothing."""
-    for name in sorted(output.folders("runs"), reverse=True):
-        with suppress(NotFound, ValueError):
-            record = json.loads(output.read(f"runs/{name}/run.json"))
-            if (
-                isinstance(record, dict)
-                and {"model", "config"} <= record.keys()
-                and record.get("exit_code") != _REFUSED
-            ):
-                return record
-    return {}
-
-
-def require_columns(output: Folder, columns: Sequence[str]) -> None:
-    """Refuse tables that were asked to hold less than what is scored."""
-    if lacking := set(READ) - set(labels_with(columns, 1, hashed=True).names):
-        raise InputError(
-            f"{output.at('labels')} lacks the columns {', '.join(sorted(lacking))}: it was written with output.columns; label "
-            "without, or with these among them"
-        )
-
-
-def temperature_of(name: str, stores: Stores) -> float | None:
-    """Return the temperature that a trained model directory was calibrated with, None if there is none."""
-    if "/" not in name and not name.startswith("."):
-        return None
-    try:
-        found = json.loads(Folder(stores, absolute(name)).read("training.json")).get("temperature")
-    except (NotFound, ValueError, AttributeError):
-        return None
-    return float(found) if isinstance(found, int | float) and found > 0 else None
-
-
-def score(labels: Labels, truths: Truths, output: Folder) -> tuple[Evaluation, pa.Table]:
-    """Hold labels against truths, write `predictions.parquet`, and return the figures and the worst mistakes."""
-    model, written, temperature, training_images = labels
+def score(tables: LabelTables, truths: GroundTruth, output: Folder) -> tuple[Evaluation, pa.Table]:
+    """Compare labels with true classes, write `predictions.parquet`, and return the figures and the worst mistakes."""
     if not len(truths):
         raise InputError("there is not one labelled image in the input")
     console.step("comparing labels and true classes")
-    scored, mistakes = Scored(truths, model, temperature, training_images), None
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, PREDICTIONS, compression="zstd") as writer:
-        for rows in scored.take(written.folder("labels")):
+    reader, mistakes = LabelReader(truths, tables.model, tables.temperature, tables.training_images), None
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, PREDICTIONS, compression="zstd") as writer:
+        for rows in reader.take(tables.output.folder("labels")):
             tick()
             writer.write_table(rows.select(PREDICTIONS.names).cast(PREDICTIONS))
             mistakes = worst(mistakes, rows, _SHOWN)
-    scored.require_all(written)
-    output.put("predictions.parquet", sink.getvalue())
-    found = Evaluation.of(scored)
-    if scored.levels and not found.levels:
-        log.warning("%s has no levels of the model's taxonomy: labels alone are scored", written.at("labels"))
-    return found, mistakes
+    reader.require_all(tables.output)
+    output.put("predictions.parquet", content.getvalue())
+    evaluation = Evaluation.of(reader)
+    if evaluation.scores.levels and not evaluation.metrics.levels:
+        log.warning("%s has no levels of the model's taxonomy: labels alone are scored", tables.output.at("labels"))
+    return evaluation, mistakes
 
 
 def finish(
-    output: Folder, chosen: sections.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
+    output: Folder, config: sections.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
 ) -> EvaluationSummary:
-    """Write the figures and the page, and sum up."""
+    """Write the figures and the page, and return the summary."""
     from imgbatch.report.evaluation import page
 
     console.step("computing the figures and the page")
-    found, comparison = ours.public(), None
+    figures, comparison = ours.public(), None
     if other is not None:
         comparison = compared(ours, other)
-        found["against"] = {**other.public(), "compared": comparison}
-    output.put("evaluation.html", page(ours, other, comparison, pictures(output.stores, chosen, mistakes)).encode())
-    output.put("metrics.json", json.dumps(found, indent=1).encode())
-    levels = "".join(f", {name} {each.value:.2%}" for name, each in ours.levels.items())
-    against = ""
+        figures["against"] = {**other.public(), "compared": comparison}
+    pictures = thumbnails(output.stores, config, mistakes)
+    output.put("evaluation.html", page(ours, other, comparison, pictures).encode())
+    output.put("metrics.json", json.dumps(figures, indent=1).encode())
+    return EvaluationSummary(output.uri, figures, summary(output, ours, other, comparison))
+
+
+def summary(output: Folder, ours: Evaluation, other: Evaluation | None, comparison: Mapping[str, Any] | None) -> str:
+    """Return the line that an evaluation ends with."""
+    metrics, against = ours.metrics, ""
+    levels = "".join(f", {name} {estimate.value:.2%}" for name, estimate in metrics.levels.items())
     if other is not None and comparison is not None:
         low, high = comparison["top1"]["interval_95"]
-        against = f"; {100 * (ours.top1.value - other.top1.value):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against "
-        against += f"{other.scored.model.reference} ({other.seen or NOT_KNOWN})"
-    text = (
-        f"{counted(found['n'], 'image')} scored: top-1 {ours.top1}{levels}, ECE {ours.calibration.ece.value:.4f}; "
+        points = 100 * (metrics.top1.value - other.metrics.top1.value)
+        against = f"; {points:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) against {other.model.reference} "
+        against += f"({other.seen or NOT_KNOWN})"
+    return (
+        f"{counted(metrics.n, 'image')} scored: top-1 {metrics.top1}{levels}, ECE {metrics.calibration.ece.value:.4f}; "
         f"{ours.seen or NOT_KNOWN}{against}: {output.at('evaluation.html')}"
     )
-    return EvaluationSummary(output.uri, found, text)
-
-
-def pictures(stores: Stores, chosen: sections.Config, rows: pa.Table) -> Iterator[tuple[Any, bytes]]:
-    """Yield rows with a small JPEG each; they were decoded before, and have not changed since."""
-    from PIL import Image
-
-    from imgbatch.decode import Rejected, decode
-    from imgbatch.sources.fetch import Fetcher
-
-    for row, fetched in zip(rows.to_pylist(), Fetcher(stores, chosen.fetch, chosen.source)(rows), strict=True):
-        sink = io.BytesIO()
-        if isinstance(fetched.content, bytes) and fetched.etag == row["etag"]:
-            try:
-                picture = decode(fetched.content, max_pixels=chosen.decode.max_pixels, short_side=_THUMBNAIL)
-                image = Image.fromarray(picture.pixels)
-                image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                image.save(sink, "JPEG", quality=80)
-            except Rejected:
-                pass
-        yield row, sink.getvalue()

@@ -13,9 +13,9 @@ from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.polling import poll_items
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config import sections
 from imgbatch.config.sections import Config
-from imgbatch.errors import BooksError, ClusterError, NotFound, OutputChangedError, StoreError
+from imgbatch.config.worker import WorkerConfig
+from imgbatch.errors import AuditError, ClusterError, NotFound, OutputChangedError, StoreError
 from imgbatch.ledger import audit, claims, deleted_files, listing_pages, run_record
 from imgbatch.ledger.corrections import corrections, count_rows
 from imgbatch.ledger.listing import Counts, WorkPlan
@@ -110,7 +110,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
     ):
         try:
             counts, rejects = work_through(job, claim, record, success, stop, tally)
-        except (BooksError, ClusterError, NotFound, OutputChangedError) as error:
+        except (AuditError, ClusterError, NotFound, OutputChangedError) as error:
             blame_changes(error, job, claim, record, success)
             raise
     record.finish("succeeded", 0)
@@ -132,7 +132,7 @@ def blame_changes(
         claim.require_ours()
     except OutputChangedError as lost:  # `_SUCCESS` is another run's
         raise OutputChangedError(gone or str(lost)) from error
-    if gone or isinstance(error, BooksError):  # of an earlier run's making, perhaps
+    if gone or isinstance(error, AuditError):  # of an earlier run's making, perhaps
         try:
             if success.content is None:  # it was not reached yet
                 success.refresh()
@@ -222,8 +222,6 @@ def label(
     from imgbatch.inference.worker import Work
     from imgbatch.pipeline.committer import Committer
 
-    # Ray shows what an operator is made with: a URI of the input may hold a password, or a signature.
-    without_secrets = replace(job.config, storage=sections.StorageConfig(), input=())
     remaining = None if job.config.limit is None else job.config.limit - counts.listed
     asks = partial(recognise.store_is_reachable, job.sources)
     committer = Committer(
@@ -272,7 +270,7 @@ def label(
             ):  # the first members are those that one worker reads first
                 plan = replace(plan, actors=1, min_actors=1, max_actors=1)
             with loading.share_weights(job.model, None if plan.one_machine else record.folder.folder("model")) as model:
-                work = Work(job.stores, record.folder.folder("listing"), without_secrets, model)
+                work = Work(job.stores, record.folder.folder("listing"), WorkerConfig.of(job.config), model)
                 hand_out(committer, partial(receive, work, plan), plan.nodes, partial(placement.nodes, limits))
                 committer.give_up(work.listing, placement.TRIES)
     finally:
@@ -328,7 +326,7 @@ def count(
     """Read both tables back, and hold them against the listing and the budget.
 
     Raises:
-        BooksError: an image is missing or double.
+        AuditError: an image is missing or double.
         BudgetError: too many have no label.
     """
     known = {"labels": job.ledger.labels.numbers, "rejects": job.ledger.rejects.numbers}
@@ -348,7 +346,7 @@ def count(
     record.facts |= {"counts": counts, "rejects": dict(totals.reasons)}
     totals.require_reconciled()
     if totals.listed != listed.listed:
-        raise BooksError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
+        raise AuditError(f"{listed.listed:,} images were listed, and {totals.listed:,} are on the listing's pages")
     budget.judge(
         job.config.rejects, listed=totals.listed, labelled=totals.labelled, rejected=totals.rejected, at_end=True
     )

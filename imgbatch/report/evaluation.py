@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from imgbatch.evaluation.evaluation import Evaluation
-from imgbatch.evaluation.metrics import Confusion, Floats, Intervals
+from imgbatch.evaluation.metrics import Confusion, Coverage, Estimate, Floats, Intervals
 from imgbatch.evaluation.training_images import NOT_KNOWN
 from imgbatch.report import figures
 from imgbatch.report.html import document, table
 
-_MOST_DRAWN = 100  # classes of a confusion matrix that can still be read
+_MAX_DRAWN = 100  # classes of a confusion matrix that is legible
 _PAIRS = 20
 
 
@@ -31,11 +31,11 @@ def page(
         other: a second model on the same images, and the comparison with it.
         pictures: rows of images that are wrong, each with a JPEG; empty where the image could not be read.
     """
-    name = ours.scored.model.name
+    name = ours.model.name
     parts = [
         f"<h1>Evaluation of {escape(name)}</h1>",
-        f"<p>{len(ours.scored.label):,} images, {np.count_nonzero(ours.per_class.support):,} of "
-        f"{len(ours.scored.model.labels):,} classes.</p>",
+        f"<p>{ours.metrics.n:,} images, {np.count_nonzero(ours.metrics.per_class.support):,} of "
+        f"{len(ours.model.labels):,} classes.</p>",
         _seen(ours, other),
         _headline(ours),
         '<p class="note">In parentheses: 95 % intervals. Those of proportions are Wilson\'s score intervals, those of the '
@@ -44,7 +44,7 @@ def page(
         "<h2>Are scores probabilities?</h2>",
         _calibration(ours),
         "<h2>What if only sure labels are taken?</h2>",
-        f'<div class="side">{figures.coverage(_named(ours, other, "coverage"))}{_answers(ours)}</div>'
+        f'<div class="side">{figures.coverage(_coverage(ours, other))}{_answers(ours)}</div>'
         '<p class="note">Shaded: 95 % intervals.</p>',
         "<h2>What is taken for what</h2>",
         _confusion(ours),
@@ -56,69 +56,74 @@ def page(
     return document(f"Evaluation of {name}", parts)
 
 
-def _named(ours: Evaluation, other: Evaluation | None, attribute: str) -> dict[str, Any]:
+def _coverage(ours: Evaluation, other: Evaluation | None) -> dict[str, Coverage]:
+    """Return the coverage curve of each model, by its name."""
     both = [ours] if other is None else [ours, other]
-    names = [each.scored.model.name.rstrip("/").rpartition("/")[2] for each in both]
+    names = [evaluation.model.name.rstrip("/").rpartition("/")[2] for evaluation in both]
     if len(set(names)) < len(names):
-        names = [each.scored.model.reference for each in both]
-    return {name: getattr(each, attribute) for name, each in zip(names, both, strict=True)}
+        names = [evaluation.model.reference for evaluation in both]
+    return {name: evaluation.metrics.coverage for name, evaluation in zip(names, both, strict=True)}
 
 
-def _share(value: float) -> str:
+def _proportion(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.1%}"
 
 
-def _shares(values: Floats, intervals: Intervals) -> list[str]:
+def _proportions(values: Floats, intervals: Intervals) -> list[str]:
     """Return proportions with their intervals."""
     return [
-        f"{_share(value)} ({low:.1%} to {high:.1%})" if not np.isnan(low) else _share(value)
+        f"{_proportion(value)} ({low:.1%} to {high:.1%})" if not np.isnan(low) else _proportion(value)
         for value, (low, high) in zip(values.tolist(), intervals.tolist(), strict=True)
     ]
 
 
 def _seen(ours: Evaluation, other: Evaluation | None) -> str:
-    """Return what is known of images that were trained on: a warning if there are any."""
+    """Return notes on images that the models were trained on: a warning if there are any."""
     notes = []
-    for each in [ours] if other is None else [ours, other]:
-        name = "" if other is None else f"{escape(each.scored.model.name)}: "
-        if each.seen is None:
+    for evaluation in [ours] if other is None else [ours, other]:
+        name = "" if other is None else f"{escape(evaluation.model.name)}: "
+        if evaluation.seen is None:
             notes.append(f'<p class="note">{name}{NOT_KNOWN.capitalize()}.</p>')
-        elif not each.seen.trained + each.seen.selected:
-            notes.append(f'<p class="note">{name}{str(each.seen).capitalize()}.</p>')
+        elif not evaluation.seen.trained + evaluation.seen.selected:
+            notes.append(f'<p class="note">{name}{str(evaluation.seen).capitalize()}.</p>')
         else:
             rest = "All figures below include them"
-            if each.unseen is not None:
-                rest += f"; top-1 of {each.unseen_images:,} images that were not is <b>{each.unseen}</b>"
-            what = "remembers what it has learned" if each.seen.trained else "does on images that it was fitted to"
+            if evaluation.unseen is not None:
+                rest += f"; top-1 of {evaluation.unseen_images:,} images that were not is <b>{evaluation.unseen}</b>"
+            what = (
+                "remembers what it has learned" if evaluation.seen.trained else "does on images that it was fitted to"
+            )
             notes.append(
-                f'<p class="warning"><b>{name}{str(each.seen).capitalize()}.</b> Figures on such images say how well the model '
-                f"{what}, not how good it is on new images. {rest}.</p>"
+                f'<p class="warning"><b>{name}{str(evaluation.seen).capitalize()}.</b> Figures on such images say how well the '
+                f"model {what}, not how good it is on new images. {rest}.</p>"
             )
     return "".join(notes)
 
 
 def _headline(ours: Evaluation) -> str:
-    rows = [("top-1", str(ours.top1))]
-    rows += [("top-5", str(ours.top5))] if ours.top5 is not None else []
-    rows += [(f"level {name}", str(each)) for name, each in [*ours.levels.items()][:-1]]  # the finest is top-1
-    per_class, ece = ours.per_class, ours.calibration.ece
-    rows += [("macro F1", _share(per_class.macro(per_class.f1)))]
-    rows += [("mean recall of classes", _share(per_class.macro(per_class.recall)))]
+    rows = [("top-1", str(ours.metrics.top1))]
+    rows += [("top-5", str(ours.metrics.top5))] if ours.metrics.top5 is not None else []
+    coarser = [*ours.metrics.levels.items()][:-1]  # the finest level is top-1
+    rows += [(f"level {name}", str(estimate)) for name, estimate in coarser]
+    per_class, ece = ours.metrics.per_class, ours.metrics.calibration.ece
+    rows += [("macro F1", _proportion(per_class.macro(per_class.f1)))]
+    rows += [("mean recall of classes", _proportion(per_class.macro(per_class.recall)))]
     rows += [("calibration error (ECE)", f"{ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})")]
     return table(["figure", "value"], rows)
 
 
 def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, Any]) -> str:
-    def difference(found: Mapping[str, Any]) -> str:
-        low, high = found["interval_95"]
-        sure = "" if low <= 0 <= high else " *"
-        return f"{100 * found['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){sure}"
+    def row(name: str, first: Estimate, second: Estimate, difference: Mapping[str, Any]) -> tuple[str, ...]:
+        low, high = difference["interval_95"]
+        marker = "" if low <= 0 <= high else " *"
+        points = f"{100 * difference['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){marker}"
+        return name, _proportion(first.value), _proportion(second.value), points
 
-    rows = [("top-1", _share(ours.top1.value), _share(other.top1.value), difference(comparison["top1"]))]
-    for name, found in comparison["levels"].items():
-        rows.append((name, _share(ours.levels[name].value), _share(other.levels[name].value), difference(found)))
+    rows = [row("top-1", ours.metrics.top1, other.metrics.top1, comparison["top1"])]
+    for name, difference in comparison["levels"].items():
+        rows.append(row(name, ours.metrics.levels[name], other.metrics.levels[name], difference))
     return (
-        f"<h2>Against {escape(other.scored.model.name)}</h2>"
+        f"<h2>Against {escape(other.model.name)}</h2>"
         + table(["figure", "#this one", "#the other", "difference"], rows)
         + f"<p>On the same images: {comparison['only_first_right']:,} are right here alone, "
         f"{comparison['only_second_right']:,} there alone. * The interval does not hold zero.</p>"
@@ -126,11 +131,11 @@ def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, An
 
 
 def _calibration(ours: Evaluation) -> str:
-    curves = {"score": ours.calibration}
+    curves = {"score": ours.metrics.calibration}
     note = ""
-    if ours.before is not None:
-        curves = {"after temperature": ours.calibration, "before": ours.before}
-    elif ours.scored.temperature is not None:
+    if ours.metrics.calibration_before is not None:
+        curves = {"after temperature": ours.metrics.calibration, "before": ours.metrics.calibration_before}
+    elif ours.temperature is not None:
         note = "The rows do not name all classes, so that scores before temperature scaling cannot be had."
     return f'{figures.reliability(curves)}<p class="note">The larger a dot, the more images. {note}</p>'
 
@@ -138,39 +143,41 @@ def _calibration(ours: Evaluation) -> str:
 def _answers(ours: Evaluation) -> str:
     rows = [
         (
-            each["level"] or "no answer",
-            _share(each["share"]),
-            *_shares(
-                np.array([np.nan if each["accuracy"] is None else each["accuracy"]]),
-                np.array([each["accuracy_interval_95"] or (np.nan, np.nan)]),
+            record["level"] or "no answer",
+            _proportion(record["share"]),
+            *_proportions(
+                np.array([np.nan if record["accuracy"] is None else record["accuracy"]]),
+                np.array([record["accuracy_interval_95"] or (np.nan, np.nan)]),
             ),
         )
-        for each in reversed(ours.answers())
+        for record in reversed(ours.answers())
     ]
     return f"<div>{table(['answer is of level', '#images', '#right'], rows)}</div>" if rows else ""
 
 
 def _confusion(ours: Evaluation) -> str:
-    """Return the matrix of the finest level that can be read, and the pairs that are confused most."""
-    labels, wrong = ours.scored.model.labels, ours.confusion.mistakes()
+    """Return the matrix of the finest level that is legible, and the pairs that are confused most often."""
+    labels, wrong = ours.model.labels, ours.metrics.confusion.mistakes()
     pairs = [
-        (labels[truth], labels[said], int(count))
-        for truth, said, count in zip(wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True)
+        (labels[truth], labels[predicted], int(count))
+        for truth, predicted, count in zip(
+            wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
+        )
     ]
     listed = table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
     return f'<div class="side">{_drawn(ours)}<div>{listed}</div></div>'
 
 
 def _drawn(ours: Evaluation) -> str:
-    scored = ours.scored
-    shown = [("label", ours.confusion, scored.model.labels)]
-    for depth in reversed(range(len(scored.levels) - 1)) if ours.levels else ():
-        level = scored.levels[depth]
-        truth = np.array(level.node_of)[scored.truth]
-        shown.append((level.name, Confusion.of(truth, scored.nodes[:, depth], len(level.nodes)), level.nodes))
+    scores = ours.scores
+    shown = [("label", ours.metrics.confusion, ours.model.labels)]
+    for depth in reversed(range(len(scores.levels) - 1)) if ours.metrics.levels else ():
+        level = scores.levels[depth]
+        truth = np.array(level.node_of)[scores.truth]
+        shown.append((level.name, Confusion.of(truth, scores.nodes[:, depth], len(level.nodes)), level.nodes))
     for name, confusion, names in shown:
         used = np.union1d(confusion.truth, confusion.predicted)
-        if 1 < len(used) <= _MOST_DRAWN:
+        if 1 < len(used) <= _MAX_DRAWN:
             drawn = figures.confusion(confusion.matrix()[np.ix_(used, used)], [names[node] for node in used])
             return f'<div>{drawn}<p class="note">Level {escape(name)}.</p></div>'
     return ""
@@ -189,12 +196,13 @@ def _pictures(pictures: Iterable[tuple[Any, bytes]]) -> str:
 
 
 def _classes(ours: Evaluation) -> str:
-    found, labels = ours.per_class, ours.scored.model.labels
-    used = np.flatnonzero(found.support)
-    order = used[np.argsort(found.f1[used], kind="stable")]
-    precision = _shares(found.precision[order], found.precision_interval[order])
-    recall = _shares(found.recall[order], found.recall_interval[order])
+    per_class, labels = ours.metrics.per_class, ours.model.labels
+    used = np.flatnonzero(per_class.support)
+    order = used[np.argsort(per_class.f1[used], kind="stable")]
+    precision = _proportions(per_class.precision[order], per_class.precision_interval[order])
+    recall = _proportions(per_class.recall[order], per_class.recall_interval[order])
     rows = [
-        (labels[i], precision[at], recall[at], _share(found.f1[i]), int(found.support[i])) for at, i in enumerate(order)
+        (labels[i], precision[at], recall[at], _proportion(per_class.f1[i]), int(per_class.support[i]))
+        for at, i in enumerate(order)
     ]
     return table(["class", "#precision", "#recall", "#F1", "#images"], rows)

@@ -19,7 +19,7 @@ _SIDE = 4.2  # inches
 
 
 def reliability(curves: Mapping[str, Calibration]) -> str:
-    """Draw the accuracy of each bin of scores; what lies on the diagonal is right about itself."""
+    """Draw the accuracy of each bin of scores; calibrated scores are on the diagonal."""
     figure, axes = _axes("score", "share that is right")
     axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
     for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
@@ -32,7 +32,7 @@ def reliability(curves: Mapping[str, Calibration]) -> str:
 
 
 def coverage(curves: Mapping[str, Coverage]) -> str:
-    """Draw accuracy, with its 95 % interval, over the share of images that is answered, as the score asked for rises."""
+    """Draw accuracy, with its 95 % interval, over the proportion of images that reach a minimum score, as that rises."""
     figure, axes = _axes("share of images whose score suffices", "share of those that is right")
     for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
         axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.5, label=name)
@@ -52,9 +52,9 @@ def coverage(curves: Mapping[str, Coverage]) -> str:
 
 
 def learning(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the loss and the accuracy of each point of a training: epochs, or strengths of L2."""
+    """Draw the loss and the accuracy of each point of a training run: epochs, or strengths of L2."""
     x = "L2" if "l2" in curve[0] else "epoch"
-    places = [point["l2"] for point in curve] if x == "L2" else list(range(1, len(curve) + 1))
+    positions = [point["l2"] for point in curve] if x == "L2" else list(range(1, len(curve) + 1))
     drawn = []
     for figure_of in ("loss", "accuracy"):
         figure, axes = _axes(x, figure_of)
@@ -62,7 +62,9 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> str:
             _COLOURS, (("held out", f"held_out_{figure_of}"), ("learned from", figure_of)), strict=True
         ):
             points = [
-                (place, point[key]) for place, point in zip(places, curve, strict=True) if point.get(key) is not None
+                (position, point[key])
+                for position, point in zip(positions, curve, strict=True)
+                if point.get(key) is not None
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1.5, markersize=4, label=name)
@@ -74,7 +76,7 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str:
-    """Draw the shares of each true class that went to each predicted one; the diagonal is right."""
+    """Draw the proportions of each true class that were predicted as each class; the diagonal is right."""
     side = min(3 + 0.16 * len(names), 16)
     figure, axes = _axes("said", "true", side)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -87,11 +89,11 @@ def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str
 
 
 def _escaped(name: str) -> str:
-    return name.replace("$", r"\$")  # what stands between two of them would be read as a formula
+    return name.replace("$", r"\$")  # matplotlib takes text between two of them as a formula
 
 
 def _axes(x: str, y: str, side: float = _SIDE) -> tuple[Any, Axes]:
-    from matplotlib.figure import Figure  # a second of imports, wanted at the end of an evaluation alone
+    from matplotlib.figure import Figure  # imported here, since it takes a second and is needed at the end only
 
     figure = Figure((side, side), layout="constrained")
     axes = figure.add_subplot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.types as pt
 
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 
 
 def is_bytes(kind: pa.DataType) -> bool:
@@ -65,7 +65,7 @@ def carried_type(kind: pa.DataType) -> pa.DataType:
 
 def as_carried(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """Convert a column to `kind`, which is `carried_type` of its own type."""
-    column = whole(column)
+    column = single_chunk(column)
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pt.is_list_view(column.type) or pt.is_large_list_view(column.type):  # the cast of pyarrow 26 returns empty lists

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from imgbatch.errors import InputError
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources import spelling
 from imgbatch.sources.column_types import _leaves, as_carried, carried_type, holds_bytes, is_bytes
 
@@ -108,7 +108,7 @@ class TableColumns:
         """
         raw = self.raw[name]
         try:
-            column = whole(rows.column(rows.schema.get_field_index(raw)))
+            column = single_chunk(rows.column(rows.schema.get_field_index(raw)))
             if is_bytes(column.type):
                 column = self._without_pixels(column, name)
             if raw in self._class_names:

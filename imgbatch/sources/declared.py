@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.config.sections import SourceConfig
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources.label_rules import decide_labels
 from imgbatch.sources.labelled import SPLIT, TRUTH, Columns
 from imgbatch.sources.places import OBJECT, Place, Places
@@ -66,7 +66,7 @@ class Declaration:
         keys = self.places.keys(listed).dictionary_encode()
         distinct = keys.dictionary.to_pylist()
         by_place = pa.array([self.classes.get(key) for key in distinct], pa.string()).take(keys.indices)
-        declared = whole(listed[TRUTH])
+        declared = single_chunk(listed[TRUTH])
         if self.config.labels == "folders":
             labels = by_place
         else:
@@ -77,13 +77,13 @@ class Declaration:
         codes = [self.splits.get(key) for key in distinct]
         splits = np.array([TRAIN if code is None else code for code in codes], np.int64)[keys.indices.to_numpy()]
         if self.config.splits in ("auto", "column", "names"):  # with names, SPLIT has the split in the name of a table
-            column = split_codes(whole(listed[SPLIT]), self.config.split_column or "split")
+            column = split_codes(single_chunk(listed[SPLIT]), self.config.split_column or "split")
             splits = np.where(column >= 0, column, splits)
         return labels, splits
 
     def is_ignored(self, listed: pa.Table | pa.RecordBatch) -> pa.Array:
         """Return a mask of the rows that are not images."""
-        return pc.is_in(whole(listed["uri"]), pa.array(sorted(self.ignored), pa.string()))
+        return pc.is_in(single_chunk(listed["uri"]), pa.array(sorted(self.ignored), pa.string()))
 
 
 def decide(

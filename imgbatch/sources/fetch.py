@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from imgbatch.concurrency.prefetch import prefetch_calls, prefetch_items, prefetch_streams
-from imgbatch.config.sections import Config, FetchConfig, SourceConfig
+from imgbatch.config.sections import FetchConfig, SourceConfig
+from imgbatch.config.worker import ReadOptions, WorkerConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
 from imgbatch.sources.parquet import ImageTable
@@ -25,6 +25,23 @@ from imgbatch.storage.stores import Meta, Stores
 _ASSUMED_BYTES = 1 << 20
 _GROUPS_AT_ONCE, _IMAGES_AHEAD = 2, 64
 _MEMBERS_AHEAD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TarRead:
+    """How the reading of a tar ended."""
+
+    number: int
+    """The tar's number in the listing."""
+    last_offset: int
+    """The offset of the last row."""
+    whole: bool
+    """Whether nothing is left to read: false where the store failed."""
+    ignored: int
+    """Members that are no image candidates."""
+    unpaired: int
+    """Sidecars that are not next to an image with their key."""
+    unpaired_example: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ class Fetched:
 class Fetcher:
     """Fetches images with a pool of threads that lives as long as the process."""
 
-    def __init__(self, stores: Stores, config: FetchConfig, source: SourceConfig) -> None:
+    def __init__(self, stores: Stores, config: FetchConfig, source: SourceConfig | ReadOptions) -> None:
         self._stores, self._config = stores, config
         self._pool = ThreadPoolExecutor(config.concurrency, "fetch")
         self._table = lru_cache(maxsize=2)(lambda uri: _open(stores, uri, source.image_column))
@@ -118,16 +135,14 @@ def members_of_tar(
     stores: Stores,
     number: int,
     tar: dict[str, Any],
-    config: Config,
+    config: WorkerConfig,
     resume_offset: int,
     last_offset: int,
     keep: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
-) -> Iterator[tuple[dict[str, Any], Fetched]]:
-    """Yield (row, image) for the images of a tar after the one at `last_offset`, while the next ones are read.
+) -> Iterator[tuple[dict[str, Any], Fetched] | TarRead]:
+    """Yield (row, image) for the images of a tar after the one at `last_offset`, while the next are read; then a TarRead.
 
-    A row has `uri`, the position in the tar and the sidecars. The last row, `read`, has a report in JSON as the message of its
-    refusal: the number of the tar, the offset of the last row, whether the tar was read to its end, and the numbers of
-    ignored members and of sidecars that are not next to an image.
+    A row has `uri`, the position in the tar and the sidecars.
 
     Args:
         keep: receives the sidecars that are not next to their image, by key, at the end; None: they are only counted.
@@ -160,11 +175,8 @@ def members_of_tar(
             "resume_offset": place["resume_offset"],
         }
         yield {"uri": tar["uri"], **place}, _fetched(refusal, meta, meta)
-    end_report = {
-        "number": number, "last_offset": place["offset"], "whole": whole, "ignored": end.ignored,
-        "unpaired": end.unpaired, "unpaired_example": f"{tar['uri']}#{end.unpaired_example}",
-    }  # fmt: skip
-    yield {"uri": tar["uri"], "read": True}, _fetched(Refusal("list", "read", json.dumps(end_report)), meta, meta)
+    example = f"{tar['uri']}#{end.unpaired_example}"
+    yield TarRead(number, place["offset"], whole, end.ignored, end.unpaired, example)
 
 
 def _open(stores: Stores, uri: str, image_column: str | None) -> ImageTable:

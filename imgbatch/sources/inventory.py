@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from imgbatch.errors import InputError
-from imgbatch.schema import LISTING, whole
+from imgbatch.schema import LISTING, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.patterns import Candidates
 from imgbatch.storage.base import unquote_etags
@@ -149,8 +149,8 @@ def _listed(rows: pa.Table) -> pa.RecordBatch:
     columns = [
         pc.binary_join_element_wise("s3://", rows["bucket"], "/", rows["key"], ""),
         pc.if_else(pc.equal(sizes, ""), None, sizes).cast(pa.int64()),
-        unquote_etags(whole(values["e_tag"])),
+        unquote_etags(single_chunk(values["e_tag"])),
         times.cast(LISTING.field("last_modified").type),
         pa.nulls(count, pa.string()),
     ]
-    return pa.record_batch([whole(column) for column in columns], schema=LISTING)
+    return pa.record_batch([single_chunk(column) for column in columns], schema=LISTING)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.schema import whole
+from imgbatch.schema import single_chunk
 from imgbatch.sources.declared import Origin
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.terminal.plurals import counted
@@ -39,7 +39,7 @@ class LabelSummary:
             else:
                 self.counts[row["label"], row["split"]] += row["count_all"]
         if labels.null_count and not self.example:
-            self.example = whole(uris).filter(pc.is_null(labels))[0].as_py()
+            self.example = single_chunk(uris).filter(pc.is_null(labels))[0].as_py()
 
     def lines(self, origins: Sequence[Origin]) -> list[str]:
         """Return the table: the first twenty classes, the sum of the rest, and where labels and splits come from."""

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from imgbatch.config.sections import SourceConfig
 from imgbatch.errors import InputError
-from imgbatch.schema import CARRIED, PARQUET, TAR, whole
+from imgbatch.schema import CARRIED, PARQUET, TAR, single_chunk
 from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import LABEL_SYNONYMS, SPLIT_SYNONYMS
 from imgbatch.sources.spelling import folded, near_miss, normalised
@@ -182,7 +182,7 @@ def text_column(listed: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     """
     if name not in listed.schema.names:
         return pa.nulls(len(listed), pa.string())
-    shown, column = name.removeprefix(CARRIED), whole(listed[name])
+    shown, column = name.removeprefix(CARRIED), single_chunk(listed[name])
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
@@ -213,4 +213,4 @@ def _is_list(value: str) -> bool:
 
 def is_tar(listed: pa.RecordBatch | pa.Table) -> pa.Array:
     """Return a mask of the rows that are tars in place of their members."""
-    return pc.fill_null(pc.equal(whole(listed["container"]), TAR), False)
+    return pc.fill_null(pc.equal(single_chunk(listed["container"]), TAR), False)

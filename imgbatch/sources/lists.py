@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import InputError
 from imgbatch.sources import spelling
 from imgbatch.sources.columns import TableColumns
@@ -73,7 +73,7 @@ def read_rows(file: BinaryIO, uri: str, naming: Naming) -> Iterator[Rows]:
         yield from _parquet(file, uri)
         return
     text, first = _text(buffered)
-    if kind := stand_in(first.encode(errors="replace")):
+    if kind := describe_placeholder(first.encode(errors="replace")):
         raise InputError(f"{uri} is not a list of images, but {kind}")
     if form is None or form == "json":
         first_char = first.lstrip()[:1]

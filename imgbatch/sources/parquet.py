@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.decode.other_kinds import stand_in
+from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import Conflict, InputError, StoreError
 from imgbatch.rejects import Refusal
-from imgbatch.schema import CARRIED, LISTING, PARQUET, whole
+from imgbatch.schema import CARRIED, LISTING, PARQUET, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.sources.column_types import is_text
 from imgbatch.sources.columns import TableColumns
@@ -55,7 +55,7 @@ class ImageTable:
             except (pa.ArrowException, OSError) as error:
                 with suppress(OSError, StoreError):  # it only improves a message
                     file.seek(0)
-                    if kind := stand_in(file.read(_START)):
+                    if kind := describe_placeholder(file.read(_START)):
                         raise InputError(f"{self.uri} is not a Parquet file, but {kind}") from error
                 raise InputError(f"{self.uri} cannot be read as Parquet: {error}") from error
 
@@ -179,7 +179,7 @@ class ImageTable:
 
     def _path_values(self, table: pa.Table) -> pa.Array:
         assert self.column is not None
-        values = whole(table.column(table.schema.get_field_index(self._leaf())))
+        values = single_chunk(table.column(table.schema.get_field_index(self._leaf())))
         return pc.struct_field(values, [*self.column.steps[:-1], "path"]).cast(pa.string())
 
     def require_unchanged(self, etag: str | None, last_modified: datetime | None, row: int) -> None:

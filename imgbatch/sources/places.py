@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.schema import PARQUET, TAR, whole
+from imgbatch.schema import PARQUET, TAR, single_chunk
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH
 from imgbatch.sources.spelling import normalise
 from imgbatch.sources.split_words import split_folder_in
@@ -122,15 +122,15 @@ class Places:
         Args:
             listed: `uri`, `container`, OBJECT_OF, TABLE_OF and, if there are members of tars, `tar`: the URI of the tar.
         """
-        uris, container = whole(listed["uri"]), whole(listed["container"])
-        by_object, by_table = whole(listed[OBJECT_OF]), whole(listed[TABLE_OF])
+        uris, container = single_chunk(listed["uri"]), single_chunk(listed["container"])
+        by_object, by_table = single_chunk(listed[OBJECT_OF]), single_chunk(listed[TABLE_OF])
         kinds = pc.if_else(pc.is_valid(by_object), OBJECT, NAMED)
         kinds = pc.if_else(pc.fill_null(pc.equal(container, PARQUET), False), ROW, kinds)
         kinds = pc.if_else(pc.fill_null(pc.equal(container, TAR), False), MEMBER, kinds)
         held = pc.if_else(pc.equal(kinds, ROW), pc.replace_substring_regex(uris, r"#[0-9]+$", ""), uris)
         inner = pa.repeat("", len(uris))
         if "tar" in listed.schema.names:
-            held, inner = _in_tars(held, whole(listed["tar"]))
+            held, inner = _in_tars(held, single_chunk(listed["tar"]))
         numbers = pc.coalesce(by_object, by_table)
         held = self._below_roots(held, numbers)
         outer, file = _folder_of(held), pc.replace_substring_regex(held, r"(?s)^.*/", "")
@@ -153,9 +153,9 @@ class Places:
 
     def add(self, listed: pa.Table | pa.RecordBatch) -> None:
         """Count images. TRUTH has the labels of columns and sidecars. A tar that is not read yet is a place without images."""
-        names = pc.replace_substring_regex(whole(listed["uri"]), r"(?s)^.*/", "")
+        names = pc.replace_substring_regex(single_chunk(listed["uri"]), r"(?s)^.*/", "")
         image = pc.invert(self.is_unread(listed))
-        unlabelled = pc.and_(image, pc.is_null(whole(listed[TRUTH])))
+        unlabelled = pc.and_(image, pc.is_null(single_chunk(listed[TRUTH])))
         bare = pc.and_(image, pc.invert(pc.match_substring(names, ".")))
         columns = {
             "key": self.keys(listed),
@@ -180,8 +180,8 @@ class Places:
     @staticmethod
     def is_unread(listed: pa.Table | pa.RecordBatch) -> pa.Array:
         """Return a mask of the rows that are tars in place of their members."""
-        tars = pc.fill_null(pc.equal(whole(listed["container"]), TAR), False)
-        return pc.and_(tars, pc.is_null(whole(listed["tar"]))) if "tar" in listed.schema.names else tars
+        tars = pc.fill_null(pc.equal(single_chunk(listed["container"]), TAR), False)
+        return pc.and_(tars, pc.is_null(single_chunk(listed["tar"]))) if "tar" in listed.schema.names else tars
 
     def strip_common(self) -> None:
         """Remove the folders that all objects of an inventory share, since an inventory has no root folder."""

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from imgbatch.config.sections import SourceConfig
+from imgbatch.config.worker import ReadOptions
 from imgbatch.sources.spelling import near_miss, normalise, quoted
 
 LABEL_SYNONYMS = ("class", "category", "target", "cls", "classname", "class_name", "label_name", "class_label")
@@ -40,7 +41,7 @@ NO_SPLIT = "split: "
 """Prefix of a problem that matters only if columns and keys may declare the split."""
 
 
-def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig) -> SidecarLabels:
+def read(cls: Sequence[str | None], records: Sequence[str | None], config: SourceConfig | ReadOptions) -> SidecarLabels:
     """Return the label, split and group of members, from the text of their `.cls` and `.json`.
 
     >>> sidecars = read(["cat", None], [None, '{"class": "dog"}'], SourceConfig())
@@ -52,7 +53,7 @@ def read(cls: Sequence[str | None], records: Sequence[str | None], config: Sourc
     return SidecarLabels(*(pa.array(column, pa.string()) for column in columns))
 
 
-def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[str | None, ...]:
+def _read(text: str | None, record: str | None, config: SourceConfig | ReadOptions) -> tuple[str | None, ...]:
     fields, problem = _object(record) if record is not None else ({}, None)
     key = config.label_column or "label"
     values = [normalise(text) if text is not None else "", fields.get(key, "")]
@@ -77,7 +78,7 @@ def _read(text: str | None, record: str | None, config: SourceConfig) -> tuple[s
     return label, split or None, group or None, problem
 
 
-def _near_split(fields: dict[str, Any], config: SourceConfig) -> str | None:
+def _near_split(fields: dict[str, Any], config: SourceConfig | ReadOptions) -> str | None:
     key = config.split_column or "split"
     return None if key in fields else near_miss(key, list(fields), SPLIT_SYNONYMS)
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
-from imgbatch.decode.other_kinds import archive, named
+from imgbatch.decode.other_kinds import archive, describe_known
 from imgbatch.errors import InputError
 from imgbatch.rejects import Refusal
 from imgbatch.schema import CARRIED
@@ -316,7 +316,7 @@ def _damage(error: Exception | None, head: bytes = b"") -> Refusal:
     Args:
         head: the first bytes of the object, if it has no member.
     """
-    kind = named(head)
+    kind = describe_known(head)
     if head and kind and _USTAR not in head[:_BLOCK]:
         if archive(head):
             kind += "; of archives only tars are read, plain or compressed with gzip. Pack the images as a tar"

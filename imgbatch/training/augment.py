@@ -1,6 +1,4 @@
-"""Values: what the network sees of an image in training: a random crop, jittered; drawn anew in every epoch from the
-seed alone.
-"""
+"""Values: augmentation: a random crop of each image, mirrored and jittered; derived from the seed, the epoch and the image."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ from torchvision.transforms import v2
 from imgbatch.config.training import TrainConfig
 
 _RATIO = math.log(4 / 3)
-_TRIES = 10
+_MAX_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of a picture, in shares of its width and height."""
+    """A part of a picture, in fractions of its width and height."""
 
     left: float
     top: float
@@ -30,17 +28,17 @@ class Box:
     height: float
 
 
-def random_box(aspect: float, least_area: float, draw: torch.Generator | None = None) -> Box:
-    """Return a random part of a picture: least_area to all of its area, 3:4 to 4:3 in its own pixels.
+def random_box(aspect: float, min_area: float, generator: torch.Generator | None = None) -> Box:
+    """Return a random part of a picture: min_area to all of its area, 3:4 to 4:3 in the pixels of the original.
 
-    The distribution is that of torchvision's RandomResizedCrop. That one cannot be told that a picture was squashed.
+    The distribution is that of torchvision's RandomResizedCrop, which does not support pictures that were squashed.
 
     Args:
         aspect: width / height of the original.
     """
-    for _ in range(_TRIES):
-        area, ratio, left, top = torch.rand(4, generator=draw).tolist()
-        area, ratio = least_area + (1 - least_area) * area, math.exp((2 * ratio - 1) * _RATIO)
+    for _ in range(_MAX_ATTEMPTS):
+        area, ratio, left, top = torch.rand(4, generator=generator).tolist()
+        area, ratio = min_area + (1 - min_area) * area, math.exp((2 * ratio - 1) * _RATIO)
         width, height = math.sqrt(area * ratio / aspect), math.sqrt(area / ratio * aspect)
         if width <= 1 and height <= 1:
             return Box(left * (1 - width), top * (1 - height), width, height)
@@ -48,29 +46,29 @@ def random_box(aspect: float, least_area: float, draw: torch.Generator | None = 
     return Box((1 - width) / 2, (1 - height) / 2, width, height)
 
 
-class Rows(Protocol):
+class Pictures(Protocol):
     """Pictures by their number: uint8 (S, S, 3)."""
 
     def __getitem__(self, i: int, /) -> npt.NDArray[np.uint8]: ...
 
 
-class Chosen:
+class ArraySubset:
     """Some rows of an array, without a copy of them."""
 
-    def __init__(self, array: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> None:
-        self._array, self._places = array, places
+    def __init__(self, array: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64]) -> None:
+        self._array, self._indices = array, indices
 
     def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
-        row: npt.NDArray[np.uint8] = self._array[self._places[i]]
+        row: npt.NDArray[np.uint8] = self._array[self._indices[i]]
         return row
 
 
-class Views(Dataset[tuple[torch.Tensor, int]]):
-    """Views of squashed pictures: uint8 (3, side, side), and the class."""
+class AugmentedDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Augmented crops of squashed pictures: uint8 (3, side, side), and the class."""
 
     def __init__(
         self,
-        pixels: Rows,
+        pixels: Pictures,
         aspects: npt.NDArray[np.float32],
         classes: npt.NDArray[np.int64],
         keys: npt.NDArray[np.uint64],
@@ -78,28 +76,28 @@ class Views(Dataset[tuple[torch.Tensor, int]]):
         *,
         flip: bool,
     ) -> None:
-        """Take n pictures; their randomness comes from their `keys`."""
+        """Take n pictures; the augmentation of each is derived from its key."""
         self._pixels, self._aspects, self._classes, self._keys = pixels, aspects, classes, keys
-        self._seed, self._side, self._least_area = config.seed, int(config.resolution or 0), config.min_crop_area
+        self._seed, self._side, self._min_area = config.seed, int(config.resolution or 0), config.min_crop_area
         self.flip = flip
-        change = [v2.RandomHorizontalFlip()] if flip else []
+        transforms = [v2.RandomHorizontalFlip()] if flip else []
         if config.color_jitter:
-            change.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
-        self._change: Any = v2.Compose(change) if change else v2.Identity()
+            transforms.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
+        self._transform: Any = v2.Compose(transforms) if transforms else v2.Identity()
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        # The same view whichever process draws it, and however many there are.
+        # So the crop does not depend on which process draws it, or on how many processes there are.
         torch.manual_seed(hash((self._seed, self.epoch, int(self._keys[i]))) & 0x7FFF_FFFF)
         picture = torch.from_numpy(np.asarray(self._pixels[i])).permute(2, 0, 1)
-        box, side = random_box(float(self._aspects[i]), self._least_area), picture.shape[-1]
-        view = v2.functional.resized_crop(
+        box, side = random_box(float(self._aspects[i]), self._min_area), picture.shape[-1]
+        crop = v2.functional.resized_crop(
             picture,
             top=round(box.top * side), left=round(box.left * side),
             height=max(1, round(box.height * side)), width=max(1, round(box.width * side)),
             size=[self._side, self._side], antialias=True,
         )  # fmt: skip
-        return self._change(view), int(self._classes[i])
+        return self._transform(crop), int(self._classes[i])

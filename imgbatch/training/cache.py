@@ -1,10 +1,10 @@
-"""Effects: images made ready for training, once: an operator writes shards of them into a store, from which training reads.
+"""Effects: the cache of prepared images: an operator writes them into a store as shards, once, and training reads the shards.
 
-A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and behind it `NUMBER.parquet`, which
-says which images these are, what their class is and which could not be read. Without the second the first does not count; so
-whoever is killed, and whenever, the next run makes only what is missing. The name of both has a digest of the second, which
-has one of the first: a shard that is damaged does not count either. A tar is read again from its beginning, unless its
-`NUMBER.read` says that it was read to its end.
+A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and then `NUMBER.parquet`, a table of
+these images, with their classes and the reasons why some could not be read. The array only counts if the table exists. So, at
+whatever moment a process is killed, the next run only prepares the images that are missing. The names of both contain a digest
+of the table, and the table one of the array: a damaged shard does not count either. A tar is read again from its beginning,
+unless `NUMBER.read` exists, which is written at its end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,10 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgbatch.concurrency.prefetch import prefetch_calls
-from imgbatch.config.sections import SourceConfig
+from imgbatch.config.worker import ReadOptions
 from imgbatch.errors import ClusterError, InputError, NotFound, StoreError
-from imgbatch.inference.worker import PIXELS, Work, Worker, guarded, pixels_of
-from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, whole
+from imgbatch.inference.blocks import PIXELS, pixels_of
+from imgbatch.inference.messages import received
+from imgbatch.inference.worker import Sidecars, Work, Worker, errors_as_events
+from imgbatch.schema import CARRIED, CONTENT_HASH, RESULTS, single_chunk
 from imgbatch.sources import sidecars
 from imgbatch.sources.labelled import GROUP, SPLIT, TRUTH
 from imgbatch.sources.tar_reader import key_of
@@ -52,10 +54,10 @@ Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.uint64]
 
 VERSION = 3
-"""Of what shards say; others are made again."""
+"""Version of the content of shards; those of other versions are built again."""
 
 PROBLEM = "problem"
-"""The column that says what is wrong with the sidecars of a member of a tar; null: nothing."""
+"""The column with what is wrong with the sidecars of a member of a tar; null: nothing."""
 
 _TRUTHS = [pa.field(name, pa.string()) for name in (TRUTH, SPLIT, GROUP, PROBLEM)]
 ROWS = pa.schema(
@@ -65,27 +67,27 @@ ROWS = pa.schema(
         *_TRUTHS,
     ]
 )
-"""What a shard says of its images; `reason` is null where an image could be read. `offset`: of a member of a tar."""
+"""The table of a shard; `reason` is null for an image that could be read. `offset`: of a member of a tar."""
 
 _SEED = np.uint64(0x9E3779B97F4A7C15)
 
 SIDECARS = ".sidecars"
-"""What the name of the object ends in that holds the sidecars of a tar that do not lie beside their image, by key."""
+"""Suffix of the object with those sidecars of a tar, by key, that are not next to their image."""
 
 _KEPT_PROBLEMS = (sidecars.REFUSED, sidecars.NO_SPLIT)
-"""Of members that have a label all the same."""
+"""Problems that remain if a member has a label nevertheless."""
 
 READ = ".read"
-"""What the name of the object ends in that says that a tar was read to its end."""
+"""Suffix of the empty object that is written once a tar was read to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation(Work):
-    """What the operator has to know: the model's preprocessing gives the pixels that are kept."""
+    """The work of the operator: the preprocessing of the model determines the pixels that are stored."""
 
     shards: Folder
     features: Callable[[], Features] | None = None
-    """Loads what turns pixels into features, which are then kept in their place."""
+    """Loads a function from pixels to features, which are then stored in place of the pixels."""
 
 
 class Prepare(Worker):
@@ -97,113 +99,119 @@ class Prepare(Worker):
         self._features: Features | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Fetch, decode and keep a block of image numbers."""
-        yield from guarded(self._kept(block), self._work)
+        """Fetch, decode and store a block of image numbers."""
+        yield from errors_as_events(self._prepare(block), self._work)
 
-    def _kept(self, block: pa.Table) -> Iterator[pa.Table]:
-        for found in self.decoded(block, _SHARD):
-            numbers = found["index"].to_numpy()
-            images = found.filter(pa.array(numbers >= 0))
+    def _prepare(self, block: pa.Table) -> Iterator[pa.Table]:
+        for decoded in self.decoded(block, _SHARD):
+            images, _, tars_read = received(decoded)
             if len(images):
-                self._keep(images)
-            for told in found.filter(pa.array(numbers < 0))["message"].to_pylist():  # that a tar was read
-                tar = json.loads(told)
+                self._store(images)
+            for tar in tars_read:
                 if tar["whole"]:
                     self._shards.put(f"{tar['number']:09d}{READ}", b"")
-            yield found.drop_columns([PIXELS])
+            yield decoded.drop_columns([PIXELS])
 
-    def keeps_sidecars(self, number: int) -> Callable[[Mapping[str, Mapping[str, str]]], None]:
-        """Keep the sidecars of a tar that do not lie beside their image, before the tar counts as read."""
+    def sidecar_sink(self, number: int) -> Callable[[Sidecars], None]:
+        """Return a function that stores the sidecars of a tar that are not next to their image, before its end is recorded."""
 
-        def keep(sidecars: Mapping[str, Mapping[str, str]]) -> None:
+        def keep(sidecars: Sidecars) -> None:
             if sidecars:
                 content = json.dumps(sidecars).encode()
                 self._shards.put(f"{number:09d}{SIDECARS}", _sha256(content).encode() + b"\n" + content)
 
         return keep
 
-    def _keep(self, images: pa.Table) -> None:
-        kept: Array = pixels_of(images, self._work.model.preprocess)
+    def _store(self, images: pa.Table) -> None:
+        array: Array = pixels_of(images, self._work.model.preprocess)
         if self._load is not None:
             self._features = self._features or self._load()
-            kept = self._features(kept)
-        write(self._shards, kept, told_of(images, self._work.config.source))
+            array = self._features(array)
+        write(self._shards, array, with_sidecars(images, self._work.config.source))
 
 
-def told_of(images: pa.Table, config: SourceConfig) -> pa.Table:
-    """Return ROWS of images with carried columns; of members of tars with what their sidecars say."""
+def with_sidecars(images: pa.Table, config: ReadOptions) -> pa.Table:
+    """Return ROWS of images with carried columns; of members of tars with the content of their sidecars."""
     columns = {name: images[name] for name in images.column_names if name in ROWS.names}
     texts = [
         images[CARRIED + kind].to_pylist() if CARRIED + kind in images.column_names else [None] * len(images)
         for kind in ("cls", "json")
     ]
-    said = sidecars.read(texts[0], texts[1], config)
-    for name, values in ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems)):
-        columns[name] = pc.if_else(pc.is_valid(whole(images["offset"])), values, None)
+    parsed = sidecars.read(texts[0], texts[1], config)
+    values_of = {TRUTH: parsed.labels, SPLIT: parsed.splits, GROUP: parsed.groups, PROBLEM: parsed.problems}
+    for name, values in values_of.items():
+        columns[name] = pc.if_else(pc.is_valid(single_chunk(images["offset"])), values, None)
     return pa.table({name: columns[name] for name in ROWS.names}).cast(ROWS)
 
 
-def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config: SourceConfig) -> pa.Table:
-    """Return ROWS with what sidecars say that do not lie beside their image.
+def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config: ReadOptions) -> pa.Table:
+    """Return ROWS with the content of those sidecars that are not next to their image.
 
     Args:
-        tars: the URI of the tar that each image is a member of, null where it is of none.
+        tars: the URI of the tar that each image is a member of, null if it is of none.
 
     Raises:
-        InputError: they say another label than those beside the image.
-        ClusterError: they are damaged; the next run reads the tar again.
+        InputError: a sidecar has another label than one next to the image.
+        ClusterError: the stored sidecars are damaged; the next run reads the tar again.
     """
-    kept = [name for name in shards.names() if name.endswith(SIDECARS)]
-    if not kept:
+    names = [name for name in shards.names() if name.endswith(SIDECARS)]
+    if not names:
         return images
     columns = {field.name: images[field.name].to_pylist() for field in _TRUTHS}
-    for name in kept:
+    for name in names:
         digest, _, content = shards.read(name).partition(b"\n")
         if _sha256(content).encode() != digest:
             raise _damaged(shards, name)
         late = json.loads(content)
-        mine = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
-        uris, here = images["uri"].take(pa.array(mine)).to_pylist(), tars.take(pa.array(mine)).to_pylist()
-        texts = [late.get(key_of(uri[len(tar or "") + 1 :]) or "", {}) for uri, tar in zip(uris, here, strict=True)]
+        members = np.flatnonzero(images["index"].to_numpy() == int(name.removesuffix(SIDECARS)))
+        uris, tars_of_members = (
+            images["uri"].take(pa.array(members)).to_pylist(),
+            tars.take(pa.array(members)).to_pylist(),
+        )
+        texts = [
+            late.get(key_of(uri[len(tar or "") + 1 :]) or "", {})
+            for uri, tar in zip(uris, tars_of_members, strict=True)
+        ]
         cls, records = ([text.get(CARRIED + kind) for text in texts] for kind in ("cls", "json"))
-        said = sidecars.read(cls, records, config)
-        values = ((TRUTH, said.labels), (SPLIT, said.splits), (GROUP, said.groups), (PROBLEM, said.problems))
-        for column, found in values:
-            for at, uri, value in zip(mine.tolist(), uris, found.to_pylist(), strict=True):
+        parsed = sidecars.read(cls, records, config)
+        values_of = {TRUTH: parsed.labels, SPLIT: parsed.splits, GROUP: parsed.groups, PROBLEM: parsed.problems}
+        for column, values in values_of.items():
+            for at, uri, value in zip(members.tolist(), uris, values.to_pylist(), strict=True):
                 before = columns[column][at]
                 if column == TRUTH and value is not None and before not in (None, value):
                     raise InputError(f"the sidecars of {uri} say {before!r} and {value!r}: an image has one label")
                 columns[column][at] = before if value is None else value
-        for at in mine.tolist():
+        for at in members.tolist():
             if columns[TRUTH][at] is not None and not (columns[PROBLEM][at] or "").startswith(_KEPT_PROBLEMS):
                 columns[PROBLEM][at] = None
-        keys = {key_of(uri[len(tar or "") + 1 :]) for uri, tar in zip(uris, here, strict=True)}
-        if len(mine) and (loose := loose_label(here[0] or "", late, keys)):
-            columns[PROBLEM][int(mine[0])] = columns[PROBLEM][int(mine[0])] or loose
-    for name, values in columns.items():
-        images = images.set_column(images.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        keys = {key_of(uri[len(tar or "") + 1 :]) for uri, tar in zip(uris, tars_of_members, strict=True)}
+        if len(members) and (loose := loose_label(tars_of_members[0] or "", late, keys)):
+            columns[PROBLEM][int(members[0])] = columns[PROBLEM][int(members[0])] or loose
+    for name, strings in columns.items():
+        images = images.set_column(images.schema.get_field_index(name), name, pa.array(strings, pa.string()))
     return images
 
 
 def keys_of(rows: pa.Table) -> Keys:
-    """Return a number for each image by which its array is found again, in any run.
+    """Return the key of each image in the shards, which is the same in every run.
 
     Args:
-        rows: the columns `uri` and `offset`, since a tar may have two members of one name.
+        rows: the columns `uri` and `offset`, since a tar may have two members of the same name.
     """
-    offsets = whole(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
-    keys: Keys = hash_strings(whole(rows["uri"]), _SEED) ^ (offsets * _SEED)
+    offsets = single_chunk(rows["offset"]).fill_null(0).to_numpy().astype(np.uint64)
+    keys: Keys = hash_strings(single_chunk(rows["uri"]), _SEED) ^ (offsets * _SEED)
     return keys
 
 
 def write(shards: Folder, array: Array, rows: pa.Table) -> None:
     """Write a shard: row i of the array is the image of row i of the table."""
-    # Images that are tried again may begin as the shard did that they were rejected in, and be others.
-    which = int(np.bitwise_xor.reduce(keys_of(rows)))
+    # The first number is not enough for a name: images that are retried may start with the same one as the shard in which they
+    # were rejected.
+    digest = int(np.bitwise_xor.reduce(keys_of(rows)))
     content, table = io.BytesIO(), io.BytesIO()
     np.save(content, array)
     pq.write_table(rows.replace_schema_metadata({_DIGEST: _sha256(content.getvalue())}), table)
-    name = f"{rows['index'][0].as_py():09d}-{which:016x}-{_sha256(table.getvalue())[:16]}"
+    name = f"{rows['index'][0].as_py():09d}-{digest:016x}-{_sha256(table.getvalue())[:16]}"
     shards.put(f"{name}.npy", content.getvalue())
     shards.put(f"{name}.parquet", table.getvalue())
 
@@ -211,16 +219,16 @@ def write(shards: Folder, array: Array, rows: pa.Table) -> None:
 def _damaged(folder: Folder, name: str) -> ClusterError:
     _discount(folder, name)
     return ClusterError(
-        f"{folder.at(name)}, of images that were made ready for training, is damaged, and no longer counts: run the same "
-        "command again, which makes it again"
+        f"{folder.at(name)}, of images prepared for training, is damaged and no longer counts: run the same command again, "
+        "which builds it again"
     )
 
 
 def _discount(folder: Folder, name: str) -> None:
-    """Remove an object, and what says that its tar was read to the end, if it is of one."""
-    for each in (f"{name[:9]}{READ}", name):
+    """Delete an object, and the mark that its tar was read to the end, if it is of a tar."""
+    for object_name in (f"{name[:9]}{READ}", name):
         with suppress(StoreError):
-            folder.delete(each)
+            folder.delete(object_name)
 
 
 def _sha256(content: bytes) -> str:
@@ -229,7 +237,7 @@ def _sha256(content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard that is whole."""
+    """A complete shard."""
 
     name: str
     rows: pa.Table
@@ -238,13 +246,13 @@ class Shard:
 
 
 def shards(folder: Folder) -> Iterator[Shard]:
-    """Yield the shards of a folder, without their arrays; those whose rows are damaged do not count."""
+    """Yield the shards of a folder, without their arrays; those with damaged tables are deleted."""
     names = [name.removesuffix(".parquet") for name in folder.names() if name.endswith(".parquet")]
 
     def read(name: str) -> Shard | None:
         content = folder.read(f"{name}.parquet")
         if _sha256(content)[:16] != name.rpartition("-")[2]:
-            log.warning("%s is damaged: its images are made ready again", folder.at(f"{name}.parquet"))
+            log.warning("%s is damaged: its images are prepared again", folder.at(f"{name}.parquet"))
             _discount(folder, f"{name}.parquet")
             return None
         rows = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
@@ -256,29 +264,29 @@ def shards(folder: Folder) -> Iterator[Shard]:
                 yield shard
 
 
-def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Array]) -> Array:
-    """Return the kept arrays of some images, in the order of their keys.
+def load(folder: Folder, keys: Keys, allocate: Callable[[tuple[int, ...], Any], Array]) -> Array:
+    """Return the stored arrays of some images, in the order of their keys.
 
     Args:
         keys: see `keys_of`.
-        room: makes the array that is filled, from its shape and dtype: in memory, or mapped onto a file.
+        allocate: creates the result from its shape and dtype: in memory, or mapped onto a file.
 
     Raises:
-        ClusterError: one of the images is in no shard, could not be read, or its array is damaged: such a shard is removed,
-            so that the next run makes it again.
+        ClusterError: one of the images is in no shard, could not be read, or its array is damaged: such a shard is deleted,
+            so that the next run builds it again.
     """
     wanted = []
     order = np.argsort(keys)
-    there = np.zeros(len(keys), bool)
+    is_present = np.zeros(len(keys), bool)
     for shard in shards(folder):
-        held = keys_of(shard.rows)
-        places = np.searchsorted(keys, held, sorter=order)
-        places = order[np.minimum(places, len(keys) - 1)]
-        found = (keys[places] == held) & np.asarray(shard.rows["reason"].is_null())
-        if found.any():
-            wanted.append((shard, places[found], found))
-            there[places[found]] = True
-    filled: Array | None = None
+        shard_keys = keys_of(shard.rows)
+        positions = np.searchsorted(keys, shard_keys, sorter=order)
+        positions = order[np.minimum(positions, len(keys) - 1)]
+        is_wanted = (keys[positions] == shard_keys) & np.asarray(shard.rows["reason"].is_null())
+        if is_wanted.any():
+            wanted.append((shard, positions[is_wanted], is_wanted))
+            is_present[positions[is_wanted]] = True
+    result: Array | None = None
 
     def read(item: tuple[Shard, Array, Mask]) -> Array:
         name = item[0].name
@@ -293,19 +301,19 @@ def load(folder: Folder, keys: Keys, room: Callable[[tuple[int, ...], Any], Arra
         return array
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for (_, places, _), rows in prefetch_calls(pool, read, wanted, max_pending=2 * _AT_ONCE):
-            if filled is None:
-                filled = room((len(keys), *rows.shape[1:]), rows.dtype)
-            filled[places] = rows
-    if filled is None or not there.all():
+        for (_, positions, _), rows in prefetch_calls(pool, read, wanted, max_pending=2 * _AT_ONCE):
+            if result is None:
+                result = allocate((len(keys), *rows.shape[1:]), rows.dtype)
+            result[positions] = rows
+    if result is None or not is_present.all():
         raise ClusterError(
-            f"{np.count_nonzero(~there)} of {len(keys)} images are in no shard of {folder.uri}: somebody has removed them, or "
-            "they are damaged; run the same command again, which makes them again"
+            f"{np.count_nonzero(~is_present)} of {len(keys)} images are in no shard of {folder.uri}: shards were deleted "
+            "or are damaged; run the same command again, which builds them again"
         )
-    return filled
+    return result
 
 
 def on_disk(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-    """Return an array mapped onto a file that goes with the process: memory holds of it what there is room for."""
+    """Return an array mapped onto a temporary file, so that it need not fit into memory."""
     with tempfile.TemporaryFile() as file:
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)

@@ -20,7 +20,7 @@ from imgbatch.inference.messages import received
 from imgbatch.ledger.listing import WorkPlan
 from imgbatch.ledger.tar_cursor import reject_duplicates
 from imgbatch.rejects import Refusal, is_passing
-from imgbatch.schema import TAR, whole
+from imgbatch.schema import TAR, single_chunk
 from imgbatch.terminal.progress import Progress
 from imgbatch.training.cache import READ, ROWS, Keys, Preparation, Prepare, keys_of, shards, with_late_sidecars
 from imgbatch.uri_index import first_of_each, uri_keys
@@ -151,15 +151,17 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan
     once = np.unique(keys_of(images), return_index=True)[1]
     images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
     entries = listed.take(images["index"])
-    tars = pc.if_else(pc.fill_null(pc.equal(whole(entries["container"]), TAR), False), whole(entries["uri"]), None)
+    tars = pc.if_else(
+        pc.fill_null(pc.equal(single_chunk(entries["container"]), TAR), False), single_chunk(entries["uri"]), None
+    )
     images = with_late_sidecars(images, tars, work.shards, work.config.source)
     images = images.append_column("container", entries["container"])
     itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
     torn = images.filter(itself)
     images = images.filter(pc.invert(itself))
-    images = reject_duplicates(images, ~first_of_each(uri_keys(whole(images["uri"]))))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(single_chunk(images["uri"]))))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
     passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
     settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
     torn = torn.filter(pa.array(~settled))
-    return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(whole(torn["uri"]))))))
+    return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(single_chunk(torn["uri"]))))))

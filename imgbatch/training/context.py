@@ -1,4 +1,4 @@
-"""Effects: one fine-tuning: what all of its workers have to know, and what each knows of itself and the others."""
+"""Effects: one fine-tuning: the specification that all of its workers share, and the context of each worker."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """One fine-tuning: everything that a worker has to know."""
+class FinetuneSpec:
+    """One fine-tuning: the model, the images and the options; the same for all workers."""
 
     base: Model
     config: TrainConfig
-    """With every number set (`recipe.resolve`)."""
+    """With every number set (`defaults.resolve`)."""
     number_of_classes: int
     run: Folder
-    """Where the checkpoint and the result go."""
+    """The folder of the checkpoint and the result."""
     pictures: Folder
     """Shards of squashed pictures, of all images."""
     inputs: Folder
-    """Shards of pictures as the network's preprocessing gives them, of the held-out images."""
+    """Shards of the held-out images, prepared as the network's preprocessing does it."""
     keys: Keys
-    """Of all images, by which their shards are searched, and from which the randomness of their views comes."""
+    """Of all images: their names in the shards. The random augmentation of an image is derived from its key."""
     classes: Ints
     aspects: Floats
     """Width / height."""
-    held: npt.NDArray[np.bool_]
-    """Which of them are held out."""
+    held_out: npt.NDArray[np.bool_]
+    """Which of the images are held out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which of the workers this is, and how they talk; the defaults are those of one that is alone."""
+class WorkerContext:
+    """The place of a worker among the others, and how they communicate; the defaults are those of a single worker."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda net: net
     gather: Callable[[Any], list[Any]] = lambda value: [value]
-    """Returns what each worker gave, in the order of their ranks."""
-    loaders: int = 0
-    """Processes that draw views, beside this one."""
-    tell: Callable[[dict[str, Any]], None] = lambda fact: None
+    """Returns the values of all workers, in the order of their ranks."""
+    loader_processes: int = 0
+    """Number of processes that augment images, beside this one."""
+    report: Callable[[dict[str, Any]], None] = lambda fact: None
+    """Takes reports of progress: a dictionary with a `kind` (step, epoch, resumed)."""

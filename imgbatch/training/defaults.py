@@ -1,4 +1,4 @@
-"""Values: what a run leaves unset, by the number of its images and the size of the network's input."""
+"""Values: the defaults of fine-tuning, from the number of images and the input size of the network."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import replace
 
 from imgbatch.config.training import TrainConfig
 
-_USUAL = 2_900
-"""Images for which 10 epochs of batches of 32 were found good (docs/LOG.md)."""
+_REFERENCE_IMAGES = 2_900
+"""Number of images for which 10 epochs of batches of 32 were good (docs/LOG.md)."""
 
 
 def resolve(config: TrainConfig, images: int, input_size: int, *, fixed: bool, stages: int) -> TrainConfig:
-    """Return the config with every number set that fine-tuning needs.
+    """Return the config with all numbers of fine-tuning set.
 
     Args:
         images: to train on.
         input_size: pixels of the shorter side of the network's input.
-        fixed: the network takes that size alone.
-        stages: how many the network has, stem and head among them. Of a pretrained one the first third keeps its weights:
-            edges and colours are the same everywhere, and a third of the time is saved.
+        fixed: the network supports that size only.
+        stages: number of stages of the network, including stem and head. The first third of a pretrained one is frozen: edges
+            and colours are the same for all images, and a third of the time is saved.
 
-    >>> made = resolve(TrainConfig(), 2640, 224, fixed=False, stages=9)
-    >>> made.epochs, made.batch_size, made.resolution, made.frozen_stages
+    >>> config = resolve(TrainConfig(), 2640, 224, fixed=False, stages=9)
+    >>> config.epochs, config.batch_size, config.resolution, config.frozen_stages
     (10, 32, 192, 3)
-    >>> few, many = (resolve(TrainConfig(), images, 224, fixed=False, stages=6) for images in (160, 10**6))
-    >>> (few.epochs, few.batch_size), (many.epochs, many.batch_size)
+    >>> small, large = (resolve(TrainConfig(), images, 224, fixed=False, stages=6) for images in (160, 10**6))
+    >>> (small.epochs, small.batch_size), (large.epochs, large.batch_size)
     ((40, 8), (5, 64))
     """
-    epochs = config.epochs or round(min(40.0, max(5.0, 10 * math.sqrt(_USUAL / images))))
-    # A power of two, with some twenty steps in an epoch at least.
+    epochs = config.epochs or round(min(40.0, max(5.0, 10 * math.sqrt(_REFERENCE_IMAGES / images))))
+    # A power of two, with at least some twenty steps in an epoch.
     batch_size = config.batch_size or 2 ** round(math.log2(min(64, max(8, images / 80))))
     smaller = max(32, round(input_size * 6 / 7 / 32) * 32)
     frozen = stages // 3 if config.pretrained else 0

@@ -1,4 +1,4 @@
-"""Effects: a head on features: multinomial logistic regression, whose strength of L2 is chosen on held-out images."""
+"""Effects: a head on features: multinomial logistic regression, with the strength of L2 chosen on held-out images."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy.typing as npt
 import torch
 
 from imgbatch.errors import ModelError
-from imgbatch.evaluation.calibration import cross_entropy, fit_temperature
+from imgbatch.evaluation.calibration import calibrated_loss
 from imgbatch.training.splits import held_out
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
-"""Of L2, from strong to weak: a weaker one starts from the solution before."""
+"""Of L2, from strong to weak: each fit starts from the solution of the one before."""
 
-_UNJUDGED = 1e-2  # where nothing can be held out: what was best of 2,640 groceries (docs/LOG.md)
+_DEFAULT_L2 = 1e-2  # if no image can be held out: the best one for 2,640 groceries (docs/LOG.md)
 _ITERATIONS = 100
 _HISTORY = 10  # pairs of the size of the weights: with torch's 100, gigabytes where there are many classes
 _TOLERANCE = 1e-5
@@ -29,15 +29,15 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Weights (classes, features) and biases of the features as they come, not standardised."""
+    """Weights (classes, features) and biases, for features that are not standardised."""
 
     weight: Floats
     bias: Floats
 
     def logits(self, features: Floats) -> Floats:
         """Return (n, classes)."""
-        found: Floats = features @ self.weight.T + self.bias
-        return found
+        logits: Floats = features @ self.weight.T + self.bias
+        return logits
 
 
 def fit(
@@ -53,7 +53,7 @@ def fit(
 
     Args:
         weights: of the classes in the loss.
-        start: where to begin.
+        start: the solution to start from.
     """
     mean = features.mean(0)
     scale = features.std(0) + 1e-6
@@ -83,12 +83,12 @@ def fit(
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What held-out images say: the strength of L2, and their logits from heads that have not seen them."""
+class BestL2:
+    """The best strength of L2, and the logits of the held-out images by heads that were not trained on them."""
 
     l2: float
-    numbers: Ints
-    """The held-out images, ascending."""
+    held_out: Ints
+    """The numbers of the held-out images, ascending."""
     logits: Floats
     curve: list[dict[str, Any]]
 
@@ -101,41 +101,45 @@ def choose(
     l2: float | None,
     *,
     weights: Floats | None = None,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Chosen:
-    """Fit a head for each fold that is held out and each strength; return the strength whose held-out loss is least.
+    report: Callable[[str], None] = lambda line: None,
+) -> BestL2:
+    """Fit a head for each fold that is held out and each strength; return the strength with the lowest held-out loss.
 
-    The loss is that at the best temperature, since one is fitted anyway.
+    The loss is that at the best temperature, as the head is calibrated afterwards.
+
+    Args:
+        l2: the only strength; None: `STRENGTHS`.
+        report: takes a line for each strength.
 
     Raises:
-        ModelError: features are infinite or no numbers.
+        ModelError: features are infinite or NaN.
     """
     if not (finite := np.isfinite(features).all(1)).all():
         raise ModelError(
-            f"the base gives features that are infinite, or no numbers, for {np.count_nonzero(~finite):,} images: try "
+            f"the features of the base are infinite or NaN for {np.count_nonzero(~finite):,} images: try "
             "train.dtype=float32, or another base"
         )
     strengths = STRENGTHS if l2 is None else (l2,)
-    numbers = np.flatnonzero(fold >= 0)
-    if not len(numbers):
-        return Chosen(_UNJUDGED if l2 is None else l2, numbers, np.zeros((0, number_of_classes), np.float32), [])
+    evaluated = np.flatnonzero(fold >= 0)
+    if not len(evaluated):
+        return BestL2(_DEFAULT_L2 if l2 is None else l2, evaluated, np.zeros((0, number_of_classes), np.float32), [])
     splits = [held_out(fold, number) for number in range(int(fold.max()) + 1)]
     heads: list[Head | None] = [None] * len(splits)
-    best, curve, chosen = math.inf, [], None
+    min_loss, curve, best = math.inf, [], None
     for strength in strengths:
-        found = np.zeros((len(numbers), number_of_classes), np.float32)
+        logits = np.zeros((len(evaluated), number_of_classes), np.float32)
         for number, (trained, held) in enumerate(splits):
             head = fit(
                 features[trained], classes[trained], number_of_classes, strength, weights=weights, start=heads[number]
             )
-            found[np.searchsorted(numbers, held)] = head.logits(features[held])
+            logits[np.searchsorted(evaluated, held)] = head.logits(features[held])
             heads[number] = head
-        loss = cross_entropy(found / fit_temperature(found, classes[numbers]), classes[numbers])
-        accuracy = float((found.argmax(1) == classes[numbers]).mean())
+        loss = calibrated_loss(logits, classes[evaluated])
+        accuracy = float((logits.argmax(1) == classes[evaluated]).mean())
         curve.append({"l2": strength, "held_out_loss": loss, "held_out_accuracy": accuracy})
-        of = f"{len(splits)} folds held out in turn" if len(splits) > 1 else "the held-out images"
-        tell(f"L2 of {strength:g}: {accuracy:.1%} of {of} right, loss {loss:.3f}")
-        if loss < best:
-            best, chosen = loss, Chosen(strength, numbers, found, curve)
-    assert chosen is not None
-    return chosen
+        images = f"{len(splits)} folds held out in turn" if len(splits) > 1 else "the held-out images"
+        report(f"L2 of {strength:g}: {accuracy:.1%} of {images} right, loss {loss:.3f}")
+        if loss < min_loss:
+            min_loss, best = loss, BestL2(strength, evaluated, logits, curve)
+    assert best is not None
+    return best

@@ -36,16 +36,16 @@ class Labelled:
     """Class, split and group of n images, in the order of the listing."""
 
     labels: tuple[str, ...]
-    """The names of the classes, sorted: the order of the head."""
+    """The names of the classes, sorted; the outputs of the head have the same order."""
     classes: Ints
-    """NO_CLASS where an image has no label, or one that only images for testing have."""
+    """NO_CLASS for an image without a label, or with one that only test images have."""
     splits: Ints
     """TRAIN, VAL or TEST."""
     groups: Ints | None
-    """Images of one group are all on one side of a split."""
+    """The number of each image's group; all images of a group belong to one split. None: there are no groups."""
 
 
-def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
+def number_classes(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
     """Number the classes of images.
 
     Args:
@@ -54,37 +54,37 @@ def read(names: pa.Array, splits: Ints, groups: pa.Array) -> Labelled:
         groups: the name of each image's group; null where it has none.
 
     Raises:
-        InputError: there are fewer than two classes, no image to train on, names that a person would take for one, or a group
-            in two splits.
+        InputError: there are fewer than two classes, no image to train on, names that differ only in spelling, or a group in
+            two splits.
     """
     named = pc.is_valid(names)
-    known = pc.unique(names.filter(pc.and_(named, pa.array(splits != TEST)))).sort()
-    labels = tuple(known.to_pylist())
-    classes = pc.fill_null(pc.index_in(names, known), NO_CLASS).to_numpy().astype(np.int64)
-    counts = {each["values"]: each["counts"] for each in names.drop_null().value_counts().to_pylist()}
+    learned = pc.unique(names.filter(pc.and_(named, pa.array(splits != TEST)))).sort()
+    labels = tuple(learned.to_pylist())
+    classes = pc.fill_null(pc.index_in(names, learned), NO_CLASS).to_numpy().astype(np.int64)
+    counts = {row["values"]: row["counts"] for row in names.drop_null().value_counts().to_pylist()}
     require_distinct(sorted(counts), "labels", counts)
     _require_two(labels, names, splits)
     _require_trained(labels, classes, splits)
-    if for_testing := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
+    if test_only := pc.unique(names.filter(pc.and_(named, pa.array(classes == NO_CLASS)))).to_pylist():
         log.warning(
-            "%s with images for testing alone: not learned: %s",
-            counted(len(for_testing), "class", "classes"),
-            ", ".join(for_testing[:_SHOWN]),
+            "%s with test images only, which are not learned: %s",
+            counted(len(test_only), "class", "classes"),
+            ", ".join(test_only[:_SHOWN]),
         )
     require_distinct(pc.unique(groups.drop_null()).to_pylist(), "groups")
-    numbered = _groups(groups)
-    if numbered is not None:
-        _require_whole(numbered, splits, groups)
-    return Labelled(labels, classes, splits, numbered)
+    group_numbers = _number_groups(groups)
+    if group_numbers is not None:
+        _require_undivided(group_numbers, splits, groups)
+    return Labelled(labels, classes, splits, group_numbers)
 
 
 def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
-    """Refuse what nothing can be learned from."""
+    """Refuse fewer than two classes, and inputs without an image to train on."""
     valid = np.asarray(pc.is_valid(names))
     if valid.any() and not (valid & (splits == TRAIN)).any():
-        there = " and ".join(SPLIT_NAMES[code] for code in np.unique(splits[valid]).tolist())
+        present = " and ".join(SPLIT_NAMES[code] for code in np.unique(splits[valid]).tolist())
         raise InputError(
-            f"all labelled images are of the split {there}: there is none to train on. If that is not a split, say "
+            f"all labelled images are of the split {present}: there is none to train on. If that is not a split, set "
             "source.splits=none"
         )
     if len(labels) < 2:
@@ -99,7 +99,7 @@ def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
 
 
 def _require_trained(labels: Sequence[str], classes: Ints, splits: Ints) -> None:
-    """Refuse classes that images are chosen on, and none is trained on."""
+    """Refuse classes with validation images and without training images."""
     lacking = np.setdiff1d(classes[(splits == VAL) & (classes != NO_CLASS)], classes[splits == TRAIN])
     if len(lacking):
         names = ", ".join(labels[number] for number in lacking[:_SHOWN].tolist())
@@ -108,8 +108,8 @@ def _require_trained(labels: Sequence[str], classes: Ints, splits: Ints) -> None
         )
 
 
-def _groups(names: pa.Array) -> Ints | None:
-    """Return a number for each group; what has none is a group of its own."""
+def _number_groups(names: pa.Array) -> Ints | None:
+    """Return the number of each image's group; an image without one is a group of its own."""
     alone = np.asarray(pc.fill_null(pc.equal(names, ""), True))
     if alone.all():
         return None
@@ -118,14 +118,14 @@ def _groups(names: pa.Array) -> Ints | None:
     return groups
 
 
-def _require_whole(groups: Ints, splits: Ints, names: pa.Array) -> None:
-    """Refuse a group of which the input puts some images into one split and some into another."""
+def _require_undivided(groups: Ints, splits: Ints, names: pa.Array) -> None:
+    """Refuse a group with images in two splits."""
     order = np.argsort(groups, kind="stable")
-    torn = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(splits[order]) != 0))
-    if len(torn):
-        kinds = [SPLIT_NAMES[splits[at]] for at in order[torn[0] : torn[0] + 2]]
+    divided = np.flatnonzero((np.diff(groups[order]) == 0) & (np.diff(splits[order]) != 0))
+    if len(divided):
+        kinds = [SPLIT_NAMES[splits[at]] for at in order[divided[0] : divided[0] + 2]]
         raise InputError(
-            f"group {names[int(order[torn[0]])].as_py()!r} has images in the splits {' and '.join(kinds)}: all images of a "
+            f"group {names[int(order[divided[0]])].as_py()!r} has images in the splits {' and '.join(kinds)}: all images of a "
             "group belong to one split; correct the columns 'group' and 'split'"
         )
 
@@ -142,7 +142,7 @@ def empty_folders(place: str, folders: Sequence[str], uris: pa.ChunkedArray) -> 
     return [name for name in folders if name not in full and not is_junk(name)]
 
 
-def summary(found: Labelled) -> dict[str, Any]:
-    """Return what the record says of the data."""
-    counts = np.bincount(found.classes[found.classes >= 0], minlength=len(found.labels))
-    return {"classes": dict(zip(found.labels, counts.tolist(), strict=True))}
+def class_counts(labelled: Labelled) -> dict[str, Any]:
+    """Return the number of images of each class, for the record."""
+    counts = np.bincount(labelled.classes[labelled.classes >= 0], minlength=len(labelled.labels))
+    return {"classes": dict(zip(labelled.labels, counts.tolist(), strict=True))}

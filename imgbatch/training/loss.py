@@ -18,13 +18,13 @@ Ints = npt.NDArray[np.int64]
 
 
 class Loss:
-    """The loss, the order of the images, and mixing: what is done about skewed classes and too much certainty."""
+    """The loss, the order of the images and their mixing, with the options for unbalanced classes and overconfidence."""
 
     def __init__(self, config: TrainConfig, classes: Ints, number: int, device: torch.device) -> None:
         counts = np.maximum(np.bincount(classes, minlength=number), 1)
-        fair = torch.from_numpy(len(classes) / (number * counts)).float()
-        self._weight = fair.to(device) if config.class_balancing == "weights" else None
-        self._drawn = fair[torch.from_numpy(classes)] if config.class_balancing == "sampling" else None
+        balanced = torch.from_numpy(len(classes) / (number * counts)).float()
+        self._weight = balanced.to(device) if config.class_balancing == "weights" else None
+        self._sampling = balanced[torch.from_numpy(classes)] if config.class_balancing == "sampling" else None
         self._smoothing = config.label_smoothing
         kinds = [(v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)]
         mixers = [kind(alpha=alpha, num_classes=number) for kind, alpha in kinds if alpha > 0]
@@ -34,25 +34,25 @@ class Loss:
         return nn.functional.cross_entropy(logits, target, weight=self._weight, label_smoothing=self._smoothing)
 
     def mix(self, x: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the batch and its targets, mixed if that was asked for."""
+        """Return the batch and its targets, mixed with `train.mixup` or `train.cutmix`."""
         mixed: tuple[torch.Tensor, torch.Tensor] = self._mixer(x, classes) if self._mixer else (x, classes)
         return mixed
 
-    def order(self, n: int, draw: torch.Generator) -> torch.Tensor:
-        """Return the order of n images in an epoch; with balance=sampling some come twice and others not at all."""
-        if self._drawn is None:
-            return torch.randperm(n, generator=draw)
-        return torch.multinomial(self._drawn, n, replacement=True, generator=draw)
+    def order(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the order of n images in an epoch; with class_balancing=sampling some are repeated and others omitted."""
+        if self._sampling is None:
+            return torch.randperm(n, generator=generator)
+        return torch.multinomial(self._sampling, n, replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
 class Cosine:
     """The factor of the learning rate at a step: rising to 1, then falling to 0 as half a cosine."""
 
-    warm: int
+    warmup: int
     steps: int
 
     def __call__(self, step: int) -> float:
-        if step < self.warm:
-            return (step + 1) / (self.warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warm) / max(1, self.steps - self.warm))))
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))))

@@ -1,6 +1,4 @@
-"""Effects: the network that is trained: a base with a new head, what it gives as features, and how it is written. timm's
-alone.
-"""
+"""Effects: the network that is trained: a timm network with a new head, its features, and its files."""
 
 from __future__ import annotations
 
@@ -24,25 +22,27 @@ from imgbatch.models.runtimes.torch_runtime import choose_dtype
 
 Floats = npt.NDArray[np.float32]
 
-_BATCH = 16  # of the features: always filled up to it, so that an image's features do not depend on its company
+_BATCH = (
+    16  # of features: batches are always padded to it, so that features do not depend on the other images of a batch
+)
 
 
 def of(base: Model) -> Any:
     """Return the network of a base.
 
     Raises:
-        ModelError: it is none of timm's, or has no head that could be replaced.
+        ModelError: it is no timm network, or has no head that can be replaced.
     """
     net: Any = base.network()
     architecture = getattr(net, "pretrained_cfg", {}).get("architecture")
     if architecture is None or not hasattr(net, "reset_classifier") or not hasattr(net, "forward_head"):
-        raise ModelError(f"--base {base.name} is no network of timm's, which alone can be trained further")
+        raise ModelError(f"--base {base.name} is no timm network: only those can be trained further")
     head_of(net)
     return net
 
 
 def build(base: Model, classes: int, *, pretrained: bool, seed: int) -> Any:
-    """Return the base with a head of so many classes, whose weights are all zero.
+    """Return the base with a new head, whose weights are all zero.
 
     Raises:
         ModelError: see `of`.
@@ -60,7 +60,7 @@ def build(base: Model, classes: int, *, pretrained: bool, seed: int) -> Any:
 
 
 def head_of(net: Any) -> nn.Linear:
-    """Return the linear layer that gives the logits.
+    """Return the linear layer of the logits.
 
     Raises:
         ModelError: there is none, or it has no bias.
@@ -82,7 +82,7 @@ def set_head(net: nn.Module, weight: Floats, bias: Floats) -> None:
 
 
 def divide_logits(net: nn.Module, temperature: float) -> None:
-    """Fold a temperature into the head, so that whoever runs the network gets calibrated probabilities (Guo et al. 2017)."""
+    """Fold a temperature into the head, so that the softmax of the network is calibrated everywhere (Guo et al. 2017)."""
     head = head_of(net)
     with torch.no_grad():
         head.weight.div_(temperature)
@@ -91,20 +91,20 @@ def divide_logits(net: nn.Module, temperature: float) -> None:
 
 def stages(net: Any) -> list[list[str]]:
     """Return the names of the parameters of each stage, from the input to the head."""
-    found = group_parameters(net, net.group_matcher(coarse=True))
-    return [found[number] for number in sorted(found)]
+    groups = group_parameters(net, net.group_matcher(coarse=True))
+    return [groups[number] for number in sorted(groups)]
 
 
 def trainable_groups(net: Any, lr: float, head_factor: float, decay: float, frozen: int) -> list[dict[str, Any]]:
-    """Return the optimiser's groups, the head's learning rate multiplied; the first `frozen` stages are left out.
+    """Return the parameter groups of the optimiser; those of the first `frozen` stages are not trained.
 
-    Biases and the scales of normalisation do not decay.
+    The learning rate of the head is multiplied by `head_factor`. Biases and the scales of normalisation do not decay.
     """
-    still = {name for stage in stages(net)[:frozen] for name in stage}
+    fixed = {name for stage in stages(net)[:frozen] for name in stage}
     head = {id(parameter) for parameter in head_of(net).parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
-        if name in still and id(parameter) not in head:
+        if name in fixed and id(parameter) not in head:
             parameter.requires_grad_(False)
         else:
             groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
@@ -115,9 +115,9 @@ def trainable_groups(net: Any, lr: float, head_factor: float, decay: float, froz
 
 
 def train_mode(net: nn.Module, *, pretrained: bool) -> None:
-    """Put the network into training mode; batch normalisation keeps the statistics that came with pretrained weights.
+    """Put the network into training mode; batch normalisation keeps the statistics of pretrained weights.
 
-    Those of small batches of few kinds of pictures would replace what a million taught: docs/LOG.md has what that costs.
+    The statistics of small batches of few kinds of pictures are worse than those of a million images (docs/LOG.md).
     """
     net.train()
     if pretrained:
@@ -127,15 +127,15 @@ def train_mode(net: nn.Module, *, pretrained: bool) -> None:
 
 
 def normalise(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """Return uint8 (n, 3, H, W) as the network wants it: floats, channels last."""
+    """Return uint8 (n, 3, H, W) as the input of the network: normalised floats, channels last."""
     mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the context in which the network computes: in bfloat16 where the processor has it, else in 32 bits.
+    """Return the context in which the network computes: in bfloat16 if the processor supports it, else in float32.
 
-    float16, which older cards have, would need its losses scaled.
+    float16 is not used: it would need loss scaling.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype(dtype, device) == torch.bfloat16)
 
@@ -145,33 +145,33 @@ def logits(
 ) -> Floats:
     """Return the logits of images of the network's input size, (n, H, W, 3)."""
     net.eval()
-    found = [np.zeros((0, head_of(net).out_features), np.float32)]
+    batches = [np.zeros((0, head_of(net).out_features), np.float32)]
     with torch.inference_mode(), autocast(dtype, device):
         for start in range(0, len(pixels), 2 * _BATCH):
             batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + 2 * _BATCH])).to(device)
-            found.append(net(normalise(batch.permute(0, 3, 1, 2), preprocess)).float().cpu().numpy())
-    return np.concatenate(found)
+            batches.append(net(normalise(batch.permute(0, 3, 1, 2), preprocess)).float().cpu().numpy())
+    return np.concatenate(batches)
 
 
 class Features:
-    """What the head of a base sees: pixels (n, H, W, 3) in, (n, features) out."""
+    """The features that the head of a base gets: pixels (n, H, W, 3) in, (n, features) out."""
 
     def __init__(self, base: Model, dtype: str) -> None:
         self._preprocess, self._dtype = base.preprocess, dtype
         self._net: Any = of(base).eval().to(memory_format=torch.channels_last)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """Return the logits of images by the base's own head."""
+        """Return the logits of images by the head of the base."""
         return logits(self._net, pixels, self._preprocess, self._dtype, torch.device("cpu"))
 
     def facts(self) -> dict[str, Any]:
         """Return the type that the network computes in."""
-        chosen = choose_dtype(self._dtype, torch.device("cpu"))
-        return {"dtype": "bfloat16" if chosen == torch.bfloat16 else "float32"}
+        dtype = choose_dtype(self._dtype, torch.device("cpu"))
+        return {"dtype": "bfloat16" if dtype == torch.bfloat16 else "float32"}
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Return the features of n images."""
-        found = []
+        features = []
         with torch.inference_mode(), autocast(self._dtype, torch.device("cpu")):
             for start in range(0, len(pixels), _BATCH):
                 batch = pixels[start : start + _BATCH]
@@ -181,8 +181,8 @@ class Features:
                 )
                 normal = normalise(torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2), self._preprocess)
                 pooled = self._net.forward_head(self._net.forward_features(normal), pre_logits=True)
-                found.append(pooled[:n].float().numpy())
-        return np.concatenate(found)
+                features.append(pooled[:n].float().numpy())
+        return np.concatenate(features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class LoadFeatures:
         """Build the network.
 
         Raises:
-            SelfCheckError: it does not answer as it should on this node.
+            SelfCheckError: its outputs on this node differ from the expected ones.
         """
         features = Features(self.base, self.dtype)
         self_check.run_check(self.base, features)
@@ -204,7 +204,7 @@ class LoadFeatures:
 
 
 def fixed_input(net: Any) -> bool:
-    """Return whether the network takes pictures of one size alone."""
+    """Return whether the network supports one input size only."""
     return bool(net.pretrained_cfg.get("fixed_input_size"))
 
 
@@ -222,7 +222,7 @@ def files(net: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> dict
 
 
 def crop_pct(preprocess: Preprocess) -> float:
-    """Return the shortest number from which timm reckons the size before the crop.
+    """Return the shortest number from which timm computes the size before the crop.
 
     >>> crop_pct(Preprocess(height=224, width=224, resize=(256,))), crop_pct(Preprocess(height=224, width=224, resize=(248,)))
     (0.875, 0.9)

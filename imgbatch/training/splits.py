@@ -1,6 +1,8 @@
-"""Effects: which images are held out to choose on."""
+"""Effects: the folds: which images are held out to select the model on."""
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import numpy.typing as npt
@@ -10,52 +12,54 @@ from imgbatch.sources.split_words import TEST, TRAIN, VAL
 from imgbatch.terminal.plurals import counted
 from imgbatch.training.labels import NO_CLASS, Labelled
 
+log = logging.getLogger(__name__)
+
 Ints = npt.NDArray[np.int64]
 
 ALWAYS, NEVER = -1, -2
-"""Folds of images that are always trained on, and of those that are never: they have no label, or are for testing."""
+"""Folds of images that are always trained on, and of those that never are: they have no label, or are test images."""
 
-_MANY = 2_000
+_TEN_FOLDS_FROM = 2_000  # images
 
 
-def assign(found: Labelled, folds: int | None, seed: int, usable: npt.NDArray[np.bool_]) -> Ints:
-    """Return the fold of each image: it is held out when that fold is.
+def assign(labelled: Labelled, folds: int | None, seed: int, usable: npt.NDArray[np.bool_]) -> Ints:
+    """Return the fold of each image; the images of a fold are held out together.
 
-    Where the input names a val split, that is fold 0, and there is no other. Elsewhere each class is cut into `folds`
-    runs of images that are neighbours in the listing, since those are often pictures of one thing in a row; they go to
-    the folds in an order that the seed gives. A class of one image is always trained on.
+    If the input has a val split, it is fold 0, and there is no other one. Otherwise each class is cut into `folds` runs of
+    images that are neighbours in the listing, since those often show the same thing. The seed determines which run goes to
+    which fold. A class of one image is always trained on.
 
     Args:
         usable: False for images that cannot be read.
 
     Raises:
-        InputError: a class has images to choose on and none to train on.
+        InputError: a class has images in the val split and none to train on.
     """
-    taken = usable & (found.classes != NO_CLASS) & (found.splits != TEST)
-    fold = np.where(taken, ALWAYS, NEVER).astype(np.int64)
-    trained, chosen_on = taken & (found.splits == TRAIN), taken & (found.splits == VAL)
-    lacking = np.setdiff1d(found.classes[chosen_on], found.classes[trained])
+    used = usable & (labelled.classes != NO_CLASS) & (labelled.splits != TEST)
+    fold = np.where(used, ALWAYS, NEVER).astype(np.int64)
+    trained, validation = used & (labelled.splits == TRAIN), used & (labelled.splits == VAL)
+    lacking = np.setdiff1d(labelled.classes[validation], labelled.classes[trained])
     if len(lacking):
-        names = ", ".join(found.labels[number] for number in lacking[:5].tolist())
+        names = ", ".join(labelled.labels[number] for number in lacking[:5].tolist())
         raise InputError(
             f"{counted(len(lacking), 'class', 'classes')} with images in the val split and none to train on: {names}"
         )
-    if chosen_on.any():
-        fold[chosen_on] = 0
-    elif found.groups is None:
-        _by_runs(fold, found.classes, folds or default_folds(int(taken.sum())), np.random.default_rng(seed))
+    if validation.any():
+        fold[validation] = 0
+    elif labelled.groups is None:
+        _by_runs(fold, labelled.classes, folds or default_folds(int(used.sum())), np.random.default_rng(seed))
     else:
-        _by_groups(fold, found, folds or default_folds(int(taken.sum())), np.random.default_rng(seed))
+        _by_groups(fold, labelled, folds or default_folds(int(used.sum())), np.random.default_rng(seed))
     return fold
 
 
 def default_folds(n: int) -> int:
-    """Return in how many parts n images are cut, of which one is held out: fewer where there are few."""
-    return 5 if n < _MANY else 10
+    """Return the default number of folds of n images."""
+    return 5 if n < _TEN_FOLDS_FROM else 10
 
 
 def _by_runs(fold: Ints, classes: Ints, folds: int, rng: np.random.Generator) -> None:
-    """Cut each class into runs of one length, give or take an image."""
+    """Cut each class into runs of the same length; some may be an image longer."""
     for number in np.unique(classes[fold == ALWAYS]):
         members = np.flatnonzero((fold == ALWAYS) & (classes == number))
         if len(members) > 1:
@@ -63,35 +67,66 @@ def _by_runs(fold: Ints, classes: Ints, folds: int, rng: np.random.Generator) ->
             fold[members] = rng.permutation(folds)[runs]
 
 
-def _by_groups(fold: Ints, found: Labelled, folds: int, rng: np.random.Generator) -> None:
-    """Give each group to the fold that has least of its classes so far, the large ones first."""
-    assert found.groups is not None
+def _by_groups(fold: Ints, labelled: Labelled, folds: int, rng: np.random.Generator) -> None:
+    """Assign each group to the fold with the fewest images of its classes so far; large groups first."""
+    assert labelled.groups is not None
     members = np.flatnonzero(fold == ALWAYS)
-    members = members[np.argsort(found.groups[members], kind="stable")]
-    starts = np.flatnonzero(np.diff(found.groups[members], prepend=-1))
+    members = members[np.argsort(labelled.groups[members], kind="stable")]
+    starts = np.flatnonzero(np.diff(labelled.groups[members], prepend=-1))
     parts = np.split(members, starts[1:])
-    all_of = np.bincount(found.classes[members], minlength=len(found.labels))
-    held = np.zeros((folds, len(found.labels)))
+    class_sizes = np.bincount(labelled.classes[members], minlength=len(labelled.labels))
+    held = np.zeros((folds, len(labelled.labels)))
     for number in sorted(rng.permutation(len(parts)).tolist(), key=lambda part: -len(parts[part])):
-        classes, counts = np.unique(found.classes[parts[number]], return_counts=True)
+        classes, counts = np.unique(labelled.classes[parts[number]], return_counts=True)
         after = held[:, classes] + counts
-        leaves_some = (after < all_of[classes]).all(1)  # a class that is held out whole is not learned meanwhile
-        if leaves_some.any():
-            best = int(np.argmin(np.where(leaves_some, held[:, classes].sum(1), np.inf)))
+        # A fold must not hold out all images of a class: the model of that fold could not learn the class.
+        is_allowed = (after < class_sizes[classes]).all(1)
+        if is_allowed.any():
+            best = int(np.argmin(np.where(is_allowed, held[:, classes].sum(1), np.inf)))
             held[best, classes] += counts
             fold[parts[number]] = best
 
 
-def one_alone(fold: Ints) -> Ints:
-    """Return folds of which one is left, that with most images, as number 0.
+def only_largest(fold: Ints) -> Ints:
+    """Return the largest fold as number 0; the images of the others are always trained on.
 
-    >>> one_alone(np.array([ALWAYS, 1, 1, 0, 2, NEVER])).tolist()
+    >>> only_largest(np.array([ALWAYS, 1, 1, 0, 2, NEVER])).tolist()
     [-1, 0, 0, -1, -1, -2]
     """
-    most = np.bincount(fold[fold >= 0], minlength=1).argmax()
-    return np.where(fold == most, 0, np.minimum(fold, ALWAYS))
+    largest = np.bincount(fold[fold >= 0], minlength=1).argmax()
+    return np.where(fold == largest, 0, np.minimum(fold, ALWAYS))
 
 
 def held_out(fold: Ints, number: int) -> tuple[Ints, Ints]:
-    """Return the images to train on and those to choose on while one fold is held out."""
+    """Return the images to train on, and the held-out ones, for one fold."""
     return np.flatnonzero((fold >= ALWAYS) & (fold != number)), np.flatnonzero(fold == number)
+
+
+def describe(fold: Ints) -> str:
+    """Describe how the prepared images are divided.
+
+    >>> describe(np.array([0, 1, 2, 0, 1])), describe(np.array([ALWAYS, ALWAYS, 0]))
+    ('5 images, 3-fold cross-validation', '2 images to learn from, 1 held out to select the model')
+    >>> describe(np.array([ALWAYS, 0, 1])), describe(np.array([ALWAYS, NEVER]))
+    ('3 images, 2-fold cross-validation of 2 of them', '1 image to learn from, none held out')
+    """
+    used, held = int(np.count_nonzero(fold != NEVER)), int(np.count_nonzero(fold >= 0))
+    folds = int(fold.max(initial=NEVER)) + 1
+    if folds > 1:
+        part = "" if held == used else f" of {held:,} of them"
+        return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
+    part = f"{held:,} held out to select the model" if held else "none held out"
+    return f"{counted(used - held, 'image')} to learn from, {part}"
+
+
+def warn_of_single_images(labelled: Labelled, fold: Ints) -> None:
+    """Log the classes with one image, which cannot be held out."""
+    counts = np.bincount(labelled.classes[fold >= ALWAYS], minlength=len(labelled.labels))
+    single = [labelled.labels[number] for number in np.flatnonzero(counts == 1).tolist()]
+    if single:
+        shown = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
+        log.warning(
+            "%s with one image, from which little is learned and which cannot be held out: %s",
+            counted(len(single), "class", "classes"),
+            shown,
+        )

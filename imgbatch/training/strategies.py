@@ -1,4 +1,4 @@
-"""Effects: the two ways to a trained network: a head on the base's features, and fine-tuning."""
+"""Effects: the two training methods: a new head on the features of the base, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 from imgbatch.concurrency.polling import run_with_ticks
 from imgbatch.config.training import Training
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
@@ -27,11 +28,10 @@ from imgbatch.storage.stores import Folder, Stores
 from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console, plurals
 from imgbatch.terminal.plurals import counted, rate
-from imgbatch.training import cache as cache_module
-from imgbatch.training import defaults, head, network, ray_train, splits, trainer
+from imgbatch.training import cache, defaults, head, network, ray_train, splits, trainer
 from imgbatch.training.cache import Preparation
 from imgbatch.training.cache_build import Prepared, prepare
-from imgbatch.training.context import Fit
+from imgbatch.training.context import FinetuneSpec
 from imgbatch.training.labels import Labelled
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-_NOT_THE_FIT = ("max_failures", "cpus_per_worker", "cache")
-"""Settings that may be other ones where training goes on from its last checkpoint."""
+_NOT_IN_DIGEST = ("max_failures", "cpus_per_worker", "cache")
+"""Options that may change between a checkpoint and the run that resumes from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Which images there are, and with what they are made ready and learned from."""
+    """The images of a training run, and what prepares them and learns from them."""
 
     config: Training
     stores: Stores
@@ -55,42 +55,43 @@ class Task:
     listed: pa.Table
     """The listing's `uri` and carried columns."""
     fingerprint: str
-    """Tells this listing from others."""
+    """Differs for other images, versions and labels."""
     work_plan: WorkPlan
     run: Folder
     plan: Plan
 
-    def digest(self, *of: Any) -> str:
-        """Return a name that changes with the listing, and with what else is given."""
-        return hashlib.sha256(json.dumps([self.fingerprint, *of], default=str).encode()).hexdigest()[:16]
+    def digest(self, *values: Any) -> str:
+        """Return a name that changes with the listing and with the values."""
+        return hashlib.sha256(json.dumps([self.fingerprint, *values], default=str).encode()).hexdigest()[:16]
 
     def images(self, preprocess: Preprocess, *, features: bool = False) -> Preparation:
-        """Return how images are made ready: as pixels of this preprocessing, or as features."""
+        """Return how images are prepared: as pixels of this preprocessing, or as features."""
         train = self.config.train
         load = network.LoadFeatures(self.base, train.dtype) if features else None
         kind = ["features", self.base.digest, train.dtype] if features else ["pixels"]
-        # Shards that 0.1 wrote have no hashes of the images' bytes: such a cache is made again, under another name.
-        columns = cache_module.ROWS.names
+        # Shards of version 0.1 lack the hashes of the images. As the columns are in the digest, such a cache is built again,
+        # under another name.
+        columns = cache.ROWS.names
         source = self.config.source
-        # Under others other images are rejected, or other bytes are the image.
+        # With other limits other images are rejected; with another image column other bytes are the image.
         limits = [asdict(self.config.decode), self.config.fetch.max_bytes, source.image_column, source.suffixes]
         limits += [
-            cache_module.VERSION,
+            cache.VERSION,
             source.label_column,
             source.split_column,
-        ]  # of what shards say of members of tars
-        cache = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
+        ]  # shards hold labels and splits of members of tars
+        folder = Folder(self.stores, absolute(train.cache)) if train.cache else self.run
         return Preparation(
             self.stores,
             self.listing,
-            self.config.shared(),
+            WorkerConfig.of(self.config.shared()),
             replace(self.base, preprocess=preprocess),
-            shards=cache.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits, columns)}"),
+            shards=folder.folder(f"{kind[0]}-{self.digest(preprocess.describe(), kind, limits, columns)}"),
             features=load,
         )
 
-    def ready(self, work: Preparation, wanted: Mask) -> Prepared:
-        """Have some entries of the listing made ready."""
+    def prepare(self, work: Preparation, wanted: Mask) -> Prepared:
+        """Prepare some entries of the listing."""
         work_plan = replace(self.work_plan, pending=wanted)
         return prepare(work, self.listed, work_plan, self.plan, stall_s=self.config.cluster.stall_timeout_s)
 
@@ -102,132 +103,139 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training came to."""
+    """The result of training."""
 
     net: Any
     """The network, whose logits are calibrated."""
     temperature: float
     held: Ints
-    """The held-out images, by their places among those made ready, ascending."""
+    """The held-out images: their indices among the prepared ones, ascending."""
     unseen: Floats
-    """Their logits from networks that had not seen them, not calibrated."""
+    """Their logits by networks that were not trained on them, not calibrated."""
     final: Floats
-    """Their logits from the network as it is written, calibrated; it has seen them where there was a refit."""
+    """Their logits by the network that is written, calibrated; after a refit it was trained on them."""
     learned: Ints
-    """The images that the network as it is written was trained on, by their places, ascending: of a refit all of them."""
+    """The images that the network that is written was trained on: their indices, ascending; after a refit all of them."""
     curve: list[dict[str, Any]]
     facts: dict[str, Any]
 
 
-def ready_for(task: Task, way: str, wanted: Mask) -> tuple[Preparation, Prepared]:
-    """Have features, or pictures, made of the wanted images."""
-    if way == "head":
+def prepared_for(task: Task, method: str, wanted: Mask) -> tuple[Preparation, Prepared]:
+    """Prepare the wanted images as the method needs them: as features, or as pictures."""
+    if method == "head":
         work = task.images(task.base.preprocess, features=True)
     else:
         side = defaults.cached_side(max(task.base.preprocess.height, task.base.preprocess.width))
         work = task.images(
             replace(task.base.preprocess, height=side, width=side, resize=(side, side), crop_mode="squash")
         )
-    return work, task.ready(work, wanted)
+    return work, task.prepare(work, wanted)
 
 
-def by_head(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
-    """Fit a head on the features that the base gives."""
-    places = np.flatnonzero(fold != splits.NEVER)
-    # In a thread each, meanwhile the run shows that it lives, and can be ended.
+def by_head(task: Task, work: Preparation, prepared: Prepared, labelled: Labelled, fold: Ints) -> Trained:
+    """Fit a new head on the features of the base."""
+    images = np.flatnonzero(fold != splits.NEVER)
+    # The long steps run in threads, so that meanwhile the heartbeat is written and a stop request is seen.
     console.step("reading the features")
-    features = run_with_ticks(lambda: cache_module.load(work.shards, made.keys[places], np.empty))
-    classes, fold, config = found.classes[places], fold[places], task.config.train
-    weights = _class_weights(classes, len(found.labels)) if config.class_balancing != "none" else None
-    known: dict[str, Any] = {"number_of_classes": len(found.labels), "weights": weights}
+    features = run_with_ticks(lambda: cache.load(work.shards, prepared.keys[images], np.empty))
+    classes, fold, config = labelled.classes[images], fold[images], task.config.train
+    weights = _class_weights(classes, len(labelled.labels)) if config.class_balancing != "none" else None
+    options: dict[str, Any] = {"number_of_classes": len(labelled.labels), "weights": weights}
     console.step("choosing the strength of L2")
-    chosen = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, tell=log.info, **known))
-    temperature = fit_temperature(chosen.logits, classes[chosen.numbers])
+    best = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, report=log.info, **options))
+    temperature = fit_temperature(best.logits, classes[best.held_out])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
     console.step("fitting the head")
-    solved = run_with_ticks(lambda: head.fit(features[learned], classes[learned], l2=chosen.l2, **known))
-    net = network.build(task.base, len(found.labels), pretrained=True, seed=config.seed)
-    network.set_head(net, solved.weight, solved.bias)
+    fitted = run_with_ticks(lambda: head.fit(features[learned], classes[learned], l2=best.l2, **options))
+    net = network.build(task.base, len(labelled.labels), pretrained=True, seed=config.seed)
+    network.set_head(net, fitted.weight, fitted.bias)
     network.divide_logits(net, temperature)
-    final = solved.logits(features[chosen.numbers]) / temperature
-    facts = {"l2": chosen.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
+    final = fitted.logits(features[best.held_out]) / temperature
+    facts = {"l2": best.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
     return Trained(
-        net, temperature, places[chosen.numbers], chosen.logits, final.astype(np.float32), places[learned],
-        chosen.curve, facts,
-    )  # fmt: skip
+        net,
+        temperature,
+        images[best.held_out],
+        best.logits,
+        final.astype(np.float32),
+        images[learned],
+        best.curve,
+        facts,
+    )
 
 
 def _class_weights(classes: Ints, number: int) -> Floats:
-    """Return weights under which all classes count alike."""
+    """Return weights of the loss with which all classes count equally."""
     counts = np.maximum(np.bincount(classes, minlength=number), 1)
     return (len(classes) / (number * counts)).astype(np.float32)
 
 
-def by_finetuning(task: Task, work: Preparation, made: Prepared, found: Labelled, fold: Ints) -> Trained:
+def by_finetuning(task: Task, work: Preparation, prepared: Prepared, labelled: Labelled, fold: Ints) -> Trained:
     """Fine-tune on Ray Train."""
-    places = np.flatnonzero(fold != splits.NEVER)
-    held, size = fold[places] == 0, task.base.preprocess
-    net = network.build(task.base, len(found.labels), pretrained=False, seed=0)
+    images = np.flatnonzero(fold != splits.NEVER)
+    held_out, size = fold[images] == 0, task.base.preprocess
+    net = network.build(task.base, len(labelled.labels), pretrained=False, seed=0)
     config = defaults.resolve(
-        task.config.train, len(places), min(size.height, size.width),
+        task.config.train, len(images), min(size.height, size.width),
         fixed=network.fixed_input(net), stages=len(network.stages(net)),
     )  # fmt: skip
-    if config.workers > (learned := int(np.count_nonzero(~held))):
+    if config.workers > (n := int(np.count_nonzero(~held_out))):
         raise UsageError(
-            f"train.workers={config.workers} for {counted(learned, 'image')} to learn from: each needs one at least"
+            f"train.workers={config.workers} for {counted(n, 'image')} to learn from: each needs at least one"
         )
-    inputs = _inputs(task, made, places[held])
-    said = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_FIT}
-    of = work.shards.uri.rpartition("/")[2]  # which pictures
-    run = task.run.folder(f"fit-{task.digest(of, fold.tobytes().hex(), task.base.digest, said)}")
-    job = Fit(
-        base=task.base, config=config, number_of_classes=len(found.labels), run=run, pictures=work.shards,
-        inputs=inputs, keys=made.keys[places], classes=found.classes[places], aspects=made.aspects[places],
-        held=held,
+    inputs = _held_out_inputs(task, prepared, images[held_out])
+    options = {name: value for name, value in asdict(config).items() if name not in _NOT_IN_DIGEST}
+    pictures = work.shards.uri.rpartition("/")[2]
+    # A checkpoint is only valid for the same pictures, folds, base and options: they are in the name of its folder.
+    run = task.run.folder(f"fit-{task.digest(pictures, fold.tobytes().hex(), task.base.digest, options)}")
+    spec = FinetuneSpec(
+        base=task.base, config=config, number_of_classes=len(labelled.labels), run=run, pictures=work.shards,
+        inputs=inputs, keys=prepared.keys[images], classes=labelled.classes[images], aspects=prepared.aspects[images],
+        held_out=held_out,
     )  # fmt: skip
     console.step("starting the training workers")
     if not run.exists(trainer.RESULT):
         limits = task.config.cluster
-        each = placement.cpus_of_each(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
-        ray_train.fit(job, gpus=task.gpus, cpus_per_worker=each, limits=limits, tell=_tell)
+        cpus = placement.cpus_of_each(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
+        ray_train.fit(spec, gpus=task.gpus, cpus_per_worker=cpus, limits=limits, report=_show)
     console.step("reading the trained network")
     result = torch.load(io.BytesIO(run.read(trainer.RESULT)), map_location="cpu", weights_only=True)
     arrays = np.load(io.BytesIO(run.read(trainer.HELD_OUT)), allow_pickle=False)
     net.load_state_dict(result["net"])
-    temperature = fit_temperature(arrays["unseen"], job.classes[held])
+    temperature = fit_temperature(arrays["unseen"], spec.classes[held_out])
     network.divide_logits(net, temperature)
     final = arrays["final"] / np.float32(temperature)
     facts = {name: result[name] for name in ("best_epoch", "mirrored", "averaged")} | {
         "recipe": asdict(config),
-        "images": len(places),
+        "images": len(images),
     }
-    trained_on = places if config.refit else places[~held]
-    return Trained(net, temperature, places[held], arrays["unseen"], final, trained_on, result["curve"], facts)
+    learned = images if config.refit else images[~held_out]
+    return Trained(net, temperature, images[held_out], arrays["unseen"], final, learned, result["curve"], facts)
 
 
-def _inputs(task: Task, made: Prepared, held: Ints) -> Folder:
-    """Have the held-out images made ready as the network will meet them; return their shards.
+def _held_out_inputs(task: Task, prepared: Prepared, held_out: Ints) -> Folder:
+    """Prepare the held-out images as the network gets them in inference; return their shards.
 
     Raises:
         Unreachable: one that could be read before cannot be read now.
     """
     work, entries = task.images(task.base.preprocess), np.zeros(len(task.listed), bool)
-    entries[made.images["index"].to_numpy()[held]] = True
-    again = task.ready(work, entries)
-    gone = held[~np.isin(made.keys[held], again.keys[again.read])]
-    if len(gone):
-        first = made.images["uri"][int(gone[0])].as_py()
+    entries[prepared.images["index"].to_numpy()[held_out]] = True
+    inputs = task.prepare(work, entries)
+    lost = held_out[~np.isin(prepared.keys[held_out], inputs.keys[inputs.read])]
+    if len(lost):
+        first = prepared.images["uri"][int(lost[0])].as_py()
         raise Unreachable(
-            f"{counted(len(gone), 'held-out image')} could be read once and not again, such as {first}: run the same "
+            f"{counted(len(lost), 'held-out image')} could be read once and not again, such as {first}: run the same "
             "command again"
         )
     return work.shards
 
 
-def _tell(fact: dict[str, Any]) -> None:
-    """Log each epoch that the first worker reports, and show how far the current one is."""
+def _show(fact: dict[str, Any]) -> None:
+    """Log each epoch that the first worker reports, and show the progress of the current one."""
     if fact["kind"] == "resumed":
-        log.info("going on from the checkpoint behind epoch %d (%s)", fact["epoch"], fact["phase"])
+        log.info("resuming from the checkpoint after epoch %d (%s)", fact["epoch"], fact["phase"])
         return
     console.step("training")
     if fact["kind"] == "epoch":

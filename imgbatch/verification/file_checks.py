@@ -1,8 +1,8 @@
-"""Effects: what `verify` looks for in the files of an output, beside the counts: fingerprints, nulls, values, foreign
+"""Effects: the checks of `verify` on the files of an output, apart from the counts: fingerprints, nulls, values, foreign
 files, seals.
 
-Nothing here asks the store for more than the count does: the audit reads each part whole, and `CheckedLog` looks at the
-bytes that it has anyway. Memory: a few hundred bytes a class, and nothing a row.
+They cost no request: the audit reads each part completely, and `CheckedLog` inspects these bytes. Memory: a few hundred bytes
+per class, and nothing per row.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.errors import BooksError, ImgbatchError, NotFound, OutputError
+from imgbatch.errors import AuditError, ImgbatchError, NotFound, OutputError
 from imgbatch.ledger import audit
 from imgbatch.ledger.audit import AuditResult
 from imgbatch.ledger.commit_log import Log, is_hidden
 from imgbatch.ledger.fingerprint import differences
 from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
-from imgbatch.schema import CONTENT_HASH, labels_with, whole
+from imgbatch.schema import CONTENT_HASH, labels_with, single_chunk
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
 
@@ -36,11 +36,11 @@ _NEVER_NULL = {
     REJECTS_LOG: ("uri", "stage", "reason", "passing", "attempts", "run_id", "model"),
 }
 _VALUES = re.compile(r"label|label_id|score|model|top_k\..+\.label_id")
-"""The leaves that are read of labels/, where they are there. Statistics tell neither of NaN nor of what belongs together."""
+"""The Parquet columns of labels/ whose values are read. Statistics show neither NaN nor which values are in one row."""
 _FOOTER_FILES = ("_metadata", "_common_metadata")
-"""Some readers, such as Dask, take the row groups that these name in place of those that are there."""
-_MOST_CLASSES = 10_000_000
-"""An id beyond is taken for nonsense, so that it costs no memory."""
+"""Some readers, such as Dask, read the row groups that these list in place of those in the folder."""
+_MAX_CLASSES = 10_000_000
+"""A larger id is reported as impossible: an array with one entry per id would take too much memory."""
 _NO_HASH = np.uint64(1)
 _DIGEST = 12
 """Characters of the digest in `Model.reference`."""
@@ -50,33 +50,34 @@ Inspect = Callable[["CheckedLog", int, pq.ParquetFile, Footer], None]
 
 @dataclass
 class Findings:
-    """What is wrong with an output."""
+    """Problems of an output."""
 
     foreign: list[str] = field(default_factory=list)
-    """What has to do with another model or another writer: exit code 5."""
+    """Problems of parts of another model or another writer: exit code 5."""
     wrong: list[str] = field(default_factory=list)
-    """All else: exit code 6."""
+    """All others: exit code 6."""
 
-    def note(self, error: ImgbatchError) -> None:
-        """Note what an error says."""
+    def add(self, error: ImgbatchError) -> None:
+        """Add the message of an error."""
         (self.foreign if isinstance(error, OutputError) else self.wrong).append(str(error))
 
     def require_none(self, output: Folder) -> None:
-        """Raise if anything is wrong.
+        """Raise an error that lists all problems, if there are any.
 
         Raises:
             OutputError: there are foreign parts or files.
-            BooksError: anything else.
+            AuditError: there are other problems.
         """
-        found = [*self.foreign, *self.wrong]
-        if found:
-            text = found[0] if len(found) == 1 else f"{len(found)} problems in {output.uri}:\n- " + "\n- ".join(found)
-            raise OutputError(text) if self.foreign else BooksError(text)
+        problems = [*self.foreign, *self.wrong]
+        if problems:
+            listed = f"{len(problems)} problems in {output.uri}:\n- " + "\n- ".join(problems)
+            text = problems[0] if len(problems) == 1 else listed
+            raise OutputError(text) if self.foreign else AuditError(text)
 
 
 @dataclass
-class Rows:
-    """A kind of fault in rows: how many have it, in which parts."""
+class RowProblem:
+    """A problem of rows: how many have it, in which parts."""
 
     text: str
     count: int = 0
@@ -84,7 +85,7 @@ class Rows:
     examples: list[str] = field(default_factory=list)
 
     def add(self, part: str, count: int, example: str = "") -> None:
-        """Add rows of a part."""
+        """Add rows of a part that have the problem."""
         self.count += count
         self.parts += 1
         if len(self.examples) < _SHOWN:
@@ -97,22 +98,26 @@ class Rows:
 
 
 class CheckedLog(Log):
-    """A log whose parts are looked at as they are read, and in which foreign files are no end of the reading."""
+    """A log that inspects its parts as they are read. Foreign files are collected; in a plain `Log` they are an error."""
 
     def __init__(self, folder: Folder, numbers: Sequence[int], inspect: Inspect) -> None:
         super().__init__(folder, numbers)
         self.name = folder.uri.rpartition("/")[2]
-        self.others: list[str] = []
+        self.foreign_files: list[str] = []
         self.last: tuple[int, Footer] | None = None
         self._seals: set[str] = set()
         self._inspect = inspect
 
     def refuse_foreign(self, others: Any) -> None:
-        """Keep the names of what a reader of the folder, or of `*.parquet` in it, takes up."""
-        self.others = [name for name in others if not is_hidden(name) or _is_taken_up(name)]
+        """Collect the names of files that readers of the folder, or of `*.parquet` in it, would read."""
+        self.foreign_files = [name for name in others if not is_hidden(name) or _is_read_by_name(name)]
 
     def inspect(self, number: int, data: bytes, footer: Footer) -> None:
-        """Look at a part."""
+        """Inspect a part.
+
+        Raises:
+            OutputError: it is damaged.
+        """
         self.last = number, footer
         if footer.seal:
             self._seals.add(footer.run_id)
@@ -122,7 +127,7 @@ class CheckedLog(Log):
             raise OutputError(f"{self.uri(number)} is damaged ({error}): move it away, then run again") from error
 
     def seal_problem(self, run_id: str | None) -> str | None:
-        """Return what is wrong with the seal of this run, behind which there may be no rows, but seals of later runs."""
+        """Return the problem with the seal of this run, None if it is there. Only seals of later runs may come after it."""
         if self.last is not None and self.last[1].seal and run_id in self._seals:
             return None
         end = f"its last part is {self.uri(self.last[0])}" if self.last is not None else "it has no part"
@@ -132,80 +137,77 @@ class CheckedLog(Log):
         )
 
     def foreign_problem(self) -> str | None:
-        """Return what to say of foreign files."""
-        if not self.others:
+        """Return a message about foreign files, None if there are none."""
+        if not self.foreign_files:
             return None
-        shown = ", ".join(self.folder.at(name) for name in self.others[:_SHOWN])
-        many = len(self.others) > _SHOWN
+        shown = ", ".join(self.folder.at(name) for name in self.foreign_files[:_SHOWN])
+        many = len(self.foreign_files) > _SHOWN
         return (
-            f"{shown}{f', … ({len(self.others):,} in all)' if many else ''}: no part of imgbatch's, and readers of "
-            f"{self.folder.uri} or of *.parquet in it take it for rows of the table; move it out of there"
+            f"{shown}{f', … ({len(self.foreign_files):,} in all)' if many else ''}: not written by imgbatch, and readers of "
+            f"{self.folder.uri} or of *.parquet in it read it as rows of the table; move it away"
         )
 
 
-def _is_taken_up(name: str) -> bool:
+def _is_read_by_name(name: str) -> bool:
     base = name.rpartition("/")[2]
     return base.lower().endswith(".parquet") or base in _FOOTER_FILES
 
 
 @dataclass
-class Check:
-    """One look at an output with `_SUCCESS`, from its files alone."""
+class OutputCheck:
+    """The checks of a finished output, from its files alone."""
 
     output: Folder
     success: Mapping[str, Any]
     record: Mapping[str, Any]
-    """The run.json of the run that `_SUCCESS` names; empty if it is not there."""
-    take: Inspect | None = None
-    """Is given each part of labels/ as well."""
+    """The run.json of the run that `_SUCCESS` names; empty if there is none."""
+    on_labels_part: Inspect | None = None
+    """Also called with each part of labels/."""
     findings: Findings = field(default_factory=Findings)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    """That of the record, else that of most parts."""
+    """That of the record, otherwise the one that most parts have."""
     _logs: list[CheckedLog] = field(default_factory=list)
-    _fingerprints: dict[str, tuple[Mapping[str, Any], Rows]] = field(default_factory=dict)
-    _rows: dict[str, Rows] = field(default_factory=dict)
+    _fingerprints: dict[str, tuple[Mapping[str, Any], RowProblem]] = field(default_factory=dict)
+    _rows: dict[str, RowProblem] = field(default_factory=dict)
     _hash_of: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Of the label of each label_id, 0: not seen yet."""
+    """The hash of the label of each label_id, 0 if it was not seen yet."""
     _label_of: dict[int, str] = field(default_factory=dict)
     _id_of: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> AuditResult:
-        """Read everything; return the counts.
+        """Read both tables and the listing, and check them; return the counts.
 
         Raises:
-            ImgbatchError: whatever is wrong, after all has been looked at.
+            ImgbatchError: there are problems; all of them are listed.
         """
-        if isinstance(known := self.record.get("fingerprint"), dict):
-            self.fingerprint = known
+        if isinstance(fingerprint := self.record.get("fingerprint"), dict):
+            self.fingerprint = fingerprint
         listing = self.output.folder(f"runs/{self.success['run_id']}/listing")
         limited = self.success.get("limit") is not None
-        counted = AuditResult()
+        counts = AuditResult()
         try:
-            counted = audit.audit(self.output, listing, limited=limited, log_of=self._log)
-            self._check_seals()  # of tables that were read to their ends
-            counted.require_reconciled()
-            self._compare_counts(counted)
-        except (OutputError, BooksError) as error:
-            self.findings.note(error)
-        self._sum_up()
+            counts = audit.audit(self.output, listing, limited=limited, log_of=self._log)
+            self._check_seals()  # only of tables that could be read to their ends
+            counts.require_reconciled()
+            self._compare_counts(counts)
+        except (OutputError, AuditError) as error:
+            self.findings.add(error)
+        self._add_findings()
         self.findings.require_none(self.output)
-        return counted
+        return counts
 
     def _log(self, folder: Folder, numbers: Sequence[int]) -> CheckedLog:
         log = CheckedLog(folder, numbers, self._inspect)
         self._logs.append(log)
         return log
 
-    def _compare_counts(self, found: AuditResult) -> None:
-        said = self.success["counts"]
-        counted = {"listed": found.listed, "labelled": found.labelled, "rejected": found.rejected, "kept": found.kept}
-        wrong = [
-            f"{name}: {said.get(name)} said, {number} found"
-            for name, number in counted.items()
-            if said.get(name) != number
-        ]
+    def _compare_counts(self, counts: AuditResult) -> None:
+        recorded = self.success["counts"]
+        counted = {name: getattr(counts, name) for name in ("listed", "labelled", "rejected", "kept")}
+        different = {name: number for name, number in counted.items() if recorded.get(name) != number}
+        wrong = [f"{name}: {recorded.get(name)} said, {number} found" for name, number in different.items()]
         if wrong:
-            raise BooksError(
+            raise AuditError(
                 f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same "
                 "classify.py command again"
             )
@@ -214,29 +216,31 @@ class Check:
         problems = [log.seal_problem(self.success.get("seal")) for log in self._logs]
         self.findings.wrong += [problem for problem in problems if problem]
 
-    def _sum_up(self) -> None:
+    def _add_findings(self) -> None:
         self.findings.foreign += [problem for log in self._logs if (problem := log.foreign_problem())]
         self.findings.foreign += self._other_fingerprints()
         remedy = "move these parts away and run the same classify.py command again: their images are labelled again"
         self.findings.wrong += [f"{rows}; {remedy}" for rows in self._rows.values()]
 
     def _other_fingerprints(self) -> list[str]:
-        said = []
+        problems = []
         if not self.fingerprint and self._fingerprints:
-            self.fingerprint, _ = max(self._fingerprints.values(), key=lambda found: found[1].parts)
+            self.fingerprint, _ = max(self._fingerprints.values(), key=lambda pair: pair[1].parts)
         for fingerprint, parts in self._fingerprints.values():
             if different := differences(fingerprint, self.fingerprint):
-                shown = "; ".join(f"{key}: {there} there, {ours} elsewhere" for key, (there, ours) in different.items())
+                shown = "; ".join(
+                    f"{key}: {theirs} there, {ours} elsewhere" for key, (theirs, ours) in different.items()
+                )
                 named = ", ".join(parts.examples) + (", …" if parts.parts > len(parts.examples) else "")
-                said.append(
+                problems.append(
                     f"{named}: {parts.parts} of the parts have another fingerprint than the output ({shown}). Labels of two "
                     "fingerprints do not belong in one table: move these parts away, and run the same classify.py command again"
                 )
-        return said
+        return problems
 
     def _inspect(self, log: CheckedLog, number: int, file: pq.ParquetFile, footer: Footer) -> None:
         key = json.dumps(footer.fingerprint, sort_keys=True)
-        self._fingerprints.setdefault(key, (footer.fingerprint, Rows("")))[1].add(log.uri(number), 0)
+        self._fingerprints.setdefault(key, (footer.fingerprint, RowProblem("")))[1].add(log.uri(number), 0)
         if not file.metadata.num_rows:
             return
         uri = log.uri(number)
@@ -245,67 +249,67 @@ class Check:
             paths = [file.metadata.schema.column(at).path for at in range(file.metadata.num_columns)]
             wanted = [path for path in paths if _VALUES.fullmatch(path)]
             self._check_values(uri, file.read(columns=wanted, use_threads=False), footer)
-            if self.take is not None:
-                self.take(log, number, file, footer)
+            if self.on_labels_part is not None:
+                self.on_labels_part(log, number, file, footer)
 
     def _check_nulls(self, table: str, uri: str, file: pq.ParquetFile, footer: Footer) -> None:
-        there = set(file.schema_arrow.names)
+        present = set(file.schema_arrow.names)
         columns = footer.fingerprint.get("output.columns") or ()
         for name in _NEVER_NULL[table]:
-            if name in there:
+            if name in present:
                 if nulls := null_count(file, name):
-                    self._note(f"without a value of {name}", uri, nulls)
+                    self._add_rows(f"without a value of {name}", uri, nulls)
             elif table == REJECTS_LOG or name in labels_with(columns).names:
-                self._note(f"without the column {name}", uri, file.metadata.num_rows)
+                self._add_rows(f"without the column {name}", uri, file.metadata.num_rows)
 
     def _check_values(self, uri: str, table: pa.Table, footer: Footer) -> None:
         if "score" in table.column_names:
-            score = whole(table["score"]).drop_null().to_numpy()
+            score = single_chunk(table["score"]).drop_null().to_numpy()
             if outside := int(np.count_nonzero(~((score >= 0) & (score <= 1)))):
-                self._note("with a score that is no probability", uri, outside)
+                self._add_rows("with a score that is no probability", uri, outside)
         if "label_id" in table.column_names:
             self._check_ids(uri, table)
         weights = footer.fingerprint.get("weights")
         if "model" in table.column_names and isinstance(weights, str):
             models = pc.value_counts(table["model"])
-            for each in models.to_pylist():
-                if each["values"] is not None and not each["values"].endswith(f"@{weights[:_DIGEST]}"):
+            for count in models.to_pylist():
+                if count["values"] is not None and not count["values"].endswith(f"@{weights[:_DIGEST]}"):
                     text = "with another model than the footer of the part has"
-                    self._note(text, uri, each["counts"], example=each["values"])
+                    self._add_rows(text, uri, count["counts"], example=count["values"])
 
     def _check_ids(self, uri: str, table: pa.Table) -> None:
-        """Find ids that no model has, ids that two labels share and labels with two ids, and ids that are not the best of k."""
-        ids = whole(table["label_id"])
-        known = np.asarray(ids.is_valid())
+        """Find impossible ids, ids with two labels and labels with two ids, and ids that are not the first of `top_k`."""
+        ids = single_chunk(table["label_id"])
+        valid = np.asarray(ids.is_valid())
         numbers = ids.fill_null(0).to_numpy()
-        if impossible := int(np.count_nonzero((numbers < 0) | (numbers >= _MOST_CLASSES))):
-            self._note("with a label_id that no model has", uri, impossible)
+        if impossible := int(np.count_nonzero((numbers < 0) | (numbers >= _MAX_CLASSES))):
+            self._add_rows("with a label_id that no model has", uri, impossible)
         if "top_k" in table.column_names:
-            top = _at_least_one(whole(table["top_k"]))
+            top = _at_least_one(single_chunk(table["top_k"]))
             if top.null_count:
-                self._note("without top_k", uri, top.null_count)
+                self._add_rows("without top_k", uri, top.null_count)
             best = pc.struct_field(pc.list_element(top, 0), "label_id")
-            other = known & ~np.asarray(pc.fill_null(pc.equal(best, ids), True))
+            other = valid & ~np.asarray(pc.fill_null(pc.equal(best, ids), True))
             if other.any():
-                self._note("with a label_id that is not the first of top_k", uri, int(other.sum()))
+                self._add_rows("with a label_id that is not the first of top_k", uri, int(other.sum()))
         if "label" not in table.column_names:
             return
-        good = known & (numbers >= 0) & (numbers < _MOST_CLASSES) & np.asarray(table["label"].is_valid())
+        good = valid & (numbers >= 0) & (numbers < _MAX_CLASSES) & np.asarray(table["label"].is_valid())
         if not good.any():
             return
-        at, labels = numbers[good], whole(table["label"].filter(pa.array(good)))
+        at, labels = numbers[good], single_chunk(table["label"].filter(pa.array(good)))
         hashes = hash_strings(labels)
         if at.max() >= len(self._hash_of):
             self._hash_of = np.concatenate([self._hash_of, np.zeros(int(at.max()) + 1 - len(self._hash_of), np.uint64)])
-        self._learn(at, labels, hashes)
+        self._remember(at, labels, hashes)
         wrong = np.flatnonzero(self._hash_of[at] != hashes)
         if len(wrong):
             number, label = int(at[wrong[0]]), labels[int(wrong[0])].as_py()
             example = f"{number} is {label!r} here, {self._label_of[number]!r} elsewhere"
-            self._note("with a label that does not go with its label_id", uri, len(wrong), example=example)
+            self._add_rows("with a label that does not belong to its label_id", uri, len(wrong), example=example)
 
-    def _learn(self, ids: npt.NDArray[np.int32], labels: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
-        """Remember the labels of ids that were not seen before; one that another id has is remembered as wrong."""
+    def _remember(self, ids: npt.NDArray[np.int32], labels: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
+        """Remember the labels of ids that were not seen before. A label that another id has is remembered as wrong."""
         new = np.flatnonzero(self._hash_of[ids] == 0)
         _, first = np.unique(ids[new], return_index=True)
         for at in new[first].tolist():
@@ -314,15 +318,15 @@ class Check:
             self._label_of[number] = label if other == number else f"{label} (of {other})"
             self._hash_of[number] = hashes[at] if other == number else _NO_HASH
 
-    def _note(self, text: str, uri: str, count: int, *, example: str = "") -> None:
-        self._rows.setdefault(text, Rows(text)).add(uri, count, example)
+    def _add_rows(self, text: str, uri: str, count: int, *, example: str = "") -> None:
+        self._rows.setdefault(text, RowProblem(text)).add(uri, count, example)
 
 
 def null_count(file: pq.ParquetFile, name: str) -> int:
-    """Return how many values a plain column lacks: by the statistics of its row groups, without them by its values."""
+    """Return the number of nulls in a flat column: from the statistics of its row groups, or else from its values."""
     metadata = file.metadata
     leaf = next(at for at in range(metadata.num_columns) if metadata.schema.column(at).path == name)
-    if metadata.schema.column(leaf).max_definition_level == 0:  # no value of it can be null
+    if metadata.schema.column(leaf).max_definition_level == 0:  # the column cannot hold nulls
         return 0
     counts = 0
     for group in range(metadata.num_row_groups):
@@ -334,14 +338,14 @@ def null_count(file: pq.ParquetFile, name: str) -> int:
 
 
 def _at_least_one(lists: pa.Array) -> pa.Array:
-    """Return lists, null in place of empty ones."""
+    """Return lists, with null for empty ones."""
     return pc.if_else(pc.equal(pc.fill_null(pc.list_value_length(lists), 0), 0), None, lists)
 
 
 def record_of(output: Folder, run_id: str) -> dict[str, Any]:
-    """Return the run.json of a run; of none, or one that is damaged, nothing."""
+    """Return the run.json of a run; empty if it is missing or damaged."""
     try:
-        found = json.loads(output.read(f"runs/{run_id}/run.json"))
+        record = json.loads(output.read(f"runs/{run_id}/run.json"))
     except (NotFound, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}

@@ -1,4 +1,4 @@
-"""Effects: `verify --sample`: rows drawn at random are held against what the model says of their images now."""
+"""Effects: `verify --sample`: rows drawn at random are compared with what the model returns for their images now."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgbatch.config import sections
-from imgbatch.errors import BooksError, InputError, ModelError, Unreachable, UsageError
+from imgbatch.config.worker import WorkerConfig
+from imgbatch.errors import AuditError, InputError, ModelError, Unreachable, UsageError
 from imgbatch.evaluation import metrics
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.fingerprint import DEFAULTS, differences
@@ -20,35 +21,46 @@ from imgbatch.ledger.part_file import Footer
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.storage.stores import Folder
-from imgbatch.verification.agreement import Judge, Outcome, Row, skipped
+from imgbatch.verification.comparison import Row, RowComparison, SampleResult, skip_reason, widened_tolerance
 from imgbatch.verification.file_checks import record_of
-from imgbatch.verification.relabel import PART, Reservoir, Task, label_again, listed
+from imgbatch.verification.relabel import PART, Reservoir, Task, as_listing, relabel
 
 log = logging.getLogger("imgbatch")
 
 _SHOWN = 5
-_RECORDS = 20  # of the newest runs among those that made drawn rows, whose number format is looked up
-_OF_THE_STORE = ("unreachable", "timeout", "forbidden")
+_MAX_RECORDS = 20
+"""Number of runs, newest first, whose records are read for their number format."""
+_STORE_REASONS = ("unreachable", "timeout", "forbidden")
 
 
 class Sample:
-    """Draws while the parts pass by, and compares when all of them have."""
+    """Draws rows while the parts of labels/ are read, and then compares them."""
 
-    def __init__(self, output: Folder, chosen: sections.Config, named: str | None, size: int, seed: int) -> None:
-        self._output, self._chosen, self._named, self._seed = output, chosen, named, seed
+    def __init__(self, output: Folder, config: sections.Config, model: str | None, size: int, seed: int) -> None:
+        """Prepare to draw.
+
+        Args:
+            model: where the model of the output is now; None: where it was then.
+            size: number of rows.
+        """
+        self._output, self._config, self._model_name, self._seed = output, config, model, seed
         self._reservoir = Reservoir(size, seed)
 
-    def take(self, log: Log, number: int, file: pq.ParquetFile, footer: Footer) -> None:
-        """Let a part pass by."""
-        self._reservoir.take(log, number, file, footer)
+    def add_part(self, log: Log, number: int, file: pq.ParquetFile, footer: Footer) -> None:
+        """Draw from the rows of a part."""
+        self._reservoir.add_part(log, number, file, footer)
 
     def compare(self, fingerprint: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-        """Label the drawn images again; return what that came to, as a sentence.
+        """Label the drawn images again; return the result as a sentence.
+
+        Args:
+            fingerprint: of the output.
+            record: the run.json of the run that `_SUCCESS` names.
 
         Raises:
-            BooksError: labels are wrong, naming the first few.
-            InputError: not one image could be compared.
-            UsageError: the output's model is not to be had, or its tables do not hold what is compared.
+            AuditError: labels are wrong; the message names the first few.
+            InputError: no image could be compared.
+            UsageError: the output's model cannot be loaded, or its tables lack the columns that are compared.
         """
         rows = self._reservoir.rows()
         if not len(rows):
@@ -57,31 +69,38 @@ class Sample:
             raise UsageError(
                 f"{self._output.at('labels')} has neither label nor label_id (output.columns): nothing to compare"
             )
-        chosen = restored(self._chosen, self._named, fingerprint, record)
-        model = self._model(chosen.model, fingerprint)
-        chosen, exact = in_the_format_of(chosen, self._records(rows, record))
+        config = original_config(self._config, self._model_name, fingerprint, record)
+        model = self._load_model(config.model, fingerprint)
+        config, exact = with_recorded_format(config, self._records(rows, record))
         log.info("labelling %s images again with %s", f"{len(rows):,}", model.reference)
         by_format = (record.get("config") or {}).get("source", {}).get("format") == "parquet"
-        images = listed(rows, parquet=by_format)
-        task = Task(self._output.stores, self._output, chosen, model.digest, isolated=False)
-        judge = Judge(model.labels, chosen.answer.min_score)
-        found = self._judged(judge, task, rows.to_pylist(), images, exact=exact)
-        return self._said(found, model)
+        images = as_listing(rows, parquet=by_format)
+        task = Task(
+            self._output.stores,
+            self._output,
+            WorkerConfig.of(config),
+            config.model,
+            model.digest,
+            config.cluster.stall_timeout_s,
+        )
+        comparison = RowComparison(model.labels, config.answer.min_score)
+        result = self._compare(comparison, task, rows.to_pylist(), images, exact=exact)
+        return self._summary(result, model)
 
-    def _model(self, chosen: sections.ModelConfig, fingerprint: Mapping[str, Any]) -> Model:
+    def _load_model(self, config: sections.ModelConfig, fingerprint: Mapping[str, Any]) -> Model:
         """Return the model of the output.
 
         Raises:
-            ModelError: it is not to be had, or it is another one.
+            ModelError: it cannot be loaded, or it is another one.
         """
         try:
-            model = loading.load(chosen, self._output.stores)
+            model = loading.load(config, self._output.stores)
         except ModelError as error:
-            hint = "" if self._named else "; if the model lies elsewhere now, say where with --model"
+            hint = "" if self._model_name else "; if the model is elsewhere now, give its place with --model"
             raise ModelError(f"{error}{hint}") from error
         ours = model.fingerprint()
         if different := differences({key: fingerprint.get(key) for key in ours}, ours):
-            shown = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in different.items())
+            shown = "; ".join(f"{key}: {theirs} there, {here} here" for key, (theirs, here) in different.items())
             raise ModelError(
                 f"{model.reference} is not the model that made the labels of {self._output.uri} ({shown}): give that one with "
                 "--model, and the keys model.* that it was used with"
@@ -89,133 +108,145 @@ class Sample:
         return model
 
     def _records(self, rows: pa.Table, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return the records of the newest runs that made drawn rows."""
+        """Return the records of the newest runs that wrote drawn rows; an empty one stands for those that are omitted."""
         if "run_id" not in rows.column_names:
             return [{}]
-        ids = sorted(each for each in rows["run_id"].unique().to_pylist() if each)
+        ids = sorted(run_id for run_id in rows["run_id"].unique().to_pylist() if run_id)
         records = [
-            record if each == record.get("run_id") else record_of(self._output, each) for each in ids[-_RECORDS:]
+            record if run_id == record.get("run_id") else record_of(self._output, run_id)
+            for run_id in ids[-_MAX_RECORDS:]
         ]
-        return records if len(ids) <= _RECORDS else [{}, *records]
+        return records if len(ids) <= _MAX_RECORDS else [{}, *records]
 
-    def _judged(
+    def _compare(
         self,
-        judge: Judge,
+        comparison: RowComparison,
         task: Task,
         rows: list[dict[str, Any]],
         images: pa.Table,
         *,
         exact: bool,
-    ) -> Outcome:
-        now = label_again(task, images)
-        outcome = Outcome(drawn=len(rows))
-        doubtful: dict[int, str] = {}
+    ) -> SampleResult:
+        now = relabel(task, images)
+        result = SampleResult(drawn=len(rows))
+        differences: dict[int, str] = {}
         for at, row in enumerate(rows):
             if at not in now:
-                outcome.skipped["crashed"] += 1
-            elif reason := skipped(row, now[at]):
-                outcome.skipped[reason] += 1
+                result.skipped["crashed"] += 1
+            elif reason := skip_reason(row, now[at]):
+                result.skipped[reason] += 1
             else:
-                outcome.compared += 1
-                if fault := judge.fault(row, now[at]):
-                    doubtful[at] = fault
-        if doubtful and not exact:
-            doubtful = self._second_opinion(judge, task, rows, images.take(pa.array(list(doubtful))), now, doubtful)
-        outcome.faults = [(rows[at], fault) for at, fault in doubtful.items()]
-        return outcome
+                result.compared += 1
+                if difference := comparison.difference(row, now[at]):
+                    differences[at] = difference
+        if differences and not exact:
+            doubtful = images.take(pa.array(list(differences)))
+            differences = self._recheck(comparison, task, rows, doubtful, now, differences)
+        result.differences = [(rows[at], difference) for at, difference in differences.items()]
+        return result
 
     @staticmethod
-    def _second_opinion(
-        judge: Judge,
+    def _recheck(
+        comparison: RowComparison,
         task: Task,
         rows: list[dict[str, Any]],
         images: pa.Table,
         now: Mapping[int, Row],
-        doubtful: Mapping[int, str],
+        differences: Mapping[int, str],
     ) -> dict[int, str]:
-        """Label images whose rows were made in 16 bits, perhaps, in another number format; return the faults that remain."""
-        again = label_again(replace(task, config=in_another_format(task.config)), images)
-        left = {}
-        for at, fault in doubtful.items():
-            if at in again and skipped(rows[at], again[at]) is None:
-                width = judge.widened(now[at], again[at])
-                if not all(judge.fault(rows[at], answer, width) for answer in (now[at], again[at])):
-                    continue
-            left[at] = fault
-        return left
+        """Label images again in another number format; return the differences that rounding does not explain.
 
-    def _said(self, found: Outcome, model: Model) -> str:
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.skipped.items()))
+        Rows that were computed in 16 bits may differ from what this machine computes although nothing is wrong with them. A
+        row counts as right if it agrees with the result in one of the two formats, with a tolerance for this very image.
+        """
+        other = replace(task.config, classify=other_format(task.config.classify))
+        recomputed = relabel(replace(task, config=other), images)
+        remaining = {}
+        for at, difference in differences.items():
+            if at in recomputed and skip_reason(rows[at], recomputed[at]) is None:
+                tolerance = widened_tolerance(now[at], recomputed[at])
+                if not all(comparison.difference(rows[at], row, tolerance) for row in (now[at], recomputed[at])):
+                    continue
+            remaining[at] = difference
+        return remaining
+
+    def _summary(self, result: SampleResult, model: Model) -> str:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.skipped.items()))
         drawn = (
-            f"sample: {found.drawn:,} of {self._reservoir.seen:,} labels drawn (--seed {self._seed}), "
-            f"{found.compared:,} compared"
-            f"{f', {found.skipped.total():,} skipped ({left_out})' if left_out else ''}"
+            f"sample: {result.drawn:,} of {self._reservoir.seen:,} labels drawn (--seed {self._seed}), "
+            f"{result.compared:,} compared"
+            f"{f', {result.skipped.total():,} skipped ({skipped})' if skipped else ''}"
         )
-        if not found.compared:
+        if not result.compared:
             text = f"{drawn}: nothing is known of the labels"
-            if set(found.skipped) <= set(_OF_THE_STORE):
-                raise Unreachable(f"{text}; mend the access to the images, then run the same command again")
+            if set(result.skipped) <= set(_STORE_REASONS):
+                raise Unreachable(f"{text}; fix the access to the images, then run the same command again")
             raise InputError(f"{text}, since no image is as it was when it was labelled")
-        if found.faults:
-            raise BooksError(f"{drawn}, {self._faults(found, model)}")
-        if found.compared == self._reservoir.seen:
+        if result.differences:
+            raise AuditError(f"{drawn}, {self._describe_differences(result, model)}")
+        if result.compared == self._reservoir.seen:
             return f"{drawn}, none wrong: these are all labels"
         return (
-            f"{drawn}, none wrong: if more than {found.bound():.2%} of the labels were wrong, this would have been found "
-            "with 95 % probability"
+            f"{drawn}, none wrong: if more than {result.max_undetected():.2%} of the labels were wrong, this would have been "
+            "found with 95 % probability"
         )
 
-    def _faults(self, found: Outcome, model: Model) -> str:
-        wrong = len(found.faults)
-        share = metrics.proportion(wrong, found.compared)
-        shown = "\n- ".join(f"{row['uri']}: {fault} ({row[PART]})" for row, fault in found.faults[:_SHOWN])
+    def _describe_differences(self, result: SampleResult, model: Model) -> str:
+        wrong = len(result.differences)
+        proportion = metrics.proportion_of(wrong, result.compared)
+        shown = "\n- ".join(f"{row['uri']}: {text} ({row[PART]})" for row, text in result.differences[:_SHOWN])
         more = f"\n- … and {wrong - _SHOWN:,} more" if wrong > _SHOWN else ""
-        parts = Counter(row[PART] for row, _ in found.faults)
+        parts = Counter(row[PART] for row, _ in result.differences)
         return (
-            f"{wrong:,} not what {model.reference} says now, that is {share} of the labels with 95 % probability:\n- "
-            f"{shown}{more}\nThey lie in {len(parts):,} parts. Move these away and run the same classify.py command again, "
+            f"{wrong:,} not what {model.reference} says now, that is {proportion} of the labels with 95 % probability:\n- "
+            f"{shown}{more}\nThey are in {len(parts):,} parts. Move these away and run the same classify.py command again, "
             "which labels their images again; or label all into an --output of its own"
         )
 
 
-def restored(
-    chosen: sections.Config, named: str | None, fingerprint: Mapping[str, Any], record: Mapping[str, Any]
+def original_config(
+    config: sections.Config, model: str | None, fingerprint: Mapping[str, Any], record: Mapping[str, Any]
 ) -> sections.Config:
-    """Return the config in which images are labelled as the output's were.
+    """Return the config with which images are labelled as the output's were.
+
+    Args:
+        config: options that the user gave to `verify`.
+        model: where the model is now; None: where it was then.
+        fingerprint: of the output.
+        record: the run.json of the run that `_SUCCESS` names.
 
     Raises:
-        UsageError: no record says which model that was, and --model does not either.
+        UsageError: neither the record nor `model` names the model.
     """
-    then = record.get("config") or {}
-    if not (named or (record.get("model") and then)):
+    recorded = record.get("config") or {}
+    if not (model or (record.get("model") and recorded)):
         raise UsageError(
             "the run.json of the run that _SUCCESS names is not there: say with --model which model it was"
         )
-    theirs = {**then.get("model", {})}
-    if record.get("model") and not theirs.get("weights"):
-        theirs["name"] = str(record["model"]["name"])
-    known = {each.name: each.default for each in fields(chosen.model)}
-    asked = {name: getattr(chosen.model, name) for name in known if getattr(chosen.model, name) != known[name]}
-    merged = {name: theirs[name] for name in known.keys() & theirs.keys() if theirs[name] is not None} | asked
-    merged |= {"name": named} if named else {}
+    model_options = {**recorded.get("model", {})}
+    if record.get("model") and not model_options.get("weights"):
+        model_options["name"] = str(record["model"]["name"])
+    defaults = {option.name: option.default for option in fields(config.model)}
+    options = {name: getattr(config.model, name) for name in defaults if getattr(config.model, name) != defaults[name]}
+    # Options that were added or removed since are ignored; those that the user gives take precedence.
+    merged = {name: model_options[name] for name in defaults.keys() & model_options.keys()}
+    merged = {name: value for name, value in merged.items() if value is not None} | options
+    merged |= {"name": model} if model else {}
     merged |= {name: tuple(merged[name]) for name in ("mean", "std") if name in merged}
-    limits = {
-        "max_bytes": max(chosen.fetch.max_bytes, then.get("fetch", {}).get("max_bytes", 0)),
-        "max_pixels": max(chosen.decode.max_pixels, then.get("decode", {}).get("max_pixels", 0)),
-    }
-    device = chosen.cluster.device if chosen.cluster.device == "cuda" else "cpu"
+    max_bytes = max(config.fetch.max_bytes, recorded.get("fetch", {}).get("max_bytes", 0))
+    max_pixels = max(config.decode.max_pixels, recorded.get("decode", {}).get("max_pixels", 0))
+    device = config.cluster.device if config.cluster.device == "cuda" else "cpu"
+    image_column = fingerprint.get("source.image_column") or config.source.image_column
     return replace(
-        chosen,
+        config,
         top_k=max(2, int(_value(fingerprint, "top_k"))),
         model=sections.ModelConfig(**merged),
         answer=sections.AnswerConfig(min_score=float(_value(fingerprint, "answer.min_score"))),
         output=sections.OutputConfig(),
-        source=replace(
-            chosen.source, image_column=fingerprint.get("source.image_column") or chosen.source.image_column
-        ),
-        fetch=replace(chosen.fetch, max_bytes=limits["max_bytes"]),
-        decode=replace(chosen.decode, max_pixels=limits["max_pixels"]),
-        cluster=replace(chosen.cluster, device=device),
+        source=replace(config.source, image_column=image_column),
+        fetch=replace(config.fetch, max_bytes=max_bytes),
+        decode=replace(config.decode, max_pixels=max_pixels),
+        cluster=replace(config.cluster, device=device),
     )
 
 
@@ -224,26 +255,27 @@ def _value(fingerprint: Mapping[str, Any], key: str) -> Any:
     return DEFAULTS[key] if value is None else value
 
 
-def in_the_format_of(chosen: sections.Config, records: list[Mapping[str, Any]]) -> tuple[sections.Config, bool]:
-    """Return the config with the runtime and number format of the newest of these runs, if that was on CPUs, else in 32 bits.
+def with_recorded_format(config: sections.Config, records: list[Mapping[str, Any]]) -> tuple[sections.Config, bool]:
+    """Return the config with the runtime and number format of the newest of these runs, if it was on CPUs, else float32.
 
-    And whether probabilities have to be equal within the tolerance, since all of them were computed in 32 bits.
+    The second value is whether all probabilities were and are computed in float32, so that they have to be equal within the
+    tolerance.
     """
-    told = [record for record in records if record.get("dtype")]
-    classify = chosen.classify
+    with_dtype = [record for record in records if record.get("dtype")]
+    classify = config.classify
     if classify.dtype == "auto":
         classify = replace(classify, dtype="float32")
-        if told and told[-1].get("device") == "cpu" and chosen.cluster.device != "cuda":
-            runtime = str(told[-1].get("runtime", "")).partition(" ")[0]
+        if with_dtype and with_dtype[-1].get("device") == "cpu" and config.cluster.device != "cuda":
+            newest = with_dtype[-1]
+            runtime = str(newest.get("runtime", "")).partition(" ")[0]
             same = runtime if classify.runtime == "auto" and runtime in ("torch", "openvino") else classify.runtime
-            recorded: Any = {"dtype": told[-1]["dtype"], "runtime": same}
+            recorded: Any = {"dtype": newest["dtype"], "runtime": same}
             classify = replace(classify, **recorded)
     used = {classify.dtype, *(str(record.get("dtype")) for record in records)}
-    return replace(chosen, classify=classify), used == {"float32"}
+    return replace(config, classify=classify), used == {"float32"}
 
 
-def in_another_format(chosen: sections.Config) -> sections.Config:
-    """Return the config with bfloat16 in torch, which every processor can do; in place of that itself, with 32 bits."""
-    same = (chosen.classify.dtype, chosen.classify.runtime) == ("bfloat16", "torch")
-    classify = replace(chosen.classify, dtype="float32" if same else "bfloat16", runtime="torch")
-    return replace(chosen, classify=classify)
+def other_format(classify: sections.ClassifyConfig) -> sections.ClassifyConfig:
+    """Return the options for bfloat16 in torch, which every processor can do; if these are given, for float32."""
+    same = (classify.dtype, classify.runtime) == ("bfloat16", "torch")
+    return replace(classify, dtype="float32" if same else "bfloat16", runtime="torch")

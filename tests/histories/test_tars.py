@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.errors import BooksError, OutputError
+from imgbatch.errors import AuditError, OutputError
 from imgbatch.storage.local import LocalStore
 from tests.unit.test_repair import move_away
 from tests.unit.test_tars import COLOURS, Entry, Killed, Run, packed, picture
@@ -96,7 +96,7 @@ class History:
                 copy = file.parent / f"part-{number:08d}.parquet"
                 if copy != file:
                     copy.write_bytes(file.read_bytes())
-                    self._follow(BooksError)
+                    self._follow(AuditError)
 
     def lose_table(self) -> None:
         """Remove a whole table."""

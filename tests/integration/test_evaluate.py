@@ -30,35 +30,35 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classes(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory a class: every picture where the model itself would put it, but for two."""
+    """A folder per class, with the pictures that the model predicts as the class, except for two."""
     place = tmp_path_factory.mktemp("classes")
     pictures = place / "flat"
     pictures.mkdir()
     for number in range(16):
         (pictures / f"{number:02d}.png").write_bytes(encode(scene(160, 160, seed=number), "PNG"))
-    said = by_hand(trained, sorted(pictures.iterdir()))
-    for name, (label, _, _) in said.items():
+    predicted = by_hand(trained, sorted(pictures.iterdir()))
+    for name, (label, _, _) in predicted.items():
         folder = place / "in" / ("g" if name in ("03.png", "07.png") and label != "g" else label)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.move(pictures / name, folder / name)
     return place / "in"
 
 
-def test_a_directory_a_class_two_models_and_the_tables_once_more(
+def test_class_folders_two_models_and_the_tables_of_an_earlier_run(
     warm: Job, job: Job, trained: Path, tiny_model: Path, classes: Path, tmp_path: Path
 ) -> None:
     command = ("evaluate", "--input", classes, "--model", trained, "--output", tmp_path / "out")
     ended = warm(*command, "--against", tiny_model)
     assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     truth = {path.name: path.parent.name for path in classes.rglob("*.png")}
-    said = tables.labels(tmp_path / "out")
-    wrong = sorted(name for name in truth if truth[name] != said[name])
+    predicted = tables.labels(tmp_path / "out")
+    wrong = sorted(name for name in truth if truth[name] != predicted[name])
     assert {"03.png", "07.png"} & set(wrong) and len(wrong) <= 3
-    assert found["n"] == 16 and found["top1"] == pytest.approx(1 - len(wrong) / 16)
-    assert list(found["levels"]) == ["half", "label"] and found["levels"]["half"] >= found["levels"]["label"]
-    assert found["temperature"] == 1.5 and found["ece_before_temperature"] not in (None, found["ece"])
-    assert found["against"]["n"] == 16 and found["against"]["compared"]["top1"]["difference"] == pytest.approx(
+    assert metrics["n"] == 16 and metrics["top1"] == pytest.approx(1 - len(wrong) / 16)
+    assert list(metrics["levels"]) == ["half", "label"] and metrics["levels"]["half"] >= metrics["levels"]["label"]
+    assert metrics["temperature"] == 1.5 and metrics["ece_before_temperature"] not in (None, metrics["ece"])
+    assert metrics["against"]["n"] == 16 and metrics["against"]["compared"]["top1"]["difference"] == pytest.approx(
         0, abs=0.07
     )
     predictions = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
@@ -76,10 +76,10 @@ def test_a_directory_a_class_two_models_and_the_tables_once_more(
     )
     assert again.code == 0, again.err
     same = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert same == {key: value for key, value in found.items() if key != "against"}
+    assert same == {key: value for key, value in metrics.items() if key != "against"}
 
 
-def test_what_cannot_be_scored_is_refused_before_any_figure(
+def test_unknown_labels_and_rejects_are_refused_before_any_figure(
     warm: Job, tiny_model: Path, classes: Path, tmp_path: Path
 ) -> None:
     mixed = Path(shutil.copytree(classes, tmp_path / "mixed"))
@@ -99,19 +99,17 @@ def test_what_cannot_be_scored_is_refused_before_any_figure(
     assert "Traceback" not in unknown.err + rejected.err
 
 
-def test_tables_with_labels_of_their_own_are_scored_by_their_record(
-    warm: Job, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_tables_with_custom_labels_are_scored_by_their_record(warm: Job, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"class {x}" for x in LABELS))
     pictures, own = tmp_path / "in" / "class c", ("--set", f"model.labels={tmp_path / 'names.txt'}")
     pictures.mkdir(parents=True)
     (pictures / "1.png").write_bytes(encode(scene(160, 160, seed=1), "PNG"))
-    out, given = tmp_path / "out", ("--input", tmp_path / "in")
-    assert warm("classify", *given, "--model", tiny_model, "--output", out, *own).code == 0
-    scored = warm("evaluate", *given, "--labels", out, "--output", tmp_path / "{date}" / "{model}")
+    out, inputs = tmp_path / "out", ("--input", tmp_path / "in")
+    assert warm("classify", *inputs, "--model", tiny_model, "--output", out, *own).code == 0
+    scored = warm("evaluate", *inputs, "--labels", out, "--output", tmp_path / "{date}" / "{model}")
     assert scored.code == 0 and "1 image scored" in scored.out, scored.err
     assert len(list(tmp_path.glob("20*/*/metrics.json"))) == 1
-    other = warm("evaluate", *given, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
+    other = warm("evaluate", *inputs, "--model", tiny_model, "--against", tiny_model, "--output", tmp_path / "b", *own)
     assert other.code == 2 and "1 image with labels that are unknown to" in other.err, "the second model's own names"
     assert not (tmp_path / "b" / "labels").exists(), "before anything was classified"
 
@@ -132,7 +130,7 @@ def test_folders_of_wordnet_ids_and_of_class_numbers_with_the_default_model(warm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--labels", "x", "--against", "y", "--input", "."), "there is none to compare with"),
         (("--labels", "/nothing/here", "--input", "."), "--labels /nothing/here does not exist"),
@@ -141,19 +139,19 @@ def test_folders_of_wordnet_ids_and_of_class_numbers_with_the_default_model(warm
         ((), "--input"),
     ],
 )
-def test_wrong_flags_are_answered(
-    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_wrong_flags_are_refused_with_a_clear_error(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from imgbatch.commands import evaluate
 
     assert evaluate.main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_tables_that_hold_less_than_is_scored_are_refused(tmp_path: Path) -> None:
+def test_tables_without_a_scored_column_are_refused(tmp_path: Path) -> None:
     from imgbatch.config.sections import StorageConfig
     from imgbatch.errors import InputError
-    from imgbatch.pipeline.evaluation_run import require_columns
+    from imgbatch.evaluation.label_tables import require_columns
     from imgbatch.storage.stores import Folder, Stores
 
     output = Folder(Stores(StorageConfig()), str(tmp_path))

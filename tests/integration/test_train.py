@@ -49,7 +49,7 @@ def rows(query: str) -> list[tuple]:
         return connection.sql(query).fetchall()
 
 
-def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
+def test_timm_and_the_main_job_predict_with_a_trained_head_what_training_predicted(
     tmp_path: Path, tiny_model: Path, warm: Job
 ) -> None:
     data = pictures(tmp_path / "data")
@@ -61,8 +61,8 @@ def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
     tree.write_text("label,kind\nred,warm\nblue,cold\ngreen,cold\nlone,cold\n")
     model, labels = tmp_path / "model", tmp_path / "labels"
     same = settings(["train.dtype=float32", "classify.dtype=float32"])
-    given = ("--input", data, "--output", model, "--base", tiny_model, "--taxonomy", tree)
-    ended = warm("train", *given, *same[:2])
+    arguments = ("--input", data, "--output", model, "--base", tiny_model, "--taxonomy", tree)
+    ended = warm("train", *arguments, *same[:2])
     assert ended.code == 0, ended.err
     assert "head of" in ended.err and "for 7 classes is replaced by one for 4" in ended.err
     assert f"{data}/grey holds no image: it is no class" in ended.err
@@ -88,7 +88,7 @@ def test_a_head_is_learned_and_timm_and_the_main_job_say_what_training_said(
 def _all_three_agree(
     warm: Job, model: object, trained: Path, data: Path, labels: Path, out: Path, *more: str, **env: Any
 ) -> int:
-    """Hold what training, evaluate.py and classify.py say of the held-out images against each other; return how many."""
+    """Compare the predictions of training, evaluate.py and classify.py for the held-out images; return their number."""
     ended = warm("evaluate", "--input", data, "--model", model, "--output", out, *more, **env)
     assert ended.code == 0, ended.err
     compared = rows(
@@ -96,13 +96,13 @@ def _all_three_agree(
         f"from '{trained}/predictions.parquet' p join '{labels}/labels/*.parquet' l using (uri) "
         f"join '{out}/predictions.parquet' e using (uri)"
     )
-    for at_first, classified, evaluated, *scores, truth, known in compared:
-        assert at_first == classified == evaluated and truth == known
+    for trained_label, classified, evaluated, *scores, truth, evaluated_truth in compared:
+        assert trained_label == classified == evaluated and truth == evaluated_truth
         assert max(scores) - min(scores) < 0.002
     return len(compared)
 
 
-def test_what_could_not_be_read_is_tried_again_by_the_next_training(
+def test_images_that_could_not_be_read_are_retried_by_the_next_training(
     tmp_path: Path, tiny_model: Path, warm: Job
 ) -> None:
     data, listed = pictures(tmp_path / "data", each=4), tmp_path / "list.csv"
@@ -118,7 +118,9 @@ def test_what_could_not_be_read_is_tried_again_by_the_next_training(
     assert second.code == 0 and "0 rejected" in second.out, second.err
 
 
-def test_without_a_refit_the_model_has_not_seen_what_is_held_out(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
+def test_without_a_refit_the_model_is_not_trained_on_held_out_images(
+    tmp_path: Path, tiny_model: Path, warm: Job
+) -> None:
     names = ["n01440764", "n02123159", "n02124075"]  # of WordNet: they stay what they are called in the input
     data, model, tree = pictures(tmp_path / "data", names, each=10), tmp_path / "model", tmp_path / "tree.csv"
     (data / "lone").mkdir()
@@ -140,8 +142,12 @@ def test_without_a_refit_the_model_has_not_seen_what_is_held_out(tmp_path: Path,
         warm("classify", "--input", *(data / name for name in names[:1]), "--output", labels, "--model", model).code
         == 0
     )
-    said = rows(f"select label, levels[1].label from '{labels}/labels/*.parquet'")
-    assert {label for label, _ in said} <= {*names, "lone"} and {kind for _, kind in said} <= {"fish", "cat", "other"}
+    predicted = rows(f"select label, levels[1].label from '{labels}/labels/*.parquet'")
+    assert {label for label, _ in predicted} <= {*names, "lone"} and {kind for _, kind in predicted} <= {
+        "fish",
+        "cat",
+        "other",
+    }
 
 
 def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
@@ -159,9 +165,9 @@ def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
     command = ("--input", tmp_path / "a.tar", "--output")
     ended = warm("train", *command, tmp_path / "model", "--base", tiny_model)
     assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "model" / "training.json").read_text())["data"]
-    assert found["classes"] == dict.fromkeys(COLOURS, 4) and found["unlabelled"] == 0
-    assert found["sources"] == [{"uri": str(tmp_path / "a.tar"), "labels": "sidecars", "splits": "none"}]
+    data = json.loads((tmp_path / "model" / "training.json").read_text())["data"]
+    assert data["classes"] == dict.fromkeys(COLOURS, 4) and data["unlabelled"] == 0
+    assert data["sources"] == [{"uri": str(tmp_path / "a.tar"), "labels": "sidecars", "splits": "none"}]
     scored = warm("evaluate", *command, tmp_path / "out", "--model", tmp_path / "model")
     assert scored.code == 0 and scored.out.splitlines()[-1].startswith("12 images scored"), scored.err
     truths = rows(f"select uri, truth from '{tmp_path}/out/predictions.parquet'")
@@ -171,34 +177,51 @@ def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
     assert "labels from sidecars" in scored.err, "the table is shown once the tars are read"
 
 
-def test_another_column_of_images_is_other_images(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
+def test_another_image_column_is_another_cache(tmp_path: Path, tiny_model: Path, warm: Job) -> None:
     paths = sorted(pictures(tmp_path / "data", each=4).rglob("*.jpg"))
     table = {
         "left": [path.read_bytes() for path in paths], "right": [b"no image"] * len(paths),
         "label": pa.array([i // 4 for i in range(len(paths))]), "group": pa.array(range(len(paths)), pa.int32()),
     }  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "images.parquet")
-    given = ["--input", tmp_path / "images.parquet", "--base", tiny_model, "--set", f"train.cache={tmp_path / 'cache'}"]
-    left = warm("train", *given, "--output", tmp_path / "left", "--set", "source.image_column=left")
+    arguments = [
+        "--input",
+        tmp_path / "images.parquet",
+        "--base",
+        tiny_model,
+        "--set",
+        f"train.cache={tmp_path / 'cache'}",
+    ]
+    left = warm("train", *arguments, "--output", tmp_path / "left", "--set", "source.image_column=left")
     assert left.code == 0, left.err
     assert json.loads((tmp_path / "left" / "training.json").read_text())["data"]["classes"] == {"0": 4, "1": 4, "2": 4}
-    right = warm("train", *given, "--output", tmp_path / "right", "--set", "source.image_column=right")
-    told = tmp_path / "right" / "_training" / "rejects.parquet"
-    assert right.code == 4 and f"none of 12 images could be labelled: look at the reasons in {told}" in right.err
-    assert rows(f"select distinct reason from '{told}'") == [("not_an_image",)]
+    right = warm("train", *arguments, "--output", tmp_path / "right", "--set", "source.image_column=right")
+    rejects = tmp_path / "right" / "_training" / "rejects.parquet"
+    assert right.code == 4 and f"none of 12 images could be labelled: look at the reasons in {rejects}" in right.err
+    assert rows(f"select distinct reason from '{rejects}'") == [("not_an_image",)]
 
 
-def test_more_workers_than_fit_are_named(tmp_path: Path, tiny_model: Path, job: Job, warm: Job) -> None:
+def test_too_many_workers_are_refused_with_the_reason(tmp_path: Path, tiny_model: Path, job: Job, warm: Job) -> None:
     data = pictures(tmp_path / "data", each=3)
-    given = ["train", "--input", data, "--base", tiny_model, *settings([*FAST, "cluster.startup_timeout_s=1"]), "--set"]
-    ended = job(*given, "train.workers=6", "--output", tmp_path / "a")
+    arguments = [
+        "train",
+        "--input",
+        data,
+        "--base",
+        tiny_model,
+        *settings([*FAST, "cluster.startup_timeout_s=1"]),
+        "--set",
+    ]
+    ended = job(*arguments, "train.workers=6", "--output", tmp_path / "a")
     assert ended.code == 3 and "train.workers=6 asks for 1 CPU each" in ended.err, ended.err
-    ended = warm(*given, "train.workers=7", "--output", tmp_path / "b")
-    assert ended.code == 2 and "train.workers=7 for 6 images to learn from: each needs one" in ended.err, ended.err
+    ended = warm(*arguments, "train.workers=7", "--output", tmp_path / "b")
+    assert ended.code == 2 and "train.workers=7 for 6 images to learn from: each needs at least one" in ended.err, (
+        ended.err
+    )
 
 
 def _timm_agrees(model: Path, labels: Path, data: Path) -> None:
-    """Hold plain timm's softmax, with its own transform, against the main job's score."""
+    """Compare the softmax of timm, with its own transform, with the score of the main job."""
     import timm
     import torch
     from PIL import Image
@@ -215,7 +238,7 @@ def _timm_agrees(model: Path, labels: Path, data: Path) -> None:
 
 
 @pytest.mark.long
-def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
+def test_finetuning_on_ray_train_from_a_tar_into_a_store(
     tmp_path: Path, s3: S3Server, tiny_model: Path, warm: Job
 ) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -245,7 +268,7 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
 
 
 @pytest.mark.parametrize(
-    ("make", "more", "code", "said"),
+    ("make", "more", "code", "message"),
     [
         (lambda data: pictures(data, ["Red", "red"], 2), [], 2, "'Red' (2 images) and 'red'"),
         (lambda data: [pictures(data / "a", ["red"], 1), pictures(data / "b", ["red"], 1)], [], 2, "is in two places"),
@@ -260,13 +283,13 @@ def test_all_layers_learn_on_ray_train_from_a_tar_into_a_store(
         (lambda data: data.mkdir(), [], 2, "no image in"),
     ],
     ids=[
-        *("case", "two places", "one class", "taxonomy", "no taxonomy", "no input", "there already", "no way", "key", "inside"),
+        *("case", "two places", "one class", "taxonomy", "no taxonomy", "no input", "not empty", "no base", "key", "inside"),
         "empty",
     ],
 )  # fmt: skip
-def test_bad_input_has_a_clear_answer(
+def test_bad_input_is_refused_with_a_clear_error(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str],
-    make: Callable[[Path], object], more: list[str], code: int, said: str,
+    make: Callable[[Path], object], more: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
     data, tree = tmp_path / "data", tmp_path / "tree.csv"
     make(data)
@@ -276,13 +299,13 @@ def test_bad_input_has_a_clear_answer(
     argv = ["--input", str(data), *output, "--base", str(tiny_model), *(places.get(part, part) for part in more)]
     assert train.main(argv) == code
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and said in error
+    assert error.startswith("error: ") and message in error
     assert not (tmp_path / "model" / "config.json").exists()
 
 
 @pytest.fixture
 def finetune(tmp_path: Path, tiny_model: Path) -> list[object]:
-    """The arguments of a fine-tuning that takes a while."""
+    """The arguments of a long fine-tuning."""
     data = pictures(tmp_path / "data")
     more = settings([*FAST, "train.epochs=6", "train.patience=6", "train.dtype=float32"])
     return ["train", "--input", data, "--base", tiny_model, *more]
@@ -294,28 +317,28 @@ def logits(model: Path) -> np.ndarray:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_killed_driver_goes_on_from_its_checkpoint_and_comes_to_the_same(
+def test_a_killed_driver_resumes_from_its_checkpoint_with_the_same_result(
     tmp_path: Path, finetune: list, job: Job, started: Callable
 ) -> None:
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert job(*finetune, "--output", whole, timeout=600).code == 0
-    process = started(*finetune, "--output", torn)
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    assert job(*finetune, "--output", complete, timeout=600).code == 0
+    process = started(*finetune, "--output", killed)
     deadline = time.monotonic() + 300
-    while not list(torn.glob("_training/fit-*/checkpoint.pt")):
+    while not list(killed.glob("_training/fit-*/checkpoint.pt")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
-    assert not (torn / "config.json").exists()
-    ended = job(*finetune, "--output", torn, timeout=600)
+    assert not (killed / "config.json").exists()
+    ended = job(*finetune, "--output", killed, timeout=600)
     assert ended.code == 0, ended.err
-    assert "going on from the checkpoint" in ended.err
-    assert np.array_equal(logits(whole), logits(torn))
+    assert "resuming from the checkpoint" in ended.err
+    assert np.array_equal(logits(complete), logits(killed))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_lost_worker_is_replaced_and_two_workers_learn_what_one_does(
+def test_a_lost_worker_is_replaced_and_two_workers_train_as_well_as_one(
     tmp_path: Path, finetune: list, job: Job, started: Callable
 ) -> None:
     import psutil
@@ -331,7 +354,7 @@ def test_a_lost_worker_is_replaced_and_two_workers_learn_what_one_does(
     mine[0].kill()
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "going on from the checkpoint" in err
+    assert "resuming from the checkpoint" in err
     alone = tmp_path / "alone"
     assert job(*finetune, "--output", alone, timeout=600).code == 0
     first, second = (json.loads((place / "metrics.json").read_text())["top1"] for place in (model, alone))

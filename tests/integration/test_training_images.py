@@ -1,4 +1,4 @@
-"""An evaluation says which of its images the model was trained on, whatever form they come in."""
+"""An evaluation reports which of its images the model was trained on, in any form of input."""
 
 from __future__ import annotations
 
@@ -75,40 +75,40 @@ def as_parquet(data: Path, path: Path) -> Path:
     return path
 
 
-def test_the_model_directory_holds_the_hashes_of_all_images_that_were_trained_on(data: Path, model: Path) -> None:
-    known = TrainingImages.read((model / FILE).read_bytes())
-    assert known.trained.all() and known.proportion == 1.0
-    assert known.hashes.tolist() == sorted(content_hash(path.read_bytes()) for path in data.rglob("*.jpg"))
+def test_the_model_directory_has_the_hashes_of_all_training_images(data: Path, model: Path) -> None:
+    images = TrainingImages.read((model / FILE).read_bytes())
+    assert images.trained.all() and images.proportion == 1.0
+    assert images.hashes.tolist() == sorted(content_hash(path.read_bytes()) for path in data.rglob("*.jpg"))
 
 
 def test_training_images_new_ones_and_both(warm: Job, data: Path, model: Path, tmp_path: Path) -> None:
-    ended, found = evaluated(warm, data, tmp_path / "same", "--model", model)
+    ended, metrics = evaluated(warm, data, tmp_path / "same", "--model", model)
     assert "; 24 of 24 images were trained on: " in ended.out.strip().splitlines()[-1]
-    assert found["seen"] == {"trained": 24, "selected": 0, "compared": 24, "share_of_hashes": 1.0, "unseen": None}
+    assert metrics["seen"] == {"trained": 24, "selected": 0, "compared": 24, "share_of_hashes": 1.0, "unseen": None}
     page = (tmp_path / "same" / "evaluation.html").read_text()
     assert 'class="warning"><b>24 of 24 images were trained on' in page
-    assert found["top1"] == 1 and found["interval_95"]["top1"] == pytest.approx([24 / (24 + 3.8415), 1], abs=1e-4)
+    assert metrics["top1"] == 1 and metrics["interval_95"]["top1"] == pytest.approx([24 / (24 + 3.8415), 1], abs=1e-4)
 
     new = others(tmp_path / "new")
-    ended, found = evaluated(warm, new, tmp_path / "none", "--model", model)
-    assert "; none of 6 images was trained on: " in ended.out and found["seen"]["trained"] == 0
+    ended, metrics = evaluated(warm, new, tmp_path / "none", "--model", model)
+    assert "; none of 6 images was trained on: " in ended.out and metrics["seen"]["trained"] == 0
     assert 'class="warning"' not in (tmp_path / "none" / "evaluation.html").read_text()
 
     shutil.copytree(data, new, dirs_exist_ok=True)
     ended, mixed = evaluated(warm, new, tmp_path / "both", "--model", model)
     assert "; 24 of 30 images were trained on: " in ended.out
-    assert mixed["seen"]["unseen"] == {"n": 6, "top1": found["top1"], "interval_95": found["interval_95"]["top1"]}
+    assert mixed["seen"]["unseen"] == {"n": 6, "top1": metrics["top1"], "interval_95": metrics["interval_95"]["top1"]}
 
 
 @pytest.mark.parametrize("pack", [as_tar, as_parquet])
-def test_members_of_tars_and_rows_of_tables_are_known_by_their_bytes(
+def test_members_of_tars_and_rows_of_tables_are_recognised_by_their_bytes(
     warm: Job, data: Path, model: Path, tmp_path: Path, pack: Any
 ) -> None:
     both = others(tmp_path / "both")
     shutil.copytree(data, both, dirs_exist_ok=True)
     name = "set.tar" if pack is as_tar else "set.parquet"
-    ended, found = evaluated(warm, pack(both, tmp_path / name), tmp_path / "out", "--model", model)
-    assert "; 24 of 30 images were trained on: " in ended.out and found["seen"]["unseen"]["n"] == 6
+    ended, metrics = evaluated(warm, pack(both, tmp_path / name), tmp_path / "out", "--model", model)
+    assert "; 24 of 30 images were trained on: " in ended.out and metrics["seen"]["unseen"]["n"] == 6
 
 
 @pytest.mark.parametrize("pack", [as_tar, as_parquet])
@@ -121,30 +121,30 @@ def test_a_model_that_was_trained_on_a_tar_or_a_table_has_seen_the_same_images_i
     assert "; 24 of 24 images were trained on: " in ended.out
 
 
-@pytest.mark.parametrize("way", ["head", pytest.param("finetune", marks=pytest.mark.long)])
+@pytest.mark.parametrize("method", ["head", pytest.param("finetune", marks=pytest.mark.long)])
 def test_without_a_refit_held_out_images_were_used_to_select_the_model(
-    warm: Job, data: Path, model: Path, tiny_model: Path, tmp_path: Path, way: str
+    warm: Job, data: Path, model: Path, tiny_model: Path, tmp_path: Path, method: str
 ) -> None:
     data, broken = Path(shutil.copytree(data, tmp_path / "data")), b"\xff\xd8\xff\xe0 and no more"
     (data / "red" / "broken.jpg").write_bytes(broken)
-    more = settings(["train.refit=false", *(FAST if way == "finetune" else [])])
-    chosen = trained(warm, data, tiny_model, tmp_path / "model", *more)
-    assert content_hash(broken) not in TrainingImages.read((chosen / FILE).read_bytes()).hashes.tolist()
+    more = settings(["train.refit=false", *(FAST if method == "finetune" else [])])
+    selected_model = trained(warm, data, tiny_model, tmp_path / "model", *more)
+    assert content_hash(broken) not in TrainingImages.read((selected_model / FILE).read_bytes()).hashes.tolist()
     (data / "red" / "broken.jpg").unlink()
-    held = set(pq.read_table(chosen / "predictions.parquet")["uri"].to_pylist())
-    ended, found = evaluated(warm, data, tmp_path / "out", "--model", chosen, "--against", model)
-    assert len(held) == found["seen"]["selected"] == 24 - found["seen"]["trained"] == 6
+    held = set(pq.read_table(selected_model / "predictions.parquet")["uri"].to_pylist())
+    ended, metrics = evaluated(warm, data, tmp_path / "out", "--model", selected_model, "--against", model)
+    assert len(held) == metrics["seen"]["selected"] == 24 - metrics["seen"]["trained"] == 6
     last = ended.out.strip().splitlines()[-1]
     assert "; 18 of 24 images were trained on, 6 of 24 images were used to select the model; " in last
     assert f"against {model}@" in last and "(24 of 24 images were trained on): " in last
-    assert found["against"]["seen"]["trained"] == 24
+    assert metrics["against"]["seen"]["trained"] == 24
     assert (tmp_path / "out" / "evaluation.html").read_text().count('class="warning"') == 2
 
     for path in data.rglob("*.jpg"):  # the held-out images alone, in a set of their own
         if str(path) in held:
             (tmp_path / "held" / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "held" / path.parent.name / f"copy of {path.name}")
-    ended, _ = evaluated(warm, tmp_path / "held", tmp_path / "two", "--model", chosen)
+    ended, _ = evaluated(warm, tmp_path / "held", tmp_path / "two", "--model", selected_model)
     assert "; 6 of 6 images were used to select the model: " in ended.out
 
 
@@ -155,34 +155,36 @@ def test_a_model_has_seen_what_its_base_has_seen(warm: Job, data: Path, model: P
     assert "; 24 of 24 images were trained on: " in ended.out
 
 
-def test_a_model_of_before_and_an_output_of_before_are_taken_as_they_are(
+def test_models_and_outputs_without_hashes_are_still_evaluated(
     warm: Job, data: Path, model: Path, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(data, tmp_path / "data"))
     before = Path(shutil.copytree(model, tmp_path / "before"))
     (before / FILE).unlink()
-    ended, found = evaluated(warm, data, tmp_path / "a", "--model", before)
-    assert f"; {NOT_KNOWN}: " in ended.out and found["seen"] is None
+    ended, metrics = evaluated(warm, data, tmp_path / "a", "--model", before)
+    assert f"; {NOT_KNOWN}: " in ended.out and metrics["seen"] is None
 
     # What an evaluation of 0.1 left is what the main job writes with all classes named.
     out = tmp_path / "out"
-    made = warm("classify", "--input", data, "--model", model, "--output", out, "--set", "top_k=1000")
-    assert made.code == 0, made.err
+    classified = warm("classify", "--input", data, "--model", model, "--output", out, "--set", "top_k=1000")
+    assert classified.code == 0, classified.err
     parts = tables.parts(out)
-    ended, found = evaluated(warm, data, out, "--model", model)
-    assert f"; {NOT_KNOWN}: " in ended.out and found["seen"] is None and found["n"] == 24
+    ended, metrics = evaluated(warm, data, out, "--model", model)
+    assert f"; {NOT_KNOWN}: " in ended.out and metrics["seen"] is None and metrics["n"] == 24
     assert tables.parts(out) == parts, "nothing was labelled again"
     assert "content_hash" not in tables.rows(out)[0]
 
     (data / "blue" / "more.jpg").write_bytes(next(data.rglob("*.jpg")).read_bytes())
-    ended, found = evaluated(warm, data, out, "--model", model)
-    assert found["n"] == 25 and not any("content_hash" in row for row in tables.rows(out)), "it is continued"
+    ended, metrics = evaluated(warm, data, out, "--model", model)
+    assert metrics["n"] == 25 and not any("content_hash" in row for row in tables.rows(out)), "it is continued"
 
 
-def test_labels_with_hashes_are_known_and_without_are_not(warm: Job, data: Path, model: Path, tmp_path: Path) -> None:
-    given = ("classify", "--input", data, "--model", model)
+def test_labels_with_hashes_are_compared_with_the_training_images(
+    warm: Job, data: Path, model: Path, tmp_path: Path
+) -> None:
+    arguments = ("classify", "--input", data, "--model", model)
     for name, more in (("with", ["--set", "output.content_hash=true"]), ("without", [])):
-        assert warm(*given, "--output", tmp_path / name, *more).code == 0
+        assert warm(*arguments, "--output", tmp_path / name, *more).code == 0
     rows = tables.rows(tmp_path / "with")
     assert {row["uri"]: row["content_hash"] for row in rows} == {
         str(path): content_hash(path.read_bytes()) for path in data.rglob("*.jpg")
@@ -191,5 +193,5 @@ def test_labels_with_hashes_are_known_and_without_are_not(warm: Job, data: Path,
     assert "; 24 of 24 images were trained on: " in ended.out
     ended, _ = evaluated(warm, data, tmp_path / "b", "--labels", tmp_path / "without")
     assert f"; {NOT_KNOWN}: " in ended.out
-    refused = warm(*given, "--output", tmp_path / "with")
+    refused = warm(*arguments, "--output", tmp_path / "with")
     assert refused.code == 5 and "output.content_hash: true there" in refused.err

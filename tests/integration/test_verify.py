@@ -45,7 +45,7 @@ def first_part(output: Path) -> Path:
     return next(path for path in sorted(output.glob("labels/*")) if pq.read_metadata(path).num_rows)
 
 
-def test_a_whole_output_balances(job: Job, output: Path) -> None:
+def test_the_counts_of_a_correct_output_reconcile(job: Job, output: Path) -> None:
     ended = job("verify", output)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("12 images listed, 11 labelled, 1 rejected, 0 kept; 12 rows, no image twice")
@@ -54,26 +54,26 @@ def test_a_whole_output_balances(job: Job, output: Path) -> None:
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before, "verify writes nothing"
 
 
-def test_a_lost_row_is_seen(job: Job, output: Path) -> None:
+def test_a_lost_row_is_found(job: Job, output: Path) -> None:
     edit(first_part(output), lambda table: table.slice(1))
     ended = job("verify", output)
     assert ended.code == 6
     assert "in no row: " in ended.err and "00.jpg" in ended.err and "Traceback" not in ended.err
 
 
-def test_a_doubled_row_is_seen(job: Job, output: Path) -> None:
+def test_a_duplicated_row_is_found(job: Job, output: Path) -> None:
     edit(first_part(output), lambda table: pa.concat_tables([table, table.slice(2, 1)]))
     ended = job("verify", output)
     assert ended.code == 6
     assert "in two rows: " in ended.err and "02.jpg" in ended.err
 
 
-def test_a_copied_part_is_seen(job: Job, output: Path) -> None:
+def test_a_copied_part_is_found(job: Job, output: Path) -> None:
     shutil.copy(first_part(output), output / "labels" / "part-00000077.parquet")
     assert job("verify", output).code == 6
 
 
-def test_a_row_in_both_tables_is_seen(job: Job, output: Path) -> None:
+def test_a_row_in_both_tables_is_found(job: Job, output: Path) -> None:
     uri = tables.rows(output)[3]["uri"]
     reject = next(path for path in sorted(output.glob("rejects/*")) if pq.read_metadata(path).num_rows)
     edit(reject, lambda table: table.set_column(0, table.schema.field("uri"), pa.array([uri])))
@@ -82,7 +82,7 @@ def test_a_row_in_both_tables_is_seen(job: Job, output: Path) -> None:
     assert f"in two rows: {uri}" in ended.err and "in no row: " in ended.err
 
 
-def test_a_row_put_for_another_is_seen(job: Job, output: Path) -> None:
+def test_a_row_in_place_of_another_is_found(job: Job, output: Path) -> None:
     def change(table: pa.Table) -> pa.Table:
         uris = ["/somewhere/else.jpg", *table["uri"].to_pylist()[1:]]
         return table.set_column(0, table.schema.field("uri"), pa.array(uris))
@@ -93,7 +93,7 @@ def test_a_row_put_for_another_is_seen(job: Job, output: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["listed", "labelled", "rejected", "kept"])
-def test_an_edited_sum_is_seen(job: Job, output: Path, name: str) -> None:
+def test_an_edited_count_is_found(job: Job, output: Path, name: str) -> None:
     said = tables.success(output)
     said["counts"][name] += 1
     (output / "_SUCCESS").write_text(json.dumps(said))
@@ -103,19 +103,19 @@ def test_an_edited_sum_is_seen(job: Job, output: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null", '{"run_id": 3}', '{"run_id": "x", "counts": 1}'])
-def test_a_damaged_success_is_no_success(job: Job, output: Path, content: str) -> None:
+def test_a_damaged_success_file_is_an_error(job: Job, output: Path, content: str) -> None:
     (output / "_SUCCESS").write_text(content)
     ended = job("verify", output)
     assert ended.code == 6, ended.err
     assert "_SUCCESS" in ended.err and "Traceback" not in ended.err
 
 
-def test_a_lost_listing_is_seen(job: Job, output: Path) -> None:
+def test_a_lost_listing_is_found(job: Job, output: Path) -> None:
     shutil.rmtree(output / "runs" / tables.success(output)["run_id"] / "listing")
     assert job("verify", output).code == 6
 
 
-def test_what_is_no_output_is_the_users_fault(job: Job, tmp_path: Path, output: Path) -> None:
+def test_a_place_that_is_no_output_is_a_usage_error(job: Job, tmp_path: Path, output: Path) -> None:
     ended = job("verify", tmp_path / "nothing")
     assert ended.code == 2 and "no _SUCCESS" in ended.err
     shutil.copy(tmp_path / "out" / "_SUCCESS", output / "labels" / "note.txt")
@@ -123,7 +123,7 @@ def test_what_is_no_output_is_the_users_fault(job: Job, tmp_path: Path, output: 
     assert ended.code == 5 and "note.txt" in ended.err
 
 
-def test_a_run_that_finds_two_rows_of_an_image_takes_the_old_success_away(
+def test_a_run_that_finds_two_rows_of_an_image_removes_the_old_success(
     job: Job, output: Path, finished: Path, tiny_model: Path
 ) -> None:
     edit(first_part(output), lambda table: pa.concat_tables([table, table.slice(0, 1)]))
@@ -138,7 +138,7 @@ def again(job: Job, output: Path, finished: Path, tiny_model: Path) -> Ended:
 
 
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_a_missing_seal_is_seen_and_made_by_the_same_command(
+def test_a_missing_seal_is_found_and_written_by_the_same_command(
     job: Job, output: Path, finished: Path, tiny_model: Path, table: str
 ) -> None:
     max((output / table).iterdir()).unlink()
@@ -152,16 +152,16 @@ def test_a_missing_seal_is_seen_and_made_by_the_same_command(
 
 
 @pytest.mark.parametrize("name", ["_copy.parquet", "part-00000001 (1).parquet"])
-def test_a_foreign_file_is_seen_and_the_output_is_whole_without_it(job: Job, output: Path, name: str) -> None:
+def test_a_foreign_file_is_found_and_the_output_is_correct_without_it(job: Job, output: Path, name: str) -> None:
     shutil.copy(first_part(output), output / "labels" / name)
     assert len(tables.rows(output)) == 22, "a reader of *.parquet has each row twice"
     ended = job("verify", output)
-    assert ended.code == 5 and f"{output / 'labels' / name}: no part of imgbatch's" in ended.err
+    assert ended.code == 5 and f"{output / 'labels' / name}: not written by imgbatch" in ended.err
     (output / "labels" / name).unlink()
     assert job("verify", output).code == 0
 
 
-def test_a_part_of_another_fingerprint_is_refused_by_both_and_made_anew_once_it_is_away(
+def test_a_part_of_another_fingerprint_is_refused_by_both_and_written_again_once_it_is_moved_away(
     warm: Job, output: Path, finished: Path, tiny_model: Path
 ) -> None:
     part = first_part(output)
@@ -183,7 +183,7 @@ def test_a_part_of_another_fingerprint_is_refused_by_both_and_made_anew_once_it_
     assert warm("verify", output).code == 0 and len(tables.rows(output)) == 11
 
 
-def test_labels_that_are_all_null_are_seen_and_made_anew_once_their_part_is_away(
+def test_labels_that_are_all_null_are_found_and_written_again_once_their_part_is_moved_away(
     warm: Job, output: Path, finished: Path, tiny_model: Path
 ) -> None:
     def change(table: pa.Table) -> pa.Table:
@@ -220,6 +220,6 @@ def test_a_sample_of_a_real_run_is_labelled_again(job: Job, output: Path) -> Non
     assert ended.code == 6 and "2 not what" in ended.err and " in the table, " in ended.err
 
 
-def test_an_output_of_version_0_1_has_nothing_wrong(job: Job) -> None:
+def test_an_output_of_version_0_1_passes(job: Job) -> None:
     ended = job("verify", ROOT / "tests" / "data" / "v0.1.0" / "output")
     assert ended.code == 0 and "23 images listed, 22 labelled, 1 rejected" in ended.out, ended.err

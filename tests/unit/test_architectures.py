@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 from imgbatch.config.sections import ClassifyConfig, ClusterConfig, Config, ModelConfig, StorageConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.decode import decode
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
@@ -124,7 +125,7 @@ def by_program(place: Folder, pictures: list[Path], runs: Folder) -> tuple[pa.Ta
     pq.write_table(pa.Table.from_pylist([{"uri": str(path)} for path in pictures], schema=LISTING), sink)
     runs.put(page_name(0), sink.getvalue())
     config = Config(classify=ClassifyConfig(dtype="float32"), cluster=ClusterConfig(device="cpu"))
-    work = Work(STORES, runs, config, loading.load(ModelConfig(name=place.uri), STORES))
+    work = Work(STORES, runs, WorkerConfig.of(config), loading.load(ModelConfig(name=place.uri), STORES))
     blocks = [received(block) for block in LabelImages(work)(pa.table({"index": np.arange(len(pictures))}))]
     return pa.concat_tables([rows for rows, _, _ in blocks]), blocks[0][1][0]
 

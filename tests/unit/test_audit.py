@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import BooksError, OutputError
+from imgbatch.errors import AuditError, OutputError
 from imgbatch.ledger.audit import audit
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
@@ -57,13 +57,13 @@ def test_an_image_without_a_row_is_named(output: Folder) -> None:
     write(output, "a")
     result = audit(output, list_images(output, "a", "lost"))
     assert result.missing == ["lost"]
-    with pytest.raises(BooksError, match=r"2 listed \+ 0 kept, 1 rows.*in no row: lost"):
+    with pytest.raises(AuditError, match=r"2 listed \+ 0 kept, 1 rows.*in no row: lost"):
         result.require_reconciled()
 
 
 def test_a_kept_row_does_not_make_up_for_a_missing_one(output: Folder) -> None:
     write(output, "a", "old")
-    with pytest.raises(BooksError, match="in no row: lost"):
+    with pytest.raises(AuditError, match="in no row: lost"):
         audit(output, list_images(output, "a", "lost")).require_reconciled()
 
 
@@ -77,9 +77,9 @@ def test_an_image_with_two_rows_is_named(output: Folder, tables: tuple[str, str]
         write(other, "twice", reason="corrupt")
         output.put("rejects/part-00000001.parquet", other.read("rejects/part-00000001.parquet"))
     shown = "a, in .*00000001" if tables[0] == tables[1] else "twice, in .*labels.*and in .*rejects"
-    with pytest.raises(BooksError, match=rf"in two rows: {shown}"):
+    with pytest.raises(AuditError, match=rf"in two rows: {shown}"):
         audit(output, list_images(output, "a", "twice")).require_reconciled()
-    with pytest.raises(BooksError, match="in two rows"):
+    with pytest.raises(AuditError, match="in two rows"):
         audit(output, None).require_reconciled()
 
 
@@ -88,7 +88,7 @@ def test_two_rows_do_not_make_up_for_a_missing_one(output: Folder) -> None:
     output.put("labels/part-00000002.parquet", output.read("labels/part-00000001.parquet"))
     result = audit(output, list_images(output, "a", "lost"))
     assert result.rows == result.listed
-    with pytest.raises(BooksError, match="in no row: lost; in two rows: a"):
+    with pytest.raises(AuditError, match="in no row: lost; in two rows: a"):
         result.require_reconciled()
 
 
@@ -96,7 +96,7 @@ def test_an_image_listed_twice_does_not_reconcile(output: Folder) -> None:
     write(output, "a", "b")
     folder = list_images(output, "a", "b")
     folder.put("page-000001.parquet", folder.read("page-000000.parquet"))
-    with pytest.raises(BooksError):
+    with pytest.raises(AuditError):
         audit(output, folder).require_reconciled()
 
 
@@ -116,7 +116,7 @@ def test_an_empty_output_reconciles(output: Folder) -> None:
 def test_only_the_first_few_of_many_missing_images_are_named(output: Folder) -> None:
     write(output, "a")
     result = audit(output, list_images(output, "a", *(f"lost{number:03d}" for number in range(100))))
-    with pytest.raises(BooksError) as caught:
+    with pytest.raises(AuditError) as caught:
         result.require_reconciled()
     assert 1 <= str(caught.value).count("lost") <= 10
 

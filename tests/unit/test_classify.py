@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgbatch.config.sections import Config, OutputConfig, StorageConfig
+from imgbatch.config.sections import Config, StorageConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
-from imgbatch.inference.messages import received
+from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, tar_read, with_events
 from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
 from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
@@ -71,7 +72,7 @@ def work(tmp_path: Path) -> Callable[[list[bytes]], Work]:
         model = Model(
             name="mean", digest="0" * 64, labels=("red", "green", "blue"), preprocess=preprocess, network=list
         )
-        return Work(stores, listing, Config(), model)
+        return Work(stores, listing, WorkerConfig.of(Config()), model)
 
     return make
 
@@ -120,7 +121,7 @@ def test_a_block_of_rejects_alone(work: Callable[[list[bytes]], Work]) -> None:
     assert found.schema == RESULTS and network.sizes == []
 
 
-def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) -> None:
+def test_two_operators_return_the_same_rows_as_one(work: Callable[[list[bytes]], Work]) -> None:
     job = work([*pictures(5), b"", *pictures(2)])
     together = through(job, list(range(8)), MeanColour())
     classify = Classify(job, lambda _: MeanColour())
@@ -130,11 +131,11 @@ def test_two_operators_give_what_one_gives(work: Callable[[list[bytes]], Work]) 
         assert pa.concat_tables(blocks) == together
 
 
-def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[list[bytes]], Work]) -> None:
+def test_rows_have_a_hash_of_the_bytes_if_requested(work: Callable[[list[bytes]], Work]) -> None:
     files = [*pictures(3), b"", b"no image", pictures(1)[0]]
     job = work(files)
     assert through(job, list(range(6)), MeanColour())["content_hash"].null_count == 6
-    asked = replace(job, config=replace(job.config, output=OutputConfig(content_hash=True)))
+    asked = replace(job, config=replace(job.config, content_hash=True))
     found = through(asked, list(range(6)), MeanColour())
     assert found["content_hash"].to_pylist() == [content_hash(content) for content in files]
     assert found.schema == RESULTS and found.drop_columns("content_hash") == through(
@@ -145,13 +146,13 @@ def test_a_hash_of_the_bytes_comes_along_where_it_is_asked_for(work: Callable[[l
     assert received(labelled)[0] == found, "on two operators too"
 
 
-def test_numbers_need_not_be_in_a_row(work: Callable[[list[bytes]], Work]) -> None:
+def test_numbers_need_not_be_consecutive(work: Callable[[list[bytes]], Work]) -> None:
     job = work(pictures(9))
     whole = through(job, list(range(9)), MeanColour())
     assert through(job, [1, 4, 8], MeanColour()) == whole.take([1, 4, 8])
 
 
-def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[bytes]], Work]) -> None:
+def test_an_error_in_a_worker_is_raised_on_the_driver(work: Callable[[list[bytes]], Work]) -> None:
     def fail(_: Work) -> MeanColour:
         raise ModelError("the weights do not fit")
 
@@ -162,7 +163,7 @@ def test_an_error_of_ours_reaches_the_driver_as_itself(work: Callable[[list[byte
         assert isinstance(raised.value, ModelError) or "ZeroDivisionError" in str(raised.value)
 
 
-def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
+def test_a_worker_reports_facts_and_durations(work: Callable[[list[bytes]], Work]) -> None:
     (block,) = LabelImages(work(pictures(1)), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
     rows, (note,), _ = received(block)
     assert len(rows) == 1
@@ -170,7 +171,9 @@ def test_a_worker_tells_of_itself(work: Callable[[list[bytes]], Work]) -> None:
     assert json.dumps(note)
 
 
-def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work: Callable[[list[bytes]], Work]) -> None:
+def test_a_worker_whose_model_gives_wrong_answers_labels_nothing_and_reports_its_node(
+    work: Callable[[list[bytes]], Work],
+) -> None:
     def fail(_: Work) -> MeanColour:
         asked.append(1)
         raise SelfCheckError("its logits differ")
@@ -189,6 +192,49 @@ def test_a_worker_that_gives_wrong_answers_does_nothing_and_names_its_node(work:
     assert len(asked) == 2, "a worker does not try again"
 
 
+def test_events_come_after_the_rows_and_leave_no_trace_in_them(work: Callable[[list[bytes]], Work]) -> None:
+    (block,) = LabelImages(work([*pictures(2), b""]), lambda _: MeanColour())(pa.table({"index": np.arange(3)}))
+    rows, events = split_events(block)
+    assert rows.schema == RESULTS and rows["index"].to_pylist() == [0, 1, 2] and len(events) == 1
+    again = with_events(rows, tar_read({"number": 7, "whole": True}), note({"a": 1}), note({"b": [2]}))
+    assert again.column_names[-1] == "event" and again["index"].to_pylist() == [0, 1, 2, None, None, None]
+    assert received(again) == (rows, [{"a": 1}, {"b": [2]}], [{"number": 7, "whole": True}])
+    assert received(with_events(rows)) == received(rows) == (rows, [], [])
+    assert received(events_alone(note({}))) == (RESULTS.empty_table(), [{}], [])
+
+
+def test_no_message_of_an_image_is_taken_for_an_event(work: Callable[[list[bytes]], Work]) -> None:
+    (block,) = LabelImages(work([b""]), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
+    rows = received(block).rows
+    at = rows.schema.get_field_index("message")
+    hostile = rows.set_column(at, "message", pa.array([fatal(ModelError("not an error"))]))
+    assert received(with_events(hostile)) == (hostile, [], [])
+
+
+def test_an_error_while_decoding_passes_through_the_second_operator(work: Callable[[list[bytes]], Work]) -> None:
+    job, network = work(pictures(2)), MeanColour()
+    (failed,) = decode_block(pa.table({"index": np.array([0])}), replace(job, version="0.0.0"))
+    (good,) = decode_block(pa.table({"index": np.array([1])}), job)
+    for batch in (failed, pa.concat_tables([good, failed], promote_options="default")):  # as Ray may batch them
+        (block,) = Classify(job, lambda _: network)(batch)
+        with pytest.raises(ConfigError, match="install one version"):
+            received(block)
+    assert network.sizes == []
+
+
+def test_a_tar_that_was_read_is_reported_through_the_second_operator(work: Callable[[list[bytes]], Work]) -> None:
+    job = work(pictures(3))
+    (pixels,) = decode_block(pa.table({"index": np.arange(3)}), job)
+    tar = {"number": 7, "whole": True}
+    images = received(pixels).rows
+    batch = pa.concat_tables(
+        [with_events(images.slice(0, 2), tar_read(tar)), with_events(images.slice(2))], promote_options="default"
+    )
+    (block,) = Classify(job, lambda _: MeanColour())(batch)
+    (expected,) = Classify(job, lambda _: MeanColour())(pixels)
+    assert received(block).rows == received(expected).rows and received(block).tars_read == [tar]
+
+
 def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes]], Work]) -> None:
     older = replace(work(pictures(1)), version="0.0.0")
     (block,) = LabelImages(older, lambda _: MeanColour())(pa.table({"index": np.array([0])}))
@@ -196,7 +242,7 @@ def test_a_node_with_another_version_is_a_usage_error(work: Callable[[list[bytes
         received(block)
 
 
-def test_no_answer_that_is_not_a_number_becomes_a_label(work: Callable[[list[bytes]], Work]) -> None:
+def test_nan_scores_are_an_error(work: Callable[[list[bytes]], Work]) -> None:
     network = MeanColour()
     broken = lambda pixels: Prediction(network(pixels).ids, np.full((len(pixels), 3), np.nan, np.float32))  # noqa: E731
     broken.facts = network.facts

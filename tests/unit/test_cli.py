@@ -29,7 +29,7 @@ def kinds(kind: type[ImgbatchError]) -> Iterator[type[ImgbatchError]]:
         yield from kinds(below)
 
 
-def test_every_error_of_ours_ends_in_one_line_and_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_imgbatch_error_is_one_line_and_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in kinds(ImgbatchError):
         error = Interrupted(15) if kind is Interrupted else kind("what to do")
 
@@ -42,7 +42,7 @@ def test_every_error_of_ours_ends_in_one_line_and_its_code(capsys: pytest.Captur
         assert f"\n  {error.exit_code}" in "\n" + cli.EXIT_CODES or error.exit_code in (130, 143)
 
 
-def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_an_error_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise errors.InputError("a\x1b[2J\r.jpg is not there")
 
@@ -50,7 +50,7 @@ def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: a\\x1b[2J\\x0d.jpg is not there\n"
 
 
-def test_ctrl_c_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise KeyboardInterrupt
 
@@ -72,7 +72,7 @@ def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 2 and "--inp" in capsys.readouterr().err
 
 
-def test_settings_add_up() -> None:
+def test_set_may_be_repeated() -> None:
     flags = cli.arguments(cli.parser("A job."), ["--set", "top_k=3", "--set", "cluster.device=cpu"])
     assert flags.settings == ["top_k=3", "cluster.device=cpu"] and flags.config is None
 
@@ -85,4 +85,4 @@ def test_help_lists_every_key_that_has_no_flag() -> None:
 def test_the_exit_codes_are_those_of_the_error_tree() -> None:
     codes = {kind.exit_code for kind in kinds(ImgbatchError) if isinstance(kind.__dict__.get("exit_code", 1), int)}
     assert codes - {1} == {2, 3, 4, 5, 6, 7} - ({1} & codes)
-    assert BudgetError.exit_code == 4 and errors.BooksError.exit_code == 6 and errors.OutputBusyError.exit_code == 7
+    assert BudgetError.exit_code == 4 and errors.AuditError.exit_code == 6 and errors.OutputBusyError.exit_code == 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import ClusterError, StoreError, Unreachable
+from imgbatch.inference import messages
 from imgbatch.ledger.listing import WorkPlan
 from imgbatch.ledger.listing_pages import page_name
 from imgbatch.pipeline.committer import STORE_IS_AWAY, Committer
@@ -204,8 +204,7 @@ def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.Lo
             {"node_faults": {"a": "made again"}},
             {"left_out": {"id": told}},
         ):
-            row = {"index": -2, "uri": "", "reason": "note", "message": json.dumps({"device": "cpu", **note})}
-            taken.take(pa.Table.from_pylist([row], schema=RESULTS))
+            taken.take(messages.events_alone(messages.note({"device": "cpu", **note})))
         assert taken.left_out == {"id": told}
         assert taken.report()["node_faults"] == {"a": "made again", "b": "its logits differ: the node is left out"}
     assert [record.getMessage() for record in caplog.records] == [

@@ -12,11 +12,12 @@ import pytest
 from annotated_types import Ge
 
 from imgbatch.config import sections
-from imgbatch.config.options import Section, option
+from imgbatch.config.options import Section, hints_of, option
 from imgbatch.config.reading import fill_output_template, load, load_as
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe
 from imgbatch.config.training import TrainConfig
+from imgbatch.config.worker import WorkerConfig
 
 
 def test_flags_override_settings_file_and_defaults(tmp_path: Path) -> None:
@@ -204,6 +205,24 @@ def test_options_without_secrets_are_shown() -> None:
 @pytest.mark.parametrize("text", ["s3://b/me@home/x.jpg", "/data/a?b=c", "https://host/?page=2", "mail me@host", ""])
 def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert masked(text) == text
+
+
+def test_workers_get_no_uri_and_no_option_of_a_store() -> None:
+    """Every option of free text holds a URI with a password; workers get those that name suffixes and columns, and no other."""
+    uri = "https://me:hunter2@host/a?sig=hunter3"
+    secret: dict[str, Any] = {"input": (uri,), "storage": sections.StorageConfig(options={"key": uri})}
+    for section, kind in hints_of(Config).items():
+        if dataclasses.is_dataclass(kind) and section not in secret:
+            texts = [name for name, hint in hints_of(kind).items() if hint in (str, str | None)]
+            texts = [
+                name for name in texts if (section, name) != ("source", "uri_column")
+            ]  # not both with uri_template
+            secret[section] = kind(**dict.fromkeys(texts, uri))  # type: ignore[operator]
+    worker = dataclasses.asdict(WorkerConfig.of(Config(**secret)))
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in worker.items()}
+    holding = {f"{name}.{key}" for name, part in parts.items() for key, value in part.items() if uri in str(value)}
+    assert holding == {"source.suffixes", "source.image_column", "source.label_column", "source.split_column"}
+    assert not {"storage", "input", "output", "model"} & worker.keys()
 
 
 def test_config_is_frozen_and_can_be_pickled(tmp_path: Path) -> None:

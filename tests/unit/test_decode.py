@@ -64,7 +64,7 @@ def test_each_format_is_decoded_like_pillow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["png", "webp lossless", "bmp", "tiff", "tiff lzw", "pnm", "jp2", "dicom"])
-def test_lossless_formats_have_exact_pixels(name: str) -> None:
+def test_lossless_kinds_return_the_original_pixels(name: str) -> None:
     assert np.array_equal(pixels_of(make.samples()[name]), make.scene())
 
 
@@ -111,7 +111,7 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
             b'{"error": {"code": 404, "message": "Not Found"}}',
             'a JSON document that begins with \'{"error"',
         ),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch that with git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "fetch it with git lfs pull"),
         (b"/annex/objects/SHA256E-s31390--f50d.jpg\n", "a git-annex pointer"),
         (b"just a text", "a text that begins with 'just a text'"),
         ("nur ein Gruß".encode(), "that begins with 'nur ein Gruß'"),
@@ -127,14 +127,14 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
         (b"\x89\xff\0 <html>", "no image format begins with"),
     ],
 )
-def test_a_reject_names_what_the_bytes_are(data: bytes, message: str) -> None:
+def test_a_reject_describes_the_content(data: bytes, message: str) -> None:
     with pytest.raises(Rejected) as caught:
         decode(data, max_pixels=LIMIT)
     assert caught.value.reason == "not_an_image" and message in str(caught.value)
     assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-def test_a_text_of_many_comments_is_named_quickly() -> None:
+def test_a_text_of_many_comments_is_described_without_backtracking() -> None:
     # It would never end if the comments were tried in all their partitions.
     assert sniff(b"<!-- a -->" * 100_000) is None and reason_of(b"<!-- a -->" * 100_000) == "not_an_image"
 
@@ -198,7 +198,7 @@ def test_16_bit_grey_keeps_its_full_range(data: bytes) -> None:
     assert np.array_equal(pixels_of(data), grey(np.arange(52).reshape(4, 13) * 5))
 
 
-def test_16_bit_grey_is_not_stretched_to_its_values() -> None:
+def test_16_bit_grey_is_not_stretched_to_the_range_of_the_picture() -> None:
     assert np.array_equal(
         pixels_of(make.encode(np.full((3, 5), 2 * 257 + 128, np.uint16), "PNG")), grey(np.full((3, 5), 2))
     )
@@ -252,7 +252,7 @@ def test_a_palette_is_expanded_and_its_transparency_dropped(format: str, transpa
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_alpha_is_dropped(format: str) -> None:
+def test_alpha_is_dropped_and_the_colours_below_it_are_kept(format: str) -> None:
     colours = np.array([[[200, 100, 50, 0], [1, 2, 3, 128], [250, 251, 252, 255]]], np.uint8)
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
     assert np.array_equal(pixels_of(make.encode(colours, format, **options)), colours[:, :, :3])
@@ -335,7 +335,7 @@ def test_big_endian_exif() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", make.samples())
-def test_a_cut_file_is_truncated(name: str, share: float) -> None:
+def test_a_truncated_file_is_rejected_as_truncated(name: str, share: float) -> None:
     data = make.samples(320, 240)[name]
     assert reason_of(data[: int(len(data) * share)]) == "truncated"
 
@@ -463,7 +463,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_from_its_header(name: str) -> None:
+def test_a_decompression_bomb_is_rejected_from_its_header(name: str) -> None:
     message = r"(50000x50000|65500x65500|16000x16000) pixels .*max_pixels=200000000"
     with little_memory(), pytest.raises(Rejected, match=message) as caught:
         decode(BOMBS[name], max_pixels=200_000_000)
@@ -472,7 +472,7 @@ def test_a_bomb_is_refused_from_its_header(name: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("name", ["gif", "tiff", "bmp"])
-def test_an_image_that_exceeds_memory_is_a_reject(name: str) -> None:
+def test_a_picture_larger_than_memory_is_a_reject(name: str) -> None:
     with little_memory():
         assert reason_of(BOMBS[name], max_pixels=10**10) == "out_of_memory"
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "torch": {
         "models/architectures", "models/builtin", "models/directory", "models/model", "models/preprocess",
         "models/pretrained", "models/runtimes/build", "models/runtimes/openvino_runtime",
-        "models/runtimes/torch_runtime", "models/weights", "training/augment", "training/context",
+        "models/runtimes/torch_runtime", "models/weights", "training/augment", "training/checkpoint", "training/context",
         "training/head", "training/loss", "training/network", "training/ray_train", "training/strategies",
         "training/trainer",
     },

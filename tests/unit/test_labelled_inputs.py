@@ -17,11 +17,12 @@ import pytest
 from imgbatch.config.sections import SourceConfig, StorageConfig
 from imgbatch.errors import InputError
 from imgbatch.evaluation.classes import Classes
-from imgbatch.evaluation.ground_truth import Truths
-from imgbatch.evaluation.labelled_inputs import Resolver, TarMembers, relisted
+from imgbatch.evaluation.ground_truth import GroundTruth
+from imgbatch.evaluation.inputs import is_of_split
+from imgbatch.evaluation.labelled_inputs import Resolver, relisted
+from imgbatch.evaluation.tar_members import TarMembers
 from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet
-from imgbatch.pipeline.evaluation_run import of_split
 from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.sources.labelled import TRUTH
 from imgbatch.sources.recognise import recognise
@@ -36,11 +37,11 @@ STORES = Stores(StorageConfig(), {})
 
 def listed(*places: Path, split: str | None = None, **config: Any) -> tuple[pa.Table, list[str]]:
     """Return what is listed of a split, and the lines of the table that is shown."""
-    chosen = SourceConfig(**config)
-    given = recognise(STORES, [str(place) for place in places], chosen)
-    with relisted(STORES, given, chosen, partial(of_split, split), splits=split is not None) as found:
-        tables = [pa.Table.from_batches([each.batch]) for each in found.source.list_images()]
-        return pa.concat_tables(tables, promote_options="permissive"), found.resolver.lines()
+    source_config = SourceConfig(**config)
+    sources = recognise(STORES, [str(place) for place in places], source_config)
+    with relisted(STORES, sources, source_config, partial(is_of_split, split), splits=split is not None) as inputs:
+        tables = [pa.Table.from_batches([listing.batch]) for listing in inputs.source.list_images()]
+        return pa.concat_tables(tables, promote_options="permissive"), inputs.resolver.lines()
 
 
 def labels(*places: Path, **more: Any) -> dict[str, str | None]:
@@ -75,18 +76,18 @@ def test_the_label_is_the_folder_or_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manifest", "said"),
+    ("manifest", "message"),
     [
         ("uri,label\n1.jpg,Gala\n2.jpg,gala\n3.jpg,gala\n", r"2 images with labels .* 'gala', did you mean 'Gala'\?"),
-        ("uri,label\n1.jpg,Durian\n", r"1 image with .* 'Durian'\. It knows 5, such as 'Gala'"),
+        ("uri,label\n1.jpg,Durian\n", r"1 image with .* 'Durian'\. It has 5, such as 'Gala'"),
         ("uri,label\n1.jpg,Gala\n2.jpg,\n", r"1 image without a label, such as .*2\.jpg"),
         ("uri\nx/1.jpg\n", r"has no column 'label'"),
     ],
 )
-def test_truths_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifest: str, said: str) -> None:
+def test_labels_that_are_no_class_of_the_model_are_named(tmp_path: Path, manifest: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(manifest)
     classes = Classes(FRUIT, "fruit")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         for batch in listed(tmp_path / "t.csv")[0].to_batches():
             classes.truths(batch)
         classes.require_known()
@@ -96,7 +97,7 @@ IMAGENET = imagenet.imagenet_labels()
 
 
 @pytest.mark.parametrize(
-    ("label_is", "names", "said"),
+    ("label_is", "names", "expected"),
     [
         ("name", ["n02123045", "tabby", "n01440764", "tench", "n15075141"], [281, 281, 0, 0, 999]),
         ("name", ["n02012849", "n03126707", "n03710637", "n03710721"], [134, 517, 638, 639]),
@@ -105,7 +106,7 @@ IMAGENET = imagenet.imagenet_labels()
             ["crane"],
             r"'crane', which may be 'crane \(bird\)' \(n02012849\) or 'crane \(machine\)' \(n03126707\)",
         ),
-        ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It knows"),
+        ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It has"),
         ("name", ["281"], r"'281', the number of 'tabby'\?\. Numbers are taken .* source\.label_is=index"),
         ("index", ["281", "0", "0999"], [281, 0, 999]),
         ("index", ["1", "1000"], r"no class numbers of it: '1000'\. .* are 0 to 999, .* ILSVRC's from 1 on"),
@@ -116,40 +117,40 @@ IMAGENET = imagenet.imagenet_labels()
         ),
     ],
 )
-def test_classes_of_imagenet_may_be_named_by_wordnet_ids_and_by_numbers_if_asked(
-    label_is: str, names: list[str], said: list[int] | str
+def test_classes_of_imagenet_may_be_wordnet_ids_or_with_an_option_numbers(
+    label_is: str, names: list[str], expected: list[int] | str
 ) -> None:
     classes = Classes(IMAGENET, "it", label_is=label_is)
-    found = classes.truths(pa.table({"uri": names, TRUTH: names})).tolist()
-    if isinstance(said, list):
+    numbers = classes.truths(pa.table({"uri": names, TRUTH: names})).tolist()
+    if isinstance(expected, list):
         classes.require_known()
-        assert found == said
+        assert numbers == expected
     else:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=expected):
             classes.require_known()
 
 
-def test_wordnet_ids_are_names_of_imagenets_classes_alone() -> None:
+def test_wordnet_ids_are_only_names_of_classes_of_imagenet() -> None:
     classes = Classes(IMAGENET[:10], "it")
     classes.truths(pa.table({"uri": ["1.jpg"], TRUTH: ["n01440764"]}))
     with pytest.raises(InputError, match=r"'n01440764', the WordNet id of 'tench'\?"):
         classes.require_known()
     for number, path in ((11821, "imagenet12k"), (21843, "imagenet21k_goog")):  # those of timm's larger heads
-        synsets = imagenet._package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
+        synsets = imagenet.package_file("timm", f"data/_info/{path}_synsets.txt").read_text().split()
         assert imagenet.wordnet_ids(imagenet.labels_of(number, None)) == tuple(synsets)
 
 
-def test_a_name_that_two_classes_have_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_of_two_classes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [{"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["maillot", "tench"])]
-    Truths([pa.RecordBatch.from_pylist(rows[1:], schema=schema)], IMAGENET)
+    GroundTruth([pa.RecordBatch.from_pylist(rows[1:], schema=schema)], IMAGENET)
     assert not caplog.messages
-    Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
-    (said,) = caplog.messages
-    assert "'maillot': it is taken for n03710637, not for n03710721 ('maillot, tank suit')" in said
+    GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
+    (message,) = caplog.messages
+    assert "'maillot': it is taken for n03710637, not for n03710721 ('maillot, tank suit')" in message
 
 
-def test_a_split_is_listed_alone(tmp_path: Path) -> None:
+def test_only_the_images_of_a_split_are_listed(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,label,split\n1.jpg,Gala,train\n2.jpg,Lime,Test\n3.jpg,,\n4.jpg,Plum,val\n")
     place = make(tmp_path / "in", "test/Fuji/5.jpg", "train/Kiwi/6.jpg")
     assert labels(tmp_path / "list.csv", place, split="test") == {"2.jpg": "Lime", "5.jpg": "Fuji"}
@@ -158,7 +159,7 @@ def test_a_split_is_listed_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "message"),
     [
         ("2.jpg,Plum,\n1.jpg,Lime,\n", "1.jpg is listed more than once, with two values of 'label'"),
         ("1.jpg,Gala,test\n", "1.jpg is listed more than once, with two values of 'split'"),
@@ -166,14 +167,14 @@ def test_a_split_is_listed_alone(tmp_path: Path) -> None:
         ("1.jpg,Gala,Training\n1.jpg, Gala ,\n", None),
     ],
 )
-def test_two_labels_or_two_splits_of_an_image_are_refused(tmp_path: Path, second: str, said: str | None) -> None:
+def test_two_labels_or_two_splits_of_an_image_are_refused(tmp_path: Path, second: str, message: str | None) -> None:
     (tmp_path / "list.csv").write_text(f"uri,label,split\n1.jpg,Gala,train\n2.jpg,Plum,\n{second}")
-    with pytest.raises(InputError, match=said) if said else nullcontext():
+    with pytest.raises(InputError, match=message) if message else nullcontext():
         listed(tmp_path / "list.csv", split="test")
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_table_corrects_class_folders_whatever_the_order(tmp_path: Path, order: int) -> None:
+def test_a_table_corrects_class_folders_in_any_order(tmp_path: Path, order: int) -> None:
     place = make(tmp_path / "in", "Gala/1.jpg", "Gala/2.jpg", "Fuji/3.jpg")
     (tmp_path / "fix.csv").write_text("uri,label\nin/Gala/2.jpg,Lime\nin/Fuji/3.jpg,\n")
     inputs = [place, tmp_path / "fix.csv"][::order]
@@ -191,10 +192,10 @@ def test_a_column_of_lists_is_no_label(tmp_path: Path) -> None:
 def test_row_groups_stay_whole_when_they_are_listed_again(tmp_path: Path) -> None:
     rows = {"image": [b"x"] * 30, "label": ["Gala", "Fuji"] * 15}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=10)
-    given = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
-    with relisted(STORES, given, SourceConfig(), partial(of_split, None)) as found:
-        batches = [each for each in found.source.list_images() if len(each.batch)]
-    assert [(len(each.batch), each.whole) for each in batches] == [(10, True)] * 3
+    sources = recognise(STORES, [str(tmp_path / "a.parquet")], SourceConfig())
+    with relisted(STORES, sources, SourceConfig(), partial(is_of_split, None)) as inputs:
+        batches = [listing for listing in inputs.source.list_images() if len(listing.batch)]
+    assert [(len(listing.batch), listing.whole) for listing in batches] == [(10, True)] * 3
 
 
 def test_objects_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ SAYS = {"day1/1.cls": b"Gala\n", "day1/2.json": b'{"label": "Fuji"}', "day2/3.cl
 @pytest.mark.parametrize(
     "members", [FAR | SAYS, SAYS | FAR, {f"./{name}": data for name, data in (FAR | SAYS).items()}]
 )
-def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members: dict[str, bytes]) -> None:
+def test_sidecars_may_be_anywhere_in_the_tar(tmp_path: Path, members: dict[str, bytes]) -> None:
     tar = str(tar_of(tmp_path / "a.tar", members))
     prefix = "./" if "./day1/1.jpg" in members else ""
     rows, complete = read_members(STORES, tar, "images", max_images=10)
@@ -225,25 +226,25 @@ def test_sidecars_are_found_wherever_they_are_in_the_tar(tmp_path: Path, members
     table = pa.Table.from_pylist([{"uri": uri, "run_id": "r", "model": "m"} for uri in uris], schema=LABELS)
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), Footer("r", {}).metadata()))
-    chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
-        resolver: Resolver = found.resolver
+    config = SourceConfig()
+    with relisted(STORES, recognise(STORES, [tar], config), config, partial(is_of_split, None)) as inputs:
+        resolver: Resolver = inputs.resolver
     (labelled,) = TarMembers(output, resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji", "Lime"]
     assert resolver.lines()[-1] == f"{tar}: labels from sidecars, splits from none"
     assert np.array(list(resolver.understood.counts.values())).sum() == 3
 
 
-def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Path) -> None:
+def test_folders_in_a_tar_are_classes_if_no_sidecar_has_a_label(tmp_path: Path) -> None:
     tar = str(tar_of(tmp_path / "a.tar", {"Gala/1.jpg": b"a", "Gala/1.txt": b"sweet", "Fuji/2.jpg": b"b"}))
     output = Folder(STORES, str(tmp_path / "out"))
     table = pa.Table.from_pylist(
         [{"uri": f"{tar}#{name}", "run_id": "r", "model": "m"} for name in ("Gala/1.jpg", "Fuji/2.jpg")], schema=LABELS
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
-    chosen = SourceConfig()
-    with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
-        (labelled,) = TarMembers(output, found.resolver).labelled(None)
+    config = SourceConfig()
+    with relisted(STORES, recognise(STORES, [tar], config), config, partial(is_of_split, None)) as inputs:
+        (labelled,) = TarMembers(output, inputs.resolver).labelled(None)
     assert labelled[TRUTH].to_pylist() == ["Gala", "Fuji"]
 
 
@@ -254,7 +255,7 @@ def test_folders_in_a_tar_are_classes_where_no_sidecar_says_a_label(tmp_path: Pa
         {"a/img.001.jpg": b"a", "a/img.001.cls": b"Gala", "b/img.002.jpg": b"b", "b/img.002.cls": b"Fuji"},
     ],
 )
-def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, members: dict[str, bytes]) -> None:
+def test_labels_in_a_tar_without_an_image_are_refused_as_ambiguous(tmp_path: Path, members: dict[str, bytes]) -> None:
     tar = str(tar_of(tmp_path / "a.tar", members))
     images = [name for name in members if name.endswith("jpg")]
     output = Folder(STORES, str(tmp_path / "out"))
@@ -262,17 +263,17 @@ def test_labels_in_a_tar_that_have_no_image_are_asked_about(tmp_path: Path, memb
         [{"uri": f"{tar}#{name}", "run_id": "r", "model": "m"} for name in images], schema=LABELS
     )
     output.put("labels/part-00000001.parquet", encode(table, Footer("r", {}).metadata()))
-    for chosen in (SourceConfig(), SourceConfig(labels="folders")):
-        with relisted(STORES, recognise(STORES, [tar], chosen), chosen, partial(of_split, None)) as found:
-            members_of = TarMembers(output, found.resolver).labelled(None)
-        if chosen.labels == "folders":
-            assert [row for each in members_of for row in each[TRUTH].to_pylist()] == ["a", "b"]
+    for config in (SourceConfig(), SourceConfig(labels="folders")):
+        with relisted(STORES, recognise(STORES, [tar], config), config, partial(is_of_split, None)) as inputs:
+            members_of = TarMembers(output, inputs.resolver).labelled(None)
+        if config.labels == "folders":
+            assert [row for table in members_of for row in table[TRUTH].to_pylist()] == ["a", "b"]
         else:
             with pytest.raises(InputError, match=r"\.cls may hold a label, but no image has its key"):
                 list(members_of)
 
 
-def test_files_beside_images_that_may_say_labels_are_asked_about(tmp_path: Path) -> None:
+def test_files_next_to_images_that_may_hold_labels_are_refused_as_ambiguous(tmp_path: Path) -> None:
     place = make(tmp_path / "in", "s0/0.jpg", "s0/0.cls", "s1/1.jpg")
     with pytest.raises(InputError, match=r"s0/0\.cls may hold labels"):
         listed(place)
@@ -284,7 +285,7 @@ def test_files_beside_images_that_may_say_labels_are_asked_about(tmp_path: Path)
     assert labels(other, uri_column="filename") == {"0.jpg": "Gala", "1.jpg": "Fuji"}
 
 
-def test_a_table_named_after_a_split_says_it_of_images_that_a_folder_holds(tmp_path: Path) -> None:
+def test_the_name_of_a_table_is_the_split_of_its_images(tmp_path: Path) -> None:
     place = make(tmp_path / "photos", "1.jpg", "2.jpg")
     (tmp_path / "train.csv").write_text("uri,label\nphotos/1.jpg,Gala\n")
     (tmp_path / "test.csv").write_text("uri,label\nphotos/2.jpg,Fuji\n")
@@ -296,7 +297,7 @@ def test_a_table_named_after_a_split_says_it_of_images_that_a_folder_holds(tmp_p
 
 
 @pytest.mark.parametrize("column", ["Usage", "data_split", "phase"])
-def test_a_column_whose_values_are_splits_is_asked_about(tmp_path: Path, column: str) -> None:
+def test_a_column_whose_values_are_splits_is_refused_as_ambiguous(tmp_path: Path, column: str) -> None:
     (tmp_path / "t.csv").write_text(f"uri,label,{column}\n1.jpg,Gala,train\n2.jpg,Fuji,test\n")
     with pytest.raises(InputError, match=f"source.split_column={column}"):
         listed(tmp_path / "t.csv", split="test")
@@ -304,7 +305,7 @@ def test_a_column_whose_values_are_splits_is_asked_about(tmp_path: Path, column:
 
 
 @pytest.mark.parametrize("value", ["['Gala' 'Fuji']", "[None]", "{'a': None}", '["Gala"]', "[" * 2_000 + "]"])
-def test_labels_that_are_lists_are_refused_however_they_are_written(tmp_path: Path, value: str) -> None:
+def test_labels_that_are_lists_are_refused_in_any_notation(tmp_path: Path, value: str) -> None:
     pq.write_table(pa.table({"uri": ["1.jpg"], "label": [value]}), tmp_path / "list.parquet")
     with pytest.raises(InputError, match="an image has only one label"):
         listed(tmp_path / "list.parquet")
@@ -322,5 +323,5 @@ def test_numbered_names_are_one_input(tmp_path: Path) -> None:
         tar_of(
             tmp_path / f"x-{number}.tar", {f"imgs/{number}.jpg": b"a"} | ({"imgs/0.cls": b"Gala"} if not number else {})
         )
-    given = recognise(STORES, [str(tmp_path / "x-{0..1}.tar")], SourceConfig())
-    assert [source.group for source in given] == [0, 0]
+    sources = recognise(STORES, [str(tmp_path / "x-{0..1}.tar")], SourceConfig())
+    assert [source.group for source in sources] == [0, 0]

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import BooksError, OutputError, Unreachable
+from imgbatch.errors import AuditError, OutputError, Unreachable
 from imgbatch.ledger import audit, commit_log, part_file
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.part_file import Footer
@@ -47,8 +47,8 @@ class Tampered(Stores):
 
     verbs: dict[str, Verb]
 
-    def resolve(self, uri: str, *, plain: bool = False) -> Any:
-        store, path = super().resolve(uri, plain=plain)
+    def resolve(self, uri: str, *, via_fsspec: bool = False) -> Any:
+        store, path = super().resolve(uri, via_fsspec=via_fsspec)
         return _Through(store, self.verbs), path
 
 
@@ -648,7 +648,7 @@ def test_an_image_with_two_rows_is_reported_by_name(place: Place, table: str) ->
     row = results("a", "b") if table == "labels" else rejects("a", "b")
     commit(ledger(place()), row)
     place().put(f"{table}/{part(2)}", place().read(f"{table}/{part(1)}"))
-    with pytest.raises(BooksError, match=part(2)):
+    with pytest.raises(AuditError, match=part(2)):
         ledger(place())
 
 
@@ -885,7 +885,7 @@ class InMemory(Stores):
         super().__init__(StorageConfig(), {})
         self.memory = memory
 
-    def resolve(self, uri: str, *, plain: bool = False) -> Any:
+    def resolve(self, uri: str, *, via_fsspec: bool = False) -> Any:
         return self.memory, uri
 
 

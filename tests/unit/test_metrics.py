@@ -1,4 +1,4 @@
-"""The figures of an evaluation, held against scikit-learn's and against a bootstrap by hand."""
+"""The metrics of an evaluation, compared with those of scikit-learn and scipy and with a bootstrap by hand."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def labels() -> tuple[np.ndarray, np.ndarray]:
     return truth, np.where(draw.random(N) < 0.7, truth, draw.integers(0, CLASSES, N)) % (CLASSES - 2)
 
 
-def test_per_class_figures_are_scikit_learns(labels: tuple[np.ndarray, np.ndarray]) -> None:
+def test_per_class_figures_are_those_of_scikit_learn(labels: tuple[np.ndarray, np.ndarray]) -> None:
     truth, predicted = labels
     confusion = metrics.Confusion.of(truth, predicted, CLASSES)
     assert (confusion.matrix() == theirs.confusion_matrix(truth, predicted, labels=range(CLASSES))).all()
-    found = metrics.PerClass.of(confusion)
+    per_class = metrics.PerClass.of(confusion)
     precision, recall, f1, support = theirs.precision_recall_fscore_support(
         truth, predicted, labels=range(CLASSES), zero_division=np.nan
     )
-    assert (found.support == support).all()
-    for ours, expected in ((found.precision, precision), (found.recall, recall), (found.f1, f1)):
+    assert (per_class.support == support).all()
+    for ours, expected in ((per_class.precision, precision), (per_class.recall, recall), (per_class.f1, f1)):
         assert np.allclose(ours, expected, equal_nan=True)
-    assert np.isnan(found.precision[-1]) and np.isnan(found.f1[-1])
-    assert found.macro(found.recall) == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
+    assert np.isnan(per_class.precision[-1]) and np.isnan(per_class.f1[-1])
+    assert per_class.macro(per_class.recall) == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
 
 
-def test_mistakes_come_most_frequent_first(labels: tuple[np.ndarray, np.ndarray]) -> None:
+def test_mistakes_are_sorted_by_descending_count(labels: tuple[np.ndarray, np.ndarray]) -> None:
     wrong = metrics.Confusion.of(*labels, CLASSES).mistakes()
     assert (np.diff(wrong.count) <= 0).all() and (wrong.truth != wrong.predicted).all()
     assert wrong.count.sum() == np.count_nonzero(labels[0] != labels[1])
@@ -48,17 +48,17 @@ def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.nd
     other = right & (draw.random(N) < 0.9)
     again = [draw.integers(0, N, N) for _ in range(1000)]
     cases = [
-        (metrics.share(right), [right[i].mean() for i in again]),
+        (metrics.proportion(right), [right[i].mean() for i in again]),
         (metrics.difference(right, other), [right[i].mean() - other[i].mean() for i in again]),
         (
             metrics.calibration(score, right).ece,
             [metrics.calibration(score[i], right[i]).ece.value for i in again[:200]],
         ),
     ]
-    for found, by_hand in cases:
+    for estimate, by_hand in cases:
         low, high = np.quantile(by_hand, [0.025, 0.975])
-        assert found.low == pytest.approx(low, abs=0.008) and found.high == pytest.approx(high, abs=0.008)
-        assert found.low < found.value < found.high
+        assert estimate.low == pytest.approx(low, abs=0.008) and estimate.high == pytest.approx(high, abs=0.008)
+        assert estimate.low < estimate.value < estimate.high
 
 
 @pytest.mark.parametrize(
@@ -67,30 +67,30 @@ def test_intervals_are_those_of_resampled_images(labels: tuple[np.ndarray, np.nd
 )
 def test_intervals_of_proportions_are_those_of_newcombe_s_table(part: int, total: int, low: float, high: float) -> None:
     # Newcombe: Two-sided confidence intervals for the single proportion (1998), table I, method 3.
-    found = metrics.proportion(part, total)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high) and found.value == part / total
+    estimate = metrics.proportion_of(part, total)
+    assert (round(estimate.low, 4), round(estimate.high, 4)) == (low, high) and estimate.value == part / total
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 96, 5_000, 10**7])
 def test_intervals_of_proportions_are_scipy_s_wilson_intervals(total: int) -> None:
     parts = np.unique([0, 1, total // 3, total - 1, total])
-    found = metrics.wilson(parts, np.full(len(parts), total))
-    for part, interval in zip(parts.tolist(), found, strict=True):
+    intervals = metrics.wilson(parts, np.full(len(parts), total))
+    for part, interval in zip(parts.tolist(), intervals, strict=True):
         assert interval == pytest.approx(tuple(binomtest(part, total).proportion_ci(method="wilson")), abs=1e-9)
-    assert found.min() >= 0 and found.max() <= 1
+    assert intervals.min() >= 0 and intervals.max() <= 1
 
 
-def test_a_small_set_without_a_mistake_is_not_certain() -> None:
-    perfect, none = metrics.share(np.ones(96, bool)), metrics.share(np.zeros(96, bool))
+def test_the_interval_of_a_small_set_without_a_mistake_has_a_width() -> None:
+    perfect, none = metrics.proportion(np.ones(96, bool)), metrics.proportion(np.zeros(96, bool))
     assert str(perfect) == "100.00% (96.15% to 100.00%)" and str(none) == "0.00% (0.00% to 3.85%)"
 
 
-def test_figures_of_classes_and_of_coverage_have_intervals_and_none_where_there_is_nothing() -> None:
+def test_figures_of_classes_and_of_coverage_have_intervals_except_without_images() -> None:
     truth, predicted = np.array([0] * 10 + [1] * 10), np.array([0] * 9 + [1] + [1] * 10)
-    found = metrics.PerClass.of(metrics.Confusion.of(truth, predicted, 3))
-    assert found.recall_interval.round(3).tolist()[:2] == [[0.596, 0.982], [0.722, 1.0]]  # 9 and 10 of 10
-    assert found.precision_interval.round(3).tolist()[:2] == [[0.701, 1.0], [0.623, 0.984]]  # 9 of 9, 10 of 11
-    assert np.isnan(found.recall_interval[2]).all() and np.isnan(found.precision_interval[2]).all()
+    per_class = metrics.PerClass.of(metrics.Confusion.of(truth, predicted, 3))
+    assert per_class.recall_interval.round(3).tolist()[:2] == [[0.596, 0.982], [0.722, 1.0]]  # 9 and 10 of 10
+    assert per_class.precision_interval.round(3).tolist()[:2] == [[0.701, 1.0], [0.623, 0.984]]  # 9 of 9, 10 of 11
+    assert np.isnan(per_class.recall_interval[2]).all() and np.isnan(per_class.precision_interval[2]).all()
     covered = metrics.coverage(np.array([0.2, 0.9]), np.array([False, True]), steps=2)
     assert covered.interval[:2].round(3).tolist() == [[0.095, 0.905], [0.207, 1.0]]  # 1 of 2, 1 of 1
     assert np.isnan(covered.interval[2]).all()
@@ -98,7 +98,7 @@ def test_figures_of_classes_and_of_coverage_have_intervals_and_none_where_there_
     assert first.tolist() == [0, 0.793] and second.tolist() == [0.342, 1]
 
 
-def test_ece_is_near_zero_for_probabilities_and_large_for_boasts() -> None:
+def test_ece_is_near_zero_for_probabilities_and_large_for_overconfident_scores() -> None:
     draw = np.random.default_rng(2)
     score = draw.random(20_000)
     assert metrics.calibration(score, draw.random(20_000) < score).ece.value < 0.02
@@ -107,17 +107,17 @@ def test_ece_is_near_zero_for_probabilities_and_large_for_boasts() -> None:
     assert metrics.calibration(np.array([0.0, 1.0]), np.array([False, True])).ece.value == 0
 
 
-def test_coverage_counts_every_image_once_and_a_score_on_the_line_as_reaching_it() -> None:
+def test_coverage_includes_images_whose_score_equals_the_minimum() -> None:
     score = np.array([0.0, 0.3, 0.3, 0.7, 1.0], np.float32)
-    found = metrics.coverage(score, np.array([False, False, True, True, True]))
-    at = {round(float(asked), 2): number for number, asked in enumerate(found.score)}
-    assert found.coverage[[at[0.0], at[0.3], at[0.31], at[0.7], at[1.0]]].tolist() == [1.0, 0.8, 0.4, 0.4, 0.2]
-    assert found.accuracy[[at[0.0], at[0.3], at[0.31]]].tolist() == [0.6, 0.75, 1.0]
+    curve = metrics.coverage(score, np.array([False, False, True, True, True]))
+    at = {round(float(minimum), 2): number for number, minimum in enumerate(curve.score)}
+    assert curve.coverage[[at[0.0], at[0.3], at[0.31], at[0.7], at[1.0]]].tolist() == [1.0, 0.8, 0.4, 0.4, 0.2]
+    assert curve.accuracy[[at[0.0], at[0.3], at[0.31]]].tolist() == [0.6, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_a_temperature_can_be_taken_back_from_all_probabilities(temperature: float) -> None:
+def test_the_score_before_temperature_follows_from_all_probabilities(temperature: float) -> None:
     logits = -np.sort(-np.random.default_rng(3).normal(0, 4, (50, 80)))
     soft = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
-    found = metrics.before_temperature(soft(logits / temperature).astype(np.float32), temperature)
-    assert np.allclose(found, soft(logits)[:, 0], rtol=1e-4)
+    before = metrics.before_temperature(soft(logits / temperature).astype(np.float32), temperature)
+    assert np.allclose(before, soft(logits)[:, 0], rtol=1e-4)

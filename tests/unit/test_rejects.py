@@ -60,7 +60,7 @@ def test_reasons_are_the_closed_list_of_the_contract() -> None:
     assert ", ".join(REASONS) == contract
 
 
-def test_reasons_of_a_store_that_may_recover_are_transient() -> None:
+def test_failures_of_the_store_are_transient() -> None:
     passing = {reason for reason in REASONS if is_passing("fetch", reason)}
     assert passing == {"vanished", "changed", "forbidden", "unreachable", "timeout", "out_of_memory"}
     assert {reason for reason in REASONS if is_passing("decode", reason)} == {"out_of_memory"}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.errors import BooksError, ImgbatchError, OutputError
+from imgbatch.errors import AuditError, ImgbatchError, OutputError
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.part_file import decode, encode
@@ -151,7 +151,7 @@ def test_the_lost_reject_of_a_truncated_tar_is_written_again(run: Run) -> None:
     labels = run.rows()
     assert run.rows("rejects") == {"a.tar": "truncated"} and labels
     part(run, "rejects", 1).unlink()
-    with pytest.raises(BooksError, match=r"missing: .*rejects/part-00000001\.parquet; in no row: .*a\.tar#"):
+    with pytest.raises(AuditError, match=r"missing: .*rejects/part-00000001\.parquet; in no row: .*a\.tar#"):
         audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     assert run.rows("rejects") == {"a.tar": "truncated"} and run.rows() == labels
@@ -249,7 +249,7 @@ def test_a_missing_part_is_named_with_its_remedy(run: Run, table: str) -> None:
     for lost in parts(run, table)[:-1]:
         kept = part(run, table, lost).read_bytes()
         part(run, table, lost).unlink()
-        with pytest.raises(BooksError) as caught:
+        with pytest.raises(AuditError) as caught:
             audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
         said = str(caught.value)
         assert f"missing: {part(run, table, lost)}" in said and "run the same classify.py command again" in said
@@ -265,7 +265,7 @@ def test_a_missing_part_is_named_even_if_no_row_is_missing(run: Run) -> None:
     run.put("3.png", picture(3))
     run()
     part(run, "labels", 2).unlink()  # a seal
-    with pytest.raises(BooksError, match=r"missing: .*labels/part-00000002\.parquet"):
+    with pytest.raises(AuditError, match=r"missing: .*labels/part-00000002\.parquet"):
         audit.audit(run.output, run.output.folder("runs/2/listing")).require_reconciled()
     run()
     assert len(run.rows()) == 4 and parts(run, "labels") == [1, 2, 3, 4, 5]
@@ -293,10 +293,10 @@ def test_a_copied_part_is_named_and_its_remedy_works(run: Run, table: str, to: s
     with_rows = [n for n in log.numbers if len(log.part(n)[0])]
     target = {"next": log.next, "later": log.next + 3, "over a lost one": with_rows[0]}[to]
     shutil.copy(part(run, table, with_rows[1]), part(run, table, target))
-    with pytest.raises(BooksError) as caught:
+    with pytest.raises(AuditError) as caught:
         audit.audit(run.output, run.output.folder(f"runs/{run.number}/listing")).require_reconciled()
     assert all(str(part(run, table, number)) in str(caught.value) for number in (with_rows[1], target))
-    with pytest.raises(BooksError) as caught:
+    with pytest.raises(AuditError) as caught:
         run()
     assert all(str(part(run, table, number)) in str(caught.value) for number in (with_rows[1], target))
     assert move_away(str(caught.value)) == 1
@@ -315,7 +315,7 @@ def test_copies_of_all_parts_are_moved_away_in_a_few_steps(run: Run) -> None:
     for _ in range(3):
         try:
             run()
-        except BooksError as error:
+        except AuditError as error:
             assert move_away(str(error)) <= 5
     run()
     require_whole(run)
@@ -330,7 +330,7 @@ def test_the_next_run_removes_the_reject_of_a_labelled_member(run: Run) -> None:
     labelled = pa.array([f"{run.input}/a.tar#0001.png"])
     second = rows.slice(0, 1).set_column(0, rows.schema.field("uri"), labelled)
     file.write_bytes(encode(pa.concat_tables([rows, second]), footer.metadata()))
-    with pytest.raises(BooksError, match=r"in two rows: .*0001\.png.*run the same classify\.py command again"):
+    with pytest.raises(AuditError, match=r"in two rows: .*0001\.png.*run the same classify\.py command again"):
         audit.audit(run.output, run.output.folder("runs/1/listing")).require_reconciled()
     run()
     require_whole(run)

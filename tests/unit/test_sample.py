@@ -22,7 +22,7 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.part_file import Footer
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.verification.relabel import Reservoir
-from imgbatch.verification.sample import in_another_format, in_the_format_of, restored
+from imgbatch.verification.sample import original_config, other_format, with_recorded_format
 from tests.conftest import ROOT, Job, write_model
 from tests.unit.offline import classify_here
 from tests.unit.pictures import encode, scene
@@ -173,7 +173,7 @@ def test_changed_and_vanished_images_are_skipped_and_counted(job: Job, place: Pa
     assert ended.code == 2 and "0 compared, 28 skipped" in ended.err and "nothing is known" in ended.err
 
 
-def test_the_model_is_that_of_the_output_wherever_it_lies_now(job: Job, place: Path, tmp_path: Path) -> None:
+def test_the_model_of_the_output_may_have_moved(job: Job, place: Path, tmp_path: Path) -> None:
     (record,) = (place / "out").glob("runs/*/run.json")
     said = json.loads(record.read_text())
     was = said["model"]["name"]
@@ -193,19 +193,22 @@ def test_an_image_that_ends_the_process_is_skipped_and_its_neighbours_are_compar
     (tmp_path / "sitecustomize.py").write_text(KILLS)
     ended = job("verify", place / "out", "--sample", 100, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert ended.code == 0, ended.err
-    assert "27 compared, 1 skipped (1 crashed), none wrong" in ended.out and "decoded one by one" in ended.err
+    assert (
+        "27 compared, 1 skipped (1 crashed), none wrong" in ended.out
+        and "each decoded in a process of its own" in ended.err
+    )
 
 
 @pytest.mark.parametrize(
     "flags",
     [("--model", "x"), ("--seed", "1"), ("--sample", "0"), ("--sample", "-3"), ("--sample", "3", "--seed", "-1")],
 )
-def test_flags_that_make_no_sense_are_refused(job: Job, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_invalid_flags_are_refused(job: Job, tmp_path: Path, flags: tuple[str, ...]) -> None:
     ended = job("verify", tmp_path, *flags)
     assert ended.code == 2 and flags[-2] in ended.err and "_SUCCESS" not in ended.err
 
 
-def test_rows_that_were_made_in_16_bits_elsewhere(job: Job, place: Path, tiny_model: Path) -> None:
+def test_rows_that_another_machine_computed_in_16_bits_are_right(job: Job, place: Path, tiny_model: Path) -> None:
     """Their record says that a GPU made them; here the images are labelled in 32 bits, and doubtful ones once more in 16."""
     output = place / "half"
     inputs = ("--input", place / "images", "--output", output, "--model", tiny_model)
@@ -228,7 +231,7 @@ def reservoir(sizes: list[int], size: int, seed: int, folder: Folder) -> list[st
         sink = io.BytesIO()
         uris = [str(each) for each in range(number, number + count)]
         pq.write_table(pa.table({"uri": uris, "label": uris}), sink)
-        drawn.take(Log(folder), 1, pq.ParquetFile(sink), Footer("run", {}))
+        drawn.add_part(Log(folder), 1, pq.ParquetFile(sink), Footer("run", {}))
         number += count
     rows = drawn.rows()
     assert drawn.seen == number and rows["label"].to_pylist() == rows["uri"].to_pylist()
@@ -249,7 +252,7 @@ def test_each_row_is_drawn_with_the_same_probability(tmp_path: Path) -> None:
     assert sorted(map(int, reservoir(sizes, 100, 0, folder))) == list(range(40))
 
 
-def test_the_sample_is_labelled_in_the_format_of_its_rows_where_a_cpu_made_them() -> None:
+def test_the_sample_uses_the_recorded_number_format_if_a_cpu_computed_its_rows() -> None:
     ov = {"device": "cpu", "dtype": "bfloat16", "runtime": "openvino 2026.4.1"}
     exact = {"device": "cpu", "dtype": "float32", "runtime": "torch 2.14.1+cu130"}
     gpu = {"device": "cuda", "dtype": "float16", "runtime": "torch 2.14.1+cu130"}
@@ -258,21 +261,21 @@ def test_the_sample_is_labelled_in_the_format_of_its_rows_where_a_cpu_made_them(
         ([ov], "bfloat16", "openvino", False), ([exact], "float32", "torch", True), ([ov, exact], "float32", "torch", False),
         ([gpu], "float32", "auto", False), ([{}], "float32", "auto", False), ([exact, {}], "float32", "torch", False),
     ):  # fmt: skip
-        found, is_exact = in_the_format_of(chosen, records)
+        found, is_exact = with_recorded_format(chosen, records)
         assert (found.classify.dtype, found.classify.runtime, is_exact) == (dtype, runtime, equal)
-        assert in_another_format(found).classify == ClassifyConfig(dtype="bfloat16", runtime="torch")
+        assert other_format(found.classify) == ClassifyConfig(dtype="bfloat16", runtime="torch")
     asked = replace(chosen, classify=ClassifyConfig(dtype="bfloat16", runtime="torch"))
-    assert in_the_format_of(asked, [exact]) == (asked, False)
-    assert in_another_format(asked).classify.dtype == "float32"
+    assert with_recorded_format(asked, [exact]) == (asked, False)
+    assert other_format(asked.classify).dtype == "float32"
 
 
-def test_what_the_output_was_made_with_is_restored() -> None:
+def test_the_config_of_the_output_is_restored() -> None:
     model = {"name": "ignored", "weights": None, "crop_pct": 0.9, "mean": [0.1, 0.2, 0.3], "of_the_future": 1}
     record = {"model": {"name": "s3://m/x"}, "config": {"model": model, "decode": {"max_pixels": 1 << 30}, "fetch": {}}}
     fingerprint = {"top_k": 1, "answer.min_score": 0.7, "source.image_column": "photo"}
-    found = restored(Config(), None, fingerprint, record)
+    found = original_config(Config(), None, fingerprint, record)
     assert (found.model.name, found.model.crop_pct, found.model.mean) == ("s3://m/x", 0.9, (0.1, 0.2, 0.3))
     assert (found.top_k, found.answer.min_score, found.source.image_column) == (2, 0.7, "photo")
     assert found.decode.max_pixels == 1 << 30 and found.fetch == Config().fetch
-    assert restored(Config(), "./moved", fingerprint, record).model.name == "./moved"
-    assert restored(Config(), "./moved", {}, {}).top_k == 5
+    assert original_config(Config(), "./moved", fingerprint, record).model.name == "./moved"
+    assert original_config(Config(), "./moved", {}, {}).top_k == 5

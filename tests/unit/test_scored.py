@@ -1,4 +1,4 @@
-"""Labels joined with truths: the right truth for the right image, whatever the order, and nothing left out in silence."""
+"""Labels joined with true classes: the right class for the right image in any order, and no image omitted silently."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from imgbatch.config.sections import SourceConfig, StorageConfig
-from imgbatch.errors import BooksError, BudgetError, InputError, ModelError
+from imgbatch.errors import AuditError, BudgetError, InputError, ModelError
 from imgbatch.evaluation.evaluation import Evaluation, compared
-from imgbatch.evaluation.ground_truth import Truths
+from imgbatch.evaluation.ground_truth import GroundTruth
 from imgbatch.evaluation.labelled_inputs import Resolver
-from imgbatch.evaluation.predictions import PREDICTIONS, Scored, worst
+from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader, worst
 from imgbatch.evaluation.training_images import TrainingImages
-from imgbatch.inference.label_columns import answers
+from imgbatch.inference.label_columns import answer_columns
 from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.models import imagenet, taxonomy
 from imgbatch.models.model import Model
@@ -35,25 +35,30 @@ TREE = b"label,kind\nGala,Apple\nFuji,Apple\nLime,Citrus\n<b>Fig & co</b>,Fig\nP
 N = 40
 
 
-def model(labels: tuple[str, ...] = FRUIT, tree: bytes | None = TREE) -> Model:
-    """Return a model that is never run."""
+def make_model(labels: tuple[str, ...] = FRUIT, tree: bytes | None = TREE) -> Model:
+    """Return a model that is not run."""
     preprocess = Preprocess(height=8, width=8, resize=(8,))
-    known = tree and taxonomy.read(tree, "t.csv", labels)
+    tree_of_labels = tree and taxonomy.read(tree, "t.csv", labels)
     return Model(
-        name="s3://m/fruit", digest="0" * 64, labels=labels, preprocess=preprocess, taxonomy=known or None, network=list
+        name="s3://m/fruit",
+        digest="0" * 64,
+        labels=labels,
+        preprocess=preprocess,
+        taxonomy=tree_of_labels or None,
+        network=list,
     )
 
 
-def predicted(who: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+def predicted(model: Model, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
     """Return rows of labels/ for N images, all classes named in each, and all probabilities."""
-    scores = np.random.default_rng(seed).dirichlet(np.full(len(who.labels), 0.4), N).astype(np.float32)
+    scores = np.random.default_rng(seed).dirichlet(np.full(len(model.labels), 0.4), N).astype(np.float32)
     ids = np.argsort(-scores, 1).astype(np.int32)
     above = None
-    if who.taxonomy:
-        (kinds, _) = who.taxonomy.roll_up(scores)
+    if model.taxonomy:
+        (kinds, _) = model.taxonomy.roll_up(scores)
         above = Prediction(kinds.argmax(1)[:, None].astype(np.int32), kinds.max(1)[:, None])
-    columns = answers(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), who, 0.5)
-    columns |= {"uri": pa.array([f"s3://b/{i}.jpg" for i in range(N)]), "model": pa.array([who.reference] * N)}
+    columns = answer_columns(Prediction(ids, np.take_along_axis(scores, ids, 1), above=above), model, 0.5)
+    columns |= {"uri": pa.array([f"s3://b/{i}.jpg" for i in range(N)]), "model": pa.array([model.reference] * N)}
     columns |= {"run_id": pa.array(["r"] * N)}
     rows = [columns.get(field.name, pa.nulls(N, field.type)) for field in LABELS]
     return pa.Table.from_arrays(rows, schema=LABELS), scores
@@ -66,7 +71,7 @@ def write(
     rejected: list[dict[str, Any]] = [],  # noqa: B006
     fingerprint: dict[str, Any] = {},  # noqa: B006
 ) -> None:
-    """Write an output as the main job leaves it."""
+    """Write an output as the main job does."""
     footer = Footer("r", fingerprint).metadata()
     for number, part in enumerate((rows.slice(0, 25), rows.slice(25)), 1):
         folder.put(f"labels/part-{number:08d}.parquet", encode(part, footer))
@@ -81,24 +86,24 @@ def output(tmp_path: Path) -> Folder:
     return Folder(Stores(StorageConfig(), {}), str(tmp_path / "out"))
 
 
-def truths(labels: list[str], who: Model) -> Truths:
-    """Return the truths of all images, listed in another order than the table has them, the first one twice."""
+def ground_truth(labels: list[str], model: Model) -> GroundTruth:
+    """Return the true classes of all images, listed in another order than that of the table, the first one twice."""
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: labels[i]} for i in reversed(range(N))]
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     batches = [pa.RecordBatch.from_pylist(listed[start : start + 7], schema=schema) for start in range(0, N, 7)]
-    return Truths([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], who.labels)
+    return GroundTruth([*batches, pa.RecordBatch.from_pylist(listed[:1], schema=schema)], model.labels)
 
 
-def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
+def test_each_label_is_compared_with_the_true_class_of_its_image(output: Folder) -> None:
+    model = make_model()
+    rows, scores = predicted(model)
     write(output, rows)
     classes = np.random.default_rng(5).integers(0, len(FRUIT), N)
-    known = truths([FRUIT[number] for number in classes], who)
-    scored = Scored(known, who, temperature=2.0)
-    table = pa.concat_tables(scored.take(output.folder("labels")))
-    scored.require_all(output)
-    assert len(known) == N and table.select(PREDICTIONS.names).cast(PREDICTIONS).num_rows == N
+    truths = ground_truth([FRUIT[number] for number in classes], model)
+    reader = LabelReader(truths, model, temperature=2.0)
+    table = pa.concat_tables(reader.take(output.folder("labels")))
+    reader.require_all(output)
+    assert len(truths) == N and table.select(PREDICTIONS.names).cast(PREDICTIONS).num_rows == N
     by_uri = {row["uri"]: row for row in table.to_pylist()}
     for image in range(N):
         row = by_uri[f"s3://b/{image}.jpg"]
@@ -108,14 +113,17 @@ def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
         if row["answer"] is None:
             assert row["answer_right"] is None
         else:
-            assert row["answer_right"] == (row["answer"] in who.taxonomy.path(classes[image]))  # type: ignore[union-attr]
-    figures = Evaluation.of(scored).public()
+            assert row["answer_right"] == (row["answer"] in model.taxonomy.path(classes[image]))  # type: ignore[union-attr]
+    figures = Evaluation.of(reader).public()
     assert figures["n"] == N and figures["top1"] == pytest.approx((scores.argmax(1) == classes).mean())
-    kinds = np.array(who.taxonomy.levels[0].node_of)  # type: ignore[union-attr]
-    said = who.taxonomy.roll_up(scores)[0].argmax(1)  # type: ignore[union-attr]
-    assert figures["levels"] == {"kind": pytest.approx((said == kinds[classes]).mean()), "label": figures["top1"]}
-    assert scored.before is not None and np.allclose(
-        np.sort(scored.before), np.sort((scores**2).max(1) / (scores.astype(float) ** 2).sum(1)), rtol=1e-3
+    kinds = np.array(model.taxonomy.levels[0].node_of)  # type: ignore[union-attr]
+    predicted_kinds = model.taxonomy.roll_up(scores)[0].argmax(1)  # type: ignore[union-attr]
+    assert figures["levels"] == {
+        "kind": pytest.approx((predicted_kinds == kinds[classes]).mean()),
+        "label": figures["top1"],
+    }
+    assert reader.scores.score_before is not None and np.allclose(
+        np.sort(reader.scores.score_before), np.sort((scores**2).max(1) / (scores.astype(float) ** 2).sum(1)), rtol=1e-3
     )
     assert sum(each["share"] for each in figures["answers"]) == pytest.approx(1)
     json.dumps(figures, allow_nan=False)
@@ -124,131 +132,139 @@ def test_each_label_meets_its_own_images_truth(output: Folder) -> None:
 HASHES = np.random.default_rng(9).integers(0, 2**64, N, dtype=np.uint64)
 
 
-def evaluated(output: Folder, known: TrainingImages | None, *, hashed: bool = True) -> Evaluation:
+def evaluated(output: Folder, images: TrainingImages | None, *, hashed: bool = True) -> Evaluation:
     """Return the figures of an output in which the first 20 images have a right label, and image i has HASHES[i]."""
-    who = model()
-    rows, scores = predicted(who)
+    model = make_model()
+    rows, scores = predicted(model)
     if hashed:
         rows = rows.append_column("content_hash", pa.array(HASHES))
     write(output, rows, fingerprint={"output.content_hash": True} if hashed else {})
     best = scores.argmax(1)
-    scored = Scored(truths([FRUIT[(number + (i >= 20)) % 6] for i, number in enumerate(best)], who), who, None, known)
-    list(scored.take(output.folder("labels")))
-    return Evaluation.of(scored)
+    reader = LabelReader(
+        ground_truth([FRUIT[(number + (i >= 20)) % 6] for i, number in enumerate(best)], model), model, None, images
+    )
+    list(reader.take(output.folder("labels")))
+    return Evaluation.of(reader)
 
 
-def test_images_that_the_model_has_seen_are_counted_and_the_others_scored_apart(output: Folder) -> None:
-    found = evaluated(output, TrainingImages.of(HASHES[:15], HASHES[30:32]))
-    said = found.public()["seen"]
-    assert said.pop("unseen") == {
+def test_images_seen_in_training_are_counted_and_the_others_scored_separately(output: Folder) -> None:
+    evaluation = evaluated(output, TrainingImages.of(HASHES[:15], HASHES[30:32]))
+    seen = evaluation.public()["seen"]
+    assert seen.pop("unseen") == {
         "n": 23,
         "top1": pytest.approx(5 / 23),
         "interval_95": pytest.approx([0.097, 0.419], abs=1e-3),
     }
-    assert said == {"trained": 15, "selected": 2, "compared": N, "share_of_hashes": 1.0}
-    assert str(found.seen) == "15 of 40 images were trained on, 2 of 40 images were used to select the model"
-    text = page(found, None, None, [])
+    assert seen == {"trained": 15, "selected": 2, "compared": N, "share_of_hashes": 1.0}
+    assert str(evaluation.seen) == "15 of 40 images were trained on, 2 of 40 images were used to select the model"
+    text = page(evaluation, None, None, [])
     warning = text[text.index('class="warning"') : text.index("<table>")]
     assert "15 of 40 images were trained on" in warning and "top-1 of 23 images" in warning and "21.74%" in warning
 
 
-def test_where_all_or_none_were_seen_there_is_no_second_figure(output: Folder) -> None:
-    every = evaluated(output.folder("a"), TrainingImages.of(HASHES, HASHES[:0]))
-    none = evaluated(output.folder("b"), TrainingImages.of(HASHES[:0], ~HASHES))
-    for found, trained in ((every, N), (none, 0)):
-        said = found.public()["seen"]
-        assert (said["trained"], said["selected"], said["unseen"]) == (trained, 0, None)
-    assert 'class="warning"' in page(every, None, None, []) and 'class="warning"' not in page(none, None, None, [])
-    assert "None of 40 images was trained on." in page(none, None, None, [])
-    against = page(none, every, compared(none, every), [])
+def test_if_all_or_no_images_were_seen_there_is_no_separate_figure(output: Folder) -> None:
+    all_seen = evaluated(output.folder("a"), TrainingImages.of(HASHES, HASHES[:0]))
+    none_seen = evaluated(output.folder("b"), TrainingImages.of(HASHES[:0], ~HASHES))
+    for evaluation, trained in ((all_seen, N), (none_seen, 0)):
+        seen = evaluation.public()["seen"]
+        assert (seen["trained"], seen["selected"], seen["unseen"]) == (trained, 0, None)
+    assert 'class="warning"' in page(all_seen, None, None, []) and 'class="warning"' not in page(
+        none_seen, None, None, []
+    )
+    assert "None of 40 images was trained on." in page(none_seen, None, None, [])
+    against = page(none_seen, all_seen, compared(none_seen, all_seen), [])
     assert "s3://m/fruit: None of 40" in against and "s3://m/fruit: 40 of 40 images were trained on" in against
 
 
-@pytest.mark.parametrize(("known", "hashed"), [(None, True), (TrainingImages.of(HASHES, HASHES), False)])
-def test_without_hashes_of_the_model_or_of_the_images_it_is_not_known(
-    output: Folder, known: TrainingImages | None, hashed: bool
+@pytest.mark.parametrize(("images", "hashed"), [(None, True), (TrainingImages.of(HASHES, HASHES), False)])
+def test_without_hashes_it_is_not_known_which_images_were_seen(
+    output: Folder, images: TrainingImages | None, hashed: bool
 ) -> None:
-    found = evaluated(output, known, hashed=hashed)
-    assert found.seen is None and found.public()["seen"] is None
-    assert "Whether the model was trained on them is not known" in page(found, None, None, [])
+    evaluation = evaluated(output, images, hashed=hashed)
+    assert evaluation.seen is None and evaluation.public()["seen"] is None
+    assert "Whether the model was trained on them is not known" in page(evaluation, None, None, [])
 
 
-def test_a_sample_of_hashes_scores_the_images_that_it_can_look_up(output: Folder) -> None:
-    known = TrainingImages.of(HASHES[:20], HASHES[:0], limit=10)
-    found = evaluated(output, known)
-    inside = np.less_equal(HASHES, known.hashes[-1])
+def test_with_a_sample_of_hashes_the_images_in_the_sample_are_scored_separately(output: Folder) -> None:
+    images = TrainingImages.of(HASHES[:20], HASHES[:0], limit=10)
+    evaluation = evaluated(output, images)
+    inside = np.less_equal(HASHES, images.hashes[-1])
     others = int(np.count_nonzero(inside[20:]))
-    said = found.public()["seen"]
-    assert said["compared"] == 10 + others and said["trained"] == round(10 * N / (10 + others))
-    assert said["unseen"]["n"] == others and said["unseen"]["top1"] == 0, "the images 20 to 39 have a wrong label"
+    seen = evaluation.public()["seen"]
+    assert seen["compared"] == 10 + others and seen["trained"] == round(10 * N / (10 + others))
+    assert seen["unseen"]["n"] == others and seen["unseen"]["top1"] == 0, "the images 20 to 39 have a wrong label"
 
 
-def test_two_models_with_their_classes_in_another_order_are_compared_image_by_image(output: Folder) -> None:
-    first, second = model(), model(labels=FRUIT[::-1], tree=None)
+def test_two_models_with_different_class_orders_are_compared_image_by_image(output: Folder) -> None:
+    first, second = make_model(), make_model(labels=FRUIT[::-1], tree=None)
     rows, scores = predicted(first)
-    known = truths([FRUIT[number] for number in scores.argmax(1)], first)  # the first model is always right
+    truths = ground_truth([FRUIT[number] for number in scores.argmax(1)], first)  # the first model is always right
     evaluations = []
-    for who, place in ((first, output.folder("a")), (second, output.folder("b"))):
-        table = rows if who is first else predicted(who, seed=1)[0]
+    for model, place in ((first, output.folder("a")), (second, output.folder("b"))):
+        table = rows if model is first else predicted(model, seed=1)[0]
         write(place, table)
-        scored = Scored(known, who)
-        list(scored.take(place.folder("labels")))
-        evaluations.append(Evaluation.of(scored))
-    found = compared(*evaluations)
-    assert evaluations[0].top1.value == 1 and found["only_second_right"] == 0
-    assert found["top1"]["difference"] == pytest.approx(1 - evaluations[1].top1.value)
-    assert found["only_first_right"] == round((1 - evaluations[1].top1.value) * N)
+        reader = LabelReader(truths, model)
+        list(reader.take(place.folder("labels")))
+        evaluations.append(Evaluation.of(reader))
+    comparison = compared(*evaluations)
+    assert evaluations[0].metrics.top1.value == 1 and comparison["only_second_right"] == 0
+    assert comparison["top1"]["difference"] == pytest.approx(1 - evaluations[1].metrics.top1.value)
+    assert comparison["only_first_right"] == round((1 - evaluations[1].metrics.top1.value) * N)
 
 
-def test_figures_over_fewer_images_than_were_listed_are_refused_with_the_rejects_names(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
-    known = truths([FRUIT[number] for number in scores.argmax(1)], who)
+def test_missing_labels_are_refused_with_the_names_of_the_rejects(output: Folder) -> None:
+    model = make_model()
+    rows, scores = predicted(model)
+    truths = ground_truth([FRUIT[number] for number in scores.argmax(1)], model)
     refused = [{"uri": "s3://b/39.jpg", "reason": "truncated"}, {"uri": "s3://else/x.jpg", "reason": "empty"}]
     write(output, rows.slice(0, N - 1), rejected=refused)
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
+    reader = LabelReader(truths, model)
+    list(reader.take(output.folder("labels")))
     with pytest.raises(
         BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/39.jpg \(truncated\)\."
     ):
-        scored.require_all(output)
+        reader.require_all(output)
     write(output, rows.slice(0, N - 2), rejected=refused)
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
-    with pytest.raises(BooksError, match="1 are in neither labels/ nor rejects/"):
-        scored.require_all(output)
+    reader = LabelReader(truths, model)
+    list(reader.take(output.folder("labels")))
+    with pytest.raises(AuditError, match="1 are in neither labels/ nor rejects/"):
+        reader.require_all(output)
 
 
 def test_labels_of_another_model_are_refused(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
+    model = make_model()
+    rows, scores = predicted(model)
     other = rows.set_column(rows.schema.get_field_index("model"), LABELS.field("model"), pa.array(["x@123"] * N))
     write(output, other)
     with pytest.raises(ModelError, match="was written by x@123, not by s3://m/fruit@0000"):
-        list(Scored(truths([FRUIT[n] for n in scores.argmax(1)], who), who).take(output.folder("labels")))
+        list(
+            LabelReader(ground_truth([FRUIT[n] for n in scores.argmax(1)], model), model).take(output.folder("labels"))
+        )
 
 
-def test_the_page_escapes_names_and_shows_the_worst(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
+def test_the_page_escapes_names_and_shows_the_worst_mistakes(output: Folder) -> None:
+    model = make_model()
+    rows, scores = predicted(model)
     write(output, rows)
-    scored = Scored(truths([FRUIT[(number + 3) % 6] for number in scores.argmax(1)], who), who, temperature=1.5)
+    reader = LabelReader(
+        ground_truth([FRUIT[(number + 3) % 6] for number in scores.argmax(1)], model), model, temperature=1.5
+    )
     mistakes = None
-    for part in scored.take(output.folder("labels")):
+    for part in reader.take(output.folder("labels")):
         mistakes = worst(mistakes, part, 5)
     assert mistakes is not None
     assert mistakes["score"].to_pylist() == sorted(scores.max(1).tolist())[: -5 - 1 : -1]
-    ours = Evaluation.of(scored)
+    ours = Evaluation.of(reader)
     text = page(ours, ours, compared(ours, ours), [(row, b"\xff\xd8") for row in mistakes.to_pylist()])
     assert "<b>Fig" not in text and "&lt;b&gt;Fig &amp; co&lt;/b&gt;" in text
     assert text.count("<svg") == 3 and text.count("data:image/jpeg") == 5 and "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
-    ), "the page is complete in itself"
+    ), "the page has no links"
 
 
 def resolver_of(output: Folder, *tars: str) -> Resolver:
-    """Return what knows of these tars that one input listed them."""
+    """Return a resolver for these tars of one input."""
     source = Source("s3://b", "folder", lambda: iter(()))
     resolver = Resolver(output.stores, [source], [Columns()], SourceConfig())
     schema = pa.schema([*LISTING, (TRUTH, pa.string()), (OBJECT_OF, pa.int32()), (TABLE_OF, pa.int32())])
@@ -256,14 +272,14 @@ def resolver_of(output: Folder, *tars: str) -> Resolver:
     return resolver
 
 
-def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
-    said = [FRUIT[number] for number in scores.argmax(1)]
+def test_members_of_tars_have_their_class_in_their_rows(output: Folder) -> None:
+    model = make_model()
+    rows, scores = predicted(model)
+    labels = [FRUIT[number] for number in scores.argmax(1)]
     uris = pa.array([f"s3://b/{'one.tar' if i < 20 else 'two.tar'}#{i}.jpg" for i in range(N)])
     rows = rows.set_column(0, LABELS.field("uri"), uris)
-    rows = rows.append_column("input_cls", pa.array([said[i] + "\n" if i % 2 else None for i in range(N)]))
-    wrong = [json.dumps({"label": said[i] if i else FRUIT[said[0] == FRUIT[0]]}) for i in range(N)]
+    rows = rows.append_column("input_cls", pa.array([labels[i] + "\n" if i % 2 else None for i in range(N)]))
+    wrong = [json.dumps({"label": labels[i] if i else FRUIT[labels[0] == FRUIT[0]]}) for i in range(N)]
     rows = rows.append_column("input_json", pa.array([None if i % 2 else wrong[i] for i in range(N)]))
     write(output, rows.slice(0, N - 1))
     listed = [{"uri": f"s3://b/{name}.tar", "container": TAR} for name in ("one", "two", "three")]
@@ -274,83 +290,91 @@ def test_members_of_tars_bring_their_class_in_their_rows(output: Folder) -> None
     output.put("rejects/part-00000001.parquet", encode(pa.Table.from_pylist([row], schema=refused), footer))
 
     names = ["s3://b/one.tar", "s3://b/two.tar"]
-    known = Truths([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], who.labels)
-    known.add_members(output, resolver_of(output, *names))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
-    scored.require_all(output)
-    assert len(known) == N - 1 and np.count_nonzero(~scored.right) == 1
+    truths = GroundTruth([pa.RecordBatch.from_pylist(listed[:2], schema=schema)], model.labels)
+    truths.add_members(output, resolver_of(output, *names))
+    reader = LabelReader(truths, model)
+    list(reader.take(output.folder("labels")))
+    reader.require_all(output)
+    assert len(truths) == N - 1 and np.count_nonzero(~reader.scores.right) == 1
 
     names.append("s3://b/three.tar")
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
-    known.add_members(output, resolver_of(output, *names))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
+    truths = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], model.labels)
+    truths.add_members(output, resolver_of(output, *names))
+    reader = LabelReader(truths, model)
+    list(reader.take(output.folder("labels")))
     with pytest.raises(BudgetError, match=r"39 of 40 images were scored; 1 has no label: s3://b/three.tar \(corrupt\)"):
-        scored.require_all(output)
+        reader.require_all(output)
     output.put("rejects/part-00000001.parquet", encode(REJECTS.empty_table(), footer))
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], who.labels)
-    with pytest.raises(BooksError, match=r"three\.tar is listed, and no row of it"):
-        known.add_members(output, resolver_of(output, *names))
+    truths = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], model.labels)
+    with pytest.raises(AuditError, match=r"three\.tar is listed, and no row of it"):
+        truths.add_members(output, resolver_of(output, *names))
 
 
-def test_a_tar_may_lie_in_a_folder_with_a_hash_in_its_name(output: Folder) -> None:
-    who = model()
-    rows, scores = predicted(who)
+def test_a_tar_may_be_in_a_folder_with_a_hash_in_its_name(output: Folder) -> None:
+    model = make_model()
+    rows, scores = predicted(model)
     rows = rows.set_column(0, LABELS.field("uri"), pa.array([f"/run#3/a.tar#{i}#{i}.jpg" for i in range(N)]))
-    said = [FRUIT[number] for number in scores.argmax(1)]
-    write(output, rows.append_column("input_cls", pa.array(said)).append_column("input_json", pa.nulls(N, pa.string())))
+    labels = [FRUIT[number] for number in scores.argmax(1)]
+    write(
+        output, rows.append_column("input_cls", pa.array(labels)).append_column("input_json", pa.nulls(N, pa.string()))
+    )
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
-    known = Truths([pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], who.labels)
-    known.add_members(output, resolver_of(output, "/run#3/a.tar"))
-    scored = Scored(known, who)
-    list(scored.take(output.folder("labels")))
-    scored.require_all(output)
-    assert len(known) == N and scored.right.all()
+    truths = GroundTruth(
+        [pa.RecordBatch.from_pylist([{"uri": "/run#3/a.tar", "container": TAR}], schema=schema)], model.labels
+    )
+    truths.add_members(output, resolver_of(output, "/run#3/a.tar"))
+    reader = LabelReader(truths, model)
+    list(reader.take(output.folder("labels")))
+    reader.require_all(output)
+    assert len(truths) == N and reader.scores.right.all()
 
 
 @pytest.mark.parametrize(
-    ("labels", "tree", "said"),
+    ("labels", "tree", "message"),
     [
-        ((*FRUIT[:-1], "Sloe"), None, "the labels say label 'Kiwi', which s3://m/fruit does not have"),
+        ((*FRUIT[:-1], "Sloe"), None, "the labels contain the label 'Kiwi', which s3://m/fruit does not have"),
         (FRUIT, TREE.replace(b"kind", b"family"), "other levels than s3://m/fruit has now, family, label"),
-        (FRUIT, TREE.replace(b"Citrus", b"Agrumes"), "the labels say kind 'Citrus', which s3://m/fruit does not have"),
+        (
+            FRUIT,
+            TREE.replace(b"Citrus", b"Agrumes"),
+            "the labels contain the kind 'Citrus', which s3://m/fruit does not have",
+        ),
         (FRUIT, b"label,kind,all\n" + b"".join(line + b",Fruit\n" for line in TREE.splitlines()[1:]), "other levels"),
     ],
 )
-def test_tables_with_other_labels_or_levels_than_the_model_has_now_are_refused(
-    output: Folder, labels: tuple[str, ...], tree: bytes | None, said: str
+def test_tables_with_other_labels_or_levels_than_those_of_the_model_are_refused(
+    output: Folder, labels: tuple[str, ...], tree: bytes | None, message: str
 ) -> None:
-    rows, _ = predicted(model())
+    rows, _ = predicted(make_model())
     write(output, rows)
-    now = model(labels, tree)
-    with pytest.raises(ModelError, match=re.escape(said)):
-        list(Scored(truths([labels[0]] * N, now), now).take(output.folder("labels")))
+    current = make_model(labels, tree)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        list(LabelReader(ground_truth([labels[0]] * N, current), current).take(output.folder("labels")))
 
 
-def test_a_second_model_has_to_know_the_classes_too() -> None:
+def test_a_second_model_without_a_class_is_refused() -> None:
     schema = with_carried(LISTING, pa.schema([(TRUTH, pa.string())]))
     listed = [{"uri": f"s3://b/{i}.jpg", TRUTH: label} for i, label in enumerate(("Lime", "Gala", "Lime"))]
-    known = Truths([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
-    assert known.of(model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
-    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not know: 'Lime'"):
-        known.of(model(("Gala", "Fuji"), None))
+    truths = GroundTruth([pa.RecordBatch.from_pylist(listed, schema=schema)], FRUIT)
+    assert truths.of(make_model(FRUIT[::-1], None)).tolist() == [3, 5, 3]
+    with pytest.raises(InputError, match=r"2 images of 1 class that s3://m/fruit does not have: 'Lime'"):
+        truths.of(make_model(("Gala", "Fuji"), None))
 
 
-def test_truths_by_wordnet_id_meet_models_that_say_names_and_models_that_say_ids() -> None:
-    names, ids = model(imagenet.imagenet_labels(), None), model(imagenet.imagenet_synsets(), None)
+def test_true_classes_by_wordnet_id_work_with_models_that_name_classes_and_models_that_use_ids() -> None:
+    names, ids = make_model(imagenet.imagenet_labels(), None), make_model(imagenet.imagenet_synsets(), None)
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [
         {"uri": f"{number}.jpg", TRUTH: name} for number, name in enumerate(["n02123045", "n01440764", "n15075141"])
     ]
     for first, second in ((names, ids), (ids, names)):
-        known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
-        assert known.of(first).tolist() == known.of(second).tolist() == [281, 0, 999]
+        truths = GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels)
+        assert truths.of(first).tolist() == truths.of(second).tolist() == [281, 0, 999]
 
 
-def test_truths_by_number_are_the_first_models() -> None:
-    first, second = model(), model(labels=FRUIT[::-1], tree=None)
+def test_true_classes_by_number_are_those_of_the_first_model() -> None:
+    first, second = make_model(), make_model(labels=FRUIT[::-1], tree=None)
     schema = pa.schema([*LISTING, (TRUTH, pa.string())])
     rows = [{"uri": f"{number}.jpg", TRUTH: str(number)} for number in (5, 0, 2)]
-    known = Truths([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
-    assert (known.of(first).tolist(), known.of(second).tolist()) == ([5, 0, 2], [0, 5, 3])
+    truths = GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], first.labels, "index")
+    assert (truths.of(first).tolist(), truths.of(second).tolist()) == ([5, 0, 2], [0, 5, 3])

@@ -784,7 +784,7 @@ def test_other_content_in_place_of_a_list_is_named(place: Folder, name: str) -> 
     for content, message in (
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
-            "a Git LFS pointer, not the file it stands for",
+            "a Git LFS pointer, not the file itself",
         ),
         (b"<!DOCTYPE html><html>Please log in", "an HTML page"),
         (

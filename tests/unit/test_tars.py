@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import Config, FetchConfig, SourceConfig, StorageConfig
+from imgbatch.config.worker import WorkerConfig
 from imgbatch.engine import units
-from imgbatch.errors import BooksError, Conflict, InputError, StoreError, Unreachable
+from imgbatch.errors import AuditError, Conflict, InputError, StoreError, Unreachable
+from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
@@ -454,7 +456,7 @@ class Run:
         work_plan, self.counts = listing.work_plan(), listing.counts
         preprocess = Preprocess(height=8, width=8, resize=(8,))
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
-        work = Work(self.stores, pages, replace(Config(), fetch=FetchConfig(max_bytes=10_000)), model)
+        work = Work(self.stores, pages, WorkerConfig.of(Config(fetch=FetchConfig(max_bytes=10_000))), model)
         room = None if limit is None else limit - self.counts.listed
         with Committer(
             ledger, f"run{self.number}", "mean", work_plan, 0.0, clock=iter(range(10**6)).__next__, remaining=room
@@ -483,7 +485,7 @@ class Run:
 
     def _labelled(self, work: Work, unit: pa.Table) -> Iterator[pa.Table]:
         for block in LabelImages(work, lambda _: MeanColour())(unit):
-            self.decoded += len(block.filter(pa.array(block["index"].to_numpy() >= 0)))
+            self.decoded += len(received(block).rows)
             yield block
 
     def rows(self, table: str = "labels") -> dict[str, Any]:
@@ -864,13 +866,13 @@ def test_the_audit_finds_a_missing_row(run: Run) -> None:
     log.scan()
     log.rewrite(2, lambda table: table.slice(1))
     totals = audit.audit(run.output, run.output.folder("runs/1/listing"))
-    with pytest.raises(BooksError, match=r"a.tar#… \(8 rows of 9 members\)"):
+    with pytest.raises(AuditError, match=r"a.tar#… \(8 rows of 9 members\)"):
         totals.require_reconciled()
 
 
 def test_the_audit_finds_a_tar_that_was_not_read_to_its_end(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
-    with pytest.raises(BooksError, match=r"a.tar#… \(4 rows of \? members\)"):
+    with pytest.raises(AuditError, match=r"a.tar#… \(4 rows of \? members\)"):
         run(lambda stream: [next(stream)])
 
 

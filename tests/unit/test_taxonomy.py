@@ -14,7 +14,7 @@ import torch
 
 from imgbatch.config.sections import ModelConfig, StorageConfig
 from imgbatch.errors import ModelError
-from imgbatch.inference.label_columns import answers
+from imgbatch.inference.label_columns import answer_columns
 from imgbatch.models import builtin, imagenet, loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -228,7 +228,7 @@ def test_answer_is_the_finest_label_above_min_score(
 ) -> None:
     above = Prediction(np.array([[0, 0]], np.int32), np.array([[0.9, 0.7]], np.float32))
     prediction = Prediction(np.array([[0, 1]], np.int32), np.array([[0.4, 0.3]], np.float32), above=above)
-    columns = answers(prediction, model(FRUIT, CSV), min_score)
+    columns = answer_columns(prediction, model(FRUIT, CSV), min_score)
     found = [columns[name][0].as_py() for name in ("answer", "answer_level", "answer_score")]
     assert found == [*expected[:2], pytest.approx(expected[2])]
     assert [tuple(level.values())[:2] for level in columns["levels"][0].as_py()] == [

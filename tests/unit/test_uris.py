@@ -60,11 +60,11 @@ def test_an_index_is_a_dict_that_keeps_the_first_value(
 
 @_bounded
 @given(st.lists(_key, max_size=30))
-def test_the_first_row_of_each_key_is_marked(pairs: list[tuple[int, int]]) -> None:
+def test_the_first_of_each_key_is_marked(pairs: list[tuple[int, int]]) -> None:
     assert first_of_each(keys(pairs)).tolist() == [pair not in pairs[:at] for at, pair in enumerate(pairs)]
 
 
-def test_keys_with_the_same_first_half_are_distinguished() -> None:
+def test_keys_that_share_their_first_half_are_distinguished() -> None:
     index = UriIndex(value=np.int64)
     pairs = [(7, low) for low in range(50)]
     assert index.add(keys(pairs[::2]), value=np.arange(0, 50, 2)).all()
@@ -73,7 +73,7 @@ def test_keys_with_the_same_first_half_are_distinguished() -> None:
     assert lookup(index, keys(pairs)) == {low: low for low in range(50)}
 
 
-def test_writes_through_a_lookup_survive_merging() -> None:
+def test_values_written_through_a_lookup_survive_a_merge_of_runs() -> None:
     index = UriIndex(value=np.int64)
     index.add(keys([(1, 1), (2, 2)]), value=np.array([10, 20]))
     for columns, _, positions in index.lookup(keys([(2, 2)])):
@@ -83,8 +83,8 @@ def test_writes_through_a_lookup_survive_merging() -> None:
     assert lookup(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}
 
 
-def test_merging_bounds_the_number_of_runs(monkeypatch: Any) -> None:
-    monkeypatch.setattr("imgbatch.uri_index._MOST_ROWS_OF_A_RUN", 64)
+def test_merging_limits_the_number_of_runs_and_leaves_large_ones(monkeypatch: Any) -> None:
+    monkeypatch.setattr("imgbatch.uri_index._MAX_ROWS_OF_A_RUN", 64)
     index, count = UriIndex(), 1000
     pairs = keys([(number * 0x9E3779B97F4A7C15 % (1 << 64), number) for number in range(count)])
     for start in range(0, count, 10):
@@ -96,7 +96,7 @@ def test_merging_bounds_the_number_of_runs(monkeypatch: Any) -> None:
     assert index.contains(pairs).all()
 
 
-def test_the_ends_of_the_range_are_valid_keys() -> None:
+def test_the_smallest_and_the_largest_key_are_found() -> None:
     index, most = UriIndex(), (1 << 64) - 1
     pairs = keys([(0, 0), (most, most), (0, most), (most, 0)])
     assert index.add(pairs).all()
@@ -145,7 +145,7 @@ def test_strings_that_differ_by_one_byte_anywhere_differ_in_both_halves() -> Non
         assert len(set(hashed[:, 0].tolist())) == len(set(hashed[:, 1].tolist())) == len(variants)
 
 
-def test_a_million_like_uris_have_a_million_halves() -> None:
+def test_a_million_similar_uris_have_a_million_halves() -> None:
     numbers = pa.array(np.arange(1_000_000)).cast(pa.string())
     hashed = uri_keys(pc.binary_join_element_wise("s3://photos/2026/image-", numbers, ".jpg", ""))
     assert len(np.unique(hashed[:, 0])) == len(np.unique(hashed[:, 1])) == 1_000_000

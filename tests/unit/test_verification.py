@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import BooksError, OutputError
+from imgbatch.errors import AuditError, OutputError
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.part_file import encode
@@ -20,7 +20,7 @@ from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
-from imgbatch.verification.file_checks import Check, null_count, record_of
+from imgbatch.verification.file_checks import OutputCheck, null_count, record_of
 
 WEIGHTS = "0123456789abcdef"
 FINGERPRINT = {"weights": WEIGHTS, "top_k": 5}
@@ -64,10 +64,10 @@ def output(tmp_path: Any) -> Folder:
     return output
 
 
-def check(output: Folder) -> Check:
+def check(output: Folder) -> OutputCheck:
     success = read_success(output)
     assert success is not None
-    checked = Check(output, success, record_of(output, "run"))
+    checked = OutputCheck(output, success, record_of(output, "run"))
     checked.run()
     return checked
 
@@ -92,7 +92,7 @@ def with_column(name: str, *values: Any) -> Change:
     return change
 
 
-def test_a_whole_output_has_nothing_wrong(output: Folder) -> None:
+def test_a_correct_output_passes(output: Folder) -> None:
     assert check(output).fingerprint == FINGERPRINT
 
 
@@ -106,7 +106,7 @@ def test_a_part_of_another_fingerprint_is_named_with_the_keys_that_differ(output
     assert "weights" not in str(caught.value)
 
 
-def test_without_a_record_most_parts_say_what_the_fingerprint_is(output: Folder) -> None:
+def test_without_a_record_the_fingerprint_of_most_parts_counts(output: Folder) -> None:
     output.delete("runs/run/run.json")
     check(output)
     edit(output, "labels/part-00000001.parquet", same, fingerprint={**FINGERPRINT, "weights": "f" * 16})
@@ -114,14 +114,14 @@ def test_without_a_record_most_parts_say_what_the_fingerprint_is(output: Folder)
         check(output)
 
 
-def test_an_output_that_is_all_of_another_fingerprint_than_its_record_is_seen(output: Folder) -> None:
+def test_an_output_with_another_fingerprint_than_its_record_is_found(output: Folder) -> None:
     for name in output.names("labels"):
         edit(output, f"labels/{name}", same, fingerprint={**FINGERPRINT, "top_k": 3})
     with pytest.raises(OutputError, match="top_k: 3 there, 5 elsewhere"):
         check(output)
 
 
-def test_an_option_at_its_default_is_no_other_fingerprint(output: Folder) -> None:
+def test_an_option_at_its_default_does_not_change_the_fingerprint(output: Folder) -> None:
     edit(output, "labels/part-00000002.parquet", same, fingerprint={"weights": WEIGHTS, "output.embeddings": False})
     check(output)
 
@@ -133,24 +133,24 @@ def test_an_option_at_its_default_is_no_other_fingerprint(output: Folder) -> Non
         ("width", (None, 4, 4)), ("run_id", (None, "run", "run")), ("model", (MODEL, None, MODEL)),
     ],
 )  # fmt: skip
-def test_missing_values_are_found_by_statistics_and_without(
+def test_missing_values_are_found_with_and_without_statistics(
     output: Folder, name: str, values: tuple[Any, ...], tmp_path: Any
 ) -> None:
     part = "labels/part-00000001.parquet"
     edit(output, part, with_column(name, *values))
     lost = values.count(None)
     said = rf"{'1 row' if lost == 1 else f'{lost} rows'} without a value of {name}, in .*{part}; move these parts away"
-    with pytest.raises(BooksError, match=said):
+    with pytest.raises(AuditError, match=said):
         check(output)
     table = pq.read_table(io.BytesIO(output.read(part)))
     sink = io.BytesIO()
     pq.write_table(table, sink, write_statistics=False)
     output.put(part, sink.getvalue())
-    with pytest.raises(BooksError, match=said):
+    with pytest.raises(AuditError, match=said):
         check(output)
 
 
-def test_statistics_spare_the_reading_of_a_column(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_with_statistics_is_not_read(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     file = pq.ParquetFile(io.BytesIO(output.read("labels/part-00000001.parquet")))
     monkeypatch.setattr(file, "read", None)
     assert [null_count(file, name) for name in ("uri", "label", "label_id", "score", "width", "run_id")] == [0] * 6
@@ -158,13 +158,13 @@ def test_statistics_spare_the_reading_of_a_column(output: Folder, monkeypatch: p
 
 def test_rejects_without_a_reason_are_found(output: Folder) -> None:
     edit(output, "rejects/part-00000002.parquet", with_column("reason", None))
-    with pytest.raises(BooksError, match=r"1 row without a value of reason, in .*rejects/part-00000002.parquet"):
+    with pytest.raises(AuditError, match=r"1 row without a value of reason, in .*rejects/part-00000002.parquet"):
         check(output)
 
 
-def test_a_column_that_is_gone_is_found_unless_it_was_not_asked_for(output: Folder) -> None:
+def test_a_missing_column_is_found_unless_it_was_not_requested(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", lambda table: table.drop_columns(["label"]))
-    with pytest.raises(BooksError, match=r"3 rows without the column label, in .*labels/part-00000001.parquet"):
+    with pytest.raises(AuditError, match=r"3 rows without the column label, in .*labels/part-00000001.parquet"):
         check(output)
     for name in [f"labels/{name}" for name in output.names("labels")]:
         edit(
@@ -180,17 +180,17 @@ def test_a_column_that_is_gone_is_found_unless_it_was_not_asked_for(output: Fold
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.5, float("nan"), float("inf")])
-def test_scores_that_are_no_probabilities_are_found(output: Folder, score: float) -> None:
+def test_scores_that_are_not_probabilities_are_found(output: Folder, score: float) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("score", 0.5, score, 0.5))
     with pytest.raises(
-        BooksError, match=r"1 row with a score that is no probability, in .*labels/part-00000002.parquet"
+        AuditError, match=r"1 row with a score that is no probability, in .*labels/part-00000002.parquet"
     ):
         check(output)
 
 
-def test_labels_that_do_not_go_with_their_ids_are_found(output: Folder) -> None:
+def test_labels_that_do_not_belong_to_their_ids_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("label", "cow", "dog", "cat"))
-    with pytest.raises(BooksError, match=r"2 rows with a label that does not go with its label_id.*elsewhere"):
+    with pytest.raises(AuditError, match=r"2 rows with a label that does not belong to its label_id.*elsewhere"):
         check(output)
 
 
@@ -204,19 +204,19 @@ def test_labels_that_do_not_go_with_their_ids_are_found(output: Folder) -> None:
 )
 def test_impossible_ids_are_found(output: Folder, ids: tuple[int, ...], said: str) -> None:
     edit(output, "labels/part-00000002.parquet", with_column("label_id", *ids))
-    with pytest.raises(BooksError, match=rf"1 row with a .*{said}"):
+    with pytest.raises(AuditError, match=rf"1 row with a .*{said}"):
         check(output)
 
 
 def test_rows_without_top_k_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", with_column("top_k", [], None, row(2)["top_k"]))
-    with pytest.raises(BooksError, match="2 rows without top_k"):
+    with pytest.raises(AuditError, match="2 rows without top_k"):
         check(output)
 
 
 def test_rows_that_name_another_model_than_their_footer_are_found(output: Folder) -> None:
     edit(output, "labels/part-00000001.parquet", with_column("model", MODEL, MODEL, "m@ffffffffffff"))
-    with pytest.raises(BooksError, match=r"1 row with another model .*\(m@ffffffffffff\)"):
+    with pytest.raises(AuditError, match=r"1 row with another model .*\(m@ffffffffffff\)"):
         check(output)
 
 
@@ -228,18 +228,18 @@ def test_rows_that_name_another_model_than_their_footer_are_found(output: Folder
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("table", ["labels", "rejects"])
-def test_files_that_a_reader_takes_up_are_named(output: Folder, name: str, table: str) -> None:
+def test_foreign_files_that_readers_would_read_are_named(output: Folder, name: str, table: str) -> None:
     output.put(f"{table}/{name}", output.read(f"{table}/part-00000001.parquet"))
     with pytest.raises(OutputError) as caught:
         check(output)
-    assert output.at(f"{table}/{name}") in str(caught.value) and "move it out of there" in str(caught.value)
+    assert output.at(f"{table}/{name}") in str(caught.value) and "move it away" in str(caught.value)
     assert "two rows" not in str(caught.value), "it is no part, so that its rows are not counted"
 
 
 @pytest.mark.parametrize(
     "name", ["_SUCCESS", ".DS_Store", ".part-00000001.parquet.0a.tmp", ".part-00000001.parquet.crc"]
 )
-def test_files_that_no_reader_takes_up_are_passed_over(output: Folder, name: str) -> None:
+def test_foreign_files_that_no_reader_reads_are_ignored(output: Folder, name: str) -> None:
     output.put(f"labels/{name}", b"")
     check(output)
 
@@ -256,25 +256,25 @@ def test_of_many_foreign_files_the_first_few_are_named(output: Folder) -> None:
 def test_a_missing_seal_is_named_with_its_table(output: Folder, table: str) -> None:
     output.delete(f"{table}/part-00000003.parquet")
     with pytest.raises(
-        BooksError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same classify\.py command"
+        AuditError, match=rf"out/{table} is not sealed.*run.*part-00000002.parquet.*same classify\.py command"
     ) as caught:
         check(output)
     assert str(caught.value).count("is not sealed") == 1
 
 
-def test_a_seal_of_another_run_is_none(output: Folder) -> None:
+def test_a_seal_of_another_run_does_not_count(output: Folder) -> None:
     edit(output, "labels/part-00000003.parquet", same, run_id="other")
-    with pytest.raises(BooksError, match=r"labels is not sealed"):
+    with pytest.raises(AuditError, match=r"labels is not sealed"):
         check(output)
 
 
-def test_a_later_seal_behind_that_of_the_run_holds_as_well(output: Folder) -> None:
+def test_a_later_seal_after_that_of_the_run_is_accepted(output: Folder) -> None:
     """As after a run that found nothing to do, and was killed, before the _SUCCESS of the run before it arrived."""
     Ledger(output, FINGERPRINT).open().seal("later")
     check(output)
 
 
-def test_all_problems_are_told_at_once_and_foreign_ones_give_the_code(output: Folder) -> None:
+def test_all_problems_are_reported_at_once_and_foreign_ones_decide_the_exit_code(output: Folder) -> None:
     output.put("labels/_copy.parquet", b"")
     output.delete("rejects/part-00000003.parquet")
     edit(output, "labels/part-00000001.parquet", with_column("label", None, None, None))
@@ -285,7 +285,7 @@ def test_all_problems_are_told_at_once_and_foreign_ones_give_the_code(output: Fo
     )
 
 
-def test_a_torn_part_does_not_hide_what_was_found_before_it(output: Folder) -> None:
+def test_a_damaged_part_does_not_hide_earlier_problems(output: Folder) -> None:
     output.put("labels/_copy.parquet", b"")
     output.put("rejects/part-00000002.parquet", b"PAR1")
     with pytest.raises(OutputError) as caught:
@@ -300,6 +300,6 @@ def test_a_label_with_two_ids_is_found(output: Folder) -> None:
     for part in ("labels/part-00000001.parquet", "labels/part-00000002.parquet"):
         edit(output, part, with_column("label", "cat", "dog", "dog"))
     with pytest.raises(
-        BooksError, match=r"2 rows with a label that does not go with its label_id.*'dog \(of 1\)' elsewhere"
+        AuditError, match=r"2 rows with a label that does not belong to its label_id.*'dog \(of 1\)' elsewhere"
     ):
         check(output)
