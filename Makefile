@@ -64,9 +64,10 @@ fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --se
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
-bench: $(VENV)/test.installed $(VENV)/demo.installed ## measure stages and whole runs (BENCH='--images FOLDER')
+bench: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## measure stages and whole runs (BENCH='--images FOLDER')
 	$(PIP) --no-deps daft==0.7.26
 	$(BIN)/python -m tests.bench.bench $(BENCH)
+	$(STORES)/bin/python -m tests.bench.stores
 
 check: $(VENV)/check.installed ## lint, formatting, and types
 	$(BIN)/ruff check .

@@ -140,7 +140,8 @@ def of_account(flat: Mapping[str, Any], account: str) -> dict[str, Any]:
     """Return the options for the account that a URI names.
 
     Raises:
-        ConfigError: there is no account, or the options' key or signature belongs to another one.
+        ConfigError: there is no account.
+        BadPath: the options' key or signature belongs to another one. A row of a manifest may name any account.
     """
     own = flat.get("account_name")
     if not account or account == own:
@@ -151,21 +152,22 @@ def of_account(flat: Mapping[str, Any], account: str) -> dict[str, Any]:
             )
         return dict(flat)
     if own and flat.keys() & {"account_key", "sas_token"}:
-        raise ConfigError(f"the URI names the account {account!r}, but storage.options.az has the key of {own!r}")
+        raise BadPath(f"the URI names the account {account!r}, but storage.options.az has the key of {own!r}")
     return {**{name: value for name, value in flat.items() if name != "endpoint"}, "account_name": account}
 
 
 def for_adlfs(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `of_account` gave in the form that adlfs takes."""
-    names = _OPTIONS - {"account_host", "connection_string"}
-    options = {name: value for name, value in flat.items() if name in names}
-    endpoint = _endpoint(flat)
-    if endpoint.endswith(".core.windows.net"):
-        return options
-    signed = (
-        f"SharedAccessSignature={flat['sas_token']}" if "sas_token" in flat else f"AccountKey={flat.get('account_key')}"
-    )
-    return {"connection_string": f"BlobEndpoint={endpoint};AccountName={flat['account_name']};{signed}"}
+    options = {name: value for name, value in flat.items() if name in _OPTIONS}
+    host, _, account = _endpoint(flat).partition("://")[2].partition("/")
+    if account:  # an emulator, whose URLs have the account in the path
+        key = (
+            f"SharedAccessSignature={flat['sas_token']}"
+            if "sas_token" in flat
+            else f"AccountKey={flat.get('account_key')}"
+        )
+        return {"connection_string": f"BlobEndpoint={_endpoint(flat)};AccountName={flat['account_name']};{key}"}
+    return {**options, "account_host": host}
 
 
 def _endpoint(flat: Mapping[str, Any]) -> str:
@@ -215,7 +217,7 @@ class AzureBucket:
         from azure.storage.blob import BlobPrefix
 
         query: dict[str, Any] = {"name_starts_with": prefix or None, "results_per_page": _PAGE}
-        query |= {"start_from": after} if after else {}
+        query |= {"start_from": after} if after and not token else {}
         with self._client() as client:
             listing = client.walk_blobs(delimiter="/", **query) if folders else client.list_blobs(**query)
             pages = listing.by_page(token)

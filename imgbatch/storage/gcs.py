@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_plus
@@ -215,7 +215,7 @@ class GcsBucket:
         query: dict[str, Any] = {"list-type": 2, "max-keys": _PAGE, "encoding-type": "url", "prefix": prefix}
         query |= {"delimiter": "/"} if folders else {}
         query |= {"continuation-token": token} if token else {"start-after": after} if after else {}
-        answer = self._session().get(
+        answer = self._session.get(
             f"{self._endpoint}/{self._bucket}", params=query, headers=self._headers, timeout=self._timeout_s
         )
         if answer.status_code >= 300:
@@ -226,11 +226,12 @@ class GcsBucket:
         """Remove an object, with a tag only that generation of it; return the HTTP status."""
         url = f"{self._endpoint}/{self._bucket}/{quote(path, safe='')}"
         condition = {_GENERATION: tag.version} if tag is not None and tag.version else {}
-        answer = self._session().delete(url, headers={**self._headers, **condition}, timeout=self._timeout_s)
+        answer = self._session.delete(url, headers={**self._headers, **condition}, timeout=self._timeout_s)
         return int(answer.status_code)
 
+    @cached_property
     def _session(self) -> Any:
-        """Return an HTTP session that signs its requests; connections are not kept, since it is needed seldom."""
+        """An HTTP session that signs its requests."""
         import requests
         from google.auth.transport.requests import AuthorizedSession
 

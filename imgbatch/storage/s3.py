@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import obstore
@@ -143,7 +144,7 @@ class S3Bucket:
         request |= {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         if self._flat.get("requester_pays"):
             request["RequestPayer"] = "requester"
-        response = self._client().list_objects_v2(**request)
+        response = self._client.list_objects_v2(**request)
         entries = [
             Entry(entry["Key"], entry["Size"], entry["ETag"], entry["LastModified"])
             for entry in response.get("Contents", [])
@@ -182,8 +183,9 @@ class S3Bucket:
                 return 405
             raise error.reason if isinstance(error.reason, OSError) else error from None
 
+    @cached_property
     def _client(self) -> Any:
-        """Return a client of botocore; it is needed seldom."""
+        """A client of botocore. It takes some 0.1 s to make, and few runs need it."""
         import botocore.config
         import botocore.session
         from botocore import UNSIGNED

@@ -274,7 +274,7 @@ def test_anonymous_access_to_a_public_container(azure: Azurite) -> None:
 def test_an_account_is_needed_and_its_key_fits_no_other(azure: Azurite) -> None:
     with pytest.raises(ConfigError, match=r"AZURE_STORAGE_ACCOUNT_NAME.*abfs://CONTAINER@ACCOUNT"):
         stores({}).read("az://images/x")
-    with pytest.raises(ConfigError, match="the account 'other'"):
+    with pytest.raises(BadPath, match="the account 'other'"):
         azure.stores().read("abfs://images@other.dfs.core.windows.net/x")
 
 
