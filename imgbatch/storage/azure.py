@@ -7,6 +7,7 @@ Those requests, and credentials other than keys and signatures, are made by Azur
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -183,6 +184,7 @@ class AzureBucket:
     def __init__(self, bucket: str, flat: Mapping[str, Any], timeout_s: float) -> None:
         if importlib.util.find_spec("azure") is None or importlib.util.find_spec("azure.storage.blob") is None:
             raise ConfigError(f"az:// needs Azure's packages: {_PACKAGE}")
+        logging.getLogger("azure").setLevel(logging.WARNING)  # below it, every request is logged
         container, _, account = bucket.partition("@")
         self._flat = of_account(flat, account)
         self.name = f"az://{container}"

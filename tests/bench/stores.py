@@ -61,24 +61,32 @@ def measure(name: str, count: int) -> None:
                 found = theirs.cat([f"images/{key}" for key in turns[start : start + _OBJECTS]], batch_size=_THREADS)
                 assert all(len(data) == _SIZE for data in found.values())
 
-        costs: dict[str, list[float]] = {"obstore": [], type(theirs).__module__.partition(".")[0]: []}
+        def fsspec_one_by_one() -> None:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for data in pool.map(lambda key: theirs.cat_file(f"images/{key}"), turns):
+                    assert len(data) == _SIZE
+
+        package = type(theirs).__module__.partition(".")[0]
+        works = {"ours": ours, f"{package} in bulk": fsspec_cat, f"{package} one by one": fsspec_one_by_one}
+        costs: dict[str, list[float]] = {label: [] for label in works}
         for turn in range(4):
-            for label, work in zip(costs, (ours, fsspec_cat), strict=True):
+            for label, work in works.items():
                 cost = cpu_of(work) * 1000 / count
                 if turn:  # the first one imports and connects
                     costs[label].append(cost)
         best = {label: min(values) for label, values in costs.items()}
-        mine, other = best.values()
-        shown = ", ".join(f"{label} {value:.2f} ms" for label, value in best.items())
-        print(f"{name}: CPU a GET of {_SIZE // 1000} kB: {shown}: {other / mine:.1f} times as much", flush=True)
+        shown = ", ".join(f"{label} {value:.2f} ms ({value / best['ours']:.1f})" for label, value in best.items())
+        print(f"{name}: CPU of a GET of {_SIZE // 1000} kB (ratio): {shown}", flush=True)
 
 
 _LIST = """
-import sys, resource
+import re
+import sys
 from imgbatch.config.sections import StorageConfig
 from imgbatch.storage.stores import Folder, Stores
 folder = Folder(Stores(StorageConfig()), sys.argv[1])
-print(sum(len(batch) for batch in folder.list_objects()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+count = sum(len(batch) for batch in folder.list_objects())
+print(count, int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024)
 """
 
 
