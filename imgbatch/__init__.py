@@ -53,12 +53,12 @@ def classify(
     """
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config import reading
-    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.engine.ray_state import shut_down_if_started
     from imgbatch.pipeline import run
 
     path, keys = _options(config)
     run_config = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit)
-    with left_as_found():
+    with shut_down_if_started():
         return run.classify(run_config, StopRequest())
 
 
@@ -85,12 +85,12 @@ def train(
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config.reading import load_as
     from imgbatch.config.training import Training
-    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.engine.ray_state import shut_down_if_started
     from imgbatch.training import run
 
     path, keys = _options(config)
     run_config = load_as(Training, path, **keys, input=_list(input), output=output, base=base, taxonomy=taxonomy)
-    with left_as_found():
+    with shut_down_if_started():
         return run.train(run_config, StopRequest())
 
 
@@ -120,13 +120,13 @@ def evaluate(
     """
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config import reading
-    from imgbatch.engine.ray_state import left_as_found
+    from imgbatch.engine.ray_state import shut_down_if_started
     from imgbatch.pipeline import evaluation_run
 
     path, keys = _options(config)
     run_config = reading.load(path, **keys, input=_list(input), output=output, model=model)
     more: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
-    with left_as_found():
+    with shut_down_if_started():
         return evaluation_run.evaluate(run_config, StopRequest(), **more)
 
 

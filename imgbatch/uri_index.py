@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,30 @@ class _Run:
         return positions
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Those keys of a lookup that are in one run of an index, and access to their values."""
+
+    rows: npt.NDArray[np.int64]
+    """Which of the keys that were looked up these are."""
+    _columns: Mapping[str, npt.NDArray[Any]]
+    _positions: npt.NDArray[np.int64]
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Return a copy of the values of a column, in the order of `rows`."""
+        return self._columns[name][self._positions]
+
+    def write(self, name: str, values: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None) -> None:
+        """Write the values of a column into the index, in the order of `rows`; with a mask, those of the masked rows alone."""
+        self._columns[name][self._positions if where is None else self._positions[where]] = values
+
+
+def _read_only(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = column.view()
+    view.flags.writeable = False
+    return view
+
+
 class UriIndex:
     """A growing set of URI keys with columns, in 16 bytes per key and the width of the columns.
 
@@ -137,32 +162,31 @@ class UriIndex:
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return a mask of the keys that are in the set."""
-        mask = np.zeros(len(keys), bool)
-        for _, rows, _ in self.lookup(keys):
-            mask[rows] = True
-        return mask
+        found = np.zeros(len(keys), bool)
+        for match in self.lookup(keys):
+            found[match.rows] = True
+        return found
 
-    def lookup(
-        self, keys: Keys
-    ) -> Iterator[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Yield (columns, rows, positions): `columns[name][positions]` belongs to `keys[rows]`, and may be written."""
-        order = np.argsort(keys[:, 0])  # an ordered search is faster: it stays in the processor's cache
+    def lookup(self, keys: Keys) -> Iterator[Match]:
+        """Yield the keys that are in the set, in one or more matches: none is in two of them."""
+        order = np.argsort(keys[:, 0])  # searching in order stays in the processor's cache
         ordered = keys[order]
         for run in self._runs:
             positions = run.find(ordered)
-            matches = np.flatnonzero(positions >= 0)
-            if len(matches):
-                yield run.columns, order[matches], positions[matches]
+            found = np.flatnonzero(positions >= 0)
+            if len(found):
+                yield Match(order[found], run.columns, positions[found])
 
     def columns(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """Yield one column, run by run."""
+        """Yield one column, run by run, read-only."""
         for run in self._runs:
-            yield run.columns[name]
+            yield _read_only(run.columns[name])
 
     def rows(self) -> Iterator[tuple[dict[str, npt.NDArray[Any]], Keys]]:
-        """Yield (columns, keys), run by run."""
+        """Yield (columns, keys), run by run, read-only."""
         for run in self._runs:
-            yield run.columns, np.stack([run.high, run.low], axis=1)
+            columns = {name: _read_only(column) for name, column in run.columns.items()}
+            yield columns, np.stack([run.high, run.low], axis=1)
 
     def _merge(self) -> None:
         while len(self._runs) > 1:

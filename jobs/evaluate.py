@@ -1,9 +1,9 @@
-"""`imgbatch evaluate` as a file, for `ray job submit --working-dir . -- python jobs/evaluate.py …`."""
+"""Run `imgbatch evaluate` from a checkout, as in `ray job submit --working-dir . -- python jobs/evaluate.py …`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, wherever the script is started
+sys.path.insert(0, str(Path(__file__).parents[1]))  # finds the package from any working directory
 
 from imgbatch.commands.evaluate import main
 from imgbatch.concurrency.process import exit_process

@@ -1,9 +1,9 @@
-"""`imgbatch train` as a file, for `ray job submit --working-dir . -- python jobs/train.py …`."""
+"""Run `imgbatch train` from a checkout, as in `ray job submit --working-dir . -- python jobs/train.py …`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, wherever the script is started
+sys.path.insert(0, str(Path(__file__).parents[1]))  # finds the package from any working directory
 
 from imgbatch.commands.train import main
 from imgbatch.concurrency.process import exit_process

@@ -9,6 +9,7 @@ from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.pipeline import run
+from imgbatch.pipeline.dry_run import dry_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,5 +52,5 @@ def classify(flags: Any) -> int:
             flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
         )
         stop.timeout_s = config.run.stop_timeout_s
-        cli.result(run.dry_run(config) if flags.dry_run else str(run.classify(config, stop)))
+        cli.result(dry_run(config) if flags.dry_run else str(run.classify(config, stop)))
     return 0

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (
 )
 """Image candidates are names with one of these suffixes, in any case, and names without a suffix."""
 
+RuntimeName = Literal["auto", "torch", "openvino"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
 
@@ -195,9 +196,7 @@ class ClassifyConfig(Section):
         "auto", "auto (bfloat16 or float16 if the processor supports it), float32, bfloat16, float16"
     )
 
-    runtime: Literal["auto", "torch", "openvino"] = option(
-        "auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino"
-    )
+    runtime: RuntimeName = option("auto", "auto (OpenVINO on CPUs, torch on GPUs), torch, openvino")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

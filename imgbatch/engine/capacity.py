@@ -1,4 +1,4 @@
-"""Values: what a cluster can label: from core-milliseconds an image to images a second, cores a GPU, hours and money."""
+"""Values: how much a cluster can label: from core-milliseconds per image to images per second, cores per GPU, and cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Costs:
     forward_ms: float = 5.1
     """Core-milliseconds of the network where it runs on CPUs."""
     gpu_per_s: float | None = None
-    """Images a second that one GPU classifies when it never waits; None: not known."""
+    """Images per second that one GPU classifies when it never waits; None: not measured."""
 
 
 def images_per_second(costs: Costs, cpus: float, gpus: float = 0) -> float:
-    """Return what `cpus` cores label alone, or with GPUs: the lesser of what cores prepare and cards classify.
+    """Return how many images `cpus` cores label alone, or with GPUs: the minimum of what cores prepare and GPUs classify.
 
     >>> round(images_per_second(Costs(), cpus=2))
     286
@@ -35,7 +35,7 @@ def cores_per_gpu(costs: Costs) -> float:
     """Return how many cores keep one GPU busy.
 
     Raises:
-        ValueError: what the GPU classifies is not known.
+        ValueError: the rate of the GPU is not known.
 
     >>> round(cores_per_gpu(Costs(gpu_per_s=3000)), 1)
     5.7
@@ -46,11 +46,11 @@ def cores_per_gpu(costs: Costs) -> float:
 
 
 def night(rate: float, nodes: int, hours: float = 8.0, start_s: float = 60.0, efficiency: float = 0.75) -> int:
-    """Return how many images `nodes` nodes of `rate` images a second label in a night.
+    """Return how many images `nodes` nodes label in a night, at `rate` images per second each.
 
     Args:
         start_s: seconds from the command to the first row.
-        efficiency: the share of `rate` that is left beside Ray, the store and the driver; 0.78 to 0.89 was measured.
+        efficiency: the proportion of `rate` that remains with Ray, the store and the driver; 0.78 to 0.89 was measured.
 
     >>> night(rate=images_per_second(Costs(), cpus=8), nodes=10)
     246342857
@@ -59,7 +59,7 @@ def night(rate: float, nodes: int, hours: float = 8.0, start_s: float = 60.0, ef
 
 
 def cost(images: int, rate: float, price_per_hour: float, efficiency: float = 0.75) -> float:
-    """Return what labelling costs on nodes that label `rate` images a second at a price an hour each.
+    """Return the cost of labelling on nodes of `rate` images per second, at a price per hour each.
 
     >>> round(cost(1_000_000, rate=images_per_second(Costs(), cpus=8), price_per_hour=0.40), 2)
     0.13

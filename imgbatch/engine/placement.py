@@ -1,43 +1,28 @@
-"""Ray: what of Ray a run may use, and the operators that label images on it."""
+"""Ray: which nodes, CPUs and GPUs of the cluster a run uses, and how many actors fit on them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import pyarrow as pa
+from typing import TypeVar
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
 from imgbatch.engine.capacity import Costs, images_per_second
-from imgbatch.engine.units import Round, units
 from imgbatch.errors import ClusterError
-from imgbatch.inference.worker import CHUNK, Classify, LabelImages, Work, Worker, decode_block
-from imgbatch.ledger.listing import WorkPlan
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted, plural
 
-if TYPE_CHECKING:
-    from ray.data import DataContext
-
 log = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _REMIND_S = 20.0
-TRIES = 2
-"""How often a task is tried that kills its process, before the driver narrows it down. Ray's default is for ever."""
-
-_INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
-_NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
-_STREAMED_BYTES = 1 << 17  # of rows in a block: what a task has labelled reaches the driver while it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +30,12 @@ class Plan:
     """Which actors fit, and where."""
 
     split: bool
-    """Fetch and decode as CPU tasks, classify on GPUs; otherwise everything in one actor a core."""
+    """Fetch and decode in CPU tasks, classify on GPUs; otherwise one actor per core does everything."""
     actors: int
-    """How many classify actors fit now."""
+    """How many actors that classify fit now."""
     min_actors: int
     max_actors: int
-    """More than fit now is possible where the cluster grows."""
+    """May be more than fit now, where the cluster grows."""
     gpus_per_actor: float
     cpus: int
     gpus: float
@@ -60,7 +45,7 @@ class Plan:
 
     @property
     def one_machine(self) -> bool:
-        """Whether all actors will run on the node of the driver, as long as nobody adds one."""
+        """Whether all actors will run on the node of the driver, unless a node is added."""
         return self.nodes == 1 and self.max_actors <= self.actors
 
     def __str__(self) -> str:
@@ -76,95 +61,117 @@ class Plan:
         return f"{where}: {pool} to fetch, decode and classify"
 
 
-def plan(config: ClusterConfig, *, workers: int | None = None) -> Plan:
-    """Wait until the cluster has what the run asks for, and say what fits it.
+def wait_for_plan(config: ClusterConfig, *, workers: int | None = None) -> Plan:
+    """Wait until the cluster has what the run needs, and return what fits on it.
 
     Args:
-        workers: of a training, which messages then name; None: the run labels images.
+        workers: the number of training workers, for messages; None: the run labels images.
 
     Raises:
-        ClusterError: it does not, `cluster.startup_timeout_s` seconds long, or does not answer.
+        ClusterError: the cluster does not have it within `cluster.startup_timeout_s` seconds, or does not answer.
     """
     console.step("waiting for CPUs and GPUs")
-    found = _awaited(partial(_look, config, workers), partial(_ask, config), config.startup_timeout_s, config.call_s)
-    log.info("%s", found)
-    return found
+    plan = _poll(
+        partial(_try_plan, config, workers),
+        partial(_request_resources, config),
+        config.startup_timeout_s,
+        config.call_s,
+    )
+    log.info("%s", plan)
+    return plan
 
 
-def cpus_of_each(workers: int, asked: int | None, *, gpus: bool, config: ClusterConfig) -> int:
-    """Return how many CPUs each of so many training workers may have, with a GPU each or none: as many as nodes allow.
+def wait_for_cpus_per_worker(workers: int, requested: int | None, *, gpus: bool, config: ClusterConfig) -> int:
+    """Wait until the nodes have room for all training workers, and return the maximum number of CPUs for each of them.
 
     Args:
-        asked: that many and no other number.
+        workers: how many workers, each with one GPU or with none.
+        requested: this number of CPUs and no other; None: as many as the nodes allow.
 
     Raises:
-        ClusterError: they do not fit, `cluster.startup_timeout_s` seconds long, or the cluster does not answer.
+        ClusterError: they do not fit within `cluster.startup_timeout_s` seconds, or the cluster does not answer.
     """
 
     def look() -> int | str:
-        alive = _alive()
-        most = max((int(node.get("CPU", 0)) for node in alive), default=0)
+        nodes = _node_resources()
+        max_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         fitting = 0
-        for each in [asked] if asked else range(most, 0, -1):
-            places = (int(min(node.get("CPU", 0) // each, node.get("GPU", 0) if gpus else math.inf)) for node in alive)
+        for cpus in [requested] if requested else range(max_cpus, 0, -1):
+            places = (int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpus else math.inf)) for node in nodes)
             fitting = sum(places)
             if fitting >= workers:
-                return each
-        wants = f"{counted(asked or 1, 'CPU')}{' and a GPU' * gpus}"
-        nodes = (
-            f"the {counted(len(alive), 'node')} of the cluster {plural(len(alive), 'has', 'have')} room for {fitting}"
+                return cpus
+        return (
+            f"train.workers={workers} asks for {counted(requested or 1, 'CPU')}{' and a GPU' * gpus} each, the "
+            f"{counted(len(nodes), 'node')} of the cluster {plural(len(nodes), 'has', 'have')} room for {fitting}"
         )
-        return f"train.workers={workers} asks for {wants} each, {nodes}"
 
-    def ask() -> Callable[[], None]:
-        """Ask for room for all of them at once, which waits until it is there; tasks would run one after the other."""
+    def request() -> Callable[[], None]:
+        """Request room for all of them at once: tasks could run one after the other in less."""
         from ray.util import placement_group, remove_placement_group
 
-        each = {"CPU": float(asked or 1)} | ({"GPU": 1.0} if gpus else {})
-        return partial(remove_placement_group, placement_group([each] * workers))
+        bundle = {"CPU": float(requested or 1)} | ({"GPU": 1.0} if gpus else {})
+        return partial(remove_placement_group, placement_group([bundle] * workers))
 
-    return _awaited(look, ask, config.startup_timeout_s, config.call_s)
+    return _poll(look, request, config.startup_timeout_s, config.call_s)
 
 
-def _awaited(
-    look: Callable[[], Found | str],
-    ask: Callable[[], Callable[[], None]],
-    wait_s: float,
-    call_s: float,
-) -> Found:
-    """Return what `look` finds, once it is there. Meanwhile the cluster is asked for it; what `ask` returns takes that back.
+def _poll(
+    look: Callable[[], Result | str], request: Callable[[], Callable[[], None]], wait_s: float, call_s: float
+) -> Result:
+    """Poll `look` until it succeeds or `wait_s` has passed, holding the resource request made by `request` meanwhile.
 
-    Where a call does not return, or `tick` raises, nothing is taken back: it ends with this process.
+    A request that does not return, or that is open when `tick` raises, is not withdrawn: it ends with this process.
+
+    Args:
+        look: returns the result, or what is missing.
+        request: makes the request, and returns what withdraws it.
+
+    Raises:
+        ClusterError: something is missing still, or a call took longer than `call_s`.
     """
     started = time.monotonic()
-    said = started - _REMIND_S
+    warned = started - _REMIND_S
     withdraw: Callable[[], None] | None = None
-    while isinstance(found := call_with_timeout(look, call_s, "ray.nodes"), str):
+    while isinstance(result := call_with_timeout(look, call_s, "ray.nodes"), str):
         now = time.monotonic()
         if now - started >= wait_s:
             break
-        if now - said >= _REMIND_S:
-            log.warning("%s; waiting up to %.0f s", found, wait_s)
-            said = now
-        withdraw = withdraw or call_with_timeout(ask, call_s, "a request for resources to Ray")
+        if now - warned >= _REMIND_S:
+            log.warning("%s; waiting up to %.0f s", result, wait_s)
+            warned = now
+        withdraw = withdraw or call_with_timeout(request, call_s, "a request for resources to Ray")
         tick()
         time.sleep(min(1.0, wait_s))
     if withdraw is not None:
         call_with_timeout(withdraw, call_s, "the end of a request for resources to Ray")
-    if isinstance(found, str):
-        raise ClusterError(f"{found}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
-    return found
+    if isinstance(result, str):
+        raise ClusterError(f"{result}; waited {wait_s:.0f} s (cluster.startup_timeout_s)")
+    return result
 
 
-def _alive(left_out: Collection[str] = ()) -> list[dict[str, float]]:
-    """Return what each node has."""
+def _node_resources(left_out: Collection[str] = ()) -> list[dict[str, float]]:
+    """Return the resources of each node that is alive and not left out."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
 
 
-def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
-    """Return the plan for what remains when nodes get no work any more.
+def _total_cpus(nodes: Iterable[Mapping[str, float]]) -> int:
+    return sum(int(node.get("CPU", 0)) for node in nodes)
+
+
+def _total_gpus(nodes: Iterable[Mapping[str, float]]) -> float:
+    return sum(node.get("GPU", 0.0) for node in nodes)
+
+
+def _fitting_gpu_actors(nodes: Iterable[Mapping[str, float]], gpus_per_actor: float) -> int:
+    """Return how many actors fit on the GPUs of the nodes; the small number makes up for fractions such as 0.1."""
+    return sum(int(node.get("GPU", 0.0) / gpus_per_actor + 1e-9) for node in nodes)
+
+
+def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
+    """Return the plan for the nodes that remain when some get no more work.
 
     Args:
         left_out: by the id of the node its `host`, and `why` it is left out.
@@ -172,64 +179,56 @@ def without(found: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan:
     Raises:
         ClusterError: no other node has what a worker needs, or the cluster does not answer.
     """
-    if set(left_out) <= set(found.left_out):
-        return found
-    alive = call_with_timeout(partial(_alive, left_out), ClusterConfig().call_s, "ray.nodes")
-    cpus, gpus = sum(int(node.get("CPU", 0)) for node in alive), sum(node.get("GPU", 0.0) for node in alive)
-    each = found.gpus_per_actor
-    fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if found.split else cpus
+    if set(left_out) <= set(plan.left_out):
+        return plan
+    nodes = call_with_timeout(partial(_node_resources, left_out), ClusterConfig().call_s, "ray.nodes")
+    cpus, gpus = _total_cpus(nodes), _total_gpus(nodes)
+    fitting = _fitting_gpu_actors(nodes, plan.gpus_per_actor) if plan.split else cpus
     if not fitting or not cpus:
-        named = "; ".join(f"{told['host']} (node {name[:12]}): {told['why']}" for name, told in left_out.items())
+        names = "; ".join(f"{node['host']} (node {name[:12]}): {node['why']}" for name, node in left_out.items())
         raise ClusterError(
             "no worker is left: the model cannot be run, or gives wrong answers, on each node that could run one: "
-            f"{named}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
+            f"{names}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
             "same command again"
         )
-    most = max(1, min(found.max_actors, fitting) if found.max_actors <= found.actors else found.max_actors)
+    # Where the cluster may grow, the pool may still grow with it.
+    max_actors = max(1, min(plan.max_actors, fitting) if plan.max_actors <= plan.actors else plan.max_actors)
     return replace(
-        found, actors=min(fitting, most), min_actors=min(found.min_actors, fitting, most), max_actors=most, cpus=cpus,
-        gpus=gpus, nodes=len(alive), left_out=tuple(left_out),
+        plan, actors=min(fitting, max_actors), min_actors=min(plan.min_actors, fitting, max_actors), max_actors=max_actors,
+        cpus=cpus, gpus=gpus, nodes=len(nodes), left_out=tuple(left_out),
     )  # fmt: skip
 
 
-def this_node() -> str:
-    """Return the id of the node of this process."""
-    import ray
-
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
-
-
-def _look(config: ClusterConfig, workers: int | None = None) -> Plan | str:
-    """Return what fits now, or what is missing: the thing asked for and the thing found."""
-    alive = _alive()
-    cpus = sum(int(node.get("CPU", 0)) for node in alive)
-    gpus = sum(node.get("GPU", 0.0) for node in alive)
+def _try_plan(config: ClusterConfig, workers: int | None = None) -> Plan | str:
+    """Return what fits now, or what is missing: what the config asks for, and what the cluster has."""
+    nodes = _node_resources()
+    cpus, gpus = _total_cpus(nodes), _total_gpus(nodes)
     split = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-    each = config.gpus_per_actor
-    fitting = sum(int(node.get("GPU", 0.0) / each + 1e-9) for node in alive) if split else cpus
+    fitting = _fitting_gpu_actors(nodes, config.gpus_per_actor) if split else cpus
     if split and fitting < config.min_actors:
         if workers is not None:
             return (
                 f"train.workers={workers} with cluster.device=cuda asks for a GPU each, the cluster has {gpus:g} GPUs"
             )
-        asked = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={each:g}"
-        return f"{asked} asks for {counted(config.min_actors * each, 'GPU')}, the cluster has {gpus:g}"
+        keys = f"cluster.min_actors={config.min_actors} with cluster.gpus_per_actor={config.gpus_per_actor:g}"
+        needed = counted(config.min_actors * config.gpus_per_actor, "GPU")
+        return f"{keys} asks for {needed}, the cluster has {gpus:g}"
     if cpus < (1 if split else config.min_actors):
-        asked = (
+        needed = (
             "fetching and decoding asks for 1 CPU"
             if split
             else f"cluster.min_actors={config.min_actors} asks for {counted(config.min_actors, 'CPU')}"
             if workers is None
             else "reading images asks for 1 CPU"
         )
-        return f"{asked}, the cluster has {cpus}"
-    most = fitting if config.max_actors is None else config.max_actors
-    return Plan(split, min(fitting, most), config.min_actors, most, each, cpus, gpus, len(alive))
+        return f"{needed}, the cluster has {cpus}"
+    max_actors = fitting if config.max_actors is None else config.max_actors
+    actors = min(fitting, max_actors)
+    return Plan(split, actors, config.min_actors, max_actors, config.gpus_per_actor, cpus, gpus, len(nodes))
 
 
-def nodes(config: ClusterConfig) -> set[str]:
-    """Return the names of the nodes that are alive; one that is replaced has another name.
+def node_ids(config: ClusterConfig) -> set[str]:
+    """Return the ids of the nodes that are alive; a node that is replaced has another id.
 
     Raises:
         ClusterError: the cluster does not answer.
@@ -239,92 +238,21 @@ def nodes(config: ClusterConfig) -> set[str]:
     return {node["NodeID"] for node in call_with_timeout(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
 
 
-def _ask(config: ClusterConfig) -> Callable[[], None]:
-    """Put up tasks that want what the run wants: a cluster that scales from zero grows for them, and only for them.
+def _request_resources(config: ClusterConfig) -> Callable[[], None]:
+    """Start tasks that need what the run needs; return what cancels them.
 
-    Unlike a request to the autoscaler they end with this process, however that ends.
+    A cluster that scales from zero grows for tasks, and only for tasks. Unlike a request to the autoscaler they end with
+    this process, however that ends.
     """
     import ray
 
-    wants = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if config.device == "cuda" else {"num_cpus": 1}
-    task = ray.remote(**wants)(lambda: None)
-    demand = [ray.remote(num_cpus=1)(lambda: None).remote()] if config.device == "cuda" else []
-    demand += [task.remote() for _ in range(config.max_actors or config.min_actors)]
+    resources = {"num_cpus": 0, "num_gpus": config.gpus_per_actor} if config.device == "cuda" else {"num_cpus": 1}
+    task = ray.remote(**resources)(lambda: None)
+    tasks = [ray.remote(num_cpus=1)(lambda: None).remote()] if config.device == "cuda" else []
+    tasks += [task.remote() for _ in range(config.max_actors or config.min_actors)]
 
     def withdraw() -> None:
-        for each in demand:
-            ray.cancel(each)
+        for reference in tasks:
+            ray.cancel(reference)
 
     return withdraw
-
-
-def label_images(
-    work: Work, plan: Plan, work_plan: WorkPlan, round: Round, operator: type[Worker] = LabelImages
-) -> Iterator[pa.Table]:
-    """Yield result blocks for what is pending, in whatever order they come; those of a tar in the order of its members.
-
-    Where the plan is not split, one actor a core of the kind `operator` does it all.
-
-    A block whose task kills its process again and again is left out; the caller sees that its rows never came.
-    """
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    context = _quiet()
-    # Set either way: the context outlives a run.
-    context.execution_options.label_selector = (
-        {_NODE_LABEL: f"!in({','.join(plan.left_out)})"} if plan.left_out else None
-    )
-    work = replace(work, node=this_node)
-    if not plan.split:
-        context.target_max_block_size = _STREAMED_BYTES
-    tables = list(units(work_plan, round, plan.actors))
-    # from_arrow would ask tasks for the sizes of the tables, whose workers come too many and a second before the actors.
-    images, most = ray.data.from_blocks(tables), len(tables)
-    del tables
-    calls = 2 if plan.split and not round.alone else 1  # with two, pixels travel while others are labelled
-    options: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    pool = ActorPoolStrategy(
-        min_size=min(plan.min_actors, most),
-        max_size=min(plan.max_actors, most),
-        # With GPUs Ray weighs both operators first, and takes back what it finds too much: let it grow by itself.
-        initial_size=min(plan.min_actors if plan.split else plan.actors, most),
-        max_tasks_in_flight_per_actor=1 if round.alone else 2 * calls,
-        max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=True,
-    )
-    actor = {"compute": pool, "fn_constructor_args": (work,), "max_restarts": -1, "max_task_retries": TRIES - 1}
-    if plan.split:
-        images = images.map_batches(
-            decode_block, fn_kwargs={"work": work, "isolated": round.alone}, batch_size=None, num_cpus=1,
-            max_retries=TRIES - 1, **options,
-        )  # fmt: skip
-        gpus = plan.gpus_per_actor
-        images = images.map_batches(
-            Classify, batch_size=min(round.rows, CHUNK), num_cpus=0, num_gpus=gpus, **actor, **options
-        )
-    else:
-        alone = {"isolated": round.alone}
-        images = images.map_batches(
-            operator, fn_constructor_kwargs=alone, batch_size=None, num_cpus=1, **actor, **options
-        )
-    try:
-        yield from images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again") from error
-
-
-def _quiet() -> DataContext:
-    """Return the context of the datasets to come, without bars and reports."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # what kills a process is narrowed down by rounds, not by failing the job
-    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
-    # Ray Data will name its own parameters for restarts and retries; until then this is how they are set.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return context

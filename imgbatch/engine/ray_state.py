@@ -1,4 +1,4 @@
-"""Effects: Ray is left as it was found, for callers whose process goes on after a job. Does not import Ray."""
+"""Effects: shuts Ray down after a job of the Python API, whose process continues. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def left_as_found() -> Iterator[None]:
-    """Shut down a Ray that the block has started, also where it fails.
+def shut_down_if_started() -> Iterator[None]:
+    """Shut down a Ray that the block has started, also if it fails.
 
-    The command line does without: there a process that failed ends with all that it has started.
+    The command line does not use this: a process that failed ends there, with everything that it has started.
     """
     before = is_initialized()
     try:
@@ -20,10 +20,10 @@ def left_as_found() -> Iterator[None]:
         if is_initialized() and not before:
             from imgbatch.engine import session
 
-            session.end()
+            session.shut_down()
 
 
 def is_initialized() -> bool:
-    """Return whether this process is connected to Ray; nobody is who has not imported it."""
+    """Return whether this process is connected to Ray, without importing it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

@@ -1,4 +1,4 @@
-"""Ray: the connection to Ray: to a cluster, or to a Ray of this machine's own."""
+"""Ray: the connection to Ray: to a cluster, or to a local Ray that this process starts."""
 
 from __future__ import annotations
 
@@ -24,74 +24,74 @@ from imgbatch.config.sections import ClusterConfig
 from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.terminal import console
 
-_CONNECT_S = 10.0
-_START_S = 300.0  # a Ray of a machine's own was seen to take a minute where others kept the cores busy
-_END_S = 5.0
-_ended = threading.Event()
-"""Set when the Ray that this process has started is shut down: the thread that started it may end then."""
+_CONNECT_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 300.0  # a local Ray was seen to take a minute on a machine whose cores were busy
+_END_TIMEOUT_S = 5.0
+_shut_down_event = threading.Event()
+"""Set when the Ray that this process started is shut down: the thread that started it may end then."""
 
 
 @contextmanager
 def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
-    """Be connected to the cluster of RAY_ADDRESS, or to a Ray of this machine's own that ends with the block.
+    """Connect to the cluster of RAY_ADDRESS, or to a local Ray that ends with the block.
 
-    Where the block raises, Ray is left as it is and ends with the process (`process.exit_process`): threads of Ray Data are
-    at work then, and one that calls Ray after its end has Ray's C++ end the process on the spot, with exit code 1 (2.60).
+    If the block raises, Ray is not shut down and ends with the process (`process.exit_process`): threads of Ray Data are still
+    running then, and if one calls Ray after its end, Ray's C++ ends the process at once with exit code 1 (2.60).
 
-    Inside, stdout is Ray's to chatter on, and goes nowhere: a job's own output is for people and for pipes. While Ray
+    Inside the block stdout is discarded, since Ray writes to it: the output of a job is for people and for pipes. While Ray
     starts or ends, `tick` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
 
     Args:
-        call_s: seconds that the end may take; the start may take 300 s.
+        call_s: the timeout of the shutdown in seconds; that of the start is 300 s.
 
     Raises:
-        ClusterError: the cluster does not answer, or not in time, or runs other versions.
-        ConfigError: RAY_ADDRESS is of a kind that jobs do not run on.
+        ClusterError: the cluster does not answer in time, or runs other versions.
+        ConfigError: RAY_ADDRESS is of a kind that jobs cannot run on.
         UsageError: a limit of the operating system is too low for Ray.
     """
     process_limits.require_limits()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start another Ray
-    # A GCS that is gone for 60 s makes Ray's C++ end the driver with 1, without a word: limits of our own come first (2.60).
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start Ray again
+    # Without a GCS for 60 s Ray's C++ ends the driver with exit code 1 and no message (2.60): our own timeouts come first.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "86400")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
     console.step("connecting to Ray" if address else "starting Ray on this machine")
     if address:
-        _knock(address)
+        _check_reachable(address)
     else:
         _use_own_token()
-    import ray  # behind the variables, which it reads when it is imported
+    import ray  # after the variables are set, which it reads when it is imported
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         if ray.is_initialized():
             yield
             return
         try:
-            with _hushed():
+            with _stderr_captured():
                 _start(address)
         except ImgbatchError:  # of `tick`
             raise
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            raise ClusterError(f"cannot use {where}: {error}{'' if address else _hint(error)}") from error
+            raise ClusterError(f"cannot use {where}: {error}{'' if address else _advice(error)}") from error
         yield
         call_with_timeout(_shut_down, call_s, "ray.shutdown")
 
 
 def _use_own_token() -> None:
-    """Guard a Ray of this machine's own with a token of this process; Ray would write one to the home directory.
+    """Protect a local Ray with a token of this process.
 
-    That may be missing, or read-only.
+    Ray itself would write a token to the home directory, which may be missing or read-only.
     """
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _start(address: str) -> None:
-    """Have Ray started by a thread: its calls into C++ may take a minute, in which no signal would reach Python."""
+    """Start Ray in a thread: its calls into C++ may take a minute, during which no signal would reach Python."""
     started: Future[bool] = Future()
-    _ended.clear()
+    _shut_down_event.clear()
 
     def start() -> None:
         try:
@@ -100,10 +100,10 @@ def _start(address: str) -> None:
             started.set_exception(error)
             return
         started.set_result(True)
-        _ended.wait()  # the kernel kills Ray's processes when the thread ends that started them
+        _shut_down_event.wait()  # the kernel kills Ray's processes when the thread that started them ends
 
     threading.Thread(target=start, name="ray", daemon=True).start()
-    wait_for(started, _START_S, "ray.init")
+    wait_for(started, _START_TIMEOUT_S, "ray.init")
 
 
 def _init(address: str) -> None:
@@ -111,20 +111,20 @@ def _init(address: str) -> None:
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, runtime_env=_shipped(), **quiet)
-    else:  # "local": a bare init would join whatever a killed run has left behind
+        ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+    else:  # without "local" init would join a Ray that a killed run has left
         ray.init(address="local", include_dashboard=False, **quiet)
         _end_autoscaler()
 
 
-def end(limit_s: float = ClusterConfig().call_s) -> None:
-    """End Ray after a job that failed, in a process that goes on.
+def shut_down(limit_s: float = ClusterConfig().call_s) -> None:
+    """Shut Ray down after a job that failed, in a process that continues.
 
-    Threads of Ray Data are at work then, and one that calls Ray after its end has Ray's C++ end the process (2.60). So they
-    are stopped first, and waited for.
+    Threads of Ray Data are still running then, and if one calls Ray after its end, Ray's C++ ends the process (2.60). So
+    they are stopped first, and waited for.
 
     Raises:
-        ClusterError: Ray does not end within so many seconds.
+        ClusterError: Ray did not shut down within `limit_s` seconds.
     """
     call_with_timeout(_shut_down, limit_s, "ray.shutdown")
 
@@ -134,30 +134,30 @@ def _shut_down() -> None:
 
     _end_datasets()
     ray.shutdown()
-    _ended.set()
+    _shut_down_event.set()
 
 
 def _end_datasets() -> None:
-    """End the threads of datasets that were left early, at the limit of a run: they must not outlive Ray, see `connected`."""
+    """End the threads of datasets that were not read to their end, as at the limit of a run: they must not outlive Ray."""
     for thread in threading.enumerate():
         if type(thread).__name__ == "StreamingExecutor":
             thread.shutdown(force=False)  # type: ignore[attr-defined]
-    deadline = time.monotonic() + _END_S
+    deadline = time.monotonic() + _END_TIMEOUT_S
     for thread in threading.enumerate():
-        if thread.name == RESULT_THREADS:  # what it waits for has come to its end
+        if thread.name == RESULT_THREADS:  # the dataset that it reads has ended
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _end_autoscaler() -> None:
-    """End the process that would add machines to this one: Ray waits a second for it at its own end, and has no option."""
+    """Kill the autoscaler of a local Ray: it has nothing to scale, Ray has no option for it, and waits a second for its end."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
                 child.kill()
 
 
-def _hint(error: Exception) -> str:
-    """Return what to do about an error of a Ray of this machine's own."""
+def _advice(error: Exception) -> str:
+    """Return what to do about an error of a local Ray."""
     place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
     if isinstance(error, OSError) and str(error.filename or place).startswith(place):
         return f" (it keeps its files in {place}; RAY_TMPDIR moves them)"
@@ -165,30 +165,34 @@ def _hint(error: Exception) -> str:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what C++ writes to stderr while Ray starts, and show it only if that fails."""
-    with tempfile.TemporaryFile() as kept:
+def _stderr_captured() -> Iterator[None]:
+    """Capture what C++ writes to stderr while Ray starts, and show it only if that fails."""
+    with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         stderr = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except Exception as error:
             if not isinstance(error, ImgbatchError):
-                kept.seek(0)
-                with suppress(OSError):  # nobody may be there to read it
-                    os.write(stderr, kept.read())
+                captured.seek(0)
+                with suppress(OSError):  # stderr may be closed
+                    os.write(stderr, captured.read())
             raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Refuse an address where no cluster answers: Ray itself would wait for minutes, then kill the process.
 
-    A cluster of Ray 2.60 may want a token, which ray.init shows only where RAY_AUTH_MODE says so, and a cluster without
-    does not get on with a driver that shows one.
+    A cluster of Ray 2.60 may require a token, which `ray.init` sends only if RAY_AUTH_MODE is set; a cluster that requires
+    none refuses a driver that sends one. So the mode is set according to the answer.
+
+    Raises:
+        ConfigError: the address is of another kind than HOST:PORT.
+        ClusterError: no cluster answers.
     """
     import grpc
 
@@ -199,12 +203,12 @@ def _knock(address: str) -> None:
         )
     if address in ("auto", "local"):
         return
-    # The nodes of a cluster are not behind an HTTP proxy. Ray itself ignores http_proxy, unless this variable is set.
-    by_proxy = os.environ.get("RAY_grpc_enable_http_proxy", "0").lower() in ("1", "true")  # noqa: SIM112
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", int(by_proxy))]) as channel:
+    # The nodes of a cluster are not reached through an HTTP proxy. Ray too ignores http_proxy, unless this variable is set.
+    use_proxy = os.environ.get("RAY_grpc_enable_http_proxy", "0").lower() in ("1", "true")  # noqa: SIM112
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", int(use_proxy))]) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
-                b"", timeout=_CONNECT_S, wait_for_ready=False
+                b"", timeout=_CONNECT_TIMEOUT_S, wait_for_ready=False
             )
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
@@ -213,8 +217,8 @@ def _knock(address: str) -> None:
             raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error.details()}") from error
 
 
-def _shipped() -> dict[str, Any] | None:
-    """Return a runtime environment that brings this very package to the nodes; `ray job submit` brings one of its own."""
+def _runtime_env() -> dict[str, Any] | None:
+    """Return a runtime environment that ships this package to the nodes; None under `ray job submit`, which ships its own."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return None
     return {"py_modules": [str(Path(imgbatch.__file__).parent)], "excludes": ["__pycache__"]}

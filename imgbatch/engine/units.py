@@ -1,4 +1,4 @@
-"""Effects: how work is cut: which images go to a worker at a time, and in what order."""
+"""Effects: cuts the pending images into units of work: which images go to a worker at a time, and in what order."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imgbatch.ledger.listing import RowRanges, WorkPlan
+from imgbatch.ledger.work_plan import RowRanges, WorkPlan
 
-_LEAST_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
-_WHERE = ("resume_offset", "last_offset")  # columns of a unit that is a tar: where to read on
+_MIN_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
+_TAR_COLUMNS = ("resume_offset", "last_offset")  # columns of a unit that is a tar: where reading resumes
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How images are handed out: at first in large units, and in ever smaller ones what did not come back."""
+    """How images are handed out: first in large units, and what was lost again in smaller ones."""
 
     rows: int
-    """Most images of a unit, that is, of a task."""
-    lost: float
-    """The largest share of images that may not have come back; more are the cluster's fault, not theirs."""
-    alone: bool = False
-    """One task at a time in a process, which decodes in a child of its own: what dies there has a name."""
+    """The maximum number of images in a unit, that is, in a task."""
+    max_lost: float
+    """The maximum proportion of lost images. If more are lost, the cluster is at fault, not the images."""
+    isolated: bool = False
+    """One task at a time in a process, which decodes in a child process: then it is known which image killed it."""
 
 
-# A unit costs the driver 40 kB of Ray's books: 10 bytes an image of 4,096. A lost actor costs half a minute of work.
-# An image that ends its process takes the units of that process along, which may be a quarter of a small run.
-ROUNDS = (Round(4096, lost=0.5), Round(16, lost=0.1), Round(1, lost=0.1, alone=True))
+# Ray's own records of a unit cost the driver 40 kB: 10 bytes per image of 4,096. A lost actor costs half a minute of work.
+# An image that kills its process takes along all units of that process, which may be a quarter of a small run.
+ROUNDS = (Round(4096, max_lost=0.5), Round(16, max_lost=0.1), Round(1, max_lost=0.1, isolated=True))
 
 
-def units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Table]:
-    """Yield the pending numbers in tables of a unit each: every tar alone, others together.
+def cut_units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Table]:
+    """Yield the numbers of pending images, a table per unit: each tar is a unit, and other images share units.
 
-    Of the others short ones come first, so that rows flow soon, and last, so that all actors end together: each takes a
-    quarter of its share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    Units of images start small, so that the first rows arrive soon, and end small, so that all actors end together: each
+    unit has a quarter of an actor's share of the rest (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
     for number, tar in work_plan.tars.items():
         if work_plan.pending[number]:
@@ -53,22 +53,22 @@ def units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Table]:
     start = 0
     while start < len(numbers):
         share = (len(numbers) - start) // (4 * actors)
-        rows = _LEAST_ROWS if start < 2 * actors * _LEAST_ROWS else max(_LEAST_ROWS, share)
-        end = _not_inside(work_plan.row_group_ranges, numbers, start + min(rows, round.rows), round.rows)
-        nowhere = {name: pa.nulls(end - start, pa.int64()) for name in _WHERE} if work_plan.tars else {}
-        yield pa.table({"index": numbers[start:end], **nowhere})
+        rows = _MIN_ROWS if start < 2 * actors * _MIN_ROWS else max(_MIN_ROWS, share)
+        end = _end_of_range(work_plan.row_group_ranges, numbers, start + min(rows, round.rows), round.rows)
+        tar_columns = {name: pa.nulls(end - start, pa.int64()) for name in _TAR_COLUMNS} if work_plan.tars else {}
+        yield pa.table({"index": numbers[start:end], **tar_columns})
         start = end
 
 
-def _not_inside(ranges: RowRanges, numbers: npt.NDArray[np.uint32], end: int, most: int) -> int:
-    """Return `end`, or where what is read as a whole ends, if the cut would go through it and it is no larger than `most`.
+def _end_of_range(ranges: RowRanges, numbers: npt.NDArray[np.uint32], end: int, max_rows: int) -> int:
+    """Return `end`; or the end of the range that a cut at `end` would divide, if it has no more than `max_rows` rows.
 
-    >>> _not_inside(np.array([[2, 6]]), np.arange(9, dtype=np.uint32), 3, 4)
+    >>> _end_of_range(np.array([[2, 6]]), np.arange(9, dtype=np.uint32), 3, 4)
     6
     """
     if end >= len(numbers):
         return len(numbers)
     at = int(np.searchsorted(ranges[:, 0], numbers[end], side="right")) - 1
-    if at < 0 or not ranges[at, 0] < numbers[end] < ranges[at, 1] or ranges[at, 1] - ranges[at, 0] > most:
+    if at < 0 or not ranges[at, 0] < numbers[end] < ranges[at, 1] or ranges[at, 1] - ranges[at, 0] > max_rows:
         return end
     return int(np.searchsorted(numbers, ranges[at, 1]))

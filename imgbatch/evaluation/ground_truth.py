@@ -72,8 +72,8 @@ class GroundTruth:
     def numbers(self, uris: pa.Array) -> Numbers:
         """Return the number of each image, -1 for images that are not part of the evaluation."""
         numbers = np.full(len(uris), -1, np.int32)
-        for columns, rows, positions in self._index.lookup(uri_keys(uris)):
-            numbers[rows] = columns["number"][positions]
+        for match in self._index.lookup(uri_keys(uris)):
+            numbers[match.rows] = match["number"]
         return numbers
 
     def add_members(

@@ -144,9 +144,9 @@ def _count_listed(result: AuditResult, seen: UriIndex, listing: Folder, tars: Ta
         tick()
         is_tar = np.asarray(pc.fill_null(pc.equal(page["container"], TAR), False))
         has_row = np.zeros(len(page), bool)
-        for columns, rows, positions in seen.lookup(uri_keys(page["uri"].combine_chunks())):
-            columns["listed"][positions] = True
-            has_row[rows] = True
+        for match in seen.lookup(uri_keys(page["uri"].combine_chunks())):
+            match.write("listed", True)
+            has_row[match.rows] = True
         result.listed += int(np.count_nonzero(has_row | ~is_tar))
         if len(result.missing) < _SHOWN:
             result.missing += page.filter(pa.array(~has_row & ~is_tar))["uri"].to_pylist()[:_SHOWN]

@@ -165,8 +165,8 @@ class NewValues:
         index = UriIndex(row=np.int64)
         index.add(self.keys, row=np.arange(len(self.keys)))
         source = np.arange(len(part))
-        for columns, rows, positions in index.lookup(uri_keys(single_chunk(part["uri"]))):
-            source[rows] = len(part) + columns["row"][positions]
+        for match in index.lookup(uri_keys(single_chunk(part["uri"]))):
+            source[match.rows] = len(part) + match["row"]
         for at, entry in enumerate(part.schema):
             if entry.name in self.values.column_names:
                 values = _in_one_type(entry.name, single_chunk(part[entry.name]), single_chunk(self.values[entry.name]))

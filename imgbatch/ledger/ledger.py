@@ -54,8 +54,6 @@ class Ledger:
     """The columns of labels/ without the carried ones."""
     carried: Sequence[str] = ()
     """Which carried columns go into labels/; empty: all."""
-    listed: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """The carried columns of this run's listing: those of the first part of a log if that is a seal."""
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     index: RowIndex = field(init=False)
@@ -186,16 +184,19 @@ class Ledger:
             for _ in self._rewritten(log, {number: new.into for number, new in sorted(corrections[name].items())}):
                 tick()
 
-    def seal(self, run_id: str) -> None:
+    def seal(self, run_id: str, carried: pa.Schema | None = None) -> None:
         """Take the next number of each log with an empty part.
 
         The seal of rejects/ repeats the entries of all tars that this run has read to their end, so that a single lost part
         does not lose how many members a tar has.
+
+        Args:
+            carried: the carried columns of the listing, which are those of a log that has no other part than the seal.
         """
         for log, tars in ((self.labels, {}), (self.rejects, self._ended_tars)):
             log.intents.withdraw()
             footer = Footer(run_id, self.fingerprint, seal=True, tars=tars)
-            log.append(self._empty(log), footer, self._drop_written)
+            log.append(self._empty(log, carried), footer, self._drop_written)
 
     def fill_gaps(self, run_id: str) -> None:
         """Take the missing numbers with empty parts, once the rows that were in them have been written again.
@@ -246,9 +247,9 @@ class Ledger:
                 tick()
         return removed
 
-    def _empty(self, log: Log) -> pa.Table:
+    def _empty(self, log: Log, carried: pa.Schema | None = None) -> pa.Table:
         """Return no rows, with all columns of a log: a reader of *.parquet may want the same ones in each file."""
-        return self._columns(log, log.carried() if log.numbers else self.listed).empty_table()
+        return self._columns(log, log.carried() if log.numbers else carried or pa.schema([])).empty_table()
 
     def _without_members(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
         """Return the rows of a part that are not members of tars; those are counted in `tars`."""

@@ -34,6 +34,7 @@ from imgbatch.ledger.row_index import Status
 from imgbatch.ledger.status import DONE, DUPLICATE, NEW, STALE
 from imgbatch.ledger.tar_cursor import TarCursor
 from imgbatch.ledger.tar_progress import TarProgress, version_of
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import PARQUET, TAR, carried_fields, single_chunk
 from imgbatch.sources.base import ListingBatch
 from imgbatch.storage.stores import Folder, Stores
@@ -43,7 +44,6 @@ _PREFETCHED_PAGES = 4
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
-RowRanges = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -68,18 +68,6 @@ class Counts:
     """Parquet files whose rows could not be read."""
     unpaired: int = 0
     """Sidecars in tars that are not next to an image of their name."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkPlan:
-    """The images and tars that a run has to read, by their numbers in the listing."""
-
-    pending: Mask
-    """The images, and tars, without a row; set to False as their rows arrive."""
-    row_group_ranges: RowRanges
-    """(first, end) of images that are read together, such as a row group of a Parquet file; ascending, n×2."""
-    tars: dict[int, TarCursor]
-    """The tars among them."""
 
 
 @dataclass

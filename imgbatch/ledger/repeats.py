@@ -151,7 +151,7 @@ class Fill:
     def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
         """Return the rows that name images of a page, and which row of the page each names."""
         keys = uri_keys(single_chunk(page["uri"]))
-        pairs = [(columns["group"][positions], rows) for columns, rows, positions in self._index.lookup(keys)]
+        pairs = [(match["group"], match.rows) for match in self._index.lookup(keys)]
         groups, rows = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0, np.int64)]) for side in (0, 1))
         starts, counts = self._starts[groups], self._starts[groups + 1] - self._starts[groups]
         # All rows of each group, which are adjacent: starts[0], starts[0] + 1, …, starts[1], …

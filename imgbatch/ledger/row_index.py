@@ -62,14 +62,14 @@ class RowIndex:
         """
         versions = Versions.of(batch, keys)
         status = np.full(len(batch), NEW, np.uint8)
-        for columns, rows, positions in self._rows.lookup(versions.keys):
-            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            changed = changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
+        for match in self._rows.lookup(versions.keys):
+            rows, state = match.rows, match["state"]
+            changed = changed_since(match["size"], versions.sizes[rows], match["tag"], versions.tags[rows])
             retried = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self._retry == "all"))
             seen = state & _SEEN > 0
             stale = (changed | retried) & ~seen  # `mark_changed` compares what a second row of an image says
             status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
-            columns["state"][positions] |= np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8)
+            match.write("state", state | np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8))
         self.stale += int(np.count_nonzero(status == STALE))
         return status
 
@@ -77,31 +77,32 @@ class RowIndex:
         """Compare images that were DONE again, as more is known of their versions; return which are STALE after all."""
         versions = Versions.of(batch, keys)
         changed = np.zeros(len(batch), bool)
-        for columns, rows, positions in self._rows.lookup(keys):
-            state, size, tag = (columns[name][positions] for name in ("state", "size", "tag"))
-            stale = (state & _STALE == 0) & changed_since(size, versions.sizes[rows], tag, versions.tags[rows])
-            columns["state"][positions] |= np.where(stale, _STALE, 0).astype(np.uint8)
+        for match in self._rows.lookup(keys):
+            rows, state = match.rows, match["state"]
+            differs = changed_since(match["size"], versions.sizes[rows], match["tag"], versions.tags[rows])
+            stale = (state & _STALE == 0) & differs
+            match.write("state", state | np.where(stale, _STALE, 0).astype(np.uint8))
             changed[rows] = stale
         self.stale += int(np.count_nonzero(changed))
         return changed
 
     def mark_stale(self, uri: str) -> None:
         """Mark the row of one URI as STALE."""
-        for columns, _, positions in self._rows.lookup(uri_keys(pa.array([uri]))):
-            columns["state"][positions] |= np.uint8(_STALE)
-            self.stale += len(positions)
+        for match in self._rows.lookup(uri_keys(pa.array([uri]))):
+            match.write("state", match["state"] | np.uint8(_STALE))
+            self.stale += len(match.rows)
 
     def take_stale(self, keys: Keys) -> dict[str, KeysByPart]:
         """Return the STALE rows of these images, by table and part. The caller removes them: they are not STALE any more."""
         found: dict[str, dict[int, list[Keys]]] = {LABELS_LOG: {}, REJECTS_LOG: {}}
-        for columns, rows, positions in self._rows.lookup(keys):
-            stale = columns["state"][positions] & _STALE > 0
-            rows, positions = rows[stale], positions[stale]
-            parts, rejects = columns["part"][positions], columns["state"][positions] & _REJECT > 0
+        for match in self._rows.lookup(keys):
+            state = match["state"]
+            stale = state & _STALE > 0
+            rows, parts, rejects = match.rows[stale], match["part"][stale], state[stale] & _REJECT > 0
             for name, in_table in ((LABELS_LOG, ~rejects), (REJECTS_LOG, rejects)):
                 for number in np.unique(parts[in_table]).tolist():
                     found[name].setdefault(number, []).append(keys[rows[in_table & (parts == number)]])
-            columns["state"][positions] &= np.uint8(255 - _STALE)
+            match.write("state", state & np.uint8(255 - _STALE))
             self.stale -= len(rows)
         return {name: {number: np.concatenate(keys) for number, keys in parts.items()} for name, parts in found.items()}
 
@@ -123,20 +124,20 @@ class RowIndex:
     def are_rejects(self, keys: Keys) -> Mask:
         """Return which of these images have their row in rejects/; True also for those without a row."""
         rejects = np.ones(len(keys), bool)
-        for columns, rows, positions in self._rows.lookup(keys):
-            rejects[rows] = columns["state"][positions] & _REJECT > 0
+        for match in self._rows.lookup(keys):
+            rejects[match.rows] = match["state"] & _REJECT > 0
         return rejects
 
     def set_carried(self, name: str, number: int, keys: Keys, hashes: npt.NDArray[np.uint32]) -> None:
         """Set the hashes of the carried values of the rows that a part of a table holds."""
         wanted = _REJECT if name == REJECTS_LOG else 0
-        for columns, rows, positions in self._rows.lookup(keys):
-            in_part = (columns["part"][positions] == number) & (columns["state"][positions] & _REJECT == wanted)
-            columns["carried"][positions[in_part]] = hashes[rows[in_part]]
+        for match in self._rows.lookup(keys):
+            in_part = (match["part"] == number) & (match["state"] & _REJECT == wanted)
+            match.write("carried", hashes[match.rows[in_part]], where=in_part)
 
     def carried(self, keys: Keys, which: Mask) -> Iterator[tuple[Numbers, Numbers, Mask, npt.NDArray[np.uint32]]]:
         """Yield, of the masked images that have a row: positions in `keys`, parts, whether in rejects/, hashes as set."""
-        for columns, rows, positions in self._rows.lookup(keys):
-            rows, positions = rows[which[rows]], positions[which[rows]]
-            rejects = columns["state"][positions] & _REJECT > 0
-            yield rows, columns["part"][positions].astype(np.int64), rejects, columns["carried"][positions]
+        for match in self._rows.lookup(keys):
+            wanted = which[match.rows]
+            rejects = match["state"][wanted] & _REJECT > 0
+            yield match.rows[wanted], match["part"][wanted].astype(np.int64), rejects, match["carried"][wanted]

@@ -133,7 +133,7 @@ def new_labels(
     with claim:
         withdraw(job.output)
         with listed_split(job.stores, job.sources, config.source, split, models) as listed:
-            log.info("%s", run.recorded(replace(job, sources=[listed.source]), claim, stop))
+            log.info("%s", run.run_job(replace(job, sources=[listed.source]), claim, stop))
             truths = truths_of(listed, job.model, config.source.label_is)
     add_members(truths, job.output, listed, split)
     return truths, LabelTables(job.output, job.model, temperature, training_images)

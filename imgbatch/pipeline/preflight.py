@@ -1,4 +1,4 @@
-"""Effects: a run before its work: what it is made of, checked, and what is listed. Nothing is labelled in here."""
+"""Effects: what happens before images are labelled: config, model, inputs and output are checked, and images are listed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("imgbatch")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run that may start: its config is sound, its model known, its inputs there."""
+    """A run whose config, model and inputs have been checked."""
 
     config: sections.Config
     stores: Stores
@@ -38,57 +38,76 @@ class Job:
     ledger: Ledger
 
 
-def prepare(chosen: sections.Config) -> Job:
-    """Check everything that can be checked before any work."""
-    stores = Stores(chosen.storage)
-    for what, uris in (("--input", chosen.input), ("--output", [chosen.output.uri])):
+def open_output(config: sections.Config, *, read_only: bool = False) -> Job:
+    """Check the run and its output, which must exist and grant access.
+
+    Args:
+        read_only: the ledger writes nothing.
+    """
+    job = prepare(config, read_only=read_only)
+    with naming_the_output(job):
+        job.output.folders()
+    if not job.output.conditional:
+        log.warning("%s has no conditional writes: make sure that only one run writes there at a time", job.output.uri)
+    return job
+
+
+def prepare(config: sections.Config, *, read_only: bool = False) -> Job:
+    """Check everything that can be checked without the output.
+
+    Raises:
+        ImgbatchError: the model, an input or a value of the config cannot be used.
+    """
+    stores = Stores(config.storage)
+    for what, uris in (("--input", config.input), ("--output", [config.output.uri])):
         for uri in uris:
             recognise.require_utf8(uri, what)
     console.step("loading the model")
-    model = loading.load(chosen.model, stores)
-    chosen = reading.fill_output_template(chosen, model=model.slug)
-    if not chosen.output.uri:
+    model = loading.load(config.model, stores)
+    config = reading.fill_output_template(config, model=model.slug)
+    if not config.output.uri:
         raise UsageError("no --output: say where the label tables go")
-    output = Folder(stores, absolute(chosen.output.uri))
-    found = sources_beside(output, chosen.input, chosen.source)
+    output = Folder(stores, absolute(config.output.uri))
+    sources = sources_beside(output, config.input, config.source)
     ledger = Ledger(
         output,
         {
             **model.fingerprint(),
-            "top_k": chosen.top_k,
-            "answer.min_score": chosen.answer.min_score,
-            "output.embeddings": chosen.output.embeddings,
-            "output.columns": sorted(chosen.output.columns),
-            **({"source.image_column": chosen.source.image_column} if chosen.source.image_column else {}),
-            **({"output.content_hash": True} if chosen.output.content_hash else {}),
+            "top_k": config.top_k,
+            "answer.min_score": config.answer.min_score,
+            "output.embeddings": config.output.embeddings,
+            "output.columns": sorted(config.output.columns),
+            **({"source.image_column": config.source.image_column} if config.source.image_column else {}),
+            **({"output.content_hash": True} if config.output.content_hash else {}),
         },
-        retry=chosen.rejects.retry,
+        retry=config.rejects.retry,
+        read_only=read_only,
         label_columns=labels_with(
-            chosen.output.columns,
-            model.width() if chosen.output.embeddings else None,
-            hashed=chosen.output.content_hash,
+            config.output.columns,
+            model.width() if config.output.embeddings else None,
+            hashed=config.output.content_hash,
         ),
-        carried=chosen.output.columns,
+        carried=config.output.columns,
     )
-    return Job(chosen, stores, output, model, found, ledger)
+    return Job(config, stores, output, model, sources, ledger)
 
 
-def sources_beside(output: Folder, uris: Sequence[str], chosen: sections.SourceConfig) -> list[Source]:
+def sources_beside(output: Folder, uris: Sequence[str], config: sections.SourceConfig) -> list[Source]:
     """Return the sources of a run.
 
     Raises:
-        UsageError: one of them would find what the run writes.
+        UsageError: one of them would list what the run writes.
     """
-    found = recognise.recognise(output.stores, uris, chosen)
-    for source in found:
+    sources = recognise.recognise(output.stores, uris, config)
+    for source in sources:
         if recognise.would_list(source, output):
             raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
-    return found
+    return sources
 
 
 @contextmanager
 def naming_the_output(job: Job) -> Iterator[None]:
-    """Touch the output for the first time: a bucket that is not there is a wrong flag, not a store that is away."""
+    """Report an output that does not exist as a wrong flag: within are the first requests to it."""
     try:
         yield
     except (NotFound, BadPath) as error:
@@ -96,10 +115,13 @@ def naming_the_output(job: Job) -> Iterator[None]:
 
 
 def list_images(job: Job, folder: Folder | None) -> Listing:
-    """List the inputs against what the ledger says is done, onto numbered pages in the folder.
+    """List the inputs, compare them with the rows in the ledger, and write numbered pages.
+
+    Args:
+        folder: where the pages are written; None: a temporary folder.
 
     Raises:
-        InputError: there is not one image.
+        InputError: there are no images.
     """
     console.step("reading the tables of earlier runs")
     job.ledger.open()
@@ -130,12 +152,11 @@ def list_images(job: Job, folder: Folder | None) -> Listing:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
     if counts.listed and not listing.full:  # else a column may be one of those that were not listed
         require_carried(job.config.output.columns, listing.carried)
-    job.ledger.listed = listing.carried
     return listing
 
 
-def warn_of_local_paths(output: Folder, found: list[Source], nodes: int) -> None:
-    """Say that a path of this machine is read and written by all nodes."""
-    local = [uri for uri in (output.uri, *(source.uri for source in found)) if is_local(uri)]
+def warn_of_local_paths(output: Folder, sources: list[Source], nodes: int) -> None:
+    """Warn if paths of this machine have to be shared by all nodes."""
+    local = [uri for uri in (output.uri, *(source.uri for source in sources)) if is_local(uri)]
     if nodes > 1 and local:
         log.warning("%s must be the same shared folder on all %d nodes", ", ".join(local), nodes)

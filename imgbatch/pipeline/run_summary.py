@@ -1,4 +1,4 @@
-"""Effects: what one run did, apart from what its tables hold: logged when it ends, and kept in run.json as `this_run`."""
+"""Effects: the summary of one run, apart from its tables: logged when the run ends, and kept in run.json as `this_run`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from imgbatch.terminal.plurals import number
 
 if TYPE_CHECKING:
     from imgbatch.ledger.audit import AuditResult
+    from imgbatch.ledger.listing import Counts
     from imgbatch.ledger.run_record import Record
-    from imgbatch.pipeline.committer import Committer
+    from imgbatch.pipeline.run_statistics import RunStatistics
 
 log = logging.getLogger("imgbatch")
 
 
-_MOST_MESSAGE = 200  # characters
+_MAX_MESSAGE = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run came to. The counts are those of the tables, as in `run.json`; `seconds` is of this run."""
+    """The result of a run. The counts are those of the tables, as in `run.json`; `seconds` is of this run alone."""
 
     run_id: str
     output: str
@@ -35,7 +36,7 @@ class RunSummary:
     counts: Mapping[str, int]
     """`listed`, `labelled`, `rejected`, `already_done`, `updated`, `ignored`, `duplicates`, `kept`, `unpaired_sidecars`."""
     rejects: Mapping[str, int]
-    """How many rejects have each reason."""
+    """The number of rejects by reason."""
     this_run: Mapping[str, Any]
     """What this run alone did: `labelled`, `rejected`, `seconds`, `images_per_second`."""
 
@@ -57,7 +58,7 @@ class Tally:
     labelled: int = 0
     rejected: int = 0
     rate: float | None = None
-    """Images a second after the first rows, without the start; None: they all came at once."""
+    """Images per second after the first rows, without the start; None: all rows came at once."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     _audited: bool = False
@@ -65,23 +66,23 @@ class Tally:
     def __post_init__(self) -> None:
         self._started = self.now()
 
-    def take(self, committer: Committer) -> None:
-        """Take over what the committer has counted so far."""
-        self.labelled, self.rejected, self.rate = committer.labelled, committer.rejected, committer.rate()
-        self.reasons, self.examples = Counter(committer.reasons), dict(committer.examples)
+    def take(self, statistics: RunStatistics) -> None:
+        """Copy the counts so far."""
+        self.labelled, self.rejected, self.rate = statistics.labelled, statistics.rejected, statistics.rate()
+        self.reasons, self.examples = Counter(statistics.reasons), dict(statistics.examples)
 
     def audited(self, result: AuditResult) -> None:
-        """Take over the rejects that the tables hold, among them those of earlier runs."""
+        """Copy the counts of rejects in the tables, which include those of earlier runs."""
         self.reasons, self._audited = Counter(result.reasons), True
         self.examples = {**result.examples, **self.examples}
 
     @property
     def seconds(self) -> float:
-        """How long the run has been at work."""
+        """Seconds since the run started."""
         return round(self.now() - self._started, 1)
 
     def public(self) -> dict[str, Any]:
-        """Return what run.json holds of it."""
+        """Return the `this_run` of run.json."""
         seconds = self.seconds
         counts = {"labelled": self.labelled, "rejected": self.rejected}
         return {**counts, "seconds": seconds, "images_per_second": round(self._per_second(seconds), 2)}
@@ -90,7 +91,7 @@ class Tally:
         return (self.labelled + self.rejected) / seconds if seconds else 0.0
 
     def lines(self) -> Iterator[str]:
-        """Yield what the log says at the end of the run."""
+        """Yield the log lines at the end of the run."""
         seconds = self.seconds
         rate = f", {number(self._per_second(seconds))} images/s" if self.labelled or self.rejected else ""
         later = f" ({number(self.rate)} after the first rows)" if self.rate else ""
@@ -98,14 +99,14 @@ class Tally:
         of = "rejects/ holds" if self._audited else "rejected in this run:"
         for reason, count in self.reasons.most_common():
             uri, message = map(masked, self.examples.get(reason, ("", "")))
-            example = ": ".join(filter(None, (uri, message[:_MOST_MESSAGE])))
+            example = ": ".join(filter(None, (uri, message[:_MAX_MESSAGE])))
             yield f"{of} {count:,} {reason}{f', such as {example}' if example else ''}"
 
     @contextmanager
     def reported(self, record: Record) -> Iterator[None]:
-        """Log what the run did and where it is written when the block ends, and put it into the record.
+        """Log the summary and where the tables are when the block ends, and put the summary into the record.
 
-        A block that fails before there is a row has nothing to report.
+        A block that fails before the first row has nothing to report.
         """
         record.facts["this_run"] = self.public()
         failed = True
@@ -120,3 +121,17 @@ class Tally:
                 for name in ("labels", "rejects"):
                     log.info("%s: %s", name, masked(record.output.at(name)))
                 log.info("record: %s", masked(record.folder.at("run.json")))
+
+
+def counts_so_far(listed: Counts, statistics: RunStatistics) -> dict[str, int]:
+    """Return the `counts` of run.json in the middle of a run."""
+    return {
+        "listed": listed.listed,
+        "labelled": statistics.labelled,
+        "rejected": statistics.rejected,
+        "already_done": listed.already_done,
+        "updated": listed.updated,
+        "ignored": listed.ignored,
+        "duplicates": listed.duplicates,
+        "unpaired_sidecars": listed.unpaired,
+    }

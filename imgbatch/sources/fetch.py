@@ -18,6 +18,7 @@ from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.config.worker import ReadOptions, WorkerConfig
 from imgbatch.errors import InputError, StoreError
 from imgbatch.rejects import Refusal
+from imgbatch.schema import PARQUET
 from imgbatch.sources.parquet import ImageTable
 from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Meta, Stores
@@ -67,6 +68,8 @@ class Fetcher:
         rows = listed.select(["uri", "size", "etag", "last_modified", "container"]).to_pylist()
         for container, group in groupby(rows, key=lambda row: row["container"]):
             in_container = list(group)
+            if container not in (None, PARQUET):
+                raise ValueError(f"container {container!r}")
             yield from self._objects(in_container) if container is None else self._table_rows(in_container)
 
     def _objects(self, rows: list[dict[str, Any]]) -> Iterator[Fetched]:

@@ -1,24 +1,25 @@
-"""Effects: has images fetched and decoded on the cluster and kept as shards, and books those that cannot be read."""
+"""Effects: has images fetched, decoded and written as shards on the cluster, and records those that cannot be read."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgbatch.concurrency.monitor import tick
-from imgbatch.concurrency.polling import poll_items
-from imgbatch.engine import placement
-from imgbatch.engine.units import ROUNDS
-from imgbatch.errors import ClusterError
+from imgbatch.config.sections import ClusterConfig
+from imgbatch.engine.attempts import run_attempts
+from imgbatch.engine.dataset import Attempt, Images
+from imgbatch.engine.placement import Plan
 from imgbatch.inference.messages import received
-from imgbatch.ledger.listing import WorkPlan
 from imgbatch.ledger.tar_cursor import reject_duplicates
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal, is_passing
 from imgbatch.schema import TAR, single_chunk
 from imgbatch.terminal.progress import Progress
@@ -32,109 +33,145 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """n images that are ready, or that could not be read, in the order of the listing; those of a tar in its own."""
+    """n images that are ready or could not be read, in the order of the listing; members in the order of their tar."""
 
     images: pa.Table
     """`ROWS`, and the listing's `container`."""
-    torn: pa.Table
-    """The same of tars that are themselves what could not be read."""
+    failed_tars: pa.Table
+    """The same columns, for tars that could not be read to their end."""
 
     @property
     def read(self) -> Mask:
-        """Which could be read."""
+        """A mask of the images that could be read."""
         return np.asarray(self.images["reason"].is_null())
 
     @property
     def aspects(self) -> npt.NDArray[np.float32]:
-        """Width / height of each that could."""
+        """The width / height of each image; 1 for one that could not be read."""
         width, height = (np.asarray(self.images[name].fill_null(1)) for name in ("width", "height"))
         ratio: npt.NDArray[np.float32] = (width / height).astype(np.float32)
         return ratio
 
     @property
     def keys(self) -> Keys:
-        """The names of their arrays in the shards."""
+        """The keys of their arrays in the shards."""
         return keys_of(self.images)
 
     @property
     def rejects(self) -> pa.Table:
-        """What could not be read, and why."""
+        """The images and tars that could not be read, and why."""
         refused = self.images.filter(pc.is_valid(self.images["reason"]))
-        return pa.concat_tables([refused, self.torn]).select(["uri", "stage", "reason", "message"])
+        return pa.concat_tables([refused, self.failed_tars]).select(["uri", "stage", "reason", "message"])
 
 
-def prepare(
-    work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: placement.Plan, *, stall_s: float
-) -> Prepared:
-    """Make all shards that are missing; return what the shards say of the images that are to be done.
+@dataclass
+class _Images:
+    """Takes the blocks of `run_attempts`: which images and tars have shards now."""
 
-    What could not be read is tried again, as far as another time may be better.
+    work_plan: WorkPlan
+    arrived: int = 0
+    rejected: int = 0
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def take(self, block: pa.Table) -> None:
+        """Take one block of rows, whose shards are in the store.
+
+        Raises:
+            ImgbatchError: the block holds an error in place of rows.
+        """
+        rows, notes, tars_read = received(block)
+        for note in notes:
+            for node, fault in note.get("left_out", {}).items():
+                if node not in self.left_out:
+                    log.warning("node %s: %s: the node is left out", fault["host"], fault["why"])
+                self.left_out[node] = fault
+        numbers = rows["index"].to_numpy()
+        # Rows of members have the number of their tar, which is pending until it is read to its end.
+        self.work_plan.mark_arrived(numbers[~np.isin(numbers, list(self.work_plan.tars))])
+        self.work_plan.mark_arrived(tar["number"] for tar in tars_read if tar["whole"])
+        self.arrived += len(rows)
+        self.rejected += len(rows) - rows["reason"].null_count
+
+
+def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan, limits: ClusterConfig) -> Prepared:
+    """Make all missing shards; return what the shards hold of the pending images.
+
+    Images that could not be read are tried again, if the reason is transient.
 
     Args:
         listed: the listing's `uri` and carried columns.
 
     Raises:
-        ClusterError: the workers hang, or so many images did not come back that it is not their fault.
+        ClusterError: the workers hang, or so many images were lost that the cluster must be at fault.
     """
     wanted = work_plan.pending.copy()
-    missing = WorkPlan(wanted & ~_known(work, work_plan), work_plan.row_group_ranges, work_plan.tars)
-    here = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
-    shown = Progress("preparing images", None if work_plan.tars else int(missing.pending.sum()))
-    done = rejected = 0
-    left_out: dict[str, dict[str, str]] = {}
-    rounds = list(ROUNDS)
-    with closing(shown):
-        while rounds and (before := int(missing.pending.sum())):
-            round = rounds[0]
-            here = placement.without(here, left_out)
-            shown.start(before, round.rows)
-            blocks = poll_items(placement.label_images(work, here, missing, round, Prepare), stall_s, closes=True)
-            with closing(blocks):
-                for block in blocks:
-                    tick()
-                    if block is not None:
-                        rows, notes, tars = received(block)
-                        for note in notes:
-                            left_out |= note.get("left_out", {})
-                        numbers = rows["index"].to_numpy()
-                        missing.pending[numbers[~np.isin(numbers, list(work_plan.tars))]] = False
-                        missing.pending[[tar["number"] for tar in tars if tar["whole"]]] = False
-                        done += len(rows)
-                        rejected += len(rows) - rows["reason"].null_count
-                    shown.update(done, rejected)
-                    if len(left_out) > len(here.left_out):
-                        break
-            if len(left_out) > len(here.left_out):
-                names = (f"{told['host']} ({told['why']})" for told in left_out.values())
-                log.warning("nodes are left out, since the network gives wrong answers there: %s", ", ".join(names))
-                continue
-            rounds.pop(0)
-            if (lost := int(missing.pending.sum())) > max(20, round.lost * before):
-                raise ClusterError(
-                    f"{lost:,} of {before:,} images did not come back: the workers die; look at Ray's logs"
-                )
-    return _result(work, listed, wanted, missing)
+    done = _done(work, work_plan)
+    images = _Images(work_plan.restricted(wanted & ~done))
+    pending = images.work_plan.remaining
+    on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
+    shown = Progress("preparing images", None if work_plan.tars else pending)
+    # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
+    retried = pending if done.any() else 0
+    attempts = run_attempts(
+        partial(_prepare_images, work), on_cpus, images, limits, on_attempt=shown.start, retried=retried
+    )
+    with closing(shown), closing(attempts) as blocks:
+        for block in blocks:
+            if block is not None:
+                images.take(block)
+            shown.update(images.arrived, images.rejected)
+    return _collect(work, listed, wanted, images.work_plan)
 
 
-def _known(work: Preparation, work_plan: WorkPlan) -> Mask:
-    known = np.zeros(len(work_plan.pending), bool)
+def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
+    """Have the pending images of an attempt fetched, decoded and written as shards, in one actor per core."""
+    yield from Images(attempt, work).map_actors(Prepare)
+
+
+def _done(work: Preparation, work_plan: WorkPlan) -> Mask:
+    """Return a mask of the images and tars that need no further attempt: read, or rejected for a permanent reason."""
+    done = np.zeros(len(work_plan.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
-        known[numbers[~refused]] = True
+        done[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
-                known[row["index"]] = True
-    known[list(work_plan.tars)] = False
-    known[_whole_tars(work)] = True
-    return known
+                done[row["index"]] = True
+    done[list(work_plan.tars)] = False
+    done[_complete_tars(work)] = True
+    return done
 
 
-def _whole_tars(work: Preparation) -> list[int]:
+def _complete_tars(work: Preparation) -> list[int]:
     """Return the numbers of the tars that were read to their end."""
     return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
-def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
+def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
+    """Return what the shards hold of the wanted images, and a reject for each image that is missing in them."""
+    rows = [_lost_rows(listed, missing), *(shard.rows for shard in shards(work.shards))]
+    images = pa.concat_tables([ROWS.empty_table(), *rows], promote_options="permissive").select(ROWS.names).cast(ROWS)
+    images = _one_row_each(images.filter(pa.array(wanted[images["index"].to_numpy()])))
+    entries = listed.take(images["index"])
+    is_tar = pc.fill_null(pc.equal(single_chunk(entries["container"]), TAR), False)
+    tars = pc.if_else(is_tar, single_chunk(entries["uri"]), None)
+    images = with_late_sidecars(images, tars, work.shards, work.config.source)
+    images = images.append_column("container", entries["container"])
+    is_tar_itself = pc.and_(pc.equal(images["uri"], entries["uri"]), is_tar)
+    failed_tars = images.filter(is_tar_itself)
+    images = images.filter(pc.invert(is_tar_itself))
+    images = reject_duplicates(images, ~first_of_each(uri_keys(single_chunk(images["uri"]))))
+    images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
+    # A transient reject of a tar no longer holds if the tar was read to its end later.
+    reasons = failed_tars.select(["stage", "reason"]).to_pylist()
+    transient = np.array([is_passing(row["stage"], row["reason"]) for row in reasons], bool)
+    resolved = np.isin(failed_tars["index"].to_numpy(), _complete_tars(work)) & transient
+    failed_tars = failed_tars.filter(pa.array(~resolved))
+    return Prepared(images, failed_tars.filter(pa.array(first_of_each(uri_keys(single_chunk(failed_tars["uri"]))))))
+
+
+def _lost_rows(listed: pa.Table, missing: WorkPlan) -> pa.Table:
+    """Return rejects for the images that ended their process in each attempt."""
     lost = np.flatnonzero(missing.pending)
     refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
     entries = listed.take(pa.array(lost))
@@ -142,26 +179,15 @@ def _result(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan
     columns["index"] = pa.array(lost, pa.int64())
     for name in ("stage", "reason", "message"):
         columns[name] = pa.repeat(getattr(refusal, name), len(lost))
-    found = [pa.table(columns), *(shard.rows for shard in shards(work.shards))]
-    images = pa.concat_tables([ROWS.empty_table(), *found], promote_options="permissive").select(ROWS.names).cast(ROWS)
-    images = images.filter(pa.array(wanted[images["index"].to_numpy()]))
-    # An image may be there twice: its tar was read twice, or it was tried again. What could be read goes first.
+    return pa.table(columns)
+
+
+def _one_row_each(images: pa.Table) -> pa.Table:
+    """Return one row of each image, in the order of the listing.
+
+    An image has two rows if its tar was read twice, or if it was tried again. The one that could be read is taken.
+    """
     images = images.append_column("rejected", pc.is_valid(images["reason"]))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending"), ("rejected", "ascending")])
-    once = np.unique(keys_of(images), return_index=True)[1]
-    images = images.drop_columns("rejected").take(pa.array(np.sort(once))).combine_chunks()
-    entries = listed.take(images["index"])
-    tars = pc.if_else(
-        pc.fill_null(pc.equal(single_chunk(entries["container"]), TAR), False), single_chunk(entries["uri"]), None
-    )
-    images = with_late_sidecars(images, tars, work.shards, work.config.source)
-    images = images.append_column("container", entries["container"])
-    itself = pc.and_(pc.equal(images["uri"], entries["uri"]), pc.fill_null(pc.equal(images["container"], TAR), False))
-    torn = images.filter(itself)
-    images = images.filter(pc.invert(itself))
-    images = reject_duplicates(images, ~first_of_each(uri_keys(single_chunk(images["uri"]))))
-    images = images.sort_by([("index", "ascending"), ("offset", "ascending")]).combine_chunks()
-    passing = [is_passing(row["stage"], row["reason"]) for row in torn.select(["stage", "reason"]).to_pylist()]
-    settled = np.isin(torn["index"].to_numpy(), _whole_tars(work)) & np.array(passing, bool)  # by a later reading
-    torn = torn.filter(pa.array(~settled))
-    return Prepared(images, torn.filter(pa.array(first_of_each(uri_keys(single_chunk(torn["uri"]))))))
+    first = np.unique(keys_of(images), return_index=True)[1]
+    return images.drop_columns("rejected").take(pa.array(np.sort(first))).combine_chunks()

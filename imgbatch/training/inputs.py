@@ -20,8 +20,9 @@ from imgbatch.errors import InputError
 from imgbatch.evaluation.labelled_inputs import AGREE, Resolver
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing, WorkPlan
+from imgbatch.ledger.listing import Listing
 from imgbatch.ledger.listing_pages import pages
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.schema import single_chunk
 from imgbatch.sources import tars
 from imgbatch.sources.base import Source

@@ -30,7 +30,7 @@ from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import Taxonomy
-from imgbatch.pipeline import budget
+from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
 from imgbatch.storage.stores import Folder, Stores
@@ -216,7 +216,7 @@ def learn(
     network.of(job.base)
     with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
-        plan = placement.plan(job.config.cluster, workers=job.config.train.workers)
+        plan = placement.wait_for_plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         method = job.config.train.method_on(gpus=plan.split)
         with loading.share_weights(job.base, None if plan.one_machine else job.run.folder("base")) as base:
@@ -240,10 +240,10 @@ def learn(
 def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resolver, Any]:
     """Check the prepared images; return their classes, and the fold of each."""
     rejected = len(prepared.rejects)
-    good = len(prepared.images) + len(prepared.torn) - rejected
+    good = len(prepared.images) + len(prepared.failed_tars) - rejected
     if rejected:  # written before the checks, whose errors refer to this file
         job.run.put("rejects.parquet", artifacts.parquet(prepared.rejects))
-    budget.judge(
+    check_budget(
         job.config.rejects, listed=good + rejected, labelled=good, rejected=rejected, at_end=True,
         where=job.run.at("rejects.parquet"),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from imgbatch.engine import placement
 from imgbatch.engine.placement import Plan
 from imgbatch.errors import Unreachable, UsageError
 from imgbatch.evaluation.calibration import fit_temperature
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -92,8 +92,7 @@ class Task:
 
     def prepare(self, work: Preparation, wanted: Mask) -> Prepared:
         """Prepare some entries of the listing."""
-        work_plan = replace(self.work_plan, pending=wanted)
-        return prepare(work, self.listed, work_plan, self.plan, stall_s=self.config.cluster.stall_timeout_s)
+        return prepare(work, self.listed, self.work_plan.restricted(wanted), self.plan, self.config.cluster)
 
     @property
     def gpus(self) -> bool:
@@ -196,7 +195,7 @@ def by_finetuning(task: Task, work: Preparation, prepared: Prepared, labelled: L
     console.step("starting the training workers")
     if not run.exists(trainer.RESULT):
         limits = task.config.cluster
-        cpus = placement.cpus_of_each(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
+        cpus = placement.wait_for_cpus_per_worker(config.workers, config.cpus_per_worker, gpus=task.gpus, config=limits)
         ray_train.fit(spec, gpus=task.gpus, cpus_per_worker=cpus, limits=limits, report=_show)
     console.step("reading the trained network")
     result = torch.load(io.BytesIO(run.read(trainer.RESULT)), map_location="cpu", weights_only=True)

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -268,7 +268,11 @@ def with_recorded_format(config: sections.Config, records: list[Mapping[str, Any
         if with_dtype and with_dtype[-1].get("device") == "cpu" and config.cluster.device != "cuda":
             newest = with_dtype[-1]
             runtime = str(newest.get("runtime", "")).partition(" ")[0]
-            same = runtime if classify.runtime == "auto" and runtime in ("torch", "openvino") else classify.runtime
+            same = (
+                runtime
+                if classify.runtime == "auto" and runtime in get_args(sections.RuntimeName)
+                else classify.runtime
+            )
             recorded: Any = {"dtype": newest["dtype"], "runtime": same}
             classify = replace(classify, **recorded)
     used = {classify.dtype, *(str(record.get("dtype")) for record in records)}

@@ -1,11 +1,11 @@
-"""Ours, the limit and the peers, in one sitting on the same objects in a real S3 server.
+"""Measure imgbatch, the limit of its stages and other programs, in one session, on the same objects in a real S3 server.
 
     make bench                          # 5,000 objects
     python tests/bench/bench.py --objects 500 --images FOLDER --peers daft,ray --repeat 3 --chart bench.png
 
-Measures the bare stages in core-seconds an image, before and after each run of ours, and from the mean of their sums the
-limit = cores / sum; each pipeline end to end, in turn; and whether our answers are those of the peers. Prints a table, and
-writes the figures as JSON. It asserts nothing: machines differ, and are noisy.
+Measures the single stages in core-seconds per image, before and after each run of imgbatch. The limit is the number of cores
+divided by the mean of their sums. Then each program runs from start to end, and the labels of imgbatch are compared with
+those of the others. Prints a table, and writes the figures as JSON. It asserts nothing, because machines differ and are noisy.
 """
 
 from __future__ import annotations
@@ -40,30 +40,32 @@ PEERS = {"daft": "daft_udf.py", "ray": "ray_data.py", "loader": "loader.py", "ti
 
 
 def main() -> None:
-    """Measure everything, and print it."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=5000)
-    parser.add_argument("--images", type=Path, help="a folder of photos; the demo's by default")
-    parser.add_argument("--peers", default="daft,ray,loader,timm", help="which peers to run, by commas; '' for none")
+    parser.add_argument("--images", type=Path, help="a folder of photos; default: those of the demo")
+    parser.add_argument(
+        "--peers", default="daft,ray,loader,timm", help="other programs to run, separated by commas; '' for none"
+    )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
-    parser.add_argument("--chart", type=Path, help="draw the figures into this PNG as well")
+    parser.add_argument("--chart", type=Path, help="also draw the figures as this PNG")
     flags = parser.parse_args()
     images = sorted(flags.images.iterdir()) if flags.images else photos()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
         os.environ |= server.environment
         upload(server, images, flags.objects)
-        found = measure(server, flags, images[: flags.objects])
-    flags.json.write_text(json.dumps(found, indent=2))
-    print(table(found))
+        results = measure(server, flags, images[: flags.objects])
+    flags.json.write_text(json.dumps(results, indent=2))
+    print(table(results))
     if flags.chart:
         from tests.bench.chart import draw
 
-        draw(found, flags.chart)
+        draw(results, flags.chart)
 
 
 def upload(server: S3Server, images: list[Path], objects: int) -> None:
-    """Put the photos into the store again and again, under different names."""
+    """Upload the photos repeatedly under different names, until there are as many objects."""
     store = server.bucket("images")
 
     def put(number: int) -> None:
@@ -75,12 +77,12 @@ def upload(server: S3Server, images: list[Path], objects: int) -> None:
 
 
 def measure(server: S3Server, flags: argparse.Namespace, images: list[Path]) -> dict[str, Any]:
-    """Run ours for the very first time, the stages, the comparison of answers, then ours and the peers in turn."""
+    """Measure the very first run, compare labels, then measure stages, imgbatch and the other programs alternately."""
     cores = len(os.sched_getaffinity(0))
     very_first = first_row_very_first(server)
-    from tests.bench.parity import compare  # brings torch, of which the very first run is to find nothing in memory
+    from tests.bench.parity import compare  # imports torch, which must not be in memory during the very first run
 
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": cores, "processor": _processor(), "python": platform.python_version()},
         "objects": flags.objects,
@@ -89,27 +91,27 @@ def measure(server: S3Server, flags: argparse.Namespace, images: list[Path]) -> 
         "runs": [],
     }
     bare = []
-    for turn in range(flags.repeat):
+    for repetition in range(flags.repeat):
         bare.append(stages.measure("s3://images/photos", server.pid))
-        found["runs"].append(ours(server, str(turn)))
+        results["runs"].append(ours(server, str(repetition)))
         bare.append(stages.measure("s3://images/photos", server.pid))
         for peer in filter(None, flags.peers.split(",")):
-            found["runs"].append(theirs(server, peer, turn))
-    costs = {name: round(statistics.mean(each[name] for each in bare), 3) for name in bare[0]}
-    return found | {"stages_ms": costs, "limit_per_s": cores * 1000 / sum(costs.values())}
+            results["runs"].append(theirs(server, peer, repetition))
+    costs = {name: round(statistics.mean(measurement[name] for measurement in bare), 3) for name in bare[0]}
+    return results | {"stages_ms": costs, "limit_per_s": cores * 1000 / sum(costs.values())}
 
 
 def first_row_very_first(server: S3Server) -> float:
-    """Return the seconds to the first row of a run that finds the node's cache empty, and converts the model."""
-    known = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory() as empty:  # the cache lies in the folder for temporary files, as Ray's own do
-        run = ours(server, "-very-first", {"TMPDIR": empty, "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", known)})
+    """Return the seconds to the first row of a run with an empty node cache, which has to convert the model."""
+    ray_folder = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory() as empty:  # the cache is in the temporary folder, like Ray's files
+        run = ours(server, "-very-first", {"TMPDIR": empty, "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", ray_folder)})
     return float(run["first_row_s"])
 
 
-def ours(server: S3Server, turn: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run the job, and add what its record says."""
-    output = f"s3://out/ours{turn}"
+def ours(server: S3Server, suffix: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run the job, and add figures from its record."""
+    output = f"s3://out/ours{suffix}"
     command = [sys.executable, "jobs/classify.py", "--input", "s3://images/photos", "--output", output]
     began = time.time()
     run = served(server, command, "ours", environment)
@@ -122,9 +124,14 @@ def ours(server: S3Server, turn: str, environment: Mapping[str, str] | None = No
     return run
 
 
-def theirs(server: S3Server, peer: str, turn: int) -> dict[str, Any]:
-    """Run a peer, and add when its network had predicted the first batch, and images a second from there to its last."""
-    command = [sys.executable, str(ROOT / "tests/bench/peers" / PEERS[peer]), "images/photos", f"out/{peer}{turn}"]
+def theirs(server: S3Server, peer: str, repetition: int) -> dict[str, Any]:
+    """Run another program, and add the time of its first predicted batch, and images per second from there to the last."""
+    command = [
+        sys.executable,
+        str(ROOT / "tests/bench/peers" / PEERS[peer]),
+        "images/photos",
+        f"out/{peer}{repetition}",
+    ]
     with tempfile.NamedTemporaryFile("r") as predicted:
         began = time.time()
         run = served(server, command, peer, {"PREDICTED": predicted.name})
@@ -136,7 +143,7 @@ def theirs(server: S3Server, peer: str, turn: int) -> dict[str, Any]:
 def served(
     server: S3Server, command: list[str], name: str, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Watch a command, and what the store does for it: its requests by type, and the server's CPU and memory."""
+    """Run and measure a command and the store: requests by type, and the server's CPU and memory."""
     requests, cpu = server.requests(), cpu_seconds(server.pid)
     run = watched(command, name, environment)
     run["requests"] = dict(server.requests() - requests)

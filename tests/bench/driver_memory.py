@@ -1,8 +1,8 @@
-"""What an image costs the driver: its peak memory at 10,000 and at 200,000 tiny images, first and second run.
+"""Measure the driver's memory per image: its peak with 10,000 and 200,000 tiny images, in a first and a second run.
 
     python tests/bench/driver_memory.py [COUNT COUNT]
 
-The promise is a fixed part plus at most 40 bytes an image. Takes some five minutes.
+The guarantee is a fixed part plus at most 40 bytes per image. Takes some five minutes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 SIDE = 32
-"""Pixels that the network sees: the images shall be many, not costly."""
+"""Side of the network's input in pixels: small, because the number of images matters here."""
 
 
 def make_images(place: Path, count: int) -> Path:
-    """Fill a folder with subfolders of a thousand names each, which are links to one file."""
+    """Fill a folder with subfolders of a thousand names each, all links to one file."""
     from tests.unit.pictures import encode, scene
 
     images = place / f"images-{count}"
@@ -50,7 +50,7 @@ def make_model(place: Path) -> Path:
 
 
 def peak_of(command: list[str]) -> tuple[int, float]:
-    """Run a job; return the highest resident memory of its driver in bytes, and seconds."""
+    """Run a job; return the peak resident memory of its driver in bytes, and its duration in seconds."""
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     peak = 0
@@ -73,20 +73,20 @@ def _status(pid: int) -> str:
 
 def main(counts: list[int]) -> None:
     """Measure and print."""
-    found: dict[str, list[int]] = {"first run": [], "second run": []}
+    peaks: dict[str, list[int]] = {"first run": [], "second run": []}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         model = make_model(place)
         for count in counts:
             images = make_images(place, count)
             job = [sys.executable, "jobs/classify.py", "--input", str(images), "--output", str(place / f"out-{count}")]
-            for name in found:
+            for name in peaks:
                 peak, seconds = peak_of([*job, "--model", str(model)])
-                found[name].append(peak)
+                peaks[name].append(peak)
                 print(f"{count:>9,} images, {name}: peak {peak / 1e6:6.1f} MB, {seconds:.0f} s", flush=True)
-    for name, (small, large) in found.items():
-        each = (large - small) / (counts[1] - counts[0])
-        print(f"{name}: {each:.1f} bytes an image, fixed part {(small - each * counts[0]) / 1e6:.0f} MB")
+    for name, (small, large) in peaks.items():
+        per_image = (large - small) / (counts[1] - counts[0])
+        print(f"{name}: {per_image:.1f} bytes per image, fixed part {(small - per_image * counts[0]) / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Format by format: does a photo saved in it get the class that Pillow, the model card's transform and 32 bits give it?
+"""Compare, for each format, the class of a photo with that of Pillow, the model card's transform and 32 bits.
 
     python tests/bench/formats.py FOLDER [COUNT]
 
-Both sides use the same network in 32 bits on one thread, so that what is compared is decoding and preprocessing. Where
-Pillow reads a format less well than it is read here (16 bits, floats) or not at all (DICOM), the other side sees the photo
-that was saved; as grey, or as grey from its least to its greatest value, where that is what the format's rule says.
+Both sides use the same network in 32 bits on one thread, so only decoding and preprocessing are compared. If Pillow does not
+read a format (DICOM), or loses precision (16 bits, floats), the other side gets the photo that was saved: as RGB, as grey, or
+as grey scaled from minimum to maximum, according to the rule for the format.
 """
 
 from __future__ import annotations
@@ -127,21 +127,21 @@ FORMATS: dict[str, tuple[Callable[[make.Array], bytes], Reader]] = {
 
 
 class Labels:
-    """The class of a crop, in 32 bits; remembered, since lossless formats give the same crops again."""
+    """The class of a crop, in 32 bits. Cached, because lossless formats give the same crops again."""
 
     def __init__(self) -> None:
         config = Config()
         model = loading.load(config.model, Stores(config.storage))
         self.preprocess = model.preprocess
         self._runtime = build(model, k=1, device="cpu", config=ClassifyConfig(dtype="float32", batch_size=1))
-        self._known: dict[str, int] = {}
+        self._cache: dict[str, int] = {}
 
     def __call__(self, crop: make.Array) -> int:
         """Return the best class of uint8 (H, W, 3) at the network's size."""
         key = hashlib.sha1(np.ascontiguousarray(crop).tobytes()).hexdigest()
-        if key not in self._known:
-            self._known[key] = int(self._runtime(crop[None]).ids[0, 0])
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = int(self._runtime(crop[None]).ids[0, 0])
+        return self._cache[key]
 
 
 def compare(photos: list[make.Array], labels: Labels, name: str) -> str:
@@ -161,11 +161,13 @@ def compare(photos: list[make.Array], labels: Labels, name: str) -> str:
 
 
 def main(folder: str, count: str = "300") -> None:
-    """Print the table, a format at a time."""
+    """Print the table, one format at a time."""
     files = sorted(Path(folder).iterdir())[: int(count)]
     photos = [np.array(Image.open(file).convert("RGB")) for file in files]
     labels = Labels()
-    print("| format | photos | same class | share | mean difference of the crops |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| format | photos | same class | proportion | mean difference of the crops |\n| --- | --- | --- | --- | --- |"
+    )
     for name in FORMATS:
         print(compare(photos, labels, name), flush=True)
 

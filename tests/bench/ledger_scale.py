@@ -1,8 +1,8 @@
-"""How the ledger grows: opening it, listing against it, and committing to it, on disk and on S3.
+"""Measure a large ledger: committing to it, opening it, and listing against it, on disk and on S3.
 
     python tests/bench/ledger_scale.py ROWS
 
-Each line is measured in a process of its own, so that its peak memory is its own.
+Each line is measured in a separate process, so that its peak memory is not that of another line.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ MOMENT = 1_700_000_000_000_000
 
 
 def uris(first: int, count: int) -> pa.Array:
-    """Return the URIs of `count` images, of a usual length."""
+    """Return the URIs of `count` images, of typical length."""
     return pa.array([f"s3://photos/2026/{n // 10_000:05d}/image-{n:010d}.jpg" for n in range(first, first + count)])
 
 
 def versions(first: int, count: int) -> dict[str, pa.Array]:
-    """Return what a listing says of these images."""
+    """Return the columns of a listing of these images."""
     numbers = np.arange(first, first + count)
     tags = [f"{number * 0x9E3779B97F4A7C15 % (1 << 128):032x}" for number in numbers.tolist()]
     return {
@@ -54,7 +54,7 @@ def versions(first: int, count: int) -> dict[str, pa.Array]:
 
 
 def results(first: int, count: int, features: int | None = None) -> pa.Table:
-    """Return label rows such as a network with 1,000 classes makes them, without `index`; with embeddings, if wanted."""
+    """Return label rows of a network with 1,000 classes, without `index`; with embeddings of `features` numbers, if set."""
     random = np.random.default_rng(first)
     ids = random.integers(0, 1000, count * 5).astype(np.int32)
     scores = np.sort(random.random((count, 5), np.float32))[:, ::-1].ravel()
@@ -74,7 +74,7 @@ def results(first: int, count: int, features: int | None = None) -> pa.Table:
     columns = {
         entry.name: known.get(entry.name, pa.nulls(count, entry.type)) for entry in RESULTS if entry.name != "index"
     }
-    if features is not None:  # half of them zeros, as behind a ReLU
+    if features is not None:  # half of them zeros, as after a ReLU
         numbers = random.standard_normal(count * features, np.float32).clip(0).astype(np.float16)
         columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(numbers), features)
     return pa.table(columns)
@@ -86,7 +86,7 @@ def ledger(output: Folder, features: int | None = None) -> Ledger:
 
 
 def commit(output: Folder, rows: int, features: int | None = None) -> dict[str, float]:
-    """Commit that many rows; making them is not counted."""
+    """Commit that many rows. The time to create them is not included."""
     opened, spent, part = ledger(output, features).open(), 0.0, PART_ROWS if features is None else EMBEDDED_ROWS
     for first in range(0, rows, part):
         table = results(first, min(part, rows - first), features)
@@ -97,7 +97,7 @@ def commit(output: Folder, rows: int, features: int | None = None) -> dict[str, 
 
 
 def embeddings(output: Folder, rows: int) -> dict[str, float]:
-    """Commit rows with embeddings, an `EMBEDDED_SHARE` of them."""
+    """Commit rows with embeddings, `EMBEDDED_SHARE` times fewer than the others."""
     rows = max(EMBEDDED_ROWS, rows // EMBEDDED_SHARE)
     found = commit(output.folder("embedded"), rows, FEATURES)
     return {**found, "rows": rows}
@@ -113,7 +113,7 @@ def resume(output: Folder, rows: int) -> dict[str, float]:
 
 
 def relist(output: Folder, rows: int) -> dict[str, float]:
-    """Open the ledger, and list every image again as done; only the listing is timed."""
+    """Open the ledger, and list every image again as done. Only the listing is timed."""
     opened, spent = ledger(output).open(), 0.0
 
     def found() -> Iterator[ListingBatch]:
@@ -133,7 +133,7 @@ def relist(output: Folder, rows: int) -> dict[str, float]:
 
 
 def alone(work: Callable[[Folder, int], dict[str, float]], output: Folder, rows: int) -> dict[str, float]:
-    """Run one measurement in a fresh process; add its peak memory, and what the imports alone took of it."""
+    """Run one measurement in a new process; add its peak memory, and its memory after the imports."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measured, (work, output, rows))

@@ -1,8 +1,8 @@
-"""Does the job answer as Pillow, the model card's transform and torch in 32 bits do?
+"""Compare the labels of the job with those of Pillow, the model card's transform and torch in 32 bits.
 
     python tests/bench/parity.py FOLDER
 
-Names that begin with their WordNet synset, as in `n01440764_tench.JPEG`, tell which answer is right.
+If names begin with their WordNet synset, as in `n01440764_tench.JPEG`, the correct labels are counted as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from imgbatch.storage.stores import Stores
 from tests.bench.peers import common
 
 Ids = npt.NDArray[np.int64]
-_AT_ONCE = 64
+_BATCH = 64
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -38,10 +38,10 @@ def compare(images: list[Path]) -> dict[str, Any]:
     """Label the images both ways.
 
     Returns:
-        `images`; `right_fast` and `right_reference`, how many of them got the class of their name, None where a name
-        tells no class; `agreement`, the share that got the same class both ways.
+        `images`; `right_fast` and `right_reference`, how many of them got the class of their name, None if a name has
+        no class; `agreement`, the proportion that got the same class both ways.
     """
-    fast, reference = _in_turn(images, _fast()), _in_turn(images, _reference())
+    fast, reference = _in_batches(images, _fast()), _in_batches(images, _reference())
     truth = _truth(images)
     return {
         "images": len(images),
@@ -52,25 +52,25 @@ def compare(images: list[Path]) -> dict[str, Any]:
 
 
 def _fast() -> Callable[[list[Path]], Ids]:
-    """Return what the job does with its default configuration on a CPU."""
+    """Return a function that labels images as the job does with its default configuration on a CPU."""
     config = Config()
     model = loading.load(config.model, Stores(config.storage))
     runtime, preprocess = build(model, k=config.top_k, device="cpu", config=config.classify), model.preprocess
 
-    def label(few: list[Path]) -> Ids:
+    def label(batch: list[Path]) -> Ids:
         limits = {"max_pixels": config.decode.max_pixels, "short_side": preprocess.short_side}
-        pixels = [preprocess(decode(path.read_bytes(), **limits).pixels) for path in few]
+        pixels = [preprocess(decode(path.read_bytes(), **limits).pixels) for path in batch]
         return runtime(np.stack(pixels)).ids[:, 0].astype(np.int64)
 
     return label
 
 
 def _reference() -> Callable[[list[Path]], Ids]:
-    """Return what every peer does."""
+    """Return a function that labels images as the other programs do."""
     net = common.network()
 
-    def label(few: list[Path]) -> Ids:
-        pixels = [common.transform(Image.open(path).convert("RGB")) for path in few]
+    def label(batch: list[Path]) -> Ids:
+        pixels = [common.transform(Image.open(path).convert("RGB")) for path in batch]
         with torch.inference_mode():
             ids: Ids = net(torch.stack(pixels)).argmax(1).numpy()
         return ids
@@ -78,16 +78,16 @@ def _reference() -> Callable[[list[Path]], Ids]:
     return label
 
 
-def _in_turn(images: list[Path], label: Callable[[list[Path]], Ids]) -> Ids:
-    def answers() -> Iterator[Ids]:
-        for start in range(0, len(images), _AT_ONCE):
-            yield label(images[start : start + _AT_ONCE])
+def _in_batches(images: list[Path], label: Callable[[list[Path]], Ids]) -> Ids:
+    def batches() -> Iterator[Ids]:
+        for start in range(0, len(images), _BATCH):
+            yield label(images[start : start + _BATCH])
 
-    return np.concatenate(list(answers()))
+    return np.concatenate(list(batches()))
 
 
 def _truth(images: list[Path]) -> Ids | None:
-    """Return the class of each image, None where a name tells none. Both networks have timm's order of classes."""
+    """Return the class of each image, None if a name has none. Both networks have timm's order of classes."""
     order = {name: number for number, name in enumerate(ImageNetInfo().label_names())}
     synsets = [match[0] if (match := _SYNSET.match(path.name)) else "" for path in images]
     return np.array([order[synset] for synset in synsets]) if all(synset in order for synset in synsets) else None

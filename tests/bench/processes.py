@@ -1,4 +1,4 @@
-"""A command, watched: its time, and the CPU and memory of its processes by kind."""
+"""Run a command and measure its time, and the CPU and memory of its processes by kind."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _EVERY_S = 0.25
 
 
 def watched(command: list[str], name: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run a command from the project's root, with more variables if need be.
+    """Run a command from the project's root, with additional environment variables.
 
     Returns:
         `name`, `total_s`, and `processes`: for each kind the CPU seconds of all, and the peak RSS of the largest.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     began = time.monotonic()
     process = subprocess.Popen(
@@ -54,7 +54,7 @@ def watched(command: list[str], name: str, environment: Mapping[str, str] | None
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU seconds that a process has taken so far."""
+    """Return the CPU seconds that a process has used so far."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
@@ -71,8 +71,8 @@ def _sample(root: int, usage: dict[int, tuple[str, float, int]]) -> None:
                 kind = "driver" if process.pid == root else _kind(" ".join(process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        known = usage.get(process.pid, (kind, 0.0, 0))
-        usage[process.pid] = (kind, times.user + times.system, max(known[2], memory))
+        previous = usage.get(process.pid, (kind, 0.0, 0))
+        usage[process.pid] = (kind, times.user + times.system, max(previous[2], memory))
 
 
 def _kind(command: str) -> str:

@@ -1,4 +1,4 @@
-"""The bare stages, each alone, on all cores at once, and what a run's record says."""
+"""Measure each stage by itself, on all cores at once; and read the record of a run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from imgbatch.storage.stores import Folder, Stores
 from tests.bench.processes import cpu_seconds
 
 _IMAGES = 500
-_TURNS = 3
+_REPETITIONS = 3
 
 
 def measure(uri: str, server: int) -> dict[str, float]:
-    """Return CPU milliseconds an image: fetch, the S3 server's share of it, decode with resize, forward. Medians of three.
+    """Return CPU milliseconds per image: fetch, the S3 server's part of it, decode with resize, forward. Medians of three.
 
-    One process a core does the same stage at the same time, as in a run: cores share caches, memory and clock rates, and
-    what one of them can do while the others idle is no limit of the machine.
+    One process per core runs the same stage at the same time, as in a run. Cores share caches, memory and clock rates, so the
+    speed of one core while the others are idle is not a limit of the machine.
     """
     spawning, cores = multiprocessing.get_context("spawn"), len(os.sched_getaffinity(0))
     together, found = spawning.Barrier(cores), spawning.Queue()
@@ -41,22 +41,22 @@ def measure(uri: str, server: int) -> dict[str, float]:
     for process in processes:
         process.join()
     bare = {name: float(np.mean([each[name] for each in costs])) for name in costs[0]}
-    bare["S3 server"] /= cores  # whose CPU seconds all processes have seen
+    bare["S3 server"] /= cores  # each process has measured all of its CPU seconds
     return {name: round(value, 3) for name, value in bare.items()}
 
 
 def _stages(uri: str, server: int, together: Any, found: Any) -> None:
-    """Be one of the processes."""
+    """Measure the stages in one of the processes."""
     import torch
 
     torch.set_num_threads(1)
-    chosen = sections.Config()
-    stores = Stores(chosen.storage)
-    (source,) = recognise(stores, [uri], chosen.source)
+    config = sections.Config()
+    stores = Stores(config.storage)
+    (source,) = recognise(stores, [uri], config.source)
     listed = pa.Table.from_batches([found.batch for found in source.list_images()]).slice(0, _IMAGES)
-    model = loading.load(chosen.model, stores)
-    runtime = build(model, k=chosen.top_k, device="cpu", config=chosen.classify)
-    fetcher, preprocess = Fetcher(stores, chosen.fetch, chosen.source), model.preprocess
+    model = loading.load(config.model, stores)
+    runtime = build(model, k=config.top_k, device="cpu", config=config.classify)
+    fetcher, preprocess = Fetcher(stores, config.fetch, config.source), model.preprocess
     contents = [fetched.content for fetched in fetcher(listed)]
     pixels = np.stack([preprocess(_decoded(each, preprocess.short_side)) for each in contents])
     costs: dict[str, list[float]] = defaultdict(list)
@@ -71,7 +71,7 @@ def _stages(uri: str, server: int, together: Any, found: Any) -> None:
         for what, seconds in {name: spent, **({"S3 server": served} if name == "fetch" else {})}.items():
             costs[what].append(1000 * seconds / len(contents))
 
-    for _ in range(_TURNS):
+    for _ in range(_REPETITIONS):
         keep("fetch", lambda: list(fetcher(listed)))
         keep("decode + resize", lambda: [preprocess(_decoded(each, preprocess.short_side)) for each in contents])
         keep("forward", lambda: runtime(pixels))

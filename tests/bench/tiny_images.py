@@ -1,4 +1,4 @@
-"""A million tiny images (64×64 JPEG) in tars or in Parquet: images a second, and memory as they go by.
+"""Label a million tiny images (64×64 JPEG) in tars or in Parquet; print images per second, and memory during the run.
 
     python tests/bench/tiny_images.py [COUNT] [tar|parquet]
 
@@ -29,7 +29,7 @@ _EVERY_S = 5.0
 
 
 def make_images(place: Path, count: int, form: str) -> Path:
-    """Write the images into files of 10,000 each: 500 pictures under ever new names."""
+    """Write the images into files of 10,000 each: 500 pictures, repeated under new names."""
     from tests.unit.pictures import encode, scene
 
     images = place / "images"
@@ -61,7 +61,7 @@ def make_model(place: Path) -> Path:
 
 
 def run(images: Path, model: Path, output: Path) -> list[tuple[float, float, float]]:
-    """Run the job; return (seconds, MB of the driver, MB of the largest worker) each few seconds."""
+    """Run the job; return (seconds, MB of the driver, MB of the largest worker) every few seconds."""
     command = [
         sys.executable,
         "jobs/classify.py",
@@ -73,20 +73,20 @@ def run(images: Path, model: Path, output: Path) -> list[tuple[float, float, flo
         str(model),
     ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    began, seen = time.monotonic(), []
+    began, samples = time.monotonic(), []
     while process.poll() is None:
         with suppress(psutil.Error):  # it has ended
             driver = psutil.Process(process.pid)
             largest = max((_worker_bytes(child) for child in driver.children(recursive=True)), default=0)
-            seen.append((time.monotonic() - began, driver.memory_info().rss / 1e6, largest / 1e6))
+            samples.append((time.monotonic() - began, driver.memory_info().rss / 1e6, largest / 1e6))
         time.sleep(_EVERY_S)
     if process.returncode:
         raise SystemExit(f"the job ended with {process.returncode}")
-    return seen
+    return samples
 
 
 def _worker_bytes(process: psutil.Process) -> int:
-    """Return the memory of a worker, 0 of other processes and of those that have ended, zombies too."""
+    """Return the memory of a worker; 0 for other processes and for those that have ended, zombies included."""
     with suppress(psutil.Error):
         return process.memory_info().rss if "Map" in " ".join(process.cmdline()) else 0
     return 0
@@ -97,13 +97,13 @@ def main(count: int, form: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         images, model = make_images(place, count, form), make_model(place)
-        seen = run(images, model, place / "out")
+        samples = run(images, model, place / "out")
         (record,) = (json.loads(path.read_text()) for path in (place / "out").glob("runs/*/run.json"))
     print(
-        f"{form}: {record['counts']['labelled']:,} images, {record['images_per_second']:,.0f} a second behind the first row"
+        f"{form}: {record['counts']['labelled']:,} images, {record['images_per_second']:,.0f} per second after the first row"
     )
     for share in (0.25, 0.5, 0.75, 1.0):
-        seconds, driver, worker = seen[int(share * (len(seen) - 1))]
+        seconds, driver, worker = samples[int(share * (len(samples) - 1))]
         print(f"  after {seconds:4.0f} s: driver {driver:.0f} MB, largest worker {worker:.0f} MB")
 
 

@@ -46,10 +46,10 @@ def stopping(original):
 """
 SLOW = "original = module.decode\nmodule.decode = lambda *a, **k: (time.sleep(0.03), original(*a, **k))[1]\n"
 POINTS = {
-    "plan": ("imgbatch.engine.placement", "module._alive = stopping(module._alive)"),
-    "request": ("imgbatch.engine.placement", "module._ask = stopping(module._ask)"),
+    "plan": ("imgbatch.engine.placement", "module._node_resources = stopping(module._node_resources)"),
+    "request": ("imgbatch.engine.placement", "module._request_resources = stopping(module._request_resources)"),
     "rows": ("imgbatch.pipeline.committer", "module.Committer.commit = stopping(module.Committer.commit)"),
-    "dataset": ("imgbatch.engine.placement", "module.label_images = stopping(module.label_images)"),
+    "dataset": ("imgbatch.engine.dataset", "module.Images.__init__ = stopping(module.Images.__init__)"),
     "end": ("imgbatch.engine.session", "module._end_datasets = stopping(module._end_datasets)"),
     "queue": ("imgbatch.training.ray_train", "module.fit = stopping(module.fit)"),
     "training": ("imgbatch.training.ray_train", "module._follow = stopping(module._follow)"),
@@ -210,7 +210,7 @@ def test_a_gcs_that_stands_still_in_training(run: Run, point: str) -> None:
 
 def test_a_ray_that_does_not_start(started: Start, images: Path, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    body = "module._START_S = 2.0\nmodule._init = lambda address: time.sleep(600)\n"
+    body = "module._START_TIMEOUT_S = 2.0\nmodule._init = lambda address: time.sleep(600)\n"
     process = started(
         *("classify", "--input", images, "--output", output, "--model", tiny_model),
         env=faults.patched(tmp_path / "stuck", "imgbatch.engine.session", body),

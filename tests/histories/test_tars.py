@@ -126,7 +126,7 @@ class History:
     def limited_run(self) -> None:
         """Run up to a limit, which may be less than what is there."""
         if self.members:
-            self.run(limit=self.draw.randint(1, 30), give_up=True)
+            self.run(limit=self.draw.randint(1, 30), reject_lost=True)
 
     def killed_run(self) -> None:
         """Kill a run before or after one of its writes."""
@@ -151,7 +151,7 @@ class History:
 
     def run_that_loses(self) -> None:
         """Run where some blocks never come; what is left of their tars is given up until the next run."""
-        self.run(lambda blocks: [block for block in blocks if self.draw.random() < 0.8], give_up=True)
+        self.run(lambda blocks: [block for block in blocks if self.draw.random() < 0.8], reject_lost=True)
 
     def check(self, *, exactly: bool) -> None:
         """Hold both tables against what there is."""

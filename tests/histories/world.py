@@ -26,7 +26,8 @@ from imgbatch.commands import classify, verify
 from imgbatch.concurrency import process, signals
 from imgbatch.config.sections import StorageConfig
 from imgbatch.decode import decode
-from imgbatch.engine import placement, session
+from imgbatch.engine import attempts, placement, session
+from imgbatch.engine.dataset import Attempt
 from imgbatch.errors import ImgbatchError, Unreachable
 from imgbatch.inference import worker as workers
 from imgbatch.ledger import candidates, commit_log, listing_pages, owners, run_record
@@ -257,11 +258,11 @@ class World:
                 (verification_run, "Stores", self.stores),
                 (loading, "load", lambda *arguments: _MODEL),
                 (candidates, "poll_items", lambda items, stall_s, **options: items),
-                (run, "poll_items", lambda items, stall_s, **options: items),
+                (attempts, "poll_items", lambda items, stall_s, **options: items),
                 (session, "connected", lambda *arguments: contextlib.nullcontext()),
-                (placement, "nodes", lambda *arguments: set()),
-                (placement, "plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
-                (placement, "label_images", self._label_images),
+                (placement, "node_ids", lambda *arguments: set()),
+                (placement, "wait_for_plan", lambda config: placement.Plan(False, 1, 1, 1, 0, 1, 0, 1)),
+                (run, "label_images", self._label_images),
                 (process, "release_memory", lambda: None),
                 # The real one would end the process of the tests 25 s later.
                 (signals.StopRequest, "receive", lambda stop, signum: None),
@@ -278,9 +279,9 @@ class World:
                 stack.callback(signal.signal, signum, signal.getsignal(signum))
             yield
 
-    def _label_images(self, work: Any, plan: Any, work_plan: Any, round: Any) -> Iterator[pa.Table]:
+    def _label_images(self, work: Any, attempt: Attempt) -> Iterator[pa.Table]:
         """Do what the operators do, unit by unit, in any order; as Ray may, drop some and do some twice."""
-        numbers = np.flatnonzero(work_plan.pending).astype(np.uint32)
+        round, numbers = attempt.round, np.flatnonzero(attempt.work_plan.pending).astype(np.uint32)
         self.chance.shuffle(numbers)
         rows = min(_UNIT, round.rows)
         units = [np.sort(numbers[start : start + rows]) for start in range(0, len(numbers), rows)]
@@ -288,7 +289,7 @@ class World:
         for unit in units:
             listed = listing_pages.Pages(work.listing).rows(unit)["uri"].to_pylist()
             images = [self.images.get(uri.rpartition("/")[2]) for uri in listed]
-            lost = not round.alone and self.chance.random() < self.lossy
+            lost = not round.isolated and self.chance.random() < self.lossy
             if lost or any(image and image.kind == "crashed" and not image.mood for image in images):
                 continue
             for _ in range(2 if self.chance.random() < self.lossy else 1):

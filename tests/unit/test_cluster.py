@@ -15,9 +15,11 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 2.0}]
 
 
 def placed(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int, **more: Any) -> int:
-    monkeypatch.setattr(placement, "_alive", lambda: nodes)
+    monkeypatch.setattr(placement, "_node_resources", lambda: nodes)
     config = ClusterConfig(startup_timeout_s=1e-9)
-    return placement.cpus_of_each(workers, more.pop("asked", None), **{"gpus": False, "config": config, **more})
+    return placement.wait_for_cpus_per_worker(
+        workers, more.pop("asked", None), **{"gpus": False, "config": config, **more}
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,12 +65,12 @@ LEFT_OUT = {"0123456789abcdef": {"host": "worker-7", "why": "its logits differ"}
 
 
 def test_a_node_that_is_left_out_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_alive", lambda left_out=(): GPUS[1:] if left_out else GPUS)
-    assert placement.without(plan(), {}) == plan()
-    found = placement.without(plan(actors=18, max_actors=18, min_actors=5), LEFT_OUT)
+    monkeypatch.setattr(placement, "_node_resources", lambda left_out=(): GPUS[1:] if left_out else GPUS)
+    assert placement.exclude_nodes(plan(), {}) == plan()
+    found = placement.exclude_nodes(plan(actors=18, max_actors=18, min_actors=5), LEFT_OUT)
     assert (found.actors, found.min_actors, found.max_actors, found.nodes, found.cpus) == (2, 2, 2, 1, 2)
-    assert found.left_out == ("0123456789abcdef",) and placement.without(found, LEFT_OUT) is found
-    grows = placement.without(plan(actors=18, max_actors=40), LEFT_OUT)
+    assert found.left_out == ("0123456789abcdef",) and placement.exclude_nodes(found, LEFT_OUT) is found
+    grows = placement.exclude_nodes(plan(actors=18, max_actors=40), LEFT_OUT)
     assert (grows.actors, grows.max_actors) == (2, 40), "a cluster that grows may still grow"
 
 
@@ -76,9 +78,9 @@ def test_a_node_that_is_left_out_counts_no_more(monkeypatch: pytest.MonkeyPatch)
 def test_a_run_whose_last_worker_is_left_out_names_the_nodes(
     monkeypatch: pytest.MonkeyPatch, rest: list, split: bool
 ) -> None:
-    monkeypatch.setattr(placement, "_alive", lambda left_out=(): rest)
+    monkeypatch.setattr(placement, "_node_resources", lambda left_out=(): rest)
     with pytest.raises(ClusterError, match=r"no worker is left.*worker-7 \(node 0123456789ab\): its logits differ"):
-        placement.without(plan(split=split), LEFT_OUT)
+        placement.exclude_nodes(plan(split=split), LEFT_OUT)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +93,15 @@ def test_a_run_whose_last_worker_is_left_out_names_the_nodes(
 def test_gpus_that_are_not_there_are_named_by_who_asks_for_them(
     monkeypatch: pytest.MonkeyPatch, workers: int | None, said: str
 ) -> None:
-    monkeypatch.setattr(placement, "_alive", lambda: TWO)
+    monkeypatch.setattr(placement, "_node_resources", lambda: TWO)
     with pytest.raises(ClusterError) as refused:
-        placement.plan(ClusterConfig(device="cuda", startup_timeout_s=1e-9), workers=workers)
+        placement.wait_for_plan(ClusterConfig(device="cuda", startup_timeout_s=1e-9), workers=workers)
     assert said in str(refused.value)
     assert ("min_actors" in str(refused.value)) == (workers is None)
 
 
 def test_one_of_a_thing_is_singular(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_alive", lambda: [{"CPU": 1.0}])
-    assert str(placement.plan(ClusterConfig())).startswith("1 node, 1 CPU: 1 actor to fetch, decode and classify")
+    monkeypatch.setattr(placement, "_node_resources", lambda: [{"CPU": 1.0}])
+    assert str(placement.wait_for_plan(ClusterConfig())).startswith(
+        "1 node, 1 CPU: 1 actor to fetch, decode and classify"
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from imgbatch.config.sections import StorageConfig
-from imgbatch.errors import ClusterError, StoreError, Unreachable
+from imgbatch.errors import StoreError, Unreachable
 from imgbatch.inference import messages
-from imgbatch.ledger.listing import WorkPlan
 from imgbatch.ledger.listing_pages import page_name
-from imgbatch.pipeline.committer import STORE_IS_AWAY, Committer
+from imgbatch.ledger.work_plan import WorkPlan
+from imgbatch.pipeline.arrivals import Arrivals
+from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.run_statistics import RunStatistics
+from imgbatch.pipeline.store_health import STORE_IS_AWAY, StoreHealth
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores
 
@@ -38,11 +41,19 @@ class Memory:
         return len(rows)
 
 
-def committer(count: int = 100, ledger: Memory | None = None, **more: Any) -> Committer:
+def committer(
+    count: int = 100,
+    ledger: Memory | None = None,
+    *,
+    commit_s: float = 10.0,
+    clock: Callable[[], float] = lambda: 0.0,
+    reachable: bool = True,
+) -> Committer:
     """Return a committer for that many pending images, with a clock that stands still."""
-    more = {"commit_s": 10.0, "clock": lambda: 0.0, **more}
     work_plan = WorkPlan(np.ones(count, bool), np.zeros((0, 2), np.int64), {})
-    return Committer(ledger or Memory(), "run", "model", work_plan, **more)  # type: ignore[arg-type]
+    memory = cast(Any, ledger or Memory())
+    parts = Arrivals(work_plan, memory), RunStatistics(clock), StoreHealth(lambda: reachable)
+    return Committer(memory, "run", "model", *parts, commit_s, clock)
 
 
 def block(*numbers: int, **columns: Any) -> pa.Table:
@@ -64,7 +75,7 @@ def test_a_second_arrival_is_dropped() -> None:
         taken.take(block(3, label="dog"))
         taken.commit()
         taken.take(block(2, 5))
-        assert (taken.labelled, taken.rejected, taken.arrived) == (5, 0, 5)
+        assert (taken.statistics.labelled, taken.statistics.rejected, taken.arrived) == (5, 0, 5)
     assert ledger.commits == [["u1", "u2", "u3", "u4"], ["u5"]]
     assert np.flatnonzero(taken.work_plan.pending).tolist() == [0, 6, 7, 8, 9]
 
@@ -72,7 +83,7 @@ def test_a_second_arrival_is_dropped() -> None:
 def test_what_is_not_pending_is_not_taken() -> None:
     ledger = Memory()
     taken = committer(3, ledger)
-    taken.work_plan.pending[1] = False
+    taken.work_plan.mark_arrived([1])
     with taken:
         taken.take(block(0, 1, 2))
     assert ledger.commits == [["u0", "u2"]]
@@ -117,8 +128,9 @@ def test_the_first_error_is_the_one_to_tell() -> None:
 def test_rejects_are_counted_by_reason() -> None:
     taken = committer()
     taken.take(pa.concat_tables([block(0), block(1, 2, **failing("empty", "decode")), block(3, **failing("vanished"))]))
-    assert (taken.labelled, taken.rejected, dict(taken.reasons)) == (1, 3, {"empty": 2, "vanished": 1})
-    assert {reason: uri for reason, (uri, _) in taken.examples.items()} == {"empty": "u1", "vanished": "u3"}
+    found = taken.statistics
+    assert (found.labelled, found.rejected, dict(found.reasons)) == (1, 3, {"empty": 2, "vanished": 1})
+    assert {reason: uri for reason, (uri, _) in found.examples.items()} == {"empty": "u1", "vanished": "u3"}
 
 
 def chunks(numbers: range, size: int) -> Iterator[tuple[int, ...]]:
@@ -145,12 +157,12 @@ def test_what_is_the_objects_own_fault_never_ends_a_run(reason: str, stage: str)
 
 
 def test_a_forbidden_folder_is_not_a_store_that_is_away() -> None:
-    committer(store_answers=lambda: True).take(block(*range(50), **failing("forbidden")))
+    committer(reachable=True).take(block(*range(50), **failing("forbidden")))
     with pytest.raises(Unreachable):
-        committer(store_answers=lambda: False).take(block(*range(50), **failing("forbidden")))
+        committer(reachable=False).take(block(*range(50), **failing("forbidden")))
     mixed = pa.concat_tables([block(*range(15), **failing("forbidden")), block(*range(15, 30), **failing("timeout"))])
     with pytest.raises(Unreachable):
-        committer(store_answers=lambda: True).take(mixed)
+        committer(reachable=True).take(mixed)
 
 
 @pytest.mark.parametrize("carried", [{}, {"input_split": "train"}])
@@ -169,31 +181,15 @@ def test_what_never_came_is_a_reject_beside_rows_that_did(tmp_path: Path, carrie
         for name, value in carried.items():
             arrived = arrived.append_column(name, pa.repeat(value, 2))
         taken.take(arrived)
-        taken.give_up(listing, tries=2)
+        taken.reject_lost(listing, tries=2)
     (table,) = ledger.tables
     found = {row["uri"]: row for row in table.to_pylist()}
     assert found.keys() == {"u0", "u1", "u2", "u3"} and found["u0"]["reason"] is None
     assert (found["u3"]["stage"], found["u3"]["reason"], found["u3"]["attempts"]) == ("decode", "crashed", 2)
     assert found["u3"]["size"] == 3 and found["u3"]["passing"] is True
     assert found["u3"].items() >= carried.items()
-    assert (taken.labelled, taken.rejected) == (2, 2) and not taken.work_plan.pending.any()
-    taken.give_up(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
-
-
-def test_images_that_never_come_back_in_masses_are_the_clusters_fault() -> None:
-    few, many = committer(1200), committer(1200)
-    few.take(block(*range(1000)))
-    few.blame_the_cluster(1, 0.1, last=True)  # 200 of them may be killers
-    many.take(block(*range(900)))
-    many.blame_the_cluster(1, 0.5, last=False)  # a large unit went with one of its images
-    with pytest.raises(ClusterError, match="300 images never came back"):
-        many.blame_the_cluster(1, 0.1, last=False)
-    none = committer(21)
-    none.blame_the_cluster(1, 0.1, last=False)  # all may have gone with one of them
-    with pytest.raises(ClusterError, match="21 images never came back"):
-        none.blame_the_cluster(1, 0.1, last=True)
-    committer(20).blame_the_cluster(1, 0.1, last=True)
-    committer(21, retried=21).blame_the_cluster(1, 0.1, last=True)  # which died in an earlier run, perhaps
+    assert (taken.statistics.labelled, taken.statistics.rejected) == (2, 2) and not taken.work_plan.pending.any()
+    taken.reject_lost(Folder(listing.stores, str(tmp_path / "not-read-when-nothing-is-left")), tries=2)
 
 
 def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -206,7 +202,10 @@ def test_what_workers_say_of_their_nodes_is_kept_and_told_once(caplog: pytest.Lo
         ):
             taken.take(messages.events_alone(messages.note({"device": "cpu", **note})))
         assert taken.left_out == {"id": told}
-        assert taken.report()["node_faults"] == {"a": "made again", "b": "its logits differ: the node is left out"}
+        assert taken.statistics.report()["node_faults"] == {
+            "a": "made again",
+            "b": "its logits differ: the node is left out",
+        }
     assert [record.getMessage() for record in caplog.records] == [
         "node a: made again",
         "node b: its logits differ: the node is left out",

@@ -65,7 +65,7 @@ def test_names_with_another_suffix_are_not_candidates(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "listed"),
-    [("**Junk** is", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images** are", patterns.NO_IMAGES)],
+    [("**Junk.** An", (*patterns.JUNK, *patterns.JUNK_AS_WRITTEN)), ("**Not images.** These", patterns.NO_IMAGES)],
     ids=["junk", "no images"],
 )
 def test_the_inputs_page_documents_each_of_them(before: str, listed: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from imgbatch.config.sections import FetchConfig, SourceConfig
 from imgbatch.engine import units
 from imgbatch.errors import InputError
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.rejects import Refusal
 from imgbatch.sources import parquet
 from imgbatch.sources.base import ListingBatch
@@ -290,7 +290,9 @@ def test_row_groups_are_not_split_across_units() -> None:
     pending = np.ones(10_000, bool)
     pending[5_000:5_003] = False
     wholes = np.array([[start, start + 1000] for start in range(2_000, 10_000, 1000)])
-    cut = [unit["index"].to_numpy() for unit in units.units(WorkPlan(pending, wholes, {}), units.ROUNDS[0], actors=2)]
+    cut = [
+        unit["index"].to_numpy() for unit in units.cut_units(WorkPlan(pending, wholes, {}), units.ROUNDS[0], actors=2)
+    ]
     assert np.array_equal(np.concatenate(cut), np.flatnonzero(pending))
     for start, end in wholes.tolist():
         holders = [unit for unit in cut if ((unit >= start) & (unit < end)).any()]

@@ -6,7 +6,7 @@ import pytest
 
 from imgbatch.config.sections import RejectsConfig
 from imgbatch.errors import BudgetError
-from imgbatch.pipeline.budget import judge
+from imgbatch.pipeline.budget import check_budget
 from imgbatch.rejects import REASONS, Refusal, is_passing
 
 END, WAY = True, False
@@ -43,7 +43,7 @@ def test_the_budget(
 ) -> None:
     def verdict() -> None:
         config = RejectsConfig(**settings)  # type: ignore[arg-type]
-        judge(config, listed=labelled + rejected, labelled=labelled, rejected=rejected, at_end=at_end)
+        check_budget(config, listed=labelled + rejected, labelled=labelled, rejected=rejected, at_end=at_end)
 
     if message is None:
         verdict()

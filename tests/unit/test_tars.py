@@ -29,11 +29,15 @@ from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger import audit
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Counts, Listing, WorkPlan
+from imgbatch.ledger.listing import Counts, Listing
 from imgbatch.ledger.tar_cursor import TarCursor
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
+from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.run_statistics import RunStatistics
+from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.rejects import Refusal
 from imgbatch.sources.recognise import list_all, recognise
 from imgbatch.sources.tar_reader import End, Member, TarReader, key_of
@@ -444,7 +448,7 @@ class Run:
         rounds: int = 1,
         prune: bool = False,
         retry: str = "transient",
-        give_up: bool = False,
+        reject_lost: bool = False,
     ) -> audit.AuditResult:
         """Run to the end, committing each block; `tamper` stands between worker and driver."""
         self.number += 1
@@ -458,26 +462,28 @@ class Run:
         model = Model(name="mean", digest="0" * 64, labels=COLOURS, preprocess=preprocess, network=list)
         work = Work(self.stores, pages, WorkerConfig.of(Config(fetch=FetchConfig(max_bytes=10_000))), model)
         room = None if limit is None else limit - self.counts.listed
+        arrivals, statistics, health = Arrivals(work_plan, ledger, room), RunStatistics(), StoreHealth()
+        clock = iter(range(10**6)).__next__
         with Committer(
-            ledger, f"run{self.number}", "mean", work_plan, 0.0, clock=iter(range(10**6)).__next__, remaining=room
+            ledger, f"run{self.number}", "mean", arrivals, statistics, health, commit_s=0.0, clock=clock
         ) as taken:
             for _ in range(rounds):
-                for unit in units.units(work_plan, units.ROUNDS[0], 1):
+                for unit in units.cut_units(work_plan, units.ROUNDS[0], 1):
                     for block in tamper(self._labelled(work, unit)):
                         taken.take(block)
                         if taken.due:
                             taken.commit()
-                        if taken.close_at_limit():
+                        if arrivals.close_at_limit():
                             break
-            if give_up:
-                taken.give_up(pages, 3)
-        taken.warn_of_unpaired()
-        self.unpaired = taken.unpaired, taken.unpaired_example
+            if reject_lost:
+                taken.reject_lost(pages, 3)
+        arrivals.warn_of_unpaired()
+        self.unpaired = arrivals.tar_counts.unpaired, arrivals.unpaired_example
         if prune:
             ledger.prune(unread=self.counts.unread)
         ledger.fill_gaps(f"run{self.number}")
         ledger.seal(f"run{self.number}")
-        self.counts.listed += taken.tar_rows
+        self.counts = arrivals.tar_counts.added_to(self.counts)
         totals = audit.audit(self.output, pages, limited=limit is not None)
         totals.require_reconciled()
         assert totals.listed == self.counts.listed
@@ -795,7 +801,7 @@ def test_a_limit_below_the_finished_rows_leaves_other_tars_unread(run: Run) -> N
     run.put("b.tar", packed(*pictures(6, 6)))
     run(limit=8)
     for limit in (7, 2):
-        assert run(limit=limit, give_up=True).labelled == 8
+        assert run(limit=limit, reject_lost=True).labelled == 8
     assert run().labelled == 12
     assert run.rows() == expected("a.tar", 0, 6) | expected("b.tar", 6, 6) and run.rows("rejects") == {}
 
@@ -803,6 +809,7 @@ def test_a_limit_below_the_finished_rows_leaves_other_tars_unread(run: Run) -> N
 def test_a_reached_limit_counts_the_reject_of_an_unread_tar(run: Run) -> None:
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.pipeline import run as job_run
+    from imgbatch.pipeline.active_run import ActiveRun
     from imgbatch.pipeline.run_summary import Tally
 
     cursor = TarCursor("a.tar", "v", refused=True)
@@ -810,8 +817,9 @@ def test_a_reached_limit_counts_the_reject_of_an_unread_tar(run: Run) -> None:
     job = SimpleNamespace(
         config=replace(Config(), limit=3), ledger=None, model=SimpleNamespace(reference="m"), sources=[]
     )
-    counts, record = Counts(listed=4), SimpleNamespace(id="r", facts={})
-    job_run.label(cast(Any, job), cast(Any, record), counts, work_plan, StopRequest(), Tally())
+    record, nothing = SimpleNamespace(id="r", facts={}), cast(Any, None)
+    active = ActiveRun(cast(Any, job), nothing, cast(Any, record), nothing, Tally())
+    counts = job_run.label(active, Counts(listed=4), work_plan, StopRequest())
     assert counts.listed == 5 and record.facts["counts"]["listed"] == 5 and not work_plan.pending.any()
 
 
@@ -834,7 +842,7 @@ def test_pruning_keeps_the_rows_of_a_resumed_tar(run: Run) -> None:
 def test_a_lost_tar_is_a_reject_and_read_by_the_next_run(run: Run) -> None:
     run.put("a.tar", packed(*pictures(0, 9)))
     run.put("b.tar", packed(*pictures(9, 9)))
-    totals = run(lambda stream: [], give_up=True)
+    totals = run(lambda stream: [], reject_lost=True)
     assert (totals.listed, totals.rejected) == (2, 2)
     assert run.rows("rejects") == {"a.tar": "crashed", "b.tar": "crashed"}
     assert run().labelled == 18

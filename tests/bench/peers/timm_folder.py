@@ -1,4 +1,4 @@
-"""timm's way with a folder: the objects are copied to a disk, and its dataset and loader feed the network, 256 at a time."""
+"""timm with a folder: objects are copied to a disk, and timm's dataset and loader feed the network in batches of 256."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""Effects: what one run has done so far: counts, reasons of rejects, seconds by stage, and the notes of its workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgbatch.rejects import Example, note_examples
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Pace:
+    """When the first rows came, and the rate of the rows after them."""
+
+    first_row: str | None = None
+    """UTC, ISO 8601."""
+    _first: float = 0.0
+    _last: float = 0.0
+    _rows: int = 0
+
+    def note(self, rows: int, now: float) -> None:
+        """Note that rows came."""
+        if self.first_row is None:
+            self.first_row, self._first = datetime.now(UTC).isoformat(timespec="milliseconds"), now
+        else:
+            self._rows += rows
+        self._last = now
+
+    def rate(self) -> float | None:
+        """Return images a second from the first rows on, without the start; None if they all came at once."""
+        return round(self._rows / (self._last - self._first), 2) if self._rows and self._last > self._first else None
+
+
+@dataclass
+class RunStatistics:
+    """The counts of one run's own rows, and the notes of its workers."""
+
+    clock: Callable[[], float] = time.monotonic
+    labelled: int = 0
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """The first reject of each reason."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What workers report of themselves: device, dtype, runtime, batch size."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of work by stage, summed over all workers."""
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Nodes whose workers give wrong answers, by their ids: `host`, and `why`."""
+    _pace: Pace = field(default_factory=Pace)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    @property
+    def arrived(self) -> int:
+        """How many images of this run have a row, committed or about to be."""
+        return self.labelled + self.rejected
+
+    def count(self, rows: pa.Table) -> None:
+        """Count rows of images, none of which was counted before."""
+        self._pace.note(len(rows), self.clock())
+        rejects = rows.filter(pc.is_valid(rows["reason"]))
+        self.labelled += len(rows) - len(rejects)
+        self.rejected += len(rejects)
+        if len(rejects):
+            self.reasons.update(rejects["reason"].to_pylist())
+            note_examples(self.examples, rejects)
+
+    def add_notes(self, notes: Iterable[Mapping[str, Any]]) -> None:
+        """Add what workers report: seconds of a stage, faults of their node, or other facts, of which the last holds."""
+        for key, value in ((key, value) for note in notes for key, value in note.items()):
+            if key.endswith("_s"):
+                self.add_seconds(key.removesuffix("_s"), value)
+            elif key == "left_out":
+                self.left_out |= value
+                faults = {node["host"]: f"{node['why']}: the node is left out" for node in value.values()}
+                self._add_node_faults(faults)
+            elif key == "node_faults":
+                self._add_node_faults(value)
+            else:
+                self.facts[key] = value
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add to the seconds of a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def rate(self) -> float | None:
+        """Return images a second without the start of the workers; None if all rows came at once."""
+        return self._pace.rate()
+
+    def report(self) -> dict[str, Any]:
+        """Return what the run's record holds of the work so far."""
+        elapsed = self.clock() - self._started
+        overall = round(self.arrived / elapsed, 2) if elapsed else None
+        return {
+            **self.facts,
+            "rejects": dict(self.reasons),
+            "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
+            "first_row": self._pace.first_row,
+            "images_per_second": self.rate() or overall,
+        }
+
+    def _add_node_faults(self, faults: Mapping[str, str]) -> None:
+        """Keep what workers found wrong with their node, by its host, and log each fault once."""
+        logged = self.facts.setdefault("node_faults", {})
+        for host, fault in faults.items():
+            if logged.get(host) != fault:
+                log.warning("node %s: %s", host, fault)
+            logged[host] = fault
