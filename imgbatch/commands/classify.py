@@ -8,8 +8,6 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
-from imgbatch.pipeline import run
-from imgbatch.pipeline.dry_run import dry_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classify(flags: Any) -> int:
     """Run the job; with --dry-run only print what it would do."""
+    from imgbatch.pipeline import run  # after the flags: --help needs neither Arrow nor NumPy
+    from imgbatch.pipeline.dry_run import dry_run
+
     with signals.handle_signals() as stop:
         config = reading.load(
             flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit

@@ -8,7 +8,6 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
-from imgbatch.pipeline import evaluation_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: Any) -> int:
     """Run the job."""
+    from imgbatch.pipeline import evaluation_run  # after the flags: --help needs neither Arrow nor NumPy
+
     with signals.handle_signals() as stop:
         config = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
         stop.timeout_s = config.run.stop_timeout_s

@@ -9,7 +9,6 @@ from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config.reading import load_as
 from imgbatch.config.training import Training
-from imgbatch.training import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(flags: Any) -> int:
     """Run the job; with --dry-run only print the classes and splits of the inputs."""
+    from imgbatch.training import run  # after the flags: --help needs neither Arrow nor NumPy
+
     with signals.handle_signals() as stop:
         config = load_as(
             Training, flags.config, flags.settings,

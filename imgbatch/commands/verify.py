@@ -8,7 +8,6 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
-from imgbatch.verification import run
 
 _CODES = """\
 exit codes:
@@ -47,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(flags: Any) -> int:
     """Run the checks."""
+    from imgbatch.verification import run  # after the flags: --help needs neither Arrow nor NumPy
+
     with signals.handle_signals():
         config = reading.load(flags.config, flags.settings, model=flags.model)
         more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}

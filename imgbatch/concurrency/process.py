@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import NoReturn
 
 import psutil
-import pyarrow as pa
 
 
 def exit_process(code: int) -> NoReturn:
@@ -46,6 +45,8 @@ def release_memory() -> None:
 
 def trim_memory() -> None:
     """Return memory that is already free to the system. Takes some milliseconds."""
+    import pyarrow as pa
+
     pa.default_memory_pool().release_unused()
 
 

@@ -54,7 +54,7 @@ def test_a_format_s_library_is_imported_only_when_such_bytes_come() -> None:
 
 def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys; import imgbatch.commands.classify; from imgbatch.terminal import console; "
+        "import sys; import imgbatch.commands.classify, imgbatch.pipeline.run; from imgbatch.terminal import console; "
         "console.install(sys.stderr); console.step('x');"
         "print([n for n in ('ray', 'torch', 'timm', 'openvino', 'rich') if n in sys.modules])"
     )
@@ -64,7 +64,7 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
 
 def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
     code = (
-        "import sys; import imgbatch.commands.verify, imgbatch.verification.sample; "
+        "import sys; import imgbatch.commands.verify, imgbatch.verification.run, imgbatch.verification.sample; "
         "print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
