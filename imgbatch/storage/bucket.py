@@ -98,9 +98,9 @@ class Tag(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Tag:
-        """Read the tag that `text` made."""
-        if found := re.fullmatch(r"generation=([^;]+);(.*)", text, re.DOTALL):
-            return cls(found[2] or None, found[1])
+        """Parse a tag from its `text`."""
+        if match := re.fullmatch(r"generation=([^;]+);(.*)", text, re.DOTALL):
+            return cls(match[2] or None, match[1])
         return cls(text)
 
     @property
@@ -109,16 +109,16 @@ class Tag(NamedTuple):
         return {name: value for name, value in (("e_tag", self.etag), ("version", self.version)) if value}
 
 
-def require_known(scheme: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+def require_known(scheme: str, options: Mapping[str, Any], supported: Collection[str]) -> None:
     """Refuse options that a store does not have.
 
     Raises:
         ConfigError: naming the first of them.
     """
     for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(sorted(known))}"
+        if name not in supported:
+            close = difflib.get_close_matches(name, supported, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its options: {', '.join(sorted(supported))}"
             raise ConfigError(
                 f"storage.options: {scheme}:// has no option {name!r}; {hint} Options that belong to another store "
                 f"go into storage.options.s3, .gs or .az"

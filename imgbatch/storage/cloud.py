@@ -1,4 +1,4 @@
-"""Effects: the services behind obstore by URI scheme: their options in the config, and the stores of their buckets."""
+"""Effects: the services that obstore supports, by URI scheme: their options in the config, and the stores of their buckets."""
 
 from __future__ import annotations
 

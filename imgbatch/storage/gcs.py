@@ -43,19 +43,19 @@ def travelling(environment: Mapping[str, str]) -> dict[str, str]:
 
     The file that GOOGLE_APPLICATION_CREDENTIALS names may be missing there, so its content travels in place of its name.
     """
-    found = {name: environment[name] for name in ENVIRONMENT if environment.get(name)}
-    path = found.get("GOOGLE_APPLICATION_CREDENTIALS")
+    variables = {name: environment[name] for name in ENVIRONMENT if environment.get(name)}
+    path = variables.get("GOOGLE_APPLICATION_CREDENTIALS")
     if path:
         with suppress(OSError, UnicodeDecodeError):  # reported when it is used
-            found["GOOGLE_APPLICATION_CREDENTIALS"] = Path(path).read_text(encoding="utf-8")
-    return found
+            variables["GOOGLE_APPLICATION_CREDENTIALS"] = Path(path).read_text(encoding="utf-8")
+    return variables
 
 
 def merged_options(options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Return one set of options in gcsfs's terms: those of the config, then those of the environment.
 
     Raises:
-        ConfigError: an option is not known.
+        ConfigError: an option is unknown.
     """
     require_known("gs", options, _OPTIONS)
     flat = {name: as_text(value) for name, value in options.items() if value is not None}
@@ -148,7 +148,7 @@ def _of_info(info: dict[str, Any]) -> Any:
     """Return the credentials that a file of Google's tools describes.
 
     Raises:
-        ValueError: it describes none, or such as are not known here.
+        ValueError: it describes none, or their type is not supported.
     """
     from google.auth import aws, identity_pool, impersonated_credentials
     from google.oauth2 import credentials as oauth2

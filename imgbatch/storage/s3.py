@@ -59,7 +59,7 @@ def _region(profile: str | None) -> str:
 
 
 def region_of(bucket: str, endpoint: str) -> str | None:
-    """Ask S3 in which region a bucket is, without credentials; None where that cannot be found out.
+    """Ask S3 for the region of a bucket, without credentials; None if it cannot be determined.
 
     Args:
         endpoint: of any region, path style.

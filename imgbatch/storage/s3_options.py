@@ -65,7 +65,7 @@ def merged_options(options: Mapping[str, Any], environment: Mapping[str, str]) -
     Options that name credentials keep those of the environment out.
 
     Raises:
-        ConfigError: an option is not known.
+        ConfigError: an option is unknown.
     """
     flat: dict[str, Any] = {}
     for name, value in options.items():

@@ -58,8 +58,8 @@ def measure(name: str, count: int) -> None:
 
         def fsspec_cat() -> None:
             for start in range(0, count, _OBJECTS):
-                found = theirs.cat([f"images/{key}" for key in turns[start : start + _OBJECTS]], batch_size=_THREADS)
-                assert all(len(data) == _SIZE for data in found.values())
+                contents = theirs.cat([f"images/{key}" for key in turns[start : start + _OBJECTS]], batch_size=_THREADS)
+                assert all(len(data) == _SIZE for data in contents.values())
 
         def fsspec_one_by_one() -> None:
             with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,4 +1,4 @@
-"""How each cloud's own tools give credentials, which options are understood, and what is said when they do not suffice."""
+"""Credentials and options of each cloud, as its own tools take them, and the errors if they do not suffice."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def stores(environment: dict[str, str], **options: Any) -> Stores:
 
 def refusals(folder: Folder) -> list[Forbidden]:
     """Return what reading, listing and writing in a folder are refused with."""
-    found = []
+    errors = []
     for verb in (lambda: folder.read("x.jpg"), folder.names, lambda: folder.put("y", b"1")):
         with pytest.raises(Forbidden) as caught:
             verb()
-        found.append(caught.value)
-    return found
+        errors.append(caught.value)
+    return errors
 
 
 # Google Cloud Storage
@@ -58,7 +58,7 @@ def test_a_service_account_file_of_the_environment_travels_to_workers(
 
 
 @pytest.mark.parametrize("form", ["path", "content", "table", "raw"])
-def test_a_token_is_given_as_gcsfs_takes_it(gcs: FakeGcs, private: str, tmp_path: Path, form: str) -> None:
+def test_tokens_have_the_forms_of_gcsfs(gcs: FakeGcs, private: str, tmp_path: Path, form: str) -> None:
     path = gcs.service_account(tmp_path)
     token = {"path": str(path), "content": path.read_text(), "table": json.loads(path.read_text()), "raw": TOKEN}[form]
     ours = stores({}, gs={"token": token, "endpoint_url": gcs.endpoint})
@@ -231,12 +231,12 @@ def test_gcs_is_gs(gcs: FakeGcs) -> None:
     "uri, instead",
     [("wasbs://c@me.blob.core.windows.net/x", "abfss"), ("wasb://c@me/x", "abfs"), ("adl://me/x", "abfss")],
 )
-def test_schemes_that_azure_gave_up_are_refused_with_what_to_write(uri: str, instead: str) -> None:
+def test_retired_schemes_of_azure_are_refused_with_the_current_ones(uri: str, instead: str) -> None:
     with pytest.raises(BadPath, match=f"write {instead}://CONTAINER@ACCOUNT.dfs.core.windows.net"):
         stores({}).read(uri)
 
 
-def test_the_rights_of_a_signature_are_told_apart(azure: Azurite, blob: str) -> None:
+def test_a_signature_gives_only_its_rights(azure: Azurite, blob: str) -> None:
     reader, lister = signed(azure, "r"), signed(azure, "rl")
     assert reader.read("x.jpg") == b"1"
     with pytest.raises(Forbidden, match=r"list az://images/signed"):
