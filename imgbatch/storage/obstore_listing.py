@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.concurrency.prefetch import prefetch_streams
+from imgbatch.config.secrets import masked
 from imgbatch.errors import TimedOut, Unreachable
 from imgbatch.storage.base import STORE_LISTING, unquote_etags
 from imgbatch.storage.bucket import Bucket
@@ -127,7 +128,7 @@ class ObstoreListing:
                 if last_key and not self._bucket.sorted_listing:
                     raise
                 if failures == _WARN_AFTER:
-                    log.warning("list %s/%s: %s; trying again", self._bucket.name, path, str(error)[:200])
+                    log.warning("list %s/%s: %s; trying again", self._bucket.name, path, masked(str(error))[:200])
                 time.sleep(backoff(failures))
 
     def _pages(self, path: str, after: str) -> Iterator[pa.RecordBatch]:

@@ -112,10 +112,10 @@ class S3Bucket:
         self.name, self._bucket, self._timeout_s = f"s3://{bucket}", bucket, timeout_s
         self.sorted_listing = not bucket.endswith(EXPRESS)
         flat = {**options, "region": str(options.get("region") or _region(options.get("profile")))}
+        provider: Any = None if flat.get("anon") or flat.get("key") else BotoCredentials(flat.get("profile"))
         if not flat.get("endpoint_url") and self.sorted_listing:
             flat["region"] = self._actual_region(flat["region"])
         self._flat = flat
-        provider: Any = None if flat.get("anon") or flat.get("key") else BotoCredentials(flat.get("profile"))
         client, hosts = http_options(flat, timeout_s), style(bucket, flat)
         try:
             self.store = S3Store(
