@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 
+from imgbatch.concurrency.monitor import on_tick
 from imgbatch.config import reading
 from imgbatch.pipeline import preflight
 from tests.conftest import SECRET, Job, S3Server, write_model
@@ -356,7 +357,8 @@ def test_an_input_that_may_be_empty(job: Job, tmp_path: Path, without_ray: dict[
 def test_a_long_listing_keeps_the_heart_beating(folder: Path, tmp_path: Path) -> None:
     chosen = reading.load(None, [], input=(str(folder), f"{folder}/*.jpg"), output=str(tmp_path / "out"))
     beats: list[int] = []
-    preflight.list_images(preflight.prepare(chosen), None, lambda: beats.append(1))
+    with on_tick(lambda: beats.append(1)):
+        preflight.list_images(preflight.prepare(chosen), None)
     assert len(beats) >= 2, "one a batch"
 
 

@@ -310,7 +310,7 @@ def test_softmax_keys_are_accepted(load: Load, tmp_path: Path, keys: dict[str, A
 def test_head_of_one_class_is_refused_unless_replaced(load: Load, tmp_path: Path) -> None:
     net = tiny(1)
     place = write(tmp_path / "one", net, ["defect"])
-    remedy = r"a score of 1\.0\. Make it a head of two: put a row of zeros before its weight"
+    remedy = r"a score of 1\.0\. Make it a head of two classes: put a row of zeros before its weight"
     with pytest.raises(ModelError, match=rf"config\.json.*{remedy}"):
         load(place)
     torch.save(net.state_dict(), tmp_path / "own.pth")

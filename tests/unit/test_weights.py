@@ -135,7 +135,7 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(5000)), "HDF5, as Keras writes it"),
     "gzip": (lambda path: path.write_bytes(gzip.compress(bytes(5000))), "compressed with gzip"),
     "pickled network": (lambda path: torch.save(tiny(), path), r"more than tensors \(.*and \d+ more\), which is never loaded"),
-    "torn": (lambda path: path.write_bytes(save(tiny().state_dict())[:-1000]), "torn"),
+    "truncated": (lambda path: path.write_bytes(save(tiny().state_dict())[:-1000]), "it is truncated, or"),
     "TorchScript": (scripted, "is TorchScript, which is a program"),
 }  # fmt: skip
 
