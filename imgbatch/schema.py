@@ -1,7 +1,7 @@
 """Values: the columns of every table that imgbatch reads or writes: names and Arrow types, written once.
 
 `LISTING` is the result of a source, `LABELS` and `REJECTS` are the two tables that a user queries. Columns of a manifest
-travel beside them under the prefix `input_`.
+are copied to both, with the prefix `input_`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ INDEX = pa.field("index", pa.int64(), nullable=False)
 """The image's number in the listing of this run; it is in no table."""
 
 LISTING = pa.schema([URI, *_OBJECT, pa.field("container", pa.string())])
-"""The images of a source. `container`: PARQUET for a row of a Parquet file; TAR for a tar in place of its members, whose names
-are not known before it is read; null for an object."""
+"""The images of a source. `container`: PARQUET for a row of a Parquet file; TAR for a tar, which is listed in place of its
+members, since their names are not known before it is read; null for an object."""
 
 PARQUET, TAR = "parquet", "tar"
 
@@ -77,28 +77,27 @@ _PLACE = [
 
 _HASH = pa.field(CONTENT_HASH, pa.uint64())
 RESULTS = pa.schema([INDEX, URI, *_ANSWER, _HASH, *_REFUSAL, *_OBJECT, *_PLACE])
-"""What workers send to the driver: one row per image. `reason` is null where the image has a label; the hash is null unless
-it was requested."""
+"""The rows that workers send to the driver, one per image. `reason` is null where the image has a label; the hash is null
+unless it was requested."""
 
 EVENT = pa.field("event", pa.string())
 """The last column of blocks that workers send: null in rows of images (see `inference.messages`). No table has it."""
 
 PLACE_COLUMNS = [field.name for field in _PLACE]
 
-ANSWER_COLUMNS = [field.name for field in _ANSWER]
 REFUSAL_COLUMNS = [field.name for field in _REFUSAL]
 
 
 def labels_with(columns: Sequence[str] = (), features: int | None = None, *, hashed: bool = False) -> pa.Schema:
-    """Return the schema of labels/ with these columns, in the table's own order; all columns where none are named.
+    """Return the schema of labels/ with these columns, in the order of the table; with all columns if none are named.
 
     Args:
         columns: columns in addition to those of the image and its version, which the ledger needs.
-        features: size of an embedding; None: there is no such column.
+        features: size of an embedding; None: no embeddings.
         hashed: whether there is a column CONTENT_HASH.
 
     Raises:
-        ConfigError: there is no such column.
+        ConfigError: a column does not exist.
 
     >>> labels_with(["score", "label"]).names
     ['uri', 'label', 'score', 'size', 'etag', 'last_modified']

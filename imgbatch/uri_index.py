@@ -20,7 +20,7 @@ _MAX_ROWS_OF_A_RUN = 1 << 18
 
 
 def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash of each string; 0 stands for null.
+    """Return a 64-bit hash of each string; 0 for null.
 
     Eight bytes at a time through the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
     generators, 2014), all strings in step.
@@ -36,16 +36,16 @@ def hash_strings(values: pa.Array, seed: np.uint64 = _SEEDS[0]) -> npt.NDArray[n
     words = np.lib.stride_tricks.as_strided(raw[:8].view(np.uint64), (len(raw) - 7,), (1,))
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
     hashes = _mix(lengths.astype(np.uint64) ^ seed)
-    left = np.flatnonzero(lengths > 0)
+    unfinished = np.flatnonzero(lengths > 0)
     position = 0
-    while len(left):
-        remaining = lengths[left] - position
-        word = words[starts[left] + position]
+    while len(unfinished):
+        remaining = lengths[unfinished] - position
+        word = words[starts[unfinished] + position]
         short = remaining < 8
         word[short] &= (np.uint64(1) << (remaining[short] * 8).astype(np.uint64)) - np.uint64(1)
-        hashes[left] = _mix((hashes[left] ^ word) * seed)
+        hashes[unfinished] = _mix((hashes[unfinished] ^ word) * seed)
         position += 8
-        left = left[remaining > 8]
+        unfinished = unfinished[remaining > 8]
     if values.null_count:
         hashes[np.asarray(values.is_null())] = 0
     return hashes
@@ -93,22 +93,24 @@ class _Run:
         order = np.argsort(self.high, kind="stable")
         self.high = self.high[order]
         self.low = np.concatenate([self.low, other.low])[order]
-        self.columns = {name: np.concatenate([mine, other.columns[name]])[order] for name, mine in self.columns.items()}
+        self.columns = {
+            name: np.concatenate([column, other.columns[name]])[order] for name, column in self.columns.items()
+        }
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Return the position of each key, -1 if it is not in the run."""
         candidates = np.searchsorted(self.high, keys[:, 0])
         positions = np.full(len(keys), -1, np.int64)
-        left = np.arange(len(keys))
-        while len(left):  # more than once only where two keys share a first half
-            at = candidates[left]
+        unfinished = np.arange(len(keys))
+        while len(unfinished):  # more than once only where two keys share a first half
+            at = candidates[unfinished]
             alike = at < len(self.high)
-            alike[alike] = self.high[at[alike]] == keys[left[alike], 0]
-            left, at = left[alike], at[alike]
-            same = self.low[at] == keys[left, 1]
-            positions[left[same]] = at[same]
-            left = left[~same]
-            candidates[left] += 1
+            alike[alike] = self.high[at[alike]] == keys[unfinished[alike], 0]
+            unfinished, at = unfinished[alike], at[alike]
+            is_equal = self.low[at] == keys[unfinished, 1]
+            positions[unfinished[is_equal]] = at[is_equal]
+            unfinished = unfinished[~is_equal]
+            candidates[unfinished] += 1
         return positions
 
 
@@ -117,7 +119,7 @@ class Match:
     """Those keys of a lookup that are in one run of an index, and access to their values."""
 
     rows: npt.NDArray[np.int64]
-    """Which of the keys that were looked up these are."""
+    """Their positions among the keys that were looked up."""
     _columns: Mapping[str, npt.NDArray[Any]]
     _positions: npt.NDArray[np.int64]
 
@@ -152,20 +154,20 @@ class UriIndex:
 
     def add(self, keys: Keys, **columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Add the keys that are not in the set; return a mask of them (of equal keys the first)."""
-        new = first_of_each(keys)
-        new &= ~self.contains(keys)
-        if new.any():
-            values = {name: np.asarray(columns[name], kind)[new] for name, kind in self._columns.items()}
-            self._runs.append(_Run(keys[new], values))
+        is_new = first_of_each(keys)
+        is_new &= ~self.contains(keys)
+        if is_new.any():
+            values = {name: np.asarray(columns[name], kind)[is_new] for name, kind in self._columns.items()}
+            self._runs.append(_Run(keys[is_new], values))
             self._merge()
-        return new
+        return is_new
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return a mask of the keys that are in the set."""
-        found = np.zeros(len(keys), bool)
+        mask = np.zeros(len(keys), bool)
         for match in self.lookup(keys):
-            found[match.rows] = True
-        return found
+            mask[match.rows] = True
+        return mask
 
     def lookup(self, keys: Keys) -> Iterator[Match]:
         """Yield the keys that are in the set, in one or more matches: none is in two of them."""
@@ -173,9 +175,9 @@ class UriIndex:
         ordered = keys[order]
         for run in self._runs:
             positions = run.find(ordered)
-            found = np.flatnonzero(positions >= 0)
-            if len(found):
-                yield Match(order[found], run.columns, positions[found])
+            contained = np.flatnonzero(positions >= 0)
+            if len(contained):
+                yield Match(order[contained], run.columns, positions[contained])
 
     def columns(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """Yield one column, run by run, read-only."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,29 +20,18 @@ from obstore.store import S3Store
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.storage.stores import Stores
+from tests.servers import free_ports
 
 _COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{.*type="(\w+)".*\} (\S+)$', re.M)
 _STARTS = 3
 _ENDS_IN_S = 10  # it takes 2 s, but its volume server sometimes waits for longer than 20
 
 KEY, SECRET = "test-key", "test-secret-that-no-log-may-hold"
-WEED = Path(sys.executable).parent / "weed"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on; SeaweedFS uses each port plus 10,000 for gRPC as well."""
-    found: list[int] = []
-    port = 20_000 + os.getpid() % 5_000
-    while len(found) < count:
-        port += 1
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
+_FOLDERS = [
+    Path(sys.executable).parent,
+    *(Path(name).parents[2] / "bin" for name in sys.path if "site-packages" in name),
+]
+WEED = next((folder / "weed" for folder in _FOLDERS if (folder / "weed").exists()), Path("weed"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,21 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1",
         }
+
+    scheme = "s3"
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """Write an object whatever its key is."""
+        import botocore.session
+
+        client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+        )
+        client.put_object(Bucket=bucket, Key=key, Body=data)
 
     def requests(self) -> Counter[str]:
         """Return how many S3 requests it has answered by type, whatever it answered; a HEAD counts as a GET there."""

@@ -38,13 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or the path or URI of a model directory",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="label only the first N images of the listing")
-    parser.add_argument("--dry-run", action="store_true", help="list, print what would be done, and write nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the inputs, print how many images would be labelled, and write nothing",
+    )
     flags = cli.arguments(parser, argv)
     return cli.run(lambda: classify(flags), quiet=flags.quiet)
 
 
 def classify(flags: Any) -> int:
-    """Run the job; with --dry-run only print what it would do."""
+    """Run the job; with --dry-run only print a summary of the work."""
     from imgbatch.pipeline import run  # after the flags: --help needs neither Arrow nor NumPy
     from imgbatch.pipeline.dry_run import dry_run
 

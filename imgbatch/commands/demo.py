@@ -62,8 +62,8 @@ def show(output: Path) -> None:
     table = Table("image", "answer", "label", "score", "next best")
     columns = ["uri", "answer", "label", "score", "top_k"]
     for row in pq.read_table(output / "labels", columns=columns).sort_by("uri").to_pylist():
-        others = ", ".join(other["label"] for other in row["top_k"][1:3])
-        table.add_row(Path(row["uri"]).name, row["answer"], row["label"], f"{row['score']:.2f}", others)
+        next_best = ", ".join(candidate["label"] for candidate in row["top_k"][1:3])
+        table.add_row(Path(row["uri"]).name, row["answer"], row["label"], f"{row['score']:.2f}", next_best)
     console = Console()
     console.print(table)
     for part in sorted((output / "labels").glob("*.parquet")):

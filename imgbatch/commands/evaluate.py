@@ -46,6 +46,6 @@ def evaluate(flags: Any) -> int:
     with signals.handle_signals() as stop:
         config = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
         stop.timeout_s = config.run.stop_timeout_s
-        more = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
-        cli.result(str(evaluation_run.evaluate(config, stop, **more)))
+        arguments = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
+        cli.result(str(evaluation_run.evaluate(config, stop, **arguments)))
     return 0

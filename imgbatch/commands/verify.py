@@ -11,7 +11,7 @@ from imgbatch.config import reading
 
 _CODES = """\
 exit codes:
-  0  the counts reconcile, and nothing is wrong with the files; with --sample, no label that was compared is wrong
+  0  the counts reconcile, and the files have no problem; with --sample, no label that was compared is wrong
   1  a bug: please report it with its traceback
   2  wrong flags, no finished output, or not the model of this output
   3  a store, or a process on this machine, failed; run the same command again
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     parser = cli.parser(
         "Recount a finished output from its files: each listed image is in exactly one row of labels or\n"
-        "rejects, no image is there twice, and the counts are those of _SUCCESS. Checks the files for parts of\n"
+        "rejects, no image has two rows, and the counts are those of _SUCCESS. Checks the files for parts of\n"
         "another fingerprint, missing and impossible values, foreign files, and missing seals. Reads the tables and\n"
         "the listing; writes nothing. With --sample, images are fetched and labelled again on this machine, and\n"
         "compared with their rows.",
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUTPUT", help="the --output of classify.py")
     parser.add_argument("--sample", type=int, metavar="N", help="label N rows of labels/, drawn at random, again")
     parser.add_argument(
-        "--model", metavar="NAME_OR_URI", help="where the model of this output is now; unset: where it was then"
+        "--model", metavar="NAME_OR_URI", help="the current name or URI of the model of this output; unset: as recorded"
     )
     parser.add_argument(
         "--seed", type=int, metavar="S", help="seed of the sample, to draw the same one again; unset: random"
@@ -50,6 +50,6 @@ def verify(flags: Any) -> int:
 
     with signals.handle_signals():
         config = reading.load(flags.config, flags.settings, model=flags.model)
-        more = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
-        cli.result(str(run.verify(flags.output, config, **more)))
+        arguments = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
+        cli.result(str(run.verify(flags.output, config, **arguments)))
     return 0

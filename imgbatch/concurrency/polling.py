@@ -39,7 +39,7 @@ def poll_items(items: Iterator[Item], stall_s: float, *, closes: bool = False) -
 
     Raises:
         ClusterError: no item for `stall_s` seconds.
-        Exception: whatever the iteration raised.
+        Exception: any exception of the iteration.
     """
     arrived: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_MAX_QUEUED)
     closed = threading.Event()
@@ -71,12 +71,12 @@ def poll_items(items: Iterator[Item], stall_s: float, *, closes: bool = False) -
 
 
 def _receive(arrived: queue.Queue[tuple[Item | None, BaseException | None]], stall_s: float) -> Iterator[Item | None]:
-    last = time.monotonic()
+    last_arrival = time.monotonic()
     while True:
         try:
             item, error = arrived.get(timeout=_POLL_S)
         except queue.Empty:
-            if time.monotonic() - last > stall_s:
+            if time.monotonic() - last_arrival > stall_s:
                 raise ClusterError(
                     f"not one row for {stall_s:.0f} s (cluster.stall_timeout_s): the workers hang, or the cluster lost them; "
                     "run the same command again to resume"
@@ -87,7 +87,7 @@ def _receive(arrived: queue.Queue[tuple[Item | None, BaseException | None]], sta
             raise error
         if item is None:
             return
-        last = time.monotonic()
+        last_arrival = time.monotonic()
         yield item
 
 
@@ -96,18 +96,18 @@ def run_with_ticks(call: Callable[[], Result]) -> Result:
     return call_with_timeout(call, math.inf, "")
 
 
-def call_with_timeout(call: Callable[[], Result], limit_s: float, what: str) -> Result:
+def call_with_timeout(call: Callable[[], Result], limit_s: float, name: str) -> Result:
     """Return call(), made in a daemon thread, or raise after `limit_s` seconds.
 
     Call `tick` four times a second while waiting; an exception from it ends the wait. Ray's calls into C++ have no timeout
     of their own, and Python handles no signal in a thread that is in such a call.
 
     Args:
-        what: names the call in the message, and its thread.
+        name: of the call, in the message and as the name of its thread.
 
     Raises:
         ClusterError: the timeout. The thread of the call keeps running.
-        Exception: whatever the call raised.
+        Exception: any exception of the call.
     """
     result: Future[Result] = Future()
 
@@ -117,18 +117,18 @@ def call_with_timeout(call: Callable[[], Result], limit_s: float, what: str) -> 
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
             result.set_exception(error)
 
-    threading.Thread(target=run, name=what or None, daemon=True).start()
-    return wait_for(result, limit_s, what)
+    threading.Thread(target=run, name=name or None, daemon=True).start()
+    return wait_for(result, limit_s, name)
 
 
-def wait_for(result: Future[Result], limit_s: float, what: str) -> Result:
+def wait_for(result: Future[Result], limit_s: float, name: str) -> Result:
     """Return the result of a future, like `call_with_timeout`."""
     started = time.monotonic()
     while not wait([result], timeout=min(_POLL_S, limit_s)).done:
         tick()
         if time.monotonic() - started >= limit_s:
             raise ClusterError(
-                f"{what} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; check "
+                f"{name} did not return within {limit_s:g} s: Ray's control plane (GCS) hangs or cannot be reached; check "
                 "the head node, then run the same command again"
             )
     return result.result()

@@ -26,7 +26,7 @@ def prefetch_calls(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, call(item)) in order, with up to `max_pending` calls submitted, whose costs add up to at most `max_cost`.
 
-    One call is always allowed, whatever it costs. The number of results in memory has the same limits, so `items` may be
+    One call is always allowed, regardless of its cost. The number of results in memory has the same limits, so `items` may be
     endless. Calls are submitted in bursts, when half of the limit is free: then a server, and this process, wake up once
     for many of them.
 
@@ -39,17 +39,17 @@ def prefetch_calls(
     total = 0
     try:
         for item in items:
-            price = cost(item)
-            if len(pending) >= max_pending or total + price > max_cost > 0:
-                while pending and (len(pending) > max_pending // 2 or 2 * (total + price) > max_cost > 0):
-                    first, paid, future = pending.popleft()
-                    yield first, future.result()
-                    total -= paid
-            pending.append((item, price, pool.submit(call, item)))
-            total += price
+            item_cost = cost(item)
+            if len(pending) >= max_pending or total + item_cost > max_cost > 0:
+                while pending and (len(pending) > max_pending // 2 or 2 * (total + item_cost) > max_cost > 0):
+                    oldest, oldest_cost, future = pending.popleft()
+                    yield oldest, future.result()
+                    total -= oldest_cost
+            pending.append((item, item_cost, pool.submit(call, item)))
+            total += item_cost
         while pending:
-            first, _, future = pending.popleft()
-            yield first, future.result()
+            oldest, _, future = pending.popleft()
+            yield oldest, future.result()
     finally:
         for _, _, future in pending:
             future.cancel()
@@ -96,9 +96,8 @@ def prefetch_streams(
             start()
     finally:
         stop.set()
-        pool.shutdown(
-            wait=False
-        )  # a thread that waits for a store ends when the store answers or the request times out
+        # A thread that waits for a store ends when the store answers or the request times out.
+        pool.shutdown(wait=False)
 
 
 def prefetch_items(stream: Callable[[], Iterator[Item]], max_pending: int) -> Iterator[Item]:

@@ -15,7 +15,7 @@ import psutil
 def exit_process(code: int) -> NoReturn:
     """Exit with a code. After a failure exit immediately, with all children: threads and Ray may still be working."""
     if code:
-        logging.disable()  # the error must stay the last line; threads that are cut off would log more
+        logging.disable()  # the error must stay the last line; threads that are interrupted would log more
         sys.stdout.flush()
         sys.stderr.flush()
         exit_immediately(code)
@@ -29,7 +29,7 @@ def exit_immediately(code: int) -> NoReturn:
 
 
 def _kill_children() -> None:
-    """Kill a local Ray cluster of this process; the agents of one that was still starting would survive by a minute."""
+    """Kill a local Ray cluster of this process; the agents of one that was still starting would survive for a minute."""
     # All children are suspended first. Otherwise one could start another while they are killed one by one.
     for end in (psutil.Process.suspend, psutil.Process.kill):
         for child in psutil.Process().children(recursive=True):
@@ -38,7 +38,7 @@ def _kill_children() -> None:
 
 
 def release_memory() -> None:
-    """Collect garbage and return free memory to the system, so that the next stage does not add to the memory of the last."""
+    """Collect garbage and return free memory to the system before the next stage allocates its own."""
     gc.collect()
     trim_memory()
 

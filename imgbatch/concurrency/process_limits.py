@@ -36,12 +36,12 @@ def require_limits() -> None:
     The limit of open files is raised as far as the system allows.
 
     Raises:
-        UsageError: a limit is too low. The message names it and says how to raise it.
+        UsageError: a limit is too low. The message names it and how to raise it.
     """
     proportion = float(os.environ.get(_STORE_VARIABLE, _STORE_PROPORTION))
     store = object_store_bytes(memory_of_node(), _shared_memory(), proportion)
     address_space = store + _ADDRESS_SPACE + _ADDRESS_SPACE_PER_CORE * (os.cpu_count() or 1)
-    for kind, name, flag, what, needed in (
+    for kind, name, flag, description, needed in (
         (resource.RLIMIT_AS, "RLIMIT_AS", "v", "the address space of a process", address_space),
         (resource.RLIMIT_DATA, "RLIMIT_DATA", "d", "the data of a process", _DATA),
         (resource.RLIMIT_FSIZE, "RLIMIT_FSIZE", "f", "the size of a file", store),
@@ -49,7 +49,7 @@ def require_limits() -> None:
         limit = _soft_limit(kind)
         if limit is not None and limit < needed:
             raise UsageError(
-                f"{what} is limited to {_readable(limit)} ({name}, ulimit -{flag}); Ray, with an object store of "
+                f"{description} is limited to {_readable(limit)} ({name}, ulimit -{flag}); Ray, with an object store of "
                 f"{_readable(store)}, needs {_readable(needed)} on this machine. Lift the limit (ulimit -{flag} unlimited; in "
                 f"a batch system, limit the memory in use instead), or make the store smaller ({_STORE_VARIABLE}=0.1)"
             )
@@ -69,7 +69,7 @@ def address_space_hint() -> str:
 
 
 def limit_data(max_bytes: int) -> None:
-    """Limit the data of this process. A lower limit that is already set stays."""
+    """Limit the data of this process. A lower limit that is already set is kept."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     max_bytes = max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
@@ -94,9 +94,9 @@ def _shared_memory() -> int:
 
 def _raise_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    target = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
 def _soft_limit(kind: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Effects: signals as stop requests: a run stops where nothing is lost, and within a time limit."""
+"""Effects: signals as stop requests: a run stops in order, without losing results, and within a time limit."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class StopRequest:
             # A process started by nohup ignores SIGHUP, and must survive the end of its terminal.
             ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             self._signals = tuple(signum for signum in SIGNALS if not (ignored and signum == signal.SIGHUP))
-            first, StopRequest._current = StopRequest._current is None, self
-            if first:
+            is_first, StopRequest._current = StopRequest._current is None, self
+            if is_first:
                 _start_listener()
         for signum in self._signals:
             signal.signal(signum, self._record)  # also in C, where Ray's handler aborts the process 3 s after SIGTERM
@@ -130,7 +130,7 @@ def handle_signals() -> Iterator[StopRequest]:
 
 
 def _start_listener() -> None:
-    """Have the C handler write signals into a pipe, whatever the main thread does, and read the pipe in a thread."""
+    """Have the C handler write signals into a pipe, and read the pipe in a thread, even while the main thread is blocked."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

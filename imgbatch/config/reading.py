@@ -84,24 +84,25 @@ def _old_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
         hint = hints_of(kind)[entry.name]
         if is_dataclass(hint):
             yield from _old_keys(typing.cast(type, hint), f"{prefix}{entry.name}.")
-        elif old := entry.metadata["formerly"]:
-            yield f"{prefix}{old}", f"{prefix}{entry.name}"
+        elif old_name := entry.metadata["formerly"]:
+            yield f"{prefix}{old_name}", f"{prefix}{entry.name}"
 
 
 def _rename_old_keys(tree: dict[str, Any], new_keys: Mapping[str, str]) -> None:
     """Move values from old keys to new ones, with a warning for each."""
-    for old, new in new_keys.items():
-        section, _, old_name = old.rpartition(".")
+    for old_key, new_key in new_keys.items():
+        section, _, old_field = old_key.rpartition(".")
         values = tree.get(section)
-        if not isinstance(values, dict) or old_name not in values:
+        if not isinstance(values, dict) or old_field not in values:
             continue
-        value, new_name = values.pop(old_name), new.rpartition(".")[2]
-        if new_name in values and values[new_name] != value:
+        value, new_field = values.pop(old_field), new_key.rpartition(".")[2]
+        if new_field in values and values[new_field] != value:
             raise ConfigError(
-                f"{old}={value!r} and {new}={values[new_name]!r}: {old} is the old name of {new}; set only {new}"
+                f"{old_key}={value!r} and {new_key}={values[new_field]!r}: {old_key} is the old name of {new_key}; set only "
+                f"{new_key}"
             )
-        log.warning("the config key %s is now called %s", old, new)
-        values[new_name] = value
+        log.warning("the config key %s is now called %s", old_key, new_key)
+        values[new_field] = value
 
 
 def _build(kind: type, tree: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> Any:
@@ -158,8 +159,8 @@ def _convert(key: str, hint: Any, value: Any, keys: Sequence[str]) -> Any:
             return float(value)
         if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
             return value
-    wanted = " or ".join("nothing" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ConfigError(f"{key}={value!r}: expected {wanted}")
+    expected = " or ".join("nothing" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{key}={value!r}: expected {expected}")
 
 
 def _parse_numbers(key: str, value: Any) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,7 +30,10 @@ INTERPOLATIONS: tuple[str, ...] = typing.get_args(Interpolation)
 
 _CALL_S = 300.0
 
-_SHOWN_OPTIONS = {"anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl"}
+_SHOWN_OPTIONS = {
+    "anon", "endpoint_url", "region", "region_name", "profile", "requester_pays", "use_ssl", "addressing_style",
+    "account_name", "account_host", "project",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +143,9 @@ class StorageConfig(Section):
     """Requests to stores."""
 
     options: dict[str, Any] = option(
-        dict, "options of the store, e.g. anon, requester_pays, profile, key, secret, endpoint_url"
+        dict,
+        "options of the stores under the names of s3fs, gcsfs and adlfs, e.g. anon, profile, token, account_name; those in "
+        "storage.options.s3, .gs and .az are for one store",
     )
     timeout_s: Annotated[float, Positive] = option(30.0, "timeout of one request, in seconds")
     allow_private_hosts: bool = option(
@@ -297,11 +302,23 @@ class Config(Section):
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked, for `run.json` and logs."""
         plain = asdict(self)
-        plain["storage"]["options"] = {
-            key: value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
-            for key, value in plain["storage"]["options"].items()
-        }
+        plain["storage"]["options"] = _shown(plain["storage"]["options"])
         return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
+
+
+def _shown(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of stores, and those in their sections, with all values masked that may be secret.
+
+    >>> _shown({"gs": {"token": "x", "project": "p"}, "anon": True})
+    {'gs': {'token': '***', 'project': 'p'}, 'anon': True}
+    """
+    shown: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in ("s3", "gs", "az") and isinstance(value, Mapping):
+            shown[key] = _shown(value)
+        else:
+            shown[key] = value if key in _SHOWN_OPTIONS or isinstance(value, bool) else "***"
+    return shown
 
 
 def describe(kind: type = Config) -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """Values: the part of a configuration that workers need.
 
-It is sent to every worker process, and Ray shows what an operator was made with. So it has no option that may hold a secret:
+It is sent to every worker process, and Ray shows the arguments of an operator. So it has no option that may hold a secret:
 no options of a store, and no URI, since a URI may hold a password or a signature.
 """
 
@@ -23,7 +23,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
-    """What a worker needs to read, decode and classify images."""
+    """The options that a worker needs to read, decode and classify images."""
 
     source: ReadOptions
     fetch: FetchConfig
@@ -41,7 +41,7 @@ class WorkerConfig:
 
     @classmethod
     def of(cls, config: Config) -> WorkerConfig:
-        """Return what workers need of a complete configuration."""
+        """Return the options that workers need from a complete configuration."""
         source = config.source
         return cls(
             source=ReadOptions(

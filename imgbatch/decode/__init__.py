@@ -6,9 +6,9 @@ pydicom, everything else by Pillow; only the first frame or page. The values in 
     in the file                     becomes
     ------------------------------  -----------------------------------------------------------
     RGB, 8 bits                     itself
-    RGB, 9 to 16 bits               its full range to 8 bits: the upper 8 of 16, as Pillow reads it
+    RGB, 9 to 16 bits               the upper 8 of 16 bits, as Pillow reads it: the full range
     grey, 8 bits                    R = G = B
-    grey, 9 to 16 bits              value / 257 of 16 bits, rounded: the full range, whatever the picture uses of it
+    grey, 9 to 16 bits              value / 257 of 16 bits, rounded: the full range of the type
     grey, 32-bit integer or float   the picture's own minimum..maximum to 0..255; constant and NaN are 0
     1 bit                           0 and 255
     palette                         its colours
@@ -46,7 +46,7 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
 
     Raises:
         Rejected: empty, not_an_image, unsupported, too_large, truncated, corrupt or out_of_memory. No other
-            exception is raised, whatever the bytes are.
+            exception is raised for any bytes.
     """
     if not data:
         raise Rejected("empty", "the object has no bytes")
@@ -54,7 +54,7 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> Pi
     if kind is None:
         raise Rejected("not_an_image", describe_content(data))
     if kind not in _READ:
-        raise Rejected("unsupported", f"{kind} is not read in this version; there are: {', '.join(_READ)}")
+        raise Rejected("unsupported", f"{kind} is not supported in this version; supported: {', '.join(_READ)}")
     pillow.ignore_warnings()
     try:
         if kind == "jpeg":

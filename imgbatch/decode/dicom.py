@@ -41,7 +41,11 @@ _ELEMENTS = _PIXELS + [
         *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
         *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
         *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-        *(f"{one}PaletteColorLookupTable{part}" for one in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
+        *(
+            f"{colour}PaletteColorLookupTable{part}"
+            for colour in ("Red", "Green", "Blue")
+            for part in ("Descriptor", "Data")
+        ),
     )
 ]
 _GREY, _COLOURS = {"MONOCHROME1", "MONOCHROME2"}, {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
@@ -86,12 +90,13 @@ def _dataset(data: bytes) -> Any:
             raise Rejected("corrupt", f"the DICOM has more than {_MAX_ELEMENTS} elements")
         if not has_pixels:
             check(tag, length)
-        after, has_pixels = has_pixels, has_pixels or tag in _PIXELS
-        return after
+        is_after, has_pixels = has_pixels, has_pixels or tag in _PIXELS
+        return is_after
 
     file.seek(_PREAMBLE)
     meta = read_dataset(file, False, True, stop_when=after_meta)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # it would be unpacked completely, to any size
+    # pydicom would decompress it completely, to any size.
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise Rejected("unsupported", "a deflated DICOM is not read")
     file.seek(0)
     dataset = read_partial(file, after_pixels, specific_tags=_ELEMENTS)
@@ -157,7 +162,7 @@ def _grey(stored: Pixels, dataset: Any) -> Pixels:
         return in_strips(
             stored, lambda strip: scaled(apply_voi(np.rint(modality(strip)).astype(np.int32), dataset), bits)
         )
-    center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    center, width = (_first_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if center is not None and width is not None and width > 0:
         function = dataset.get("VOILUTFunction") or "LINEAR"
         return in_strips(stored, lambda strip: windowed(modality(strip), center, width, function))
@@ -166,7 +171,7 @@ def _grey(stored: Pixels, dataset: Any) -> Pixels:
     return stretch(in_strips(stored, lambda strip: modality(strip).astype(np.float32)))
 
 
-def _first(value: Any) -> float | None:
+def _first_number(value: Any) -> float | None:
     """Return a number, the first of several, or None."""
     values = value if isinstance(value, pydicom.multival.MultiValue) else [value]
     return None if not values or values[0] in (None, "") else float(values[0])

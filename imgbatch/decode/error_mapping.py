@@ -30,7 +30,7 @@ def to_rejected(data: bytes, kind: str, error: Exception) -> Rejected:
 
 
 def _ends_early(data: bytes, kind: str) -> bool:
-    """Return whether the file is shorter than its own structure says, or lacks the end marker of its format."""
+    """Return whether the file is shorter than the lengths in it, or lacks the end marker of its format."""
     if kind in ("webp", "bmp"):
         start, base = (4, 8) if kind == "webp" else (2, 0)
         return len(data) < base + int.from_bytes(data[start : start + 4], "little")
@@ -45,6 +45,6 @@ def _ends_early(data: bytes, kind: str) -> bool:
         return True
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
         tags = image.tag_v2  # type: ignore[attr-defined]
-        places = (zip(tags.get(at, ()), tags.get(size, ()), strict=False) for at, size in ((273, 279), (324, 325)))
-        return any(start + size > len(data) for pairs in places for start, size in pairs)  # strips, tiles
+        ranges = (zip(tags.get(at, ()), tags.get(size, ()), strict=False) for at, size in ((273, 279), (324, 325)))
+        return any(start + size > len(data) for pairs in ranges for start, size in pairs)  # strips, tiles
     return False

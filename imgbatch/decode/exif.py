@@ -1,10 +1,10 @@
-"""Values: the orientation that EXIF data names."""
+"""Values: the orientation in EXIF data."""
 
 from __future__ import annotations
 
 
 def orientation(exif: bytes) -> int:
-    """Return the orientation (1 to 8) that EXIF data names; 1 where it names none, or one that does not exist."""
+    """Return the orientation in EXIF data, 1 to 8; 1 if there is none, or an invalid one."""
     # Only slices, which never raise; Pillow would read every tag of every photo.
     tiff = exif.removeprefix(b"Exif\0\0")
     first = number(tiff, 4, 4) + 2
@@ -16,4 +16,5 @@ def orientation(exif: bytes) -> int:
 
 
 def number(tiff: bytes, start: int, size: int) -> int:
+    """Return an unsigned integer of a TIFF, in its byte order; bytes beyond the end are omitted."""
     return int.from_bytes(tiff[start : start + size], "little" if tiff[:2] == b"II" else "big")

@@ -1,4 +1,4 @@
-"""Values: which image format bytes are of, by how they begin."""
+"""Values: detection of image formats by their first bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAGIC = [
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the name of the format, by the first bytes; None if it is no known image format.
+    """Return the name of the image format of these bytes; None if it is unknown.
 
     >>> sniff(b"GIF89a..."), sniff(b"%PDF-1.7")
     ('gif', None)

@@ -1,4 +1,4 @@
-"""Values: checks of headers before a decoder opens the file, since it may allocate memory for the picture then."""
+"""Values: checks of headers before a decoder opens the file, which may allocate memory for the picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CODING, _CODING_OF_COMPONENT = b"\xff\x52", b"\xff\x53"
 _SIZE_BOX = re.compile(rb"\0\0\0\x14ispe....(.{8})", re.S)
 _MAX_LAYERS = 100
 _MAX_BLOCKS = 100_000  # of a GIF before its first picture; Pillow keeps comments in memory
-_MAX_TILES = 16_384  # of a JPEG 2000, whose decoder takes some 10 kB for each from the header alone
+_MAX_TILES = 16_384  # of a JPEG 2000; its decoder allocates about 10 kB for each when it has read the header
 
 
 def check_gif(data: bytes) -> None:
@@ -25,7 +25,7 @@ def check_gif(data: bytes) -> None:
     """
     flags = data[10] if len(data) > 10 else 0
     at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
-    inside = False  # an extension, whose blocks have a length
+    inside = False  # whether the position is in an extension, where each block has a length
     for _ in range(_MAX_BLOCKS):
         if at >= len(data) or (not inside and data[at] in b",;"):
             return
@@ -69,7 +69,7 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
     """Check size, components and tiles of a JPEG 2000's codestream against the limits (ITU-T T.800, A.5.1).
 
     Returns:
-        Where the codestream begins; the length of the data if there is none.
+        The start of the codestream; the length of the data if there is none.
 
     Raises:
         Rejected: too_large, unsupported or corrupt.
@@ -78,7 +78,7 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
     if not data.startswith(_CODESTREAM):
         start = next((start for name, start, _ in _boxes(data) if name == b"jp2c"), len(data))
     if not data.startswith(_CODESTREAM, start) or len(data) < start + 42:
-        return len(data)  # the decoder will report what is wrong
+        return len(data)  # the decoder will report the error
     right, bottom, left, top, *tile = (_big(data, start + at, 4) for at in range(8, 40, 4))
     tile_width, tile_height, tile_left, tile_top = tile
     components = _big(data, start + 40, 2)
@@ -95,9 +95,9 @@ def check_jp2(data: bytes, max_pixels: int) -> int:
 
 
 def painting_chunks(data: bytes) -> bytes:
-    """Return a PNG without the chunks that are not painted: texts and profiles, which may unpack to any size, later frames.
+    """Return a PNG with only the chunks that determine its pixels and its orientation.
 
-    Transparency is one of them, since alpha is dropped.
+    Texts and profiles, which may decompress to any size, later frames, and transparency, since alpha is dropped, are omitted.
     """
     chunks, at = [data[:8]], 8
     while at < len(data):
@@ -112,22 +112,22 @@ def painting_chunks(data: bytes) -> bytes:
 
 
 def ends_early(data: bytes) -> bool:
-    """Return whether a file of boxes (AVIF, HEIC, JPEG 2000) or a bare codestream is shorter than its lengths say."""
+    """Return whether a file of boxes (AVIF, HEIC, JPEG 2000) or a bare codestream is shorter than the lengths in it."""
     if data.startswith(_CODESTREAM):
-        return not _is_whole(data, 0)
+        return not _is_complete(data, 0)
     boxes = list(_boxes(data))
     if not any(name in (b"mdat", b"idat", b"jp2c") for name, _, _ in boxes) or boxes[-1][2] > len(data):
         return True
-    return any(not _is_whole(data, start) for name, start, _ in boxes if name == b"jp2c")
+    return any(not _is_complete(data, start) for name, start, _ in boxes if name == b"jp2c")
 
 
-def _is_whole(data: bytes, start: int) -> bool:
+def _is_complete(data: bytes, start: int) -> bool:
     """Return whether a JPEG 2000's codestream is complete up to its end marker."""
     return any(marker == _END for marker, _ in _segments(data, start))
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[bytes, int]]:
-    """Yield marker and place of each segment in the headers of a JPEG 2000 and of its tile-parts (ITU-T T.800, A.2 to A.4)."""
+    """Yield marker and position of each segment in the headers of a JPEG 2000 and its tile-parts (ITU-T T.800, A.2 to A.4)."""
     at, part_end = start + 2, 0
     while at + 2 <= len(data):
         marker = data[at : at + 2]

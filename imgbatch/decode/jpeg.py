@@ -19,6 +19,8 @@ _READABLE_FRAMES = {0xC0, 0xC1, 0xC9} | _PROGRESSIVE
 
 
 class Header(NamedTuple):
+    """The facts of a JPEG before its first scan. `frame`: the marker of the frame, which defines the kind of coding."""
+
     width: int
     height: int
     components: int
@@ -32,8 +34,9 @@ def decode(data: bytes, max_pixels: int, short_side: int | None) -> Picture:
     header = read_header(data, max_pixels)
     if header.frame not in _READABLE_FRAMES or header.bits != 8:
         raise Rejected("unsupported", f"a JPEG of type SOF{header.frame - 0xC0} with {header.bits} bits a sample")
-    enough = 2 * short_side if short_side else max_pixels
-    factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * enough), 1)  # turbo is fast at these
+    min_side = 2 * short_side if short_side else max_pixels
+    # libjpeg-turbo is fast at these factors.
+    factor = next((n for n in (8, 4, 2) if min(header.width, header.height) >= n * min_side), 1)
     minimum = (-(-header.height // factor), -(-header.width // factor))
     pixels = _turbo(data, "RGB", minimum, strict=True) if header.components != 4 else None
     if pixels is None:
@@ -51,10 +54,10 @@ def _turbo(data: bytes, space: str, minimum: tuple[int, int], *, strict: bool) -
 
 
 def _decode_damaged(data: bytes, header: Header, minimum: tuple[int, int]) -> Pixels:
-    """Decode a file that turbo does not decode as it is: without an end marker, slightly damaged, or of a rare kind.
+    """Decode a file that libjpeg-turbo refuses: without an end marker, slightly damaged, or of a rare kind.
 
     With an end marker, the decoder decides whether the damage is slight. Without one the file was truncated, and is accepted
-    only if every bit of its scans is there.
+    only if its scans are complete to the last bit.
     """
     space = "CMYK" if header.components == 4 else "RGB"
     pixels = None
@@ -72,7 +75,7 @@ def _decode_damaged(data: bytes, header: Header, minimum: tuple[int, int]) -> Pi
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end of its segment's content) of a JPEG, as far as the end marker or the end of the data.
 
-    Segments are skipped by their length, so that the end marker of a thumbnail in the EXIF data is not found.
+    Segments are skipped by their length, so that the end marker of a thumbnail in the EXIF data is ignored.
     """
     position = 2
     while match := _MARKER.search(data, position):

@@ -1,4 +1,4 @@
-"""Values: describe files that are not what was expected: a web page, a Git LFS pointer, an archive, a video.
+"""Values: descriptions of files that are no images: a web page, a Git LFS pointer, an archive, a video.
 
 The descriptions are used in messages only.
 """
@@ -73,7 +73,7 @@ def describe_placeholder(data: bytes) -> str | None:
     >>> describe_placeholder(b"version https://git-lfs.github.com/spec/v1")
     'a Git LFS pointer, not the file itself: fetch it with git lfs pull'
     >>> describe_placeholder(b"uri,label"), describe_placeholder(b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
-    (None, 'an XML error document, as stores answer with (NoSuchKey)')
+    (None, 'an XML error document, as stores return it (NoSuchKey)')
     """
     return pointer(data) or _page(_decoded(data[:_INSPECTED]))
 
@@ -96,7 +96,7 @@ def describe_known(data: bytes) -> str | None:
         if magic.match(start):
             return name
     if data and not data.strip(b"\0"):
-        return "nothing but zero bytes: the file was not written to its end"
+        return "only zero bytes: the file was not written completely"
     return _text(_decoded(start))
 
 
@@ -109,11 +109,11 @@ def _decoded(start: bytes) -> str:
 
 def _page(text: str) -> str | None:
     """Describe a page or an error of a server."""
-    if _HTML.match(text):  # in whatever encoding: the tags are ASCII
+    if _HTML.match(text):  # in any encoding, since the tags are ASCII
         return "an HTML page (an error page or a login page?)"
     root, code = _XML.match(text), _CODE.search(text)
     if root and (code or "error" in root[1].lower()):
-        return f"an XML error document, as stores answer with{f' ({code[1].strip()})' if code else ''}"
+        return f"an XML error document, as stores return it{f' ({code[1].strip()})' if code else ''}"
     return None
 
 

@@ -33,8 +33,13 @@ class Picture:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Check the size in a header against the limit.
+
+    Raises:
+        Rejected: too_large, or corrupt if a side is 0.
+    """
     if width < 1 or height < 1:
-        raise Rejected("corrupt", f"the header says {width}x{height} pixels")
+        raise Rejected("corrupt", f"the size in the header is {width}x{height} pixels")
     if width * height > max_pixels:
         raise Rejected("too_large", f"{width}x{height} pixels are more than decode.max_pixels={max_pixels}")
 

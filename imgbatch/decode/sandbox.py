@@ -1,4 +1,4 @@
-"""Effects: decoding in a child process, for images that may have killed a worker: a crash then affects one known image."""
+"""Effects: decoding in a child process, for images that may have killed a worker: a crash affects only one image."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
     """Decode an image as `decode` does, in a process of its own. Costs some 0.3 s an image.
 
     Raises:
-        Rejected: as `decode`; and `crashed`, `timeout`, or `out_of_memory` where the process died, did not end, or
-            needed more than its part of half of the machine's memory (or 3 GB, if that is more).
+        Rejected: as `decode`; and `crashed` if the process died, `timeout` if it did not end, and `out_of_memory` if it
+            needed more than `memory_limit`.
     """
     limit = _START_S + timeout_s
     # -P: do not import from the worker's directory, where a file may have the name of a module.
     command = [sys.executable, "-P", "-m", "imgbatch.decode.sandbox", str(max_pixels), str(short_side or 0), str(limit)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=limit, env=environment)
-        return _answer(done)
+        process = subprocess.run(command, input=data, capture_output=True, timeout=limit, env=environment)
+        return _result(process)
     except subprocess.TimeoutExpired as error:
         raise Rejected("timeout", f"decoding did not end within {timeout_s:g} s (decode.timeout_s)") from error
     except (OSError, ValueError, LookupError) as error:  # it could not be started, or its output is invalid
-        raise Rejected("crashed", f"the process that should decode it alone gave no answer: {error}") from error
+        raise Rejected("crashed", f"its decoder process returned no result: {error}") from error
 
 
-def _answer(done: subprocess.CompletedProcess[bytes]) -> Picture:
-    if done.returncode:
-        how = str(signal.Signals(-done.returncode).name) if done.returncode < 0 else f"exit code {done.returncode}"
-        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        reason = "out_of_memory" if done.returncode == -signal.SIGKILL else "crashed"
+def _result(process: subprocess.CompletedProcess[bytes]) -> Picture:
+    if process.returncode:
+        code = process.returncode
+        how = str(signal.Signals(-code).name) if code < 0 else f"exit code {code}"
+        last_line = process.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        reason = "out_of_memory" if code == -signal.SIGKILL else "crashed"
         raise Rejected(
-            reason, f"the process that decoded it, and nothing else, ended with {how}. {last_line}".rstrip(". ")
+            reason, f"its decoder process, which decoded no other image, ended with {how}. {last_line}".rstrip(". ")
         )
-    header, _, pixels = done.stdout.partition(b"\n")
+    header, _, pixels = process.stdout.partition(b"\n")
     result = json.loads(header)
     if "reason" in result:
         raise Rejected(result["reason"], result["message"])
@@ -95,6 +96,6 @@ def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes
 
 if __name__ == "__main__":
     output = os.dup(1)
-    os.dup2(2, 1)  # what libraries print must not get into the output
+    os.dup2(2, 1)  # the output of libraries must not mix with the result
     with open(output, "wb") as file:
         main(sys.argv[1:], sys.stdin.buffer.read, file.write)

@@ -14,7 +14,7 @@ _MIN_IS_WHITE = 0
 
 
 def rgb(image: Image.Image, kind: str) -> Pixels:
-    """Convert an image that Pillow has loaded, by the table of this package. Returns (H, W, 3)."""
+    """Convert an image that Pillow has loaded, by the table in `decode`; return (H, W, 3)."""
     image.info.pop("transparency", None)
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "pnm"):  # PNM: 16 bits in the mode for 32
         tags = getattr(image, "tag_v2", {})
@@ -73,12 +73,12 @@ def stretch(values: Pixels) -> Pixels:
 def in_strips(values: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
     """Apply a function of values, or of colours of (H, W, 3), to one strip of the picture at a time."""
     strips = _strips(values)
-    with np.errstate(all="ignore"):  # results are clipped, whatever the values are
-        first = function(strips[0])
-        result = np.empty((sum(map(len, strips)), *first.shape[1:]), first.dtype)
+    with np.errstate(all="ignore"):  # overflow and NaN are expected, and results are clipped
+        first_result = function(strips[0])
+        result = np.empty((sum(map(len, strips)), *first_result.shape[1:]), first_result.dtype)
         for number, strip in enumerate(strips):
-            result[number * _STRIP : number * _STRIP + len(strip)] = function(strip) if number else first
-    return result.reshape(*values.shape[:2], *first.shape[1:])
+            result[number * _STRIP : number * _STRIP + len(strip)] = function(strip) if number else first_result
+    return result.reshape(*values.shape[:2], *first_result.shape[1:])
 
 
 def _strips(values: Pixels) -> list[Pixels]:

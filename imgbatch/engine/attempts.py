@@ -1,9 +1,9 @@
 """Ray: attempts at the pending images, in ever smaller units, until each has a row or has ended its process several times.
 
-A process that dies takes along all units that it holds, and nothing tells which of their images killed it. So images
-without a row are handed out again in smaller units, and at last one by one: what is missing then has killed its process
-alone. Nodes that are lost, or whose workers give wrong answers, are no fault of the images: such an attempt is repeated
-with units of the same size.
+If a process dies, all units that it holds are lost, and it is unknown which of their images killed it. So images without a
+row are submitted again in smaller units, and finally one by one: an image that is missing then has killed its process alone.
+If nodes are lost, or their workers give wrong answers, the images are not the cause: such an attempt is repeated with units
+of the same size.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _MAX_KILLERS, _MAX_KILLERS_ALONE = 200, 20
 
 
 class Consumer(Protocol):
-    """What takes the blocks of the attempts, and keeps the account of them."""
+    """The receiver of the blocks of all attempts. It records which images have arrived."""
 
     @property
     def work_plan(self) -> WorkPlan:
-        """Which images and streams are pending. The consumer clears those whose rows have arrived."""
+        """The pending images and streams. The consumer marks images as arrived when it takes their rows."""
 
     @property
     def arrived(self) -> int:
-        """How many images have a row."""
+        """The number of images with a row."""
 
     @property
     def left_out(self) -> Mapping[str, Mapping[str, str]]:
@@ -62,8 +62,8 @@ def run_attempts(
 ) -> Generator[pa.Table | None, None, None]:
     """Yield the blocks of all attempts, and None whenever a quarter of a second passes without one.
 
-    The consumer takes each block before it asks for the next, so that `consumer` is up to date. Closing the generator
-    ends the attempt that is running. What is pending when the generator has ended has killed its process each time.
+    The caller must pass each block to `consumer` before it requests the next one. Closing the generator ends the current
+    attempt. Images that are pending when the generator ends have killed their process in each attempt.
 
     Args:
         operators: called for each attempt, in a thread.
@@ -80,7 +80,7 @@ def run_attempts(
 
 @dataclass
 class _Attempts:
-    """The arguments of `run_attempts`, and how many rows there were when it was last asked for progress."""
+    """The arguments of `run_attempts`, and the number of rows at the last check for progress."""
 
     operators: Operators
     plan: Plan
@@ -91,19 +91,20 @@ class _Attempts:
     arrived_before: int = 0
 
     def run(self) -> Generator[pa.Table | None, None, None]:
-        """Yield the blocks of one round after the other."""
+        """Yield the blocks of all rounds, one round after the other."""
         for round in ROUNDS:
             while self.consumer.work_plan.remaining:
                 nodes, left_out = placement.node_ids(self.config), len(self.consumer.left_out)
                 yield from self.attempt(round)
-                # What a left-out node had is pending still. The others get it in units of the same size: it killed nothing.
+                # Images of a node that was left out are still pending. Other nodes get them in units of the same size, since
+                # they killed no process.
                 if len(self.consumer.left_out) > left_out:
                     continue
-                # A node that is replaced has another id, so that a node that came back counts as lost. Without progress
-                # the nodes may be dying of the images, which only smaller units can tell.
+                # A replaced node has another id, so that a node that was restarted counts as lost. Without progress, images may
+                # be the reason why nodes die, which only smaller units can show.
                 if nodes <= placement.node_ids(self.config) or not self.made_progress():
                     break
-                log.warning("nodes were lost in the middle of a run: what they had is handed out again")
+                log.warning("nodes were lost in the middle of a run: their images are submitted again")
             lost = self.consumer.work_plan.remaining
             abort_if_systemic(lost, self.consumer.arrived, round, nodes=self.plan.nodes, retried=self.retried)
         # A stream is one unit in each round. Each of its images may kill a process, and each attempt gets past some of them.
@@ -111,7 +112,7 @@ class _Attempts:
             yield from self.attempt(ROUNDS[-1])
 
     def attempt(self, round: Round) -> Generator[pa.Table | None, None, None]:
-        """Yield the blocks of one pass over what is pending; end early when another node is left out."""
+        """Yield the blocks of one pass over the pending images; end early when another node is left out."""
         work_plan, left_out = self.consumer.work_plan, len(self.consumer.left_out)
         plan = placement.exclude_nodes(self.plan, self.consumer.left_out)
         self.on_attempt(work_plan.remaining, round.rows)
@@ -125,7 +126,7 @@ class _Attempts:
                     return
 
     def made_progress(self) -> bool:
-        """Return whether rows have arrived since this was last asked: without, another such attempt would not help either."""
+        """Return whether rows have arrived since the last call. Otherwise another such attempt would not help either."""
         before, self.arrived_before = self.arrived_before, self.consumer.arrived
         return self.arrived_before > before
 
@@ -134,20 +135,20 @@ def abort_if_systemic(lost: int, arrived: int, round: Round, *, nodes: int, retr
     """Abort if so many images were lost in a round that the cluster must be at fault; no rejects are recorded for them.
 
     Args:
-        lost: how many images have no row after the round.
-        arrived: how many have one.
-        nodes: of the cluster, for the message.
+        lost: the number of images without a row after the round.
+        arrived: the number of images with a row.
+        nodes: the number of nodes, for the message.
         retried: how many of the images may have killed their process in an earlier run.
 
     Raises:
-        ClusterError: more than 200 images, and more than the share `round.max_lost` of all, are lost. After the last round also
-            if not one has arrived and more than 20 are lost, apart from those that were retried.
+        ClusterError: more than 200 images, and more than the proportion `round.max_lost` of all, are lost. After the last
+            round also if no row has arrived, and more than 20 images, or more than `retried`, are lost.
     """
-    last = round is ROUNDS[-1]
+    is_last_round = round is ROUNDS[-1]
     if lost > max(_MAX_KILLERS, round.max_lost * (lost + arrived)) or (
-        last and not arrived and lost > max(_MAX_KILLERS_ALONE, retried)
+        is_last_round and not arrived and lost > max(_MAX_KILLERS_ALONE, retried)
     ):
         raise ClusterError(
-            f"{lost:,} images never came back from {nodes} node(s): their processes die whatever the image is; "
+            f"{lost:,} images were lost on {nodes} node(s): their processes die regardless of the image; "
             "look at Ray's worker logs, then run the same command again"
         )

@@ -1,4 +1,4 @@
-"""Values: how much a cluster can label: from core-milliseconds per image to images per second, cores per GPU, and cost."""
+"""Values: the capacity of a cluster: from core-milliseconds per image to images per second, cores per GPU, and cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one image costs. The defaults: photos of 110 kB and EfficientNet-Lite0, measured as docs/LOG.md says."""
+    """The cost of one image. The defaults are for photos of 110 kB and EfficientNet-Lite0, measured as in docs/LOG.md."""
 
     prepare_ms: float = 1.9
     """Core-milliseconds to fetch, decode and resize it."""
@@ -18,7 +18,7 @@ class Costs:
 
 
 def images_per_second(costs: Costs, cpus: float, gpus: float = 0) -> float:
-    """Return how many images `cpus` cores label alone, or with GPUs: the minimum of what cores prepare and GPUs classify.
+    """Return the images per second of `cpus` cores; with GPUs, the minimum of the rates of preparation and classification.
 
     >>> round(images_per_second(Costs(), cpus=2))
     286

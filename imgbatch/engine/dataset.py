@@ -1,4 +1,4 @@
-"""Ray: the operators of a run as a Ray dataset: numbers of pending images go in, blocks of rows come out."""
+"""Ray: the operators of a run as a Ray dataset: from numbers of pending images to blocks of rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from ray.data import DataContext, Dataset
 
 TRIES = 2
-"""How often Ray tries a task that kills its process, before the driver narrows it down. Ray's default is no limit."""
+"""How often Ray tries a task that kills its process, before the driver submits smaller units. Ray's default is no limit."""
 
-_INIT_DEATHS = 8  # in a row, of actors that only import: a node that goes away is no reason to end, a broken one is
+_INIT_DEATHS = (
+    8  # deaths of actors in a row at their start: a lost node must not end the run, a broken installation must
+)
 _NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 _STREAMED_BYTES = 1 << 17  # of rows in a block: rows of a task reach the driver while the task is still running
 _OPTIONS: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
@@ -49,7 +51,7 @@ class Images:
 
         plan = attempt.plan
         context = _configured_context()
-        # Set either way: the context outlives a run.
+        # It is set in any case, since the context outlives a run.
         context.execution_options.label_selector = (
             {_NODE_LABEL: f"!in({','.join(plan.left_out)})"} if plan.left_out else None
         )
@@ -58,7 +60,7 @@ class Images:
         tables = list(cut_units(attempt.work_plan, attempt.round, plan.actors))
         self._plan, self._round, self._units = plan, attempt.round, len(tables)
         self._work = replace(work, node=_this_node)
-        # from_arrow would ask tasks for the sizes of the tables: too many workers, which start a second before the actors.
+        # from_arrow would start tasks that return the sizes of the tables: too many workers, one second before the actors.
         self._images: Dataset = ray.data.from_blocks(tables)
 
     def map_tasks(self, function: Callable[..., Iterator[pa.Table]]) -> Images:
@@ -72,7 +74,7 @@ class Images:
     def map_gpu_actors(self, operator: type[Classify]) -> Images:
         """Apply an operator in actors that have their share of a GPU, and no CPU of their own."""
         rows, gpus = min(self._round.rows, CHUNK), self._plan.gpus_per_actor
-        # With two calls, pixels travel while others are labelled.
+        # With two calls, pixels are transferred while other images are labelled.
         actors = self._actors(calls=1 if self._round.isolated else 2, initial=self._plan.min_actors)
         self._images = self._images.map_batches(
             operator, batch_size=rows, num_cpus=0, num_gpus=gpus, **actors, **_OPTIONS
@@ -100,7 +102,7 @@ class Images:
             yield from self._images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         except RayError as error:
             raise ClusterError(
-                f"Ray gave up: {str(error).strip().splitlines()[0]}; run the same command again"
+                f"Ray ended the job: {str(error).strip().splitlines()[0]}; run the same command again"
             ) from error
 
     def _actors(self, *, calls: int, initial: int) -> dict[str, Any]:
@@ -108,8 +110,8 @@ class Images:
 
         Args:
             calls: the maximum number of concurrent calls per actor.
-            initial: how many actors to start with. With GPUs Ray weighs both operators first, and takes back the actors
-                that it finds too many: there it starts with the minimum and adds actors by itself.
+            initial: the number of actors at the start. With GPUs, Ray balances both operators and removes surplus actors: so
+                the caller starts with the minimum there, and Ray adds actors.
         """
         from ray.data import ActorPoolStrategy
 
@@ -144,9 +146,9 @@ def _configured_context() -> DataContext:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # what kills a process is narrowed down by rounds, not by failing the job
+    context.max_errored_blocks = -1  # lost images are submitted again in smaller units; the job does not fail
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
-    # Ray Data will name its own parameters for restarts and retries; until then this is how they are set.
+    # Ray Data has no other parameters for restarts and retries yet (2.60).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

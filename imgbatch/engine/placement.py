@@ -27,15 +27,15 @@ _REMIND_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which actors fit, and where."""
+    """The number of actors that fit on the cluster, and the resources of the cluster."""
 
     split: bool
     """Fetch and decode in CPU tasks, classify on GPUs; otherwise one actor per core does everything."""
     actors: int
-    """How many actors that classify fit now."""
+    """The number of classify actors that fit now."""
     min_actors: int
     max_actors: int
-    """May be more than fit now, where the cluster grows."""
+    """May be more than fit now, if the cluster grows."""
     gpus_per_actor: float
     cpus: int
     gpus: float
@@ -62,13 +62,13 @@ class Plan:
 
 
 def wait_for_plan(config: ClusterConfig, *, workers: int | None = None) -> Plan:
-    """Wait until the cluster has what the run needs, and return what fits on it.
+    """Wait until the cluster has the resources that the run needs; return the plan.
 
     Args:
         workers: the number of training workers, for messages; None: the run labels images.
 
     Raises:
-        ClusterError: the cluster does not have it within `cluster.startup_timeout_s` seconds, or does not answer.
+        ClusterError: the cluster does not have them within `cluster.startup_timeout_s` seconds, or does not answer.
     """
     console.step("waiting for CPUs and GPUs")
     plan = _poll(
@@ -86,7 +86,7 @@ def wait_for_cpus_per_worker(workers: int, requested: int | None, *, gpus: bool,
 
     Args:
         workers: how many workers, each with one GPU or with none.
-        requested: this number of CPUs and no other; None: as many as the nodes allow.
+        requested: the exact number of CPUs; None: as many as the nodes allow.
 
     Raises:
         ClusterError: they do not fit within `cluster.startup_timeout_s` seconds, or the cluster does not answer.
@@ -97,8 +97,10 @@ def wait_for_cpus_per_worker(workers: int, requested: int | None, *, gpus: bool,
         max_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         fitting = 0
         for cpus in [requested] if requested else range(max_cpus, 0, -1):
-            places = (int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpus else math.inf)) for node in nodes)
-            fitting = sum(places)
+            workers_by_node = (
+                int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpus else math.inf)) for node in nodes
+            )
+            fitting = sum(workers_by_node)
             if fitting >= workers:
                 return cpus
         return (
@@ -107,7 +109,7 @@ def wait_for_cpus_per_worker(workers: int, requested: int | None, *, gpus: bool,
         )
 
     def request() -> Callable[[], None]:
-        """Request room for all of them at once: tasks could run one after the other in less."""
+        """Request a placement group for all workers: single tasks could also run one after the other."""
         from ray.util import placement_group, remove_placement_group
 
         bundle = {"CPU": float(requested or 1)} | ({"GPU": 1.0} if gpus else {})
@@ -124,11 +126,11 @@ def _poll(
     A request that does not return, or that is open when `tick` raises, is not withdrawn: it ends with this process.
 
     Args:
-        look: returns the result, or what is missing.
-        request: makes the request, and returns what withdraws it.
+        look: returns the result, or a text with the missing resources.
+        request: makes the request, and returns a function that withdraws it.
 
     Raises:
-        ClusterError: something is missing still, or a call took longer than `call_s`.
+        ClusterError: resources are still missing, or a call took longer than `call_s`.
     """
     started = time.monotonic()
     warned = started - _REMIND_S
@@ -166,7 +168,7 @@ def _total_gpus(nodes: Iterable[Mapping[str, float]]) -> float:
 
 
 def _fitting_gpu_actors(nodes: Iterable[Mapping[str, float]], gpus_per_actor: float) -> int:
-    """Return how many actors fit on the GPUs of the nodes; the small number makes up for fractions such as 0.1."""
+    """Return how many actors fit on the GPUs of the nodes. The small number corrects rounding of fractions such as 0.1."""
     return sum(int(node.get("GPU", 0.0) / gpus_per_actor + 1e-9) for node in nodes)
 
 
@@ -177,7 +179,7 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
         left_out: by the id of the node its `host`, and `why` it is left out.
 
     Raises:
-        ClusterError: no other node has what a worker needs, or the cluster does not answer.
+        ClusterError: no other node has the resources of a worker, or the cluster does not answer.
     """
     if set(left_out) <= set(plan.left_out):
         return plan
@@ -191,7 +193,7 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
             f"{names}. Look at the hardware and the installation of these nodes, or set classify.dtype=float32, then run the "
             "same command again"
         )
-    # Where the cluster may grow, the pool may still grow with it.
+    # If the cluster may grow, the pool may still grow with it.
     max_actors = max(1, min(plan.max_actors, fitting) if plan.max_actors <= plan.actors else plan.max_actors)
     return replace(
         plan, actors=min(fitting, max_actors), min_actors=min(plan.min_actors, fitting, max_actors), max_actors=max_actors,
@@ -200,7 +202,7 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
 
 
 def _try_plan(config: ClusterConfig, workers: int | None = None) -> Plan | str:
-    """Return what fits now, or what is missing: what the config asks for, and what the cluster has."""
+    """Return the plan for the current nodes; or, if resources are missing, a text with the requested and the existing ones."""
     nodes = _node_resources()
     cpus, gpus = _total_cpus(nodes), _total_gpus(nodes)
     split = config.device == "cuda" or (config.device == "auto" and gpus > 0)
@@ -239,7 +241,7 @@ def node_ids(config: ClusterConfig) -> set[str]:
 
 
 def _request_resources(config: ClusterConfig) -> Callable[[], None]:
-    """Start tasks that need what the run needs; return what cancels them.
+    """Start tasks that need the resources of the run; return a function that cancels them.
 
     A cluster that scales from zero grows for tasks, and only for tasks. Unlike a request to the autoscaler they end with
     this process, however that ends.

@@ -25,7 +25,7 @@ from imgbatch.errors import ClusterError, ConfigError, ImgbatchError
 from imgbatch.terminal import console
 
 _CONNECT_TIMEOUT_S = 10.0
-_START_TIMEOUT_S = 300.0  # a local Ray was seen to take a minute on a machine whose cores were busy
+_START_TIMEOUT_S = 300.0  # on a busy machine, a local Ray took up to a minute
 _END_TIMEOUT_S = 5.0
 _shut_down_event = threading.Event()
 """Set when the Ray that this process started is shut down: the thread that started it may end then."""
@@ -39,22 +39,25 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
     running then, and if one calls Ray after its end, Ray's C++ ends the process at once with exit code 1 (2.60).
 
     Inside the block stdout is discarded, since Ray writes to it: the output of a job is for people and for pipes. While Ray
-    starts or ends, `tick` is called four times a second; what it raises ends the wait, and Ray's processes end with this one.
+    starts or ends, `tick` is called four times a second. An exception from it ends the wait, and Ray's processes end with
+    this one.
 
     Args:
         call_s: the timeout of the shutdown in seconds; that of the start is 300 s.
 
     Raises:
         ClusterError: the cluster does not answer in time, or runs other versions.
-        ConfigError: RAY_ADDRESS is of a kind that jobs cannot run on.
+        ConfigError: RAY_ADDRESS is of another kind than HOST:PORT.
         UsageError: a limit of the operating system is too low for Ray.
     """
     process_limits.require_limits()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # a later default of Ray, which warns if it is unset
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the run must not start Ray again
     # Without a GCS for 60 s Ray's C++ ends the driver with exit code 1 and no message (2.60): our own timeouts come first.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "86400")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's C++ parts print on the terminal
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the messages of Ray's C++ parts on the terminal
     address = os.environ.get("RAY_ADDRESS", "")
     console.step("connecting to Ray" if address else "starting Ray on this machine")
     if address:
@@ -63,7 +66,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
         _use_own_token()
     import ray  # after the variables are set, which it reads when it is imported
 
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as devnull, redirect_stdout(devnull):
         if ray.is_initialized():
             yield
             return
@@ -73,8 +76,8 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
         except ImgbatchError:  # of `tick`
             raise
         except Exception as error:
-            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            raise ClusterError(f"cannot use {where}: {error}{'' if address else _advice(error)}") from error
+            name = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise ClusterError(f"cannot use {name}: {error}{'' if address else _advice(error)}") from error
         yield
         call_with_timeout(_shut_down, call_s, "ray.shutdown")
 
@@ -149,7 +152,7 @@ def _end_datasets() -> None:
 
 
 def _end_autoscaler() -> None:
-    """Kill the autoscaler of a local Ray: it has nothing to scale, Ray has no option for it, and waits a second for its end."""
+    """Kill the autoscaler of a local Ray, which has no task. Ray has no option for this, and waits a second for its end."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
@@ -157,16 +160,16 @@ def _end_autoscaler() -> None:
 
 
 def _advice(error: Exception) -> str:
-    """Return what to do about an error of a local Ray."""
-    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
-    if isinstance(error, OSError) and str(error.filename or place).startswith(place):
-        return f" (it keeps its files in {place}; RAY_TMPDIR moves them)"
+    """Return a suffix with the remedy for an error of a local Ray; empty if none is known."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if isinstance(error, OSError) and str(error.filename or folder).startswith(folder):
+        return f" (it keeps its files in {folder}; RAY_TMPDIR moves them)"
     return ""
 
 
 @contextmanager
 def _stderr_captured() -> Iterator[None]:
-    """Capture what C++ writes to stderr while Ray starts, and show it only if that fails."""
+    """Capture the output of C++ to stderr while Ray starts, and show it only if the start fails."""
     with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -198,7 +201,7 @@ def _check_reachable(address: str) -> None:
 
     if "://" in address:
         raise ConfigError(
-            f"RAY_ADDRESS={address}: Ray Client and job servers are no place for a driver; use HOST:PORT of the head, "
+            f"RAY_ADDRESS={address}: a driver cannot run over Ray Client or a job server; use HOST:PORT of the head, "
             "or ray job submit --working-dir . -- python jobs/classify.py …"
         )
     if address in ("auto", "local"):

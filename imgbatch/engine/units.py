@@ -1,4 +1,4 @@
-"""Effects: cuts the pending images into units of work: which images go to a worker at a time, and in what order."""
+"""Effects: units of work: how the pending images are divided into tasks, and the order of the tasks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pyarrow as pa
 from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.ledger.work_plan import RowRanges, WorkPlan
 
-_MIN_ROWS = 32  # of the first units, for which the first row waits, and of the last ones, for which the end waits
+_MIN_ROWS = 32  # of the first units, which delay the first row, and of the last ones, which delay the end
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How images are handed out: first in large units, and what was lost again in smaller ones."""
+    """The size of units in a round: first large units; lost images are submitted again in smaller ones."""
 
     rows: int
     """The maximum number of images in a unit, that is, in a task."""
     max_lost: float
     """The maximum proportion of lost images. If more are lost, the cluster is at fault, not the images."""
     isolated: bool = False
-    """One task at a time in a process, which decodes in a child process: then it is known which image killed it."""
+    """One task at a time in a process, which decodes in a child process: then the image that killed it is known."""
 
 
 # Ray's own records of a unit cost the driver 40 kB: 10 bytes per image of 4,096. A lost actor costs half a minute of work.
-# An image that kills its process takes along all units of that process, which may be a quarter of a small run.
+# If an image kills its process, all units of that process are lost: up to a quarter of a small run.
 ROUNDS = (Round(4096, max_lost=0.5), Round(16, max_lost=0.1), Round(1, max_lost=0.1, isolated=True))
 
 
@@ -46,8 +46,8 @@ def cut_units(work_plan: WorkPlan, round: Round, actors: int) -> Iterator[pa.Tab
     numbers = numbers[~work_plan.in_streams(numbers)]
     start = 0
     while start < len(numbers):
-        share = (len(numbers) - start) // (4 * actors)
-        rows = _MIN_ROWS if start < 2 * actors * _MIN_ROWS else max(_MIN_ROWS, share)
+        rest_quarter = (len(numbers) - start) // (4 * actors)
+        rows = _MIN_ROWS if start < 2 * actors * _MIN_ROWS else max(_MIN_ROWS, rest_quarter)
         end = _end_of_range(work_plan.row_group_ranges, numbers, start + min(rows, round.rows), round.rows)
         # All units of a dataset have the same columns.
         nulls = {name: pa.nulls(end - start, pa.int64()) for name in UNIT_COLUMNS} if work_plan.streams else {}

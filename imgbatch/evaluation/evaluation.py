@@ -34,11 +34,11 @@ class Evaluation:
 
     model: Model
     temperature: float | None
-    """By which its logits are divided; None: not known."""
+    """The temperature that divides its logits; None: unknown."""
     scores: Scores
     metrics: Metrics
     answer_level: npt.NDArray[np.int8]
-    """The depth of each image's answer in the taxonomy; -1 where there is no answer."""
+    """The depth of each image's answer in the taxonomy; -1 without an answer."""
     seen: Seen | None
     """How many of the images the model has seen in training; None: not known."""
     unseen: Estimate | None
@@ -119,7 +119,7 @@ class Evaluation:
 
 
 def compared(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
-    """Return by how much a second model is better or worse on the same images, with the interval of the difference."""
+    """Return the difference between two models on the same images, with its interval."""
     first, second = ours.scores.right, other.scores.right
 
     def plain(estimate: Estimate) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _pairs(intervals: Intervals) -> npt.NDArray[np.object_]:
 
 
 def _records(**columns: Any) -> list[dict[str, Any]]:
-    """Return a record for each row of columns; what is not a number is null, since JSON has no NaN."""
+    """Return a record for each row of columns; NaN becomes null, since JSON has no NaN."""
     plain = {name: [_plain(value) for value in column.tolist()] for name, column in columns.items()}
     return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
 

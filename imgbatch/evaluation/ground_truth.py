@@ -33,7 +33,7 @@ class GroundTruth:
     """Images, numbered in the order of the listing, and their classes: 28 bytes an image.
 
     Raises:
-        InputError: an image has no class, or one that is none of the labels.
+        InputError: an image has no class, or one that is not among the labels.
     """
 
     def __init__(self, listed: Iterable[pa.RecordBatch], labels: Sequence[str], label_is: str = "name") -> None:
@@ -91,7 +91,7 @@ class GroundTruth:
 
         Raises:
             AuditError: a tar has no row at all.
-            InputError: a member has no class, or one that is none of the labels.
+            InputError: a member has no class, or one that is not among the labels.
         """
         members = TarMembers(output, resolver)
         for table in members.labelled(split):
@@ -103,7 +103,7 @@ class GroundTruth:
             columns = [values.get(field.name, pa.nulls(len(table), field.type)) for field in _LISTED]
             self._add(pa.Table.from_arrays(columns, schema=_LISTED).to_batches())
         if members.unread:
-            raise AuditError(f"{min(members.unread)} is listed, and no row of it is in {output.uri}: label it first")
+            raise AuditError(f"{min(members.unread)} is listed, but {output.uri} has no row of it: label it first")
 
     def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
         classes = Classes(self._labels, label_is=self._label_is)
@@ -111,10 +111,10 @@ class GroundTruth:
         for batch in listed:
             images = batch.filter(pc.invert(is_stream(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
-            new = first_of_each(keys) & ~self._index.contains(keys)
-            self._index.add(keys[new], number=np.arange(start, start + np.count_nonzero(new)))
-            class_numbers.append(classes.truths(images)[new])
-            containers.append(images["container"].filter(pa.array(new)).dictionary_encode())
+            is_new = first_of_each(keys) & ~self._index.contains(keys)
+            self._index.add(keys[is_new], number=np.arange(start, start + np.count_nonzero(is_new)))
+            class_numbers.append(classes.truths(images)[is_new])
+            containers.append(images["container"].filter(pa.array(is_new)).dictionary_encode())
         classes.require_known()
         classes.warn_of_shared_names()
         self._classes = np.concatenate(class_numbers)

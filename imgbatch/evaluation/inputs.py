@@ -33,7 +33,7 @@ def listed_split(
 
     Args:
         split: train, val or test; None: all images.
-        models: whose classes the labels have to be.
+        models: the labels must be classes of these models.
 
     Raises:
         InputError: a label is no class of a model, an image has none, or the inputs are ambiguous.
@@ -52,12 +52,12 @@ def is_of_split(split: str | None, rows: pa.Table, splits: npt.NDArray[np.int64]
 
 
 def require_classes(listed: Relisted, models: Sequence[Model], split: str | None, label_is: str) -> None:
-    """Log what is understood of the input, and refuse labels that are no class of one of the models.
+    """Log a summary of the inputs, and refuse labels that are not classes of all models.
 
     Raises:
-        InputError: naming the labels, or images that have none.
+        InputError: with the labels, or images without a label.
     """
-    # Numbers are those of the first model; for the second one they are replaced by the names of the first one's classes.
+    # Numbers refer to the first model; for the second model they are replaced by the names of these classes.
     numbered = models if label_is == "name" else models[:1]
     classes_of_models = [Classes(model.labels, model.name, label_is=label_is) for model in numbered]
     entries = 0
@@ -76,8 +76,8 @@ def require_classes(listed: Relisted, models: Sequence[Model], split: str | None
 
 
 def log_understood(listed: Relisted) -> None:
-    """Log what is understood of the inputs."""
-    log.info("what the inputs hold:\n%s", "\n".join(listed.resolver.lines()))
+    """Log a summary of the inputs."""
+    log.info("contents of the inputs:\n%s", "\n".join(listed.resolver.lines()))
 
 
 def truths_of(listed: Relisted, model: Model, label_is: str) -> GroundTruth:
@@ -86,7 +86,7 @@ def truths_of(listed: Relisted, model: Model, label_is: str) -> GroundTruth:
 
 
 def add_members(truths: GroundTruth, output: Folder, listed: Relisted, split: str | None) -> None:
-    """Add the members of tars, as the tables of an output name them, and log what is understood of the inputs then."""
+    """Add the members of tars, from the tables of an output, and log a summary of the inputs."""
     if listed.resolver.tars:
         truths.add_members(output, listed.resolver, split)
         log_understood(listed)

@@ -23,12 +23,12 @@ _REFUSED = OutputError.exit_code  # a run with this exit code has written none o
 
 @dataclass(frozen=True, slots=True)
 class LabelTables:
-    """The tables of an output that are scored, and what is known of the model that wrote them."""
+    """The tables of an output that are scored, and facts about the model that wrote them."""
 
     output: Folder
     model: Model
     temperature: float | None
-    """That the model was calibrated with; None: it was not, or that is not known."""
+    """The temperature that the model was calibrated with; None: none, or unknown."""
     training_images: TrainingImages | None
     """The images that the model has seen in training; None: not known."""
 
@@ -72,7 +72,7 @@ def recorded_model(record: dict[str, Any], config: ModelConfig) -> ModelConfig:
         record: see `last_record`.
     """
     options = record["config"].get("model", {})
-    if not options.get("weights"):  # with weights the recorded name is that of the file
+    if not options.get("weights"):  # with weights, the recorded name is that of the file
         options = {**options, "name": str(record["model"]["name"])}
     defaults = {field.name: field.default for field in fields(config)}
     changed = {name: getattr(config, name) for name, default in defaults.items() if getattr(config, name) != default}
@@ -86,10 +86,10 @@ def require_columns(output: Folder, columns: Sequence[str]) -> None:
         columns: `output.columns` of the run that wrote them; empty: all columns.
 
     Raises:
-        InputError: naming the missing columns.
+        InputError: with the missing columns.
     """
     if missing := set(READ) - set(labels_with(columns, 1, hashed=True).names):
         raise InputError(
             f"{output.at('labels')} lacks the columns {', '.join(sorted(missing))}: it was written with output.columns; label "
-            "without, or with these among them"
+            "again without that option, or with these columns"
         )

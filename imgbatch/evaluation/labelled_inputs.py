@@ -89,7 +89,7 @@ class Resolver:
         """Return members of tars as rows of a listing, with the content of their sidecars.
 
         Args:
-            rows: `uri`, the texts of sidecars in `cls` and `json`, and optionally what is wrong with other sidecars in `loose`.
+            rows: `uri`, the texts of sidecars in `cls` and `json`, and optionally problems of other sidecars in `loose`.
             tars: the URI of the tar of each member.
             numbers: the number of the input that listed the tar.
         """
@@ -105,7 +105,7 @@ class Resolver:
         return table
 
     def add_problems(self, members: pa.Table, problems: pa.Array) -> None:
-        """Add what is wrong with the sidecars of some members.
+        """Add the problems of the sidecars of some members.
 
         Raises:
             InputError: a sidecar that must not be ignored.
@@ -153,7 +153,7 @@ class Resolver:
         return self.declaration.is_ignored(listed)
 
     def lines(self) -> list[str]:
-        """Return what was understood, as a table; see `LabelSummary.lines`."""
+        """Return a summary of the inputs as a table; see `LabelSummary.lines`."""
         assert self.declaration is not None
         lines = self.understood.lines(self.declaration.origins)
         if self.declaration.overridden:
@@ -178,7 +178,7 @@ class Relisted:
 
     resolver: Resolver
     source: Source
-    """One source for all inputs, whose rows have the label in TRUTH."""
+    """One source for all inputs; its rows have the label in TRUTH."""
 
 
 @contextmanager
@@ -186,14 +186,14 @@ def relisted(
     stores: Stores,
     inputs: Sequence[Source],
     config: SourceConfig,
-    wanted: Callable[[pa.Table, Ints], pa.Array],
+    select: Callable[[pa.Table, Ints], pa.Array],
     *,
     splits: bool = True,
 ) -> Iterator[Relisted]:
-    """List all inputs once, into temporary files, decide on labels and splits, and return a source of the wanted images.
+    """List all inputs once, into temporary files, decide on labels and splits, and return a source of the selected images.
 
     Args:
-        wanted: returns a mask of the wanted images, from their rows and splits.
+        select: returns a mask of the selected images, from their rows and splits.
         splits: whether columns are searched for the split.
 
     Raises:
@@ -212,26 +212,28 @@ def relisted(
         resolver.decide()
         counts = listing.counts
 
-        def list_wanted() -> Iterator[ListingBatch]:
+        def list_selected() -> Iterator[ListingBatch]:
             resolver.understood = LabelSummary()
             yield ListingBatch(pa.RecordBatch.from_pylist([], schema=_LISTED), counts.ignored, counts.ignored_example)
-            yield from _listed_again(folder, listing, resolver, wanted)
+            yield from _listed_again(folder, listing, resolver, select)
 
         def probe() -> Iterator[ListingBatch]:
             return chain.from_iterable(source.list_images() for source in inputs)
 
-        yield Relisted(resolver, Source(", ".join(source.uri for source in inputs), "inputs", list_wanted, probe=probe))
+        yield Relisted(
+            resolver, Source(", ".join(source.uri for source in inputs), "inputs", list_selected, probe=probe)
+        )
 
 
 def _listed_again(
-    folder: Folder, listing: Listing, resolver: Resolver, wanted: Callable[[pa.Table, Ints], pa.Array]
+    folder: Folder, listing: Listing, resolver: Resolver, select: Callable[[pa.Table, Ints], pa.Array]
 ) -> Iterator[ListingBatch]:
     """Yield the rows of a listing with their labels; each row group that is read as a whole is a batch."""
     for rows, is_whole in _segments(pages(folder), listing.work_plan().row_group_ranges):
         labels, splits = resolver.apply(rows)
         rows = rows.set_column(rows.schema.get_field_index(TRUTH), TRUTH, labels)
-        is_wanted = pc.and_not(wanted(rows, splits), resolver.is_ignored(rows))
-        rows = rows.filter(is_wanted).drop_columns([OBJECT_OF, TABLE_OF])
+        is_selected = pc.and_not(select(rows, splits), resolver.is_ignored(rows))
+        rows = rows.filter(is_selected).drop_columns([OBJECT_OF, TABLE_OF])
         for batch in rows.combine_chunks().to_batches():
             yield ListingBatch(batch, whole=is_whole)
 
@@ -243,20 +245,20 @@ def _segments(tables: Iterator[pa.Table], ranges: Ints) -> Iterator[tuple[pa.Tab
     >>> [(t["n"].to_pylist(), whole) for t, whole in _segments(tables, np.array([[1, 4]]))]
     [([0], False), ([1, 2, 3], True), ([4, 5], False)]
     """
-    ends = {int(first): int(end) for first, end in ranges if first < end}
+    ends = {int(start): int(end) for start, end in ranges if start < end}
     starts = sorted(ends)
-    number, until, parts = 0, None, []
+    number, range_end, parts = 0, None, []
     for table in tables:
         while len(table):
-            until = until or ends.get(number)
+            range_end = range_end or ends.get(number)
             following = bisect_right(starts, number)
-            stop = until or (starts[following] if following < len(starts) else number + len(table))
+            stop = range_end or (starts[following] if following < len(starts) else number + len(table))
             part, table = table.slice(0, stop - number), table.slice(stop - number)
             number += len(part)
-            if until is None:
+            if range_end is None:
                 yield part, False
                 continue
             parts.append(part)
-            if number == until:
+            if number == range_end:
                 yield pa.concat_tables(parts), True
-                until, parts = None, []
+                range_end, parts = None, []

@@ -92,24 +92,24 @@ def proportion(right: Mask) -> Estimate:
 
 
 def difference(right: Mask, other: Mask) -> Estimate:
-    """Return by how much the proportion of right images exceeds that of another labelling of the same images."""
+    """Return the proportion of right images minus that of another labelling of the same images."""
     counts = np.array(
         [np.count_nonzero(right & ~other), np.count_nonzero(~right & other), np.count_nonzero(right == other)]
     )
     return bootstrap(counts, lambda drawn: (drawn[:, 0] - drawn[:, 1]) / drawn.sum(1))
 
 
-def not_worse(one: Mask, other: Mask) -> bool:
-    """Return whether one labelling is right not less often than another, within one standard deviation of chance.
+def not_worse(right: Mask, reference: Mask) -> bool:
+    """Return whether a labelling is not worse than a reference, within one standard deviation of chance.
 
-    If both are equally good, each image that only one of them has right is as likely to be won as lost (McNemar 1947): the
-    standard deviation of the difference is sqrt(lost + won).
+    If both are equally good, each image that only one of them labels correctly is as likely to be won as lost (McNemar 1947):
+    the standard deviation of the difference is sqrt(lost + won).
 
-    >>> other = np.ones(100, bool)
-    >>> not_worse(np.arange(100) > 0, other), not_worse(np.arange(100) > 4, other)
+    >>> reference = np.ones(100, bool)
+    >>> not_worse(np.arange(100) > 0, reference), not_worse(np.arange(100) > 4, reference)
     (True, False)
     """
-    lost, won = np.count_nonzero(other & ~one), np.count_nonzero(one & ~other)
+    lost, won = np.count_nonzero(reference & ~right), np.count_nonzero(right & ~reference)
     return bool(lost - won <= (lost + won) ** 0.5)
 
 

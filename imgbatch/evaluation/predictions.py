@@ -29,11 +29,11 @@ PREDICTIONS = pa.schema([
     *[LABELS.field(name) for name in ("label", "score", "top_k", "levels", "answer", "answer_level")],
     pa.field("right", pa.bool_()), pa.field("right_in_top5", pa.bool_()), pa.field("answer_right", pa.bool_()),
 ])  # fmt: skip
-"""A row for each image that was scored; `answer_right` is null where there was no answer."""
+"""A row for each image that was scored; `answer_right` is null without an answer."""
 
 
 class LabelReader:
-    """Reads label tables: what a model predicted for the images of an evaluation, each at its number."""
+    """Reads label tables: the predictions of a model for the images of an evaluation, by their numbers."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class LabelReader:
         self.scores = Scores.unknown(truth, len(model.labels), levels, scaled=temperature is not None)
         """See `Scores`; filled in by `take`."""
         self.answer_level = np.full(n, -1, np.int8)
-        """The depth of each image's answer in the taxonomy; -1 where there is no answer."""
+        """The depth of each image's answer in the taxonomy; -1 without an answer."""
         self.training_images = training_images
-        """What the model has seen in training; None: not known, or the table does not hold the hashes of its images."""
+        """The images that the model has seen in training; None: unknown, or the table lacks the hashes of its images."""
         self.seen = np.full(n, NOT_COMPARED, np.int8)
         """The code of each image in `TrainingImages.codes`."""
         self._truths = truths
@@ -90,8 +90,8 @@ class LabelReader:
         table = table.append_column("answer_right", answer_right)
         table = table.append_column("container", self._truths.containers(at))
         # If the model has a temperature, rows name all classes. With all of them a file would take kilobytes an image.
-        first = pc.list_slice(rows["top_k"].combine_chunks(), 0, TOP)
-        table = table.set_column(table.schema.get_field_index("top_k"), "top_k", first)
+        best = pc.list_slice(rows["top_k"].combine_chunks(), 0, TOP)
+        table = table.set_column(table.schema.get_field_index("top_k"), "top_k", best)
         return table.select([*PREDICTIONS.names, *LISTING.names[1:]])
 
     def _take_candidates(self, candidates: pa.ListArray, at: Numbers) -> None:
@@ -127,12 +127,12 @@ class LabelReader:
         right = np.stack([scores.right_at(depth)[at] for depth in range(len(names))], 1)[np.arange(len(at)), depths]
         return pa.array(right, mask=depths < 0)
 
-    def _require_known(self, numbers: Numbers, names: pa.Array | pa.ChunkedArray, what: str) -> Numbers:
-        """Return the numbers; ModelError if a name has none."""
+    def _require_known(self, numbers: Numbers, names: pa.Array | pa.ChunkedArray, kind: str) -> Numbers:
+        """Return the numbers; raise ModelError if a name has none."""
         if (numbers < 0).any():
             name = names[int(np.argmax(numbers < 0))].as_py()
             raise ModelError(
-                f"the labels contain the {what} {name!r}, which {self.model.name} does not have: they were written with "
+                f"the labels contain the {kind} {name!r}, which {self.model.name} does not have: they were written with "
                 "other model.labels, or another taxonomy"
             )
         return numbers
@@ -148,7 +148,7 @@ class LabelReader:
         """Refuse figures over fewer images than were listed.
 
         Raises:
-            BudgetError: images were rejected; with their names and reasons.
+            BudgetError: images were rejected. The message has their names and reasons.
             AuditError: images are in neither table.
         """
         n, missing = len(self.scores.label), int(np.count_nonzero(self.scores.label < 0))
@@ -165,13 +165,13 @@ class LabelReader:
         scored = f"{n - missing:,} of {n:,} images were scored"
         if rejected < missing:
             raise AuditError(
-                f"{scored}; {missing - rejected:,} are in neither labels/ nor rejects/ of {output.uri}: have all of "
-                "them labelled first, by the same input"
+                f"{scored}; {missing - rejected:,} are in neither labels/ nor rejects/ of {output.uri}: label all "
+                "of them first, from the same input"
             )
-        more = ", …" if rejected > _SHOWN else ""
+        ellipsis = ", …" if rejected > _SHOWN else ""
         raise BudgetError(
-            f"{scored}; {rejected:,} {plural(rejected, 'has', 'have')} no label: {', '.join(examples[:_SHOWN])}{more}. "
-            "Figures over the rest would be too good: fix these images or omit them from the input; all are in "
+            f"{scored}; {rejected:,} {plural(rejected, 'has', 'have')} no label: {', '.join(examples[:_SHOWN])}{ellipsis}. "
+            "Figures of the other images would be too good: fix these images or omit them from the input; all are in "
             f"{output.at('rejects')}"
         )
 
@@ -186,7 +186,7 @@ def has_hashes(log: Log) -> bool:
 
 
 def worst(so_far: pa.Table | None, rows: pa.Table, limit: int) -> pa.Table:
-    """Return the rows that are wrong with the highest scores, of those so far and new ones."""
+    """Return the wrong rows with the highest scores, among those so far and new ones."""
     wrong = rows.filter(pc.invert(rows["right"])).sort_by([("score", "descending")]).slice(0, limit)
-    both: Any = wrong if so_far is None else pa.concat_tables([so_far, wrong]).sort_by([("score", "descending")])
-    return both.slice(0, limit)
+    candidates: Any = wrong if so_far is None else pa.concat_tables([so_far, wrong]).sort_by([("score", "descending")])
+    return candidates.slice(0, limit)

@@ -1,4 +1,4 @@
-"""Values: what a model predicts for images whose class is known, and the metrics of it. `evaluate` and `train` share them."""
+"""Values: predictions of a model for images of known classes, and their metrics, for `evaluate` and `train`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(slots=True, kw_only=True)
 class Scores:
-    """What a model predicts for n images whose class is known: 10 bytes an image and 4 a level."""
+    """The predictions of a model for n images of known classes: 10 bytes an image and 4 a level."""
 
     number_of_classes: int
     levels: tuple[Level, ...]
@@ -41,13 +41,13 @@ class Scores:
     nodes: Ints
     """The predicted node at each level, (n, levels); -1 where it is not known."""
     score_before: Floats | None
-    """The score before temperature scaling; NaN where it is not known, None where there was no temperature."""
+    """The score before temperature scaling; NaN where it is unknown, None without a temperature."""
     loss: float | None = None
     """Mean cross-entropy; None where not all probabilities are known."""
 
     @classmethod
     def unknown(cls, truth: Ints, number_of_classes: int, levels: tuple[Level, ...], *, scaled: bool) -> Scores:
-        """Return scores of which only the true classes are known; the rest is filled in.
+        """Return scores with only the true classes; the reader of the labels fills in the rest.
 
         Args:
             scaled: the logits are divided by a temperature.

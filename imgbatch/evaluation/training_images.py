@@ -159,7 +159,7 @@ class Seen:
 
     n: int
     compared: int
-    """Images whose hash could be in the sample: all of them, unless the hashes were sampled."""
+    """The number of images with hashes in the range of the sample: all of them, unless the hashes were sampled."""
     trained: int
     """Images that it was trained on. Estimated from the compared ones if there are others."""
     selected: int
@@ -187,8 +187,8 @@ class Seen:
         about = "" if self.compared == self.n else "about "
         counts = [(self.trained, "trained on"), (self.selected, "used to select the model")]
         parts = [
-            f"{about}{count:,} of {counted(self.n, 'image')} {plural(count, 'was', 'were')} {what}"
-            for count, what in counts
+            f"{about}{count:,} of {counted(self.n, 'image')} {plural(count, 'was', 'were')} {role}"
+            for count, role in counts
             if count
         ]
         none = (

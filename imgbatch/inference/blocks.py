@@ -1,4 +1,4 @@
-"""Effects: from the bytes of images to rows of results: pure functions on blocks."""
+"""Effects: conversion of the bytes of images to rows of results: functions on blocks."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def decode_images(
     *,
     hashed: bool = False,
 ) -> pa.Table:
-    """Return a row for each listed image: its pixels at the network's input size, or why there are none.
+    """Return a row for each listed image: its pixels at the network's input size, or its reject.
 
     The column `pixels` holds H×W×3 bytes, all zero for a reject; width and height are the original's, upright.
 
     Args:
-        numbers: of the images, in the listing.
+        numbers: the numbers of the images in the listing.
         listed: their rows of the listing.
         fetched: their bytes.
-        hashed: whether each image whose bytes were read gets a hash of them.
+        hashed: whether to add a hash of the bytes of each image that could be read.
     """
     height, width = preprocess.height, preprocess.width
     pixels = np.zeros((len(listed), height, width, 3), np.uint8)
@@ -105,7 +105,7 @@ def pixels_of(images: pa.Table, preprocess: Preprocess) -> npt.NDArray[np.uint8]
 
 
 def classify_images(images: pa.Table, runtime: Runtime, model: Model, min_score: float) -> pa.Table:
-    """Return RESULTS with carried columns for what `decode_images` returned.
+    """Classify the images that `decode_images` returned; return RESULTS with carried columns.
 
     Args:
         min_score: see `answer_columns`.
@@ -116,13 +116,13 @@ def classify_images(images: pa.Table, runtime: Runtime, model: Model, min_score:
     pixels, good = pixels_of(images, model.preprocess), np.asarray(images["reason"].is_null())
     prediction = runtime(pixels if good.all() else pixels[good])
     if not np.isfinite(prediction.scores).all():
-        raise ModelError("the network answers with numbers that are not finite: try --set classify.dtype=float32")
+        raise ModelError("the network returns numbers that are not finite: try --set classify.dtype=float32")
     columns = answer_columns(prediction, model, min_score)
     schema = with_carried(RESULTS, carried_fields(images.schema))
     if prediction.embeddings is not None:
         columns[EMBEDDING] = _fixed_lists(prediction.embeddings)
         schema = schema.append(pa.field(EMBEDDING, columns[EMBEDDING].type))
-    # Row i of the table takes row places[i] of `columns`, or null where it is a reject.
+    # Row i of the table gets row places[i] of `columns`, or null if it is a reject.
     places = pa.array(np.cumsum(good) - 1, mask=~good)
     table = images.drop_columns([PIXELS])
     for name, values in columns.items():

@@ -1,6 +1,6 @@
 """Values: events, which workers send to the driver with their rows of images: errors, notes, and the ends of streams.
 
-An event is a row whose column `event` holds JSON, and whose other columns are null. `event` is the last column of each block
+An event is a row with JSON in the column `event`, and null in all other columns. `event` is the last column of each block
 that a worker yields, and null in rows of images. It exists only between workers and driver: no table has it, and only this
 module writes and reads it.
 """
@@ -73,7 +73,7 @@ def with_events(rows: pa.Table, *events: Event) -> pa.Table:
     rows = rows.append_column(EVENT, pa.nulls(len(rows), EVENT.type))
     if not events:
         return rows
-    # All columns are there with their types: Ray may put rows of several blocks into one batch.
+    # Events have all columns with their types: Ray may put rows of several blocks into one batch.
     columns = [pa.nulls(len(events), field.type) for field in rows.schema][:-1]
     table = pa.table([*columns, pa.array(events, EVENT.type)], names=rows.column_names)
     return pa.concat_tables([rows, table], promote_options="default")
@@ -96,7 +96,7 @@ _REQUIRED = {field.name for field in RESULTS if not field.nullable}
 
 
 def events_alone(*events: Event) -> pa.Table:
-    """Return a block that holds no image."""
+    """Return a block of events, without images."""
     return with_events(RESULTS.empty_table(), *events)
 
 

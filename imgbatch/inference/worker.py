@@ -1,4 +1,4 @@
-"""Effects: what runs in worker processes: from image numbers of the listing to rows of results.
+"""Effects: the code of worker processes: from image numbers of the listing to rows of results.
 
     numbers ──listing──► uri, size, … ──decode──► + H×W×3 uint8 ──classify──► RESULTS
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Number of images that are sent between processes at a time where there are GPUs."""
 _AT_ONCE = 64
-"""Number of images that are decoded, then classified, on CPU machines: few, so that GETs never pause for long."""
+"""Number of images that are decoded, then classified, on CPU machines: a small number, so that GETs never pause for long."""
 _ISOLATED_IMAGES = 256
 """Number of images of a stream that are decoded in a child process after a process died: the one that killed it is among
 those after the last row that arrived."""
@@ -81,7 +81,7 @@ class Work:
 
 
 class Worker:
-    """The part that operators share: fetches and decodes the images of a block."""
+    """The base of operators: fetches and decodes the images of a block."""
 
     def __init__(self, work: Work, *, isolated: bool = False) -> None:
         """Start the threads that fetch.
@@ -107,12 +107,12 @@ class Worker:
         """Yield the images of a block, `rows` at a time, while the next ones are fetched.
 
         Args:
-            block: the column `index`; for a stream also UNIT_COLUMNS, from where to continue to read.
+            block: the column `index`; for a stream also UNIT_COLUMNS, from which reading resumes.
 
         Raises:
             ConfigError: this node has another version of imgbatch than the driver.
         """
-        if imgbatch.__version__ != self._work.version:  # Python and Ray compare theirs when a node joins
+        if imgbatch.__version__ != self._work.version:  # Python and Ray compare their own versions when a node joins
             raise ConfigError(
                 f"a node runs imgbatch {imgbatch.__version__}, the driver {self._work.version}: install one version everywhere"
             )
@@ -127,7 +127,7 @@ class Worker:
             yield self._table(numbers[part], listed[part], islice(fetched, rows), self._decode)
 
     def sidecar_sink(self, number: int) -> Callable[[Sidecars], None] | None:
-        """Return the function that receives the sidecars of a stream that are not next to their image; None: count them.
+        """Return a function for the sidecars of a stream that are not next to their image; None: they are only counted.
 
         Args:
             number: the stream's number in the listing.
@@ -185,7 +185,7 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
 def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
     """Yield the blocks; an exception becomes a block with the event that ends the run.
 
-    A node that cannot be used does not end the run: it is reported in the note `left_out`, and others do its images.
+    A node that cannot be used does not end the run: it is reported in the note `left_out`, and other nodes process its images.
     """
     try:
         yield from blocks
@@ -196,7 +196,7 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
 
 
 _workers: dict[tuple[str, bool], Worker] = {}
-"""The worker of this process, by the listing that it reads and whether it isolates; a process serves one run at a time."""
+"""The worker of this process, by its listing and whether it isolates decoding; a process serves one run at a time."""
 
 
 def _worker_of(work: Work, isolated: bool) -> Worker:
@@ -286,7 +286,7 @@ def load_runtime(work: Work) -> Runtime:
     """Build the runtime that executes the model, in this process.
 
     Raises:
-        SelfCheckError: this node cannot be used: no runtime answers as the model should.
+        SelfCheckError: this node cannot be used: no runtime returns the expected results.
     """
     config = work.config
     return build_checked(

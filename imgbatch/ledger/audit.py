@@ -1,4 +1,4 @@
-"""Effects: the audit of an output: both tables are read back from the store and compared with the listing."""
+"""Effects: the audit of an output: it reads both tables back from the store, and compares them with the listing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN = 5
 
 @dataclass
 class AuditResult:
-    """The counts of an output. All are read from files; nothing that a run remembers goes in."""
+    """The counts of an output. All are read from files, none from the memory of a run."""
 
     listed: int = 0
     labelled: int = 0
@@ -45,7 +45,7 @@ class AuditResult:
     duplicates: DuplicateParts | None = None
     """Parts with second rows."""
     missing_parts: list[str] = field(default_factory=list)
-    """Parts whose numbers are missing."""
+    """The URIs of parts that are missing in the sequence of numbers."""
 
     @property
     def duplicated(self) -> list[str]:
@@ -56,18 +56,18 @@ class AuditResult:
         """Require that each listed image is in exactly one row, and that no part is missing.
 
         Raises:
-            AuditError: with the sums, the first few images, and what to do.
+            AuditError: with the sums, the first few images, and the remedy.
         """
         equal = self.rows == self.listed + self.kept and self.listed == self.labelled + self.rejected
         if self.missing or self.missing_parts or self.duplicated or not equal:
             sums = f"{self.listed} listed + {self.kept} kept, {self.rows} rows"
-            # Where rows are duplicated, the number of a copied part may have left the gap: only the copy is named.
+            # If a part was copied to a higher number, the numbers between are missing too: then only the copy is named.
             shown = [f"missing: {part}" for part in self.missing_parts[:_SHOWN] if not self.duplicated]
             shown += [f"in no row: {uri}" for uri in self.missing]
             if self.duplicates is not None and self.duplicated:
                 remedy = self.duplicates.advice()
             else:
-                remedy = "run the same classify.py command again, which labels what is missing"
+                remedy = "run the same classify.py command again, which labels the missing images"
             raise AuditError("; ".join([f"the counts do not reconcile ({sums})", *shown, remedy]))
 
 
@@ -76,33 +76,38 @@ def audit(
     listing: Folder | None,
     *,
     limited: bool = False,
-    known: Mapping[str, Sequence[int]] = {},
+    part_numbers: Mapping[str, Sequence[int]] = {},
     log_of: Callable[[Folder, Sequence[int]], Log] = Log,
 ) -> AuditResult:
     """Count both tables against a listing.
 
-    The footers of the parts record how many images a stream has, and so many rows must exist. Of the streams of a `limited`
-    run, only what was read counts. Memory: 19 bytes a row.
+    The footers of the parts record how many images a stream has; the tables must contain as many rows. Of the streams
+    of a `limited` run, only images that were read count. Memory: 19 bytes a row.
 
     Args:
         output: the folder of the output.
         listing: the folder of the listing's pages; None: every row counts as listed.
         limited: the run had a limit.
-        known: the numbers of the parts, by table, that have to exist.
-        log_of: opens a table, given its folder and its known numbers.
+        part_numbers: the numbers of the parts, by table, that have to exist.
+        log_of: opens a table, from its folder and these numbers.
 
     Raises:
         OutputChangedError: one of those parts is gone.
     """
     result, streams = AuditResult(duplicates=DuplicateParts(output)), TarIndex()
-    seen = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
+    index = UriIndex(reject=np.bool_, listed=np.bool_, member=np.bool_)
     for name in (LABELS_LOG, REJECTS_LOG):
         _read_table(
-            result, name, log_of(output.folder(name), known.get(name, ())), seen, streams, all_listed=listing is None
+            result,
+            name,
+            log_of(output.folder(name), part_numbers.get(name, ())),
+            index,
+            streams,
+            all_listed=listing is None,
         )
     if listing is not None:
-        _count_listed(result, seen, listing, streams, limited=limited)
-    for columns, _ in seen.rows():
+        _count_listed(result, index, listing, streams, limited=limited)
+    for columns, _ in index.rows():
         alone, listed, rejected = ~columns["member"], columns["listed"], columns["reject"]
         result.labelled += int(np.count_nonzero(alone & listed & ~rejected))
         result.rejected += int(np.count_nonzero(alone & listed & rejected))
@@ -110,12 +115,12 @@ def audit(
     if listing is not None:
         result.kept += streams.unlisted_rows()
     else:
-        result.listed = len(seen)
+        result.listed = len(index)
     return result
 
 
 def _read_table(
-    result: AuditResult, name: str, log: Log, seen: UriIndex, streams: TarIndex, *, all_listed: bool
+    result: AuditResult, name: str, log: Log, index: UriIndex, streams: TarIndex, *, all_listed: bool
 ) -> None:
     """Read all parts of a table: count its rows, and find those of images that already have one."""
     log.scan()
@@ -124,7 +129,7 @@ def _read_table(
     for number, table, footer in log.read(["uri", "reason", "message"] if rejects else ["uri"]):
         tick()
         members = streams.take(name, number, table, footer.streams)
-        new = seen.add(
+        is_new = index.add(
             uri_keys(table["uri"].combine_chunks()),
             reject=np.full(len(table), rejects),
             listed=np.full(len(table), all_listed),
@@ -133,19 +138,19 @@ def _read_table(
         )
         result.rows += len(table)
         if result.duplicates is not None:
-            result.duplicates.note(name, number, table, ~new)
+            result.duplicates.note(name, number, table, ~is_new)
         if rejects:
             result.reasons.update(table["reason"].to_pylist())
             note_examples(result.examples, table)
 
 
-def _count_listed(result: AuditResult, seen: UriIndex, listing: Folder, streams: TarIndex, *, limited: bool) -> None:
-    """Mark the rows of listed images in `seen`, and count listed images with and without a row."""
+def _count_listed(result: AuditResult, index: UriIndex, listing: Folder, streams: TarIndex, *, limited: bool) -> None:
+    """Mark the rows of listed images in `index`, and count listed images with and without a row."""
     for page in _listed(listing):
         tick()
         in_place = np.asarray(is_stream(page))
         has_row = np.zeros(len(page), bool)
-        for match in seen.lookup(uri_keys(page["uri"].combine_chunks())):
+        for match in index.lookup(uri_keys(page["uri"].combine_chunks())):
             match.write("listed", True)
             has_row[match.rows] = True
         result.listed += int(np.count_nonzero(has_row | ~in_place))
@@ -159,7 +164,7 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
     """Yield the pages of a listing.
 
     Raises:
-        AuditError: one is missing or damaged.
+        AuditError: a page is missing or damaged.
     """
     remaining = pages(listing)
     while True:
@@ -167,7 +172,8 @@ def _listed(listing: Folder) -> Iterator[pa.Table]:
             page = next(remaining, None)
         except (NotFound, pa.ArrowException) as error:
             raise AuditError(
-                f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which lists anew"
+                f"the listing {listing.uri} is damaged ({error}): run the same classify.py command again, which "
+                "lists the inputs again"
             ) from error
         if page is None:
             return

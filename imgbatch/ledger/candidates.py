@@ -1,4 +1,4 @@
-"""Effects: the images that all sources list, in batches."""
+"""Effects: listing of all sources, in batches of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imgbatch.terminal.plurals import counted
 
 @contextmanager
 def candidates(sources: list[Source], *, allow_empty: bool) -> Iterator[Iterator[ListingBatch]]:
-    """Yield what the sources list, in batches; `tick` is called regularly even if their stores are slow.
+    """Provide an iterator over the images of the sources, in batches. It calls `tick` regularly even if their stores are slow.
 
     Raises:
         InputError: a source does not exist, or one of several holds no image and may not be empty.
@@ -37,7 +37,7 @@ def candidates(sources: list[Source], *, allow_empty: bool) -> Iterator[Iterator
                 if batch is not None:
                     yield batch
 
-    with closing(with_ticks()) as batches:  # without it, the thread would go on after an error
+    with closing(with_ticks()) as batches:  # otherwise the thread would keep running after an error
         yield batches
 
 
@@ -45,15 +45,15 @@ def no_image(counts: Counts, sources: list[Source]) -> str:
     """Return the message for sources without a single image."""
     named = ", ".join(source.uri for source in sources)
     if not counts.ignored and all(source.kind in ("folder", "glob") for source in sources):
-        nothing = (
+        reason = (
             "no object matches it"
             if all(source.kind == "glob" for source in sources)
             else "there is no object below it"
         )
-        return f"no image in {named}: {nothing}; is the name right?"
+        return f"no image in {named}: {reason}; check the name"
     example = f", such as {counts.ignored_example}" if counts.ignored_example else ""
     return (
-        f"no image in {named} ({counted(counts.ignored, 'other object')} ignored{example}): is the prefix right? Names need an "
+        f"no image in {named} ({counted(counts.ignored, 'other object')} ignored{example}): check the prefix. Names need an "
         'image suffix or none (source.suffixes="*" takes all; of archives only tars are read), and hidden folders '
-        "below the input are left out"
+        "below the input are ignored"
     )

@@ -1,4 +1,4 @@
-"""Effects: columns carried from the input into the tables: one schema for all batches, and values compared across types."""
+"""Effects: carried columns: one schema for the columns of all batches, and comparison of values across types."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class CarriedColumns:
     """The union of the carried columns of all batches, each with a type that holds the values of every batch.
 
-    Types are unified by Arrow's permissive promotion. What has no common type becomes text.
+    Types are unified by Arrow's permissive promotion. Columns without a common type become text.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class CarriedColumns:
             InputError: a column of lists or structs has no common type with that of earlier batches.
         """
         for entry in carried_fields(schema):
-            new, type_ = _plain(entry.type), self._types.get(entry.name)
-            if type_ is None or pa.types.is_null(type_):
-                self._types[entry.name], self._origins[entry.name] = new, origin
-            elif new != type_:
-                self._types[entry.name] = self._common(entry.name, type_, new, origin)
+            new_type, old_type = _plain(entry.type), self._types.get(entry.name)
+            if old_type is None or pa.types.is_null(old_type):
+                self._types[entry.name], self._origins[entry.name] = new_type, origin
+            elif new_type != old_type:
+                self._types[entry.name] = self._common(entry.name, old_type, new_type, origin)
 
     def cast(self, rows: pa.Table | pa.RecordBatch) -> pa.Table:
         """Return rows with all columns so far, absent ones null. A column becomes text if a value does not fit its type.
@@ -99,10 +99,10 @@ class CarriedColumns:
             self._make_text(name, column.type, self._types[name], str(error))
             try:
                 return column.cast(pa.string())
-            except _CAST_ERRORS as second:
+            except _CAST_ERRORS as text_error:
                 raise InputError(
-                    f"column {shown_column(name)}: {second}: give it one type in all inputs, or omit it"
-                ) from second
+                    f"column {shown_column(name)}: {text_error}: give it one type in all inputs, or omit it"
+                ) from text_error
 
     def settle(self) -> None:
         """Make columns without a single value text: not every Parquet reader supports the type null."""
@@ -111,7 +111,7 @@ class CarriedColumns:
                 self._types[name] = pa.string()
 
     def may_not_fit(self, schema: pa.Schema) -> list[str]:
-        """Return the columns of a page with this schema whose values may not fit their type in `self.schema`."""
+        """Return the columns of a page with this schema in which values may not fit the type in `self.schema`."""
         return [
             entry.name
             for entry in carried_fields(schema)
@@ -119,34 +119,34 @@ class CarriedColumns:
             and not (pa.types.is_null(entry.type) or pa.types.is_string(type_))
         ]
 
-    def _common(self, name: str, old: pa.DataType, new: pa.DataType, origin: str) -> pa.DataType:
-        schemas = [pa.schema([(name, type_)]) for type_ in (old, new)]
+    def _common(self, name: str, old_type: pa.DataType, new_type: pa.DataType, origin: str) -> pa.DataType:
+        schemas = [pa.schema([(name, type_)]) for type_ in (old_type, new_type)]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         except _CAST_ERRORS as error:
-            first = self._origins[name]
-            both = f"{old}{f' in {first}' if first else ''} and {new}{f' in {origin}' if origin else ''}"
-            if pa.types.is_nested(old) or pa.types.is_nested(new):
+            old_origin = self._origins[name]
+            types = f"{old_type}{f' in {old_origin}' if old_origin else ''} and {new_type}{f' in {origin}' if origin else ''}"
+            if pa.types.is_nested(old_type) or pa.types.is_nested(new_type):
                 raise InputError(
-                    f"column {shown_column(name)} is {both}: which have no common type; give it one type in all inputs, or "
+                    f"column {shown_column(name)} is {types}, which have no common type; give it one type in all inputs, or "
                     "another name in one of them"
                 ) from error
-            self._warn(name, f"is {both}")
+            self._warn(name, f"is {types}")
             return pa.string()
 
-    def _make_text(self, name: str, found: pa.DataType, wanted: pa.DataType, why: str) -> None:
-        if pa.types.is_nested(found) or pa.types.is_nested(wanted):
+    def _make_text(self, name: str, values_type: pa.DataType, column_type: pa.DataType, reason: str) -> None:
+        if pa.types.is_nested(values_type) or pa.types.is_nested(column_type):
             raise InputError(
-                f"column {shown_column(name)} is {found} here and {wanted} there, and the values do not fit ({why}): "
-                "give it one type in all inputs"
+                f"column {shown_column(name)} is {values_type} here and {column_type} there, and the values do not fit "
+                f"({reason}): give it one type in all inputs"
             )
-        self._warn(name, f"is {found} here and {wanted} there, and not every value fits ({why})")
+        self._warn(name, f"is {values_type} here and {column_type} there, and not every value fits ({reason})")
         self._types[name] = pa.string()
 
-    def _warn(self, name: str, what: str) -> None:
+    def _warn(self, name: str, problem: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            log.warning("column %s %s: it is carried as text", shown_column(name), what)
+            log.warning("column %s %s: it is carried as text", shown_column(name), problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +174,18 @@ class NewValues:
         return part
 
 
-def _in_one_type(name: str, own: pa.Array, others: pa.Array) -> pa.Array:
+def _in_one_type(name: str, part_values: pa.Array, input_values: pa.Array) -> pa.Array:
     """Return the values of both arrays as one."""
     columns = CarriedColumns()
-    for values, origin in ((own, "the output"), (others, "the input")):
+    for values, origin in ((part_values, "the output"), (input_values, "the input")):
         columns.take(pa.schema([(name, values.type)]), origin)
     for _ in range(2):  # the second time as text, if values do not fit
-        arrays = [columns.fit(name, values) for values in (own, others)]
+        arrays = [columns.fit(name, values) for values in (part_values, input_values)]
     return pa.concat_arrays(arrays)
 
 
 def row_hashes(rows: pa.Table, columns: pa.Schema) -> npt.NDArray[np.uint32]:
-    """Return a 32-bit hash of each row over these columns; equal values have equal hashes, whatever their types.
+    """Return a 32-bit hash of each row over these columns; equal values have equal hashes, also across types.
 
     Two rows that differ share one with a probability of 2e-10.
     """
@@ -208,7 +208,7 @@ def _is_number(type_: pa.DataType) -> bool:
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Return values as text that is the same for equal values, whatever their types: 5 and 5.0 are both '5'.
+    """Return values as text that is the same for equal values, also across types: 5 and 5.0 are both '5'.
 
     >>> as_text(pa.array([5.0, None])).to_pylist(), as_text(pa.array([[1, 2]])).to_pylist()
     (['5', None], ['[1, 2]'])

@@ -1,8 +1,8 @@
 """Effects: the claim of an output, `runs/claim.json`: which run may write there.
 
 It is created conditionally (If-None-Match) and taken over by conditional replacement (If-Match), so that of two runs that
-start at the same time exactly one continues. The claim only avoids wasted work. That no row is written twice is ensured by
-the numbered logs, whoever writes. The heartbeat of the owner is in its run's record, `runs/RUN_ID/run.json`.
+start at the same time exactly one continues. The claim only avoids wasted work. The numbered logs ensure that no row is
+written twice, by any number of writers. The heartbeat of the owner is in its run's record, `runs/RUN_ID/run.json`.
 
 Requests of a run: one GET and one PUT at the start, one GET before `_SUCCESS` is written, one PUT at the end; one more GET
 if an old `_SUCCESS` is removed.
@@ -37,10 +37,10 @@ class Claim:
     output: Folder
     run_id: str
     held: bool = True
-    """False if the store has no conditional writes: then there is no claim."""
+    """False if the store has no conditional writes: then no claim is written."""
     checked: bool = True
     """Whether the run ends if another one takes over; False with `run.check_owner=false`."""
-    taken: float = field(default_factory=time.monotonic)
+    taken_at: float = field(default_factory=time.monotonic)
     _started: str = field(default_factory=lambda: _now())
     _tag: str | None = None
 
@@ -70,8 +70,8 @@ class Claim:
             )
         if claim.get("run_id") != self.run_id:
             raise OutputChangedError(
-                f"{self.output.uri} was taken over by {_shown(claim)} while this run was paused. What this run has "
-                "committed stays; run the same command again when the other run has ended"
+                f"{self.output.uri} was taken over by {_shown(claim)} while this run was paused. The rows that this "
+                "run has committed are kept; run the same command again when the other run has ended"
             )
         self._tag = tag
 
@@ -114,7 +114,7 @@ def take(
 ) -> Claim:
     """Claim an output for a new run.
 
-    A claim whose owner is dead is taken over. For an owner on this machine that is known at once; one on another machine is
+    A claim whose owner is dead is taken over. An owner on this machine is checked at once; one on another machine counts as
     dead when its heartbeat has not changed for 25 s.
 
     Args:
@@ -159,8 +159,8 @@ def _write(claim: Claim, tag: str | None, *, exists: bool) -> bool:
     else:
         return True
     # If the response was lost, the client repeats the request, which then finds our own claim.
-    now, _ = _read(claim.output)
-    return now is not None and now.get("run_id") == claim.run_id
+    current, _ = _read(claim.output)
+    return current is not None and current.get("run_id") == claim.run_id
 
 
 def _require_dead(
@@ -197,10 +197,10 @@ def _require_dead(
         tick()
         waited += 1.0
         for run_id, before in list(waiting.items()):
-            now = run_record.read_record(output, run_id)
-            if now.get("status", "running") != "running":
+            current = run_record.read_record(output, run_id)
+            if current.get("status", "running") != "running":
                 del waiting[run_id]
-            elif now.get("heartbeat") != before.get("heartbeat"):
+            elif current.get("heartbeat") != before.get("heartbeat"):
                 raise _busy(output, claims[run_id])
 
 

@@ -2,7 +2,7 @@
 
 Each commit creates the next numbered part with a conditional PUT. If that number already exists, the writer reads the part,
 drops the rows it already contains, and tries the next number. So every writer has read all parts before its own, and no row
-is written twice, whoever else writes and whenever a process is killed.
+is written twice, by any number of writers, even if processes are killed.
 
 This needs an atomic `Store.create`: If-None-Match on the server, a hard link on disks. On other stores, run only one writer
 per output.
@@ -69,20 +69,20 @@ class Log:
         """List the parts.
 
         Raises:
-            OutputError: the folder holds a file that is not a part of ours; hidden files are ignored.
-            OutputChangedError: parts that were there before are gone.
+            OutputError: the folder holds a file that is not a part; hidden files are ignored.
+            OutputChangedError: parts that existed before were deleted.
         """
-        numbers, others = [], []
+        numbers, foreign = [], []
         for name in self.folder.names():
             if match := _NAME.fullmatch(name):
                 numbers.append(int(match[1]))
             else:
-                others.append(name)
-        self.refuse_foreign(others)
-        if gone := sorted(set(self.numbers) - set(numbers)):
+                foreign.append(name)
+        self.refuse_foreign(foreign)
+        if deleted := sorted(set(self.numbers) - set(numbers)):
             raise OutputChangedError(
-                f"{len(gone):,} of the {len(self.numbers):,} parts in {self.folder.uri} that this run has seen are gone, "
-                f"such as {_name(gone[0])}: they were deleted during this run. Run the same command again"
+                f"{len(deleted):,} of the {len(self.numbers):,} parts in {self.folder.uri} that this run has seen are gone, "
+                f"such as {_name(deleted[0])}: they were deleted during this run. Run the same command again"
             )
         self.numbers = sorted(numbers)
 
@@ -95,7 +95,7 @@ class Log:
         for name in names:
             if not is_hidden(name):
                 raise OutputError(
-                    f"{self.folder.at(name)} is not a part of ours: move it away, or choose another --output"
+                    f"{self.folder.at(name)} was not written by imgbatch: move it away, or choose another --output"
                 )
 
     def inspect(self, number: int, data: bytes, footer: Footer) -> None:
@@ -103,20 +103,21 @@ class Log:
 
     @property
     def missing(self) -> list[int]:
-        """The numbers below the last part that no part has. No run skips a number, so these parts were lost."""
+        """The numbers below that of the last part without a part. No run skips a number, so these parts were lost."""
         return sorted({*range(1, self.next)}.difference(self.numbers))
 
     def warn_of_gaps(self) -> None:
         """Log which parts are missing.
 
         Raises:
-            OutputError: so many are missing that the last part was not numbered by a run.
+            OutputError: so many are missing that no run can have numbered the last part.
         """
         missing = self.next - 1 - len(self.numbers)
         if missing > _MAX_MISSING:
-            before = max((first for first, last in pairwise([0, *self.numbers]) if last - first > 1), default=0)
+            pairs = pairwise([0, *self.numbers])
+            before_gap = max((previous for previous, number in pairs if number - previous > 1), default=0)
             raise OutputError(
-                f"{self.uri(self.numbers[-1])}: {missing:,} numbers of parts are missing before it, from {before + 1} on, "
+                f"{self.uri(self.numbers[-1])}: {missing:,} numbers of parts are missing before it, from {before_gap + 1} on, "
                 "and no run skips a number: move it away, then run again"
             )
         if self.missing:
@@ -144,7 +145,7 @@ class Log:
             optional: columns that are read as well if a part has them.
 
         Raises:
-            OutputError: a part is not ours, is truncated, or comes from a newer version.
+            OutputError: a part was not written by imgbatch, is truncated, or comes from a newer version.
         """
 
         def load(number: int) -> bytes:
@@ -159,7 +160,7 @@ class Log:
                 yield number, table, footer
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, Footer]:
-        """Return the columns, or all, and the footer of one part."""
+        """Return rows and footer of one part; `columns`: which columns to read; None: all."""
         return decode(self.folder.read(_name(number)), self.uri(number), columns)
 
     def footer(self, number: int) -> Footer:
@@ -167,7 +168,7 @@ class Log:
         return self.part(number, [])[1]
 
     def carried(self) -> pa.Schema:
-        """Return the carried columns of the last part that this writer knows."""
+        """Return the carried columns of the last part in `numbers`."""
         if not self.numbers:
             return pa.schema([])
         table, _ = self.part(self.numbers[-1])
@@ -204,7 +205,7 @@ class Log:
                     time.sleep(_VANISHED_WAIT_S)
                     continue
                 # The number may be taken by our own PUT: it succeeded, its response was lost, and the store's client sent it
-                # again. The nonce says so, and the rows are not written a second time.
+                # again. The nonce shows this, and the rows are not written a second time.
                 written = their_footer.nonce == nonce
             self.numbers.append(number)
             if written:
@@ -216,7 +217,7 @@ class Log:
         raise OutputError(f"{self.folder.uri}: {_MAX_CONFLICTS} numbers in a row were taken by another writer")
 
     def rewrite(self, number: int, change: Callable[[pa.Table], pa.Table]) -> int:
-        """Replace a part by what `change` makes of its rows, if that differs; return how many rows were removed.
+        """Replace the rows of a part by `change(rows)`, if they differ; return how many rows were removed.
 
         The PUT is conditional on the ETag that was read (If-Match). So a late PUT of a dead run cannot bring back rows, or
         old values, that a later run has removed. The rewrite is recorded in `intents` before it is sent, so that the next

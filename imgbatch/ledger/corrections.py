@@ -1,8 +1,8 @@
-"""Effects: rows of done images whose carried values have changed in the input, as after a correction of a manifest.
+"""Effects: corrections of rows whose carried values have changed in the input, for example in a corrected manifest.
 
-They are found when everything is listed. The index of the ledger gets a hash of the carried values of each row, read from the
-parts, and the listing's pages are compared with it. Only columns that both a part and the listing have are compared. Nothing
-is fetched or classified for such a row; its part is rewritten (`Ledger.correct`).
+They are computed when all images are listed. The index of the ledger gets a hash of the carried values of each row, read
+from the parts, and the listing's pages are compared with it. Only columns that both a part and the listing have are compared.
+No image is fetched or classified again; the parts are rewritten (`Ledger.correct`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass
 class _PartSchemas:
-    """Which carried columns each part has, of those that the listing has as well."""
+    """The carried columns that each part and the listing have in common."""
 
     ids: dict[pa.Schema, int] = field(default_factory=dict)
     by_part: dict[str, dict[int, int]] = field(default_factory=lambda: {LABELS_LOG: {}, REJECTS_LOG: {}})
@@ -40,8 +40,8 @@ class _PartSchemas:
         """Return the id of the schema of each row's part, -1 where it has no such column."""
         ids = np.full(len(parts), -1, np.int64)
         for name, rows in ((LABELS_LOG, np.flatnonzero(~rejects)), (REJECTS_LOG, np.flatnonzero(rejects))):
-            numbers, which = np.unique(parts[rows], return_inverse=True)
-            ids[rows] = np.array([self.by_part[name].get(number, -1) for number in numbers.tolist()], np.int64)[which]
+            numbers, inverse = np.unique(parts[rows], return_inverse=True)
+            ids[rows] = np.array([self.by_part[name].get(number, -1) for number in numbers.tolist()], np.int64)[inverse]
         return ids
 
 
@@ -90,20 +90,20 @@ def corrections(
         ledger: open, and all images marked as seen.
         listing: the folder of the pages.
         carried: the listing's carried columns.
-        pending: by number, the images that are labelled anew anyway.
-        limited: the listing ended at its limit. A value that it lacks may be in the input after the limit, so only values
-            that it has are compared.
+        pending: by number, the images that this run labels again anyway.
+        limited: the listing ended at its limit. A missing value may be in the input after the limit, so only
+            values that the listing has are compared.
     """
     if not carried.names:
         return
     schemas = _hash_parts(ledger, carried)
     if not schemas.ids:
         return
-    changed, first = _ChangedRows(), 0
+    changed, page_start = _ChangedRows(), 0
     for page in pages(listing):
         tick()
-        _compare(ledger, page, pending[first : first + len(page)], schemas, changed, limited=limited)
-        first += len(page)
+        _compare(ledger, page, pending[page_start : page_start + len(page)], schemas, changed, limited=limited)
+        page_start += len(page)
         if changed.bytes > MAX_BUFFERED_BYTES:
             yield changed.by_part()
             changed = _ChangedRows()
@@ -113,11 +113,11 @@ def corrections(
 
 def count_rows(corrected: Corrections) -> int:
     """Return the number of rows."""
-    return sum(len(new.keys) for parts in corrected.values() for new in parts.values())
+    return sum(len(new_values.keys) for parts in corrected.values() for new_values in parts.values())
 
 
 def _hash_parts(ledger: Ledger, carried: pa.Schema) -> _PartSchemas:
-    """Set the hash of the carried values of each row in the ledger's index; return which columns the parts have."""
+    """Set the hash of the carried values of each row in the ledger's index; return the carried columns of each part."""
     schemas = _PartSchemas()
     for name, log in ((LABELS_LOG, ledger.labels), (REJECTS_LOG, ledger.rejects)):
         for number, table, _ in log.read(["uri"], carried.names):

@@ -1,7 +1,7 @@
-"""Effects: parts whose rows are in other parts as well: which files these are, and what to do.
+"""Effects: parts with rows that other parts have as well: their names, and the remedy.
 
-No run writes such a part. It is a copy that a person made, or a part that was restored from a backup. Whichever of the two
-files is moved away, no image is lost: the next run labels the images that only that file held.
+No run writes such a part. It was copied by a person, or restored from a backup. Either of the two files may be moved away:
+the next run labels the images that only that file held.
 """
 
 from __future__ import annotations
@@ -31,39 +31,40 @@ class DuplicateParts:
     """An image, by table and number of the part that holds its second row."""
 
     def note(self, table: str, number: int, rows: pa.Table, duplicated: npt.NDArray[np.bool_]) -> None:
-        """Note a part if any of its rows is the second of its image."""
+        """Note a part if it holds the second row of an image."""
         if duplicated.any():
             self.examples[table, number] = str(rows["uri"][int(np.argmax(duplicated))])
 
     def refuse(self) -> None:
-        """Raise if there are any.
+        """Raise if an image has two rows.
 
         Raises:
-            AuditError: naming the files, and what to do with them.
+            AuditError: with the names of the files, and the remedy.
         """
         if self.examples:
             raise AuditError(self.advice())
 
     def advice(self) -> str:
-        """Say which parts hold rows of which other parts, and which files to move away.
+        """Return which parts hold rows of which other parts, and which files to move away.
 
-        A reject of an image that has a label is not a matter of files: two writers at a time may leave it, and the next run
-        removes it.
+        If an image has a label and a reject, no file has to be moved: two concurrent writers may cause this, and the next run
+        removes the reject.
         """
-        first = list(self.examples.items())[:_SHOWN]
-        holders = self._holders({uri for _, uri in first})
-        shown, away = [], []
-        for part, uri in first:
-            others = [holder for holder in holders.get(uri, []) if holder != part]
-            place = _at(self.output, *part)
-            shown.append(f"in two rows: {uri}, in {f'{_at(self.output, *others[0])} and in ' if others else ''}{place}")
-            if not others or any(table == part[0] for table, _ in others):
-                away.append(place)
-        if not away:
+        shown_parts = list(self.examples.items())[:_SHOWN]
+        holders = self._holders({uri for _, uri in shown_parts})
+        shown, removable = [], []
+        for part, uri in shown_parts:
+            other_holders = [holder for holder in holders.get(uri, []) if holder != part]
+            part_uri = _at(self.output, *part)
+            parts = [*(_at(self.output, *holder) for holder in other_holders[:1]), part_uri]
+            shown.append(f"in two rows: {uri}, in {' and in '.join(parts)}")
+            if not other_holders or any(table == part[0] for table, _ in other_holders):
+                removable.append(part_uri)
+        if not removable:
             return f"{'; '.join(shown)}; run the same classify.py command again, which removes the reject"
         remaining = len(self.examples) - _SHOWN
-        more = f" ({remaining} more are named when these are gone)" if remaining > 0 else ""
-        return f"{'; '.join(shown)}. Move away {', '.join(away)}{more}, {REMEDY}"
+        suffix = f" ({remaining} more are named after that)" if remaining > 0 else ""
+        return f"{'; '.join(shown)}. Move away {', '.join(removable)}{suffix}, {REMEDY}"
 
     def _holders(self, uris: set[str]) -> dict[str, list[tuple[str, int]]]:
         """Return the parts that hold a row of each of these images; both tables are read once more."""

@@ -1,7 +1,7 @@
-"""Values: fingerprints of runs: whether the labels of two runs may be in one table.
+"""Values: fingerprints of runs, which decide whether the labels of two runs may be in one table.
 
-A fingerprint holds whatever changes the labels: the model's digest, its preprocessing, and the options that change answers.
-Each part has that of its run in its footer.
+A fingerprint contains everything that affects the labels: the model's digest, its preprocessing, and the options that change
+answers. The footer of each part has the fingerprint of its run.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ DEFAULTS: Mapping[str, Any] = {
     "output.embeddings": False,
     "output.columns": [],
 }
-"""The value of a key that a fingerprint lacks; null for all other keys. This describes files that exist, so a value stays as
-it is even if the default of the option changes. A new option needs an entry only if null does not mean "as before"."""
+"""The value of a key that a fingerprint lacks; null for all other keys. This describes existing files, so a value is never
+changed, even if the default of the option changes. A new option needs an entry only if null does not mean "as before"."""
 
 
 def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
-    """Refuse rows that were made by another model or with other answers than ours.
+    """Refuse rows that were written with another fingerprint than ours.
 
     A key that is absent, null or has its value of `DEFAULTS` is the same in all three forms, so that an option that is
     added later does not invalidate outputs that were written before it.
 
     Raises:
-        OutputError: naming the keys that differ, and the remedy.
+        OutputError: with the keys that differ, and the remedy.
     """
     if different := differences(theirs, ours):
-        shown = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in different.items())
+        shown = "; ".join(
+            f"{key}: {their_value} there, {our_value} here" for key, (their_value, our_value) in different.items()
+        )
         raise OutputError(
             f"{where} was written with another fingerprint ({shown}). Labels of two fingerprints do not belong in one "
             "table: give this run an --output of its own, e.g. with {model} in it"

@@ -1,14 +1,14 @@
-"""Effects: the ledger: which images are done, and the commits that make them so. The tables are the ledger; there is no
+"""Effects: the ledger: which images are done, and the commit of new rows. The tables themselves are the ledger; there is no
 second record.
 
 Guarantees, given the assumption of `commit_log`:
 
-- A row is in the store once `commit` returns, and never twice, whoever else writes and whenever a process is killed.
+- A row is in the store once `commit` returns, and never twice, with any number of writers, even if processes are killed.
 - The row of a changed image is removed from its part before its new row is committed. A kill in between leaves the image
   without a row, and the next run labels it.
-- Carried values are corrected row by row, by conditional replacement of the part. To repeat a correction changes nothing.
+- Carried values are corrected row by row, by conditional replacement of the part. A repeated correction has no effect.
 - `seal` takes the next number of both logs, so that no late PUT of a dead run can create a part after the audit. `open`
-  rewrites the parts that a dead run was rewriting (`Log.fence`), so that its late PUT cannot replace one either.
+  rewrites the parts that a dead run was rewriting (`Log.fence`), so that no late PUT of it can replace a part either.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ledger:
     output: Folder
     fingerprint: Mapping[str, Any]
     retry: str = "transient"
-    """Which rejects are tried again: transient, all."""
+    """Which rejects are retried: transient, all."""
     read_only: bool = False
     label_columns: pa.Schema = LABELS
     """The columns of labels/ without the carried ones."""
@@ -58,11 +58,11 @@ class Ledger:
     labels: Log = field(init=False)
     rejects: Log = field(init=False)
     index: RowIndex = field(init=False)
-    """The rows that were there when the ledger was opened. Its hashes of carried values are set by `corrections`."""
+    """The rows that existed when the ledger was opened. Its hashes of carried values are set by `corrections`."""
     written_by_others: UriIndex = field(init=False)
     """Images that another writer labelled or rejected during this run."""
     streams: TarIndex = field(init=False)
-    """How far streams are read. Rows of their images are in `index` only where `open_stream` found more to read."""
+    """How far streams are read. Rows of their images are in `index` only where `open_stream` returned a Stream."""
     _ended: dict[str, Mapping[str, Any]] = field(init=False, default_factory=dict)
     """The footer entries of the streams that this run has read to their end."""
 
@@ -132,7 +132,8 @@ class Ledger:
             rejects = name == REJECTS_LOG
             table, _ = self._log(name).part(number, [*VERSION_COLUMNS, *(["passing"] if rejects else [])])
             table = table.filter(of(table["uri"]))
-            # Images to which no reader comes again count as seen from the start, or `prune` would remove their rows.
+            # Images before the offset of a reader that resumes count as seen from the start; otherwise `prune` would remove
+            # their rows.
             duplicated = ~self.index.add(number, table, rejects=rejects, seen=before_resume)
             if not rejects:
                 duplicates.note(name, number, table, duplicated)
@@ -191,7 +192,9 @@ class Ledger:
         A kill in between leaves parts with old values, which the next run finds and corrects.
         """
         for log, name in ((self.labels, LABELS_LOG), (self.rejects, REJECTS_LOG)):
-            for _ in self._rewritten(log, {number: new.into for number, new in sorted(corrections[name].items())}):
+            for _ in self._rewritten(
+                log, {number: values.into for number, values in sorted(corrections[name].items())}
+            ):
                 tick()
 
     def seal(self, run_id: str, carried: pa.Schema | None = None) -> None:
@@ -201,7 +204,7 @@ class Ledger:
         does not lose how many images a stream has.
 
         Args:
-            carried: the carried columns of the listing, which are those of a log that has no other part than the seal.
+            carried: the carried columns of the listing. A log without other parts than the seal gets these columns.
         """
         for log, streams in ((self.labels, {}), (self.rejects, self._ended)):
             log.intents.withdraw()
@@ -239,8 +242,8 @@ class Ledger:
         """Remove the rows of all images that were not listed; return how many were removed.
 
         Args:
-            unread: Parquet files that were listed and could not be read. Their rows stay, since it is unknown which of
-                their images still exist.
+            unread: Parquet files that were listed and could not be read. Their rows are kept, since it is unknown which
+                of their images still exist.
         """
         removed = 0
         for name, parts in self.streams.removals():
@@ -248,18 +251,20 @@ class Ledger:
                 removed += rows
                 tick()
         for name in (LABELS_LOG, REJECTS_LOG):
-            rewrites = {number: partial(_without, keys, but=unread) for number, keys in self.index.unseen(name).items()}
+            rewrites = {
+                number: partial(_without, keys, unread=unread) for number, keys in self.index.unseen(name).items()
+            }
             for rows in self._rewritten(self._log(name), rewrites):
                 removed += rows
                 tick()
         return removed
 
     def _empty(self, log: Log, carried: pa.Schema | None = None) -> pa.Table:
-        """Return no rows, with all columns of a log: a reader of *.parquet may want the same ones in each file."""
+        """Return an empty table with all columns of a log: a reader of *.parquet may require the same columns in each file."""
         return self._columns(log, log.carried() if log.numbers else carried or pa.schema([])).empty_table()
 
     def _without_streams(self, name: str, number: int, table: pa.Table, footer: Footer) -> pa.Table:
-        """Return the rows of a part that are not of images in streams; those are counted in `streams`."""
+        """Return the rows of a part that are not of images in streams; rows in streams are counted in `streams`."""
         in_stream = self.streams.take(name, number, table, footer.streams)
         return table.filter(pa.array(~in_stream)) if footer.streams else table
 
@@ -267,7 +272,7 @@ class Ledger:
         return self.labels if name == LABELS_LOG else self.rejects
 
     def _columns(self, log: Log, rows: pa.Schema) -> pa.Schema:
-        """Return the columns of a log for rows that carry what these do."""
+        """Return the columns of a log for rows with these carried columns."""
         if log is self.rejects:
             return with_carried(REJECTS, carried_fields(rows))
         return with_carried(self.label_columns, carried_fields(rows, self.carried))
@@ -282,7 +287,7 @@ class Ledger:
         duplicates = DuplicateParts(self.output)
         keys_of = {number: uri_keys(single_chunk(table["uri"])) for number, table in surplus.items()}
         for number, keys in keys_of.items():
-            # A second reject of an image is none that two writers leave. It is refused, as a second label is.
+            # Two writers never cause a second reject of an image. It is refused, like a second label.
             duplicates.note(REJECTS_LOG, number, surplus[number], self.index.are_rejects(keys))
         duplicates.refuse()
         if not self.read_only:
@@ -305,7 +310,7 @@ class Ledger:
             yield log.rewrite(number, change_part)
 
     def _drop_written(self, rows: pa.Table, theirs: pa.Table) -> pa.Table:
-        """Remember the images of another writer's part; return the rows of all others."""
+        """Note the images of another writer's part; return the rows of all other images."""
         if len(theirs):
             self.written_by_others.add(uri_keys(single_chunk(theirs["uri"])))
         return self._not_yet_written(rows, uri_keys(single_chunk(rows["uri"])))
@@ -314,11 +319,11 @@ class Ledger:
         return rows.filter(pa.array(~self.written_by_others.contains(keys))) if len(self.written_by_others) else rows
 
 
-def _without(keys: Keys, table: pa.Table, but: Sequence[str] = ()) -> pa.Table:
-    """Return the rows without those of these keys; rows of the files `but` stay."""
+def _without(keys: Keys, table: pa.Table, unread: Sequence[str] = ()) -> pa.Table:
+    """Return the rows without those of these keys; rows of the files `unread` are kept."""
     removed = UriIndex()
     removed.add(keys)
-    stay = ~removed.contains(uri_keys(single_chunk(table["uri"])))
-    for file in but:
-        stay |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
-    return table.filter(pa.array(stay))
+    is_kept = ~removed.contains(uri_keys(single_chunk(table["uri"])))
+    for file in unread:
+        is_kept |= np.asarray(pc.starts_with(table["uri"], pattern=f"{file}#"))
+    return table.filter(pa.array(is_kept))

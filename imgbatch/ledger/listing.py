@@ -1,8 +1,8 @@
-"""Effects: the listing: what the store holds at the start of a run, and which of it is to be labelled.
+"""Effects: the listing: the images that the store contains at the start of a run, and which of them are pending.
 
 The driver keeps 16 bytes of a new image and one byte of every image; the rest is in the pages (`listing_pages`). At the end
-all pages have one schema, the union of the columns of all batches; and where several rows name an image, its row has the
-values of all of them. Pages that were written before this was known are rewritten.
+all pages have one schema, the union of the columns of all batches. If several rows name an image, its row has the values of
+all of them. Pages that were written before these values arrived are rewritten.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Counts:
     already_done: int = 0
     stale: int = 0
     bytes: int = 0
-    """Of the images that are to be labelled, as far as their sizes are known."""
+    """The sum of the sizes of the pending images, as far as these are known."""
     ignored_example: str = ""
     unversioned: int = 0
-    """Images that are done, and whose size, ETag and time the input does not give: a change of these cannot be seen."""
+    """Done images without size, ETag and time in the input: changes of these images cannot be detected."""
     updated: int = 0
-    """Rows of images that are done, and that got other carried values."""
+    """Rows of done images that got other carried values."""
     streams: int = 0
-    """Streams that are to be read. Their images are counted as they arrive."""
+    """Streams that will be read. Their images are counted as they arrive."""
     unread: list[str] = field(default_factory=list)
     """Parquet files whose rows could not be read."""
     unpaired: int = 0
@@ -80,7 +80,7 @@ class Counts:
 
 @dataclass
 class Listing:
-    """Takes the batches of sources, lists each image once, and says which images are to be labelled."""
+    """Takes the batches of sources, lists each image once, and determines which images are pending."""
 
     ledger: Ledger
     folder: Folder | None
@@ -107,25 +107,25 @@ class Listing:
     def take(self, batches: Iterable[ListingBatch]) -> None:
         """List everything, or up to the limit, and write the pages.
 
-        Nothing is drawn beyond the limit, so values of later rows of an image are unknown then.
+        Batches beyond the limit are not read, so values of later rows of an image are unknown then.
 
         Raises:
             InputError: a column has types without a common one, or rows of an image differ where they may not.
         """
-        for found in batches:
-            self.counts.ignored += found.ignored
-            self.counts.ignored_example = self.counts.ignored_example or found.example
-            if found.unread:
-                self.counts.unread += found.batch["uri"].to_pylist()
-            batch = found.batch
+        for listing_batch in batches:
+            self.counts.ignored += listing_batch.ignored
+            self.counts.ignored_example = self.counts.ignored_example or listing_batch.example
+            if listing_batch.unread:
+                self.counts.unread += listing_batch.batch["uri"].to_pylist()
+            batch = listing_batch.batch
             first = self._entries
             while len(batch) and not self.full:
                 count = len(batch) if self.limit is None else min(len(batch), self.limit - self.counts.listed)
-                self._take(batch.slice(0, count), found.origin)
+                self._take(batch.slice(0, count), listing_batch.origin)
                 batch = batch.slice(count)
                 if self._repeats.full:
                     self._rework(self._repeats.drain(self._columns))
-            if found.whole:
+            if listing_batch.whole:
                 self._row_group_ranges.append((first, self._entries))
             if self.full:
                 break
@@ -134,7 +134,7 @@ class Listing:
         fill = self._repeats.drain(self._columns)
         self._columns.settle()
         self._test_casts()
-        self._rework(fill, last=True)
+        self._rework(fill, is_last=True)
         self._repeats.warn()
 
     @property
@@ -157,7 +157,7 @@ class Listing:
         return self.folder
 
     def work_plan(self) -> WorkPlan:
-        """Return what is to be labelled."""
+        """Return the pending images and streams."""
         return WorkPlan(self._all_pending(), np.array(self._row_group_ranges, np.int64).reshape(-1, 2), self._streams)
 
     def _all_pending(self) -> Mask:
@@ -170,8 +170,8 @@ class Listing:
         unique = first_of_each(keys)
         status = np.full(len(batch), DUPLICATE, np.uint8)
         of_unique = self.ledger.index.mark_seen(batch.filter(pa.array(unique)), keys[unique])
-        new = np.flatnonzero(of_unique == NEW)
-        of_unique[new[~self._new.add(keys[unique][new])]] = DUPLICATE
+        new_rows = np.flatnonzero(of_unique == NEW)
+        of_unique[new_rows[~self._new.add(keys[unique][new_rows])]] = DUPLICATE
         status[unique] = of_unique
         duplicate = status == DUPLICATE
         repeated, batch, status = (
@@ -201,7 +201,7 @@ class Listing:
             self._write_page()
 
     def _images(self, batch: pa.RecordBatch, status: Status) -> tuple[Numbers, Numbers]:
-        """Return how many images each row means, as far as that is known, and how many of them are done.
+        """Return the number of images of each row, as far as it is known, and how many of them are done.
 
         The status of a stream that is read to its end becomes DONE here.
         """
@@ -218,13 +218,13 @@ class Listing:
 
     def _write_page(self) -> None:
         rows = self._buffer()
-        page, rest = rows.slice(0, listing_pages.PAGE_ROWS), rows.slice(listing_pages.PAGE_ROWS)
+        page, remaining = rows.slice(0, listing_pages.PAGE_ROWS), rows.slice(listing_pages.PAGE_ROWS)
         self._schemas.append(page.schema)
         self._put(len(self._schemas) - 1, page)
-        self._rows, self._buffered = rest.to_batches(), len(rest)
+        self._rows, self._buffered = remaining.to_batches(), len(remaining)
 
     def _buffer(self) -> pa.Table:
-        """Return the rows that are on no page yet."""
+        """Return the rows that were not written to a page yet."""
         tables = [self._columns.cast(batch) for batch in self._rows]
         # Cast again: a column may have become text with a later batch.
         return pa.concat_tables([self._columns.cast(table) for table in tables]).combine_chunks()
@@ -245,17 +245,17 @@ class Listing:
                 yield number, page
 
     def _test_casts(self) -> None:
-        """Cast all values on pages that may not fit the final type of their column; where one does not, it becomes text."""
+        """Cast all values on pages that may not fit the final type of their column; columns with misfits become text."""
         for _, page in self._read([at for at, schema in enumerate(self._schemas) if self._columns.may_not_fit(schema)]):
             self._columns.cast(page)
 
-    def _rework(self, fill: Fill, *, last: bool = False) -> None:
-        """Fill the pages with what is known of their images; the last time, bring all of them to one schema as well."""
+    def _rework(self, fill: Fill, *, is_last: bool = False) -> None:
+        """Fill in values that images on pages lack; the last time, also convert all pages to one schema."""
         final = self._columns.schema
-        numbers = [at for at, schema in enumerate(self._schemas) if len(fill) or (last and schema != final)]
+        numbers = [at for at, schema in enumerate(self._schemas) if len(fill) or (is_last and schema != final)]
         for number, page in self._read(numbers):
             filled = self._filled(number * listing_pages.PAGE_ROWS, self._columns.cast(page), fill)
-            if filled is not None or (last and page.schema != self._columns.schema):
+            if filled is not None or (is_last and page.schema != self._columns.schema):
                 self._put(number, self._columns.cast(page) if filled is None else filled)
         if self._rows and len(fill):
             rows = self._buffer()
@@ -263,7 +263,7 @@ class Listing:
             self._rows = (rows if filled is None else filled).to_batches()
 
     def _filled(self, first: int, rows: pa.Table, fill: Fill) -> pa.Table | None:
-        """Return rows of the listing with the values they lacked, None if there is no new one; `first` is their number."""
+        """Return rows of the listing with the values they lacked, None without new values; `first`: number of the first row."""
         if not len(fill):
             return None
         page, versions = fill.of(rows)
@@ -272,13 +272,13 @@ class Listing:
         return None if page is rows else page
 
     def _mark_changed(self, first: int, before: pa.Table, page: pa.Table, rows: Numbers) -> None:
-        """Compare images with the ledger again whose version is better known now than when they were listed."""
+        """Compare images with the ledger again if more of their version is known than when they were listed."""
         all_pending = self._all_pending()
-        old, new = before.take(pa.array(rows)), page.take(pa.array(rows)).combine_chunks()
-        old_sizes, sizes = (np.asarray(single_chunk(table["size"]).fill_null(0)) for table in (old, new))
+        old_rows, new_rows = before.take(pa.array(rows)), page.take(pa.array(rows)).combine_chunks()
+        old_sizes, sizes = (np.asarray(single_chunk(table["size"]).fill_null(0)) for table in (old_rows, new_rows))
         pending = all_pending[first + rows]
-        self.counts.unversioned -= int(np.count_nonzero(_unversioned(old) & ~pending))
-        stale = self.ledger.index.mark_changed(new, uri_keys(single_chunk(new["uri"]))) & ~pending
+        self.counts.unversioned -= int(np.count_nonzero(_unversioned(old_rows) & ~pending))
+        stale = self.ledger.index.mark_changed(new_rows, uri_keys(single_chunk(new_rows["uri"]))) & ~pending
         all_pending[first + rows[stale]] = True
         self.counts.already_done -= int(stale.sum())
         self.counts.stale += int(stale.sum())
@@ -286,7 +286,7 @@ class Listing:
 
 
 def _unversioned(rows: pa.RecordBatch | pa.Table) -> Mask:
-    """Return a mask of the rows with neither size, ETag nor time: a change of these images cannot be seen."""
+    """Return a mask of the rows with neither size, ETag nor time: changes of these images cannot be detected."""
     size, etag, moment = (np.asarray(single_chunk(rows[name]).is_null()) for name in ("size", "etag", "last_modified"))
     unknown: Mask = size & etag & moment
     return unknown

@@ -1,6 +1,6 @@
 """Effects: the pages of a listing: numbered Parquet files below the run, from which workers read.
 
-The number of an image in the listing is its name within the run: page `number // PAGE_ROWS`, row `number % PAGE_ROWS`.
+The number of an image in the listing identifies it within the run: page `number // PAGE_ROWS`, row `number % PAGE_ROWS`.
 """
 
 from __future__ import annotations

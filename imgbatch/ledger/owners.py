@@ -14,19 +14,19 @@ _DEAD_STATES = ("Z", "X", "x")
 
 
 def this_process() -> dict[str, Any]:
-    """Return what identifies this process: host, boot, PID namespace, PID and start time."""
-    where = {"host": socket.gethostname(), "boot": _boot(), "processes": _pid_namespace()}
-    return {**where, "pid": os.getpid(), "born": _born(os.getpid())}
+    """Return the identity of this process: host, boot, PID namespace, PID and start time."""
+    machine = {"host": socket.gethostname(), "boot": _boot(), "processes": _pid_namespace()}
+    return {**machine, "pid": os.getpid(), "born": _born(os.getpid())}
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool | None:
     """Return whether an owner is alive, None if it is (or may be) on another machine.
 
-    A zombie is dead, and so is a process whose PID now belongs to another one.
+    A zombie is dead, and so is a process if its PID belongs to another process now.
     """
     # Two containers of a machine may share its name, and a PID has no meaning outside its own namespace.
-    here = (socket.gethostname(), _boot(), _pid_namespace())
-    if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != here:
+    this_namespace = (socket.gethostname(), _boot(), _pid_namespace())
+    if not _boot() or (owner.get("host"), owner.get("boot"), owner.get("processes")) != this_namespace:
         return None
     return (born := _born(int(owner.get("pid", 0)))) is not None and born == owner.get("born")
 
@@ -45,7 +45,7 @@ def _pid_namespace() -> str | None:
 def _born(pid: int) -> int | None:
     """Return the start time of a live process in the kernel's ticks; None if it does not exist or is a zombie.
 
-    Not by psutil, which derives the time from the machine's clock: that may be set in between, the ticks do not change.
+    psutil derives the time from the clock of the machine, which may be set in between; the ticks do not change.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -33,12 +33,12 @@ _WITH_STATISTICS = {
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a part records about itself, in the Parquet file's key-value metadata."""
+    """The metadata of a part, in the key-value metadata of the Parquet file."""
 
     run_id: str
     fingerprint: Mapping[str, Any]
     nonce: str = ""
-    """A new random value for each attempt to write a part: it tells our own retried PUT from another writer's."""
+    """A new random value for each attempt to write a part: it distinguishes our own retried PUT from that of another writer."""
     seal: bool = False
     """An empty part that takes a number, so that a late PUT of a dead run cannot take it."""
     streams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def decode(
         optional: columns that are read as well if the part has them.
 
     Raises:
-        OutputError: the bytes are not a part of ours, are truncated, or come from a newer version.
+        OutputError: the bytes are not a part that imgbatch wrote, are truncated, or come from a newer version.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -109,7 +109,7 @@ def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
         version = int(metadata[b"format_version"])
         if version > FORMAT_VERSION:  # checked before all other keys, whose meaning may have changed
             raise OutputError(
-                f"{uri} has format version {version}, this imgbatch knows {FORMAT_VERSION}: use a newer imgbatch"
+                f"{uri} has format version {version}, this imgbatch supports {FORMAT_VERSION}: use a newer imgbatch"
             )
         fingerprint = json.loads(metadata[b"fingerprint"])
         footer = Footer(

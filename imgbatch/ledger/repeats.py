@@ -1,6 +1,6 @@
-"""Effects: rows that name an image again: their values fill those that the image's first row lacks.
+"""Effects: repeated rows, which name an image again: their values fill those that the image's first row lacks.
 
-Only logs are written here: `listing` reads and writes the pages.
+The only effects are log messages: `listing` reads and writes the pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imgbatch.sources.spelling import normalised
 from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys
 
 MAX_BUFFERED_BYTES = 32 << 20
-"""Of rows that name an image again. Each time this is exceeded, all pages of the listing are read once."""
+"""Maximum size of the buffered rows. Each time it is exceeded, all pages of the listing are read once."""
 
 _VERSION = ("size", "etag", "last_modified")
 
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 class Repeats:
     """Rows that name an image again. Each of their values fills that of the image's first row, if that has none.
 
-    A null is no value, and neither is empty or blank text. Where both rows have a value, that of the first row is kept.
+    Null, empty text and blank text are no values. If both rows have a value, that of the first row is kept.
     """
 
     def __init__(self, agree: Sequence[str] = ()) -> None:
-        """Start without rows; in the carried columns `agree`, two values of an image are refused."""
+        """Start without rows; in the carried columns `agree`, different values of an image are an error."""
         self._agree = frozenset(agree)
         self._rows: list[pa.RecordBatch] = []
         self._keys: list[Keys] = []
@@ -51,7 +51,7 @@ class Repeats:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to fill the pages so far."""
+        """Whether the buffer is full, so that `drain` should be called."""
         return self._bytes > MAX_BUFFERED_BYTES
 
     def note(self, listed: pa.RecordBatch) -> None:
@@ -59,7 +59,7 @@ class Repeats:
         self._lacking.update(name for name in _VERSION if listed[name].null_count)
 
     def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
-        """Keep the rows that have a value to fill in, or to compare with that of the first row."""
+        """Buffer the rows that have a value to fill in, or to compare with that of the first row."""
         names = [*(name for name in _VERSION if name in self._lacking), *carried_fields(rows.schema).names]
         useful = np.zeros(len(rows), bool)
         for name in names:
@@ -70,7 +70,7 @@ class Repeats:
             self._bytes += self._rows[-1].nbytes + self._keys[-1].nbytes
 
     def drain(self, columns: CarriedColumns) -> Fill:
-        """Return the kept rows with these columns, and remove them here."""
+        """Return the buffered rows with these columns, and empty the buffer."""
         tables = [columns.cast(_with_listing(rows)) for rows in self._rows]
         keys = np.concatenate(self._keys) if self._keys else np.zeros((0, 2), np.uint64)
         self._rows, self._keys, self._bytes = [], [], 0
@@ -79,30 +79,30 @@ class Repeats:
             pa.concat_tables(columns.cast(table) for table in [*tables, columns.schema.empty_table()]), keys, self
         )
 
-    def differ(self, name: str, uris: pa.Array, kept: pa.Array, others: pa.Array) -> None:
-        """Note values of one column that differ: those that are kept, and the others.
+    def differ(self, name: str, uris: pa.Array, first_values: pa.Array, other_values: pa.Array) -> None:
+        """Note the differences between values of first rows, which are kept, and those of repeated rows, in one column.
 
         Raises:
             InputError: in this column values may not differ.
         """
-        text, other = as_text(kept), as_text(others)
+        first_text, other_text = as_text(first_values), as_text(other_values)
         if name in self._agree:
-            text, other = normalised(text), normalised(other)
-        differs = pc.not_equal(text, other)
+            first_text, other_text = normalised(first_text), normalised(other_text)
+        differs = pc.not_equal(first_text, other_text)
         if not pc.any(differs).as_py():
             return
         at = pc.index(differs, True).as_py()
-        uri, first, second = uris[at].as_py(), text[at].as_py(), other[at].as_py()
+        uri, kept, ignored = uris[at].as_py(), first_text[at].as_py(), other_text[at].as_py()
         if name in self._agree:
             raise InputError(
-                f"{uri} is listed more than once, with two values of {shown_column(name)}: {first!r} and {second!r}: "
+                f"{uri} is listed more than once, with two values of {shown_column(name)}: {kept!r} and {ignored!r}: "
                 "give it one"
             )
-        count, example = self._differing.get(name, (0, f"{uri} has {first!r} and {second!r}"))
+        count, example = self._differing.get(name, (0, f"{uri} has {kept!r} and {ignored!r}"))
         self._differing[name] = count + pc.sum(differs).as_py(), example
 
     def warn(self) -> None:
-        """Log which columns had other values where an image was named again."""
+        """Log the columns in which repeated rows had other values."""
         for name, (count, example) in self._differing.items():
             log.warning(
                 "%s rows name an image again with another value of %s, such as %s: the first is kept",
@@ -135,21 +135,21 @@ class Fill:
         Raises:
             InputError: the rows of an image differ in a column where they may not.
         """
-        others, at = self._rows_of(page)
+        repeated, at = self._rows_of(page)
         versions = np.zeros(len(page), bool)
-        if not len(others):
+        if not len(repeated):
             return page, versions
         plain = np.asarray(page["container"].is_null())[at]
         for name in page.column_names:
             if name in _VERSION or name.startswith(CARRIED):
-                values = single_chunk(others[name])
-                has = has_value(values) & (plain | (name not in _VERSION))
-                page, filled = self._fill(page, name, values.filter(pa.array(has)), at[has])
+                values = single_chunk(repeated[name])
+                is_usable = has_value(values) & (plain | (name not in _VERSION))
+                page, filled = self._fill(page, name, values.filter(pa.array(is_usable)), at[is_usable])
                 versions[filled if name in _VERSION else []] = True
         return page, versions
 
     def _rows_of(self, page: pa.Table) -> tuple[pa.Table, Rows]:
-        """Return the rows that name images of a page, and which row of the page each names."""
+        """Return the rows that name images of a page, and the row of the page that each names."""
         keys = uri_keys(single_chunk(page["uri"]))
         pairs = [(match["group"], match.rows) for match in self._index.lookup(keys)]
         groups, rows = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0, np.int64)]) for side in (0, 1))
@@ -159,17 +159,17 @@ class Fill:
         return self.rows.take(pa.array(takes)), np.repeat(rows, counts)
 
     def _fill(self, page: pa.Table, name: str, values: pa.Array, at: Rows) -> tuple[pa.Table, Rows]:
-        """Fill one column of a page with the values for some rows; return the page, and which rows were filled."""
+        """Fill one column of a page with values for the rows `at`; return the page, and the rows that were filled."""
         if not len(values):
             return page, at
         own = single_chunk(page[name])
         values = values.cast(own.type)  # the column may have become text meanwhile
-        places, first = np.unique(at, return_index=True)
-        lacking = ~has_value(own)[places]
-        filled = places[lacking]
+        named_rows, first_index = np.unique(at, return_index=True)
+        lacking = ~has_value(own)[named_rows]
+        filled = named_rows[lacking]
         if len(filled):
             source = np.arange(len(own))
-            source[filled] = len(own) + first[lacking]
+            source[filled] = len(own) + first_index[lacking]
             own = pa.concat_arrays([own, values]).take(pa.array(source))
             page = page.set_column(page.schema.get_field_index(name), page.schema.field(name), own)
         if name != "last_modified" and not name.startswith(

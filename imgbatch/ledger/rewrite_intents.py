@@ -1,4 +1,4 @@
-"""Effects: which parts of a log are about to be rewritten, recorded before the rewrite is sent.
+"""Effects: intents: the parts of a log that are about to be rewritten, recorded before the rewrite is sent.
 
 The PUT of a killed run may reach the store after the next run has ended. It is conditional on the part's ETag, so it fails
 once the part has changed. Therefore the next run rewrites every part that was announced here and not withdrawn, with the
@@ -38,18 +38,18 @@ class RewriteIntents:
         self._ours.discard(number)
 
     def pending(self) -> PartsByWriter:
-        """Return what was announced and not withdrawn, by dead runs and by live ones."""
+        """Return the announcements of all writers, dead or alive, that were not withdrawn."""
         try:
             return self._parts(self._folder.read(self._name))
         except NotFound:
             return {}
 
     def withdraw(self, parts: PartsByWriter | None = None) -> None:
-        """Record that no PUT is pending any more for what this writer announced, or for these parts of other writers."""
+        """Record that no PUT is pending any more: for the parts that this writer announced, or for `parts` of other writers."""
         if parts is None:
             parts, self._ours = {self._writer: sorted(self._ours)} if self._ours else {}, set()
         if parts:
-            # An entry that has changed meanwhile belongs to a live writer, and stays.
+            # An entry that has changed meanwhile belongs to a live writer, and is kept.
             self._change(
                 lambda announced: {
                     writer: numbers for writer, numbers in announced.items() if parts.get(writer) != numbers
@@ -60,7 +60,9 @@ class RewriteIntents:
         try:
             return dict(json.loads(data)["parts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{self._folder.at(self._name)} is damaged or not ours; remove it") from error
+            raise OutputError(
+                f"{self._folder.at(self._name)} is damaged or was not written by imgbatch; remove it"
+            ) from error
 
     def _change(self, change: Callable[[PartsByWriter], PartsByWriter]) -> None:
         def encoded(data: bytes | None) -> bytes:

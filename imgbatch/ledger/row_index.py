@@ -1,4 +1,4 @@
-"""Values: the index of the rows of both tables: which image each row is of, which version of it, and which part holds it."""
+"""Values: the index of the rows of both tables: the image of each row, its version, and the part that holds the row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imgbatch.schema import single_chunk
 from imgbatch.uri_index import Keys, UriIndex, uri_keys
 
 _REJECT, _PASSING, _SEEN, _STALE = 1, 2, 4, 8
-"""Bits of a row's state: in rejects/; a reject that is tried again; its image is listed; it is to be replaced."""
+"""Bits of a row's state: it is in rejects/; it is a reject that is retried; its image is listed; it will be replaced."""
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
@@ -23,14 +23,14 @@ KeysByPart = dict[int, Keys]
 
 
 class RowIndex:
-    """What a run has to know of each row, in 37 bytes: image, version, part, state, and a hash of the carried values."""
+    """The facts of each row, in 37 bytes: image, version, part, state, and a hash of the carried values."""
 
     def __init__(self, retry: str = "transient") -> None:
-        """Make an empty index; `retry` says which rejects are tried again: transient, all."""
+        """Make an empty index; `retry`: which rejects are retried: transient, all."""
         self._retry = retry
         self._rows = UriIndex(size=np.uint32, tag=np.uint64, part=np.int32, state=np.uint8, carried=np.uint32)
         self.stale = 0
-        """The number of rows that are to be replaced."""
+        """The number of rows that will be replaced."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,7 +58,7 @@ class RowIndex:
     def mark_seen(self, batch: pa.RecordBatch, keys: Keys | None = None) -> Status:
         """Mark listed images as seen; return for each whether it is NEW, DONE, STALE or a DUPLICATE of one seen before.
 
-        URIs must be unique within the batch. NEW images are not remembered here.
+        URIs must be unique within the batch. NEW images are not added to the index.
         """
         versions = Versions.of(batch, keys)
         status = np.full(len(batch), NEW, np.uint8)
@@ -67,14 +67,14 @@ class RowIndex:
             changed = changed_since(match["size"], versions.sizes[rows], match["tag"], versions.tags[rows])
             retried = (state & _REJECT > 0) & ((state & _PASSING > 0) | (self._retry == "all"))
             seen = state & _SEEN > 0
-            stale = (changed | retried) & ~seen  # `mark_changed` compares what a second row of an image says
+            stale = (changed | retried) & ~seen  # `mark_changed` compares the version in a second row of an image
             status[rows] = np.where(seen, DUPLICATE, np.where(stale, STALE, DONE))
             match.write("state", state | np.where(stale, _STALE | _SEEN, _SEEN).astype(np.uint8))
         self.stale += int(np.count_nonzero(status == STALE))
         return status
 
     def mark_changed(self, batch: pa.Table, keys: Keys) -> Mask:
-        """Compare images that were DONE again, as more is known of their versions; return which are STALE after all."""
+        """Compare DONE images again, since more is known of their versions; return a mask of those that are STALE now."""
         versions = Versions.of(batch, keys)
         changed = np.zeros(len(batch), bool)
         for match in self._rows.lookup(keys):
@@ -93,36 +93,39 @@ class RowIndex:
             self.stale += len(match.rows)
 
     def take_stale(self, keys: Keys) -> dict[str, KeysByPart]:
-        """Return the STALE rows of these images, by table and part. The caller removes them: they are not STALE any more."""
-        found: dict[str, dict[int, list[Keys]]] = {LABELS_LOG: {}, REJECTS_LOG: {}}
+        """Return the STALE rows of these images, by table and part, and clear their mark: the caller removes the rows."""
+        keys_by_part: dict[str, dict[int, list[Keys]]] = {LABELS_LOG: {}, REJECTS_LOG: {}}
         for match in self._rows.lookup(keys):
             state = match["state"]
             stale = state & _STALE > 0
             rows, parts, rejects = match.rows[stale], match["part"][stale], state[stale] & _REJECT > 0
             for name, in_table in ((LABELS_LOG, ~rejects), (REJECTS_LOG, rejects)):
                 for number in np.unique(parts[in_table]).tolist():
-                    found[name].setdefault(number, []).append(keys[rows[in_table & (parts == number)]])
+                    keys_by_part[name].setdefault(number, []).append(keys[rows[in_table & (parts == number)]])
             match.write("state", state & np.uint8(255 - _STALE))
             self.stale -= len(rows)
-        return {name: {number: np.concatenate(keys) for number, keys in parts.items()} for name, parts in found.items()}
+        return {
+            name: {number: np.concatenate(keys) for number, keys in parts.items()}
+            for name, parts in keys_by_part.items()
+        }
 
     def unseen(self, name: str) -> KeysByPart:
         """Return the rows of a table whose images are not listed, by part."""
-        wanted = _REJECT if name == REJECTS_LOG else 0
-        found: dict[int, list[Keys]] = {}
+        reject_bit = _REJECT if name == REJECTS_LOG else 0
+        keys_by_part: dict[int, list[Keys]] = {}
         for columns, keys in self._rows.rows():
-            unseen = columns["state"] & (_SEEN | _REJECT) == wanted
+            unseen = columns["state"] & (_SEEN | _REJECT) == reject_bit
             parts = columns["part"][unseen]
             for number in np.unique(parts).tolist():
-                found.setdefault(number, []).append(keys[unseen][parts == number])
-        return {number: np.concatenate(of_part) for number, of_part in found.items()}
+                keys_by_part.setdefault(number, []).append(keys[unseen][parts == number])
+        return {number: np.concatenate(of_part) for number, of_part in keys_by_part.items()}
 
     def count_unseen(self) -> int:
         """Return the number of rows whose images are not listed."""
         return sum(int(np.count_nonzero(state & _SEEN == 0)) for state in self._rows.columns("state"))
 
     def are_rejects(self, keys: Keys) -> Mask:
-        """Return which of these images have their row in rejects/; True also for those without a row."""
+        """Return a mask of the images with a row in rejects/; True also for images without a row."""
         rejects = np.ones(len(keys), bool)
         for match in self._rows.lookup(keys):
             rejects[match.rows] = match["state"] & _REJECT > 0
@@ -130,14 +133,14 @@ class RowIndex:
 
     def set_carried(self, name: str, number: int, keys: Keys, hashes: npt.NDArray[np.uint32]) -> None:
         """Set the hashes of the carried values of the rows that a part of a table holds."""
-        wanted = _REJECT if name == REJECTS_LOG else 0
+        reject_bit = _REJECT if name == REJECTS_LOG else 0
         for match in self._rows.lookup(keys):
-            in_part = (match["part"] == number) & (match["state"] & _REJECT == wanted)
+            in_part = (match["part"] == number) & (match["state"] & _REJECT == reject_bit)
             match.write("carried", hashes[match.rows[in_part]], where=in_part)
 
-    def carried(self, keys: Keys, which: Mask) -> Iterator[tuple[Numbers, Numbers, Mask, npt.NDArray[np.uint32]]]:
-        """Yield, of the masked images that have a row: positions in `keys`, parts, whether in rejects/, hashes as set."""
+    def carried(self, keys: Keys, mask: Mask) -> Iterator[tuple[Numbers, Numbers, Mask, npt.NDArray[np.uint32]]]:
+        """Yield positions in `keys`, parts, whether in rejects/, and hashes of the masked images that have a row."""
         for match in self._rows.lookup(keys):
-            wanted = which[match.rows]
-            rejects = match["state"][wanted] & _REJECT > 0
-            yield match.rows[wanted], match["part"][wanted].astype(np.int64), rejects, match["carried"][wanted]
+            selected = mask[match.rows]
+            rejects = match["state"][selected] & _REJECT > 0
+            yield match.rows[selected], match["part"][selected].astype(np.int64), rejects, match["carried"][selected]

@@ -38,7 +38,7 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 def new_run_id(before: str | None = None) -> str:
     """Return a run's name: UTC time, then six random characters.
 
-    Names sort in the order of the runs: where this machine's clock is behind the time in the name of the run `before`,
+    Names sort in the order of the runs: if the clock of this machine is earlier than the time in the name of the run `before`,
     one second after that time is used.
     """
     now = datetime.now(UTC)
@@ -52,19 +52,19 @@ def new_run_id(before: str | None = None) -> str:
 
 @dataclass
 class Record:
-    """What a run reports about itself. It is written at the start, with each heartbeat, and at every exit."""
+    """The record of a run. It is written at the start, with each heartbeat, and at every exit."""
 
     output: Folder
     facts: dict[str, Any]
     id: str = ""
-    """That of the claim; without one it is chosen at the start, so that it sorts after the existing runs."""
+    """The id of the claim; without a claim it is set at the start, so that it sorts after the existing runs."""
     claim: Claim | None = None
     listed_rows: int = 0
     """The number of rows of its listing, in which a tar is one row; set when the listing is written."""
     _beaten: float = 0.0
     _beats: int = 0
     _over: bool = False
-    """Whether its last version is written, or being written."""
+    """Whether the final version is written, or being written."""
 
     @property
     def folder(self) -> Folder:
@@ -75,9 +75,9 @@ class Record:
         """Write the record for the first time.
 
         Raises:
-            OutputChangedError: as for `beat`.
+            OutputChangedError: see `beat`.
         """
-        if self.claim is not None and time.monotonic() - self.claim.taken >= OWNER_IS_DEAD_S:
+        if self.claim is not None and time.monotonic() - self.claim.taken_at >= OWNER_IS_DEAD_S:
             self.claim.require_ours()
         self.id = self.id or new_run_id(next(iter(newest(self.output)[-1:]), None))
         self.facts = {
@@ -114,7 +114,7 @@ class Record:
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
-        """Write into the record how the work in the block ended, if it failed."""
+        """If the block fails, write the error into the record."""
         try:
             yield
         except BaseException as error:
@@ -122,19 +122,24 @@ class Record:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             try:
                 self.finish(status, code, error=masked(str(error)) or type(error).__name__)
-            except StoreError as second:  # the first error is the one to report
-                log.error("run.json could not be written: %s", second)
+            except StoreError as store_error:  # the first error is the one to report
+                log.error("run.json could not be written: %s", store_error)
             raise
 
     def record_interrupt(self, signum: int) -> None:
-        """Write that a signal ended the run. Called in another thread, when that of the run has not ended in time."""
+        """Record that a signal ended the run. Called in another thread, if the thread of the run has not ended in time."""
         if self._over:
             return
         stopped = Interrupted(signum)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        last = {"status": "interrupted", "exit_code": stopped.exit_code, "finished": finished, "error": str(stopped)}
+        final_facts = {
+            "status": "interrupted",
+            "exit_code": stopped.exit_code,
+            "finished": finished,
+            "error": str(stopped),
+        }
         try:
-            self.folder.put("run.json", json.dumps(self.facts | last, indent=2, default=str).encode())
+            self.folder.put("run.json", json.dumps(self.facts | final_facts, indent=2, default=str).encode())
         except StoreError as error:
             log.error("run.json could not be written: %s", error)
 
@@ -160,7 +165,7 @@ def read_record(output: Folder, name: str) -> dict[str, Any]:
 
 
 def json_object(content: bytes) -> dict[str, Any]:
-    """Return the JSON object in `content`; an empty one if it is damaged or no object."""
+    """Return the JSON object in `content`; an empty one if it is damaged or not an object."""
     try:
         value = json.loads(content)
     except ValueError:

@@ -24,7 +24,7 @@ def read_success(output: Folder) -> dict[str, Any] | None:
 
 @dataclass
 class SuccessMarker:
-    """`_SUCCESS` as this run read it last. What another run has written since is neither replaced nor removed."""
+    """`_SUCCESS` as this run read it last. A newer version of another run is neither replaced nor removed."""
 
     output: Folder
     content: dict[str, Any] | None = None
@@ -75,13 +75,13 @@ class SuccessMarker:
             else:
                 self.output.replace(SUCCESS, data, self._tag)
         except (Exists, Conflict, NotFound) as error:
-            # If the response was lost, the client repeats the request, which then finds what it has written itself.
+            # If the response was lost, the client repeats the request, which then finds its own content.
             if (read_success(self.output) or {}).get("run_id") != run_id:
                 raise _changed(self.output, "while this run counted the rows") from error
 
 
 def _changed(output: Folder, when: str) -> OutputChangedError:
     return OutputChangedError(
-        f"{output.at(SUCCESS)} was changed by another run {when}, and is left unchanged. What this run has committed stays: "
-        "run the same command again"
+        f"{output.at(SUCCESS)} was changed by another run {when}, and is left unchanged. The rows that this run has "
+        "committed are kept: run the same command again"
     )

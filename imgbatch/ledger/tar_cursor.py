@@ -1,4 +1,4 @@
-"""Values: a tar that is being read: which of its rows have arrived, and how they go into the tables.
+"""Values: cursors of tars that are being read: which rows have arrived, and how they are written into the tables.
 
 A tar is read in its order, by one worker at a time, but Ray may deliver rows twice, late, or not at all. So rows are accepted
 only where they continue the last ones, and a footer never records an offset with rows missing before it (`tar_progress`).
@@ -22,13 +22,13 @@ from imgbatch.sources.base import StreamEnd
 from imgbatch.uri_index import UriIndex, uri_keys
 
 _KEPT_COLUMNS = {"index", "size", "etag", "last_modified", "container", *PLACE_COLUMNS}
-"""What a reject `duplicate` keeps of the row of its member, beside carried columns."""
+"""The columns of a member's row that a reject `duplicate` keeps, in addition to carried columns."""
 _MAX_WAITING = 16_384  # rows of a tar that wait for rows before them; those beyond are read again
 
 
 @dataclass(slots=True)
 class TarCursor:
-    """The position of this run in a tar, and what it knows of the rows before it. It is a `Stream`."""
+    """The position of this run in a tar, and facts about the rows before it. It is a `Stream`."""
 
     uri: str
     version: str
@@ -37,7 +37,7 @@ class TarCursor:
     last_offset: int = -1
     """The offset of the last image whose row has arrived, with all rows before it."""
     resume_offset: int = 0
-    """Where a reader that resumes may start."""
+    """An offset at which a reader can resume."""
     rows: int = 0
     """The number of rows up to there, in the tables or about to be committed."""
     unbroken: bool = True
@@ -50,7 +50,7 @@ class TarCursor:
     arrived: UriIndex = field(default_factory=UriIndex)
     """The members whose rows arrived in this run: a tar may hold two members of one name."""
     _end: StreamEnd | None = None
-    """What its reader reported at the end. It may arrive before the last rows do."""
+    """The report of its reader at the end. It may arrive before the last rows."""
     _waiting: pa.Table | None = None
 
     @classmethod
@@ -117,20 +117,20 @@ class TarCursor:
     def _next_rows(self, rows: pa.Table, limit: int | None) -> pa.Table:
         """Return the rows of this tar that continue where the last ones ended, up to `limit`, and advance to their end.
 
-        Rows that arrived before are dropped. Where rows are missing in between, which may still be on their way, some of
-        the rows after them wait for a later call; so do the rows beyond `limit`.
+        Rows that arrived before are dropped. Rows after a gap, and rows beyond `limit`, wait for a later call, up to a
+        maximum number: the missing rows may arrive later.
         """
         if self._waiting is not None:
             rows = pa.concat_tables([self._waiting, rows], promote_options="default").sort_by("offset")
         offsets, previous = rows["offset"].to_numpy(), rows["previous_offset"].to_numpy()
         fresh = (offsets > self.last_offset) & (np.diff(offsets, prepend=-1) > 0)
         rows, offsets, previous = rows.filter(pa.array(fresh)), offsets[fresh], previous[fresh]
-        # Each row names the offset of the row before it: where that is not the row here, rows are missing.
+        # Each row has the offset of the row before it: if the previous row here has another offset, rows are missing.
         expected = np.concatenate([[self.last_offset], offsets[:-1]]) if len(offsets) else offsets
         gaps = np.flatnonzero(previous != expected)
         following = int(gaps[0]) if len(gaps) else len(rows)
         following = following if limit is None else min(following, limit)
-        # The row of the tar itself does not wait: it says that this reader did not reach the end.
+        # The row of the tar itself does not wait: it records that this reader did not reach the end.
         waiting = rows.slice(following, _MAX_WAITING)
         self._waiting = waiting.filter(pc.not_equal(waiting["uri"], self.uri)) if len(waiting) else None
         rows = rows.slice(0, following)
@@ -155,13 +155,13 @@ class TarCursor:
                 status[which] = self.mark_seen(batch)
 
         look_up(first, rows.filter(pa.array(first)))
-        # Members that are read again after a gap, or after a kill between the two logs: their rows are in the tables, and the
-        # rows of others around them were not. They count, and are not written again.
+        # Members that are read again after a gap, or after a kill between the commits to the two logs, already have rows in
+        # the tables. They count, and are not written again.
         written = first & (status == DONE)
         second = ~of_tar & (~first | (status == DUPLICATE))
         look_up(second, reject_duplicates(rows.filter(pa.array(second)), np.ones(int(second.sum()), bool)))
         written |= second & (status == DONE)
-        if of_tar.any():  # it arrives again where the tar is read again after it
+        if of_tar.any():  # the row of the tar arrives again if the tar is read again
             written |= of_tar & (self.is_rejected | (np.cumsum(of_tar) > 1))
             self.is_rejected, self.was_rejected = True, False
         self.rows += int(np.count_nonzero(~of_tar))
@@ -169,7 +169,7 @@ class TarCursor:
 
 
 def reject_duplicates(rows: pa.Table, second: npt.NDArray[np.bool_]) -> pa.Table:
-    """Return the rows of members of tars; those of the mask become rejects `duplicate`, with their offset in the URI."""
+    """Return rows of members of tars; the masked ones become rejects `duplicate`, with their offset in the URI."""
     if not second.any():
         return rows
     members = rows.filter(pa.array(second))
@@ -177,7 +177,7 @@ def reject_duplicates(rows: pa.Table, second: npt.NDArray[np.bool_]) -> pa.Table
     values = {
         "uri": pc.binary_join_element_wise(uris, offsets, "@"),
         "stage": "list", "reason": "duplicate", "passing": False, "attempts": 1,
-        "message": pc.binary_join_element_wise("a second member of the name", uris, " "),
+        "message": pc.binary_join_element_wise("a second member with the name", uris, " "),
     }  # fmt: skip
     columns = []
     for column in rows.schema:

@@ -1,4 +1,4 @@
-"""Values: how far tars are read, as the footers of the parts record it. The members of a tar are known only by reading it.
+"""Values: the progress of reading tars, from the footers of the parts. The members of a tar are known only by reading it.
 
 The footer of a part has an entry for each tar of which its commit holds rows: the version that was read, the offset of the
 last image up to which all rows are in the tables with this commit, and the number of these rows. How far a tar is read
@@ -42,14 +42,14 @@ def ended(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, An
 
 @dataclass(frozen=True, slots=True)
 class TarEntry:
-    """What one part records about a version of a tar."""
+    """The entry of one part about a version of a tar."""
 
     last_offset: int
     """The offset of the last image up to which all rows are in the tables, with this part and those before it."""
     resume_offset: int
-    """Where a reader that resumes may start."""
+    """An offset at which a reader can resume."""
     total: int | None
-    """The number of these rows, in both logs; None: unknown, as version 0.1 did not write it for a tar that is half read."""
+    """The number of these rows, in both logs; None: unknown, since version 0.1 did not write it for partly read tars."""
     closed: bool
     """Whether the tar ends there."""
     rows: int
@@ -70,7 +70,7 @@ _UNREAD = TarEntry(last_offset=-1, resume_offset=0, total=0, closed=False, rows=
 
 @dataclass(slots=True)
 class TarProgress:
-    """How far one version of a tar is read, according to the parts."""
+    """The progress of reading one version of a tar, according to the parts."""
 
     parts: dict[tuple[str, int], TarEntry] = field(default_factory=dict)
     """By log and number of the part."""
@@ -101,7 +101,7 @@ class TarProgress:
         return sum(entry.rows for entry in self.parts.values())
 
     def rows_in(self, log: str) -> int:
-        """Return how many of these are in one log."""
+        """Return how many of its rows are in one log."""
         return sum(entry.rows for (name, _), entry in self.parts.items() if name == log)
 
     @property
@@ -116,12 +116,12 @@ class TarProgress:
 
     @property
     def member_count(self) -> int | None:
-        """The number of rows that a complete reading gives; None: no part that records it is left."""
+        """The number of rows of a complete reading; None: no existing part records it."""
         return next((entry.total for entry in self.parts.values() if entry.closed), None)
 
 
 class TarIndex:
-    """What the parts record about all tars: a few hundred bytes for each."""
+    """The entries of the parts about all tars: a few hundred bytes for each."""
 
     def __init__(self) -> None:
         self._progress: dict[str, dict[str, TarProgress]] = {}  # by tar and version
@@ -139,7 +139,7 @@ class TarIndex:
         return members
 
     def version(self, tar: str, listed: str) -> str:
-        """Return the version that a listing means; an unknown one, as of a broken link, means the last that was read."""
+        """Return the version of a listed tar; for an unknown one, as of a broken link, the last that was read."""
         return listed or next(reversed(self._progress.get(tar, {})), "")
 
     def mark_seen(self, tar: str, version: str) -> TarProgress:
@@ -151,7 +151,7 @@ class TarIndex:
     def parts_of(self, tar: str, version: str) -> list[tuple[str, int, bool]]:
         """Return the parts that hold rows of any version of a tar. From now on the ledger's index counts these rows.
 
-        Each with whether its rows are before the offset where the reading of this version resumes.
+        The last value is whether the rows of the part are before the offset at which reading of this version resumes.
         """
         self._indexed.add(tar)
         versions = self._progress.get(tar, {})

@@ -1,4 +1,4 @@
-"""Values: versions of images: size, ETag, or time where there is no ETag. An image has changed if they differ."""
+"""Values: versions of images: the size, and the ETag or, without one, the time. An image has changed if they differ."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ UNKNOWN_SIZE = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Keys, sizes and tags of images, by which changed images are found."""
+    """Keys, sizes and tags of images, for the detection of changed images."""
 
     keys: Keys
     sizes: npt.NDArray[np.uint32]
-    """Sizes modulo 2^32 - 1, in 32 bits: in practice no change of an image keeps it. UNKNOWN_SIZE: unknown."""
+    """Sizes modulo 2^32 - 1, in 32 bits: in practice each change of an image changes it. UNKNOWN_SIZE: unknown."""
     tags: npt.NDArray[np.uint64]
-    """Odd: a hash of the ETag. Even: the time, where there is no ETag. 0: unknown. An odd and an even tag are not compared: a
+    """Odd: a hash of the ETag. Even: the time, if there is no ETag. 0: unknown. An odd and an even tag are not compared: a
     manifest may give an ETag for a file, while the store of that file has only times."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Values: what a run has to do: which images of the listing have no row yet, and which streams have images without one."""
+"""Values: the work plan of a run: the images and streams of the listing without a row."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RowRanges = npt.NDArray[np.int64]
 class WorkPlan:
     """The images and streams whose rows are pending, by their numbers in the listing.
 
-    The plan owns the mask: others read `pending`, and report arrivals to `accept` or `mark_arrived`.
+    The plan owns the mask: other modules read `pending`, and report arrivals to `accept` or `mark_arrived`.
 
     Args:
-        pending: by number, whether rows are to come; the plan takes the array over, one byte per image.
+        pending: by number, whether the row is missing; the plan takes ownership of the array, one byte per image.
         row_group_ranges: (first, end) of images that are read together, such as a row group of a Parquet file; ascending, n×2.
         streams: the streams among them.
     """
@@ -93,9 +93,9 @@ class WorkPlan:
     def mark_arrived(self, numbers: npt.NDArray[np.integer] | Iterable[int]) -> Mask:
         """Mark images, and streams that are read to their end, as done; return a mask of those that were pending before."""
         at = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers), np.int64)
-        new = self._pending[at]
+        was_pending = self._pending[at]
         self._pending[at] = False
-        return new
+        return was_pending
 
     def stop_streams(self) -> None:
         """Read no stream any further, since the limit of the run is reached."""

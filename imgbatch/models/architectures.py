@@ -29,7 +29,9 @@ def create(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.
         ModelError: the network does not exist, or cannot be created with these arguments.
     """
     if forbidden := sorted(_FORBIDDEN_ARGUMENTS & arguments.keys()):
-        raise ModelError(f"model_args of {architecture!r} may not have {', '.join(forbidden)}: remove what loads files")
+        raise ModelError(
+            f"model_args of {architecture!r} may not have {', '.join(forbidden)}: remove the arguments that load files"
+        )
     require_known(architecture)
     arguments = {**arguments, "num_classes": classes}  # timm writes num_classes in both places
     try:
@@ -52,13 +54,13 @@ def require_known(architecture: str) -> None:
     if architecture.startswith(TORCHVISION):
         import torchvision
 
-        known, library = torchvision.models.list_models(module=torchvision.models), "torchvision"
+        available, library = torchvision.models.list_models(module=torchvision.models), "torchvision"
     else:
-        known, library = timm.list_models(), "timm"
+        available, library = timm.list_models(), "timm"
         if "." not in name and timm.is_model(name):  # old names that timm accepts but does not list
             return
-    if name not in known:
-        raise ModelError(f"{library} has no network {name!r}{did_you_mean(name, known)}")
+    if name not in available:
+        raise ModelError(f"{library} has no network {name!r}{did_you_mean(name, available)}")
 
 
 def load_weights(net: nn.Module, state: State, where: str, architecture: str) -> list[str]:
@@ -68,21 +70,23 @@ def load_weights(net: nn.Module, state: State, where: str, architecture: str) ->
         ModelError: tensors are missing, left over, or of another shape. The message names them.
     """
     state, notes = weights.match_names(net, state)
-    wanted = net.state_dict()
-    reshaped = [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
+    expected = net.state_dict()
+    reshaped = [name for name, value in expected.items() if name in state and state[name].shape != value.shape]
     missing, surplus = weights.differing_names(net, state)
     wrong = {
         "missing": missing,
         "left over": surplus,
-        "of another shape": [f"{name} is {_shape(state[name])} instead of {_shape(wanted[name])}" for name in reshaped],
+        "of another shape": [
+            f"{name} is {_shape(state[name])} instead of {_shape(expected[name])}" for name in reshaped
+        ],
     }
-    problems = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
+    problems = [f"{len(names)} {kind}: {_shortened(names)}" for kind, names in wrong.items() if names]
     if problems:
-        grey = any(state[name].ndim == 4 == wanted[name].ndim and state[name].shape[1] == 1 for name in reshaped[:1])
-        hint = f". {ONE_CHANNEL}" if grey and wanted[reshaped[0]].shape[1] == 3 else ""
+        grey = any(state[name].ndim == 4 == expected[name].ndim and state[name].shape[1] == 1 for name in reshaped[:1])
+        hint = f". {ONE_CHANNEL}" if grey and expected[reshaped[0]].shape[1] == 3 else ""
         raise ModelError(f"{where} does not fit {architecture!r}: {'; '.join(problems)}{hint}")
     # Not strict: buffers that have no effect at inference may be missing, and keep their initial values.
-    net.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+    net.load_state_dict({name: value for name, value in state.items() if name in expected}, strict=False)
     return notes
 
 
@@ -92,13 +96,13 @@ def classes_of(net: nn.Module, state: State, number: int) -> int | None:
     Args:
         number: the number of classes of the network.
     """
-    wanted, named = net.state_dict(), weights.match_names(net, state)[0]
+    expected, named = net.state_dict(), weights.match_names(net, state)[0]
     if weights.differing_names(net, named) != ([], []):
         return None
-    reshaped = [name for name, value in wanted.items() if name in named and named[name].shape != value.shape]
+    reshaped = [name for name, value in expected.items() if name in named and named[name].shape != value.shape]
     counts = {named[name].shape[0] if named[name].ndim else 0 for name in reshaped}
     of_head = all(
-        wanted[name].shape[:1] == (number,) and named[name].shape[1:] == wanted[name].shape[1:] for name in reshaped
+        expected[name].shape[:1] == (number,) and named[name].shape[1:] == expected[name].shape[1:] for name in reshaped
     )
     return int(counts.pop()) if of_head and len(counts) == 1 else None
 
@@ -118,14 +122,16 @@ def require_logits(net: nn.Module, name: str, classes: int, blank: torch.Tensor)
     """Raise if the network does not return one finite logit per label for a blank image.
 
     Raises:
-        ModelError: the message says what it returns.
+        ModelError: with the actual output.
     """
     side = "x".join(map(str, blank.shape[2:]))
     try:
         with torch.inference_mode():
             logits = net(blank)
     except Exception as error:  # networks raise any error for an unsupported size
-        raise ModelError(f"{name} takes no images of {side}: {str(error)[:300]} (see model.image_size)") from error
+        raise ModelError(
+            f"{name} does not accept images of {side}: {str(error)[:300]} (see model.image_size)"
+        ) from error
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (1, classes):
         raise ModelError(f"{name}: {shape[1:]} logits for {classes} labels")
@@ -137,6 +143,6 @@ def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _shortened(names: list[str]) -> str:
+    suffix = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + suffix

@@ -43,7 +43,7 @@ def run_task(task: dict[str, Any], *, limit_s: float) -> Result:
         try:
             while True:
                 try:
-                    out, err = process.communicate(stdin, timeout=_POLL_S)
+                    stdout, stderr = process.communicate(stdin, timeout=_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
                     stdin = None  # it has been written
@@ -53,12 +53,12 @@ def run_task(task: dict[str, Any], *, limit_s: float) -> Result:
         finally:
             process.kill()
     if process.returncode:
-        message = err.decode(errors="replace").strip().rpartition("\n")[2][:300]
+        message = stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
         reason = (
             f"the process that checked its network ended with {process.returncode}{process_limits.address_space_hint()}"
         )
         raise ModelError(f"{name}: {reason}: {message}")
-    result: Result = json.loads(out)
+    result: Result = json.loads(stdout)
     if "error" in result:
         raise ModelError(result["error"])
     return result

@@ -196,7 +196,7 @@ def require_softmax(config: Mapping[str, Any], where: str) -> None:
     """Raise if the scores of the model are not a distribution over the classes.
 
     Raises:
-        ModelError: with the key that says so.
+        ModelError: with the key that describes another head.
     """
     for section in (config, config["pretrained_cfg"]):
         keys = [key for key in _HEAD_KEYS if isinstance(section.get(key), str)]
@@ -250,12 +250,12 @@ def labels_of(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
         log.warning("%s: since 0.2.0 its 'labels' name the classes; 0.1 used the labels of ImageNet", where)
     if all(map(_PLACEHOLDER.fullmatch, names)):
         log.warning("%s: its labels are the placeholders %s, …: set model.labels to name them", where, names[0])
-    # Names given in training stay; WordNet ids of a hub become words.
+    # Names from training are kept unchanged; WordNet ids of a hub become words.
     return imagenet.require_unique(tuple(names) if config.get(AS_GIVEN) else imagenet.readable(names), where)
 
 
 def warn_about_similar_labels(labels: Sequence[str], where: str) -> None:
-    """Warn about labels that look alike. They are not refused, since public models have such labels."""
+    """Warn about similar labels. They are not refused, since public models have such labels."""
     if pairs := similar_names(labels):
         log.warning("%s: labels that differ only in case, spaces or invisible characters: %s", where, pairs)
 
@@ -274,9 +274,9 @@ def _names(config: Mapping[str, Any], where: str) -> list[str] | None:
             if not (by_key and all(map(_PLACEHOLDER.fullmatch, names))):
                 by_key[key] = names
     for key, names in by_key.items():
-        first, others = next(iter(by_key.items()))
-        if names != others:
-            raise ModelError(f"{where}: {first} and {key} name the classes differently: keep only the right names")
+        first_key, first_names = next(iter(by_key.items()))
+        if names != first_names:
+            raise ModelError(f"{where}: {first_key} and {key} name the classes differently: keep only the right names")
     return next(iter(by_key.values()), None)
 
 
@@ -302,11 +302,11 @@ def warn_about_assumptions(
             if resolved["registered"]
             else used
         )
-        other = "" if own == used else f"; timm's own weights for this network have {own.summary()}"
+        suffix = "" if own == used else f"; timm's own weights for this network have {own.summary()}"
         log.warning(
             "%s does not state %s: timm's defaults are used, %s%s. Set model.mean, model.std, model.interpolation, "
             "model.crop_pct or model.image_size if the model was trained with others",
-            where, ", ".join(missing), used.summary(), other,
+            where, ", ".join(missing), used.summary(), suffix,
         )  # fmt: skip
     if max(map(abs, (*used.mean, *used.std))) > _MAX_MEAN_OR_STD:
         log.warning("%s: mean and std must be on the scale 0 to 1; %s looks like 0 to 255", where, used.summary())

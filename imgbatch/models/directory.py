@@ -79,9 +79,9 @@ def read(
     taxonomy = None if overrides.taxonomy else _taxonomy(folder, labels)
     file, weights, digest = _local_weights_of(folder)
     network = {key: config[key] for key in ("architecture", "model_args")} | {"pretrained_cfg": stated}
-    question = {"description": network, "overrides": builtin.overrides(overrides), "classes": len(labels)}
+    task = {"description": network, "overrides": builtin.overrides(overrides), "classes": len(labels)}
     names = {"name": name or folder.uri, "where": where, "weights_name": name or folder.at(file)}
-    facts = _check_network(question, {**names, "weights": str(weights)}, digest)
+    facts = _check_network(task, {**names, "weights": str(weights)}, digest)
     description.warn_about_assumptions(config, stated, facts, overrides, where)
     for note in facts["notes"]:
         log.info("%s: %s", name or folder.uri, note)
@@ -172,12 +172,12 @@ def to_files(
     """
     import timm
 
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         # timm writes the arguments of the network itself, so that it can create the same network again.
         timm.models.save_for_hf(
-            net, place, model_config=dict(model_config), data_config=data_config, safe_serialization=True
+            net, folder, model_config=dict(model_config), data_config=data_config, safe_serialization=True
         )
-        files = {name: Path(place, name).read_bytes() for name in (_SAFE, _CONFIG)}
+        files = {name: Path(folder, name).read_bytes() for name in (_SAFE, _CONFIG)}
     config = json.loads(files[_CONFIG])
     config["model_args"].pop("num_classes", None)  # it is also at the top; transformers fails if it is there twice
     return files | {_CONFIG: json.dumps(config, indent=2).encode()}
@@ -215,14 +215,14 @@ class Network:
         return is_local(self.folder.uri)
 
     @contextmanager
-    def share_weights(self, place: Folder) -> Iterator[Network]:
+    def share_weights(self, folder: Folder) -> Iterator[Network]:
         """Yield the same network with its weights copied to a folder, and delete the copy after the block."""
-        place.put(self.file, self._local_weights().read_bytes())
+        folder.put(self.file, self._local_weights().read_bytes())
         try:
-            yield replace(self, folder=place)
+            yield replace(self, folder=folder)
         finally:
             with suppress(StoreError):  # an error of the block is more important
-                place.delete(self.file)
+                folder.delete(self.file)
 
     def _local_weights(self) -> Path:
         """Return the weights as a file of this node, which is fetched at most once and always complete."""
@@ -234,9 +234,7 @@ class Network:
 
             path = node_cache.get_or_make(_cache_name(self.digest), fetch, sha256=self.digest)
         if node_cache.sha256_of(path) != self.digest:
-            raise ModelError(
-                f"{self.folder.at(self.file)} is not what it was when the run started; start the run again"
-            )
+            raise ModelError(f"{self.folder.at(self.file)} has changed since the run started; start the run again")
         return path
 
 
@@ -301,20 +299,20 @@ def _taxonomy(folder: Folder, labels: tuple[str, ...]) -> Taxonomy | None:
     return builtin.imagenet_taxonomy() if labels == imagenet.imagenet_labels() else None
 
 
-def _check_network(question: Mapping[str, Any], arguments: Mapping[str, Any], digest: str) -> dict[str, Any]:
+def _check_network(task: Mapping[str, Any], arguments: Mapping[str, Any], digest: str) -> dict[str, Any]:
     """Return the result of `pretrained.check_directory`, from a child process once per machine and model.
 
     Args:
-        question: the arguments that the result depends on, besides the weights.
+        task: the arguments that the result depends on, besides the weights.
         arguments: the other arguments: the file of weights, and names for messages.
         digest: of the weights.
     """
-    parts = [question, digest, imgbatch.__version__, self_check.VERSION]
+    parts = [task, digest, imgbatch.__version__, self_check.VERSION]
     parts += [version(package) for package in ("timm", "torch", "torchvision")]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def check(path: Path) -> None:
-        path.write_text(json.dumps(child.run_task({**question, **arguments, "task": "check"}, limit_s=_CHECK_S)))
+        path.write_text(json.dumps(child.run_task({**task, **arguments, "task": "check"}, limit_s=_CHECK_S)))
 
     facts: dict[str, Any] = json.loads(node_cache.get_or_make(f"checked-{key}.json", check).read_text())
     return facts

@@ -49,7 +49,7 @@ def _words() -> dict[str, str]:
 
 
 def readable(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return readable labels: WordNet ids become words, each label occurs once, and other labels stay.
+    """Return readable labels: WordNet ids become words, each label occurs once, and other labels are unchanged.
 
     The name of a class is the first word of its synset. If two classes share it, the name is all words; if they share all
     words, the id is added.
@@ -79,10 +79,10 @@ def _duplicates(names: Sequence[str]) -> set[str]:
 def require_unique(labels: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the labels; raise ModelError if a label occurs twice."""
     for label in sorted(_duplicates(labels)):
-        places = ", ".join(str(number) for number, name in enumerate(labels) if name == label)
+        numbers = ", ".join(str(number) for number, name in enumerate(labels) if name == label)
         hint = "; for the 1,000 classes of ImageNet, no names are needed" if len(labels) == 1000 else ""
         raise ModelError(
-            f"{where}: label {label!r} is the name of more than one class (numbers {places}): give each class its own "
+            f"{where}: label {label!r} is the name of more than one class (numbers {numbers}): give each class its own "
             f"name{hint}"
         )
     return tuple(labels)

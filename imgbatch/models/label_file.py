@@ -172,11 +172,13 @@ def _from_lines(text: str, where: str) -> list[str]:
         return [line[:9] for line in lines]
     if quoted := _all_match(_QUOTED, lines):
         return [match[2] for match in quoted]
-    rest = lines[1:] if len(lines) > 1 and _is_header(re.split(r"[,;\t ]+", lines[0].lower())) else lines
-    if numbered := _all_match(_NUMBERED, rest):
+    data_lines = lines[1:] if len(lines) > 1 and _is_header(re.split(r"[,;\t ]+", lines[0].lower())) else lines
+    if numbered := _all_match(_NUMBERED, data_lines):
         return _by_number([(int(match[1]), match[2]) for match in numbered], where)
-    if (last := _all_match(_NUMBER_LAST, rest)) and sorted(int(match[2]) for match in last) == [*range(len(last))]:
-        return _by_number([(int(match[2]), match[1]) for match in last], where)
+    if (numbered_last := _all_match(_NUMBER_LAST, data_lines)) and sorted(int(match[2]) for match in numbered_last) == [
+        *range(len(numbered_last))
+    ]:
+        return _by_number([(int(match[2]), match[1]) for match in numbered_last], where)
     return lines
 
 
@@ -190,7 +192,7 @@ def _from_table(text: str, delimiter: str | None, where: str) -> list[str]:
         raise ModelError(f"{where}: line {reader.line_num:,}: {csv_problem(error)}; {_REMEDY}") from error
     if uneven := next((row for row in rows if len(row) != len(rows[0])), None):
         raise ModelError(
-            f"{where}: the row {delimiter.join(uneven)!r} does not have {len(rows[0])} columns as the first"
+            f"{where}: the row {delimiter.join(uneven)!r} does not have {len(rows[0])} columns like the first row"
         )
     header = [cell.lower() for cell in rows[0]]
     if any(cell in _NAME_KEYS for cell in header):
@@ -202,11 +204,11 @@ def _from_columns(header: Sequence[str], rows: Sequence[Sequence[Any]], where: s
     """Return names from the only column of names, ordered by the column of class numbers if there is one."""
     columns = list(zip(*rows, strict=True))
     numbers, names = [], []
-    for place, (key, column) in enumerate(zip(header, columns, strict=True)):
+    for position, (key, column) in enumerate(zip(header, columns, strict=True)):
         if all(_number(value) is not None for value in column):
-            numbers.append(place)
+            numbers.append(position)
         elif str(key).lower() in _NAME_KEYS or not any(header):
-            names.append(place)
+            names.append(position)
     if len(header) == 1 and len(columns) == 1:
         return [_name(value, number, where) for number, value in enumerate(columns[0])]
     if len(names) != 1 or len(numbers) > 1 or not (numbers or any(header)):

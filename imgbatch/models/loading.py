@@ -63,21 +63,21 @@ def _select(config: ModelConfig, stores: Stores, *, replaces_head: bool) -> Mode
 
 
 @contextmanager
-def share_weights(model: Model, place: Folder | None) -> Iterator[Model]:
+def share_weights(model: Model, folder: Folder | None) -> Iterator[Model]:
     """Yield a model that every node can build: weights on a disk of this machine are copied to a folder for the block.
 
     Weights in a store are not copied. Without a folder (a run on one machine), the model is yielded unchanged.
     """
     from imgbatch.models.directory import Network
 
-    if place is None or not isinstance(model.network, Network) or not model.network.is_local:
+    if folder is None or not isinstance(model.network, Network) or not model.network.is_local:
         yield model
         return
-    with model.network.share_weights(place) as network:
+    with model.network.share_weights(folder) as network:
         yield replace(model, network=network)
 
 
 def _refuse(config: ModelConfig, *keys: str) -> None:
     for key in keys:
         if getattr(config, key) is not None:
-            raise ModelError(f"model.{key} does not go with --model {config.name}, which has its own; omit it")
+            raise ModelError(f"model.{key} cannot be combined with --model {config.name}, which has its own; omit it")

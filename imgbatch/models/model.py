@@ -1,4 +1,4 @@
-"""Effects: the model as one value: network, preprocessing, labels and digest."""
+"""Effects: a model as one value: network, preprocessing, labels and digest."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Model:
 
     def summary(self) -> str:
         """Return the preprocessing and the classes of the model in one line."""
-        more = ", …" if len(self.labels) > _SHOWN else ""
+        ellipsis = ", …" if len(self.labels) > _SHOWN else ""
         levels = f"; levels {', '.join(level.name for level in self.taxonomy.levels)}" if self.taxonomy else ""
         return (
             f"{self.reference}: {self.preprocess.summary()}; {len(self.labels):,} classes: "
-            f"{', '.join(self.labels[:_SHOWN])}{more}{levels}"
+            f"{', '.join(self.labels[:_SHOWN])}{ellipsis}{levels}"
         )
 
     def fingerprint(self) -> dict[str, Any]:

@@ -69,14 +69,14 @@ def get_or_make(
 
     Raises:
         Full: no disk of this node has room for it.
-        Exception: whatever `make` raises.
+        Exception: any exception of `make`.
     """
     try:
         path = folder() / name
-        if rejected_stamp is None and _is_sound(path, sha256):
+        if rejected_stamp is None and _is_intact(path, sha256):
             return path
         with FileLock(f"{path}.lock", timeout=_LOCK_S):
-            if not _is_sound(path, sha256) or (rejected_stamp is not None and stamp(path) == rejected_stamp):
+            if not _is_intact(path, sha256) or (rejected_stamp is not None and stamp(path) == rejected_stamp):
                 if path.exists():
                     log.warning("%s is damaged, or gives wrong results: it is made again", path)
                 _make(path, make)
@@ -112,7 +112,7 @@ def _digest_file(path: Path) -> Path:
     return path.with_name(f"{path.name}{_SUMS}")
 
 
-def _is_sound(path: Path, sha256: str | None) -> bool:
+def _is_intact(path: Path, sha256: str | None) -> bool:
     """Return whether an entry exists and agrees with its digests."""
     try:
         if sha256 is not None:
@@ -140,15 +140,15 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     """Make an entry and replace the old one. The caller holds the lock."""
     _remove_old(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_PARTIAL) as partial:
-        made, digests = Path(partial, path.name), Path(partial, _SUMS)
-        make(made)
-        digests.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests_of(made)}))
-        folders = [folder for folder in (made, *made.rglob("*")) if folder.is_dir()]
-        for written in (*_files(made), *folders, digests):
+        entry, digests = Path(partial, path.name), Path(partial, _SUMS)
+        make(entry)
+        digests.write_text(json.dumps({"made": uuid.uuid4().hex, "files": _digests_of(entry)}))
+        folders = [folder for folder in (entry, *entry.rglob("*")) if folder.is_dir()]
+        for written in (*_files(entry), *folders, digests):
             _sync(written)
         _digest_file(path).unlink(missing_ok=True)  # first: an entry without digests is not used
         _remove(path)
-        made.rename(path)
+        entry.rename(path)
         _sync(path.parent)
         digests.rename(_digest_file(path))
         _sync(path.parent)
@@ -157,9 +157,9 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
 def _make_private_copy(name: str, make: Callable[[Path], None]) -> Path:
     """Return a private copy, deleted when this process ends, on the first disk with room."""
     last_error: OSError | None = None
-    for place in (None, *_ELSEWHERE):
+    for parent in (None, *_ELSEWHERE):
         try:
-            path = _private_folder(place) / name
+            path = _private_folder(parent) / name
             make(path)
             return path
         except OSError as error:
@@ -172,8 +172,8 @@ def _make_private_copy(name: str, make: Callable[[Path], None]) -> Path:
     )
 
 
-def _private_folder(place: str | None) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="imgbatch-", dir=place))
+def _private_folder(parent: str | None) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="imgbatch-", dir=parent))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 
@@ -185,9 +185,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_old(place: Path) -> None:
+def _remove_old(folder: Path) -> None:
     """Remove incomplete entries of processes that were killed."""
-    for path in place.glob(f"{_PARTIAL}*"):
+    for path in folder.glob(f"{_PARTIAL}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _OLD_S:
                 _remove(path)

@@ -39,7 +39,7 @@ class Preprocess:
     width: int
     """Columns of the network's input."""
     resize: tuple[int, ...]
-    """(side,): the shorter side becomes this. (h, w): squash resizes to exactly this, center to the least that covers it."""
+    """(side,): the shorter side becomes this. (h, w): squash resizes to this, center to the smallest size that covers it."""
     interpolation: str = "bicubic"
     """bicubic, bilinear or nearest; the first two with antialiasing, like Pillow."""
     crop_mode: str = "center"
@@ -148,10 +148,10 @@ class Preprocess:
 
     def _centre(self, picture: torch.Tensor) -> torch.Tensor:
         """Return the centre crop, like torchvision's center_crop; black where the image is smaller."""
-        for axis, wanted in ((-2, self.height), (-1, self.width)):
+        for axis, side in ((-2, self.height), (-1, self.width)):
             length = picture.shape[axis]
-            if length > wanted:
-                picture = picture.narrow(axis, round((length - wanted) / 2), wanted)
+            if length > side:
+                picture = picture.narrow(axis, round((length - side) / 2), side)
         rows, columns = self.height - picture.shape[-2], self.width - picture.shape[-1]
         if rows or columns:
             import torch
@@ -171,8 +171,8 @@ class Preprocess:
         height, width = picture.shape[-2:]
         rows, columns = self.resize[0], self.resize[-1]
         ratio = min(height / rows, width / columns)
-        for axis, length, kept in ((-2, height, self.height), (-1, width, self.width)):
-            needed = 4 * math.ceil(max(kept, rows, columns) * ratio) + 16
+        for axis, length, crop in ((-2, height, self.height), (-1, width, self.width)):
+            needed = 4 * math.ceil(max(crop, rows, columns) * ratio) + 16
             if length > needed:
                 spare = (length - needed) // 2
                 picture = picture.narrow(axis, spare, length - 2 * spare)

@@ -45,7 +45,7 @@ class StateDict:
 
     state: files.State
     where: str
-    """ClassNames it in messages."""
+    """Its name in messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ClassNames:
     labels: list[str] | None
     """None: the names of the zoo."""
     where: str
-    """ClassNames their file in messages."""
+    """The name of their file in messages."""
 
     def require(self, number: int, classes: int, network: str) -> None:
         """Raise unless the number of names is the number of classes.
@@ -105,8 +105,10 @@ def make_directory(
         state, notes = files.read(Path(weights), weights_from or weights)
         state_dict = StateDict(state, weights_from or weights)
     folder = Folder(Stores(StorageConfig(), {}), path)
-    full, more = make(folder, name, architecture.removeprefix("timm:"), state_dict, ClassNames(labels, labels_from))
-    return {"name": full, "notes": notes + more}
+    full_name, zoo_notes = make(
+        folder, name, architecture.removeprefix("timm:"), state_dict, ClassNames(labels, labels_from)
+    )
+    return {"name": full_name, "notes": notes + zoo_notes}
 
 
 def check_directory(
@@ -175,18 +177,18 @@ def resolve(description: dict[str, Any], overrides: dict[str, Any], where: str) 
         ModelError: the description does not define the preprocessing, or needs one that is not supported.
     """
     try:
-        with tempfile.TemporaryDirectory() as place:
-            Path(place, "config.json").write_text(json.dumps(description))
-            stated, name, arguments = load_model_config_from_path(place)
-        known = timm.models.resolve_pretrained_cfg(name, stated).to_dict()
-        data = timm.data.resolve_data_config(args=overrides, pretrained_cfg=known)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(description))
+            stated, name, arguments = load_model_config_from_path(folder)
+        resolved = timm.models.resolve_pretrained_cfg(name, stated).to_dict()
+        data = timm.data.resolve_data_config(args=overrides, pretrained_cfg=resolved)
         Preprocess.from_timm(data)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     except Exception as error:  # timm raises any error for unexpected values
         raise ModelError(f"{where} does not define the preprocessing: {error!r}") from error
-    if known.get("fixed_input_size") and "input_size" in description["pretrained_cfg"]:
-        arguments = {"img_size": list(known["input_size"][1:]), **arguments}  # as timm passes it
+    if resolved.get("fixed_input_size") and "input_size" in description["pretrained_cfg"]:
+        arguments = {"img_size": list(resolved["input_size"][1:]), **arguments}  # as timm passes it
     own = None if name.startswith(TORCHVISION) else timm.get_pretrained_cfg(name, allow_unregistered=True)
     keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
     return {
@@ -206,27 +208,27 @@ def _make_from_timm(
         raise ModelError(
             f"timm has no weights {tag!r} for {plain!r}{did_you_mean(tag, tags)}; it has: {', '.join(tags)}"
         )
-    known = timm.get_pretrained_cfg(architecture)
-    if known is None or (state_dict is None and not known.has_weights):
+    registered = timm.get_pretrained_cfg(architecture)
+    if registered is None or (state_dict is None and not registered.has_weights):
         raise ModelError(f"timm has no weights for {plain!r}: give a state dict with --set model.weights=URI")
     notes: list[str] = []
     if state_dict is None:
-        if not known.num_classes:
+        if not registered.num_classes:
             raise ModelError(f"{name} has no head: it returns features, not classes, and cannot label images")
         try:
             net = timm.create_model(architecture, pretrained=True)
         except Exception as error:  # of the hub's client, its HTTP library, the connection, or a truncated file
             raise _unavailable_error(
-                name, f"https://huggingface.co/{known.hf_hub_id}", "HF_HOME", error, _cached_files(known)
+                name, f"https://huggingface.co/{registered.hf_hub_id}", "HF_HOME", error, _cached_files(registered)
             ) from error
-        names = class_names.labels or imagenet.labels_of(known.num_classes, known.label_names)
+        names = class_names.labels or imagenet.labels_of(registered.num_classes, registered.label_names)
     else:
-        names = class_names.labels or imagenet.labels_of(known.num_classes or 0, None)
+        names = class_names.labels or imagenet.labels_of(registered.num_classes or 0, None)
         net = timm.create_model(architecture, pretrained=False, num_classes=len(names))
         notes = _load_weights(net, state_dict, architecture, class_names, len(names))
     class_names.require(len(names), net.num_classes, name)
     directory.write_directory(folder, net, names)
-    return (f"timm:{plain}.{known.tag}" if known.tag else f"timm:{plain}"), notes
+    return (f"timm:{plain}.{registered.tag}" if registered.tag else f"timm:{plain}"), notes
 
 
 def _make_from_torchvision(
@@ -295,28 +297,32 @@ def _to_pretrained_cfg(transform: Any) -> Mapping[str, Any]:
     }
 
 
-def _cached_files(known: Any) -> list[Path]:
+def _cached_files(registered: Any) -> list[Path]:
     """Return the files in the caches of the libraries with the weights of a network of timm."""
     files_in_cache: list[Path] = []
-    if known.hf_hub_id:
-        repository, _, revision = known.hf_hub_id.partition("@")
-        names = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    if registered.hf_hub_id:
+        repository, _, revision = registered.hf_hub_id.partition("@")
+        names = (
+            [registered.hf_hub_filename] if registered.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        )
         paths = [try_to_load_from_cache(repository, name, revision=revision or None) for name in names]
         files_in_cache += [Path(path) for path in paths if isinstance(path, str)]
-    return files_in_cache + ([_in_torch_hub(known.url)] if known.url else [])
+    return files_in_cache + ([_in_torch_hub(registered.url)] if registered.url else [])
 
 
 def _in_torch_hub(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
 
 
-def _unavailable_error(name: str, place: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
+def _unavailable_error(name: str, source: str, cache: str, error: Exception, cached: list[Path]) -> ModelError:
     """Return the error for weights of a zoo that are not available. It names a file in the cache that has no weights."""
     for path in cached:
         if path.is_file():
             try:
                 files.require_weights(path, f"the weights of {name} are not available: {path}")
             except ModelError as wrong_file:
-                return ModelError(f"{wrong_file}; or remove it, so that it is fetched again from {place}")
+                return ModelError(f"{wrong_file}; or remove it, so that it is fetched again from {source}")
     message = (str(error).strip() or repr(error)).splitlines()[0][:300]
-    return ModelError(f"the weights of {name} are not available from {place}: {message}. {_REMEDY.format(cache=cache)}")
+    return ModelError(
+        f"the weights of {name} are not available from {source}: {message}. {_REMEDY.format(cache=cache)}"
+    )

@@ -59,7 +59,7 @@ class Taxonomy:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the tree, whatever the form of its file."""
+        """SHA-256, in hex, of the tree, independent of the form of its file."""
         return hashlib.sha256(self.to_csv()).hexdigest()
 
     def path(self, label_id: int) -> list[str]:
@@ -128,18 +128,18 @@ def read(content: bytes, where: str, labels: Sequence[str]) -> Taxonomy:
     names, paths = _from_json(text, where) if where.lower().endswith(".json") else _from_csv(text, where)
     _require_tree(names, paths, where)
     _require_spellings(names, paths, labels, where)
-    known = {path[-1]: path for _, path in paths}
-    _require_labels(set(known), labels, where)
+    path_of = {path[-1]: path for _, path in paths}
+    _require_labels(set(path_of), labels, where)
     levels = []
     for depth, name in enumerate(names):
         # The finest level is numbered as the logits are.
-        nodes = {node: number for number, node in enumerate(dict.fromkeys(known[label][depth] for label in labels))}
-        levels.append(Level(name, tuple(nodes), tuple(nodes[known[label][depth]] for label in labels)))
+        nodes = {node: number for number, node in enumerate(dict.fromkeys(path_of[label][depth] for label in labels))}
+        levels.append(Level(name, tuple(nodes), tuple(nodes[path_of[label][depth]] for label in labels)))
     return Taxonomy(tuple(levels))
 
 
 Paths = Sequence[tuple[str, tuple[str, ...]]]
-"""For each label its place in the file, and its nodes from coarse to fine."""
+"""For each label its position in the file, and its nodes from coarse to fine."""
 
 
 def _from_csv(text: str, where: str) -> tuple[list[str], Paths]:
@@ -224,11 +224,11 @@ def _require_tree(names: Sequence[str], paths: Paths, where: str) -> None:
     for place, path in paths:
         for depth in range(1, len(path)):
             parent, child = path[depth - 1 : depth + 1]
-            before, other = parents.setdefault((depth, child), (parent, place))
-            if before != parent:
+            first_parent, first_place = parents.setdefault((depth, child), (parent, place))
+            if first_parent != parent:
                 raise ModelError(
-                    f"{where}: {names[depth]} {child!r} has two parents, {before!r} ({other}) and {parent!r} ({place}): "
-                    "keep only one, or give the two nodes different names"
+                    f"{where}: {names[depth]} {child!r} has two parents, {first_parent!r} ({first_place}) and {parent!r} "
+                    f"({place}): keep only one, or give the two nodes different names"
                 )
             if parent != child:
                 above.setdefault(child, set()).add(parent)
@@ -244,14 +244,14 @@ def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str]
 
     The labels of the model may do so: ImageNet has a Cardigan (a dog) and a cardigan.
     """
-    known = set(labels)
+    model_labels = set(labels)
     try:
         require_distinct(names, "levels")
         for depth, name in enumerate(names):
             nodes = dict.fromkeys(path[depth] for _, path in paths)
             if depth == len(names) - 1:
-                others = {folded(node) for node in nodes if node not in known}
-                nodes = {node: None for node in nodes if folded(node) in others}
+                foreign = {folded(node) for node in nodes if node not in model_labels}
+                nodes = {node: None for node in nodes if folded(node) in foreign}
             require_distinct(nodes, f"nodes of {name!r}")
     except InputError as error:
         raise ModelError(f"{where}: {error}") from error
@@ -259,16 +259,16 @@ def _require_spellings(names: Sequence[str], paths: Paths, labels: Sequence[str]
 
 def _cycle(above: Mapping[str, set[str]]) -> list[str]:
     """Return a cycle of names, from a name back to itself; empty if there is none."""
-    done: set[str] = set()
+    visited: set[str] = set()
 
     def climb(name: str, below: list[str]) -> list[str]:
         if name in below:
             return [*below[below.index(name) :], name]
-        if name not in done:
+        if name not in visited:
             for parent in sorted(above.get(name, ())):
                 if cycle := climb(parent, [*below, name]):
                     return cycle
-            done.add(name)
+            visited.add(name)
         return []
 
     return next((cycle for name in sorted(above) if (cycle := climb(name, []))), [])
@@ -278,14 +278,14 @@ def _require_labels(in_tree: set[str], labels: Sequence[str], where: str) -> Non
     """Refuse a tree without a label of the model; warn about labels that the model does not have."""
     missing = [label for label in labels if label not in in_tree]
     surplus = sorted(in_tree - set(labels))
-    more = _named(surplus, "unknown to the model", labels) if surplus else ""
+    surplus_text = _named(surplus, "unknown to the model", labels) if surplus else ""
     if missing:
-        wrong = _named(missing, f"of the model {plural(len(missing), 'is', 'are')} missing", surplus) + (
-            f"; {more}" if more else ""
+        missing_text = _named(missing, f"of the model {plural(len(missing), 'is', 'are')} missing", surplus) + (
+            f"; {surplus_text}" if surplus_text else ""
         )
-        raise ModelError(f"{where}: {wrong}: the tree must have a row for each label of the model")
+        raise ModelError(f"{where}: {missing_text}: the tree must have a row for each label of the model")
     if surplus:
-        _warn_once(f"{where}: {more}: omitted from the tree")
+        _warn_once(f"{where}: {surplus_text}: omitted from the tree")
 
 
 @cache
@@ -294,13 +294,13 @@ def _warn_once(text: str) -> None:
     log.warning("%s", text)
 
 
-def _named(names: Sequence[str], what: str, others: Sequence[str]) -> str:
+def _named(names: Sequence[str], description: str, candidates: Sequence[str]) -> str:
     """Return a count and the first names, each with a suggestion from the other names."""
-    shown = [repr(name) + label_hint(name, others) for name in names[:_SHOWN]]
-    return f"{counted(len(names), 'label')} {what} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
+    shown = [repr(name) + label_hint(name, candidates) for name in names[:_SHOWN]]
+    return f"{counted(len(names), 'label')} {description} ({', '.join(shown)}{', …' if len(names) > _SHOWN else ''})"
 
 
-def label_hint(name: str, known: Sequence[str]) -> str:
+def label_hint(name: str, labels: Sequence[str]) -> str:
     """Return a hint about a known name that may be meant: a similar one, or one with this number or WordNet id.
 
     >>> label_hint("granny  smith", ["Granny Smith", "Gala"]), label_hint("dog", ["Gala"])
@@ -308,15 +308,15 @@ def label_hint(name: str, known: Sequence[str]) -> str:
     >>> label_hint("n02123159", ["tabby", "tiger cat"]), label_hint("1", ["tabby", "tiger cat"])
     (", the WordNet id of 'tiger cat'?", ", the number of 'tiger cat'?")
     >>> label_hint("crane", ["crane (bird)", "crane (machine)", "crate"])
-    ", which may be 'crane (bird)' or 'crane (machine)': say which"
+    ", which may be 'crane (bird)' or 'crane (machine)': use the complete name"
     """
-    if name.isdecimal() and len(name) < 9 and int(name) < len(known):
-        return f", the number of {known[int(name)]!r}?"
-    if _SYNSET.fullmatch(name) and (word := imagenet.readable([name])[0]) != name and word in known:
+    if name.isdecimal() and len(name) < 9 and int(name) < len(labels):
+        return f", the number of {labels[int(name)]!r}?"
+    if _SYNSET.fullmatch(name) and (word := imagenet.readable([name])[0]) != name and word in labels:
         return f", the WordNet id of {word!r}?"
-    if len(same := [other for other in known if folded(re.split(r"[,(]", other)[0]) == folded(name)]) > 1:
-        return f", which may be {' or '.join(f'{other!r}{_id_of(other, known)}' for other in same)}: say which"
-    by_form = {folded(other).replace(" ", ""): other for other in known}
+    if len(matches := [label for label in labels if folded(re.split(r"[,(]", label)[0]) == folded(name)]) > 1:
+        return f", which may be {' or '.join(f'{label!r}{_id_of(label, labels)}' for label in matches)}: use the complete name"
+    by_form = {folded(label).replace(" ", ""): label for label in labels}
     form = closest(folded(name).replace(" ", ""), by_form, cutoff=0.8)
     return f", did you mean {by_form[form]!r}?" if form is not None else ""
 

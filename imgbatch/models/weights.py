@@ -70,19 +70,19 @@ def match_names(net: nn.Module, state: State) -> tuple[State, list[str]]:
 
     If nothing fits, return the tensors under the candidate names that have most in common with the network's.
     """
-    wanted = net.state_dict()
+    expected = net.state_dict()
     candidates = list(_name_candidates(state))
     for names, notes in candidates:
         if differing_names(net, names) == ([], []):
-            return names, notes + _buffer_notes(wanted, names)
-    return max(candidates, key=lambda candidate: len(candidate[0].keys() & wanted.keys()))[0], []
+            return names, notes + _buffer_notes(expected, names)
+    return max(candidates, key=lambda candidate: len(candidate[0].keys() & expected.keys()))[0], []
 
 
 def differing_names(net: nn.Module, state: State) -> tuple[list[str], list[str]]:
     """Return the missing and the left-over names of a state dict, without buffers that have no effect at inference."""
-    wanted, buffers = net.state_dict(), dict(net.named_buffers())
-    missing = [name for name in wanted if name not in state and not (name in buffers and _is_optional(name))]
-    surplus = [name for name in state if name not in wanted and not _is_optional(name)]
+    expected, buffers = net.state_dict(), dict(net.named_buffers())
+    missing = [name for name in expected if name not in state and not (name in buffers and _is_optional(name))]
+    surplus = [name for name in state if name not in expected and not _is_optional(name)]
     return sorted(missing), sorted(surplus)
 
 
@@ -103,13 +103,13 @@ def _name_candidates(state: State) -> Iterator[tuple[State, list[str]]]:
         yield state, [f"{', '.join(map(repr, removed))} was removed from the names of the tensors"]
 
 
-def _buffer_notes(wanted: State, state: State) -> list[str]:
+def _buffer_notes(expected: State, state: State) -> list[str]:
     """Return a note about buffers that are missing or left over."""
-    names = sorted(wanted.keys() ^ state.keys())
+    names = sorted(expected.keys() ^ state.keys())
     if not names:
         return []
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"buffers without effect at inference are missing or left over: {names[0]}{more}"]
+    suffix = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"buffers without effect at inference are missing or left over: {names[0]}{suffix}"]
 
 
 def _is_optional(name: str) -> bool:
@@ -121,25 +121,27 @@ def _unwrap(content: Any, where: str) -> tuple[State, list[str]]:
     while isinstance(content, Mapping):
         if content and all(isinstance(value, torch.Tensor) for value in content.values()):
             return {str(name): value for name, value in content.items()}, notes
-        inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inside:
+        wrappers = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrappers:
             break
-        others = f"; {', '.join(map(repr, inside[1:]))} is not" if inside[1:] else ""
-        averaged = " (averaged weights)" if inside[0] in _AVERAGED else ""
-        notes.append(f"{inside[0]!r}{averaged} of the checkpoint is used{others}")
-        content = content[inside[0]]
+        ignored = f"; {', '.join(map(repr, wrappers[1:]))} is not" if wrappers[1:] else ""
+        averaged = " (averaged weights)" if wrappers[0] in _AVERAGED else ""
+        notes.append(f"{wrappers[0]!r}{averaged} of the checkpoint is used{ignored}")
+        content = content[wrappers[0]]
     raise ModelError(f"{where} has no state dict: {_describe_content(content)}; save net.state_dict()")
 
 
 def _describe_content(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"it is {type(content).__name__}, not names with tensors"
-    others = [f"{name!r} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)]
-    if not others:
+    other_values = [
+        f"{name!r} ({type(value).__name__})" for name, value in content.items() if not torch.is_tensor(value)
+    ]
+    if not other_values:
         return "it is empty"
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    beside = "among its tensors" if len(others) < len(content) else "and no tensors"
-    return f"it has {', '.join(others[:_SHOWN])}{more} {beside}"
+    suffix = f" and {len(other_values) - _SHOWN} more" if len(other_values) > _SHOWN else ""
+    beside = "among its tensors" if len(other_values) < len(content) else "and no tensors"
+    return f"it has {', '.join(other_values[:_SHOWN])}{suffix} {beside}"
 
 
 def _load(path: Path, where: str) -> Any:
@@ -150,7 +152,7 @@ def _load(path: Path, where: str) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # An open file, since torch goes by the suffix of a path. Checkpoints of timm contain their arguments as a Namespace.
+        # An open file, since torch decides by the suffix of a path. Checkpoints of timm contain their arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors have errors of their own
@@ -196,11 +198,11 @@ def _unreadable_error(path: Path, where: str, error: Exception) -> ModelError:
         except Exception:  # noqa: BLE001 - it only improves a message
             unsafe = []
     if unsafe:
-        more = f" and {len(unsafe) - _SHOWN} more" if len(unsafe) > _SHOWN else ""
-        what = f"is a pickle with more than tensors ({', '.join(unsafe[:_SHOWN])}{more}), which is never loaded"
+        suffix = f" and {len(unsafe) - _SHOWN} more" if len(unsafe) > _SHOWN else ""
+        problem = f"is a pickle with more than tensors ({', '.join(unsafe[:_SHOWN])}{suffix}), which is never loaded"
     else:
-        what = (
+        problem = (
             "cannot be read as a state dict: it is truncated, or a pickle with more than tensors, which is never loaded "
             f"({(str(error).splitlines() or [repr(error)])[0][:200]})"
         )
-    return ModelError(f"{where} {what}; save net.state_dict() with safetensors or torch.save")
+    return ModelError(f"{where} {problem}; save net.state_dict() with safetensors or torch.save")

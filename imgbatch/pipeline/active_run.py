@@ -1,4 +1,4 @@
-"""Effects: a run that holds the claim of its output: what it works with, and what it writes about itself."""
+"""Effects: a run that holds the claim of its output: its job, its record, `_SUCCESS` and its summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActiveRun:
     def withdraw_success(self) -> None:
         """Remove `_SUCCESS`, since there is work to do.
 
-        That may be the one of a killed run which arrived late, but never one of a run that has taken over.
+        It may be that of a killed run, written late, but never that of a run that has taken over.
 
         Raises:
             OutputChangedError: another run has taken over.
@@ -36,7 +36,9 @@ class ActiveRun:
         self.claim.require_ours()
         try:
             self.success.withdraw()
-        except OutputChangedError:  # it was replaced since it was read: by a late write, if the claim is still ours
+        except (
+            OutputChangedError
+        ):  # it was replaced since it was read: by a late write, if this run still holds the claim
             self.claim.require_ours()
             self.success.refresh()
             self.success.withdraw()
@@ -45,7 +47,7 @@ class ActiveRun:
         """Release the claim.
 
         Raises:
-            OutputChangedError: another run has taken it over; what was counted may have changed, so `_SUCCESS` is removed.
+            OutputChangedError: another run has taken it over. The counted rows may have changed, so `_SUCCESS` is removed.
         """
         try:
             self.claim.require_released()
@@ -56,10 +58,10 @@ class ActiveRun:
             raise
 
     def raise_if_changed(self, error: Exception) -> None:
-        """Report that the output was changed during the run, if that is why it failed; remove a `_SUCCESS` that is wrong now.
+        """Raise another error if the run failed since the output was changed; remove a `_SUCCESS` that is no longer valid.
 
         Args:
-            error: why the run failed.
+            error: the failure of the run.
 
         Raises:
             OutputChangedError: another run has taken over, or something was deleted.
@@ -69,25 +71,25 @@ class ActiveRun:
             return
         try:
             self.claim.require_ours()
-        except OutputChangedError as lost:  # `_SUCCESS` is another run's
-            raise OutputChangedError(deleted or str(lost)) from error
+        except OutputChangedError as taken_over:  # `_SUCCESS` is another run's
+            raise OutputChangedError(deleted or str(taken_over)) from error
         if deleted or isinstance(error, AuditError):  # `_SUCCESS` may be of an earlier run
             try:
                 if self.success.content is None:  # the run failed before it read it
                     self.success.refresh()
                 self.success.withdraw()
-            except (StoreError, OutputChangedError) as second:  # the first error is the one to report
-                log.error("_SUCCESS could not be removed: %s", second)
+            except (StoreError, OutputChangedError) as store_error:  # the first error is the one to report
+                log.error("_SUCCESS could not be removed: %s", store_error)
         if deleted:
             raise OutputChangedError(deleted) from error
 
     def _deleted_names(self) -> str:
-        """Return what was deleted of the tables and the listing since the run has read or written them."""
+        """Return a sentence about files of tables and listing that were deleted during the run; empty if none was deleted."""
         ledger, record = self.job.ledger, self.record
-        seen = {"labels": ledger.labels.names, "rejects": ledger.rejects.names}
-        seen[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
+        names_by_folder = {"labels": ledger.labels.names, "rejects": ledger.rejects.names}
+        names_by_folder[f"runs/{record.id}/listing"] = listing_pages.page_names(record.listed_rows)
         try:
-            return deleted_files.describe_deletion(self.job.output, seen)
-        except StoreError as second:
-            log.warning("the output could not be looked at: %s", second)
+            return deleted_files.describe_deletion(self.job.output, names_by_folder)
+        except StoreError as error:
+            log.warning("the output could not be checked for deleted files: %s", error)
             return ""

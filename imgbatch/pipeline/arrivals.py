@@ -1,4 +1,4 @@
-"""Effects: which rows of the workers are new, up to the limit of the run, and which rejects replace rows that never come.
+"""Effects: arrivals of rows: which rows are new, up to the limit of the run, and rejects in place of lost rows.
 
 Ray may compute a block again and deliver it twice, or never: the work plan records what has arrived.
 """
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Arrivals:
-    """Accepts each image's first row, and those of a stream in its order, up to the limit of the run."""
+    """Accepts the first row of each image, and rows of a stream in its order, up to the limit of the run."""
 
     work_plan: WorkPlan
     remaining: int | None = None
-    """How many rows of streams may come yet, which the listing did not count; None: no limit."""
+    """The number of rows of streams that are still accepted; None: no limit."""
 
     def __post_init__(self) -> None:
         if self.remaining is not None:  # the images in streams that have rows already may be more than the limit
@@ -53,16 +53,16 @@ class Arrivals:
         return self.remaining == 0 and not self.work_plan.remaining
 
     def lost_rows(self, listing: Folder, tries: int) -> pa.Table | None:
-        """Return rejects for what is pending after the last attempt: alone in its process, each image ended it `tries` times.
+        """Return rejects for images that are pending after the last attempt: alone in a process, each ended it `tries` times.
 
-        They are transient, so that the next run tries again: images are decoded in a child process by then, so that it was
-        the process around the decoder that died. Of a stream one reject stands for all that was not read.
+        They are transient, so that the next run tries again: in the last round images are decoded in a child process, so the
+        process around the decoder died. A stream gets one reject for all images that were not read.
         """
         lost = self.work_plan.take_lost()
         if not len(lost):
             return None
         listed = Pages(listing).rows(lost)
-        message = "the process that worked on it died, each time, with nothing else in it"
+        message = "its process died in each attempt, while it processed no other image"
         values = {"stage": "decode", "reason": "crashed", "message": message, "passing": True, "attempts": tries}
         columns = {"index": pa.array(lost), **{name: listed[name] for name in listed.column_names}}
         schema = with_carried(RESULTS, carried_fields(listed.schema))
@@ -76,8 +76,8 @@ class Arrivals:
         found = self.work_plan.found
         if found.unpaired:
             log.warning(
-                "%s members .cls, .json and .txt of tars do not lie beside an image of their name, such as %s: they are in no "
-                "table. A tar is read in its order; write it in that of its names (tar --sort=name)",
+                "%s members .cls, .json and .txt of tars are not next to an image of their name, such as %s: they are in no "
+                "table. A tar is read in its order; write it in the order of names (tar --sort=name)",
                 f"{found.unpaired:,}",
                 found.unpaired_example,
             )

@@ -26,7 +26,7 @@ _MAX_BUFFERED_ROWS = 4_096
 
 @dataclass
 class Committer:
-    """Buffers the rows that are new, and commits them. On exit it commits what is left in the buffer."""
+    """Buffers new rows, and commits them. On exit it commits the rest of the buffer."""
 
     ledger: Ledger
     run_id: str
@@ -45,12 +45,12 @@ class Committer:
 
     @property
     def work_plan(self) -> WorkPlan:
-        """What is pending."""
+        """The pending images and tars."""
         return self.arrivals.work_plan
 
     @property
     def arrived(self) -> int:
-        """How many images of this run have a row, committed or about to be."""
+        """The number of images of this run with a row that is committed, or buffered."""
         return self.statistics.arrived
 
     @property
@@ -62,7 +62,7 @@ class Committer:
         """Take one block of results.
 
         Raises:
-            ImgbatchError: the block holds an error in place of rows, or the store is away.
+            ImgbatchError: the block contains an error, or the store of the input is unreachable.
         """
         rows, notes, ends = received(block)
         self.statistics.add_notes(notes)
@@ -72,7 +72,7 @@ class Committer:
         self._buffer.append(rows.drop_columns(["index", *PLACE_COLUMNS]))
         self._buffered_rows += len(rows)
         self.statistics.count(rows)
-        # Last: what has arrived is committed on the way out, also if the store is away.
+        # Last: if this raises, `__exit__` still commits the rows that have arrived.
         self.health.check(rows)
 
     def reject_lost(self, listing: Folder, tries: int) -> None:
@@ -89,10 +89,10 @@ class Committer:
         return self._buffered_rows >= _MAX_BUFFERED_ROWS or (waiting and late)
 
     def commit(self) -> None:
-        """Write what is in the buffer, and how far streams are read with it."""
+        """Write the rows in the buffer, and the progress of streams with them."""
         if self._buffer or self.work_plan.has_progress:
-            nothing = RESULTS.empty_table().drop_columns(["index", *PLACE_COLUMNS])
-            rows = pa.concat_tables(self._buffer or [nothing], promote_options="default")
+            no_rows = RESULTS.empty_table().drop_columns(["index", *PLACE_COLUMNS])
+            rows = pa.concat_tables(self._buffer or [no_rows], promote_options="default")
             # Emptied first: a commit that failed is not repeated by `__exit__`, since parts of it may be in the store.
             self._buffer, self._buffered_rows = [], 0
             progress = self.work_plan.take_progress()
@@ -105,10 +105,10 @@ class Committer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Commit what is left, also where the run fails: its own error is then the one to report."""
+        """Commit the rest of the buffer. If the run has failed, its own error is reported, not one of this commit."""
         try:
             self.commit()
-        except ImgbatchError as second:
+        except ImgbatchError as commit_error:
             if error is None:
                 raise
-            log.error("the last rows could not be committed, and will be made again: %s", second)
+            log.error("the last rows could not be committed, and the next run computes them again: %s", commit_error)

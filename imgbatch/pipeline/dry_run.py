@@ -1,4 +1,4 @@
-"""Effects: what a run would do, without doing it: the inputs are listed against the ledger, and nothing is written."""
+"""Effects: a dry run: it lists the inputs, compares them with the ledger, and writes nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from imgbatch.terminal.plurals import counted, plural
 
 
 def dry_run(config: Config) -> str:
-    """Return what a run would do, for people."""
+    """Return a summary of the work that a run would do."""
     job = open_output(config, read_only=True)
     listing = list_images(job, None)
     counts, work = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)
     updated_rows = sum(map(count_rows, changed))
     images = work.remaining - counts.streams
-    size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size not known"
-    tars = (
-        f" and what {plural(counts.streams, 'a tar holds', f'{counts.streams:,} tars hold')}" if counts.streams else ""
-    )
+    size = f"{counts.bytes / 1e6:,.1f} MB" if counts.bytes else "size unknown"
+    tars = f" and the images in {plural(counts.streams, 'a tar', f'{counts.streams:,} tars')}" if counts.streams else ""
     updated = f" ({updated_rows:,} of these to get other carried values)" if updated_rows else ""
     stale = f", {counts.stale:,} of the {images:,} to classify changed or to be tried again" if counts.stale else ""
     return (

@@ -1,9 +1,9 @@
-"""Effects: one evaluation: label images whose class is known, or take earlier labels; compare, and write the figures.
+"""Effects: one evaluation: label images whose class is known, or read earlier labels; compare, and write the figures.
 
     python jobs/evaluate.py --input s3://bucket/labelled --model s3://bucket/models/fruit --output s3://bucket/evaluation
 
-The main job labels the images, into the same output, so that this command too resumes where it was stopped. With --labels the
-labels of an earlier run are scored as they are.
+The classification job labels the images, into the same output, so that the same command resumes a run that was stopped. With
+--labels, the labels of an earlier run are scored.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def evaluate(
         labels: the output of an earlier run, whose labels are scored; None: a model labels the images.
 
     Raises:
-        ImgbatchError: the run could not be finished; `exit_code` says who has to act.
+        ImgbatchError: the run could not be finished; `exit_code` gives the cause.
     """
     if labels and against:
         raise UsageError("--labels runs no model, so there is none to compare with: omit --against or --labels")
@@ -109,21 +109,21 @@ def evaluate(
 def new_labels(
     config: sections.Config, split: str | None, stop: StopRequest, against: Model | None = None
 ) -> tuple[GroundTruth, LabelTables]:
-    """Label the images by the main job; return their true classes and the tables.
+    """Label the images by the classification job; return their true classes and the tables.
 
     Args:
-        against: the second model, which has to have all classes too.
+        against: the second model, which must have all classes too.
     """
     stores, name = Stores(config.storage), config.model.name
     temperature, training_images = temperature_of(name, stores), of_model(name, stores)
-    # All columns are read here. The hashes are those by which the images that the model was trained on are recognised.
+    # An evaluation reads all columns. The hashes identify images that the model was trained on.
     config = replace(config, output=replace(config.output, columns=(), content_hash=True))
     if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
         config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
     job = prepare(config)
     with naming_the_output(job):
         unhashed = lacks_hashes(job.output)
-    if unhashed:  # an output of version 0.1, or of classify.py, is continued as it is
+    if unhashed:  # an output of version 0.1, or of classify.py, is continued in its form
         config = replace(config, output=replace(config.output, content_hash=False))
         job = prepare(config)
     models = [job.model] if against is None else [job.model, against]
@@ -142,7 +142,7 @@ def new_labels(
 def existing_labels(
     config: sections.Config, labels: str, model_name: str | None, split: str | None
 ) -> tuple[Folder, GroundTruth, LabelTables]:
-    """Take the labels of an earlier run; return where the figures go, the true classes, and the tables.
+    """Read the labels of an earlier run; return the output for the figures, the true classes, and the tables.
 
     The model does not run: only its classes and levels are read.
 
@@ -152,7 +152,7 @@ def existing_labels(
     """
     stores = Stores(config.storage)
     if not config.output.uri:
-        raise UsageError("no --output: say where the figures go")
+        raise UsageError("no --output: set where the figures are written")
     if missing := missing_path(labels):
         raise InputError(f"--labels {missing}")
     scored = Folder(stores, absolute(labels))
@@ -176,7 +176,7 @@ def existing_labels(
 
 
 def withdraw(output: Folder) -> None:
-    """Delete the figures of an earlier evaluation: if this run fails, they may be of other images."""
+    """Delete the figures of an earlier evaluation, which would be out of date if this run failed."""
     for name in ("metrics.json", "evaluation.html"):
         output.delete(name)
 
@@ -184,7 +184,7 @@ def withdraw(output: Folder) -> None:
 def score(tables: LabelTables, truths: GroundTruth, output: Folder) -> tuple[Evaluation, pa.Table]:
     """Compare labels with true classes, write `predictions.parquet`, and return the figures and the worst mistakes."""
     if not len(truths):
-        raise InputError("there is not one labelled image in the input")
+        raise InputError("the input has no labelled image")
     console.step("comparing labels and true classes")
     reader, mistakes = LabelReader(truths, tables.model, tables.temperature, tables.training_images), None
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Effects: what happens before images are labelled: config, model, inputs and output are checked, and images are listed."""
+"""Effects: the steps before images are labelled: checks of config, model, inputs and output, and the listing."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def prepare(config: sections.Config, *, read_only: bool = False) -> Job:
         ImgbatchError: the model, an input or a value of the config cannot be used.
     """
     stores = Stores(config.storage)
-    for what, uris in (("--input", config.input), ("--output", [config.output.uri])):
+    for flag, uris in (("--input", config.input), ("--output", [config.output.uri])):
         for uri in uris:
-            recognise.require_utf8(uri, what)
+            recognise.require_utf8(uri, flag)
     console.step("loading the model")
     model = loading.load(config.model, stores)
     config = reading.fill_output_template(config, model=model.slug)
     if not config.output.uri:
-        raise UsageError("no --output: say where the label tables go")
+        raise UsageError("no --output: set where the label tables are written")
     output = Folder(stores, absolute(config.output.uri))
     sources = sources_beside(output, config.input, config.source)
     ledger = Ledger(
@@ -96,18 +96,18 @@ def sources_beside(output: Folder, uris: Sequence[str], config: sections.SourceC
     """Return the sources of a run.
 
     Raises:
-        UsageError: one of them would list what the run writes.
+        UsageError: a source would list the files that the run writes.
     """
     sources = recognise.recognise(output.stores, uris, config)
     for source in sources:
         if recognise.would_list(source, output):
-            raise UsageError(f"--output {output.uri} lies inside --input {source.uri}: choose a place beside it")
+            raise UsageError(f"--output {output.uri} is inside --input {source.uri}: choose a location outside of it")
     return sources
 
 
 @contextmanager
 def naming_the_output(job: Job) -> Iterator[None]:
-    """Report an output that does not exist as a wrong flag: within are the first requests to it."""
+    """Report an output that does not exist as a wrong flag. The block makes the first requests to it."""
     try:
         yield
     except (NotFound, BadPath) as error:
@@ -144,13 +144,13 @@ def list_images(job: Job, folder: Folder | None) -> Listing:
     )
     if counts.unversioned:
         log.warning(
-            "%s of the images already done have neither size nor ETag in the input: if they have changed, that cannot be seen. "
-            "Give the manifest the columns size or etag, or name the folder of the images as a second --input",
+            "%s of the images already done have neither size nor ETag in the input: changes of these images cannot be "
+            "detected. Give the manifest the columns size or etag, or name the folder of the images as a second --input",
             f"{counts.unversioned:,}",
         )
     if not counts.listed and not counts.streams and not job.config.source.allow_empty:
         raise InputError(f"{no_image(counts, job.sources)}; source.allow_empty=true makes an empty input a success")
-    if counts.listed and not listing.full:  # else a column may be one of those that were not listed
+    if counts.listed and not listing.full:  # with a limit, images beyond it may have the column
         require_carried(job.config.output.columns, listing.carried)
     return listing
 

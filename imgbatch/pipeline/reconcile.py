@@ -12,7 +12,7 @@ from imgbatch.pipeline.budget import check_budget
 
 
 def seal(run: ActiveRun, carried: pa.Schema) -> str:
-    """Seal both logs, unless they still are since the last success; return the run whose seal holds.
+    """Seal both logs, unless the seals of the last success are still valid; return the id of the run of the valid seals.
 
     Args:
         carried: the carried columns of the listing.
@@ -22,7 +22,8 @@ def seal(run: ActiveRun, carried: pa.Schema) -> str:
     if success is not None and ledger.sealed_by(success.get("seal")):
         return str(success["seal"])
     ledger.seal(run_id, carried)
-    # Another writer was here: an image that it rejected and this run labelled has two rows, which reading anew resolves.
+    # Another writer has committed too: an image that it rejected and this run labelled has two rows. Opening the ledger again
+    # removes the reject.
     if len(ledger.written_by_others):
         ledger.open()
     return run_id
@@ -33,12 +34,12 @@ def reconcile(run: ActiveRun, listed: Counts) -> tuple[dict[str, int], dict[str,
 
     Raises:
         AuditError: an image has no row, or two.
-        BudgetError: too many have no label.
+        BudgetError: too many images have no label.
     """
     config, ledger = run.job.config, run.job.ledger
     parts = {"labels": ledger.labels.numbers, "rejects": ledger.rejects.numbers}
     listing = run.record.folder.folder("listing")
-    totals = audit.audit(run.job.output, listing, limited=config.limit is not None, known=parts)
+    totals = audit.audit(run.job.output, listing, limited=config.limit is not None, part_numbers=parts)
     run.tally.audited(totals)
     counts = {
         "listed": totals.listed,

@@ -45,10 +45,10 @@ def classify(config: Config, stop: StopRequest) -> RunSummary:
 
     Args:
         config: the whole configuration.
-        stop: whether the run is to end; checked several times a second.
+        stop: a stop request; checked several times a second.
 
     Raises:
-        ImgbatchError: the run could not be finished; `exit_code` says who has to act. Rows that had arrived are committed.
+        ImgbatchError: the run could not be finished; `exit_code` gives the cause. Rows that had arrived are committed.
     """
     job = open_output(config)
     console.step("checking that no other run writes the output")
@@ -88,15 +88,15 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
 def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dict[str, int]]:
     """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
-    # Read first of all: a `_SUCCESS` that another run writes from now on is not this run's to remove.
+    # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
 
-    # List the inputs, and plan: the work plan has the images that are new, changed, or to be tried again.
+    # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
     listing = list_images(job, run.record.folder.folder("listing"))
     listed, work_plan, carried = listing.counts, listing.work_plan(), listing.carried
     changed = corrections(job.ledger, listing.pages, carried, work_plan.pending, limited=listing.full)
     run.record.listed_rows = len(work_plan.pending)
-    del listing  # and with it 16 bytes an image
+    del listing  # it has 16 bytes an image
     process.release_memory()
     listed = replace(listed, updated=correct_rows(run, changed))
 
@@ -106,15 +106,17 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     if work_plan.remaining:
         listed = label(run, listed, work_plan, stop)
 
-    # Audit what is in the store, and write `_SUCCESS`.
+    # Audit the tables in the store, and write `_SUCCESS`.
     console.step("reading the tables back")
     process.release_memory()
     tick()
-    if job.config.run.prune and listed.listed:  # an empty listing is more likely a mistake than an order to remove all
+    if (
+        job.config.run.prune and listed.listed
+    ):  # an empty listing is more likely a mistake than a request to remove all rows
         job.ledger.prune(listed.unread)
     sealed_by = seal(run, carried)
     job.ledger.release_index()
-    run.success.refresh()  # one that another run writes during the audit is not replaced
+    run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
     run.claim.require_ours()
     run.success.write(run.record.id, counts, job.config.limit, sealed_by)
@@ -138,7 +140,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     """Label the pending images on the cluster, and commit their rows as they arrive.
 
     Returns:
-        The counts of the listing, and of what was found in streams.
+        The counts of the listing and of the streams.
     """
     job, record = run.job, run.record
     limit = job.config.limit
@@ -148,7 +150,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:
-        if work_plan.remaining:  # otherwise only streams were, and without them there are more images than the limit
+        if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
             label_on_cluster(run, listed, committer, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
@@ -158,7 +160,7 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
 
 def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop: StopRequest) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
-    # Ray and torch are not needed where nothing is to be labelled.
+    # Ray and torch are not needed if no image is pending.
     from imgbatch.engine import dataset, placement, session
     from imgbatch.engine.attempts import run_attempts
     from imgbatch.inference.worker import Work
@@ -166,10 +168,10 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
     job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
     shown = progress.Progress("labelling", work_plan.total)
     with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
-        tick()  # which takes the signals over in C, too, where Ray has taken SIGTERM
+        tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if work_plan.streams and job.config.limit is not None:  # the first images are those that one worker reads first
+        if work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
@@ -194,8 +196,8 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
 def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:
     """Yield blocks of result rows for the pending images of an attempt.
 
-    Where there are GPUs, CPU tasks fetch and decode, and pixels travel to actors that classify. Otherwise one actor per core
-    does it all, since moving pixels between processes would cost more.
+    With GPUs, CPU tasks fetch and decode, and pixels are sent to actors that classify. Otherwise one actor per core does
+    all steps, since moving pixels between processes would cost more.
     """
     from imgbatch.engine.dataset import Images
     from imgbatch.inference.worker import Classify, LabelImages, decode_block
@@ -211,7 +213,7 @@ def check_budget_so_far(run: ActiveRun, listed: Counts, committer: Committer) ->
     """Stop early if the budget for rejects is already spent.
 
     Raises:
-        BudgetError: it is.
+        BudgetError: too many images were rejected.
     """
     statistics = committer.statistics
     check_budget(
@@ -224,7 +226,7 @@ def check_budget_so_far(run: ActiveRun, listed: Counts, committer: Committer) ->
 
 
 def facts_so_far(run: ActiveRun, listed: Counts, committer: Committer) -> dict[str, dict[str, Any]]:
-    """Return what run.json says in the middle of a run: the counts of the output, and of this run."""
+    """Return the facts of run.json in the middle of a run: the counts of the output, and of this run."""
     run.tally.take(committer.statistics)
     listed = listed.with_streams(committer.work_plan.found)
     return {"counts": counts_so_far(listed, committer.statistics), "this_run": run.tally.public()}

@@ -1,4 +1,4 @@
-"""Effects: what one run has done so far: counts, reasons of rejects, seconds by stage, and the notes of its workers."""
+"""Effects: the statistics of one run: counts, reasons of rejects, seconds by stage, and the notes of its workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """When the first rows came, and the rate of the rows after them."""
+    """The time of the first rows, and the rate of the rows after them."""
 
     first_row: str | None = None
     """UTC, ISO 8601."""
@@ -29,7 +29,7 @@ class Pace:
     _rows: int = 0
 
     def note(self, rows: int, now: float) -> None:
-        """Note that rows came."""
+        """Note the arrival of rows."""
         if self.first_row is None:
             self.first_row, self._first = datetime.now(UTC).isoformat(timespec="milliseconds"), now
         else:
@@ -37,7 +37,7 @@ class Pace:
         self._last = now
 
     def rate(self) -> float | None:
-        """Return images a second from the first rows on, without the start; None if they all came at once."""
+        """Return images a second from the first rows on, without the start; None if all arrived at once."""
         return round(self._rows / (self._last - self._first), 2) if self._rows and self._last > self._first else None
 
 
@@ -52,7 +52,7 @@ class RunStatistics:
     examples: dict[str, Example] = field(default_factory=dict)
     """The first reject of each reason."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What workers report of themselves: device, dtype, runtime, batch size."""
+    """Facts that workers report about themselves: device, dtype, runtime, batch size."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of work by stage, summed over all workers."""
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class RunStatistics:
 
     @property
     def arrived(self) -> int:
-        """How many images of this run have a row, committed or about to be."""
+        """The number of images of this run with a row that is committed, or buffered."""
         return self.labelled + self.rejected
 
     def count(self, rows: pa.Table) -> None:
@@ -78,7 +78,7 @@ class RunStatistics:
             note_examples(self.examples, rejects)
 
     def add_notes(self, notes: Iterable[Mapping[str, Any]]) -> None:
-        """Add what workers report: seconds of a stage, faults of their node, or other facts, of which the last holds."""
+        """Add notes of workers: seconds of a stage, faults of their node, or other facts; later facts replace earlier ones."""
         for key, value in ((key, value) for note in notes for key, value in note.items()):
             if key.endswith("_s"):
                 self.add_seconds(key.removesuffix("_s"), value)
@@ -96,11 +96,11 @@ class RunStatistics:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def rate(self) -> float | None:
-        """Return images a second without the start of the workers; None if all rows came at once."""
+        """Return images a second without the start of the workers; None if all rows arrived at once."""
         return self._pace.rate()
 
     def report(self) -> dict[str, Any]:
-        """Return what the run's record holds of the work so far."""
+        """Return the statistics for the record of the run."""
         elapsed = self.clock() - self._started
         overall = round(self.arrived / elapsed, 2) if elapsed else None
         return {
@@ -112,7 +112,7 @@ class RunStatistics:
         }
 
     def _add_node_faults(self, faults: Mapping[str, str]) -> None:
-        """Keep what workers found wrong with their node, by its host, and log each fault once."""
+        """Record faults of nodes, by host, and log each fault once."""
         logged = self.facts.setdefault("node_faults", {})
         for host, fault in faults.items():
             if logged.get(host) != fault:

@@ -1,4 +1,4 @@
-"""Effects: the summary of one run, apart from its tables: logged when the run ends, and kept in run.json as `this_run`."""
+"""Effects: the summary of one run: logged when the run ends, and written to run.json as `this_run`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class RunSummary:
 
     run_id: str
     output: str
-    """The URI below which labels/ and rejects/ lie."""
+    """The URI of the folder with labels/ and rejects/."""
     counts: Mapping[str, int]
     """`listed`, `labelled`, `rejected`, `already_done`, `updated`, `ignored`, `duplicates`, `kept`, `unpaired_sidecars`."""
     rejects: Mapping[str, int]
     """The number of rejects by reason."""
     this_run: Mapping[str, Any]
-    """What this run alone did: `labelled`, `rejected`, `seconds`, `images_per_second`."""
+    """The counts of this run alone: `labelled`, `rejected`, `seconds`, `images_per_second`."""
 
     def __str__(self) -> str:
         counts = self.counts
@@ -58,7 +58,7 @@ class Tally:
     labelled: int = 0
     rejected: int = 0
     rate: float | None = None
-    """Images per second after the first rows, without the start; None: all rows came at once."""
+    """Images per second after the first rows, without the start; None: all rows arrived at once."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     _audited: bool = False
@@ -104,9 +104,9 @@ class Tally:
 
     @contextmanager
     def reported(self, record: Record) -> Iterator[None]:
-        """Log the summary and where the tables are when the block ends, and put the summary into the record.
+        """When the block ends, log the summary and the URIs of the tables, and write the summary to the record.
 
-        A block that fails before the first row has nothing to report.
+        If the block fails before the first row, only the record is changed.
         """
         record.facts["this_run"] = self.public()
         failed = True

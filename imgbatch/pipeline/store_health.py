@@ -1,4 +1,4 @@
-"""Effects: whether the store of the input is away, which reads show that fail in a row."""
+"""Effects: detection of an unreachable store of the input, by consecutive failed reads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from imgbatch.errors import Unreachable
 
-STORE_IS_AWAY = 20
-"""So many reads in a row that failed, across objects, are not the objects' fault."""
+MAX_FAILED_READS = 20
+"""If so many reads of different objects fail in a row, the store is at fault, not the objects."""
 
 _STORES_FAULT = ("unreachable", "timeout", "forbidden")
 
@@ -22,10 +22,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class StoreHealth:
-    """Counts the reads in a row that failed for a reason that may be the store's."""
+    """Counts consecutive reads that failed for a reason that may be due to the store."""
 
     store_is_reachable: Callable[[], bool] = lambda: True
-    """Asks the input's store whether it grants access at all, when many reads in a row are forbidden."""
+    """Checks whether the store of the input grants access at all; called if many reads in a row are forbidden."""
     _failed_in_a_row: int = 0
 
     def check(self, rows: pa.Table) -> None:
@@ -37,17 +37,19 @@ class StoreHealth:
         at_fetch = pc.fill_null(pc.equal(rows["stage"], "fetch"), False)
         failing = np.asarray(pc.and_(at_fetch, pc.is_in(rows["reason"], pa.array(_STORES_FAULT))))
         longest, trailing = _runs(failing, self._failed_in_a_row)
-        if longest >= STORE_IS_AWAY:
+        if longest >= MAX_FAILED_READS:
             failed = rows.filter(pa.array(failing))
-            # A folder without permission is its objects' fault, as long as the store grants access elsewhere.
+            # If the store grants access to other objects, only a folder without permission is at fault.
             if pc.unique(failed["reason"]).to_pylist() != ["forbidden"] or not self.store_is_reachable():
-                last = failed["message"][-1].as_py()
-                raise Unreachable(f"{longest} objects in a row could not be read, the store is away: {last}")
+                last_message = failed["message"][-1].as_py()
+                raise Unreachable(
+                    f"{longest} objects in a row could not be read, the store is unreachable: {last_message}"
+                )
         self._failed_in_a_row = trailing
 
 
 def _runs(mask: Mask, before: int) -> tuple[int, int]:
-    """Return the longest run of True, with `before` more in front of the first, and the length of the last run.
+    """Return the length of the longest run of True, where `before` more precede the first value, and that of the last run.
 
     >>> _runs(np.array([True, False, True, True]), 4)
     (5, 2)

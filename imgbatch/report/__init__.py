@@ -1,1 +1,1 @@
-"""Values: pages that a person reads, each one file with everything in it."""
+"""Values: HTML pages for people, each in one file without external resources."""

@@ -25,32 +25,33 @@ def page(
     comparison: Mapping[str, Any] | None,
     pictures: Iterable[tuple[Any, bytes]],
 ) -> str:
-    """Return the page.
+    """Return the page of an evaluation.
 
     Args:
-        other: a second model on the same images, and the comparison with it.
-        pictures: rows of images that are wrong, each with a JPEG; empty where the image could not be read.
+        other: a second model on the same images.
+        comparison: the differences between both models.
+        pictures: rows of wrongly labelled images, each with a JPEG; empty if the image could not be read.
     """
     name = ours.model.name
     parts = [
         f"<h1>Evaluation of {escape(name)}</h1>",
         f"<p>{ours.metrics.n:,} images, {np.count_nonzero(ours.metrics.per_class.support):,} of "
         f"{len(ours.model.labels):,} classes.</p>",
-        _seen(ours, other),
+        _training_notes(ours, other),
         _headline(ours),
         '<p class="note">In parentheses: 95 % intervals. Those of proportions are Wilson\'s score intervals, those of the '
         "calibration error and of differences between models come from a bootstrap over images.</p>",
         _comparison(ours, other, comparison) if other is not None and comparison is not None else "",
-        "<h2>Are scores probabilities?</h2>",
+        "<h2>Calibration: are scores probabilities?</h2>",
         _calibration(ours),
-        "<h2>What if only sure labels are taken?</h2>",
+        "<h2>Accuracy and coverage at a minimum score</h2>",
         f'<div class="side">{figures.coverage(_coverage(ours, other))}{_answers(ours)}</div>'
         '<p class="note">Shaded: 95 % intervals.</p>',
-        "<h2>What is taken for what</h2>",
+        "<h2>Confused classes</h2>",
         _confusion(ours),
-        "<h2>Most sure, and wrong</h2>",
+        "<h2>Wrong labels with the highest scores</h2>",
         _pictures(pictures),
-        "<h2>Classes, the worst first</h2>",
+        "<h2>Classes, lowest F1 first</h2>",
         _classes(ours),
     ]
     return document(f"Evaluation of {name}", parts)
@@ -58,11 +59,11 @@ def page(
 
 def _coverage(ours: Evaluation, other: Evaluation | None) -> dict[str, Coverage]:
     """Return the coverage curve of each model, by its name."""
-    both = [ours] if other is None else [ours, other]
-    names = [evaluation.model.name.rstrip("/").rpartition("/")[2] for evaluation in both]
+    evaluations = [ours] if other is None else [ours, other]
+    names = [evaluation.model.name.rstrip("/").rpartition("/")[2] for evaluation in evaluations]
     if len(set(names)) < len(names):
-        names = [evaluation.model.reference for evaluation in both]
-    return {name: evaluation.metrics.coverage for name, evaluation in zip(names, both, strict=True)}
+        names = [evaluation.model.reference for evaluation in evaluations]
+    return {name: evaluation.metrics.coverage for name, evaluation in zip(names, evaluations, strict=True)}
 
 
 def _proportion(value: float) -> str:
@@ -77,7 +78,7 @@ def _proportions(values: Floats, intervals: Intervals) -> list[str]:
     ]
 
 
-def _seen(ours: Evaluation, other: Evaluation | None) -> str:
+def _training_notes(ours: Evaluation, other: Evaluation | None) -> str:
     """Return notes on images that the models were trained on: a warning if there are any."""
     notes = []
     for evaluation in [ours] if other is None else [ours, other]:
@@ -87,15 +88,15 @@ def _seen(ours: Evaluation, other: Evaluation | None) -> str:
         elif not evaluation.seen.trained + evaluation.seen.selected:
             notes.append(f'<p class="note">{name}{str(evaluation.seen).capitalize()}.</p>')
         else:
-            rest = "All figures below include them"
+            scope = "All figures below include them"
             if evaluation.unseen is not None:
-                rest += f"; top-1 of {evaluation.unseen_images:,} images that were not is <b>{evaluation.unseen}</b>"
-            what = (
-                "remembers what it has learned" if evaluation.seen.trained else "does on images that it was fitted to"
+                scope += f"; top-1 of {evaluation.unseen_images:,} images that were not is <b>{evaluation.unseen}</b>"
+            ability = (
+                "remembers its training images" if evaluation.seen.trained else "fits images that it was selected on"
             )
             notes.append(
-                f'<p class="warning"><b>{name}{str(evaluation.seen).capitalize()}.</b> Figures on such images say how well the '
-                f"model {what}, not how good it is on new images. {rest}.</p>"
+                f'<p class="warning"><b>{name}{str(evaluation.seen).capitalize()}.</b> Figures on such images show how well '
+                f"the model {ability}, not how good it is on new images. {scope}.</p>"
             )
     return "".join(notes)
 
@@ -113,20 +114,22 @@ def _headline(ours: Evaluation) -> str:
 
 
 def _comparison(ours: Evaluation, other: Evaluation, comparison: Mapping[str, Any]) -> str:
-    def row(name: str, first: Estimate, second: Estimate, difference: Mapping[str, Any]) -> tuple[str, ...]:
+    def row(
+        name: str, this_estimate: Estimate, other_estimate: Estimate, difference: Mapping[str, Any]
+    ) -> tuple[str, ...]:
         low, high = difference["interval_95"]
         marker = "" if low <= 0 <= high else " *"
         points = f"{100 * difference['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){marker}"
-        return name, _proportion(first.value), _proportion(second.value), points
+        return name, _proportion(this_estimate.value), _proportion(other_estimate.value), points
 
     rows = [row("top-1", ours.metrics.top1, other.metrics.top1, comparison["top1"])]
     for name, difference in comparison["levels"].items():
         rows.append(row(name, ours.metrics.levels[name], other.metrics.levels[name], difference))
     return (
         f"<h2>Against {escape(other.model.name)}</h2>"
-        + table(["figure", "#this one", "#the other", "difference"], rows)
-        + f"<p>On the same images: {comparison['only_first_right']:,} are right here alone, "
-        f"{comparison['only_second_right']:,} there alone. * The interval does not hold zero.</p>"
+        + table(["figure", "#this model", "#other model", "difference"], rows)
+        + f"<p>On the same images: {comparison['only_first_right']:,} are right only with this model, "
+        f"{comparison['only_second_right']:,} only with the other. * The interval does not contain zero.</p>"
     )
 
 
@@ -136,7 +139,7 @@ def _calibration(ours: Evaluation) -> str:
     if ours.metrics.calibration_before is not None:
         curves = {"after temperature": ours.metrics.calibration, "before": ours.metrics.calibration_before}
     elif ours.temperature is not None:
-        note = "The rows do not name all classes, so that scores before temperature scaling cannot be had."
+        note = "The rows do not name all classes, so scores before temperature scaling cannot be computed."
     return f'{figures.reliability(curves)}<p class="note">The larger a dot, the more images. {note}</p>'
 
 
@@ -164,11 +167,11 @@ def _confusion(ours: Evaluation) -> str:
             wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
         )
     ]
-    listed = table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"
-    return f'<div class="side">{_drawn(ours)}<div>{listed}</div></div>'
+    listed = table(["true", "predicted", "#images"], pairs) if pairs else "<p>All are right.</p>"
+    return f'<div class="side">{_drawn_matrix(ours)}<div>{listed}</div></div>'
 
 
-def _drawn(ours: Evaluation) -> str:
+def _drawn_matrix(ours: Evaluation) -> str:
     scores = ours.scores
     shown = [("label", ours.metrics.confusion, ours.model.labels)]
     for depth in reversed(range(len(scores.levels) - 1)) if ours.metrics.levels else ():
@@ -189,8 +192,8 @@ def _pictures(pictures: Iterable[tuple[Any, bytes]]) -> str:
         data = base64.b64encode(jpeg).decode()
         image = f'<img alt="" src="data:image/jpeg;base64,{data}">' if jpeg else "<p>(not shown)</p>"
         shown.append(
-            f"<figure>{image}<figcaption>{escape(row['label'])} {row['score']:.2f}, truly <b>{escape(row['truth'])}</b><br>"
-            f"{escape(row['uri'].rpartition('/')[2])}</figcaption></figure>"
+            f"<figure>{image}<figcaption>{escape(row['label'])} {row['score']:.2f}, true class <b>{escape(row['truth'])}</b>"
+            f"<br>{escape(row['uri'].rpartition('/')[2])}</figcaption></figure>"
         )
     return f'<div class="pictures">{"".join(shown)}</div>' if shown else "<p>None: all are right.</p>"
 

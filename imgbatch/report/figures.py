@@ -20,7 +20,7 @@ _SIDE = 4.2  # inches
 
 def reliability(curves: Mapping[str, Calibration]) -> str:
     """Draw the accuracy of each bin of scores; calibrated scores are on the diagonal."""
-    figure, axes = _axes("score", "share that is right")
+    figure, axes = _axes("score", "proportion right")
     axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
     for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
         area = 10 + 250 * curve.count / curve.count.sum()
@@ -33,7 +33,7 @@ def reliability(curves: Mapping[str, Calibration]) -> str:
 
 def coverage(curves: Mapping[str, Coverage]) -> str:
     """Draw accuracy, with its 95 % interval, over the proportion of images that reach a minimum score, as that rises."""
-    figure, axes = _axes("share of images whose score suffices", "share of those that is right")
+    figure, axes = _axes("proportion of images that reach the minimum score", "proportion of these that are right")
     for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
         axes.plot(curve.coverage, curve.accuracy, color=colour, linewidth=1.5, label=name)
         axes.fill_between(curve.coverage, *curve.interval.T, color=colour, alpha=0.15, linewidth=0)
@@ -59,7 +59,7 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> str:
     for figure_of in ("loss", "accuracy"):
         figure, axes = _axes(x, figure_of)
         for colour, (name, key) in zip(
-            _COLOURS, (("held out", f"held_out_{figure_of}"), ("learned from", figure_of)), strict=True
+            _COLOURS, (("held out", f"held_out_{figure_of}"), ("training images", figure_of)), strict=True
         ):
             points = [
                 (position, point[key])
@@ -78,9 +78,9 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> str:
 def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str:
     """Draw the proportions of each true class that were predicted as each class; the diagonal is right."""
     side = min(3 + 0.16 * len(names), 16)
-    figure, axes = _axes("said", "true", side)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    figure, axes = _axes("predicted", "true", side)
+    proportions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(proportions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     size = 9 if len(names) <= 30 else 6
     axes.set_xticks(range(len(names)), [_escaped(name) for name in names], rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), [_escaped(name) for name in names], fontsize=size)

@@ -1,4 +1,4 @@
-"""Values: the parts that all pages share: the document with its style, and tables."""
+"""Values: the common parts of all pages: the document with its style, and tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table. Everything is escaped; a column whose head begins with # holds numbers, and is aligned so."""
+    """Return a table, with all texts escaped. A column is right-aligned if its head begins with #."""
 
     def line(values: Sequence[Any], tag: str) -> str:
         cells = []

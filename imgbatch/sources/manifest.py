@@ -32,7 +32,7 @@ METADATA = r"(^|/)metadata\.(csv|jsonl|parquet)$"
 _NOT_BELOW = r"^/|://|//|/$|(^|/)\.{1,2}(/|$)"
 """Names that must be resolved one by one. All others are below the folder of the manifest and are joined in bulk."""
 
-_ANYWHERE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https")
+_ANYWHERE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 
 log = logging.getLogger(__name__)
 

@@ -30,9 +30,13 @@ ErrorClass = type[StoreError]
 _STATUS_IN_TEXT = re.compile(r"status code: (\d{3})")
 _DENIED_CODES = (
     "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired|"
-    "AllAccessDisabled|RequestTimeTooSkewed|InvalidObjectState"
+    "AllAccessDisabled|RequestTimeTooSkewed|InvalidObjectState|"
+    "AuthenticationFailed|AuthorizationFailure|AuthorizationPermissionMismatch|InvalidAuthenticationInfo|"
+    "NoAuthenticationInformation|PublicAccessNotPermitted|AccountIsDisabled|BlobArchived|BlobBeingRehydrated|"
+    "UserProjectMissing|UserProjectInvalid|UserProjectAccountProblem"
 )
 _DENIED = re.compile(_DENIED_CODES)
+_BAD_NAME = re.compile("InvalidResourceName|InvalidBucketName|InvalidUri|OutOfRangeInput")
 _LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 _DEBUG = "Debug source"  # after it obstore prints its own settings, `retry_timeout` among them
 
@@ -70,13 +74,26 @@ def _by_text(error: BaseException) -> ErrorClass:
     """Classify an error that has its HTTP status, or its cause, only in its message."""
     text = str(error)
     status = _STATUS_IN_TEXT.search(text)
-    # Some servers report expired credentials with status 400. With another status, the word may be part of a key.
-    if (status is None or status[1] == "400") and _DENIED.search(text):
+    # Some servers report expired credentials with status 400, and Azure some missing rights with 409. With another status,
+    # the word may be part of a key.
+    if (status is None or status[1] in ("400", "409")) and _DENIED.search(text):
         return Forbidden
+    if status and status[1] == "400" and _BAD_NAME.search(text):
+        return BadPath
     if status:
         return of_status(int(status[1]))
     message, _, debug = text.partition(_DEBUG)
     return TimedOut if _LATE.search(message) or "kind: Timeout" in debug or "TimedOut" in debug else Unreachable
+
+
+def _by_conflict(error: BaseException) -> ErrorClass:
+    """Classify status 409: the object exists, or, on Azure, it is archived or may not be read anonymously."""
+    return Forbidden if re.search(f"<Code>({_DENIED_CODES})</Code>", str(error)) else Exists
+
+
+def _by_credentials(error: BaseException) -> ErrorClass:
+    """Classify a request without valid credentials: they may be wrong, or the server that issues tokens unreachable."""
+    return Unreachable if re.search("TransportError|ServiceRequestError|ConnectionError", str(error)) else Forbidden
 
 
 def _by_attribute(error: BaseException) -> ErrorClass:
@@ -109,10 +126,10 @@ def _by_cause(error: BaseException) -> ErrorClass:
 
 TABLE: dict[str, ErrorClass | Callable[[BaseException], ErrorClass]] = {
     # obstore
-    "obstore.exceptions.AlreadyExistsError": Exists,
+    "obstore.exceptions.AlreadyExistsError": _by_conflict,
     "obstore.exceptions.PreconditionError": Conflict,
     "obstore.exceptions.PermissionDeniedError": Forbidden,
-    "obstore.exceptions.UnauthenticatedError": Forbidden,
+    "obstore.exceptions.UnauthenticatedError": _by_credentials,
     "obstore.exceptions.InvalidPathError": BadPath,
     "obstore.exceptions.NotSupportedError": BadPath,
     "obstore.exceptions.NotFoundError": NotFound,
@@ -184,10 +201,17 @@ def classify_error(error: BaseException) -> ErrorClass:
 
 
 def _text(error: Exception) -> str:
-    """Return the cause in one line. Of an S3 response: its status and message, without the signed request around them."""
-    text = " ".join(str(error).partition(_DEBUG)[0].split()) or type(error).__name__
+    """Return the cause in one line.
+
+    Of a store's response: its status and message, without the signed request around them. Of a request that was not sent:
+    the reason, which obstore has in its debug output alone.
+    """
+    text, _, debug = str(error).partition(_DEBUG)
+    text = " ".join(text.split()) or type(error).__name__
     if message := re.search(r"status code: (.*?): <\?xml.*<Message>(.*?)</Message>", text):
-        return f"{message[1]}: {message[2]}"
+        return f"{message[1]}: {message[2].partition(' RequestId:')[0]}"
+    if text.endswith("error sending request") and (reasons := re.findall(r'(?:error|message): "([^"]+)"', debug)):
+        return f"{text[:300]}: {reasons[-1]}"
     return text[:300]
 
 

@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgbatch.errors import TimedOut, Unreachable
 from imgbatch.storage.base import Meta
@@ -52,6 +52,12 @@ class RangeFile(io.RawIOBase):
         data = self._stores.call("read", self._uri, lambda store, path: store.read_range(path, start, end, self._etag))
         self._at += len(data)
         return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return how many bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class StreamFile(io.RawIOBase):

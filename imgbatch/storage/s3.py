@@ -1,81 +1,54 @@
-"""Effects: S3 buckets, through obstore.
+"""Effects: buckets that speak S3: their credentials and regions, and the requests that obstore cannot make.
 
-For a GET, obstore takes a sixth of the CPU time of s3fs and returns the ETag with the content. It raises an error of its
-own if a conditional creation fails (docs/LOG.md). Options and keys that it does not support go through s3fs
-(`fsspec_store`).
+Those requests are made by botocore, which also finds the credentials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import obstore
 import obstore.exceptions
-import pyarrow as pa
 from obstore.store import S3Store
 
-from imgbatch.errors import BadPath, ConfigError, Conflict, Forbidden, TooLarge, Unreachable
-from imgbatch.storage.base import Meta, unquote_etag
-from imgbatch.storage.s3_listing import S3Listing
+from imgbatch.errors import BadPath, ConfigError, Forbidden
+from imgbatch.storage.bucket import CODES_WITHOUT_SUPPORT, Entry, Page, Tag, as_text
+from imgbatch.storage.s3_options import AMAZON, EXPRESS, boto_config, http_options, obstore_options, style
 
-# The options of s3fs, and their names in obstore.
-_OPTIONS = {
-    "key": "access_key_id",
-    "secret": "secret_access_key",
-    "token": "session_token",
-    "anon": "skip_signature",
-    "endpoint_url": "endpoint",
-    "region": "region",
-    "requester_pays": "request_payer",
-    "ServerSideEncryption": "server_side_encryption",
-    "SSEKMSKeyId": "sse_kms_key_id",
-}
-_BOTO_ONLY = {"profile"}
-_STREAMED = 1 << 20
+log = logging.getLogger(__name__)
+
+SCHEMES = ("s3", "s3a")
+
+# The rule of S3, extended by the names of older buckets and of other servers. obstore puts the name into the URL of a signed
+# request. Other characters, such as the # in s3://evil.org#/x, could send that request to another host.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_PAGE = 1000
 _URL_VALID_FOR = timedelta(minutes=10)
-_NOT_SUPPORTED = (301, 307, 400, 403, 405, 501)
-"""Statuses with which servers answer that do not support conditional deletion or signed URLs."""
-
-# Variables of the driver's environment, and the options that they set; see `merged_options`.
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_SESSION_TOKEN": "token",
-    "AWS_ENDPOINT_URL_S3": "endpoint_url",
-    "AWS_ENDPOINT_URL": "endpoint_url",
-    "AWS_REGION": "region",
-    "AWS_DEFAULT_REGION": "region",
-    "AWS_PROFILE": "profile",
-}
-_CREDENTIALS = {"key", "secret", "token", "profile", "anon"}
+# botocore renews credentials 15 minutes before they expire, so these are still valid after 10 minutes.
+_CREDENTIALS_VALID_FOR = timedelta(minutes=10)
+_REGION_TIMEOUT_S = 5.0
 
 
-def merged_options(options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Merge options with the environment into one flat mapping, under the names of s3fs. Options take precedence.
+def split(uri: str) -> tuple[str, str]:
+    """Return bucket and key of a URI.
 
-    If the options contain credentials, those of the environment are not used. Returns None if obstore does not support an
-    option, so that s3fs has to be used.
+    Raises:
+        BadPath: the bucket cannot exist.
     """
-    flat = dict(options)
-    flat |= flat.pop("client_kwargs", {}) | flat.pop("s3_additional_kwargs", {})
-    if "region_name" in flat:
-        flat["region"] = flat.pop("region_name")
-    if not flat.keys() <= _OPTIONS.keys() | _BOTO_ONLY:
-        return None
-    own_credentials = bool(flat.keys() & _CREDENTIALS)
-    for name, option in ENVIRONMENT.items():
-        if environment.get(name) and not (own_credentials and option in _CREDENTIALS):
-            flat.setdefault(option, environment[name])
-    return flat
-
-
-def for_s3fs(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of `merged_options` as arguments of s3fs."""
-    names = ("key", "secret", "token", "anon", "endpoint_url", "profile", "requester_pays")
-    arguments = {name: flat[name] for name in names if name in flat}
-    return {**arguments, "client_kwargs": {"region_name": flat.get("region", "us-east-1")}}
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    if bucket.startswith("arn:"):
+        raise BadPath(
+            f"{uri}: ARNs are not read: write the alias of the access point, s3://ALIAS-s3alias/…, which the console and "
+            "`aws s3control get-access-point` show"
+        )
+    if bucket and not _NAME.fullmatch(bucket):
+        raise BadPath(f"{uri}: {bucket!r} is not a valid bucket name")
+    return bucket, key
 
 
 def _region(profile: str | None) -> str:
@@ -85,15 +58,24 @@ def _region(profile: str | None) -> str:
     return botocore.session.Session(profile=profile).get_config_variable("region") or "us-east-1"
 
 
-def _exact(key: str) -> str:
-    """Refuse a key that begins or ends with a slash: obstore would strip it and read another key. s3fs then takes it."""
-    if key != key.strip("/"):
-        raise BadPath(f"{key}: has a slash at an end")
-    return key
+def region_of(bucket: str, endpoint: str) -> str | None:
+    """Ask S3 for the region of a bucket, without credentials; None if it cannot be determined.
 
+    Args:
+        endpoint: of any region, path style.
+    """
+    import urllib.error
+    import urllib.request
 
-# botocore renews credentials 15 minutes before they expire, so these are still valid after 10 minutes.
-_CREDENTIALS_VALID_FOR = timedelta(minutes=10)
+    request = urllib.request.Request(f"{endpoint}/{bucket}", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as response:
+            return response.headers.get("x-amz-bucket-region")  # type: ignore[no-any-return]
+    except urllib.error.HTTPError as error:  # 301, 400 and 403 carry it, too
+        error.close()
+        return error.headers.get("x-amz-bucket-region")
+    except OSError:
+        return None
 
 
 class BotoCredentials:
@@ -121,142 +103,101 @@ class BotoCredentials:
         }
 
 
-class S3:
+class S3Bucket:
     """One bucket."""
 
-    conditional = True
+    codes_without_support = CODES_WITHOUT_SUPPORT
 
-    def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float, retries: int) -> None:
-        config: Any = {_OPTIONS[key]: _as_text(value) for key, value in options.items() if key in _OPTIONS}
-        config.setdefault("region", _region(options.get("profile")))
-        endpoint = str(config.get("endpoint", ""))
-        in_options = bool(options.get("anon") or options.get("key"))
-        credentials: Any = None if in_options else BotoCredentials(options.get("profile"))
+    def __init__(self, bucket: str, options: Mapping[str, Any], timeout_s: float, retries: int = 0) -> None:
+        self.name, self._bucket, self._timeout_s = f"s3://{bucket}", bucket, timeout_s
+        self.sorted_listing = not bucket.endswith(EXPRESS)
+        flat = {**options, "region": str(options.get("region") or _region(options.get("profile")))}
+        provider: Any = None if flat.get("anon") or flat.get("key") else BotoCredentials(flat.get("profile"))
+        if not flat.get("endpoint_url") and self.sorted_listing:
+            flat["region"] = self._actual_region(flat["region"])
+        self._flat = flat
+        client, hosts = http_options(flat, timeout_s), style(bucket, flat)
         try:
-            self._store = S3Store(
+            self.store = S3Store(
                 bucket,
-                config=config,
-                virtual_hosted_style_request=not endpoint,
-                client_options={
-                    "timeout": f"{timeout_s}s",
-                    "connect_timeout": f"{min(timeout_s, 10.0)}s",
-                    "allow_http": endpoint.startswith("http://"),
-                },
-                # `Stores.call` counts attempts and limits waits for all stores, so obstore must not retry itself.
-                retry_config={"max_retries": 0},
-                credential_provider=credentials,
+                config=obstore_options(flat) | hosts | ({} if self.sorted_listing else {"s3_express": True}),  # type: ignore[arg-type]
+                client_options=client,  # type: ignore[arg-type]
+                # Attempts are counted, and waits limited, in one place for every store: `Stores`. Only a listing that is
+                # not sorted cannot resume after its last key, so that obstore itself repeats a failed request.
+                retry_config={"max_retries": 0 if self.sorted_listing else retries},
+                credential_provider=provider,
             )
         except (obstore.exceptions.BaseError, TypeError) as error:
             raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
-        self._timeout_s = timeout_s
-        self._can_sign = not options.get("anon")
-        self._listing = S3Listing(self._store, bucket, for_s3fs(options), retries)
 
-    def path(self, uri: str) -> str:
-        """Return the key of a URI."""
-        return uri.partition("://")[2].partition("/")[2]
+    def _actual_region(self, region: str) -> str:
+        """Return the region of the bucket, whatever the configuration says."""
+        actual = region_of(self._bucket, AMAZON.format(bucket="", fips="", dualstack="", region=region))
+        if actual and actual != region:
+            log.info("%s is in %s, not in %s: its requests go there", self.name, actual, region)
+        return actual or region
 
-    def read(self, path: str, limit: int | None = None) -> tuple[bytes, Meta]:
-        """Return the content of an object and the metadata of the version that was read, in one GET."""
-        result = obstore.get(self._store, _exact(path))
-        size = result.meta["size"]
-        if limit is not None and size > limit:
-            raise TooLarge(f"read {path}: {size} bytes are more than {limit}")
-        return result.bytes().to_bytes(), _meta(result.meta)
+    def page(self, prefix: str, *, after: str = "", token: str | None = None, folders: bool = False) -> Page:
+        """List one page of the keys that begin with `prefix`."""
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix, "MaxKeys": _PAGE}
+        request |= {"Delimiter": "/"} if folders else {}
+        request |= {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+        if self._flat.get("requester_pays"):
+            request["RequestPayer"] = "requester"
+        response = self._client.list_objects_v2(**request)
+        entries = [
+            Entry(entry["Key"], entry["Size"], entry["ETag"], entry["LastModified"])
+            for entry in response.get("Contents", [])
+        ]
+        below = [entry["Prefix"] for entry in response.get("CommonPrefixes", [])]
+        return Page.of(entries, below, response.get("NextContinuationToken"))
 
-    def read_range(self, path: str, start: int, end: int, etag: str | None) -> bytes:
-        """Return a range of bytes of an object that still has this ETag (If-Match)."""
-        options: Any = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
-        return obstore.get(self._store, _exact(path), options=options).bytes().to_bytes()
+    def delete(self, path: str, tag: Tag | None) -> int:
+        """Remove an object; return the HTTP status.
 
-    def stream(self, path: str, start: int, etag: str | None) -> Iterator[bytes]:
-        """Yield the content of an object that still has this ETag (If-Match), from a position on."""
-        options: Any = {"range": {"offset": start}} | ({"if_match": f'"{etag}"'} if etag else {})
-        for data in obstore.get(self._store, _exact(path), options=options).stream(min_chunk_size=_STREAMED):
-            yield bytes(data)
-
-    def head(self, path: str) -> Meta:
-        """Return the metadata of an object."""
-        return _meta(obstore.head(self._store, _exact(path)))
-
-    def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
-        """Yield the objects below the folder, a thousand keys per request."""
-        return self._listing.list_objects(path)
-
-    def folders(self, path: str) -> list[str]:
-        """Return the names of the folders directly below `path`."""
-        below = obstore.list_with_delimiter(self._store, path or None)["common_prefixes"]
-        return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in below)
-
-    def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not exist yet (If-None-Match: *)."""
-        obstore.put(self._store, _exact(path), data, mode="create", use_multipart=False)
-
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object, whether it exists or not."""
-        obstore.put(self._store, path, data, use_multipart=False)
-
-    def read_tagged(self, path: str) -> tuple[bytes, str | None]:
-        """Return the content of an object and its ETag, quoted as the server sends it."""
-        result = obstore.get(self._store, path)
-        return result.bytes().to_bytes(), result.meta["e_tag"]
-
-    def replace(self, path: str, data: bytes, tag: str | None) -> None:
-        """Replace an object that still has this ETag (If-Match)."""
-        if tag is None:
-            return self.put(path, data)
-        obstore.put(self._store, path, data, mode={"e_tag": tag}, use_multipart=False)
-        return None
-
-    def delete(self, path: str, tag: str | None = None) -> None:
-        """Remove an object; a missing object is no error. With a tag only the version with this ETag (If-Match)."""
-        if tag is not None:
-            status = self._delete_if_match(path, tag)
-            if status < 300:
-                return
-            try:
-                current = self.head(path).etag
-            except FileNotFoundError:  # an earlier attempt removed it, and its response was lost
-                return
-            if current != unquote_etag(tag):
-                raise Conflict(f"delete {path}: another writer has replaced it")
-            if status not in _NOT_SUPPORTED:
-                raise Unreachable(f"delete {path}: status {status}, although the object has not changed")
-        obstore.delete(self._store, path)
-
-    def _delete_if_match(self, path: str, tag: str) -> int:
-        """Remove one version of an object and return the status, one of `_NOT_SUPPORTED` if that is not possible.
-
-        A signed URL is used, since obstore has no conditional deletion (0.12).
+        With a tag, only that version of it, by a signed URL, since obstore has no conditional deletion (0.12). The status
+        is one of `codes_without_support` where that is not available.
         """
-        if not self._can_sign:
+        if tag is None or tag.etag is None:
+            obstore.delete(self.store, path)
+            return 204
+        if self._flat.get("anon"):
             return 405
         import ssl  # imported here: needed at most once in a run
         import urllib.error
         import urllib.request
 
-        url = obstore.sign(self._store, "DELETE", _exact(path), _URL_VALID_FOR)
-        request = urllib.request.Request(url, method="DELETE", headers={"If-Match": tag})
+        url = obstore.sign(self.store, "DELETE", path, _URL_VALID_FOR)
+        request = urllib.request.Request(url, method="DELETE", headers={"If-Match": tag.etag})
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code not in (404, 412, *_NOT_SUPPORTED):
+            if error.code not in (404, 412, *self.codes_without_support):
                 raise
             return error.code
         except urllib.error.URLError as error:
-            if isinstance(
-                error.reason, ssl.SSLError
-            ):  # Python may lack certificates where obstore, with its own, has them
+            # Python may lack certificates where obstore, with its own, has them.
+            if isinstance(error.reason, ssl.SSLError):
                 return 405
             raise error.reason if isinstance(error.reason, OSError) else error from None
 
+    @cached_property
+    def _client(self) -> Any:
+        """A client of botocore. It takes some 0.1 s to make, and few runs need it."""
+        import botocore.config
+        import botocore.session
+        from botocore import UNSIGNED
 
-def _as_text(value: Any) -> Any:
-    """Return an option in the type that obstore expects: `--set storage.options.key=123` is read as a number."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _meta(entry: Mapping[str, Any]) -> Meta:
-    return Meta(size=entry["size"], etag=unquote_etag(entry["e_tag"]), last_modified=entry["last_modified"])
+        flat = self._flat
+        signature = {"signature_version": UNSIGNED} if flat.get("anon") else {}
+        config = botocore.config.Config(
+            connect_timeout=min(self._timeout_s, 10.0), read_timeout=self._timeout_s, retries={"max_attempts": 0},
+            **signature, **boto_config(flat),
+        )  # fmt: skip
+        return botocore.session.Session(profile=flat.get("profile")).create_client(
+            "s3", region_name=flat["region"], endpoint_url=flat.get("endpoint_url"), verify=flat.get("verify"),
+            aws_access_key_id=as_text(flat.get("key")), aws_secret_access_key=as_text(flat.get("secret")),
+            aws_session_token=as_text(flat.get("token")), config=config,
+        )  # fmt: skip

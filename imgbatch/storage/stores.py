@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +25,7 @@ from imgbatch.errors import (
     TimedOut,
     Unreachable,
 )
-from imgbatch.storage import s3
+from imgbatch.storage import cloud
 from imgbatch.storage.base import Meta, Store, require_listed_size
 from imgbatch.storage.error_mapping import guarded
 from imgbatch.storage.file_objects import RangeFile, StreamFile
@@ -40,14 +40,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_S3 = ("s3", "s3a")
-_BUCKETS = (*_S3, "gs", "gcs", "az", "abfs")
 _WEB = ("http", "https")
 _WARN_AFTER = 4  # failures: about 5 s
 _MAX_CONFLICTS = 1000
-# The rule of S3, extended by the names of older buckets and of other servers. obstore puts the name into the URL of a signed
-# request. Other characters, such as the # in s3://evil.org#/x, could send that request to another host.
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_OPEN_BUFFER = 4 << 20
 
 
 class Stores:
@@ -60,8 +56,8 @@ class Stores:
     def __init__(self, config: StorageConfig, environment: Mapping[str, str] | None = None) -> None:
         environment = os.environ if environment is None else environment
         self._config = config
-        self._environment = {name: environment[name] for name in s3.ENVIRONMENT if name in environment}
-        self._open: dict[tuple[str, str], Store] = {}
+        self._environment = cloud.travelling(environment)
+        self._open: dict[tuple[str, str, bool], Store] = {}
 
     def __repr__(self) -> str:
         return f"Stores({sorted(self._config.options)})"
@@ -82,15 +78,16 @@ class Stores:
             BadPath: the URI chains file systems (`::`), or names no bucket.
             ConfigError: fsspec has no such file system, or its package is not installed.
         """
-        protocol, rest = split_scheme(uri)
-        bucket = rest.partition("/")[0]
+        protocol = "" if is_local(uri) else split_scheme(uri)[0]
         if "::" in protocol:
             raise BadPath(f"{uri}: chained file systems (::) are not supported")
-        if protocol in _BUCKETS and not bucket:
-            raise BadPath(f"{uri} names no bucket")
-        if protocol in _S3 and not _BUCKET.fullmatch(bucket):
-            raise BadPath(f"{uri}: {bucket!r} is not a valid bucket name")
-        key = ("" if is_local(uri) else protocol, bucket if protocol in _S3 and not via_fsspec else "")
+        cloud.require_readable(uri, protocol)
+        service, bucket = cloud.BY_SCHEME.get(protocol), ""
+        if service is not None:
+            protocol, bucket = service.name, service.split(uri)[0]
+            if not bucket:
+                raise BadPath(f"{uri} names no bucket")
+        key = (protocol, bucket, via_fsspec)
         if key not in self._open:
             self._open[key] = self._make(*key)
         store = self._open[key]
@@ -123,12 +120,16 @@ class Stores:
 
     @contextmanager
     def open(self, uri: str) -> Iterator[BinaryIO]:
-        """Open an object as a stream, through fsspec unless it is local."""
+        """Open an object for reading forward, and back where that is needed."""
         with guarded("open", uri):
-            store, path = self.resolve(uri, via_fsspec=True)
-            assert isinstance(store, LocalStore | FsspecStore)
-            with store.open(path) as file:
-                yield file
+            store, path = self.resolve(uri)
+            if isinstance(store, LocalStore | FsspecStore):
+                with store.open(path) as file:
+                    yield file
+                return
+            meta = self.call("open", uri, lambda store, path: store.head(path))
+            with io.BufferedReader(RangeFile(self, uri, meta), _OPEN_BUFFER) as buffered:
+                yield buffered
 
     def ranges(self, uri: str, meta: Meta) -> BinaryIO:
         """Open an object of known size for random access: each read is a range request."""
@@ -150,9 +151,9 @@ class Stores:
                 with guarded(operation, uri):
                     return action(*self.resolve(uri, via_fsspec=via_fsspec))
             except BadPath:
-                if via_fsspec or split_scheme(uri)[0] not in _S3:
+                if via_fsspec or split_scheme(uri)[0] not in cloud.BY_SCHEME:
                     raise
-                via_fsspec = True  # obstore refuses some keys that s3fs supports
+                via_fsspec = True  # obstore refuses some keys that fsspec's stores support
                 continue
             except StoreError as error:
                 error.attempts = attempt
@@ -163,20 +164,18 @@ class Stores:
             time.sleep(backoff(attempt))
             attempt += 1
 
-    def _make(self, protocol: str, bucket: str) -> Store:
+    def _make(self, protocol: str, bucket: str, via_fsspec: bool) -> Store:
         if protocol == "":
             return LocalStore()
-        options: Mapping[str, Any] = self._config.options
-        if protocol in _S3:
-            flat = s3.merged_options(options, self._environment)
-            if flat is not None and bucket:
-                return s3.S3(bucket, flat, self._config.timeout_s, self._config.retries)
-            options = options if flat is None else s3.for_s3fs(flat)
+        if service := cloud.BY_SCHEME.get(protocol):
+            opening = service.open_with_fsspec if via_fsspec else service.open
+            return opening(bucket, self._config, self._environment)
         try:
             if protocol in _WEB:  # without the options: credentials of a bucket must not reach a web server
                 from imgbatch.storage.http import HttpStore
 
                 return HttpStore(protocol, self._config.timeout_s, private_hosts=self._config.allow_private_hosts)
+            options = {name: value for name, value in self._config.options.items() if name not in cloud.SECTIONS}
             return FsspecStore(protocol, options, self._config.timeout_s)
         except (ValueError, ImportError, TypeError) as error:
             raise ConfigError(f"{protocol}://: {error}; see storage.options") from error

@@ -28,10 +28,10 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "b
 
 
 class Terminal(RichConsole):
-    """A terminal whose cursor stays visible: a process that is killed could not show it again."""
+    """A terminal with a cursor that is always visible: a process that is killed could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:
-        """Do nothing."""
+        """Do nothing: rich would hide the cursor."""
         return False
 
     @property  # type: ignore[misc]

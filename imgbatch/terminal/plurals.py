@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 
-def plural(number: float, one: str, many: str | None = None) -> str:
-    """Return the singular form for 1, else the plural form.
+def plural(number: float, singular: str, plural_form: str | None = None) -> str:
+    """Return the singular form for 1, else the plural form; None: the singular with an s.
 
     >>> plural(1, "class", "classes"), plural(0, "image")
     ('class', 'images')
     """
-    return one if number == 1 else many or f"{one}s"
+    return singular if number == 1 else plural_form or f"{singular}s"
 
 
-def counted(number: float, one: str, many: str | None = None) -> str:
+def counted(number: float, singular: str, plural_form: str | None = None) -> str:
     """Return a number with its noun, and with thousands separated.
 
     >>> counted(1, "image"), counted(1234, "image"), counted(0, "class", "classes")
@@ -21,16 +21,16 @@ def counted(number: float, one: str, many: str | None = None) -> str:
     ('1 GPU', '0.5 GPUs')
     """
     shown = f"{int(number):,}" if number == int(number) else f"{number:g}"
-    return f"{shown} {plural(number, one, many)}"
+    return f"{shown} {plural(number, singular, plural_form)}"
 
 
-def rate(per_second: float, one: str) -> str:
+def rate(per_second: float, singular: str) -> str:
     """Return a rate with its unit; with one decimal if it is less than 10.
 
     >>> rate(1234.5, "image"), rate(3.25, "image"), rate(0.0, "image")
     ('1,234 images/s', '3.2 images/s', '0 images/s')
     """
-    return f"{number(per_second)} {one}s/s"
+    return f"{number(per_second)} {singular}s/s"
 
 
 def number(per_second: float) -> str:

@@ -63,8 +63,8 @@ class Progress:
     def start(self, pending: int, rows: int) -> None:
         """Show, until rows arrive, that `pending` images were submitted in units of up to `rows`."""
         if self._started:
-            what = "images" if self._total is not None else "images and tars"
-            text = f"submitting {pending:,} lost {what} again, in units of {rows:,}"
+            noun = "images" if self._total is not None else "images and tars"
+            text = f"submitting {pending:,} lost {noun} again, in units of {rows:,}"
             log.info("%s", text)
             console.step(text)
         else:

@@ -1,4 +1,4 @@
-"""Effects: the files of a training run beside the weights: metrics and predictions of held-out images, hashes of all images."""
+"""Effects: the files of a training run other than the weights: metrics and predictions of held-out images, hashes of images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _interval(estimate: Estimate) -> list[float]:
 
 
 def predictions(uris: pa.Array, labels: Sequence[str], classes: Ints, unseen: Floats, final: Floats) -> bytes:
-    """Return a Parquet file with a row for each held-out image: its class, and what was predicted before and after a refit.
+    """Return a Parquet file with a row for each held-out image: its class, and the predictions before and after a refit.
 
     Args:
         unseen: calibrated logits of networks that were not trained on the image; in the columns `unseen_`.
@@ -64,17 +64,17 @@ def predictions(uris: pa.Array, labels: Sequence[str], classes: Ints, unseen: Fl
     return parquet(pa.table(columns))
 
 
-def training_images(images: pa.Table, learned: Ints, held: Ints, base: TrainingImages | None) -> bytes:
+def training_images(images: pa.Table, learned: Ints, held_out: Ints, base: TrainingImages | None) -> bytes:
     """Return the file of the images that the model has seen.
 
     Args:
         images: the prepared images, with the hashes of their bytes.
         learned: the rows that the model that is written was trained on.
-        held: the rows that were held out; those among `learned` count as trained on.
+        held_out: the rows that were held out; those among `learned` count as trained on.
         base: the images that the base model has seen.
     """
     column = single_chunk(images[CONTENT_HASH])
-    trained, selected = (column.take(pa.array(rows)).to_numpy() for rows in (learned, held))
+    trained, selected = (column.take(pa.array(rows)).to_numpy() for rows in (learned, held_out))
     return TrainingImages.of(trained, selected, base).parquet()
 
 

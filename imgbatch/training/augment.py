@@ -29,7 +29,7 @@ class Box:
 
 
 def random_box(aspect: float, min_area: float, generator: torch.Generator | None = None) -> Box:
-    """Return a random part of a picture: min_area to all of its area, 3:4 to 4:3 in the pixels of the original.
+    """Return a random part of a picture: `min_area` to all of its area, with an aspect of 3:4 to 4:3 in the original.
 
     The distribution is that of torchvision's RandomResizedCrop, which does not support pictures that were squashed.
 
@@ -90,7 +90,7 @@ class AugmentedDataset(Dataset[tuple[torch.Tensor, int]]):
         return len(self._keys)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        # So the crop does not depend on which process draws it, or on how many processes there are.
+        # With this seed the crop does not depend on the process that draws it, or on the number of processes.
         torch.manual_seed(hash((self._seed, self.epoch, int(self._keys[i]))) & 0x7FFF_FFFF)
         picture = torch.from_numpy(np.asarray(self._pixels[i])).permute(2, 0, 1)
         box, side = random_box(float(self._aspects[i]), self._min_area), picture.shape[-1]

@@ -1,8 +1,8 @@
-"""Effects: the cache of prepared images: an operator writes them into a store as shards, once, and training reads the shards.
+"""Effects: the cache of prepared images: an operator writes them to a store as shards, once, and training reads the shards.
 
 A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 images, and then `NUMBER.parquet`, a table of
-these images, with their classes and the reasons why some could not be read. The array only counts if the table exists. So, at
-whatever moment a process is killed, the next run only prepares the images that are missing. The names of both contain a digest
+these images, with their classes and the reasons why some could not be read. The array only counts if the table exists. So,
+whenever a process is killed, the next run only prepares the images that are missing. The names of both contain a digest
 of the table, and the table one of the array: a damaged shard does not count either. A tar is read again from its beginning,
 unless `NUMBER.read` exists, which is written at its end.
 """
@@ -57,7 +57,7 @@ VERSION = 3
 """Version of the content of shards; those of other versions are built again."""
 
 PROBLEM = "problem"
-"""The column with what is wrong with the sidecars of a member of a tar; null: nothing."""
+"""The column with the problem of the sidecars of a member of a tar; null: none."""
 
 _TRUTHS = [pa.field(name, pa.string()) for name in (TRUTH, SPLIT, GROUP, PROBLEM)]
 ROWS = pa.schema(
@@ -75,7 +75,7 @@ SIDECARS = ".sidecars"
 """Suffix of the object with those sidecars of a tar, by key, that are not next to their image."""
 
 _KEPT_PROBLEMS = (sidecars.REFUSED, sidecars.NO_SPLIT)
-"""Problems that remain if a member has a label nevertheless."""
+"""Problems that are reported even if the member has a label."""
 
 READ = ".read"
 """Suffix of the empty object that is written once a tar was read to its end."""
@@ -179,7 +179,9 @@ def with_late_sidecars(images: pa.Table, tars: pa.Array, shards: Folder, config:
             for at, uri, value in zip(members.tolist(), uris, values.to_pylist(), strict=True):
                 before = columns[column][at]
                 if column == TRUTH and value is not None and before not in (None, value):
-                    raise InputError(f"the sidecars of {uri} say {before!r} and {value!r}: an image has one label")
+                    raise InputError(
+                        f"the sidecars of {uri} have the labels {before!r} and {value!r}: an image has one label"
+                    )
                 columns[column][at] = before if value is None else value
         for at in members.tolist():
             if columns[TRUTH][at] is not None and not (columns[PROBLEM][at] or "").startswith(_KEPT_PROBLEMS):
@@ -275,17 +277,17 @@ def load(folder: Folder, keys: Keys, allocate: Callable[[tuple[int, ...], Any], 
         ClusterError: one of the images is in no shard, could not be read, or its array is damaged: such a shard is deleted,
             so that the next run builds it again.
     """
-    wanted = []
+    selected = []
     order = np.argsort(keys)
     is_present = np.zeros(len(keys), bool)
     for shard in shards(folder):
         shard_keys = keys_of(shard.rows)
         positions = np.searchsorted(keys, shard_keys, sorter=order)
         positions = order[np.minimum(positions, len(keys) - 1)]
-        is_wanted = (keys[positions] == shard_keys) & np.asarray(shard.rows["reason"].is_null())
-        if is_wanted.any():
-            wanted.append((shard, positions[is_wanted], is_wanted))
-            is_present[positions[is_wanted]] = True
+        is_selected = (keys[positions] == shard_keys) & np.asarray(shard.rows["reason"].is_null())
+        if is_selected.any():
+            selected.append((shard, positions[is_selected], is_selected))
+            is_present[positions[is_selected]] = True
     result: Array | None = None
 
     def read(item: tuple[Shard, Array, Mask]) -> Array:
@@ -301,7 +303,7 @@ def load(folder: Folder, keys: Keys, allocate: Callable[[tuple[int, ...], Any], 
         return array
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for (_, positions, _), rows in prefetch_calls(pool, read, wanted, max_pending=2 * _AT_ONCE):
+        for (_, positions, _), rows in prefetch_calls(pool, read, selected, max_pending=2 * _AT_ONCE):
             if result is None:
                 result = allocate((len(keys), *rows.shape[1:]), rows.dtype)
             result[positions] = rows

@@ -1,4 +1,4 @@
-"""Effects: has images fetched, decoded and written as shards on the cluster, and records those that cannot be read."""
+"""Effects: preparation of images on the cluster: they are fetched, decoded and written as shards, or recorded as rejects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """n images that are ready or could not be read, in the order of the listing; members in the order of their tar."""
+    """n images, ready or rejected, in the order of the listing; members in the order of their tar."""
 
     images: pa.Table
     """`ROWS`, and the listing's `container`."""
@@ -67,7 +67,7 @@ class Prepared:
 
 @dataclass
 class _Images:
-    """Takes the blocks of `run_attempts`: which images and streams have shards now."""
+    """Receives the blocks of `run_attempts`: records which images and streams have shards."""
 
     work_plan: WorkPlan
     arrived: int = 0
@@ -78,7 +78,7 @@ class _Images:
         """Take one block of rows, whose shards are in the store.
 
         Raises:
-            ImgbatchError: the block holds an error in place of rows.
+            ImgbatchError: the block contains an error.
         """
         rows, notes, ends = received(block)
         for note in notes:
@@ -95,9 +95,9 @@ class _Images:
 
 
 def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan, limits: ClusterConfig) -> Prepared:
-    """Make all missing shards; return what the shards hold of the pending images.
+    """Make all missing shards; return the images of the plan with the rows of their shards.
 
-    Images that could not be read are tried again, if the reason is transient.
+    Images with transient rejects are retried.
 
     Args:
         listed: the listing's `uri` and carried columns.
@@ -105,14 +105,14 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
     Raises:
         ClusterError: the workers hang, or so many images were lost that the cluster must be at fault.
     """
-    wanted = work_plan.pending.copy()
-    done = _done(work, work_plan)
-    images = _Images(work_plan.restricted(wanted & ~done))
+    selected = work_plan.pending.copy()
+    finished = _finished(work, work_plan)
+    images = _Images(work_plan.restricted(selected & ~finished))
     pending = images.work_plan.remaining
     on_cpus = replace(plan, split=False, actors=plan.cpus, min_actors=1, max_actors=plan.cpus)
     shown = Progress("preparing images", images.work_plan.total)
-    # What is missing beside shards of an earlier run may have killed its process then: it has no shard.
-    retried = pending if done.any() else 0
+    # If shards of an earlier run exist, images without a shard may have killed their process in that run.
+    retried = pending if finished.any() else 0
     attempts = run_attempts(
         partial(_prepare_images, work), on_cpus, images, limits, on_attempt=shown.start, retried=retried
     )
@@ -121,26 +121,26 @@ def prepare(work: Preparation, listed: pa.Table, work_plan: WorkPlan, plan: Plan
             if block is not None:
                 images.take(block)
             shown.update(images.arrived, images.rejected)
-    return _collect(work, listed, wanted, images.work_plan)
+    return _collect(work, listed, selected, images.work_plan)
 
 
 def _prepare_images(work: Preparation, attempt: Attempt) -> Iterator[pa.Table]:
-    """Have the pending images of an attempt fetched, decoded and written as shards, in one actor per core."""
+    """Fetch and decode the pending images of an attempt, and write them as shards, in one actor per core."""
     yield from Images(attempt, work).map_actors(Prepare)
 
 
-def _done(work: Preparation, work_plan: WorkPlan) -> Mask:
+def _finished(work: Preparation, work_plan: WorkPlan) -> Mask:
     """Return a mask of the images and tars that need no further attempt: read, or rejected for a permanent reason."""
-    done = np.zeros(len(work_plan.pending), bool)
+    finished = np.zeros(len(work_plan.pending), bool)
     for shard in shards(work.shards):
         numbers, refused = shard.rows["index"].to_numpy(), np.asarray(shard.rows["reason"].is_valid())
-        done[numbers[~refused]] = True
+        finished[numbers[~refused]] = True
         for row in shard.rows.select(["index", "stage", "reason"]).filter(pa.array(refused)).to_pylist():
             if not is_passing(row["stage"], row["reason"]):
-                done[row["index"]] = True
-    done[list(work_plan.streams)] = False
-    done[_complete_tars(work)] = True
-    return done
+                finished[row["index"]] = True
+    finished[list(work_plan.streams)] = False
+    finished[_complete_tars(work)] = True
+    return finished
 
 
 def _complete_tars(work: Preparation) -> list[int]:
@@ -148,11 +148,11 @@ def _complete_tars(work: Preparation) -> list[int]:
     return [int(name.removesuffix(READ)) for name in work.shards.names() if name.endswith(READ)]
 
 
-def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPlan) -> Prepared:
-    """Return what the shards hold of the wanted images, and a reject for each image that is missing in them."""
+def _collect(work: Preparation, listed: pa.Table, selected: Mask, missing: WorkPlan) -> Prepared:
+    """Return the selected images with the rows of their shards, and with a reject for each image without a row."""
     rows = [_lost_rows(listed, missing), *(shard.rows for shard in shards(work.shards))]
     images = pa.concat_tables([ROWS.empty_table(), *rows], promote_options="permissive").select(ROWS.names).cast(ROWS)
-    images = _one_row_each(images.filter(pa.array(wanted[images["index"].to_numpy()])))
+    images = _one_row_each(images.filter(pa.array(selected[images["index"].to_numpy()])))
     entries = listed.take(images["index"])
     is_tar = is_stream(entries)
     tars = pc.if_else(is_tar, single_chunk(entries["uri"]), None)
@@ -174,7 +174,7 @@ def _collect(work: Preparation, listed: pa.Table, wanted: Mask, missing: WorkPla
 def _lost_rows(listed: pa.Table, missing: WorkPlan) -> pa.Table:
     """Return rejects for the images that ended their process in each attempt."""
     lost = np.flatnonzero(missing.pending)
-    refusal = Refusal("decode", "crashed", "its decoder ended the process, again and again")
+    refusal = Refusal("decode", "crashed", "its process died in each attempt")
     entries = listed.take(pa.array(lost))
     columns = {name: entries[name].cast(ROWS.field(name).type) for name in listed.column_names if name in ROWS.names}
     columns["index"] = pa.array(lost, pa.int64())
@@ -186,9 +186,9 @@ def _lost_rows(listed: pa.Table, missing: WorkPlan) -> pa.Table:
 def _one_row_each(images: pa.Table) -> pa.Table:
     """Return one row of each image, in the order of the listing.
 
-    An image has two rows if its tar was read twice, or if it was tried again. The one that could be read is taken.
+    An image has two rows if its tar was read twice, or if it was retried. A row without a reject is preferred.
     """
     images = images.append_column("rejected", pc.is_valid(images["reason"]))
     images = images.sort_by([("index", "ascending"), ("offset", "ascending"), ("rejected", "ascending")])
-    first = np.unique(keys_of(images), return_index=True)[1]
-    return images.drop_columns("rejected").take(pa.array(np.sort(first))).combine_chunks()
+    first_rows = np.unique(keys_of(images), return_index=True)[1]
+    return images.drop_columns("rejected").take(pa.array(np.sort(first_rows))).combine_chunks()

@@ -30,7 +30,7 @@ class State:
     best_logits: torch.Tensor | None = None
     """Of the held-out images at the best epoch: the one with the lowest loss if there is patience, else the last one."""
     mirrors: bool = False
-    """Whether, at the best epoch, mirrored held-out images are recognised not worse than straight ones."""
+    """Whether, at the best epoch, mirrored held-out images are classified not worse than unmirrored ones."""
 
 
 def read(run: Folder) -> bytes:

@@ -33,7 +33,7 @@ class FinetuneSpec:
     pictures: Folder
     """Shards of squashed pictures, of all images."""
     inputs: Folder
-    """Shards of the held-out images, prepared as the network's preprocessing does it."""
+    """Shards of the held-out images, with the preprocessing of the network."""
     keys: Keys
     """Of all images: their names in the shards. The random augmentation of an image is derived from its key."""
     classes: Ints
@@ -45,7 +45,7 @@ class FinetuneSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """The place of a worker among the others, and how they communicate; the defaults are those of a single worker."""
+    """The rank of a worker, and its functions for communication; the defaults are those of a single worker."""
 
     rank: int = 0
     world_size: int = 1

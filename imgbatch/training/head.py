@@ -1,4 +1,4 @@
-"""Effects: a head on features: multinomial logistic regression, with the strength of L2 chosen on held-out images."""
+"""Effects: a head on features: multinomial logistic regression, with the strength of L2 selected on held-out images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
-"""Of L2, from strong to weak: each fit starts from the solution of the one before."""
+"""Of L2, from strong to weak: each fit starts from the solution of the previous one."""
 
 _DEFAULT_L2 = 1e-2  # if no image can be held out: the best one for 2,640 groceries (docs/LOG.md)
 _ITERATIONS = 100
@@ -128,11 +128,16 @@ def choose(
     min_loss, curve, best = math.inf, [], None
     for strength in strengths:
         logits = np.zeros((len(evaluated), number_of_classes), np.float32)
-        for number, (trained, held) in enumerate(splits):
+        for number, (train_rows, held_rows) in enumerate(splits):
             head = fit(
-                features[trained], classes[trained], number_of_classes, strength, weights=weights, start=heads[number]
+                features[train_rows],
+                classes[train_rows],
+                number_of_classes,
+                strength,
+                weights=weights,
+                start=heads[number],
             )
-            logits[np.searchsorted(evaluated, held)] = head.logits(features[held])
+            logits[np.searchsorted(evaluated, held_rows)] = head.logits(features[held_rows])
             heads[number] = head
         loss = calibrated_loss(logits, classes[evaluated])
         accuracy = float((logits.argmax(1) == classes[evaluated]).mean())

@@ -62,11 +62,11 @@ class Listed:
     pages: Folder
     work_plan: WorkPlan
     fingerprint: str
-    """Differs for other images, versions or labels."""
+    """Changes with the images, their versions and their labels."""
     columns: Sequence[Columns]
 
     def resolver(self) -> Resolver:
-        """Return a resolver of labels and splits to which no image was added yet."""
+        """Return a new resolver of labels and splits, without images."""
         return Resolver(self.inputs.stores, self.inputs.sources, self.columns, self.inputs.config)
 
 
@@ -74,7 +74,7 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     """List the inputs onto numbered pages.
 
     Raises:
-        InputError: there is not one image.
+        InputError: the inputs contain no image.
     """
     sources, columns = labelled_sources(inputs.sources, inputs.config)
     listing = Listing(Ledger(folder.folder("none"), {}, read_only=True).open(), folder, agree=AGREE)
@@ -97,8 +97,8 @@ def list_images(inputs: Inputs, folder: Folder) -> Listed:
     return Listed(inputs, pa.concat_tables(tables), folder, listing.work_plan(), digest.hexdigest(), columns)
 
 
-def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
-    """Return which entries of the listing to prepare, and their classes; None: the members of tars are not known yet.
+def select_entries(listed: Listed) -> tuple[Mask, Labelled | None]:
+    """Return a mask of the entries of the listing to prepare, and their classes; None: members of tars are not known yet.
 
     Raises:
         InputError: the inputs are ambiguous, or training cannot use them.
@@ -108,7 +108,7 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
     resolver.decide()
     labels, splits = resolver.apply(listed.table)
     if listed.work_plan.streams:
-        # A tar named after the test split is not read, unless there is nothing else: then it may hold images of all splits.
+        # A tar with the name of the test split is not read, unless all inputs are such: then it may hold images of all splits.
         has_others = bool((splits != TEST).any())
         images = ~np.asarray(resolver.is_ignored(listed.table))
         mask: Mask = listed.work_plan.pending & images & ((splits != TEST) | (not has_others))
@@ -120,8 +120,8 @@ def wanted(listed: Listed) -> tuple[Mask, Labelled | None]:
 
 
 def log_understood(resolver: Resolver) -> None:
-    """Log what was understood of the inputs."""
-    log.info("what the inputs hold:\n%s", "\n".join(resolver.lines()))
+    """Log a summary of the inputs."""
+    log.info("contents of the inputs:\n%s", "\n".join(resolver.lines()))
 
 
 def labels_of(listed: Listed, prepared: Prepared) -> tuple[Labelled, Resolver]:
@@ -151,7 +151,7 @@ def labels_of(listed: Listed, prepared: Prepared) -> tuple[Labelled, Resolver]:
 
 
 def preview(listed: Listed) -> tuple[list[str], Sequence[str] | None]:
-    """Return what is understood of the inputs, as lines, and the labels; None: not all tars were read.
+    """Return a summary of the inputs, as lines, and the labels; None: not all tars were read.
 
     Of tars, only the first members of the first ones are read.
 

@@ -92,9 +92,9 @@ def _require_two(labels: Sequence[str], names: pa.Array, splits: Ints) -> None:
         without = f"; {counted(int(np.count_nonzero(~valid)), 'image')} without a label" if not valid.all() else ""
         raise InputError(
             f"the input holds {counted(len(labels), 'class', 'classes')}{only}{without}: at least two are needed. A class "
-            "is a folder of images, a value of a table's column 'label', or what .cls or .json say beside an image in a "
+            "is a folder of images, a value of a table's column 'label', or the content of .cls or .json next to an image in a "
             "tar. If a table names the labels, give it as --input (source.label_column, source.uri_template name its "
-            "columns); source.label_depth says which folder is the class. docs/labels-and-splits.md has an example of each"
+            "columns); source.label_depth sets which folder is the class. docs/labels-and-splits.md has an example of each"
         )
 
 
@@ -131,7 +131,7 @@ def _require_undivided(groups: Ints, splits: Ints, names: pa.Array) -> None:
 
 
 def empty_folders(place: str, folders: Sequence[str], uris: pa.ChunkedArray) -> list[str]:
-    """Return which folders directly below a place hold no image.
+    """Return the folders directly below a place that hold no image.
 
     >>> empty_folders("/data", ["cat", "dog", "@eaDir"], pa.chunked_array([["/data/cat/1.jpg", "/data/2.jpg"]]))
     ['dog']

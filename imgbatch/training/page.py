@@ -18,7 +18,7 @@ _PROPORTIONS = (("top-1", "top1"), ("top-5", "top5"))
 
 
 def page(facts: Mapping[str, Any], labels: Sequence[str], metrics: Metrics | None) -> str:
-    """Return the page.
+    """Return the page of a training run.
 
     Args:
         facts: the content of `training.json`.
@@ -31,13 +31,13 @@ def page(facts: Mapping[str, Any], labels: Sequence[str], metrics: Metrics | Non
         _headline(facts),
     ]
     if facts["curve"]:
-        parts += ["<h2>How it was learned</h2>", figures.learning(facts["curve"])]
+        parts += ["<h2>Learning curve</h2>", figures.learning(facts["curve"])]
     if metrics is not None:
         curves = {"after temperature": metrics.calibration}
         if metrics.calibration_before is not None:
             curves["before"] = metrics.calibration_before
-        parts += ["<h2>Are scores probabilities?</h2>", figures.reliability(curves)]
-        parts += ["<h2>What is taken for what</h2>", _confusion(labels, metrics.confusion)]
+        parts += ["<h2>Calibration: are scores probabilities?</h2>", figures.reliability(curves)]
+        parts += ["<h2>Confused classes</h2>", _confusion(labels, metrics.confusion)]
     parts += ["<h2>Classes and splits</h2>", *_classes(facts["data"])]
     return document("Training", parts)
 
@@ -59,8 +59,8 @@ def _classes(data: Mapping[str, Any]) -> list[str]:
 def _held_out(facts: Mapping[str, Any]) -> str:
     text = f"All figures are of {facts['metrics']['n']:,} images that were held out"
     if facts["config"]["train"]["refit"]:
-        return f"{text}; the model itself was then trained on them as well, and says more about them than about others."
-    return f"{text}; the model has not learned from them."
+        return f"{text}; the final model was then trained on these as well, and labels them better than new images."
+    return f"{text}; the model was not trained on them."
 
 
 def _headline(facts: Mapping[str, Any]) -> str:
@@ -87,10 +87,11 @@ def _headline(facts: Mapping[str, Any]) -> str:
 def _confusion(labels: Sequence[str], confusion: Confusion) -> str:
     wrong = confusion.mistakes()
     pairs = [
-        (labels[truth], labels[other], int(count))
-        for truth, other, count in zip(
+        (labels[truth], labels[predicted], int(count))
+        for truth, predicted, count in zip(
             wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
         )
     ]
     drawn = figures.confusion(confusion.matrix(), labels) if len(labels) <= _MAX_DRAWN else ""
-    return f'<div class="side">{drawn}{table(["true", "said", "#images"], pairs) if pairs else "<p>All are right.</p>"}</div>'
+    listed = table(["true", "predicted", "#images"], pairs) if pairs else "<p>All are right.</p>"
+    return f'<div class="side">{drawn}{listed}</div>'

@@ -1,6 +1,7 @@
 """Effects: the model directory, and the order in which its files are written.
 
-`config.json` is written last, by conditional creation: a directory without it is no model, and of two runs one wins.
+`config.json` is written last, by conditional creation: a directory without it is no model, and of two concurrent runs only
+one succeeds.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def require_room(output: Folder) -> None:
     """
     if output.exists(CONFIG):
         raise OutputError(
-            f"--output {output.uri} holds a model already, which is not overwritten: choose another place, or delete it"
+            f"--output {output.uri} holds a model already, which is not overwritten: choose another location, or delete it"
         )
     names = output.names()
     foreign = [name for name in names if not name.startswith(f"{RUN}/")]
     if foreign and len(foreign) == len(names):
         raise OutputError(
-            f"--output {output.uri} is not empty, it contains {foreign[0]}: choose an empty place for the model"
+            f"--output {output.uri} is not empty, it contains {foreign[0]}: choose an empty location for the model"
         )
 
 
@@ -74,7 +75,7 @@ def publish(output: Folder, files: Mapping[str, bytes]) -> None:
 
 
 def finished(output: Folder, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Finish a run with this config that was killed after it had written its model; return whether there was one.
+    """Clean up after a run with this config that was killed when it had written its model; return whether there was one.
 
     Args:
         defaults: the values of keys that an older version did not record.
@@ -82,8 +83,8 @@ def finished(output: Folder, config: Mapping[str, Any], defaults: Mapping[str, A
     if not output.exists(CONFIG) or not output.names(RUN):
         return False
     record = json.loads(output.read(RECORD)) if output.exists(RECORD) else {}
-    ours, unset = (json.loads(json.dumps(values, default=str)) for values in (config, defaults))
-    if not record or _completed(record.get("config", {}), unset) != ours:
+    this_config, unset = (json.loads(json.dumps(values, default=str)) for values in (config, defaults))
+    if not record or _completed(record.get("config", {}), unset) != this_config:
         return False
     remove(output.folder(RUN))
     return True

@@ -90,23 +90,23 @@ def _follow(
     from ray.exceptions import RayActorError
     from ray.util.queue import Empty
 
-    last, failure = time.monotonic(), None
+    last_report, failure = time.monotonic(), None
     while not ended:
         tick()
         try:
             fact = call_with_timeout(lambda: reports.get(timeout=_TICK_S), limits.call_s, "ray.get")
-        except RayActorError as gone:
+        except RayActorError as actor_error:
             raise ClusterError(
                 "the node with the queue of the workers' reports is lost: run the same command again to resume from the last "
                 "checkpoint"
-            ) from gone
+            ) from actor_error
         except Empty:
-            if time.monotonic() - last > limits.stall_timeout_s:
+            if time.monotonic() - last_report > limits.stall_timeout_s:
                 raise ClusterError(
                     f"no progress from training workers for {limits.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
                 ) from None
             continue
-        last = time.monotonic()
+        last_report = time.monotonic()
         if fact["kind"] == "failed":
             failure = fact
             if isinstance(error := _of_worker(fact), UsageError):  # Ray would retry, which cannot help
@@ -117,7 +117,7 @@ def _follow(
 
 
 def _error_of(failure: dict[str, Any] | None, error: BaseException) -> BaseException:
-    """Return the error that a worker reported; without one, a ClusterError for what Ray raised."""
+    """Return the error that a worker reported; without one, a ClusterError with the error of Ray."""
     if failure:
         return _of_worker(failure)
     return ClusterError(
@@ -153,7 +153,7 @@ def _torch_trainer(spec: FinetuneSpec, reports: Any, folder: str, *, gpus: bool,
 
 
 def _work(options: dict[str, Any]) -> None:
-    """Run a worker. Its error is reported before it is raised, since Ray wraps what is raised.
+    """Run a worker. Its error is reported before it is raised, since Ray wraps exceptions.
 
     Args:
         options: `train_loop_config`.

@@ -1,4 +1,4 @@
-"""Effects: one training run: list, split, fetch and decode once, learn, calibrate, write the model directory.
+"""Effects: one training run: list, split, fetch and decode once, train, calibrate, write the model directory.
 
     python jobs/train.py --input s3://bucket/labelled --output s3://bucket/models/products-v1
 
@@ -75,12 +75,12 @@ def prepare(config: Training) -> Job | None:
     """Check everything that can be checked before any work.
 
     Returns:
-        The job; None if a run with this config has written its model and was killed while it removed its folder, which is done
-        now.
+        The job; None if a run with this config has written its model, and was killed while it removed its folder. The folder
+        is removed then.
     """
     stores = Stores(config.storage)
     if not config.output:
-        raise UsageError("no --output: say where the model directory goes")
+        raise UsageError("no --output: set where the model directory is written")
     output = Folder(stores, absolute(config.output))
     if config.source.label_is != "name":
         raise UsageError(
@@ -144,7 +144,7 @@ def train(config: Training, stop: StopRequest) -> TrainingSummary:
     """Train a model on the labelled images of the inputs, and write its directory.
 
     Raises:
-        ImgbatchError: the run could not be finished; `exit_code` says who has to act.
+        ImgbatchError: the run could not be finished; `exit_code` gives the cause.
     """
     job = prepare(config)
     if job is None:
@@ -154,7 +154,7 @@ def train(config: Training, stop: StopRequest) -> TrainingSummary:
 
 
 def dry_run(config: Training) -> str:
-    """Return what is understood of the inputs, without writing anything."""
+    """Return a summary of the inputs; write nothing."""
     job = prepare(config)
     if job is None:
         return f"trained already: {absolute(config.output)}"
@@ -186,11 +186,11 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
 
     console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"))
-    wanted, labelled = inputs.wanted(listed)
+    selected, labelled = inputs.select_entries(listed)
     if labelled is not None:  # without tars all labels are known before any image is read
         inputs.warn_of_empty_folders(job.inputs, listed.table["uri"])
         tree_of(job, labelled.labels)
-    method, prepared, labelled, resolver, trained = learn(job, listed, wanted, stop)
+    method, prepared, labelled, resolver, trained = learn(job, listed, selected, stop)
     tree, rejects = tree_of(job, labelled.labels), prepared.rejects
     console.step("writing the model")
     metrics = metrics_of(trained, labelled, tree)
@@ -207,7 +207,7 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
 
 
 def learn(
-    job: Job, listed: Listed, wanted: Any, stop: StopRequest
+    job: Job, listed: Listed, selected: Any, stop: StopRequest
 ) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Prepare the images on the cluster, split them, and train; return the method, the images and the result."""
     from imgbatch.engine import placement, session  # Ray and torch are only imported once the input is checked
@@ -224,7 +224,7 @@ def learn(
                 job.config, job.stores, base, listed.pages, listed.table, listed.fingerprint, listed.work_plan, job.run,
                 plan,
             )  # fmt: skip
-            work, prepared = strategies.prepared_for(task, method, wanted)
+            work, prepared = strategies.prepared_for(task, method, selected)
             labelled, resolver, fold = split(job, listed, prepared)
             if method == "finetune" or not job.config.train.refit:  # without cross-validation one fold is held out
                 fold = splits.only_largest(fold)
@@ -275,14 +275,14 @@ def write(
     """Write the model directory."""
     from imgbatch.training import network, page
 
-    truths, unseen = labelled.classes[trained.held], trained.unseen / trained.temperature
-    uris = prepared.images["uri"].take(pa.array(trained.held)).combine_chunks()
+    truths, unseen = labelled.classes[trained.held_out], trained.unseen / trained.temperature
+    uris = prepared.images["uri"].take(pa.array(trained.held_out)).combine_chunks()
     files = network.files(trained.net, job.base.preprocess, labelled.labels)
     files["predictions.parquet"] = artifacts.predictions(uris, labelled.labels, truths, unseen, trained.final)
     files["metrics.json"] = json.dumps(record.facts["metrics"], indent=2).encode()
     files["training.json"] = json.dumps(record.facts, indent=2, default=str).encode()
     files[training_images.FILE] = artifacts.training_images(
-        prepared.images, trained.learned, trained.held, job.seen_by_base
+        prepared.images, trained.learned, trained.held_out, job.seen_by_base
     )
     files["training.html"] = page.page(record.facts, labelled.labels, metrics).encode()
     if job.taxonomy:
@@ -294,9 +294,9 @@ def write(
 
 def metrics_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> Metrics | None:
     """Return the metrics of the held-out images; None: no image was held out."""
-    if not len(trained.held):
+    if not len(trained.held_out):
         return None
-    truth = labelled.classes[trained.held]
+    truth = labelled.classes[trained.held_out]
     return Metrics.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
 
 

@@ -1,4 +1,4 @@
-"""Effects: the folds: which images are held out to select the model on."""
+"""Effects: folds: which images are held out to select the model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TEN_FOLDS_FROM = 2_000  # images
 def assign(labelled: Labelled, folds: int | None, seed: int, usable: npt.NDArray[np.bool_]) -> Ints:
     """Return the fold of each image; the images of a fold are held out together.
 
-    If the input has a val split, it is fold 0, and there is no other one. Otherwise each class is cut into `folds` runs of
-    images that are neighbours in the listing, since those often show the same thing. The seed determines which run goes to
-    which fold. A class of one image is always trained on.
+    If the input has a val split, it is the only fold, 0. Otherwise each class is cut into `folds` runs of images that are
+    neighbours in the listing, since neighbours often show the same object. The seed determines which run goes to which fold. A
+    class of one image is always trained on.
 
     Args:
         usable: False for images that cannot be read.
@@ -75,16 +75,16 @@ def _by_groups(fold: Ints, labelled: Labelled, folds: int, rng: np.random.Genera
     starts = np.flatnonzero(np.diff(labelled.groups[members], prepend=-1))
     parts = np.split(members, starts[1:])
     class_sizes = np.bincount(labelled.classes[members], minlength=len(labelled.labels))
-    held = np.zeros((folds, len(labelled.labels)))
+    held_out_counts = np.zeros((folds, len(labelled.labels)))
     for number in sorted(rng.permutation(len(parts)).tolist(), key=lambda part: -len(parts[part])):
         classes, counts = np.unique(labelled.classes[parts[number]], return_counts=True)
-        after = held[:, classes] + counts
+        after = held_out_counts[:, classes] + counts
         # A fold must not hold out all images of a class: the model of that fold could not learn the class.
         is_allowed = (after < class_sizes[classes]).all(1)
         if is_allowed.any():
-            best = int(np.argmin(np.where(is_allowed, held[:, classes].sum(1), np.inf)))
-            held[best, classes] += counts
-            fold[parts[number]] = best
+            smallest = int(np.argmin(np.where(is_allowed, held_out_counts[:, classes].sum(1), np.inf)))
+            held_out_counts[smallest, classes] += counts
+            fold[parts[number]] = smallest
 
 
 def only_largest(fold: Ints) -> Ints:
@@ -110,13 +110,13 @@ def describe(fold: Ints) -> str:
     >>> describe(np.array([ALWAYS, 0, 1])), describe(np.array([ALWAYS, NEVER]))
     ('3 images, 2-fold cross-validation of 2 of them', '1 image to learn from, none held out')
     """
-    used, held = int(np.count_nonzero(fold != NEVER)), int(np.count_nonzero(fold >= 0))
+    used, held_out_images = int(np.count_nonzero(fold != NEVER)), int(np.count_nonzero(fold >= 0))
     folds = int(fold.max(initial=NEVER)) + 1
     if folds > 1:
-        part = "" if held == used else f" of {held:,} of them"
+        part = "" if held_out_images == used else f" of {held_out_images:,} of them"
         return f"{counted(used, 'image')}, {folds}-fold cross-validation{part}"
-    part = f"{held:,} held out to select the model" if held else "none held out"
-    return f"{counted(used - held, 'image')} to learn from, {part}"
+    part = f"{held_out_images:,} held out to select the model" if held_out_images else "none held out"
+    return f"{counted(used - held_out_images, 'image')} to learn from, {part}"
 
 
 def warn_of_single_images(labelled: Labelled, fold: Ints) -> None:

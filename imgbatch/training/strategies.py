@@ -46,7 +46,7 @@ _NOT_IN_DIGEST = ("max_failures", "cpus_per_worker", "cache")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The images of a training run, and what prepares them and learns from them."""
+    """The images of a training run, with the functions that prepare them."""
 
     config: Training
     stores: Stores
@@ -55,7 +55,7 @@ class Task:
     listed: pa.Table
     """The listing's `uri` and carried columns."""
     fingerprint: str
-    """Differs for other images, versions and labels."""
+    """Changes with the images, their versions and their labels."""
     work_plan: WorkPlan
     run: Folder
     plan: Plan
@@ -90,9 +90,9 @@ class Task:
             features=load,
         )
 
-    def prepare(self, work: Preparation, wanted: Mask) -> Prepared:
+    def prepare(self, work: Preparation, selected: Mask) -> Prepared:
         """Prepare some entries of the listing."""
-        return prepare(work, self.listed, self.work_plan.restricted(wanted), self.plan, self.config.cluster)
+        return prepare(work, self.listed, self.work_plan.restricted(selected), self.plan, self.config.cluster)
 
     @property
     def gpus(self) -> bool:
@@ -105,9 +105,9 @@ class Trained:
     """The result of training."""
 
     net: Any
-    """The network, whose logits are calibrated."""
+    """The network, with calibrated logits."""
     temperature: float
-    held: Ints
+    held_out: Ints
     """The held-out images: their indices among the prepared ones, ascending."""
     unseen: Floats
     """Their logits by networks that were not trained on them, not calibrated."""
@@ -119,8 +119,8 @@ class Trained:
     facts: dict[str, Any]
 
 
-def prepared_for(task: Task, method: str, wanted: Mask) -> tuple[Preparation, Prepared]:
-    """Prepare the wanted images as the method needs them: as features, or as pictures."""
+def prepared_for(task: Task, method: str, selected: Mask) -> tuple[Preparation, Prepared]:
+    """Prepare the selected images for the method: as features, or as pictures."""
     if method == "head":
         work = task.images(task.base.preprocess, features=True)
     else:
@@ -128,19 +128,19 @@ def prepared_for(task: Task, method: str, wanted: Mask) -> tuple[Preparation, Pr
         work = task.images(
             replace(task.base.preprocess, height=side, width=side, resize=(side, side), crop_mode="squash")
         )
-    return work, task.prepare(work, wanted)
+    return work, task.prepare(work, selected)
 
 
 def by_head(task: Task, work: Preparation, prepared: Prepared, labelled: Labelled, fold: Ints) -> Trained:
     """Fit a new head on the features of the base."""
     images = np.flatnonzero(fold != splits.NEVER)
-    # The long steps run in threads, so that meanwhile the heartbeat is written and a stop request is seen.
+    # The long steps run in threads, so that the heartbeat is written and a stop request is handled meanwhile.
     console.step("reading the features")
     features = run_with_ticks(lambda: cache.load(work.shards, prepared.keys[images], np.empty))
     classes, fold, config = labelled.classes[images], fold[images], task.config.train
     weights = _class_weights(classes, len(labelled.labels)) if config.class_balancing != "none" else None
     options: dict[str, Any] = {"number_of_classes": len(labelled.labels), "weights": weights}
-    console.step("choosing the strength of L2")
+    console.step("selecting the strength of L2")
     best = run_with_ticks(lambda: head.choose(features, classes, fold, l2=config.l2, report=log.info, **options))
     temperature = fit_temperature(best.logits, classes[best.held_out])
     learned = np.arange(len(fold)) if config.refit else np.flatnonzero(fold == splits.ALWAYS)
@@ -223,10 +223,10 @@ def _held_out_inputs(task: Task, prepared: Prepared, held_out: Ints) -> Folder:
     inputs = task.prepare(work, entries)
     lost = held_out[~np.isin(prepared.keys[held_out], inputs.keys[inputs.read])]
     if len(lost):
-        first = prepared.images["uri"][int(lost[0])].as_py()
+        example = prepared.images["uri"][int(lost[0])].as_py()
         raise Unreachable(
-            f"{counted(len(lost), 'held-out image')} could be read once and not again, such as {first}: run the same "
-            "command again"
+            f"{counted(len(lost), 'held-out image')} could be read before and cannot be read now, such as {example}: run the "
+            "same command again"
         )
     return work.shards
 

@@ -1,8 +1,8 @@
-"""Effects: fine-tuning: epochs over prepared images, in one process or in several that share them.
+"""Effects: fine-tuning: epochs over prepared images, in one process or divided among several.
 
-First the model learns from the images that are not held out, and is evaluated on those that are after each epoch. Then, in the
-refit, it learns anew from all of them, for as many epochs; the result is a mean of both networks' weights. After every epoch a
-checkpoint is written to the store, from which a run resumes, whichever process was killed.
+First the model is trained on the images that are not held out, and evaluated on the held-out ones after each epoch. Then, in
+the refit, a new network is trained on all images, for as many epochs; the result is a mean of the weights of both networks.
+After every epoch a checkpoint is written to the store, from which a run resumes after any process was killed.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Trainer:
         return network.build(spec.base, spec.number_of_classes, pretrained=config.pretrained, seed=config.seed)
 
     def begin_phase(self, phase: str) -> bool:
-        """Set up the images, the optimiser and the schedule of a phase; return False if the phase is finished or not wanted."""
+        """Set up images, optimiser and schedule of a phase; return False if the phase is finished or not configured."""
         spec, config, state = self._spec, self._spec.config, self._state
         epochs = config.epochs or 0
-        if phase == REFIT:  # without held-out images the first phase has learned from all images
+        if phase == REFIT:  # without held-out images, the first phase was trained on all images
             epochs = (config.refit_epochs or state.best_epoch) if config.refit and spec.held_out.any() else 0
         if epochs == 0 or (state.phase == REFIT and phase == LEARN):
             return False
@@ -127,15 +127,15 @@ class Trainer:
         state, spec = self._state, self._spec
         self._dataset.epoch = (1_000 if state.phase == REFIT else 0) + state.epoch
         network.train_mode(self._net, pretrained=spec.config.pretrained)
-        total = right = seen = 0.0
+        total = right = processed = 0.0
         for step, (pixels, classes) in enumerate(self._batches()):
             loss, hits = self._step(pixels, classes)
-            total, right, seen = total + loss * len(classes), right + hits, seen + len(classes)
+            total, right, processed = total + loss * len(classes), right + hits, processed + len(classes)
             self._throughput.add(len(classes) * self._context.world_size)
-            self._report_step(step, total / seen, right / seen)
+            self._report_step(step, total / processed, right / processed)
         state.epoch += 1
         self._require_finite(total)
-        point = {"phase": state.phase, "epoch": state.epoch, "loss": total / seen, "accuracy": right / seen}
+        point = {"phase": state.phase, "epoch": state.epoch, "loss": total / processed, "accuracy": right / processed}
         point["images_per_second"] = self._throughput.rate()
         state.curve.append(point)
         if state.phase == LEARN and spec.held_out.any():
@@ -159,7 +159,7 @@ class Trainer:
             )
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield this worker's part of each step, in an order that the seed determines; all workers have as many steps."""
+        """Yield this worker's part of each step, in the order of the seed; all workers have the same number of steps."""
         generator = torch.Generator().manual_seed(
             hash((self._spec.config.seed, self._dataset.epoch, self._context.rank)) & 0x7FFF_FFFF
         )
@@ -214,11 +214,11 @@ class Trainer:
             state.mirrors = not_worse(mirrored, state.best_logits.numpy().argmax(1) == classes)
 
     def average(self) -> tuple[Floats, bool]:
-        """Replace the weights by a mean of those of both phases, if that is good; return the logits of the result.
+        """Replace the weights by a mean of those of both phases, if the mean is good; return the logits of the result.
 
-        Both phases started from one pretrained network. Their weights then usually are in one basin of the loss, where a mean
-        is better than either (Wortsman et al. 2022, Model soups). The mean is taken if averaging does not raise the held-out
-        loss above linear interpolation between the losses of the two networks.
+        Both phases started from one pretrained network. Their weights are usually in one basin of the loss, where the mean is
+        better than either (Wortsman et al. 2022, Model soups). The mean is used if averaging does not raise the held-out loss
+        above linear interpolation between the losses of the two networks.
 
         Returns:
             The logits of the held-out images, and whether the weights were averaged.
@@ -255,8 +255,8 @@ class Trainer:
         """Report the progress in an epoch and the time that remains, every few seconds."""
         if self._context.rank == 0 and self._throughput.report_is_due():
             state = self._state
-            done = state.epoch * self._steps + step + 1
-            images_left = (self._steps * self._epochs - done) * self._batch_size * self._context.world_size
+            finished_steps = state.epoch * self._steps + step + 1
+            images_left = (self._steps * self._epochs - finished_steps) * self._batch_size * self._context.world_size
             images_left += self._images_of_refit()
             rate = self._throughput.rate()
             self._context.report(
@@ -272,7 +272,7 @@ class Trainer:
         return len(spec.held_out) * (config.refit_epochs or self._epochs)
 
     def resume(self) -> None:
-        """Continue from the last checkpoint. The first worker reads it for all, so that none of them has another one."""
+        """Continue from the last checkpoint. The first worker reads it for all, so that all have the same one."""
         self._resumed: dict[str, Any] | None = None
         content = self._context.gather(checkpoint.read(self._spec.run) if self._context.rank == 0 else b"")[0]
         if content:
@@ -295,7 +295,7 @@ class Trainer:
         """Write the trained weights, and the logits of the held-out images before the refit and at the end.
 
         Args:
-            final: those at the end.
+            final: the logits at the end.
         """
         self._require_finite(float(final.sum()))
         if self._context.rank == 0:

@@ -1,4 +1,4 @@
-"""Effects: the checks of `verify` on the files of an output, apart from the counts: fingerprints, nulls, values, foreign
+"""Effects: the checks of `verify` on the files of an output in addition to the counts: fingerprints, nulls, values, foreign
 files, seals.
 
 They cost no request: the audit reads each part completely, and `CheckedLog` inspects these bytes. Memory: a few hundred bytes
@@ -36,9 +36,9 @@ _NEVER_NULL = {
     REJECTS_LOG: ("uri", "stage", "reason", "passing", "attempts", "run_id", "model"),
 }
 _VALUES = re.compile(r"label|label_id|score|model|top_k\..+\.label_id")
-"""The Parquet columns of labels/ whose values are read. Statistics show neither NaN nor which values are in one row."""
+"""The Parquet columns of labels/ that are read. Statistics show neither NaN nor which values are in one row."""
 _FOOTER_FILES = ("_metadata", "_common_metadata")
-"""Some readers, such as Dask, read the row groups that these list in place of those in the folder."""
+"""Files that list row groups. Some readers, such as Dask, read these row groups instead of those in the folder."""
 _MAX_CLASSES = 10_000_000
 """A larger id is reported as impossible: an array with one entry per id would take too much memory."""
 _NO_HASH = np.uint64(1)
@@ -55,7 +55,7 @@ class Findings:
     foreign: list[str] = field(default_factory=list)
     """Problems of parts of another model or another writer: exit code 5."""
     wrong: list[str] = field(default_factory=list)
-    """All others: exit code 6."""
+    """All other problems: exit code 6."""
 
     def add(self, error: ImgbatchError) -> None:
         """Add the message of an error."""
@@ -77,7 +77,7 @@ class Findings:
 
 @dataclass
 class RowProblem:
-    """A problem of rows: how many have it, in which parts."""
+    """A problem of rows: the number of rows with it, and their parts."""
 
     text: str
     count: int = 0
@@ -92,9 +92,9 @@ class RowProblem:
             self.examples.append(f"{part}{f' ({example})' if example else ''}")
 
     def __str__(self) -> str:
-        more = ", …" if self.parts > len(self.examples) else ""
+        ellipsis = ", …" if self.parts > len(self.examples) else ""
         rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-        return f"{rows} {self.text}, in {', '.join(self.examples)}{more}"
+        return f"{rows} {self.text}, in {', '.join(self.examples)}{ellipsis}"
 
 
 class CheckedLog(Log):
@@ -108,9 +108,9 @@ class CheckedLog(Log):
         self._seals: set[str] = set()
         self._inspect = inspect
 
-    def refuse_foreign(self, others: Any) -> None:
+    def refuse_foreign(self, names: Any) -> None:
         """Collect the names of files that readers of the folder, or of `*.parquet` in it, would read."""
-        self.foreign_files = [name for name in others if not is_hidden(name) or _is_read_by_name(name)]
+        self.foreign_files = [name for name in names if not is_hidden(name) or _is_read_by_name(name)]
 
     def inspect(self, number: int, data: bytes, footer: Footer) -> None:
         """Inspect a part.
@@ -127,13 +127,13 @@ class CheckedLog(Log):
             raise OutputError(f"{self.uri(number)} is damaged ({error}): move it away, then run again") from error
 
     def seal_problem(self, run_id: str | None) -> str | None:
-        """Return the problem with the seal of this run, None if it is there. Only seals of later runs may come after it."""
+        """Return the problem with the seal of this run, None if there is none. Only seals of later runs may follow it."""
         if self.last is not None and self.last[1].seal and run_id in self._seals:
             return None
         end = f"its last part is {self.uri(self.last[0])}" if self.last is not None else "it has no part"
         return (
             f"{self.folder.uri} is not sealed: _SUCCESS names the seal of run {run_id or 'none'}, and {end}, so that a late "
-            "write of a killed run could still add rows; run the same classify.py command again, it seals the tables"
+            "write of a killed run could still add rows; run the same classify.py command again, which seals the tables"
         )
 
     def foreign_problem(self) -> str | None:
@@ -141,10 +141,10 @@ class CheckedLog(Log):
         if not self.foreign_files:
             return None
         shown = ", ".join(self.folder.at(name) for name in self.foreign_files[:_SHOWN])
-        many = len(self.foreign_files) > _SHOWN
+        has_more = len(self.foreign_files) > _SHOWN
         return (
-            f"{shown}{f', … ({len(self.foreign_files):,} in all)' if many else ''}: not written by imgbatch, and readers of "
-            f"{self.folder.uri} or of *.parquet in it read it as rows of the table; move it away"
+            f"{shown}{f', … ({len(self.foreign_files):,} in all)' if has_more else ''}: not written by imgbatch, and readers "
+            f"of {self.folder.uri} or of *.parquet in it would read it as rows of the table; move it away"
         )
 
 
@@ -165,12 +165,12 @@ class OutputCheck:
     """Also called with each part of labels/."""
     findings: Findings = field(default_factory=Findings)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    """That of the record, otherwise the one that most parts have."""
+    """The fingerprint of the record; without one, the most frequent fingerprint of the parts."""
     _logs: list[CheckedLog] = field(default_factory=list)
     _fingerprints: dict[str, tuple[Mapping[str, Any], RowProblem]] = field(default_factory=dict)
     _rows: dict[str, RowProblem] = field(default_factory=dict)
     _hash_of: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """The hash of the label of each label_id, 0 if it was not seen yet."""
+    """The hash of the label of each label_id, 0 if no row had it yet."""
     _label_of: dict[int, str] = field(default_factory=dict)
     _id_of: dict[str, int] = field(default_factory=dict)
 
@@ -187,7 +187,7 @@ class OutputCheck:
         counts = AuditResult()
         try:
             counts = audit.audit(self.output, listing, limited=limited, log_of=self._log)
-            self._check_seals()  # only of tables that could be read to their ends
+            self._check_seals()  # only if both tables could be read completely
             counts.require_reconciled()
             self._compare_counts(counts)
         except (OutputError, AuditError) as error:
@@ -205,7 +205,7 @@ class OutputCheck:
         recorded = self.success["counts"]
         counted = {name: getattr(counts, name) for name in ("listed", "labelled", "rejected", "kept")}
         different = {name: number for name, number in counted.items() if recorded.get(name) != number}
-        wrong = [f"{name}: {recorded.get(name)} said, {number} found" for name, number in different.items()]
+        wrong = [f"{name}: {recorded.get(name)} recorded, {number} counted" for name, number in different.items()]
         if wrong:
             raise AuditError(
                 f"{self.output.at('_SUCCESS')} disagrees with the tables: {'; '.join(wrong)}; run the same "
@@ -229,7 +229,8 @@ class OutputCheck:
         for fingerprint, parts in self._fingerprints.values():
             if different := differences(fingerprint, self.fingerprint):
                 shown = "; ".join(
-                    f"{key}: {theirs} there, {ours} elsewhere" for key, (theirs, ours) in different.items()
+                    f"{key}: {part_value} there, {output_value} elsewhere"
+                    for key, (part_value, output_value) in different.items()
                 )
                 named = ", ".join(parts.examples) + (", …" if parts.parts > len(parts.examples) else "")
                 problems.append(
@@ -247,8 +248,8 @@ class OutputCheck:
         self._check_nulls(log.name, uri, file, footer)
         if log.name == LABELS_LOG:
             paths = [file.metadata.schema.column(at).path for at in range(file.metadata.num_columns)]
-            wanted = [path for path in paths if _VALUES.fullmatch(path)]
-            self._check_values(uri, file.read(columns=wanted, use_threads=False), footer)
+            value_paths = [path for path in paths if _VALUES.fullmatch(path)]
+            self._check_values(uri, file.read(columns=value_paths, use_threads=False), footer)
             if self.on_labels_part is not None:
                 self.on_labels_part(log, number, file, footer)
 
@@ -289,34 +290,34 @@ class OutputCheck:
             if top.null_count:
                 self._add_rows("without top_k", uri, top.null_count)
             best = pc.struct_field(pc.list_element(top, 0), "label_id")
-            other = valid & ~np.asarray(pc.fill_null(pc.equal(best, ids), True))
-            if other.any():
-                self._add_rows("with a label_id that is not the first of top_k", uri, int(other.sum()))
+            differs = valid & ~np.asarray(pc.fill_null(pc.equal(best, ids), True))
+            if differs.any():
+                self._add_rows("with a label_id that is not the first of top_k", uri, int(differs.sum()))
         if "label" not in table.column_names:
             return
-        good = valid & (numbers >= 0) & (numbers < _MAX_CLASSES) & np.asarray(table["label"].is_valid())
-        if not good.any():
+        is_checked = valid & (numbers >= 0) & (numbers < _MAX_CLASSES) & np.asarray(table["label"].is_valid())
+        if not is_checked.any():
             return
-        at, labels = numbers[good], single_chunk(table["label"].filter(pa.array(good)))
+        at, labels = numbers[is_checked], single_chunk(table["label"].filter(pa.array(is_checked)))
         hashes = hash_strings(labels)
         if at.max() >= len(self._hash_of):
             self._hash_of = np.concatenate([self._hash_of, np.zeros(int(at.max()) + 1 - len(self._hash_of), np.uint64)])
-        self._remember(at, labels, hashes)
+        self._record_labels(at, labels, hashes)
         wrong = np.flatnonzero(self._hash_of[at] != hashes)
         if len(wrong):
             number, label = int(at[wrong[0]]), labels[int(wrong[0])].as_py()
             example = f"{number} is {label!r} here, {self._label_of[number]!r} elsewhere"
             self._add_rows("with a label that does not belong to its label_id", uri, len(wrong), example=example)
 
-    def _remember(self, ids: npt.NDArray[np.int32], labels: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
-        """Remember the labels of ids that were not seen before. A label that another id has is remembered as wrong."""
-        new = np.flatnonzero(self._hash_of[ids] == 0)
-        _, first = np.unique(ids[new], return_index=True)
-        for at in new[first].tolist():
+    def _record_labels(self, ids: npt.NDArray[np.int32], labels: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
+        """Record the labels of ids that no earlier row had. A label that another id has is recorded as wrong."""
+        new_rows = np.flatnonzero(self._hash_of[ids] == 0)
+        _, first_rows = np.unique(ids[new_rows], return_index=True)
+        for at in new_rows[first_rows].tolist():
             number, label = int(ids[at]), labels[at].as_py()
-            other = self._id_of.setdefault(label, number)
-            self._label_of[number] = label if other == number else f"{label} (of {other})"
-            self._hash_of[number] = hashes[at] if other == number else _NO_HASH
+            first_id = self._id_of.setdefault(label, number)
+            self._label_of[number] = label if first_id == number else f"{label} (of {first_id})"
+            self._hash_of[number] = hashes[at] if first_id == number else _NO_HASH
 
     def _add_rows(self, text: str, uri: str, count: int, *, example: str = "") -> None:
         self._rows.setdefault(text, RowProblem(text)).add(uri, count, example)

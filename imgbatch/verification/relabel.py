@@ -1,7 +1,7 @@
-"""Effects: rows of labels/ drawn at random, their images fetched again, and labelled again in processes of their own.
+"""Effects: a random sample of labels/: its images are fetched and labelled again, in child processes.
 
-The images are read by the code that a run reads them with, under the same limits: a decoder that crashes or hangs ends a
-child process, never the caller. Nothing is written to the store.
+The images are read by the same code as in a run, with the same limits. A decoder that crashes or hangs ends only a child
+process. Nothing is written to the store.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 PART, OF_TAR = "part", "of_tar"
 """Columns of drawn rows: the URI of their part, and of the tar that the image is a member of."""
 _MIN_IMAGES, _MAX_IMAGES = 8, 256
-"""Of a task."""
+"""Minimum and maximum number of images in a task."""
 _TICK_S = 0.25
 
 
@@ -58,7 +58,7 @@ class Reservoir:
 
     size: int
     seed: int
-    seen: int = 0
+    row_count: int = 0
     """Number of rows in the parts so far."""
     _keys: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     _rows: pa.Table | None = None
@@ -71,7 +71,7 @@ class Reservoir:
         """Draw from the rows of a part; its columns are read only if one of its rows is drawn."""
         count = file.metadata.num_rows
         keys = self._random.random(count)
-        self.seen += count
+        self.row_count += count
         drawn = np.flatnonzero(keys < self._threshold)
         if len(drawn) > self.size:
             drawn = np.sort(np.argpartition(keys, self.size)[: self.size])
@@ -123,9 +123,9 @@ def as_listing(rows: pa.Table, *, parquet: bool) -> pa.Table:
 
 
 def split_into_blocks(images: pa.Table, processes: int) -> list[pa.Table]:
-    """Split a listing into blocks, one for each task: one for each version of a tar or Parquet file, and for other images.
+    """Split a listing into blocks, one for each task: one for each version of a tar or Parquet file; other images share blocks.
 
-    A tar is streamed once a task, so its members are in one block. Of other images a block has an equal part, within limits.
+    A tar is streamed once a task, so its members are in one block. Other images are divided into equal blocks, within limits.
     """
     groups: dict[Any, list[int]] = {}
     for at, row in enumerate(images.select(["uri", "etag", "last_modified", "container", OF_TAR]).to_pylist()):
@@ -143,7 +143,7 @@ def split_into_blocks(images: pa.Table, processes: int) -> list[pa.Table]:
 
 
 class SampleWorker(LabelImages):
-    """Labels rows of a listing that it receives in place of their numbers; finds members of tars by their names."""
+    """Labels rows of a listing, which it receives instead of their numbers; finds members of tars by their names."""
 
     def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a block, `rows` at a time."""
@@ -163,9 +163,9 @@ class SampleWorker(LabelImages):
         stores = self._work.stores
         try:
             meta = stores.call("look at", tar, lambda store, path: store.head(path))
-            first = rows[0]
-            if version_of(meta.etag, meta.last_modified) != version_of(first["etag"], first["last_modified"]):
-                refusal = Refusal("fetch", "changed", f"{tar} is another version than the one that was labelled")
+            first_row = rows[0]
+            if version_of(meta.etag, meta.last_modified) != version_of(first_row["etag"], first_row["last_modified"]):
+                refusal = Refusal("fetch", "changed", f"{tar} has another version than the one that was labelled")
             else:
                 limit = self._work.config.fetch.max_bytes
                 for member in TarReader(stores, tar, meta, "*", limit, wanted=frozenset(names)).members():
@@ -201,11 +201,11 @@ class Task:
 
 _tasks: list[Task] = []
 _workers: list[SampleWorker] = []
-"""Of this process: one each."""
+"""The task and the worker of this process, once they are set."""
 
 
 def _start(task: Task) -> None:
-    """Prepare this process. Everything that may fail is done in `_label`: the pool would lose an error that is raised here."""
+    """Prepare this process. Steps that may fail are in `_label`, since the pool would lose an error that is raised here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -237,7 +237,7 @@ def relabel(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
     A process that dies loses its blocks. They are labelled once more, with each image decoded in a child of its own.
 
     Args:
-        images: of `as_listing`.
+        images: the result of `as_listing`.
 
     Raises:
         ClusterError: a process died again, or no block was completed for `cluster.stall_timeout_s`.
@@ -273,13 +273,13 @@ def _completed(task: Task, pending: Mapping[int, pa.Table], processes: int) -> I
         numbers: dict[Future[list[pa.Table]], int] = {
             pool.submit(_label, block): number for number, block in pending.items()
         }
-        last = time.monotonic()
+        last_result = time.monotonic()
         while numbers:
             tick()
             done, _ = wait(numbers, timeout=_TICK_S, return_when=FIRST_COMPLETED)
             if done:
-                last = time.monotonic()
-            elif time.monotonic() - last > task.stall_timeout_s:
+                last_result = time.monotonic()
+            elif time.monotonic() - last_result > task.stall_timeout_s:
                 raise ClusterError(
                     f"no image was labelled again for {task.stall_timeout_s:.0f} s (cluster.stall_timeout_s)"
                 )

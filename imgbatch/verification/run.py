@@ -1,4 +1,4 @@
-"""Effects: the checks of a finished output, from its files alone, and a sample that is labelled again."""
+"""Effects: verification of a finished output from its files alone, and with a sample that is labelled again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
 from imgbatch.verification.file_checks import OutputCheck, record_of
 
-_REMEDY = "run the same classify.py command again, which does no work twice"
+_REMEDY = "run the same classify.py command again, which does not repeat finished work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +48,24 @@ def verify(
     """Recount a finished output from its files, check the files, and label a sample again.
 
     Args:
-        output_uri: where the output is.
+        output_uri: the URI of the output.
         config: the options of its store, and the limits for the sample's images.
         sample: number of rows of labels/ that are labelled again; None: none.
-        model: where the model of the output is now; None: where it was then.
+        model: the current name or URI of the model of the output; None: as recorded.
         seed: of the sample; None: a random one.
 
     Raises:
-        OutputError: foreign files or parts.
+        OutputError: the output contains foreign files or parts.
         AuditError: rows are missing, duplicated or wrong.
-        InputError: there is no finished output.
-        UsageError: options that contradict each other.
+        InputError: the output is not finished.
+        UsageError: options contradict each other.
     """
     _require_options(sample, model, seed)
     output = Folder(Stores(config.storage), absolute(output_uri))
     success = read_success(output)
     if success is None:
         raise InputError(
-            f"{output.uri} has no _SUCCESS: no run has finished there, or one is under way; run classify.py to its end first"
+            f"{output.uri} has no _SUCCESS: no run has finished there, or one is running; run classify.py to its end first"
         )
     if "run_id" not in success or not isinstance(success.get("counts"), dict):
         raise AuditError(f"{output.at('_SUCCESS')} is damaged: {_REMEDY}")

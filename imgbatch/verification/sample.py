@@ -1,4 +1,4 @@
-"""Effects: `verify --sample`: rows drawn at random are compared with what the model returns for their images now."""
+"""Effects: `verify --sample`: comparison of random rows with the current results of the model for their images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sample:
         """Prepare to draw.
 
         Args:
-            model: where the model of the output is now; None: where it was then.
+            model: the current name or URI of the model of the output; None: as recorded.
             size: number of rows.
         """
         self._output, self._config, self._model_name, self._seed = output, config, model, seed
@@ -64,10 +64,10 @@ class Sample:
         """
         rows = self._reservoir.rows()
         if not len(rows):
-            return "sample: labels/ holds no row, so that there is nothing to compare"
+            return "sample: labels/ has no row to compare"
         if not {"label", "label_id"} & set(rows.column_names):
             raise UsageError(
-                f"{self._output.at('labels')} has neither label nor label_id (output.columns): nothing to compare"
+                f"{self._output.at('labels')} has neither label nor label_id (output.columns), which are compared"
             )
         config = original_config(self._config, self._model_name, fingerprint, record)
         model = self._load_model(config.model, fingerprint)
@@ -96,19 +96,22 @@ class Sample:
         try:
             model = loading.load(config, self._output.stores)
         except ModelError as error:
-            hint = "" if self._model_name else "; if the model is elsewhere now, give its place with --model"
+            hint = "" if self._model_name else "; if the model has moved, give its current location with --model"
             raise ModelError(f"{error}{hint}") from error
-        ours = model.fingerprint()
-        if different := differences({key: fingerprint.get(key) for key in ours}, ours):
-            shown = "; ".join(f"{key}: {theirs} there, {here} here" for key, (theirs, here) in different.items())
+        loaded = model.fingerprint()
+        if different := differences({key: fingerprint.get(key) for key in loaded}, loaded):
+            shown = "; ".join(
+                f"{key}: {output_value} there, {model_value} here"
+                for key, (output_value, model_value) in different.items()
+            )
             raise ModelError(
-                f"{model.reference} is not the model that made the labels of {self._output.uri} ({shown}): give that one with "
-                "--model, and the keys model.* that it was used with"
+                f"{model.reference} is not the model that wrote the labels of {self._output.uri} ({shown}): give that model "
+                "with --model, and the keys model.* of that run"
             )
         return model
 
     def _records(self, rows: pa.Table, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return the records of the newest runs that wrote drawn rows; an empty one stands for those that are omitted."""
+        """Return the records of the newest runs that wrote drawn rows; an empty one if runs are omitted."""
         if "run_id" not in rows.column_names:
             return [{}]
         ids = sorted(run_id for run_id in rows["run_id"].unique().to_pylist() if run_id)
@@ -127,21 +130,21 @@ class Sample:
         *,
         exact: bool,
     ) -> SampleResult:
-        now = relabel(task, images)
+        current = relabel(task, images)
         result = SampleResult(drawn=len(rows))
         differences: dict[int, str] = {}
         for at, row in enumerate(rows):
-            if at not in now:
+            if at not in current:
                 result.skipped["crashed"] += 1
-            elif reason := skip_reason(row, now[at]):
+            elif reason := skip_reason(row, current[at]):
                 result.skipped[reason] += 1
             else:
                 result.compared += 1
-                if difference := comparison.difference(row, now[at]):
+                if difference := comparison.difference(row, current[at]):
                     differences[at] = difference
         if differences and not exact:
             doubtful = images.take(pa.array(list(differences)))
-            differences = self._recheck(comparison, task, rows, doubtful, now, differences)
+            differences = self._recheck(comparison, task, rows, doubtful, current, differences)
         result.differences = [(rows[at], difference) for at, difference in differences.items()]
         return result
 
@@ -151,21 +154,21 @@ class Sample:
         task: Task,
         rows: list[dict[str, Any]],
         images: pa.Table,
-        now: Mapping[int, Row],
+        current: Mapping[int, Row],
         differences: Mapping[int, str],
     ) -> dict[int, str]:
         """Label images again in another number format; return the differences that rounding does not explain.
 
-        Rows that were computed in 16 bits may differ from what this machine computes although nothing is wrong with them. A
-        row counts as right if it agrees with the result in one of the two formats, with a tolerance for this very image.
+        Correct rows that were computed in 16 bits may differ from the results of this machine. A row counts as right if it
+        agrees with the result in one of the two formats, with a tolerance for this image.
         """
-        other = replace(task.config, classify=other_format(task.config.classify))
-        recomputed = relabel(replace(task, config=other), images)
+        other_config = replace(task.config, classify=other_format(task.config.classify))
+        recomputed = relabel(replace(task, config=other_config), images)
         remaining = {}
         for at, difference in differences.items():
             if at in recomputed and skip_reason(rows[at], recomputed[at]) is None:
-                tolerance = widened_tolerance(now[at], recomputed[at])
-                if not all(comparison.difference(rows[at], row, tolerance) for row in (now[at], recomputed[at])):
+                tolerance = widened_tolerance(current[at], recomputed[at])
+                if not all(comparison.difference(rows[at], row, tolerance) for row in (current[at], recomputed[at])):
                     continue
             remaining[at] = difference
         return remaining
@@ -173,18 +176,18 @@ class Sample:
     def _summary(self, result: SampleResult, model: Model) -> str:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.skipped.items()))
         drawn = (
-            f"sample: {result.drawn:,} of {self._reservoir.seen:,} labels drawn (--seed {self._seed}), "
+            f"sample: {result.drawn:,} of {self._reservoir.row_count:,} labels drawn (--seed {self._seed}), "
             f"{result.compared:,} compared"
             f"{f', {result.skipped.total():,} skipped ({skipped})' if skipped else ''}"
         )
         if not result.compared:
-            text = f"{drawn}: nothing is known of the labels"
+            text = f"{drawn}: the labels could not be checked"
             if set(result.skipped) <= set(_STORE_REASONS):
                 raise Unreachable(f"{text}; fix the access to the images, then run the same command again")
-            raise InputError(f"{text}, since no image is as it was when it was labelled")
+            raise InputError(f"{text}, since all images have changed or are missing")
         if result.differences:
             raise AuditError(f"{drawn}, {self._describe_differences(result, model)}")
-        if result.compared == self._reservoir.seen:
+        if result.compared == self._reservoir.row_count:
             return f"{drawn}, none wrong: these are all labels"
         return (
             f"{drawn}, none wrong: if more than {result.max_undetected():.2%} of the labels were wrong, this would have been "
@@ -195,23 +198,23 @@ class Sample:
         wrong = len(result.differences)
         proportion = metrics.proportion_of(wrong, result.compared)
         shown = "\n- ".join(f"{row['uri']}: {text} ({row[PART]})" for row, text in result.differences[:_SHOWN])
-        more = f"\n- … and {wrong - _SHOWN:,} more" if wrong > _SHOWN else ""
+        suffix = f"\n- … and {wrong - _SHOWN:,} more" if wrong > _SHOWN else ""
         parts = Counter(row[PART] for row, _ in result.differences)
         return (
-            f"{wrong:,} not what {model.reference} says now, that is {proportion} of the labels with 95 % probability:\n- "
-            f"{shown}{more}\nThey are in {len(parts):,} parts. Move these away and run the same classify.py command again, "
-            "which labels their images again; or label all into an --output of its own"
+            f"{wrong:,} differ from the current result of {model.reference}, that is {proportion} of the labels with 95 % "
+            f"probability:\n- {shown}{suffix}\nThey are in {len(parts):,} parts. Move these away and run the same classify.py "
+            "command again, which labels their images again; or label all into an --output of its own"
         )
 
 
 def original_config(
     config: sections.Config, model: str | None, fingerprint: Mapping[str, Any], record: Mapping[str, Any]
 ) -> sections.Config:
-    """Return the config with which images are labelled as the output's were.
+    """Return the config that labels images as those of the output were labelled.
 
     Args:
         config: options that the user gave to `verify`.
-        model: where the model is now; None: where it was then.
+        model: the current name or URI of the model; None: as recorded.
         fingerprint: of the output.
         record: the run.json of the run that `_SUCCESS` names.
 
@@ -220,9 +223,7 @@ def original_config(
     """
     recorded = record.get("config") or {}
     if not (model or (record.get("model") and recorded)):
-        raise UsageError(
-            "the run.json of the run that _SUCCESS names is not there: say with --model which model it was"
-        )
+        raise UsageError("the run.json of the run that _SUCCESS names is missing: name its model with --model")
     model_options = {**recorded.get("model", {})}
     if record.get("model") and not model_options.get("weights"):
         model_options["name"] = str(record["model"]["name"])
@@ -268,18 +269,14 @@ def with_recorded_format(config: sections.Config, records: list[Mapping[str, Any
         if with_dtype and with_dtype[-1].get("device") == "cpu" and config.cluster.device != "cuda":
             newest = with_dtype[-1]
             runtime = str(newest.get("runtime", "")).partition(" ")[0]
-            same = (
-                runtime
-                if classify.runtime == "auto" and runtime in get_args(sections.RuntimeName)
-                else classify.runtime
-            )
-            recorded: Any = {"dtype": newest["dtype"], "runtime": same}
+            is_usable = classify.runtime == "auto" and runtime in get_args(sections.RuntimeName)
+            recorded: Any = {"dtype": newest["dtype"], "runtime": runtime if is_usable else classify.runtime}
             classify = replace(classify, **recorded)
     used = {classify.dtype, *(str(record.get("dtype")) for record in records)}
     return replace(config, classify=classify), used == {"float32"}
 
 
 def other_format(classify: sections.ClassifyConfig) -> sections.ClassifyConfig:
-    """Return the options for bfloat16 in torch, which every processor can do; if these are given, for float32."""
-    same = (classify.dtype, classify.runtime) == ("bfloat16", "torch")
-    return replace(classify, dtype="float32" if same else "bfloat16", runtime="torch")
+    """Return options with another number format: bfloat16 in torch, which every processor supports, or else float32."""
+    is_bfloat16_in_torch = (classify.dtype, classify.runtime) == ("bfloat16", "torch")
+    return replace(classify, dtype="float32" if is_bfloat16_in_torch else "bfloat16", runtime="torch")

@@ -61,22 +61,22 @@ def test_a_cache_that_is_damaged_between_runs(
 
 # Wherever weights are filled into a network, half of them are lost: memory that does not hold what is written to it.
 BROKEN = """
-fill = module.fill
+load_weights = module.load_weights
 def badly(net, *arguments):
-    notes = fill(net, *arguments)
+    notes = load_weights(net, *arguments)
     if os.path.exists(os.environ["BROKEN"]):
         weights = [each.data for each in net.parameters() if each.ndim > 1]
         for each in weights[::2]:
             each.zero_()
     return notes
-module.fill = badly
+module.load_weights = badly
 """
 
 
 def test_a_machine_on_which_the_model_gives_wrong_answers(
     job: Job, folder: Path, tiny_model: Path, tmp_path: Path, place: Path
 ) -> None:
-    """It is broken after the driver has looked at the model; the same command goes on when it is mended."""
+    """It is broken after the driver has looked at the model; the same command succeeds after it is repaired."""
     fault = tmp_path / "broken"
     environment = {"TMPDIR": str(place), "BROKEN": str(fault)} | faults.patched(
         tmp_path / "hook", "imgbatch.models.architectures", BROKEN

@@ -18,7 +18,7 @@ from tests.integration.test_containers import parquet_of, tar_of
 from tests.unit.pictures import encode, scene
 
 COMMANDS = re.findall(
-    r"^    \.venv/bin/python jobs/classify\.py (--input .*)$",
+    r"^    \.venv/bin/python jobs/classify\.py (--input '?s3://.*)$",  # other stores: tests/stores
     (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )

@@ -107,7 +107,11 @@ def test_signal_in_the_middle_of_a_run(
     assert process.returncode == 128 + signum, err
     assert time.monotonic() - asked < 30
     assert out == "" and "Traceback" not in err
-    assert err.rstrip().splitlines()[-1].startswith(f"error: stopped by signal {signum:d}; the same command goes on")
+    assert (
+        err.rstrip()
+        .splitlines()[-1]
+        .startswith(f"error: stopped by signal {signum:d}; run the same command again to resume")
+    )
     (record,) = tables.runs(output)
     assert (record["status"], record["exit_code"]) == ("interrupted", 128 + signum)
     done = tables.labels(output)

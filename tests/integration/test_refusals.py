@@ -193,7 +193,7 @@ def test_foreign_parts(refused: Callable[..., str], folder: Path, tmp_path: Path
         ("part-00000001.parquet", lambda path: pq.write_table(rows, path), "was not written by imgbatch"),
         ("part-00000001.parquet", lambda path: path.write_bytes(b"PAR1 torn"), "not a complete Parquet file"),
         ("part-00000001.parquet", lambda path: pq.write_table(rows.replace_schema_metadata(newer), path), "version 2"),
-        ("labels.csv", lambda path: path.write_text("uri,label"), "not a part of ours"),
+        ("labels.csv", lambda path: path.write_text("uri,label"), "not written by imgbatch"),
     ):
         write(place / name)
         content = (place / name).read_bytes()

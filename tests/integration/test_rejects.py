@@ -158,10 +158,10 @@ def test_a_store_that_becomes_unreachable(
         ended = warm(*command, "--set", "storage.retries=0", "--set", "fetch.concurrency=4", env=environment)
 
     message = require_refusal(ended, 3)
-    assert "the store is away" in message and f"s3://images/{prefix}/" in message
+    assert "the store is unreachable" in message and f"s3://images/{prefix}/" in message
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     (record,) = tables.runs(tmp_path / "out")
-    assert (record["status"], record["exit_code"]) == ("failed", 3) and "the store is away" in record["error"]
+    assert (record["status"], record["exit_code"]) == ("failed", 3) and "the store is unreachable" in record["error"]
     assert len(tables.labels(tmp_path / "out")) == 10, "what was had is kept"
 
     ended = warm(*command, env=s3.environment)

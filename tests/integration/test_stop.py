@@ -83,7 +83,7 @@ def test_sigterm_with_slow_puts(
         _, err = process.communicate(timeout=100)
     assert process.returncode == 143, err
     assert BANNER not in err and "Traceback" not in err
-    assert err.rstrip().splitlines()[-1].startswith("error: stopped by signal 15; the same command goes on")
+    assert err.rstrip().splitlines()[-1].startswith("error: stopped by signal 15; run the same command again to resume")
     output, record = record_of(name, s3, prefix, tmp_path / "out")
     assert (record["status"], record["exit_code"]) == ("interrupted", 143)
     if name != "train":

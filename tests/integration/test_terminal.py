@@ -72,7 +72,7 @@ def test_ctrl_c_in_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
     job.type("\x03")
     assert job.read() == 128 + signal.SIGINT, job.raw
     lines = require_clean(job)
-    assert lines[-1].startswith("error: stopped by signal 2; the same command goes on")
+    assert lines[-1].startswith("error: stopped by signal 2; run the same command again to resume")
     (record,) = tables.runs(output)
     done = record["this_run"]
     assert done["labelled"] == len(tables.labels(output)) > 0 and done["seconds"] > 0

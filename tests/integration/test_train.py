@@ -279,7 +279,7 @@ def test_finetuning_on_ray_train_from_a_tar_into_a_store(
         (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "MODEL"], 5, "holds a model already"),
         (lambda data: pictures(data, ["red", "blue"], 1), settings(["train.pretrained=false", "train.method=head"]), 2, "base"),
         (lambda data: pictures(data, ["red", "blue"], 1), ["--set", "train.metod=head"], 2, "did you mean 'train.method'?"),
-        (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "lies inside --input"),
+        (lambda data: pictures(data, ["red", "blue"], 1), ["--output", "INSIDE"], 2, "is inside --input"),
         (lambda data: data.mkdir(), [], 2, "no image in"),
     ],
     ids=[

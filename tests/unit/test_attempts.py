@@ -103,7 +103,7 @@ def test_what_a_lost_node_had_is_handed_out_in_units_of_the_same_size(
     images.run(operators)
     assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and not images.work_plan.pending.any()
     assert [record.getMessage() for record in caplog.records] == [
-        "nodes were lost in the middle of a run: what they had is handed out again"
+        "nodes were lost in the middle of a run: their images are submitted again"
     ]
 
 
@@ -115,7 +115,7 @@ def test_nodes_that_are_lost_again_and_again_without_a_row_end_the_run(nodes: se
         nodes.update({f"node {len(images.attempts)}"})
         yield from ()
 
-    with pytest.raises(ClusterError, match="100 images never came back from 2 node"):
+    with pytest.raises(ClusterError, match="100 images were lost on 2 node"):
         images.run(operators)
     assert [rows for _, rows in images.attempts] == [round.rows for round in ROUNDS]
 
@@ -184,5 +184,5 @@ def test_a_few_lost_images_are_their_own_fault(lost: int, arrived: int, round: R
 
 @pytest.mark.parametrize(("lost", "arrived", "round", "retried"), [(300, 900, SECOND, 0), (21, 0, LAST, 20)])
 def test_many_lost_images_are_the_clusters_fault(lost: int, arrived: int, round: Round, retried: int) -> None:
-    with pytest.raises(ClusterError, match=f"{lost} images never came back from 3 node"):
+    with pytest.raises(ClusterError, match=f"{lost} images were lost on 3 node"):
         abort_if_systemic(lost, arrived, round, nodes=3, retried=retried)

@@ -20,7 +20,7 @@ from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.committer import Committer
 from imgbatch.pipeline.run_statistics import RunStatistics
-from imgbatch.pipeline.store_health import STORE_IS_AWAY, StoreHealth
+from imgbatch.pipeline.store_health import MAX_FAILED_READS, StoreHealth
 from imgbatch.schema import LISTING, RESULTS
 from imgbatch.storage.stores import Folder, Stores
 
@@ -142,10 +142,10 @@ def chunks(numbers: range, size: int) -> Iterator[tuple[int, ...]]:
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_a_store_that_is_away_is_told_from_bad_objects(size: int) -> None:
     taken = committer(200)
-    for numbers in chunks(range(STORE_IS_AWAY - 1), size):
+    for numbers in chunks(range(MAX_FAILED_READS - 1), size):
         taken.take(block(*numbers, **failing()))
     taken.take(block(100))
-    for numbers in chunks(range(STORE_IS_AWAY, 2 * STORE_IS_AWAY - 1), size):
+    for numbers in chunks(range(MAX_FAILED_READS, 2 * MAX_FAILED_READS - 1), size):
         taken.take(block(*numbers, **failing()))
     with pytest.raises(Unreachable, match=r"20 objects in a row .* unreachable!"):
         taken.take(block(101, **failing()))

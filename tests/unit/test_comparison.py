@@ -37,7 +37,7 @@ def test_the_same_answer_agrees() -> None:
         (answer(0.1, 0.06, 0.04, 0.8), "label 'hen'"),
         (answer(0.2, 0.7, 0.06, 0.04), "label 'dog' with score 0.700 in the table, 0.800 now"),
         (answer(0.1, 0.8, 0.06, 0.04) | {"label": "cow"}, "label 'cow' with label_id 1, which is 'dog'"),
-        (answer(0.1, 0.8, 0.06, 0.04) | {"answer": "cow"}, "answer 'cow', where its levels say 'dog'"),
+        (answer(0.1, 0.8, 0.06, 0.04) | {"answer": "cow"}, "answer 'cow', but its levels give 'dog'"),
         (answer(0.1, 0.8, 0.06, 0.04) | {"label_id": 7, "label": None}, "label None"),
         (answer(0.06, 0.8, 0.1, 0.04), "top_k has 'cow' with score 0.100 in the table, 0.060 now"),
         (answer(0.1, 0.8, 0.02, 0.08), "top_k has 'hen'"),
@@ -70,7 +70,7 @@ def test_levels_and_answer_are_compared() -> None:
     other = [{**levels[0], "label": "farm"}, levels[1]]
     assert "level kind: 'farm'" in str(COMPARISON.difference(now | {"levels": other}, now))
     assert "level kind" in str(COMPARISON.difference(now | {"levels": [{**levels[0], "score": 0.7}, levels[1]]}, now))
-    assert "where its levels say 'dog'" in str(COMPARISON.difference(now | {"answer": "pet"}, now))
+    assert "but its levels give 'dog'" in str(COMPARISON.difference(now | {"answer": "pet"}, now))
     unsure = [{**levels[0], "score": 0.7}, {**levels[1], "score": 0.4}]
     now = answer(0.35, 0.4, 0.2, 0.05, levels=unsure, answer="pet")
     assert COMPARISON.difference(now, now) is None and COMPARISON.difference(now | {"answer": None}, now) is not None

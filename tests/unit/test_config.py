@@ -181,12 +181,13 @@ def test_other_names_in_braces_are_refused(output: str) -> None:
 
 def test_secrets_are_masked() -> None:
     secrets = {"secret": "hunter2", "token": "hunter3", "key": "hunter4", "connection_string": "AccountKey=hunter5",
-               "client_kwargs": {"password": "hunter6"}, "endpoint_url": "http://me:hunter7@host"}  # fmt: skip
+               "client_kwargs": {"password": "hunter6"}, "az": {"account_key": "hunter1", "account_name": "me"},
+               "endpoint_url": "http://me:hunter7@host"}  # fmt: skip
     tree = ["https://me:hunter8@host/a.jpg", "https://host/a?X-Amz-Signature=hunter9&sig=hunter0"]
     chosen = dataclasses.replace(load(None, input=tree), storage=dataclasses.replace(Config().storage, options=secrets))
     shown = json.dumps(chosen.public())
     assert "hunter" not in shown
-    assert "host/a.jpg" in shown
+    assert "host/a.jpg" in shown and '"account_name": "me"' in shown
     assert chosen.storage.options["secret"] == "hunter2"
     assert chosen.input[0] == "https://me:hunter8@host/a.jpg"
 

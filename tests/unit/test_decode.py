@@ -105,7 +105,7 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
         ("\ufeff<html>".encode("utf-16-le"), "an HTML page (an error page or a login page?)"),
         (b"<!-- drawn --><html><svg/></html>", "an HTML page (an error page or a login page?)"),
         (XML + b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", "(AccessDenied)"),
-        (b"<Error><Code>NoSuchKey</Code></Error>", "an XML error document, as stores answer with (NoSuchKey)"),
+        (b"<Error><Code>NoSuchKey</Code></Error>", "an XML error document, as stores return it (NoSuchKey)"),
         (XML + b"<rss><channel/></rss>", "an XML document ('rss')"),
         (
             b'{"error": {"code": 404, "message": "Not Found"}}',
@@ -122,7 +122,7 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?>\n'
         (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "a video or audio file (MP4 or QuickTime)"),
         (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", "a video (Matroska or WebM)"),
         (gzip.compress(b"x"), "gzip data"),
-        (bytes(4096), "nothing but zero bytes"),
+        (bytes(4096), "only zero bytes"),
         (b"\x01\x02\x03\xff", "no image format begins with b'\\x01"),
         (b"\x89\xff\0 <html>", "no image format begins with"),
     ],

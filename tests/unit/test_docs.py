@@ -172,6 +172,7 @@ def test_dependencies_are_pinned_by_plain_lines() -> None:
         *project["dependencies"],
         *(name for extra in ("demo", "test", "check") for name in project["optional-dependencies"][extra]),
         *(ROOT / "tests" / "clients" / "requirements.txt").read_text().split(),
+        *(ROOT / "tests" / "stores" / "requirements.txt").read_text().split(),
     ]
     assert {re.match(r"[A-Za-z0-9-]+", name)[0].lower() for name in wanted} <= pinned  # type: ignore[index]
 
@@ -181,7 +182,7 @@ def test_the_sums_on_the_page_about_clusters_are_right() -> None:
     assert done.attempted and not done.failed
 
 
-@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+@pytest.mark.parametrize("page", ["guarantees.md", "reliability.md", "security.md"])
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     tests: dict[str, str] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):

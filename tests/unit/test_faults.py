@@ -84,6 +84,15 @@ OBSTORE: list[tuple[Exception, type[StoreError]]] = [
     (obs.GenericError(XML.format(status="400 Bad Request", code="ExpiredToken", message="m")), Forbidden),
     (obs.GenericError(XML.format(status="400 Bad Request", code="InvalidToken", message="m")), Forbidden),
     (obs.GenericError(XML.format(status="403 Forbidden", code="InvalidObjectState", message="m")), Forbidden),
+    (obs.GenericError(XML.format(status="409 Conflict", code="PublicAccessNotPermitted", message="m")), Forbidden),
+    (obs.GenericError(XML.format(status="400 Bad Request", code="UserProjectMissing", message="m")), Forbidden),
+    (obs.GenericError(XML.format(status="400 Bad Request", code="InvalidResourceName", message="m")), BadPath),
+    (obs.GenericError(XML.format(status="404 Not Found", code="ContainerNotFound", message="m")), NotFound),
+    (obs.AlreadyExistsError(XML.format(status="409 Conflict", code="BlobArchived", message="m")), Forbidden),
+    (obs.AlreadyExistsError(XML.format(status="409 Conflict", code="BlobAlreadyExists", message="m")), Exists),
+    (obs.AlreadyExistsError("PUT /BlobArchived/x: status code: 409 Conflict: "), Exists),
+    (obs.UnauthenticatedError("External GCP credential provider: TransportError: no route to host"), Unreachable),
+    (obs.UnauthenticatedError("External GCP credential provider: RefreshError: ('invalid_grant')"), Forbidden),
     (obs.GenericError("GET /AccessDenied.jpg: Server returned non-2xx status code: 503 SlowDown: "), Unreachable),
 ]
 
@@ -282,6 +291,17 @@ def test_an_error_names_the_operation_the_uri_and_the_cause_in_one_line() -> Non
 
 def test_an_error_without_a_text_names_its_class() -> None:
     assert str(translate(aiohttp.ServerTimeoutError(), "read", "u")) == "read u: ServerTimeoutError"
+
+
+def test_a_request_that_was_not_sent_says_why() -> None:
+    debug = """Debug source:
+    ConnectError("dns error", Custom { kind: Uncategorized, error: "failed to lookup address information: unknown" })"""
+    error = obs.GenericError(
+        f"Error performing GET https://host/x in 1ms - HTTP error: error sending request\n\n{debug}"
+    )
+    assert str(translate(error, "read", "az://c/x")).endswith(
+        "sending request: failed to lookup address information: unknown"
+    )
 
 
 def test_an_s3_error_is_reported_by_its_status_and_message() -> None:

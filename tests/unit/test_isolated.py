@@ -39,7 +39,7 @@ def test_sandbox_rejects_like_decode() -> None:
         (f"os.kill(os.getpid(), {int(signal.SIGSEGV)})", "crashed", "SIGSEGV"),
         (f"os.kill(os.getpid(), {int(signal.SIGKILL)})", "out_of_memory", "SIGKILL"),
         ("os._exit(7)", "crashed", "exit code 7"),
-        ("os._exit(0)", "crashed", "gave no answer"),
+        ("os._exit(0)", "crashed", "returned no result"),
         ("raise LookupError('odd')", "crashed", "LookupError: odd"),
         ("print('chatter')\nraise Rejected('corrupt', 'told')", "corrupt", "told"),
         ("time.sleep(1000)", "timeout", "decode.timeout_s"),

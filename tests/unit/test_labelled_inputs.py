@@ -107,7 +107,11 @@ IMAGENET = imagenet.imagenet_labels()
             r"'crane', which may be 'crane \(bird\)' \(n02012849\) or 'crane \(machine\)' \(n03126707\)",
         ),
         ("name", ["n99999999"], r"1 image with labels that are unknown to it: 'n99999999'\. It has"),
-        ("name", ["281"], r"'281', the number of 'tabby'\?\. Numbers are taken .* source\.label_is=index"),
+        (
+            "name",
+            ["281"],
+            r"'281', the number of 'tabby'\?\. With --set source\.label_is=index, numbers are class numbers",
+        ),
         ("index", ["281", "0", "0999"], [281, 0, 999]),
         ("index", ["1", "1000"], r"no class numbers of it: '1000'\. .* are 0 to 999, .* ILSVRC's from 1 on"),
         (
@@ -147,7 +151,7 @@ def test_a_name_of_two_classes_is_logged(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.messages
     GroundTruth([pa.RecordBatch.from_pylist(rows, schema=schema)], IMAGENET)
     (message,) = caplog.messages
-    assert "'maillot': it is taken for n03710637, not for n03710721 ('maillot, tank suit')" in message
+    assert "'maillot': it means n03710637 here, not n03710721 ('maillot, tank suit')" in message
 
 
 def test_only_the_images_of_a_split_are_listed(tmp_path: Path) -> None:

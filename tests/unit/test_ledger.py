@@ -459,7 +459,7 @@ def test_a_run_with_another_fingerprint_rewrites_no_part(place: Place) -> None:
 def test_damaged_rewrite_intents_are_named(place: Place) -> None:
     commit(ledger(place()), results("a"))
     place().put("runs/rewriting-labels.json", b"[")
-    with pytest.raises(OutputError, match=r"runs/rewriting-labels.json is damaged or not ours"):
+    with pytest.raises(OutputError, match=r"runs/rewriting-labels.json is damaged or was not written by imgbatch"):
         ledger(place())
 
 
@@ -614,10 +614,10 @@ def whole() -> bytes:
         (part(1), parquet(pa.table({"uri": ["a"]}), format_version="2"), "format version 2.*newer imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), **{**OURS, "fingerprint": "[1]"}), "not written by imgbatch"),
         (part(1), parquet(pa.table({"uri": ["a"]}), **OURS), "lacks the columns etag"),
-        ("old.parquet", whole(), "not a part of ours"),
-        ("part-1.parquet", whole(), "not a part of ours"),
-        ("notes.txt", b"", "not a part of ours"),
-        (f"below/{part(1)}", whole(), "not a part of ours"),
+        ("old.parquet", whole(), "not written by imgbatch"),
+        ("part-1.parquet", whole(), "not written by imgbatch"),
+        ("notes.txt", b"", "not written by imgbatch"),
+        (f"below/{part(1)}", whole(), "not written by imgbatch"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("table", ["labels", "rejects"])

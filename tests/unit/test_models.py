@@ -194,9 +194,9 @@ def test_pickles_are_never_loaded(load: Load, tmp_path: Path, labels: str) -> No
     [
         ("x/own.pth", {}, "give the network with --set model.architecture"),
         ("x/nowhere.pth", {"architecture": "test_resnet"}, "no state dict x/nowhere.pth"),
-        ("x/dir", {"weights": "x"}, "model.weights does not go with"),
-        ("timm:test_resnet", {"architecture": "resnet18"}, "model.architecture does not go with"),
-        ("efficientnet_lite0", {"labels": "x"}, "model.labels does not go with"),
+        ("x/dir", {"weights": "x"}, "model.weights cannot be combined with"),
+        ("timm:test_resnet", {"architecture": "resnet18"}, "model.architecture cannot be combined with"),
+        ("efficientnet_lite0", {"labels": "x"}, "model.labels cannot be combined with"),
         ("timm:test_resnet", {"labels": "x/nowhere.txt"}, "model.labels=x/nowhere.txt"),
     ],
 )
@@ -271,7 +271,7 @@ def test_directory_in_a_store_is_fetched_once_per_node(load: Load, s3: S3Server,
     require_same_network(model.network(), net)  # from the node's cache
     for kept in tmp_path.glob("imgbatch-*/weights-*"):
         kept.unlink()
-    with pytest.raises(ModelError, match="not what it was when the run started"):
+    with pytest.raises(ModelError, match="has changed since the run started"):
         model.network()
 
 
@@ -356,7 +356,7 @@ def test_damaged_weights_are_refused(load: Load, tmp_path: Path) -> None:
 
 
 def test_unsupported_image_size_is_refused(load: Load, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"takes no images of 100x100.*model\.image_size"):
+    with pytest.raises(ModelError, match=r"does not accept images of 100x100.*model\.image_size"):
         load(write(tmp_path / "vit", tiny(name="test_vit")), image_size=100)
 
 

@@ -107,7 +107,7 @@ def test_a_truncated_part_is_refused(cut: int) -> None:
 
 def test_a_part_of_a_newer_version_is_refused() -> None:
     data = encode(table("a"), {"format_version": str(FORMAT_VERSION + 1), "new": "word"})
-    with pytest.raises(OutputError, match="format version 2, this imgbatch knows 1: use a newer"):
+    with pytest.raises(OutputError, match="format version 2, this imgbatch supports 1: use a newer"):
         decode(data, "u")
 
 

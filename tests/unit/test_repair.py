@@ -391,7 +391,7 @@ def test_damaged_rewrite_intents_are_removed_as_advised(run: Run) -> None:
     announced = Path(run.output.uri) / "runs/rewriting-labels.json"
     assert announced.exists()
     announced.write_text("{")
-    with pytest.raises(OutputError, match=rf"{announced} is damaged or not ours; remove it"):
+    with pytest.raises(OutputError, match=rf"{announced} is damaged or was not written by imgbatch; remove it"):
         run()
     announced.unlink()
     run()

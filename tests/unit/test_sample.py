@@ -170,7 +170,7 @@ def test_changed_and_vanished_images_are_skipped_and_counted(job: Job, place: Pa
     for number in range(2, 12):
         (images / f"{number:02d}.jpg").unlink()
     ended = job("verify", place / "out", "--sample", 100)
-    assert ended.code == 2 and "0 compared, 28 skipped" in ended.err and "nothing is known" in ended.err
+    assert ended.code == 2 and "0 compared, 28 skipped" in ended.err and "could not be checked" in ended.err
 
 
 def test_the_model_of_the_output_may_have_moved(job: Job, place: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_model_of_the_output_may_have_moved(job: Job, place: Path, tmp_path:
     ended = job("verify", place / "out", "--sample", 3)
     assert ended.code == 2 and "--model" in ended.err and "gone" in ended.err
     ended = job("verify", place / "out", "--sample", 3, "--model", place / "other-model")
-    assert ended.code == 2 and "is not the model that made the labels" in ended.err and "weights: " in ended.err
+    assert ended.code == 2 and "is not the model that wrote the labels" in ended.err and "weights: " in ended.err
     ended = job("verify", place / "out", "--sample", 3, "--model", was)
     assert ended.code == 0, ended.err
 
@@ -234,7 +234,7 @@ def reservoir(sizes: list[int], size: int, seed: int, folder: Folder) -> list[st
         drawn.add_part(Log(folder), 1, pq.ParquetFile(sink), Footer("run", {}))
         number += count
     rows = drawn.rows()
-    assert drawn.seen == number and rows["label"].to_pylist() == rows["uri"].to_pylist()
+    assert drawn.row_count == number and rows["label"].to_pylist() == rows["uri"].to_pylist()
     found: list[str] = rows["uri"].to_pylist()
     assert len(set(found)) == len(found) == min(size, number)
     return found

@@ -767,7 +767,7 @@ def test_an_input_without_objects_and_one_without_images_have_different_messages
     place.put("texts/notes.txt", b"x")
     if place.uri.startswith("s3:"):  # where nothing exists but objects
         message = refusal(place, place.at("phtos"))
-        assert message == f"no image in {place.at('phtos')}: there is no object below it; is the name right?"
+        assert message == f"no image in {place.at('phtos')}: there is no object below it; check the name"
     assert "no object matches it" in refusal(place, place.at("texts/*.jpg"))
     message = refusal(place, place.at("texts"))
     assert f"1 other object ignored, such as {place.at('texts/notes.txt')}" in message
@@ -789,7 +789,7 @@ def test_other_content_in_place_of_a_list_is_named(place: Folder, name: str) -> 
         (b"<!DOCTYPE html><html>Please log in", "an HTML page"),
         (
             b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
-            "an XML error document, as stores answer with (Acc",
+            "an XML error document, as stores return it (Acc",
         ),
     ):
         place.put(name, content)

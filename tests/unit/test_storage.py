@@ -23,7 +23,6 @@ import fsspec
 import obstore
 import pyarrow as pa
 import pytest
-import s3fs
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.errors import (
@@ -35,39 +34,19 @@ from imgbatch.errors import (
     NotFound,
     StoreError,
     TimedOut,
-    TooLarge,
     Unreachable,
 )
 from imgbatch.storage import fsspec_store
-from imgbatch.storage.base import STORE_LISTING, unquote_etag, unquote_etags
+from imgbatch.storage.base import unquote_etag, unquote_etags
 from imgbatch.storage.local import LocalStore
 from imgbatch.storage.stores import Folder, Meta, Stores, time
 from imgbatch.storage.uris import absolute, is_local, join
 from tests.integration import faults
-
-STRANGE = [
-    "a b.jpg", "h#x.jpg", "p%20.jpg", "p%.jpg", "pl+us.jpg", "co::lon.jpg", "co:lon.jpg", "br[1].jpg", "st*r.jpg", "q?.jpg",
-    "ü日本.jpg", "u\u0308.jpg", "🍎.jpg", "_x.jpg", ".hidden.jpg", "UP.JPG", "nosuffix", "tilde~", "~", "quo\"te'.jpg",
-    "amp&lt;.jpg", " lead.jpg", "trail.jpg ", "two..dots.jpg", "dollar$@=,;!.jpg", "{model}.jpg", "sub folder/x.jpg",
-]  # fmt: skip
-CONTROL = ["c\x01d.jpg", "new\nline.jpg", "tab\t.jpg", "del\x7f.jpg"]
-
-
-@pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """Return an empty folder."""
-    if request.param == "disk":
-        return Folder(Stores(StorageConfig(retries=0), {}), str(tmp_path / "folder"))
-    return Folder(request.getfixturevalue("s3").stores(retries=0), f"s3://images/{uuid.uuid4().hex}")
+from tests.unit.test_store_contract import listed
 
 
 def local(**options: Any) -> Stores:
     return Stores(StorageConfig(**options), {})
-
-
-def listed(folder: Folder) -> dict[str, dict[str, Any]]:
-    prefix = folder.stores.resolve(folder.uri)[1] + "/"
-    return {row["path"].removeprefix(prefix): row for batch in folder.list_objects() for row in batch.to_pylist()}
 
 
 # URIs
@@ -151,117 +130,23 @@ def test_an_unknown_protocol_is_an_error_of_the_object() -> None:
 
 def test_the_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*arguments: Any, **options: Any) -> None:
-        raise ImportError("Please install gcsfs")
+        raise ImportError("Please install ossfs")
 
     monkeypatch.setattr(fsspec, "filesystem", absent)
-    with pytest.raises(ConfigError, match="install gcsfs"):
-        local().read("gs://b/x.jpg")
+    with pytest.raises(ConfigError, match="install ossfs"):
+        local().read("oss://b/x.jpg")
+
+
+def test_what_needs_the_packages_of_a_cloud_names_the_extra_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("gcsfs", "azure"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(BadPath, match=r"a//b.*imgbatch\[gcs\]"):
+        local(options={"anon": True}).read("gs://bucket/a//b")
+    with pytest.raises(ConfigError, match=r"imgbatch\[azure\]"):
+        local(options={"anon": True, "account_name": "me"}).read("az://photos/x")
 
 
 # Operations
-
-
-def test_written_objects_are_read_and_listed(place: Folder) -> None:
-    before = datetime.now(UTC)
-    place.create("a/x.jpg", b"one")
-    place.put("y.jpg", b"three")
-    assert place.read("a/x.jpg") == b"one"
-    data, meta = place.stores.read(place.at("y.jpg"))
-    assert (data, meta.size) == (b"three", 5)
-    assert meta.last_modified is not None
-    assert abs((meta.last_modified - before).total_seconds()) < 60
-    result = listed(place)
-    assert list(result) == ["a/x.jpg", "y.jpg"]
-    assert result["y.jpg"]["size"] == 5
-    assert result["y.jpg"]["etag"] == meta.etag
-    assert (meta.etag is None) == is_local(place.uri)
-    assert place.names() == ["a/x.jpg", "y.jpg"]
-    assert place.folders() == ["a"]
-    assert all(batch.schema == STORE_LISTING for batch in place.list_objects())
-
-
-def test_an_object_has_the_same_etag_in_list_head_and_read(place: Folder) -> None:
-    place.put("x", b"1")
-    head = place.stores.call("look at", place.at("x"), lambda store, path: store.head(path))
-    _, meta = place.stores.read(place.at("x"))
-    row = listed(place)["x"]
-    assert (head.size, head.etag) == (meta.size, meta.etag) == (row["size"], row["etag"])
-    assert '"' not in (meta.etag or "")
-
-
-def test_creating_an_existing_object_fails_and_changes_nothing(place: Folder) -> None:
-    place.create("x", b"first")
-    with pytest.raises(Exists, match=r"create .*x"):
-        place.create("x", b"second")
-    assert place.read("x") == b"first"
-    assert place.names() == ["x"]
-
-
-def test_of_many_concurrent_creations_one_succeeds(place: Folder) -> None:
-    def create(number: int) -> int | None:
-        try:
-            place.create(f"race{number % 8}", str(number).encode())
-        except Exists:
-            return None
-        return number
-
-    with ThreadPoolExecutor(8) as pool:
-        won = [number for number in pool.map(create, range(64)) if number is not None]
-    assert sorted(number % 8 for number in won) == list(range(8))
-    assert [place.read(f"race{number % 8}") for number in won] == [str(number).encode() for number in won]
-
-
-def test_replacing_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
-    place.create("x", b"0")
-    _, tag = place.read_tagged("x")
-    place.replace("x", b"1", tag)
-    with pytest.raises(Conflict):
-        place.replace("x", b"2", tag)
-    place.put("x", b"1")  # the same content, another version on disk
-    assert place.read("x") == b"1"
-    assert place.names() == ["x"]
-
-
-def test_of_many_concurrent_replacements_one_succeeds(place: Folder) -> None:
-    place.create("n", b"0")
-
-    def count(_: int) -> int:
-        done = 0
-        for _ in range(6):
-            data, tag = place.read_tagged("n")
-            try:
-                place.replace("n", str(int(data) + 1).encode(), tag)
-            except Conflict:
-                continue
-            done += 1
-        return done
-
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(count, range(4))) == int(place.read("n")) > 0
-    assert place.names() == ["n"]
-
-
-def test_replacing_a_deleted_object_does_not_create_it(place: Folder) -> None:
-    place.create("x", b"0")
-    _, tag = place.read_tagged("x")
-    place.delete("x")
-    with pytest.raises((Conflict, NotFound)):
-        place.replace("x", b"1", tag)
-    assert place.names() == []
-
-
-def test_deleting_a_changed_object_fails_and_changes_nothing(place: Folder) -> None:
-    place.create("x", b"0")
-    _, old = place.read_tagged("x")
-    place.replace("x", b"1", old)
-    with pytest.raises(Conflict, match=r"delete .*x"):
-        place.delete("x", old)
-    assert place.read("x") == b"1"
-    _, tag = place.read_tagged("x")
-    place.delete("x", tag)
-    assert place.names() == []
-    place.delete("x", tag)  # the answer to a first try was lost
-    place.folder("nowhere").delete("x", tag)
 
 
 @pytest.mark.parametrize("answer", [501, 403, 400, 405])
@@ -303,62 +188,16 @@ def test_a_failed_conditional_deletion_is_retried_and_logs_no_signature(s3: Any)
         assert "Signature" not in str(caught.value) and s3.endpoint not in str(caught.value)
 
 
-def test_missing_objects_are_not_found(place: Folder) -> None:
-    with pytest.raises(NotFound, match=r"read .*/x"):
-        place.read("x")
-    assert not place.exists("x")
-    assert place.names() == place.folders() == list(place.list_objects()) == []
-    place.delete("x")
-    place.put("x", b"")
-    assert place.exists("x")
-    place.delete("x")
-    assert not place.exists("x")
-
-
-def test_a_folder_is_not_an_object(place: Folder) -> None:
-    place.put("a/x", b"")
-    assert not place.exists("a")
-    with pytest.raises(StoreError):
-        place.read("a")
-
-
-def test_a_folder_does_not_include_names_with_the_same_prefix(place: Folder) -> None:
-    for name in ("a/x", "ab/y", "a.txt", "a-b"):
-        place.put(name, b"")
-    assert place.names("a") == ["x"]
-    assert place.folders() == ["a", "ab"]
-
-
-def test_an_object_that_is_too_large_is_not_read(place: Folder) -> None:
-    place.put("x", b"12345")
-    assert place.stores.read(place.at("x"), 5)[0] == b"12345"
-    with pytest.raises(TooLarge, match="5 bytes are more than 4"):
-        place.stores.read(place.at("x"), 4)
-
-
-def test_an_empty_object_is_listed_and_read(place: Folder) -> None:
-    place.put("empty", b"")
-    assert listed(place)["empty"]["size"] == 0
-    assert place.read("empty") == b""
-
-
-def test_more_objects_than_a_page_are_listed_once_each(place: Folder) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: place.put(f"{number:04d}", b"x"), range(1203)))
-    assert list(listed(place)) == [f"{number:04d}" for number in range(1203)]
-    assert sum(len(batch) for batch in place.list_objects()) == 1203
-
-
 @pytest.mark.parametrize("folders", [1, 3, 20], ids=lambda count: f"{count} folders")
 def test_folders_are_listed_concurrently_without_losses(s3: Any, folders: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
+    monkeypatch.setattr("imgbatch.storage.obstore_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     names = [f"{n % folders:02d}/{'deep/' * (n % 3)}{n:04d}.jpg" for n in range(1500)]
     names += ["between.jpg", "00.jpg", "zz.jpg"]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: obstore.put(bucket, f"{root}/{name}", name.encode()), names))
     names.append("00/new\nline.jpg")
-    write(s3, Folder(s3.stores(), f"s3://images/{root}"), names[-1], b"x")
+    s3.write("images", f"{root}/{names[-1]}", b"x")
     store, path = s3.stores().resolve(f"s3://images/{root}")
 
     streams = store._listing._split(path)
@@ -374,7 +213,7 @@ def test_folders_are_listed_concurrently_without_losses(s3: Any, folders: int, m
 
 
 def test_an_abandoned_listing_ends_its_threads(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgbatch.storage.s3_listing._PAGES_IN_TURN", 2)
+    monkeypatch.setattr("imgbatch.storage.obstore_listing._PAGES_IN_TURN", 2)
     root, bucket = uuid.uuid4().hex, s3.bucket("images")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: obstore.put(bucket, f"{root}/{n % 20:02d}/{n}", b"x"), range(1100)))
@@ -385,39 +224,6 @@ def test_an_abandoned_listing_ends_its_threads(s3: Any, monkeypatch: pytest.Monk
         if thread.name.startswith("streams"):
             thread.join(10)
             assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("name", STRANGE)
-def test_unusual_names_are_written_listed_and_read(place: Folder, name: str) -> None:
-    place.put(name, name.encode())
-    (result,) = listed(place)
-    assert result == name
-    assert place.read(result) == name.encode()
-    with place.stores.open(place.at(name)) as file:
-        assert file.read() == name.encode()
-
-
-@pytest.mark.parametrize("name", CONTROL)
-def test_names_with_control_characters_are_listed_and_read(place: Folder, s3: Any, name: str) -> None:
-    if is_local(place.uri):
-        place.put(name, b"x")
-    else:  # as other clients write it
-        write(s3, place, name, b"x")
-        place.put("zz.jpg", b"x")
-    result = listed(place)
-    assert name in result
-    assert (len(result) == 2) != is_local(place.uri)
-    assert place.read(name) == b"x"
-
-
-def write(s3: Any, place: Folder, name: str, data: bytes) -> None:
-    """Put an object with a key that obstore refuses."""
-    client = s3fs.S3FileSystem(
-        key=s3.environment["AWS_ACCESS_KEY_ID"], secret=s3.environment["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=s3.endpoint, client_kwargs={"region_name": "us-east-1"}, skip_instance_cache=True,
-    )  # fmt: skip
-    bucket, _, key = place.at(name).removeprefix("s3://").partition("/")
-    client.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
 
 
 # Disk
@@ -698,7 +504,10 @@ print(json.dumps({{"Version": 1, "AccessKeyId": {key!r} if asked.stat().st_size 
     [
         {"key": "K", "secret": "S", "endpoint_url": "E"},
         {"key": "K", "secret": "S", "client_kwargs": {"endpoint_url": "E", "region_name": "us-east-1"}},
-        {"key": "K", "secret": "S", "endpoint_url": "E", "use_ssl": False},  # unknown to obstore: s3fs takes over
+        {"username": "K", "password": "S", "endpoint_url": "E", "use_ssl": False},
+        {"s3": {"key": "K", "secret": "S", "endpoint_url": "E"}, "gs": {"token": "anon"}},
+        {"key": "other", "secret": "one", "s3": {"key": "K", "secret": "S", "endpoint_url": "E"}},
+        {"key": "K", "secret": "S", "endpoint_url": "E", "config_kwargs": {"s3": {"addressing_style": "path"}}},
     ],
 )
 def test_options_have_the_names_of_s3fs(s3: Any, options: dict[str, Any]) -> None:
@@ -881,12 +690,11 @@ def test_a_body_of_another_length_than_listed_is_an_error(
 
 
 def test_fsspec_stores_have_a_timeout() -> None:
-    # An option that obstore does not know, so that s3fs reads.
-    options = {"default_block_size": 1 << 20, "key": "k", "secret": "s"}
+    options = {"key": "k", "secret": "s"}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         options["endpoint_url"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(TimedOut):
-            local(options=options, timeout_s=0.5, retries=0).read("s3://b/x")
+            local(options=options, timeout_s=0.5, retries=0).read("s3://b/x//y")  # a key that s3fs reads
 
 
 def test_stores_declare_conditional_creation(s3: Any, tmp_path: Path) -> None:

@@ -552,7 +552,7 @@ def test_unpaired_sidecars_are_counted_over_all_tars(run: Run, caplog: pytest.Lo
     assert run.unpaired == (4, f"{run.input}/a.tar#1.cls")
     (message,) = [record.message for record in caplog.records if "--sort=name" in record.message]
     assert message.startswith(
-        f"4 members .cls, .json and .txt of tars do not lie beside an image of their name, such as {run.input}/a.tar#1.cls"
+        f"4 members .cls, .json and .txt of tars are not next to an image of their name, such as {run.input}/a.tar#1.cls"
     )
 
 

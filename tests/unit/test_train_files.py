@@ -87,7 +87,7 @@ def ready(folder: Folder, uris: list[str], tars: tuple[int, ...] = ()) -> tuple[
     work, n = cast(Any, SimpleNamespace(shards=folder, config=WorkerConfig.of(Config()))), len(uris)
     work_plan = WorkPlan(np.ones(n, bool), np.zeros((0, 2), np.int64), dict.fromkeys(tars, cast(Any, None)))
     listed = pa.table({"uri": uris, "container": ["tar" if number in tars else None for number in range(n)]})
-    is_done = cache_build._done(work, work_plan)
+    is_done = cache_build._finished(work, work_plan)
     return is_done.tolist(), cache_build._collect(
         work, listed, work_plan.pending, work_plan.restricted(np.zeros(n, bool))
     )

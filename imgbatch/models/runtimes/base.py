@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 """Shape (n, H, W, 3): RGB, not normalised."""
@@ -34,9 +31,9 @@ class Prediction:
         Args:
             outputs: scores and ids; with a taxonomy, scores and ids of the levels above; then perhaps embeddings.
         """
-        scores, ids, *more = outputs
-        embeddings = to_float16(more.pop()) if len(more) % 2 else None
-        above = cls.from_outputs(more) if more else None
+        scores, ids, *other_outputs = outputs
+        embeddings = to_float16(other_outputs.pop()) if len(other_outputs) % 2 else None
+        above = cls.from_outputs(other_outputs) if other_outputs else None
         return cls(np.array(ids, np.int32), np.array(scores, np.float32), embeddings, above)
 
     @classmethod

@@ -26,7 +26,7 @@ class FallbackRuntime:
 
     runtime: Runtime
     fault: str
-    """The failure, and what is used instead."""
+    """The failure, and the replacement."""
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """Return the best classes of n images."""

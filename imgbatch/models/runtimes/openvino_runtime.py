@@ -119,7 +119,7 @@ def get_core() -> openvino.Core:
 
 
 def _key(model: Model, k: int, embeddings: bool) -> str:
-    """Return a key of the converted network that depends on everything it is made from."""
+    """Return a key of the converted network that depends on all of its inputs."""
     parts = [
         _OUTPUTS_VERSION,
         model.digest,
@@ -135,7 +135,7 @@ def _key(model: Model, k: int, embeddings: bool) -> str:
 def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
     """Convert the network and write it into a new folder, if its results agree with torch.
 
-    The network is traced, since exporting takes three times as long. The comparison detects what tracing gets wrong.
+    The network is traced, since exporting takes three times as long. The comparison detects errors of tracing.
 
     Raises:
         ConversionError: it cannot be converted, or the results differ.
@@ -158,9 +158,8 @@ def _convert(model: Model, k: int, embeddings: bool, path: Path) -> None:
             outputs = [np.array(output) for output in compiled([pixels.numpy()]).values()]
         except Exception as error:
             raise ConversionError(str(error).splitlines()[0]) from error
-    scores = slice(
-        0, 4 if model.taxonomy else 2, 2
-    )  # the outputs with scores of classes and, with a taxonomy, of nodes
+    # the outputs with scores of classes and, with a taxonomy, of nodes
+    scores = slice(0, 4 if model.taxonomy else 2, 2)
     difference = max(
         float(np.abs(output - reference).max())
         for output, reference in zip(outputs[scores], expected[scores], strict=True)

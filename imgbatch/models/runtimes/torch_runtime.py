@@ -50,8 +50,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class EndToEndModel(torch.nn.Module):
     """A network with normalisation, softmax, top-k and roll-up: from pixels (n, H, W, 3) to the k best classes.
 
-    With `embeddings`, the last output but one is (n, features): the input of the network's head; a feature map is averaged.
-    The last output is the logits.
+    The last output is the logits. With `embeddings`, the second-to-last output is the input of the network's head,
+    (n, features); a feature map is averaged.
     """
 
     scale: torch.Tensor
@@ -107,7 +107,7 @@ class EndToEndModel(torch.nn.Module):
         """Raise if the network does not return one finite logit per label for a blank image.
 
         Raises:
-            ModelError: the message says what it returns.
+            ModelError: with the actual output.
         """
         device = self.scale.device
         blank = torch.zeros((1, 3, model.preprocess.height, model.preprocess.width), dtype=self.dtype, device=device)

@@ -1,41 +1,41 @@
-"""Effects: the listing of S3 buckets: a thousand keys per request, several folders at a time.
+"""Effects: the listing of buckets and containers: a thousand keys per request, several folders at a time.
 
-obstore lists. Keys that it does not support are listed by s3fs.
+obstore lists. Keys that it does not support are listed by the client of the service (`Bucket.page`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import obstore
 import obstore.exceptions
 import pyarrow as pa
 import pyarrow.compute as pc
-from obstore.store import S3Store
 
 from imgbatch.concurrency.prefetch import prefetch_streams
+from imgbatch.config.secrets import masked
 from imgbatch.errors import TimedOut, Unreachable
-from imgbatch.storage.base import STORE_LISTING, unquote_etag, unquote_etags
+from imgbatch.storage.base import STORE_LISTING, unquote_etags
+from imgbatch.storage.bucket import Bucket
 from imgbatch.storage.error_mapping import classify_error
 from imgbatch.storage.retry import backoff
 
-_PAGE = 1000  # keys in one response of S3
+_PAGE = 1000  # keys in one batch, and in one response of S3 and Google
 _HEADS_AT_ONCE = 16
 _REPLACED = "\ufffd"  # some servers write it in place of a control code, since XML cannot hold one
 
-_PAGES_IN_TURN = 10  # a listing of fewer pages is not split: the import of s3fs alone takes a second
+_PAGES_IN_TURN = (
+    10  # a listing of fewer pages is not split: the import of the service's client alone takes half a second
+)
 _MAX_FOLDERS = 256  # each takes at least one request
-_MIN_FOLDERS, _MAX_LEVELS = (
-    16,
-    3,
-)  # folders are split up to this depth until there are enough to keep `_LISTS_AT_ONCE` busy
+# Folders are split up to this depth, until there are enough of them to keep `_LISTS_AT_ONCE` busy.
+_MIN_FOLDERS, _MAX_LEVELS = 16, 3
 _LISTS_AT_ONCE, _PAGES_AHEAD = 8, 8
 
 _WARN_AFTER = 4  # consecutive failures: about 5 s
@@ -43,11 +43,11 @@ _WARN_AFTER = 4  # consecutive failures: about 5 s
 log = logging.getLogger(__name__)
 
 
-class S3Listing:
+class ObstoreListing:
     """Lists one bucket."""
 
-    def __init__(self, store: S3Store, bucket: str, for_s3fs: Mapping[str, Any], retries: int) -> None:
-        self._store, self._bucket, self._for_s3fs, self._retries = store, bucket, for_s3fs, retries
+    def __init__(self, bucket: Bucket, retries: int) -> None:
+        self._bucket, self._store, self._retries = bucket, bucket.store, retries
 
     def list_objects(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, in a reproducible order.
@@ -91,23 +91,20 @@ class S3Listing:
 
         Returns None if that takes more than one request or fails. The folder is then listed as a whole, which reports why.
         """
-        request = {"Bucket": self._bucket, "Prefix": f"{path}/" if path else "", "Delimiter": "/", "MaxKeys": _PAGE}
         try:
-            response = self._client().call_s3("list_objects_v2", **request)
-        except Exception:  # noqa: BLE001 - botocore may raise anything, and this request only saves time
+            page = self._bucket.page(f"{path}/" if path else "", folders=True)
+        except Exception:  # noqa: BLE001 - the client may raise anything, and this request only saves time
             return None
-        folders = [entry["Prefix"].removesuffix("/") for entry in response.get("CommonPrefixes", [])]
-        if response.get("IsTruncated") or any(_is_unsupported(folder) for folder in folders):
+        keys = page.objects["path"].to_pylist()
+        if page.next_page or any(_is_unsupported(key) for key in [*keys, *page.folders]):
             return None
-        objects = [entry for entry in response.get("Contents", []) if not entry["Key"].endswith("/")]
-        if any(_is_unsupported(entry["Key"]) for entry in objects):
-            return None
-        return [_batch(objects), *folders] if objects else list(folders)
+        return [page.objects, *page.folders] if keys else list(page.folders)
 
     def _in_turn(self, path: str) -> Iterator[pa.RecordBatch]:
         """Yield the objects below the folder, one request after the other.
 
-        After a failure the listing resumes after the last key. If obstore does not support a key, s3fs lists the rest.
+        After a failure the listing resumes after the last key. If obstore does not support a key, the service's client
+        lists the rest. A listing that is not sorted cannot resume: its failure is raised, after obstore's own retries.
         """
         last_key, failures = "", 0
         if path != path.strip("/") or (not path and self._has_keys_from_a_slash()):
@@ -128,8 +125,10 @@ class S3Listing:
                 failures += 1
                 if failures > self._retries or classify_error(error) not in (Unreachable, TimedOut):
                     raise
+                if last_key and not self._bucket.sorted_listing:
+                    raise
                 if failures == _WARN_AFTER:
-                    log.warning("list s3://%s/%s: %s; trying again", self._bucket, path, str(error)[:200])
+                    log.warning("list %s/%s: %s; trying again", self._bucket.name, path, masked(str(error))[:200])
                 time.sleep(backoff(failures))
 
     def _pages(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
@@ -141,9 +140,7 @@ class S3Listing:
 
     def _has_keys_from_a_slash(self) -> bool:
         """Return whether a key begins with a slash. obstore would drop the slash: `/a` would become `a`, another object."""
-        return bool(
-            self._client().call_s3("list_objects_v2", Bucket=self._bucket, Prefix="/", MaxKeys=1).get("Contents")
-        )
+        return len(self._bucket.page("/").objects) > 0
 
     def _without_markers(self, path: str, page: pa.RecordBatch) -> pa.RecordBatch:
         """Drop folder markers: empty objects named `a/`. obstore lists them as `a`, but has no object of that name."""
@@ -166,32 +163,14 @@ class S3Listing:
         return True
 
     def _list_any_key(self, path: str, after: str) -> Iterator[pa.RecordBatch]:
-        """List the keys after `after` with s3fs, which supports keys that obstore refuses: `a//b`, control codes."""
-        client = self._client()
-        request = {"Bucket": self._bucket, "Prefix": f"{path}/" if path else "", "StartAfter": after}
+        """List the keys after `after` with the service's client, which supports keys that obstore refuses: `a//b`."""
+        token: str | None = None
         while True:
-            response = client.call_s3("list_objects_v2", **request)
-            objects = [entry for entry in response.get("Contents", []) if not entry["Key"].endswith("/")]
-            yield _batch(objects)
-            if not response.get("IsTruncated"):
+            page = self._bucket.page(f"{path}/" if path else "", after=after, token=token)
+            yield page.objects
+            token = page.next_page
+            if not token:
                 return
-            request["ContinuationToken"] = response["NextContinuationToken"]
-
-    def _client(self) -> Any:
-        import s3fs
-
-        return s3fs.S3FileSystem(**self._for_s3fs)
-
-
-def _batch(objects: list[Mapping[str, Any]]) -> pa.RecordBatch:
-    """Return entries of an S3 response as STORE_LISTING."""
-    columns = [
-        pa.array([entry["Key"] for entry in objects], pa.string()),
-        pa.array([entry["Size"] for entry in objects], pa.int64()),
-        pa.array([unquote_etag(entry["ETag"]) for entry in objects], pa.string()),
-        pa.array([entry["LastModified"] for entry in objects], STORE_LISTING.field(3).type),
-    ]
-    return pa.record_batch(columns, schema=STORE_LISTING)
 
 
 def _is_unsupported(key: str) -> bool:
