@@ -217,7 +217,7 @@ def test_a_sample_of_a_real_run_is_labelled_again(job: Job, output: Path) -> Non
     edit(first_part(output), swap)
     assert job("verify", output).code == 0
     ended = job("verify", output, "--sample", 300)
-    assert ended.code == 6 and "2 not what" in ended.err and " in the table, " in ended.err
+    assert ended.code == 6 and "2 differ from" in ended.err and " in the table, " in ended.err
 
 
 def test_an_output_of_version_0_1_passes(job: Job) -> None:

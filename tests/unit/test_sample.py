@@ -1,4 +1,4 @@
-"""verify --sample: rows that are not what the model says of their image are found, and what cannot be compared is counted."""
+"""verify --sample: rows that are differ from the model says of their image are found, and what cannot be compared is counted."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_swapped_labels_are_found(job: Job, place: Path) -> None:
     ended = job("verify", place / "out", "--sample", 100)
     assert ended.code == 6
     assert (
-        "28 compared, 2 not what" in ended.err and "95 % probability" in ended.err and str(part_of(place)) in ended.err
+        "28 compared, 2 differ from" in ended.err and "95 % probability" in ended.err and str(part_of(place)) in ended.err
     )
     assert ended.err.count(" in the table, ") == 2 and "Traceback" not in ended.err
     assert f"{pq.read_table(part_of(place))['uri'][0].as_py()}: label " in ended.err
@@ -133,14 +133,14 @@ def test_an_edited_label_is_found(job: Job, place: Path) -> None:
 
     edit(part_of(place), change)
     ended = job("verify", place / "out", "--sample", 100)
-    assert ended.code == 6 and "1 not what" in ended.err and "in the table" in ended.err
+    assert ended.code == 6 and "1 differ from" in ended.err and "in the table" in ended.err
 
 
 def test_a_part_that_a_broken_model_made_is_found(job: Job, place: Path) -> None:
     theirs = {row["uri"]: row for row in pq.read_table(part_of(place, "other")).to_pylist()}
     edit(part_of(place), lambda rows: [row | {name: theirs[row["uri"]][name] for name in ANSWER} for row in rows])
     ended = job("verify", place / "out", "--sample", 6, "--seed", 0)
-    assert ended.code == 6 and " not what " in ended.err and "… and" not in ended.err.partition("They lie")[2]
+    assert ended.code == 6 and " differ from " in ended.err and "… and" not in ended.err.partition("They are in")[2]
 
 
 def test_a_label_of_what_cannot_be_decoded_is_found(job: Job, place: Path) -> None:
@@ -221,7 +221,7 @@ def test_rows_that_another_machine_computed_in_16_bits_are_right(job: Job, place
     assert ended.code == 0, ended.err
     edit(max(output.glob("labels/*"), key=lambda path: pq.read_metadata(path).num_rows), swap)
     ended = job("verify", output, "--sample", 100)
-    assert ended.code == 6 and "2 not what" in ended.err, ended.err
+    assert ended.code == 6 and "2 differ from" in ended.err, ended.err
 
 
 def reservoir(sizes: list[int], size: int, seed: int, folder: Folder) -> list[str]:
