@@ -1,4 +1,4 @@
-"""verify --sample: rows that are differ from the model says of their image are found, and what cannot be compared is counted."""
+"""verify --sample: labels that the model does not give now are found, and what cannot be compared is counted."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_swapped_labels_are_found(job: Job, place: Path) -> None:
     ended = job("verify", place / "out", "--sample", 100)
     assert ended.code == 6
     assert (
-        "28 compared, 2 differ from" in ended.err and "95 % probability" in ended.err and str(part_of(place)) in ended.err
+        "28 compared, 2 differ from" in ended.err
+        and "95 % probability" in ended.err
+        and str(part_of(place)) in ended.err
     )
     assert ended.err.count(" in the table, ") == 2 and "Traceback" not in ended.err
     assert f"{pq.read_table(part_of(place))['uri'][0].as_py()}: label " in ended.err
