@@ -40,7 +40,7 @@ def require_refusal(ended: Ended, code: int) -> str:
     """Require an exit code with one clear error; return stderr."""
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
-    message = [line for line in ended.err.splitlines() if line.startswith(("error: ", "classify.py: error: "))]
+    message = [line for line in ended.err.splitlines() if line.startswith(("error: ", "imgbatch classify: error: "))]
     assert len(message) == 1 and ended.err.rstrip().endswith(message[0]), "an error is the last line, and one line"
     assert len(ended.err) < 2000, "more than a screen"
     assert ended.out == ""
