@@ -160,7 +160,7 @@ def test_a_signal_while_a_call_into_ray_does_not_return(run: Run) -> None:
     process, output = run("plan")
     time.sleep(1.0)  # the call is under way
     process.terminate()
-    require_end(process, output, 143, "stopped by signal 15; the same command")
+    require_end(process, output, 143, "stopped by signal 15; run the same command again")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(None, marks=pytest.mark.long)])
@@ -168,7 +168,7 @@ def test_a_gcs_that_stands_still_while_rows_come(run: Run, signum: signal.Signal
     process, output = run("rows", "cluster.stall_timeout_s=40", "run.commit_interval_s=0.3")
     if signum is not None:
         process.send_signal(signum)
-    code, said = (143, "stopped by signal 15; the same command") if signum else (3, " 40 s")
+    code, said = (143, "stopped by signal 15; run the same command again") if signum else (3, " 40 s")
     record = require_end(process, output, code, said)
     assert record["counts"]["labelled"] == len(tables.labels(output)) > 0  # type: ignore[index]
 
