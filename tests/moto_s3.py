@@ -14,29 +14,20 @@ from obstore.store import S3Store
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.storage.stores import Stores
-from tests.servers import PartMissing, free_ports, running
+from tests.servers import PartMissing, S3Access, free_ports, running
 
 KEY, SECRET = "moto-key", "moto-secret-that-no-log-may-hold"
 BUCKETS = ("images", "out")
 
 
 @dataclass(frozen=True)
-class MotoServer:
+class MotoServer(S3Access):
     """A running moto; it accepts any credentials."""
 
     endpoint: str
     pid: int
-    scheme: str = "s3"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs to use it."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
-        }
+    key: str = KEY
+    secret: str = SECRET
 
     def bucket(self, name: str) -> S3Store:
         """Return a client of the tests' own."""
@@ -44,19 +35,6 @@ class MotoServer:
             name, endpoint=self.endpoint, access_key_id=KEY, secret_access_key=SECRET, region="us-east-1",
             virtual_hosted_style_request=False, client_options={"allow_http": True},
         )  # fmt: skip
-
-    def client(self) -> Any:
-        """Return a client of Amazon's own package."""
-        import botocore.session
-
-        return botocore.session.get_session().create_client(
-            "s3", endpoint_url=self.endpoint, region_name="us-east-1",
-            aws_access_key_id=KEY, aws_secret_access_key=SECRET,
-        )  # fmt: skip
-
-    def write(self, bucket: str, key: str, data: bytes) -> None:
-        """Write an object whatever its key is."""
-        self.client().put_object(Bucket=bucket, Key=key, Body=data)
 
     def stores(self, **settings: Any) -> Stores:
         """Return the program's view of it."""

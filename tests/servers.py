@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 _ENDS_IN_S = 10
 _STARTS_IN_S = 60
@@ -70,3 +73,50 @@ def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
         except OSError:
             time.sleep(0.1)
     return False
+
+
+@contextmanager
+def serving_http(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve HTTP in threads of this process until the block ends; yield the URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class S3Access:
+    """How tests reach a server of S3 beside the program: the environment, and Amazon's own client."""
+
+    endpoint: str
+    key: str
+    secret: str
+    scheme = "s3"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to use it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        """Return a client of Amazon's own package."""
+        import botocore.session
+
+        return botocore.session.get_session().create_client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1",
+            aws_access_key_id=self.key, aws_secret_access_key=self.secret,
+        )  # fmt: skip
+
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """Write an object whatever its key is."""
+        self.client().put_object(Bucket=bucket, Key=key, Body=data)

@@ -20,7 +20,7 @@ from obstore.store import S3Store
 
 from imgbatch.config.sections import StorageConfig
 from imgbatch.storage.stores import Stores
-from tests.servers import free_ports
+from tests.servers import S3Access, free_ports
 
 _COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{.*type="(\w+)".*\} (\S+)$', re.M)
 _STARTS = 3
@@ -35,38 +35,15 @@ WEED = next((folder / "weed" for folder in _FOLDERS if (folder / "weed").exists(
 
 
 @dataclass(frozen=True)
-class S3Server:
+class S3Server(S3Access):
     """A running SeaweedFS with one identity."""
 
     endpoint: str
     metrics: str
     """Where it tells its counters, in the text format of Prometheus."""
     pid: int
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs to use it."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
-        }
-
-    scheme = "s3"
-
-    def write(self, bucket: str, key: str, data: bytes) -> None:
-        """Write an object whatever its key is."""
-        import botocore.session
-
-        client = botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
-        )
-        client.put_object(Bucket=bucket, Key=key, Body=data)
+    key: str = KEY
+    secret: str = SECRET
 
     def requests(self) -> Counter[str]:
         """Return how many S3 requests it has answered by type, whatever it answered; a HEAD counts as a GET there."""

@@ -228,22 +228,24 @@ class Classify:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Classify a block of decoded images; events are passed on to the driver."""
-        errors = [event for event in split_events(block)[1] if is_fatal(event)]
+        images, events = split_events(block)
+        errors = [event for event in events if is_fatal(event)]
         if errors:
             yield events_alone(*errors)
         else:
-            yield from errors_as_events(map(self.label, [block]), self._work)
+            yield from errors_as_events(map(self.label, [images], [events]), self._work)
 
-    def label(self, block: pa.Table, **seconds: float) -> pa.Table:
-        """Return the results of decoded images and the block's events; the network is built at the first call.
+    def label(self, images: pa.Table, events: list[Event], **seconds: float) -> pa.Table:
+        """Return the results of decoded images, followed by events; the network is built at the first call.
 
         Args:
+            images: what `decode_images` returned.
+            events: of the same block; they are passed on.
             seconds: durations of earlier steps, which the note of this block reports.
 
         Raises:
             SelfCheckError: this node cannot be used, now and at each later call.
         """
-        images, events = split_events(block)
         with self._lock:
             if self._unusable is not None:
                 time.sleep(_UNUSABLE_S)
@@ -277,8 +279,9 @@ class LabelImages(Worker):
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
         started = time.monotonic()
         batch = self._work.config.classify.batch_size or 1
-        for images in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # only the last batch is padded
-            yield self._classify.label(images, fetch_and_decode_s=time.monotonic() - started)
+        for decoded in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # only the last batch is padded
+            images, events = split_events(decoded)
+            yield self._classify.label(images, events, fetch_and_decode_s=time.monotonic() - started)
             started = time.monotonic()
 
 

@@ -145,7 +145,7 @@ def count_lines(lines: str) -> int:
 
 
 class _QuotedRows:
-    """The rows of a block, parsed by Python in strict mode. More lines are read if a value is not closed at its end."""
+    """The rows of a block, parsed by Python in strict mode. More lines are read if the last value is not closed."""
 
     def __init__(self, lines: _Lines, separator: str, block: str, first_line: int) -> None:
         self._lines, self._block = lines, io.StringIO(block, newline="")

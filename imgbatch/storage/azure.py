@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import obstore.exceptions
 from obstore.store import AzureStore
 
 from imgbatch.errors import BadPath, ConfigError, Forbidden
 from imgbatch.storage.bucket import Entry, Page, Tag, as_text, client_options, require_known
+from imgbatch.storage.obstore_store import open_client
 
 SCHEMES = ("az", "abfs", "abfss")
 REFUSED = {
@@ -203,16 +203,9 @@ class AzureBucket:
             config["account_key"] = self._flat["account_key"]
         elif "sas_token" in self._flat:
             config["sas_key"] = str(self._flat["sas_token"]).removeprefix("?")
-        try:
-            self.store = AzureStore(
-                container,
-                config=config,
-                client_options=client,
-                retry_config={"max_retries": 0},
-                credential_provider=provider,
-            )
-        except (obstore.exceptions.BaseError, TypeError) as error:
-            raise ConfigError(f"storage.options for {self.name}: {error}") from error
+        self.store = open_client(
+            AzureStore, container, self.name, config=config, client_options=client, credential_provider=provider
+        )
 
     def page(self, prefix: str, *, after: str = "", token: str | None = None, folders: bool = False) -> Page:
         """List one page of the blobs that begin with `prefix`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from imgbatch.errors import ConfigError
+from imgbatch.errors import ConfigError, did_you_mean
 from imgbatch.storage.base import STORE_LISTING, unquote_etag
 
 CODES_WITHOUT_SUPPORT = frozenset({301, 307, 400, 403, 405, 501})
@@ -117,11 +116,10 @@ def require_known(scheme: str, options: Mapping[str, Any], supported: Collection
     """
     for name in options:
         if name not in supported:
-            close = difflib.get_close_matches(name, supported, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its options: {', '.join(sorted(supported))}"
+            hint = did_you_mean(name, supported) or f"; its options are: {', '.join(sorted(supported))}."
             raise ConfigError(
-                f"storage.options: {scheme}:// has no option {name!r}; {hint} Options that belong to another store "
-                f"go into storage.options.s3, .gs or .az"
+                f"storage.options: {scheme}:// has no option {name!r}{hint} Options of one store go into "
+                "storage.options.s3, .gs or .az"
             )
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
-import obstore.exceptions
 from obstore.store import GCSStore
 
 from imgbatch.errors import BadPath, ConfigError, Forbidden, Unreachable
 from imgbatch.storage.bucket import Entry, Page, Tag, as_text, client_options, require_known
 from imgbatch.storage.error_mapping import of_status
+from imgbatch.storage.obstore_store import open_client
 
 SCHEMES = ("gs", "gcs")
 ENVIRONMENT = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT")
@@ -199,16 +199,9 @@ class GcsBucket:
             provider = GoogleCredentialProvider(self._credentials, request=_request(timeout_s))
         else:  # a token that cannot be renewed
             config["bearer_token"] = self._credentials.token
-        try:
-            self.store = GCSStore(
-                bucket,
-                config=config,
-                client_options=client,
-                retry_config={"max_retries": 0},
-                credential_provider=provider,
-            )
-        except (obstore.exceptions.BaseError, TypeError) as error:
-            raise ConfigError(f"storage.options for {self.name}: {error}") from error
+        self.store = open_client(
+            GCSStore, bucket, self.name, config=config, client_options=client, credential_provider=provider
+        )
 
     def page(self, prefix: str, *, after: str = "", token: str | None = None, folders: bool = False) -> Page:
         """List one page of the keys that begin with `prefix`."""

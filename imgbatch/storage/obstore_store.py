@@ -13,13 +13,30 @@ import obstore
 import obstore.exceptions
 import pyarrow as pa
 
-from imgbatch.errors import BadPath, Conflict, Forbidden, TooLarge, Unreachable
+from imgbatch.errors import BadPath, ConfigError, Conflict, Forbidden, TooLarge, Unreachable
 from imgbatch.storage.base import Meta, unquote_etag
 from imgbatch.storage.bucket import Bucket, Tag
 from imgbatch.storage.error_mapping import of_status
 from imgbatch.storage.obstore_listing import ObstoreListing
 
 _STREAMED = 1 << 20
+
+
+def open_client(kind: Callable[..., Any], bucket: str, name: str, **options: Any) -> Any:
+    """Return obstore's client of one bucket.
+
+    Args:
+        kind: S3Store, GCSStore or AzureStore.
+        name: for messages.
+
+    Raises:
+        ConfigError: obstore does not accept an option.
+    """
+    # Attempts are counted, and waits limited, in one place for every store: `Stores`.
+    try:
+        return kind(bucket, **{"retry_config": {"max_retries": 0}, **options})
+    except (obstore.exceptions.BaseError, TypeError) as error:
+        raise ConfigError(f"storage.options for {name}: {error}") from error
 
 
 def _exact(key: str) -> str:

@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import obstore
-import obstore.exceptions
 from obstore.store import S3Store
 
-from imgbatch.errors import BadPath, ConfigError, Forbidden
+from imgbatch.errors import BadPath, Forbidden
 from imgbatch.storage.bucket import CODES_WITHOUT_SUPPORT, Entry, Page, Tag, as_text
+from imgbatch.storage.obstore_store import open_client
 from imgbatch.storage.s3_options import AMAZON, EXPRESS, boto_config, http_options, obstore_options, style
 
 log = logging.getLogger(__name__)
@@ -116,19 +116,13 @@ class S3Bucket:
         if not flat.get("endpoint_url") and self.sorted_listing:
             flat["region"] = self._actual_region(flat["region"])
         self._flat = flat
-        client, hosts = http_options(flat, timeout_s), style(bucket, flat)
-        try:
-            self.store = S3Store(
-                bucket,
-                config=obstore_options(flat) | hosts | ({} if self.sorted_listing else {"s3_express": True}),  # type: ignore[arg-type]
-                client_options=client,  # type: ignore[arg-type]
-                # Attempts are counted, and waits limited, in one place for every store: `Stores`. Only a listing that is
-                # not sorted cannot resume after its last key, so that obstore itself repeats a failed request.
-                retry_config={"max_retries": 0 if self.sorted_listing else retries},
-                credential_provider=provider,
-            )
-        except (obstore.exceptions.BaseError, TypeError) as error:
-            raise ConfigError(f"storage.options for s3://{bucket}: {error}") from error
+        config = obstore_options(flat) | style(bucket, flat) | ({} if self.sorted_listing else {"s3_express": True})
+        # A listing that is not sorted cannot resume after its last key: obstore itself repeats its failed requests.
+        retries = 0 if self.sorted_listing else retries
+        self.store = open_client(
+            S3Store, bucket, self.name, config=config, client_options=http_options(flat, timeout_s),
+            retry_config={"max_retries": retries}, credential_provider=provider,
+        )  # fmt: skip
 
     def _actual_region(self, region: str) -> str:
         """Return the region of the bucket, whatever the configuration says."""

@@ -149,6 +149,11 @@ def style(bucket: str, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def http_options(flat: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Return obstore's options of the HTTP client, with the certificates of `verify`.
+
+    Raises:
+        ConfigError: the file of certificates cannot be read.
+    """
     options = client_options(str(flat.get("endpoint_url") or ""), timeout_s)
     verify = flat.get("verify")
     if verify is False:

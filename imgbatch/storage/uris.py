@@ -6,9 +6,10 @@ A URI has the form that `fsspec.url_to_fs` accepts and is not percent-encoded. A
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
+
+from imgbatch.errors import closest
 
 _PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*)://")
 
@@ -63,10 +64,10 @@ def missing_path(uri: str) -> str | None:
             above = os.path.dirname(above)
         return f"{path} does not exist; of its path only {above} exists"
     try:
-        close = difflib.get_close_matches(name, sorted(os.listdir(parent)), n=1)
+        match = closest(name, sorted(os.listdir(parent)))
     except OSError:  # the folder may not be listed; the message does not need the near miss
-        close = []
-    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, close[0])}?" if close else "")
+        match = None
+    return f"{path} does not exist" + (f"; did you mean {os.path.join(parent, match)}?" if match is not None else "")
 
 
 def join(folder: str, name: str) -> str:

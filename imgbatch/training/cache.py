@@ -4,7 +4,7 @@ A shard is two objects: `NUMBER.npy`, an array with a row for each of some 64 im
 these images, with their classes and the reasons why some could not be read. The array only counts if the table exists. So,
 whenever a process is killed, the next run only prepares the images that are missing. The names of both contain a digest
 of the table, and the table one of the array: a damaged shard does not count either. A tar is read again from its beginning,
-unless `NUMBER.read` exists, which is written at its end.
+unless `NUMBER.read` exists, which is written after the last image.
 """
 
 from __future__ import annotations

@@ -129,16 +129,9 @@ def choose(
     for strength in strengths:
         logits = np.zeros((len(evaluated), number_of_classes), np.float32)
         for number, (train_rows, held_rows) in enumerate(splits):
-            head = fit(
-                features[train_rows],
-                classes[train_rows],
-                number_of_classes,
-                strength,
-                weights=weights,
-                start=heads[number],
-            )
+            learned, start = (features[train_rows], classes[train_rows]), heads[number]
+            heads[number] = head = fit(*learned, number_of_classes, strength, weights=weights, start=start)
             logits[np.searchsorted(evaluated, held_rows)] = head.logits(features[held_rows])
-            heads[number] = head
         loss = calibrated_loss(logits, classes[evaluated])
         accuracy = float((logits.argmax(1) == classes[evaluated]).mean())
         curve.append({"l2": strength, "held_out_loss": loss, "held_out_accuracy": accuracy})

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.errors import AuditError, ImgbatchError, NotFound, OutputError
+from imgbatch.errors import AuditError, NotFound, OutputError
 from imgbatch.ledger import audit
 from imgbatch.ledger.audit import AuditResult
 from imgbatch.ledger.commit_log import Log, is_hidden
@@ -29,6 +29,7 @@ from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.schema import CONTENT_HASH, labels_with, single_chunk
 from imgbatch.storage.stores import Folder
 from imgbatch.uri_index import hash_strings
+from imgbatch.verification.findings import Findings, RowProblem
 
 _SHOWN = 3
 _NEVER_NULL = {
@@ -46,55 +47,6 @@ _DIGEST = 12
 """Characters of the digest in `Model.reference`."""
 
 Inspect = Callable[["CheckedLog", int, pq.ParquetFile, Footer], None]
-
-
-@dataclass
-class Findings:
-    """Problems of an output."""
-
-    foreign: list[str] = field(default_factory=list)
-    """Problems of parts of another model or another writer: exit code 5."""
-    wrong: list[str] = field(default_factory=list)
-    """All other problems: exit code 6."""
-
-    def add(self, error: ImgbatchError) -> None:
-        """Add the message of an error."""
-        (self.foreign if isinstance(error, OutputError) else self.wrong).append(str(error))
-
-    def require_none(self, output: Folder) -> None:
-        """Raise an error that lists all problems, if there are any.
-
-        Raises:
-            OutputError: there are foreign parts or files.
-            AuditError: there are other problems.
-        """
-        problems = [*self.foreign, *self.wrong]
-        if problems:
-            listed = f"{len(problems)} problems in {output.uri}:\n- " + "\n- ".join(problems)
-            text = problems[0] if len(problems) == 1 else listed
-            raise OutputError(text) if self.foreign else AuditError(text)
-
-
-@dataclass
-class RowProblem:
-    """A problem of rows: the number of rows with it, and their parts."""
-
-    text: str
-    count: int = 0
-    parts: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, part: str, count: int, example: str = "") -> None:
-        """Add rows of a part that have the problem."""
-        self.count += count
-        self.parts += 1
-        if len(self.examples) < _SHOWN:
-            self.examples.append(f"{part}{f' ({example})' if example else ''}")
-
-    def __str__(self) -> str:
-        ellipsis = ", …" if self.parts > len(self.examples) else ""
-        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-        return f"{rows} {self.text}, in {', '.join(self.examples)}{ellipsis}"
 
 
 class CheckedLog(Log):
@@ -193,7 +145,7 @@ class OutputCheck:
         except (OutputError, AuditError) as error:
             self.findings.add(error)
         self._add_findings()
-        self.findings.require_none(self.output)
+        self.findings.require_none(self.output.uri)
         return counts
 
     def _log(self, folder: Folder, numbers: Sequence[int]) -> CheckedLog:

@@ -116,7 +116,7 @@ def _draw_costs(axes: Axes, stages: dict[str, float], costs: list[Bar], rows: fl
 
 
 def _draw_bars(axes: Axes, bars: list[Bar], longest: float, rows: float, form: str, gap: float = 0.0) -> None:
-    """Draw bars from the top, each with its value at its end, with a gap below the first, in a panel of `rows` rows."""
+    """Draw bars from the top, each with its value next to it, with a gap below the first, in a panel of `rows` rows."""
     places = [place + (gap if place else 0.0) for place in range(len(bars))]
     axes.barh(places, [value for _, value, _ in bars], _HEIGHT, color=[colour for *_, colour in bars])
     for place, (_, value, _) in zip(places, bars, strict=True):

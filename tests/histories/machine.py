@@ -339,9 +339,7 @@ class Histories(RuleBasedStateMachine):
         elif code is None:
             assert hard
         else:
-            # Of no image and an unreachable store, the run reports what it meets first.
-            expected = ({2} if not listed else set()) | ({3} if "away" in hard else set())
-            expected |= allowed | ({2, 3, 6} if moving and not alone else set())
+            expected = _expected_codes(listed, hard) | allowed | ({2, 3, 6} if moving and not alone else set())
             assert code in expected, code
         reconciled = not self.world.folder("").exists("_SUCCESS") or self.world.verify() == 0
         self.disturbed = self.disturbed or not (alone or reconciled)
@@ -438,3 +436,8 @@ def _outcome_of(row: Row) -> str:
 
 def _changed(before: Rows, after: Rows) -> Rows:
     return {name: row for name, row in after.items() if before.get(name) != row}
+
+
+def _expected_codes(listed: list[str], faults: list[Any]) -> set[int]:
+    """Return the codes with which a run may fail. Of no image and an unreachable store, it reports what it meets first."""
+    return ({2} if not listed else set()) | ({3} if "away" in faults else set())

@@ -12,9 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from textwrap import indent
+
+from tests.servers import serving_http
 
 _HOOK = """
 import importlib.abc, importlib.util, os, signal, sys, time
@@ -57,6 +59,20 @@ def slow_decoding(place: Path, seconds: float) -> dict[str, str]:
     )
 
 
+def waiting_for_claims(place: Path, ready: Path, go: Path) -> dict[str, str]:
+    """Return an environment in which a run notes itself in a folder before it takes the claim, and waits for a file."""
+    body = f"""
+original = module.take
+def take(*arguments, **options):
+    open({str(ready)!r} + f"/{{os.getpid()}}", "w").close()
+    while not os.path.exists({str(go)!r}):
+        time.sleep(0.001)
+    return original(*arguments, **options)
+module.take = take
+"""
+    return patched(place, "imgbatch.ledger.claims", body)
+
+
 Plan = Callable[[str, str, int], int | str | float | None]
 """(method, path, how often this was asked before) -> what becomes of the request.
 
@@ -70,16 +86,8 @@ it were all of it. lying: another ETag. expired: the credentials are no longer g
 def proxy(endpoint: str, plan: Plan) -> Iterator[str]:
     """Serve what the S3 server serves, but for what the plan answers itself; yield the URL."""
     known = {"target": re.sub("^http://", "", endpoint), "plan": staticmethod(plan), "asked": Counter()}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Proxy,), known))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_http(type("Handler", (_Proxy,), known)) as url:
+        yield url
 
 
 class _Proxy(BaseHTTPRequestHandler):

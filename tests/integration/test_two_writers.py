@@ -53,16 +53,7 @@ def test_of_two_drivers_that_start_at_once_one_is_refused(
     output, environment = place
     ready, go = tmp_path / "ready", tmp_path / "go"
     ready.mkdir()
-    body = f"""
-original = module.take
-def take(*arguments, **options):
-    open({str(ready)!r} + f"/{{os.getpid()}}", "w").close()
-    while not os.path.exists({str(go)!r}):
-        time.sleep(0.001)
-    return original(*arguments, **options)
-module.take = take
-"""
-    environment = environment | faults.patched(tmp_path / "together", "imgbatch.ledger.claims", body)
+    environment = environment | faults.waiting_for_claims(tmp_path / "together", ready, go)
     command = ("classify", "--input", folder, "--output", output, "--model", tiny_model)
     both = [started(*command, env=environment) for _ in range(2)]
     wait_for(lambda: len(list(ready.iterdir())) == 2, both[0])
@@ -164,17 +155,8 @@ def test_an_output_deleted_during_a_run(
     images.mkdir()
     for number in range(200):
         (images / f"{number:03d}.jpg").write_bytes(encode(scene(seed=number % 24), "JPEG"))
-    command = (
-        "classify",
-        "--input",
-        images,
-        "--output",
-        output,
-        "--model",
-        tiny_model,
-        "--set",
-        "run.commit_interval_s=0.2",
-    )
+    command = ("classify", "--input", images, "--output", output, "--model", tiny_model)
+    command += ("--set", "run.commit_interval_s=0.2")
     prefix = f"{output.removeprefix('s3://out/')}/{what}".rstrip("/")
 
     def parts() -> int:

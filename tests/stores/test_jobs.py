@@ -123,16 +123,7 @@ def test_of_two_writers_at_once_one_is_refused(started: Start, server: Any, tiny
     names = upload(server, root, 6)
     ready, go = tmp_path / "ready", tmp_path / "go"
     ready.mkdir()
-    body = f"""
-original = module.take
-def take(*arguments, **options):
-    open({str(ready)!r} + f"/{{os.getpid()}}", "w").close()
-    while not os.path.exists({str(go)!r}):
-        time.sleep(0.001)
-    return original(*arguments, **options)
-module.take = take
-"""
-    environment = server.environment | faults.patched(tmp_path / "together", "imgbatch.ledger.claims", body)
+    environment = server.environment | faults.waiting_for_claims(tmp_path / "together", ready, go)
     output = f"{server.scheme}://out/{root}"
     command = ("classify", "--input", f"{server.scheme}://images/{root}", "--output", output, "--model", tiny_model)
     both = [started(*command, env=environment) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation, compared with those of scikit-learn and scipy and with a bootstrap by hand."""
+"""The metrics of an evaluation, compared with those of scikit-learn and scipy and with a bootstrap in NumPy."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import base64
 import http.server
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from imgbatch.errors import BadPath, ConfigError
 from imgbatch.storage import s3 as storage
 from imgbatch.storage.s3_options import merged_options, obstore_options, style
 from imgbatch.storage.stores import Folder, Stores
+from tests.servers import serving_http
 
 ROOT = Path(__file__).parents[2]
 REGION = {"region": "eu-central-1"}
@@ -50,15 +50,8 @@ def answering(status: int, received: list[tuple[str, dict[str, str]]] | None = N
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_http(Server) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
