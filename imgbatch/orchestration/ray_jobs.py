@@ -239,9 +239,9 @@ def _version(address: str) -> str:
         ClusterError: it does not answer, or does not accept the token.
     """
     answer = _asked(f"{address}/api/version")
-    if answer.status_code in (401, 403):
+    if _wants_token(answer):
         answer = _asked(f"{address}/api/version", _token_header(address))
-        if answer.status_code in (401, 403):
+        if _wants_token(answer):
             raise ClusterError(
                 f"the cluster at {address} does not accept the token of {_TOKEN_PLACES}: use the cluster's"
             )
@@ -251,6 +251,11 @@ def _version(address: str) -> str:
         f"what answers at {address} is no Ray job server (status {answer.status_code}): give the URL of the cluster's "
         "dashboard, such as http://head:8265"
     )
+
+
+def _wants_token(answer: requests.Response) -> bool:
+    """Return whether this is the answer of Ray to a missing or wrong token, and not of another server."""
+    return answer.status_code in (401, 403) and "authentication token" in answer.text
 
 
 def _token_header(address: str) -> dict[str, str]:
