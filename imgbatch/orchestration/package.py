@@ -28,8 +28,11 @@ _SHOWN = 5  # of the largest files
 
 # The interpreter is that of Ray on this cluster, which need not be the `python` of its PATH. A virtual environment that Ray
 # made for the job, or in which Ray was started, is in VIRTUAL_ENV. Otherwise the process that started this script, Ray's
-# supervisor of the job, has loaded Ray from below the right environment.
+# supervisor of the job, has loaded Ray from below the right environment. The traps matter until `exec`: a shell continues after
+# a SIGINT that only its child took.
 _ENTRYPOINT = """\
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 has_ray='import importlib.util, sys; sys.exit(importlib.util.find_spec("ray") is None)'
 loaded='s|.* \\(/.*\\)/lib/python[0-9.]*/[a-z]*-packages/ray/_raylet.*|\\1|p'
 prefix=$(sed -n "$loaded" "/proc/$PPID/maps" 2>/dev/null | head -n 1)

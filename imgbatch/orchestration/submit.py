@@ -205,7 +205,7 @@ class Watch:
 
     def __init__(self, server: JobServer, job_id: str, lost_after_s: float) -> None:
         self._server, self._job_id, self._lost_after_s = server, job_id, lost_after_s
-        self._answered, self._reached = time.monotonic(), True
+        self._away_since: float | None = None
 
     def look(self, before: RayJob) -> RayJob:
         """Return the current state of the job, or the one before if the cluster does not answer.
@@ -218,19 +218,20 @@ class Watch:
         try:
             job = self._known(ray_jobs.JobLostError)
         except ray_jobs.NotReachedError as error:
-            away = time.monotonic() - self._answered
+            now = time.monotonic()
+            if self._away_since is None:
+                log.warning("%s; waiting for it, for up to %.0f s", error, self._lost_after_s)
+                self._away_since = now
+            away = now - self._away_since
             if away >= self._lost_after_s:
                 raise ClusterError(
                     f"{error}, for {away:.0f} s: whether the Ray job {self._job_id} is running is not known. Run the same "
                     "command again when the cluster is there: it follows the job, or resumes its work"
                 ) from error
-            if self._reached:
-                log.warning("%s; waiting for it, for up to %.0f s", error, self._lost_after_s)
-            self._reached = False
             return before
-        if not self._reached:
+        if self._away_since is not None:
             log.info("the job server answers again: the Ray job is %s", job.status.lower())
-        self._answered, self._reached = time.monotonic(), True
+        self._away_since = None
         return job
 
     def _known(self, lost: type[ClusterError]) -> RayJob:

