@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from imgbatch.orchestration.end_line import last_end_line
 from imgbatch.storage.stores import Folder
 from tests.cluster import submitting
 from tests.cluster.submitting import Cluster, Connection, finish, finish_all, wait_until
-from tests.conftest import SECRET, Ended, S3Server, free_ports
+from tests.conftest import ROOT, SECRET, Ended, S3Server, clean_environment, free_ports
 from tests.integration import faults, tables
 from tests.servers import serving_http
 from tests.unit.pictures import encode, scene
@@ -140,6 +142,24 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_ray_job_submit_as_documented(world: World, tmp_path: Path) -> None:
+    """With the path of the interpreter, and credentials in a file of the working directory."""
+    for name in ("imgbatch", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(world.env_file, tmp_path / "checkout")
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60", "IMGBATCH_ENV_FILE": world.env_file.name}}
+    command = [
+        *submitting.RAY, "job", "submit", "--address", world.cluster.dashboard, "--working-dir", ".",
+        "--runtime-env-json", json.dumps(runtime_env), "--", sys.executable, "jobs/classify.py", "--dry-run",
+        "--input", "s3://images/submit/few", "--output", "s3://out/documented", "--model", str(world.model),
+    ]  # fmt: skip
+    environment = {**clean_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": world.cluster.token}
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "checkout", env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{FEW} images" in ran.stdout and (last_end_line(ran.stdout) or {})["exit_code"] == 0
+    assert SECRET not in ran.stdout + ran.stderr
 
 
 @pytest.fixture(scope="module")
