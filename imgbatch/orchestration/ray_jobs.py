@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import shlex
@@ -265,10 +266,10 @@ def _token_header(address: str) -> dict[str, str]:
         ClusterError: there is no token.
     """
     os.environ[_AUTH_MODE] = "token"  # before Ray is imported
-    from ray import _raylet
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
-    if not _raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled
+    if not raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         raise ClusterError(f"the cluster at {address} requires a token, and none was found: set it in {_TOKEN_PLACES}")
     headers: dict[str, str] = get_auth_headers_if_auth_enabled({})
     return headers
