@@ -14,7 +14,7 @@ from imgbatch_operator import ImgbatchOperator, report_late
 ZONE = "Europe/Berlin"  # EDIT: the time zone of the schedule and of the date in the URIs
 SCHEDULE = "30 0 * * *"  # EDIT
 RETRIES, RETRY_DELAY = 5, timedelta(minutes=5)  # EDIT: after 3, 7, 143 and killed jobs
-DUE = timedelta(hours=6)  # EDIT: from the scheduled time until the labels must be there
+DUE = timedelta(hours=6)  # EDIT: from the scheduled time until the labels must be there; None: no deadline
 INPUT = "s3://images/{date}/"  # EDIT: {date} is the date of the DAG run in ZONE, as YYYY-MM-DD
 OUTPUT = "s3://labels/{date}"  # EDIT
 ARGUMENTS = ["--model", "efficientnet_lite0"]  # EDIT: further arguments of `imgbatch classify`
@@ -29,7 +29,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     default_args={"retries": RETRIES, "retry_delay": RETRY_DELAY},
-    deadline=DeadlineAlert(DeadlineReference.DAGRUN_LOGICAL_DATE, interval=DUE, callback=SyncCallback(report_late)),
+    deadline=DUE and DeadlineAlert(DeadlineReference.DAGRUN_LOGICAL_DATE, DUE, SyncCallback(report_late)),
     tags=["imgbatch"],
 ):
     common = {"output_uri": OUTPUT, "timezone": ZONE, "ray_conn_id": "imgbatch_ray", "runtime_env": RUNTIME_ENV}
