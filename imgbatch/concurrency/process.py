@@ -1,4 +1,4 @@
-"""Effects: this process: its exit, with its children, and memory that is returned to the operating system."""
+"""Effects: this process: its exit, its children, and memory that is returned to the operating system."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def _kill_children() -> None:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 end(child)
+
+
+def module_command(module: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a module of this package in a child process, and its environment.
+
+    The child imports from where this process does, but not from the working directory, where a file may have the name of a
+    module (-P).
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    return [sys.executable, "-P", "-m", module], environment
 
 
 def release_memory() -> None:
