@@ -9,6 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 CLIENTS := .venv-clients
 STORES  := .venv-stores
 DEPLOY  := .venv-deploy
+RECIPES := .venv-recipes
 
 .PHONY: help demo test test-long test-clients test-stores test-deploy check format docs fuzz bench clean
 
@@ -30,7 +31,7 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(DEPLOY)/installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(DEPLOY)/installed $(RECIPES)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 	$(BIN)/python -m pytest -m long -rP tests/deploy
@@ -69,7 +70,13 @@ $(DEPLOY)/installed: $(wildcard tests/deploy/requirements*.txt) $(wildcard deplo
 	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(wildcard tests/deploy/requirements*.txt))
 	touch $@
 
-test-deploy: $(VENV)/test.installed $(DEPLOY)/installed ## run the recipes in deploy/: Airflow on a Ray cluster and an S3 server, Prometheus, linters
+# Dagster, SkyPilot and linters, whose dependencies conflict with Airflow's.
+$(RECIPES)/installed: tests/deploy/recipes.txt
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-deploy: $(VENV)/test.installed $(DEPLOY)/installed $(RECIPES)/installed ## run the recipes in deploy/: Airflow on a Ray cluster and an S3 server, Prometheus, linters
 	$(BIN)/python -m pytest -m 'not long' -rs tests/deploy
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
@@ -95,4 +102,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) $(STORES) $(DEPLOY) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(STORES) $(DEPLOY) $(RECIPES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
