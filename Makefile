@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 CLIENTS := .venv-clients
 STORES  := .venv-stores
-DEPLOY  := .venv-deploy
+RECIPES := .venv-recipes
 
 .PHONY: help demo test test-long test-clients test-stores test-deploy check format docs fuzz bench clean
 
@@ -30,7 +30,7 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(DEPLOY)/installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 	$(BIN)/python -m pytest -m long -rP tests/deploy
@@ -62,14 +62,13 @@ $(STORES)/azurite/installed: $(STORES)/installed
 test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run on servers of S3, Google Cloud Storage and Azure
 	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
 
-# Orchestrators and what checks their files have a separate environment, in which imgbatch and Ray are not installed. The tests
-# run in the environment of the jobs, and start orchestrators as commands.
-$(DEPLOY)/installed: $(wildcard tests/deploy/requirements*.txt) $(wildcard deploy/*/requirements.txt)
-	$(PYTHON) -m venv $(DEPLOY)
-	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(wildcard tests/deploy/requirements*.txt))
+# Dagster, SkyPilot and linters have a separate environment. The tests run in that of the jobs, and start them as commands.
+$(RECIPES)/installed: tests/deploy/recipes.txt
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test-deploy: $(VENV)/test.installed $(DEPLOY)/installed ## run the recipes in deploy/: Airflow on a Ray cluster and an S3 server, Prometheus, linters
+test-deploy: $(VENV)/test.installed $(RECIPES)/installed ## check the recipes in deploy/, and run those that can be run here
 	$(BIN)/python -m pytest -m 'not long' -rs tests/deploy
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
@@ -95,4 +94,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) $(STORES) $(DEPLOY) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(STORES) $(RECIPES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,7 @@ from imgbatch.config import env_file
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
-from imgbatch.orchestration import end_line
+from imgbatch.orchestration import end_line, pipes
 from imgbatch.terminal import console
 
 
@@ -158,7 +158,8 @@ def run(body: Callable[[], int], *, verb: str = "", quiet: bool = False, log_for
         log_format: text or json.
     """
     console.install(_own_stderr(), quiet=quiet)
-    with end_line.collecting(verb) if verb and end_line.is_wanted(log_format) else nullcontext() as end:
+    wanted = verb and end_line.is_wanted(log_format)
+    with pipes.reporting(), end_line.collecting(verb) if wanted else nullcontext() as end:
         code, message = _run(body)
         if end is not None:
             end.message = message or end.message

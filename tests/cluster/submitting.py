@@ -39,11 +39,13 @@ class Cluster:
         return {"RAY_AUTH_TOKEN": self.token, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def client(self) -> Any:
-        """Return a client of Ray's own."""
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        """Return a client of Ray's own.
+
+        It gets the token as a header: Ray reads RAY_AUTH_MODE once in a process, and an earlier test may have started it.
+        """
         from ray.job_submission import JobSubmissionClient
 
-        return JobSubmissionClient(self.dashboard)
+        return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {self.token}"})
 
     def kill(self) -> None:
         """Kill all nodes."""
