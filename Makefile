@@ -9,6 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 CLIENTS := .venv-clients
 STORES  := .venv-stores
 RECIPES := .venv-recipes
+DEPLOY  := .venv-deploy
 
 .PHONY: help demo test test-long test-clients test-stores test-deploy check format docs fuzz bench clean
 
@@ -30,7 +31,7 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed $(DEPLOY)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 	$(BIN)/python -m pytest -m long -rP tests/deploy
@@ -68,7 +69,13 @@ $(RECIPES)/installed: tests/deploy/recipes.txt
 	$(RECIPES)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test-deploy: $(VENV)/test.installed $(RECIPES)/installed ## check the recipes in deploy/, and run those that can be run here
+# Airflow has a third environment: its pins are those that the recipe gives to users.
+$(DEPLOY)/installed: deploy/airflow/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-deploy: $(VENV)/test.installed $(RECIPES)/installed $(DEPLOY)/installed ## check the recipes in deploy/, and run those that can be run here
 	$(BIN)/python -m pytest -m 'not long' -rs tests/deploy
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
@@ -94,4 +101,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) $(STORES) $(RECIPES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(STORES) $(RECIPES) $(DEPLOY) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

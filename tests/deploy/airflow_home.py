@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT, Ended, clean_environment
-from tests.deploy.conftest import DEPLOY, DEPLOY_BIN, RayHead
+from tests.deploy.conftest import DEPLOY, RayHead
 
 RECIPE = DEPLOY / "airflow"
+AIRFLOW_BIN = ROOT / ".venv-deploy" / "bin"
 DAG_ID = "imgbatch_nightly"
 
 
@@ -34,7 +35,7 @@ class AirflowHome:
         environment = {name: value for name, value in clean_environment().items() if not name.startswith("AIRFLOW")}
         return {
             **environment,
-            "PATH": f"{DEPLOY_BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{AIRFLOW_BIN}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_HOME": str(self.place),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW_CONN_IMGBATCH_RAY": json.dumps(connection),
@@ -56,7 +57,7 @@ class AirflowHome:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command of Airflow's CLI in a session of its own."""
         return subprocess.Popen(
-            [str(DEPLOY_BIN / "airflow"), *words], cwd=self.place, env=self.environment, stdout=subprocess.PIPE,
+            [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env=self.environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -89,7 +90,7 @@ def probe(code: str, *arguments: str) -> Any:
     """Run code in Airflow's environment, where the recipe can be imported; return what it prints as JSON."""
     environment = {**clean_environment(), "PYTHONPATH": str(RECIPE), "PYTHONDONTWRITEBYTECODE": "1"}
     ran = subprocess.run(
-        [str(DEPLOY_BIN / "python"), "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        [str(AIRFLOW_BIN / "python"), "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import S3Server
-from tests.deploy.airflow_home import DAG_ID, DEPLOY_BIN, AirflowHome
+from tests.deploy.airflow_home import AIRFLOW_BIN, DAG_ID, AirflowHome
 from tests.deploy.conftest import RayHead, missing
 from tests.integration import faults, tables
 from tests.unit.pictures import encode, scene
@@ -29,7 +29,7 @@ DAY = "2026-11-28T23:30:00+00:00"
 
 @pytest.fixture(scope="module", autouse=True)
 def _airflow_is_installed() -> None:
-    if not (DEPLOY_BIN / "airflow").exists():
+    if not (AIRFLOW_BIN / "airflow").exists():
         missing("Airflow in .venv-deploy")
 
 
