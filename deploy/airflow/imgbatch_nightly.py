@@ -20,7 +20,7 @@ OUTPUT = "s3://labels/{date}"  # EDIT
 ARGUMENTS = ["--model", "efficientnet_lite0"]  # EDIT: further arguments of `imgbatch classify`
 RUNTIME_ENV = None  # EDIT: if imgbatch is not installed on the nodes: {"working_dir": "s3://code/imgbatch.zip"}
 
-LABELS = Asset(name="imgbatch_labels", uri="s3://labels")  # EDIT: what other DAGs name in their `schedule`
+LABELS = Asset(name="imgbatch_labels", uri="s3://labels/")  # EDIT: what other DAGs name in their `schedule`
 
 with DAG(
     dag_id="imgbatch_nightly",

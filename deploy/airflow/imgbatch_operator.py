@@ -30,8 +30,8 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 log = logging.getLogger(__name__)
 
-BUG, WRONG_USE, JOB_LOST, BUSY, SIGTERM = 1, 2, 3, 7, 143
-FINAL_CODES = frozenset({2, 4, 5, 6, 8})  # the same command fails again; all others are retried, 1 once
+WRONG_USE, JOB_LOST, BUSY, SIGTERM = 2, 3, 7, 143
+FINAL_CODES = frozenset({1, 2, 4, 5, 6, 8})  # the same command fails again: a person must act. All others are retried
 ACTIVE = frozenset({"PENDING", "RUNNING"})
 STOP_WAIT_S = 60  # by default Ray kills a stopped job after 3 s; imgbatch needs up to `run.stop_timeout_s` (25 s)
 _SIGNAL, _STOPPED = 128, (129, 130, SIGTERM)  # larger codes are those of signals; imgbatch handles these
@@ -62,10 +62,10 @@ class ExitCodePolicy(RetryPolicy):
     """The delay after code 7, another run is writing this output. After other codes it is the `retry_delay` of the task."""
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
-        """Fail after codes that a retry does not help; after 1, a bug, retry the first try only."""
+        """Fail after codes that a retry does not help; decide about other exceptions as Airflow does."""
         if not isinstance(exception, ImgbatchJobFailed):
             return RetryDecision.default()
-        if exception.code in FINAL_CODES or (exception.code == BUG and try_number > 1):
+        if exception.code in FINAL_CODES:
             return RetryDecision.fail(f"{exception}. A retry would end in the same way")
         return RetryDecision.retry(self.busy_delay if exception.code == BUSY else None, str(exception))
 
@@ -91,6 +91,8 @@ def exit_code(job: Mapping[str, Any] | None, end: Mapping[str, Any] | None) -> i
     Ray records no code for a stopped job. A stopped job without an end line counts as ended by SIGTERM (143). A job that was
     killed, was lost with its node, or could not be started counts as 3.
     """
+    if job and job["status"] == "SUCCEEDED":
+        return 0
     code = job.get("driver_exit_code") if job else None
     if code is not None:
         code = 128 - code if code < 0 else code  # Ray's -9 is 137 in shells: killed by signal 9
@@ -115,9 +117,10 @@ def date_of(context: Mapping[str, Any], timezone: str) -> str:
     return pendulum.instance(moment).in_timezone(timezone).to_date_string()
 
 
-def report_late(**kwargs: Any) -> None:
+def report_late(context: Mapping[str, Any], **_: Any) -> None:
     """Report that a DAG run missed its deadline. EDIT: notify whoever must know."""
-    log.error("the labels are late: %s", kwargs)
+    run, deadline = context["dag_run"], context["deadline"]
+    log.error("the labels are late: %s has not ended by %s", run["dag_run_id"], deadline["deadline_time"])
 
 
 class JobServer:

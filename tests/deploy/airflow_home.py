@@ -8,16 +8,23 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import tempfile
+import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote
 
-from tests.conftest import ROOT, Ended, clean_environment
+import psutil
+
+from tests.conftest import ROOT, Ended, clean_environment, free_ports
 from tests.deploy.conftest import DEPLOY, RayHead
 
 RECIPE = DEPLOY / "airflow"
 AIRFLOW_BIN = ROOT / ".venv-deploy" / "bin"
 DAG_ID = "imgbatch_nightly"
+_TASK_PROCESS = re.compile(r"airflow worker -- [0-9a-f-]{36}")
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,16 @@ class AirflowHome:
             assert count == 1, name
         (folder / "imgbatch_nightly.py").write_text(text)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, output: int | IO[str] = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
         """Start a command of Airflow's CLI in a session of its own."""
         return subprocess.Popen(
-            [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env=self.environment, stdout=subprocess.PIPE,
+            [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env={**self.environment, **variables}, stdout=output,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
+
+    def standalone(self) -> Standalone:
+        """Start `airflow standalone`: scheduler, API server, DAG processor and triggerer. It starts no run by itself."""
+        return Standalone(self)
 
     def run(self, *words: str, timeout: float = 240) -> Ended:
         """Run a command of Airflow's CLI."""
@@ -75,9 +86,12 @@ class AirflowHome:
         database.close()
         return found
 
-    def tries(self) -> dict[str, tuple[int, str]]:
-        """Return the number of tries and the state of each task, over all DAG runs."""
-        rows = self.rows("select task_id, try_number, state from task_instance")
+    def tries(self, day: str = "") -> dict[str, tuple[int, str]]:
+        """Return the number of tries and the state of each task of the DAG run of a logical date; of all without one."""
+        rows = self.rows(
+            "select task_id, try_number, task_instance.state from task_instance join dag_run using (run_id) "
+            f"where logical_date like '{day.replace('T', ' ')[:19]}%'"
+        )
         return {row["task_id"]: (row["try_number"], row["state"]) for row in rows}
 
     def texts(self) -> str:
@@ -86,11 +100,88 @@ class AirflowHome:
         return "\n".join(path.read_bytes().decode("latin-1") for path in written)
 
 
-def probe(code: str, *arguments: str) -> Any:
-    """Run code in Airflow's environment, where the recipe can be imported; return what it prints as JSON."""
-    environment = {**clean_environment(), "PYTHONPATH": str(RECIPE), "PYTHONDONTWRITEBYTECODE": "1"}
-    ran = subprocess.run(
-        [str(AIRFLOW_BIN / "python"), "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+class Standalone:
+    """A running `airflow standalone`, and its API."""
+
+    def __init__(self, home: AirflowHome) -> None:
+        self.home = home
+        api, worker_logs, trigger_logs = free_ports(3)
+        self._url, self._token = f"http://127.0.0.1:{api}", ""
+        self._output = home.place / "standalone.log"
+        with self._output.open("w") as output:
+            self.process = home.start(
+                "standalone", output=output,
+                AIRFLOW__API__HOST="127.0.0.1", AIRFLOW__API__PORT=str(api), AIRFLOW__API__BASE_URL=self._url,
+                AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(worker_logs),
+                AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(trigger_logs),
+                AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True", AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+                AIRFLOW__CORE__PARALLELISM="2",
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        """What it printed."""
+        return self._output.read_text()
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the answer of the API as JSON."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self._url}{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def knows_the_dag(self) -> bool:
+        """Return whether the API answers and the DAG was read."""
+        with suppress(OSError):
+            self._token = self.request("GET", "/auth/token")["access_token"]
+            self.request("GET", f"/api/v2/dags/{DAG_ID}")
+            return True
+        return False
+
+    def trigger(self, day: str) -> str:
+        """Start a run of the DAG for a logical date; return its id."""
+        return str(self.request("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": day})["dag_run_id"])
+
+    def mark_as_failed(self, run_id: str, task_id: str) -> None:
+        """Mark a running task as failed, as a person does in the web interface: Airflow ends its process."""
+        path = f"/api/v2/dags/{DAG_ID}/dagRuns/{quote(run_id)}/taskInstances/{task_id}"
+        self.request("PATCH", path, {"new_state": "failed"})
+
+    def task_processes(self) -> list[psutil.Process]:
+        """Return the processes that execute tasks; their supervisors are not among them."""
+        return [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if any(_TASK_PROCESS.match(word) for word in words_of(process))
+        ]
+
+    def end(self) -> None:
+        """End it and all of its processes."""
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; an empty one if the process has ended."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def in_airflow(code: str, *given: object) -> Any:
+    """Run code in Airflow's environment, where `o` is the operator's module and `given` the arguments; return its `result`."""
+    head = "import json, sys\nimport imgbatch_operator as o\ngiven = json.loads(sys.argv[1])\n"
+    command = [str(AIRFLOW_BIN / "python"), "-c", f"{head}{code}\nprint(json.dumps(result))", json.dumps(given)]
+    with tempfile.TemporaryDirectory() as home:  # Airflow writes its configuration there
+        environment = {"AIRFLOW_HOME": home, "PYTHONPATH": str(RECIPE), "PYTHONDONTWRITEBYTECODE": "1"}
+        ran = subprocess.run(
+            command, cwd=home, env={**clean_environment(), **environment}, capture_output=True, text=True
+        )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])

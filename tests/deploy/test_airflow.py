@@ -6,8 +6,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import S3Server
-from tests.deploy.airflow_home import AIRFLOW_BIN, DAG_ID, AirflowHome
+from tests.deploy.airflow_home import AIRFLOW_BIN, DAG_ID, AirflowHome, Standalone, words_of
 from tests.deploy.conftest import RayHead, missing
 from tests.integration import faults, tables
 from tests.unit.pictures import encode, scene
@@ -25,6 +24,7 @@ COUNT = 240
 SLOW_S = 0.1
 DAY = "2026-11-28T23:30:00+00:00"
 """A logical date whose day in Berlin is the 29th."""
+NEXT_DAY = "2026-11-29T23:30:00+00:00"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +53,11 @@ def airflow(database: Path, ray_head: RayHead, tmp_path: Path) -> AirflowHome:
 
 @pytest.fixture(scope="module")
 def photos_in_s3(s3: S3Server) -> int:
-    """Photos of two nights; return the number of those of the second."""
+    """Photos of three nights; return the number of those of the second, and of those of the third."""
     kinds = [encode(scene(seed=number), "JPEG") for number in range(24)]
     for number in range(COUNT):
-        obstore.put(s3.bucket("images"), f"2026-11-29/{number:03d}.jpg", kinds[number % len(kinds)])
+        for day in ("2026-11-29", "2026-11-30"):
+            obstore.put(s3.bucket("images"), f"{day}/{number:03d}.jpg", kinds[number % len(kinds)])
     obstore.put(s3.bucket("images"), "2026-11-28/000.jpg", kinds[0])
     return COUNT
 
@@ -105,13 +106,9 @@ def keys(s3: S3Server, prefix: str) -> list[str]:
 
 def drivers(prefix: str) -> list[psutil.Process]:
     """Return the processes that label images into an output: of a driver, not of the shell that started it."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            if "classify" in words and any(word.endswith(prefix) for word in words):
-                found.append(process)
-    return found
+    place, _, day = prefix.rpartition("/")
+    wanted = {"classify", f"s3://out/{place}/{{date}}", day}
+    return [process for process in psutil.process_iter() if wanted <= {*words_of(process)}]
 
 
 def test_straight_through(
@@ -126,7 +123,7 @@ def test_straight_through(
     (record,) = tables.runs(output)
     (event,) = airflow.rows("select asset.uri, asset_event.extra from asset_event join asset on asset.id = asset_id")
     extra = json.loads(event["extra"])
-    assert event["uri"] == "s3://labels"
+    assert event["uri"] == "s3://labels/"
     assert extra["counts"]["labelled"] == COUNT and extra["counts"]["rejected"] == 0
     assert extra["run_id"] == record["run_id"] and extra["output"] == f"s3://out/{prefix}"
     assert airflow.tries() == {"classify": (1, "success"), "verify": (1, "success")}
@@ -184,3 +181,59 @@ def test_a_wrong_config_is_not_retried(airflow: AirflowHome, recipe: Callable[..
     (job,) = [job for job in ray_head.jobs() if is_of(job, prefix)]
     assert job["driver_exit_code"] == 2
     assert airflow.rows("select * from asset_event") == []
+
+
+@pytest.fixture
+def standalone(airflow: AirflowHome) -> Iterator[Callable[[], Standalone]]:
+    """Start Airflow with a scheduler."""
+    started: list[Standalone] = []
+
+    def start() -> Standalone:
+        started.append(airflow.standalone())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.end()
+
+
+def test_a_retry_attaches_and_a_killed_task_stops_its_job(
+    airflow: AirflowHome, recipe: Callable[..., str], standalone: Callable[[], Standalone], ray_head: RayHead, s3: S3Server,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The scheduler, the API server and the supervisors of tasks are Airflow's own. Two nights: it takes long to start."""
+    prefix = recipe(slow=True, SCHEDULE="'0 0 29 2 *'", DUE="timedelta(seconds=1)")
+    server = standalone()
+    wait_for(server.knows_the_dag, server)
+
+    server.trigger(DAY)
+    wait_for(lambda: keys(s3, f"{prefix}/labels"), server)
+    (task,) = server.task_processes()
+    task.kill()
+    wait_for(lambda: airflow.tries(DAY).get("verify", (0, ""))[1] == "success", server)
+    assert airflow.tries(DAY) == {"classify": (2, "success"), "verify": (1, "success")}
+    assert [job["status"] for job in ray_head.jobs() if is_of(job, prefix)] == ["SUCCEEDED", "SUCCEEDED"]
+    output = downloaded(s3, prefix, tmp_path / "out")
+    (record,) = tables.runs(output)
+    assert record["status"] == "succeeded" and len(tables.labels(output)) == COUNT
+    assert "Reconnecting to existing job" in airflow.texts()
+    wait_for(lambda: "the labels are late: manual__" in airflow.texts(), server)  # the callback of the deadline
+
+    prefix = prefix.replace("-29", "-30")
+    run_id = server.trigger(NEXT_DAY)
+    wait_for(lambda: keys(s3, f"{prefix}/labels"), server)
+    server.mark_as_failed(run_id, "classify")
+    (job,) = wait_for(lambda: [job for job in ray_head.jobs() if is_of(job, prefix, "STOPPED")], server)
+    assert airflow.tries(NEXT_DAY)["classify"] == (1, "failed")
+    (record,) = tables.runs(downloaded(s3, prefix, tmp_path / "stopped"))
+    assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    assert '"exit_code": 143' in ray_head.log(job["submission_id"]).splitlines()[-1]
+
+
+def wait_for(condition: Callable[[], Any], server: Standalone) -> Any:
+    """Return the result of a condition when it holds, while Airflow runs."""
+    deadline = time.monotonic() + 180
+    while not (result := condition()):
+        assert server.process.poll() is None and time.monotonic() < deadline, server.output[-5000:]
+        time.sleep(0.2)
+    return result
