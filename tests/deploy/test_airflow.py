@@ -22,9 +22,9 @@ from tests.unit.pictures import encode, scene
 
 COUNT = 240
 SLOW_S = 0.1
-DAY = "2026-11-28T23:30:00+00:00"
-"""A logical date whose day in Berlin is the 29th."""
-NEXT_DAY = "2026-11-29T23:30:00+00:00"
+DAY = "2026-01-14T23:30:00+00:00"
+"""A logical date whose day in Berlin is the 15th."""
+NEXT_DAY = "2026-01-15T23:30:00+00:00"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,9 +56,9 @@ def photos_in_s3(s3: S3Server) -> int:
     """Photos of three nights; return the number of those of the second, and of those of the third."""
     kinds = [encode(scene(seed=number), "JPEG") for number in range(24)]
     for number in range(COUNT):
-        for day in ("2026-11-29", "2026-11-30"):
+        for day in ("2026-01-15", "2026-01-16"):
             obstore.put(s3.bucket("images"), f"{day}/{number:03d}.jpg", kinds[number % len(kinds)])
-    obstore.put(s3.bucket("images"), "2026-11-28/000.jpg", kinds[0])
+    obstore.put(s3.bucket("images"), "2026-01-14/000.jpg", kinds[0])
     return COUNT
 
 
@@ -79,7 +79,7 @@ def recipe(
             # `airflow dags test` fails at the end of a DAG with a deadline: https://github.com/apache/airflow/issues/73428
             **{"RETRIES, RETRY_DELAY": "5, timedelta(seconds=1)", "DUE": "None", **edits},
         )
-        return f"{place}/2026-11-29"
+        return f"{place}/2026-01-15"
 
     return write
 
@@ -131,8 +131,8 @@ def test_straight_through(
 
     classify, verify = (job for job in ray_head.jobs() if job["metadata"]["imgbatch.output"] == f"s3://out/{prefix}")
     assert extra["submission_id"] == classify["submission_id"]
-    assert verify["entrypoint"] == f"python -m imgbatch verify s3://out/{prefix} --date 2026-11-29"
-    assert classify["metadata"]["imgbatch.date"] == "2026-11-29"
+    assert verify["entrypoint"] == f"python -m imgbatch verify s3://out/{prefix} --date 2026-01-15"
+    assert classify["metadata"]["imgbatch.date"] == "2026-01-15"
     assert classify["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     for secret in (ray_head.token, s3.secret):
         assert secret not in airflow.texts() + ended.out + json.dumps([classify, verify])
@@ -219,7 +219,7 @@ def test_a_retry_attaches_and_a_killed_task_stops_its_job(
     assert "Reconnecting to existing job" in airflow.texts()
     wait_for(lambda: "the labels are late: manual__" in airflow.texts(), server)  # the callback of the deadline
 
-    prefix = prefix.replace("-29", "-30")
+    prefix = prefix.replace("01-15", "01-16")
     run_id = server.trigger(NEXT_DAY)
     wait_for(lambda: keys(s3, f"{prefix}/labels"), server)
     server.mark_as_failed(run_id, "classify")

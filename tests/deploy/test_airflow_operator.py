@@ -104,8 +104,15 @@ def test_it_reads_the_exit_code_of_a_job_as_submit_does() -> None:
 def test_the_end_line_is_the_last_one_in_the_log() -> None:
     first = end_line.compose("classify", 3, {"run_id": "a"}, "refused")
     last = end_line.compose("classify", 143, {"run_id": "b", "counts": {"listed": 3}}, "stopped")
-    for log in (f"{first}\ntext\n{last}\n", f'{last}\nText after it\n{{"event": "end"}}\n{{"event": ', "", "{}\n[1]\n"):
-        assert in_airflow("result = o.last_end_line(given[0])", log) == end_line.last_end_line(log)
+    logs = [
+        f"{first}\ntext\n{last}\n",
+        f'{last}\nText after it\n{{"event": "end"}}\n{{"event": ',
+        f"{last}\n[1]\n{{}}\n{first}",
+        "",
+    ]
+    found = in_airflow("result = [o.last_end_line(log) for log in given[0]]", logs)
+    assert found == [end_line.last_end_line(log) for log in logs]
+    assert [line and line["exit_code"] for line in found] == [143, 143, 3, None]
 
 
 def test_the_date_is_that_of_the_logical_date_in_the_zone() -> None:
@@ -141,8 +148,7 @@ def operator(output, *arguments):
 attempt("no connection", lambda: o.JobServer.of_connection("missing", 0))
 attempt("wrong token", lambda: o.JobServer(url, "wrong").newest_job("imgbatch-0-"))
 attempt("no server", lambda: o.JobServer("http://127.0.0.1:9", token, patience_s=0).newest_job("imgbatch-0-"))
-attempt("wrong runtime_env", lambda: o.JobServer(url, token).submit(
-    {"entrypoint": "true", "submission_id": "wrong-1", "runtime_env": {"working_dir": "no-such.zip"}}))
+attempt("invalid request", lambda: o.JobServer(url, token).submit({"entrypoint": "true", "metadata": {"number": 1}}))
 
 operators = [operator("s3://out/twice") for _ in range(4)]
 threads = [threading.Thread(target=lambda n=n: attempt(f"start {n}", lambda: operators[n].submit_job({}))) for n in range(4)]
@@ -167,7 +173,7 @@ def test_it_starts_an_output_once_and_refuses_what_it_must(ray_head: RayHead) ->
     assert found["no connection"][0] == 2 and "missing" in found["no connection"][1]
     assert found["wrong token"][0] == 2 and "must be the token" in found["wrong token"][1]
     assert found["no server"][0] == "unavailable" and "Connection refused" in found["no server"][1]
-    assert found["wrong runtime_env"][0] == 2 and "no-such.zip" in found["wrong runtime_env"][1]
+    assert found["invalid request"][0] == 2 and "metadata" in found["invalid request"][1]
     started = {found[f"start {number}"] for number in range(4)}
     assert started == {submission.Submission("classify", "s3://out/twice", ()).prefix + "1"}
     assert found["other arguments"][0] == 7 and "other arguments" in found["other arguments"][1]
