@@ -13,12 +13,12 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 import psutil
 
-from tests.conftest import ROOT, Ended, clean_environment, free_ports
+from tests.conftest import ROOT, clean_environment, free_ports
 from tests.deploy.conftest import DEPLOY, RayHead
 
 RECIPE = DEPLOY / "airflow"
@@ -61,22 +61,30 @@ class AirflowHome:
             assert count == 1, name
         (folder / "imgbatch_nightly.py").write_text(text)
 
-    def start(self, *words: str, output: int | IO[str] = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
+    @property
+    def output(self) -> str:
+        """What Airflow's commands printed."""
+        return self._log.read_text()
+
+    @property
+    def _log(self) -> Path:
+        return self.place / "commands.log"
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a command of Airflow's CLI in a session of its own."""
-        return subprocess.Popen(
-            [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env={**self.environment, **variables}, stdout=output,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+        with self._log.open("a") as log:  # not a pipe, which would be full at some time
+            return subprocess.Popen(
+                [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env={**self.environment, **variables}, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
 
     def standalone(self) -> Standalone:
-        """Start `airflow standalone`: scheduler, API server, DAG processor and triggerer. It starts no run by itself."""
+        """Start `airflow standalone`: scheduler, API server, DAG processor and triggerer."""
         return Standalone(self)
 
-    def run(self, *words: str, timeout: float = 240) -> Ended:
-        """Run a command of Airflow's CLI."""
-        process = self.start(*words)
-        output, _ = process.communicate(timeout=timeout)
-        return Ended(process.returncode, output, "")
+    def run(self, *words: str, timeout: float = 240) -> int:
+        """Run a command of Airflow's CLI; return its exit code."""
+        return self.start(*words).wait(timeout=timeout)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query to Airflow's database."""
@@ -107,21 +115,14 @@ class Standalone:
         self.home = home
         api, worker_logs, trigger_logs = free_ports(3)
         self._url, self._token = f"http://127.0.0.1:{api}", ""
-        self._output = home.place / "standalone.log"
-        with self._output.open("w") as output:
-            self.process = home.start(
-                "standalone", output=output,
-                AIRFLOW__API__HOST="127.0.0.1", AIRFLOW__API__PORT=str(api), AIRFLOW__API__BASE_URL=self._url,
-                AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(worker_logs),
-                AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(trigger_logs),
-                AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True", AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
-                AIRFLOW__CORE__PARALLELISM="2",
-            )  # fmt: skip
-
-    @property
-    def output(self) -> str:
-        """What it printed."""
-        return self._output.read_text()
+        self.process = home.start(
+            "standalone",
+            AIRFLOW__API__HOST="127.0.0.1", AIRFLOW__API__PORT=str(api), AIRFLOW__API__BASE_URL=self._url,
+            AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(worker_logs),
+            AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(trigger_logs),
+            AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True", AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+            AIRFLOW__CORE__PARALLELISM="2",
+        )  # fmt: skip
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the answer of the API as JSON."""

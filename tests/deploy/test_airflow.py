@@ -37,8 +37,7 @@ def _airflow_is_installed() -> None:
 def database(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of Airflow."""
     home = AirflowHome(tmp_path_factory.mktemp("airflow"), ray_head)
-    ended = home.run("db", "migrate")
-    assert ended.code == 0, ended.out
+    assert home.run("db", "migrate") == 0, home.output
     return home.place / "airflow.db"
 
 
@@ -89,13 +88,12 @@ def downloaded(s3: S3Server, prefix: str, target: Path) -> Path:
     return tables.download(s3.bucket("out"), prefix, target)
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> Any:
-    """Return the result of a condition when it holds, while a process runs."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], airflow: AirflowHome, process: subprocess.Popen[bytes]) -> Any:
+    """Return the result of a condition when it holds, while a process of Airflow runs."""
+    deadline = time.monotonic() + 180
     while not (result := condition()):
-        assert process.poll() is None, process.communicate()[0][-5000:]
-        assert time.monotonic() < deadline, "it did not come so far"
-        time.sleep(0.1)
+        assert process.poll() is None and time.monotonic() < deadline, airflow.output[-5000:]
+        time.sleep(0.2)
     return result
 
 
@@ -115,8 +113,7 @@ def test_straight_through(
     airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead, s3: S3Server, tmp_path: Path
 ) -> None:
     prefix = recipe()
-    ended = airflow.run("dags", "test", DAG_ID, DAY)
-    assert ended.code == 0, ended.out[-5000:]
+    assert airflow.run("dags", "test", DAG_ID, DAY) == 0, airflow.output[-5000:]
 
     output = downloaded(s3, prefix, tmp_path / "out")
     assert len(tables.labels(output)) == COUNT and tables.success(output)["counts"]["labelled"] == COUNT
@@ -127,7 +124,7 @@ def test_straight_through(
     assert extra["counts"]["labelled"] == COUNT and extra["counts"]["rejected"] == 0
     assert extra["run_id"] == record["run_id"] and extra["output"] == f"s3://out/{prefix}"
     assert airflow.tries() == {"classify": (1, "success"), "verify": (1, "success")}
-    assert f"{COUNT} images listed, {COUNT} labelled" in ended.out, "the job's log is not in the log of the task"
+    assert f"{COUNT} images listed, {COUNT} labelled" in airflow.output, "the job's log is not in the log of the task"
 
     classify, verify = (job for job in ray_head.jobs() if job["metadata"]["imgbatch.output"] == f"s3://out/{prefix}")
     assert extra["submission_id"] == classify["submission_id"]
@@ -135,7 +132,7 @@ def test_straight_through(
     assert classify["metadata"]["imgbatch.date"] == "2026-01-15"
     assert classify["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     for secret in (ray_head.token, s3.secret):
-        assert secret not in airflow.texts() + ended.out + json.dumps([classify, verify])
+        assert secret not in airflow.texts() + json.dumps([classify, verify])
 
 
 def test_a_killed_and_a_stopped_job_are_resumed(
@@ -143,20 +140,19 @@ def test_a_killed_and_a_stopped_job_are_resumed(
 ) -> None:
     prefix = recipe(slow=True)
     process = airflow.start("dags", "test", DAG_ID, DAY)
-    wait_until(lambda: keys(s3, f"{prefix}/labels"), process)
+    wait_until(lambda: keys(s3, f"{prefix}/labels"), airflow, process)
     for driver in drivers(prefix):
         driver.kill()
-    (first,) = wait_until(lambda: [job for job in ray_head.jobs() if is_of(job, prefix, "FAILED")], process)
+    (first,) = wait_until(lambda: [job for job in ray_head.jobs() if is_of(job, prefix, "FAILED")], airflow, process)
     parts = len(keys(s3, f"{prefix}/labels"))
-    wait_until(lambda: len(keys(s3, f"{prefix}/labels")) > parts, process)
+    wait_until(lambda: len(keys(s3, f"{prefix}/labels")) > parts, airflow, process)
     (second,) = [job for job in ray_head.jobs() if is_of(job, prefix, "RUNNING")]
     ray_head.request(f"/api/jobs/{second['submission_id']}/stop", "POST")
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out[-5000:]
+    assert process.wait(timeout=200) == 0, airflow.output[-5000:]
 
-    assert first["driver_exit_code"] in (-9, 137) and "exit code 137" in out
+    assert first["driver_exit_code"] in (-9, 137) and "exit code 137" in airflow.output
     assert [job["driver_exit_code"] for job in ray_head.jobs() if is_of(job, prefix, "STOPPED")] == [None]
-    assert "exit code 143" in out, "the code of a stopped job is in its end line"
+    assert "exit code 143" in airflow.output, "the code of a stopped job is in its end line"
     output = downloaded(s3, prefix, tmp_path / "out")
     assert len(tables.labels(output)) == COUNT and tables.success(output)
     runs = tables.runs(output)
@@ -174,10 +170,9 @@ def is_of(job: dict[str, Any], prefix: str, status: str | None = None) -> bool:
 
 def test_a_wrong_config_is_not_retried(airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead) -> None:
     prefix = recipe("--set", "run.no_such_key=1")
-    ended = airflow.run("dags", "test", DAG_ID, DAY)
-    assert ended.code == 1
+    assert airflow.run("dags", "test", DAG_ID, DAY) == 1
     assert airflow.tries() == {"classify": (1, "failed"), "verify": (0, "upstream_failed")}
-    assert "exit code 2" in ended.out and "run.no_such_key" in ended.out
+    assert "exit code 2" in airflow.output and "run.no_such_key" in airflow.output
     (job,) = [job for job in ray_head.jobs() if is_of(job, prefix)]
     assert job["driver_exit_code"] == 2
     assert airflow.rows("select * from asset_event") == []
@@ -204,36 +199,30 @@ def test_a_retry_attaches_and_a_killed_task_stops_its_job(
     """The scheduler, the API server and the supervisors of tasks are Airflow's own. Two nights: it takes long to start."""
     prefix = recipe(slow=True, SCHEDULE="'0 0 29 2 *'", DUE="timedelta(seconds=1)")
     server = standalone()
-    wait_for(server.knows_the_dag, server)
+    wait_until(server.knows_the_dag, airflow, server.process)
 
     server.trigger(DAY)
-    wait_for(lambda: keys(s3, f"{prefix}/labels"), server)
+    wait_until(lambda: keys(s3, f"{prefix}/labels"), airflow, server.process)
     (task,) = server.task_processes()
     task.kill()
-    wait_for(lambda: airflow.tries(DAY).get("verify", (0, ""))[1] == "success", server)
+    wait_until(lambda: airflow.tries(DAY).get("verify", (0, ""))[1] == "success", airflow, server.process)
     assert airflow.tries(DAY) == {"classify": (2, "success"), "verify": (1, "success")}
     assert [job["status"] for job in ray_head.jobs() if is_of(job, prefix)] == ["SUCCEEDED", "SUCCEEDED"]
     output = downloaded(s3, prefix, tmp_path / "out")
     (record,) = tables.runs(output)
     assert record["status"] == "succeeded" and len(tables.labels(output)) == COUNT
     assert "Reconnecting to existing job" in airflow.texts()
-    wait_for(lambda: "the labels are late: manual__" in airflow.texts(), server)  # the callback of the deadline
+    # The callback of the deadline:
+    wait_until(lambda: "the labels are late: manual__" in airflow.texts(), airflow, server.process)
 
     prefix = prefix.replace("01-15", "01-16")
     run_id = server.trigger(NEXT_DAY)
-    wait_for(lambda: keys(s3, f"{prefix}/labels"), server)
+    wait_until(lambda: keys(s3, f"{prefix}/labels"), airflow, server.process)
     server.mark_as_failed(run_id, "classify")
-    (job,) = wait_for(lambda: [job for job in ray_head.jobs() if is_of(job, prefix, "STOPPED")], server)
+    (job,) = wait_until(
+        lambda: [job for job in ray_head.jobs() if is_of(job, prefix, "STOPPED")], airflow, server.process
+    )
     assert airflow.tries(NEXT_DAY)["classify"] == (1, "failed")
     (record,) = tables.runs(downloaded(s3, prefix, tmp_path / "stopped"))
     assert (record["status"], record["exit_code"]) == ("interrupted", 143)
     assert '"exit_code": 143' in ray_head.log(job["submission_id"]).splitlines()[-1]
-
-
-def wait_for(condition: Callable[[], Any], server: Standalone) -> Any:
-    """Return the result of a condition when it holds, while Airflow runs."""
-    deadline = time.monotonic() + 180
-    while not (result := condition()):
-        assert server.process.poll() is None and time.monotonic() < deadline, server.output[-5000:]
-        time.sleep(0.2)
-    return result
