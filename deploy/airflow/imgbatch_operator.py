@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import shlex
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -126,7 +127,9 @@ def report_late(context: Mapping[str, Any], **_: Any) -> None:
 class JobServer:
     """The job server of a Ray cluster. Requests are repeated while it is unavailable, for `patience_s` at most."""
 
-    def __init__(self, url: str, token: str | None, verify: bool | str = True, patience_s: float = 600) -> None:
+    def __init__(
+        self, url: str, token: str | None, verify: bool | ssl.SSLContext = True, patience_s: float = 600
+    ) -> None:
         self.url, self._patience_s = url, patience_s
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._options: dict[str, Any] = {"base_url": url, "headers": headers, "verify": verify}
@@ -141,7 +144,9 @@ class JobServer:
             raise ImgbatchJobFailed(WRONG_USE, f"{error}. Create the connection as the README shows") from error
         scheme = "https" if "https" in (connection.schema, connection.conn_type) else "http"
         url = f"{scheme}://{connection.host}:{connection.port or 8265}"
-        return cls(url, connection.password, connection.extra_dejson.get("verify", True), patience_s)
+        verify = connection.extra_dejson.get("verify", True)
+        context = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else bool(verify)
+        return cls(url, connection.password, context, patience_s)
 
     def job(self, submission_id: str) -> dict[str, Any] | None:
         """Return Ray's record of a job; None if there is none, since the head node was replaced."""
@@ -219,13 +224,18 @@ class JobLog:
         self._server, self._id = server, submission_id
         self._copied, self._not_before, self._tail = 0, 0.0, ""
 
-    def copy(self) -> None:
-        """Copy new lines, unless the last request took so long that it is too early for another one."""
+    def copy(self) -> bool:
+        """Copy new lines, unless the last request took so long that it is too early for another one.
+
+        Returns:
+            whether the end line was copied: the job ends in a moment.
+        """
         started = time.monotonic()
         if started >= self._not_before:
             text = self._server.log(self._id)
             self._copy(text[: text.rfind("\n") + 1])
             self._not_before = time.monotonic() + _LOG_PAUSE * (time.monotonic() - started)
+        return last_end_line(self._tail) is not None
 
     def finish(self) -> dict[str, Any] | None:
         """Copy the rest, and return the end line."""
@@ -308,7 +318,9 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         submission_id = f"{prefix}{number + 1}"
         self._request["submission_id"] = submission_id  # before the request, so that on_kill knows it
         if not self._server.submit(self._request):  # somebody else was faster, or the answer to this request was lost
-            return self._attach(self._server.job(submission_id) or {})
+            if not (job := self._server.job(submission_id)):
+                raise JobServerUnavailable(f"the id {submission_id} is in use, but its job is not known")
+            return self._attach(job)
         log.info("submitted %s: %s", submission_id, self._request["entrypoint"])
         if self._killed:
             self.on_kill()
@@ -317,7 +329,7 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
     def _attach(self, job: Mapping[str, Any]) -> str:
         if not self._is_same(job):
             self._request.pop("submission_id", None)  # on_kill must not stop it
-            raise ImgbatchJobFailed(BUSY, f"{job['submission_id']} is active with other arguments: {job['entrypoint']}")
+            raise ImgbatchJobFailed(BUSY, f"{job['submission_id']} has other arguments: {job['entrypoint']}")
         log.info("attached to %s, which is %s", job["submission_id"], job["status"])
         self._request["submission_id"] = job["submission_id"]
         return str(job["submission_id"])
@@ -346,8 +358,8 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         """Follow the log until the job has ended. Raise `ImgbatchJobFailed` if its exit code is not 0."""
         job_log = JobLog(self._server, external_id)
         while (job := self._server.job(external_id)) and job["status"] in ACTIVE:
-            job_log.copy()
-            time.sleep(self.poll_interval_s)
+            ends = job_log.copy()
+            time.sleep(min(1, self.poll_interval_s) if ends else self.poll_interval_s)
         end = job_log.finish() if job else None
         if code := exit_code(job, end):
             reason = (end or job or {}).get("message") or "Ray has no record of it"
