@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +33,7 @@ class AirflowHome:
 
     place: Path
     head: RayHead
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,14 +74,22 @@ class AirflowHome:
     def start(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a command of Airflow's CLI in a session of its own."""
         with self._log.open("a") as log:  # not a pipe, which would be full at some time
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [str(AIRFLOW_BIN / "airflow"), *words], cwd=self.place, env={**self.environment, **variables}, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
-    def standalone(self) -> Standalone:
-        """Start `airflow standalone`: scheduler, API server, DAG processor and triggerer."""
-        return Standalone(self)
+    def end(self) -> None:
+        """End all that runs here, and the processes that it started."""
+        for process in self.started:
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+            process.kill()
+            process.wait()
 
     def run(self, *words: str, timeout: float = 240) -> int:
         """Run a command of Airflow's CLI; return its exit code."""
@@ -156,15 +165,6 @@ class Standalone:
             for process in psutil.Process(self.process.pid).children(recursive=True)
             if any(_TASK_PROCESS.match(word) for word in words_of(process))
         ]
-
-    def end(self) -> None:
-        """End it and all of its processes."""
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self.process.kill()
-        self.process.wait()
 
 
 def words_of(process: psutil.Process) -> list[str]:

@@ -42,12 +42,13 @@ def database(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def airflow(database: Path, ray_head: RayHead, tmp_path: Path) -> AirflowHome:
+def airflow(database: Path, ray_head: RayHead, tmp_path: Path) -> Iterator[AirflowHome]:
     """An Airflow without DAG runs."""
     home = AirflowHome(tmp_path / "airflow", ray_head)
     home.place.mkdir()
     (home.place / "airflow.db").write_bytes(database.read_bytes())
-    return home
+    yield home
+    home.end()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,7 @@ def test_straight_through(
         assert secret not in airflow.texts() + json.dumps([classify, verify])
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_and_a_stopped_job_are_resumed(
     airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead, s3: S3Server, tmp_path: Path
 ) -> None:
@@ -149,7 +151,7 @@ def test_a_killed_and_a_stopped_job_are_resumed(
     wait_until(lambda: len(keys(s3, f"{prefix}/labels")) > parts, airflow, process)
     (second,) = [job for job in ray_head.jobs() if is_of(job, prefix, "RUNNING")]
     ray_head.request(f"/api/jobs/{second['submission_id']}/stop", "POST")
-    assert process.wait(timeout=200) == 0, airflow.output[-5000:]
+    assert process.wait(timeout=300) == 0, airflow.output[-5000:]
 
     assert first["driver_exit_code"] in (-9, 137) and "exit code 137" in airflow.output
     assert [job["driver_exit_code"] for job in ray_head.jobs() if is_of(job, prefix, "STOPPED")] == [None]
@@ -179,27 +181,13 @@ def test_a_wrong_config_is_not_retried(airflow: AirflowHome, recipe: Callable[..
     assert airflow.rows("select * from asset_event") == []
 
 
-@pytest.fixture
-def standalone(airflow: AirflowHome) -> Iterator[Callable[[], Standalone]]:
-    """Start Airflow with a scheduler."""
-    started: list[Standalone] = []
-
-    def start() -> Standalone:
-        started.append(airflow.standalone())
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.end()
-
-
+@pytest.mark.timeout(600)
 def test_a_retry_attaches_and_a_killed_task_stops_its_job(
-    airflow: AirflowHome, recipe: Callable[..., str], standalone: Callable[[], Standalone], ray_head: RayHead, s3: S3Server,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead, s3: S3Server, tmp_path: Path
+) -> None:
     """The scheduler, the API server and the supervisors of tasks are Airflow's own. Two nights: it takes long to start."""
     prefix = recipe(slow=True, SCHEDULE="'0 0 29 2 *'", DUE="timedelta(seconds=1)")
-    server = standalone()
+    server = Standalone(airflow)
     wait_until(server.knows_the_dag, airflow, server.process)
 
     server.trigger(DAY)
