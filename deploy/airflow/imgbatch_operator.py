@@ -363,7 +363,9 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         end = job_log.finish() if job else None
         if code := exit_code(job, end):
             reason = (end or job or {}).get("message") or "Ray has no record of it"
-            raise ImgbatchJobFailed(code, f"{external_id}: {reason.splitlines()[0]}")
+            raise ImgbatchJobFailed(
+                code, f"{external_id}: {reason.splitlines()[0].partition(', last available logs')[0]}"
+            )
         self._end = end or {}
 
     def get_job_result(self, external_id: Any, context: Any) -> dict[str, Any]:
