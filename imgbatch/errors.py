@@ -21,6 +21,7 @@
     ├── OutputError       5   the output belongs to another fingerprint, or contains foreign parts
     ├── AuditError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
+    ├── GuardError        8   a guard held the run back: somebody accepts it, or changes the input or the model
     └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); rows that had reached the driver are committed
 
 Any other exception is a bug (exit code 1) and keeps its traceback.
@@ -150,6 +151,12 @@ class OutputBusyError(ImgbatchError):
     """Another live run is writing the output."""
 
     exit_code = 7
+
+
+class GuardError(ImgbatchError):
+    """A guard held the run back: `_SUCCESS` is not written, and the rows are kept."""
+
+    exit_code = 8
 
 
 class Interrupted(ImgbatchError):

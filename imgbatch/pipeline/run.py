@@ -1,4 +1,4 @@
-"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, success."""
+"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, guards, success."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -86,10 +87,11 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
 
 
 def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dict[str, int]]:
-    """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
+    """List, plan, label, commit, audit, apply the guards, write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
     # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
+    require_usable_guards(run)
 
     # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
     listing = list_images(job, run.record.folder.folder("listing"))
@@ -118,8 +120,11 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     job.ledger.release_index()
     run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
+
+    # Compare the new rows with those of the last success; a guard may hold the run back.
+    rows = apply_guards(run, sealed_by)
     run.claim.require_ours()
-    run.success.write(run.record.id, counts, job.config.limit, sealed_by)
+    run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
     return counts, rejects
 

@@ -20,6 +20,7 @@ FLOORS = (
     ("models",),
     ("ledger",),
     ("evaluation",),
+    ("quality",),
     ("inference",),
     ("engine", "verification"),
     ("report",),
