@@ -220,7 +220,10 @@ EXIT_CODES = (
     ),
     ExitCode(7, "another live run is writing this output", True, "wait for the other run"),
     ExitCode(
-        8, "a guard held the run back", False, "look at `drift` in run.json; accept the run with guard.accept (docs/guards.md)"
+        8,
+        "a guard held the run back",
+        False,
+        "look at `drift` in run.json; accept the run with `guard.accept`, or change the input or the model",
     ),
     ExitCode(129, "ended by SIGHUP before the run could handle it", True, "run the same command again"),
     ExitCode(130, "stopped by SIGINT", True, "run the same command again to resume"),

@@ -29,7 +29,7 @@ MIN_PER_LABEL = 5
 """The number of images per label and sample from which a level is fine enough; see `finest_level`."""
 
 _BLOCK = 1 << 19  # counts in memory at a time
-_MAX_ROWS = 500_000_000  # NumPy divides at most 10^9 rows
+_MAX_ROWS = 400_000_000  # NumPy divides less than 10^9 rows in all
 
 Statistic = Callable[[Counts, Counts], Floats]
 """Returns a value for each row of two matrices of counts, (m, K): the reference and the current sample."""
@@ -194,7 +194,8 @@ def widest(spread: Sequence[float], noise: float) -> float:
     Runs differ by more than chance: the images of one day are not independent of each other.
 
     Args:
-        spread: the differences between earlier runs; the sign does not matter.
+        spread: the differences between earlier runs. Those in the other direction have no effect: a recovery after a bad day
+            is no reason to expect another one.
         noise: the largest difference by chance, on the same scale.
     """
-    return max([noise, *map(abs, spread)])
+    return max([noise, *spread])

@@ -57,7 +57,9 @@ def count_rows(
     return counts
 
 
-def _newest_parts(log: Log, columns: list[str], optional: list[str], after: str) -> Generator[tuple[str, pa.Table], None, None]:
+def _newest_parts(
+    log: Log, columns: list[str], optional: list[str], after: str
+) -> Generator[tuple[str, pa.Table], None, None]:
     """Yield the run and the rows of each part, the newest first, as long as the runs are later than `after`.
 
     Each successful run ends the logs with seals, so that no part of an earlier run is after them.

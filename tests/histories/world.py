@@ -218,7 +218,8 @@ class World:
         before = self.input.listed, self.input.notes
         self.input.listed, self.input.notes = dict(self.images), self.noted()
         flags = Namespace(
-            config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
+            config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False,
+            date=None,
         )  # fmt: skip
         self.alive.add(driver.number)
         self.drivers.append(driver)
@@ -244,7 +245,9 @@ class World:
         with self._patched(), contextlib.redirect_stdout(io.StringIO()):
             try:
                 return verify.verify(
-                    Namespace(config=None, settings=[], output=self.output, sample=None, model=None, seed=None)
+                    Namespace(
+                        config=None, settings=[], output=self.output, sample=None, model=None, seed=None, date=None
+                    )
                 )
             except ImgbatchError as error:
                 return error.exit_code
