@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imgbatch.errors import AuditError, OutputChangedError, StoreError
+from imgbatch.errors import AuditError, OutputChangedError, OutputError, StoreError
 from imgbatch.ledger import deleted_files, listing_pages
 from imgbatch.ledger.claims import Claim
 from imgbatch.ledger.run_record import Record
@@ -81,7 +81,7 @@ class ActiveRun:
                     self.success.refresh()
                 self.success.keep_copy()
                 self.success.withdraw()
-            except (StoreError, OutputChangedError) as store_error:  # the first error is the one to report
+            except (StoreError, OutputError, OutputChangedError) as store_error:  # the first error is the one to report
                 log.error("_SUCCESS could not be removed: %s", store_error)
         if deleted:
             raise OutputChangedError(deleted) from error

@@ -249,11 +249,27 @@ def test_the_noise_is_that_of_the_last_runs_where_they_differ_more_than_by_chanc
     assert world.run(FAST, SHIFT) == 8, "more than that"
     assert world.run(FAST, SHIFT, f"guard.accept={records(world)[-1]['run_id']}") == 0
     assert len(drift(world)["history"]) == 2, "an accepted run widens nothing"
-    for number in range(RUNS_OF_SPREAD + 1):
-        deliver(world, f"5{number}", "d" * 110 + "abc" * 3 + "a")
-        assert world.run(FAST) == 0
-    assert len(drift(world)["history"]) == RUNS_OF_SPREAD
-    assert drift(world)["labels"]["noise"] < entry["labels"], "older runs are forgotten"
+
+
+def test_only_the_last_seven_runs_and_comparable_ones_widen_the_noise() -> None:
+    from collections import Counter
+
+    from imgbatch.quality.guards import Samples, measure
+    from imgbatch.quality.row_counts import RowCounts
+
+    counts = RowCounts(labels=Counter(a=500, b=500), labelled=1_000, columns={"label"})
+    wide = {"level": "label", "images": 1_000, "labels": 0.4, "rejects": 0.3}
+    narrow = wide | {"labels": 0.001, "rejects": -0.2}
+
+    def noise(*history: dict[str, object]) -> float:
+        drifted = measure(Samples(counts, counts, 0, 0, history=history))
+        assert drifted.labels is not None
+        return drifted.labels.noise
+
+    by_chance = noise()
+    assert noise(wide, *[narrow] * (RUNS_OF_SPREAD - 1)) == 0.4
+    assert noise(wide, *[narrow] * RUNS_OF_SPREAD) == by_chance < 0.1
+    assert noise(wide | {"images": 499}) == by_chance == noise(wide | {"level": "kind"})
 
 
 def test_a_day_in_an_output_of_its_own_is_compared_with_the_day_before(world: World) -> None:
