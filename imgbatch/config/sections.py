@@ -239,15 +239,28 @@ class GuardConfig(Section):
     min_images: Annotated[int, Ge(1)] | None = option(
         None, "minimum number of images that are new since the last success; unset: off"
     )
+    canary: str | None = option(
+        None,
+        "URI of a small labelled set, which each node labels before its first image; unset: off. Its labels are read as in "
+        "evaluate",
+    )
+    canary_accuracy: Annotated[float, Interval(gt=0, le=1)] | None = option(
+        None, "minimum proportion of the canary's images with the right label, e.g. 0.9"
+    )
     reference: str | None = option(
         None, "URI of another output whose last success is compared with; unset: the last success of this output"
     )
     accept: str | None = option(None, "RUN_ID of a run that was held back and is accepted")
     accepted_by: str | None = option(None, "who accepts it, for run.json; unset: the user of the process")
 
+    def validate(self) -> None:
+        """Refuse a canary without an accuracy, and the reverse."""
+        if (self.canary is None) != (self.canary_accuracy is None):
+            raise ConfigError("guard.canary and guard.canary_accuracy need each other: set both, or none")
+
     @property
     def is_on(self) -> bool:
-        """Whether any guard may hold a run back."""
+        """Whether the comparison with earlier rows may hold a run back."""
         limits = (self.max_label_shift, self.max_score_drop, self.max_reject_rise, self.min_images)
         return any(limit is not None for limit in limits)
 

@@ -54,7 +54,7 @@ class Comparison:
     @property
     def noise(self) -> float:
         """How much larger than expected it may be by chance."""
-        return self.bound - self.expected
+        return max(0.0, self.bound - self.expected)  # rounding may make it negative if all divisions are equal
 
 
 def compare(reference: Counts, current: Counts, statistic: Statistic) -> Comparison:

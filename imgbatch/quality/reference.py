@@ -137,7 +137,7 @@ def require_acceptable(output: Folder, run_id: str) -> dict[str, Any]:
     """Return the record of a run that was held back.
 
     Raises:
-        ConfigError: there is no such run, or it was not held back.
+        ConfigError: there is no such run, or it was not held back by the comparison with earlier rows.
     """
     record = read_record(output, run_id) if run_id.strip("./") == run_id and "/" not in run_id else {}
     if not record:
@@ -147,6 +147,11 @@ def require_acceptable(output: Folder, run_id: str) -> dict[str, Any]:
     if record.get("exit_code") != HELD_BACK:
         raise ConfigError(
             f"guard.accept={run_id}: this run was not held back by a guard; it ended with exit code {record.get('exit_code')}"
+        )
+    if not (record.get("drift") or {}).get("held_back"):  # its rows, and those of runs before it, were not compared
+        raise ConfigError(
+            f"guard.accept={run_id}: the canary held this run back, which cannot be accepted. Correct the model, or set "
+            "another guard.canary or guard.canary_accuracy"
         )
     return record
 
