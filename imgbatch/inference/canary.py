@@ -78,7 +78,7 @@ class CanaryError(Exception):
 
 
 def require_accuracy(
-    canary: Canary, model: Model, runtime: Runtime, node: str, decoded: Callable[[], Iterable[pa.Table]]
+    canary: Canary, model: Model, runtime: Runtime, node: str, decoded: Callable[[bool], Iterable[pa.Table]]
 ) -> Facts:
     """Return the facts about the canary on this node, with this runtime and device, for the record of the run.
 
@@ -87,7 +87,7 @@ def require_accuracy(
         model: whose classes are compared.
         runtime: in which it is loaded.
         node: the id of this node.
-        decoded: returns the images of the canary, decoded.
+        decoded: returns the images of the canary, decoded; the argument is whether to decode in child processes.
 
     Raises:
         CanaryError: the accuracy is too low.
@@ -99,7 +99,9 @@ def require_accuracy(
     }
     if place.get("device", "cpu") != "cpu":  # Ray shows each actor only its own GPUs
         place["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    score = _once_per_node([canary.folder.uri, place], lambda: _score(canary, model, runtime, decoded()))
+    score = _once_per_node(
+        [canary.folder.uri, place], lambda isolated: _score(canary, model, runtime, decoded(isolated))
+    )
     facts = {**place, **score, "required": canary.min_accuracy}
     if score["right"] < canary.min_accuracy * score["images"] - 1e-9:
         raise CanaryError(facts | {"passed": False})
@@ -133,10 +135,14 @@ def _score(canary: Canary, model: Model, runtime: Runtime, decoded: Iterable[pa.
     return {"accuracy": round(right / images, 6), **counts, "wrong": examples}
 
 
-def _once_per_node(identity: list[Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _once_per_node(identity: list[Any], compute: Callable[[bool], dict[str, Any]]) -> dict[str, Any]:
     """Return what `compute` returns in the first process of this node that calls it with this identity.
 
     If the cache of the node cannot be used, each process computes it.
+
+    Args:
+        identity: JSON.
+        compute: its argument is whether a process has died before in this function, so that an image may be the reason.
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     path = node_cache.folder() / f"canary-{key}.json"
@@ -144,13 +150,21 @@ def _once_per_node(identity: list[Any], compute: Callable[[], dict[str, Any]]) -
         with FileLock(f"{path}.lock", timeout=_LOCK_S):
             score = _read(path)
             if score is None:
-                score = compute()
+                started = path.with_suffix(".started")
+                has_died = started.exists()
+                with suppress(OSError):
+                    started.touch()
+                try:
+                    score = compute(has_died)
+                finally:
+                    with suppress(OSError):
+                        started.unlink()
                 with suppress(OSError):
                     _write(path, score)
             return score
     except (Timeout, OSError) as error:
         log.warning("this process labels the canary itself, since the node's result cannot be shared: %s", error)
-        return compute()
+        return compute(True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

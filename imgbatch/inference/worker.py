@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -302,14 +302,15 @@ def _canary_events(work: Work, runtime: Runtime) -> list[Event]:
     canary = work.canary
     if canary is None:
         return []
-    facts = require_accuracy(canary, work.model, runtime, work.node(), lambda: _canary_images(work, canary))
+    images = partial(_canary_images, work, canary)
+    facts = require_accuracy(canary, work.model, runtime, work.node(), images)
     return [note({"canary": dict(facts)})]
 
 
-def _canary_images(work: Work, canary: Canary) -> Iterator[pa.Table]:
-    """Yield the images of the canary, decoded as all other images are, but in a child process."""
+def _canary_images(work: Work, canary: Canary, isolated: bool) -> Iterator[pa.Table]:
+    """Yield the images of the canary, decoded as all other images are."""
     config = replace(work.config, source=canary.source, content_hash=False)
-    worker = Worker(replace(work, listing=canary.folder, config=config), isolated=True)
+    worker = Worker(replace(work, listing=canary.folder, config=config), isolated=isolated)
     for unit in canary.units():
         for block in worker.decoded(unit, _AT_ONCE):
             yield split_events(block)[0]

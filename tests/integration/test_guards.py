@@ -48,3 +48,43 @@ def test_a_shifted_night_is_held_back_until_it_is_accepted(
     assert tables.runs(output)[-1]["drift"]["accepted"] == {"run_id": record["run_id"], "by": "ada@example.org"}
     assert tables.success(output)["rows"]["after"] == first["run_id"]
     assert job("verify", output).code == 0
+
+
+def test_a_model_with_other_preprocessing_is_stopped_by_the_canary(
+    job: Job, warm: Job, tmp_path: Path, tiny_model: Path
+) -> None:
+    images, output, canary = tmp_path / "images", tmp_path / "out", tmp_path / "canary"
+    images.mkdir()
+    for number in range(30):
+        (images / f"{number:02d}.jpg").write_bytes(encode(scene(seed=number), "JPEG"))
+    command = ("--input", images, "--output", output, "--model", tiny_model)
+    assert warm("classify", *command).code == 0
+    for name, label in tables.labels(output).items():
+        (canary / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / name, canary / label)
+    shutil.rmtree(output)
+
+    guarded = (*command, "--set", f"guard.canary={canary}", "--set", "guard.canary_accuracy=0.95")
+    failed = warm("classify", *guarded, "--set", "model.mean=[0, 0, 0]")
+    record = tables.runs(output)[-1]
+    assert failed.code == 8 and "held back by guard.canary" in failed.err and "Traceback" not in failed.err
+    assert (record["status"], record["exit_code"], record["retry"]) == ("failed", 8, False)
+    (score,) = record["canary"]
+    assert (
+        not score["passed"] and score["images"] == 30 and score["accuracy"] < 0.95 and score["host"] and score["node"]
+    )
+    assert not [*output.glob("labels/*"), *output.glob("rejects/*"), *output.glob("_SUCCESS")], "no row is committed"
+    accepted = job("classify", *guarded, "--set", f"guard.accept={record['run_id']}")
+    assert accepted.code == 2 and "which cannot be accepted" in accepted.err
+
+    passed = warm("classify", *guarded)
+    assert passed.code == 0, passed.err
+    (score,) = tables.runs(output)[-1]["canary"]
+    assert score["passed"] and score["accuracy"] == 1 and len(tables.rows(output)) == 30
+    assert job("verify", output).code == 0
+
+    (canary / "zebra").mkdir()
+    shutil.copy(images / "00.jpg", canary / "zebra")
+    for flags in ((), ("--dry-run",)):
+        unknown = job("classify", *guarded, *flags, env={"RAY_ADDRESS": "ray://127.0.0.1:9"})
+        assert unknown.code == 2 and "unknown to" in unknown.err and "'zebra'" in unknown.err
