@@ -150,6 +150,7 @@ def test_more_rows_than_numpy_divides() -> None:
 def test_samples_that_are_empty_or_tiny_are_never_beyond_noise(before: list[int], now: list[int]) -> None:
     comparison = compare(np.array(before), np.array(now), squared_distance)
     assert comparison.value <= comparison.bound
+    assert comparison.noise >= 0, "its root is the noise of a label shift"
 
 
 def test_a_drop_of_the_mean() -> None:
