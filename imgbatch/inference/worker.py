@@ -12,8 +12,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from imgbatch.concurrency.watchdog import Watchdog
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError
 from imgbatch.inference.blocks import classify_images, decode_images
+from imgbatch.inference.canary import Canary, CanaryError, require_accuracy
 from imgbatch.inference.messages import (
     Event,
     events_alone,
@@ -78,6 +79,8 @@ class Work:
     """The version of the driver."""
     node: Callable[[], str] = socket.gethostname
     """Returns the cluster's id of the node on which it is called."""
+    canary: Canary | None = None
+    """Labelled images that each node labels first; see `guard.canary`."""
 
 
 class Worker:
@@ -183,7 +186,7 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
 
 
 def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
-    """Yield the blocks; an exception becomes a block with the event that ends the run.
+    """Yield the blocks; an exception becomes a block with the event that ends the run, and so does a canary that failed.
 
     A node that cannot be used does not end the run: it is reported in the note `left_out`, and other nodes process its images.
     """
@@ -191,6 +194,8 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
         yield from blocks
     except SelfCheckError as error:
         yield events_alone(note({"left_out": {work.node(): {"host": socket.gethostname(), "why": str(error)}}}))
+    except CanaryError as error:  # the driver records the facts, and ends the run
+        yield events_alone(note({"canary": dict(error.facts)}))
     except Exception as error:  # noqa: BLE001 - the driver raises it
         yield events_alone(fatal(error))
 
@@ -223,7 +228,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
-        self._unusable: SelfCheckError | None = None
+        self._unusable: SelfCheckError | CanaryError | None = None
         self._lock = Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -245,6 +250,7 @@ class Classify:
 
         Raises:
             SelfCheckError: this node cannot be used, now and at each later call.
+            CanaryError: the same, and the run has to end.
         """
         with self._lock:
             if self._unusable is not None:
@@ -252,10 +258,12 @@ class Classify:
                 raise self._unusable
             if self._runtime is None:
                 try:
-                    self._runtime = self._load(self._work)
-                except SelfCheckError as error:
+                    runtime = self._load(self._work)
+                    events = [*_canary_events(self._work, runtime), *events]
+                except (SelfCheckError, CanaryError) as error:
                     self._unusable = error
                     raise
+                self._runtime = runtime
             started = time.monotonic()
             results = classify_images(images, self._runtime, self._work.model, self._work.config.min_score)
             seconds["classify_s"] = time.monotonic() - started
@@ -283,6 +291,29 @@ class LabelImages(Worker):
             images, events = split_events(decoded)
             yield self._classify.label(images, events, fetch_and_decode_s=time.monotonic() - started)
             started = time.monotonic()
+
+
+def _canary_events(work: Work, runtime: Runtime) -> list[Event]:
+    """Return the event with the accuracy of the canary on this node.
+
+    Raises:
+        CanaryError: it is too low.
+    """
+    canary = work.canary
+    if canary is None:
+        return []
+    images = partial(_canary_images, work, canary)
+    facts = require_accuracy(canary, work.model, runtime, work.node(), images)
+    return [note({"canary": dict(facts)})]
+
+
+def _canary_images(work: Work, canary: Canary, isolated: bool) -> Iterator[pa.Table]:
+    """Yield the images of the canary, decoded as all other images are."""
+    config = replace(work.config, source=canary.source, content_hash=False)
+    worker = Worker(replace(work, listing=canary.folder, config=config), isolated=isolated)
+    for unit in canary.units():
+        for block in worker.decoded(unit, _AT_ONCE):
+            yield split_events(block)[0]
 
 
 def load_runtime(work: Work) -> Runtime:

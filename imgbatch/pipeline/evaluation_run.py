@@ -118,6 +118,7 @@ def new_labels(
     temperature, training_images = temperature_of(name, stores), of_model(name, stores)
     # An evaluation reads all columns. The hashes identify images that the model was trained on.
     config = replace(config, output=replace(config.output, columns=(), content_hash=True))
+    config = replace(config, guard=sections.GuardConfig())  # which are for runs over new images
     if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
         config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
     job = prepare(config)

@@ -1,4 +1,4 @@
-"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, success."""
+"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, guards, success."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from imgbatch.models import loading
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
+from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -37,6 +39,7 @@ from imgbatch.terminal import console, progress
 
 if TYPE_CHECKING:
     from imgbatch.engine.dataset import Attempt
+    from imgbatch.inference.canary import Canary
     from imgbatch.inference.worker import Work
 
 
@@ -86,10 +89,12 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
 
 
 def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dict[str, int]]:
-    """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
+    """List, plan, label, commit, audit, apply the guards, write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
     # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
+    require_usable_guards(run)
+    canary = prepare_canary(job.stores, job.config, job.model, run.record.folder.folder("canary"))
 
     # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
     listing = list_images(job, run.record.folder.folder("listing"))
@@ -104,7 +109,7 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     if work_plan.remaining or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
     if work_plan.remaining:
-        listed = label(run, listed, work_plan, stop)
+        listed = label(run, listed, work_plan, canary, stop)
 
     # Audit the tables in the store, and write `_SUCCESS`.
     console.step("reading the tables back")
@@ -118,8 +123,11 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     job.ledger.release_index()
     run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
+
+    # Compare the new rows with those of the last success; a guard may hold the run back.
+    rows = apply_guards(run, sealed_by)
     run.claim.require_ours()
-    run.success.write(run.record.id, counts, job.config.limit, sealed_by)
+    run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
     return counts, rejects
 
@@ -136,7 +144,7 @@ def correct_rows(run: ActiveRun, changed: Iterator[Corrections]) -> int:
     return updated
 
 
-def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest) -> Counts:
+def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, canary: Canary | None, stop: StopRequest) -> Counts:
     """Label the pending images on the cluster, and commit their rows as they arrive.
 
     Returns:
@@ -151,14 +159,16 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
-            label_on_cluster(run, listed, committer, stop)
+            label_on_cluster(run, listed, committer, canary, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
         arrivals.warn_of_unpaired()
     return listed.with_streams(work_plan.found)
 
 
-def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop: StopRequest) -> None:
+def label_on_cluster(
+    run: ActiveRun, listed: Counts, committer: Committer, canary: Canary | None, stop: StopRequest
+) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
     from imgbatch.engine import dataset, placement, session
@@ -174,7 +184,9 @@ def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop:
         if work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
-            work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
+            work = Work(
+                job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model, canary=canary
+            )
             attempts = run_attempts(
                 partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=listed.stale
             )

@@ -19,7 +19,7 @@ FLOORS = (
     ("sources",),
     ("models",),
     ("ledger",),
-    ("evaluation",),
+    ("evaluation", "quality"),
     ("inference",),
     ("engine", "verification"),
     ("report", "orchestration"),
