@@ -1,0 +1,69 @@
+"""Values: the union of the columns of several parts, with one type for each column.
+
+Parts of one output may differ in their carried columns. The columns of imgbatch itself have the same type in all of them.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from imgbatch.ledger.carried import as_text
+from imgbatch.schema import single_chunk
+
+
+class CommonColumns:
+    """The columns of all tables that were added, in the order in which they were seen first.
+
+    Integers of several widths become the widest, and so do floats. Columns of other types that differ become text.
+
+    >>> columns = CommonColumns()
+    >>> for values in ([1], ["a"]):
+    ...     columns.add(pa.table({"n": values}).schema)
+    >>> columns.cast(pa.table({"n": [1]}))["n"].to_pylist()
+    ['1']
+    """
+
+    def __init__(self) -> None:
+        self._types: dict[str, pa.DataType] = {}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns so far; those without a single value are text, since not every reader supports the type null."""
+        types = {name: pa.string() if pa.types.is_null(type_) else type_ for name, type_ in self._types.items()}
+        return pa.schema(list(types.items()))
+
+    def add(self, schema: pa.Schema) -> None:
+        """Add the columns of a table."""
+        for entry in schema:
+            known = self._types.get(entry.name, pa.null())
+            self._types[entry.name] = _common(known, entry.type)
+
+    def cast(self, table: pa.Table) -> pa.Table:
+        """Return a table with all columns, in their common types; absent columns are null.
+
+        Args:
+            table: one whose schema was added.
+        """
+        schema, present = self.schema, set(table.column_names)
+        columns = [
+            _as(single_chunk(table[entry.name]), entry.type)
+            if entry.name in present
+            else pa.nulls(len(table), entry.type)
+            for entry in schema
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _common(known: pa.DataType, new: pa.DataType) -> pa.DataType:
+    if pa.types.is_null(known) or known == new:
+        return new
+    if pa.types.is_null(new):
+        return known
+    for is_a in (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating):
+        if is_a(known) and is_a(new):
+            return max(known, new, key=lambda type_: type_.bit_width)
+    return pa.string()
+
+
+def _as(values: pa.Array, type_: pa.DataType) -> pa.Array:
+    return as_text(values) if pa.types.is_string(type_) and values.type != type_ else values.cast(type_)

@@ -1,0 +1,85 @@
+"""Values: tasks of Label Studio's JSON export as rows of a labelled list.
+
+A task has `data`, which is what was imported, and `annotations`, which is what people said. A row has the keys of `data`, and
+a column for each control of the labelling config that chooses classes, under the name of the control. Predictions are never
+taken as labels.
+
+- Cancelled annotations (skipped tasks) and empty ones are ignored.
+- If an annotation is marked as ground truth, only those that are count.
+- Annotations that then disagree are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LABEL = "label"
+"""A key of `data` with this name is not carried: in a task without an annotation it would pass for the label."""
+
+
+def is_task(value: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is a task of Label Studio.
+
+    >>> is_task({"data": {"uri": "1.jpg"}, "annotations": []}), is_task({"uri": "1.jpg", "label": "cat"})
+    (True, False)
+    """
+    said = (value.get("annotations"), value.get("predictions"))
+    return isinstance(value.get("data"), dict) and any(isinstance(entries, list) for entries in said)
+
+
+def row_of(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task as a row; without an annotation it has no column of a control.
+
+    Raises:
+        ValueError: the annotations disagree, or one of them has several classes.
+
+    >>> said = {"from_name": "label", "type": "choices", "value": {"choices": ["cat"]}}
+    >>> row_of({"data": {"uri": "1.jpg"}, "annotations": [{"result": [said]}]})
+    {'uri': '1.jpg', 'label': 'cat'}
+    """
+    labels = [_labels(annotation) for annotation in _valid(task.get("annotations"))]
+    controls = dict.fromkeys(control for annotation in labels for control in annotation)
+    row = {key: value for key, value in task["data"].items() if key != _LABEL}
+    return row | {control: _agreed(control, labels) for control in controls}
+
+
+def _valid(annotations: Any) -> list[Mapping[str, Any]]:
+    """Return the annotations that count."""
+    entries = [entry for entry in annotations or () if isinstance(entry, dict) and not entry.get("was_cancelled")]
+    return [entry for entry in entries if entry.get("ground_truth")] or entries
+
+
+def _labels(annotation: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class of each control in an annotation."""
+    labels: dict[str, str] = {}
+    for result in annotation.get("result") or ():
+        kind, value = result.get("type"), result.get("value")
+        if kind not in ("choices", "taxonomy") or not isinstance(value, dict):
+            continue
+        control, chosen = str(result.get("from_name")), value.get(kind)
+        names = [_name(choice) for choice in chosen] if isinstance(chosen, list) else []
+        if control in labels or len(names) > 1:
+            given = [*([labels[control]] if control in labels else []), *names]
+            raise ValueError(
+                f"an annotation has {len(given)} classes for {control!r}, such as {given[0]!r} and {given[1]!r}: an image has "
+                'one label. Use choice="single", or maxUsages="1" for a taxonomy'
+            )
+        if names:
+            labels[control] = names[0]
+    return labels
+
+
+def _name(choice: Any) -> str:
+    """Return the class of a choice: text, or in a taxonomy the path to it."""
+    return str(choice[-1]) if isinstance(choice, list) and choice else str(choice)
+
+
+def _agreed(control: str, annotations: Sequence[Mapping[str, str]]) -> str:
+    names = list(dict.fromkeys(annotation[control] for annotation in annotations if control in annotation))
+    if len(names) > 1:
+        raise ValueError(
+            f"two annotations disagree on {control!r}: {names[0]!r} and {names[1]!r}. Delete one of them in Label Studio, or "
+            "mark the right one as ground truth, and export again"
+        )
+    return names[0]
