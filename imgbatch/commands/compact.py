@@ -17,7 +17,7 @@ exit codes:
   3  a store failed, or a run has changed the output meanwhile; delete the copy and run the same command again
   5  the output has foreign files, or parts of another fingerprint
   6  the rows of the output or of the copy are not as many as _SUCCESS says
-  130, 143  stopped by SIGINT or SIGTERM; delete the copy and run the same command again
+  130, 143  stopped by SIGINT, or by SIGTERM or SIGHUP; delete the copy and run the same command again
 """
 
 
@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("output", metavar="OUTPUT", help="the --output of classify")
     parser.add_argument("--to", required=True, metavar="URI", help="required: an empty folder for the copy")
+    cli.add_date(parser, "OUTPUT and --to")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: compact(flags), quiet=flags.quiet)
+    return cli.run(lambda: compact(flags), verb="compact", quiet=flags.quiet)
 
 
 def compact(flags: Any) -> int:
@@ -42,5 +43,7 @@ def compact(flags: Any) -> int:
 
     with signals.handle_signals():
         config = reading.load(flags.config, flags.settings)
-        cli.result(str(job.compact(flags.output, flags.to, Stores(config.storage))))
+        date = reading.resolve_date(flags.date)
+        output, to = (reading.fill_date(uri, date) for uri in (flags.output, flags.to))
+        cli.result(str(job.compact(output, to, Stores(config.storage))))
     return 0

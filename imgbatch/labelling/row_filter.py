@@ -54,8 +54,8 @@ class RowFilter:
             self._expression = self._condition(tree)
         except SyntaxError as error:
             raise UsageError(
-                f"--where {text[:_SHOWN]!r}: {error.msg}. Write conditions as in Python: == for equality, texts in quotes, and, or "
-                "and not in lower case"
+                f"--where {text[:_SHOWN]!r}: {error.msg}. Write conditions as in Python: == for equality, texts in quotes, "
+                "and, or, not in lower case"
             ) from error
         except (ValueError, TypeError, RecursionError, MemoryError) as error:
             raise UsageError(f"--where {text[:_SHOWN]!r}: {error}") from error
@@ -70,7 +70,9 @@ class RowFilter:
             return rows.filter(self._expression)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             reason = str(error).partition("\n")[0]
-            raise UsageError(f"--where {self._text!r} compares a column with a value of another type: {reason}") from error
+            raise UsageError(
+                f"--where {self._text!r} compares a column with a value of another type: {reason}"
+            ) from error
 
     def require_columns(self, names: Collection[str]) -> None:
         """Refuse an expression with a column that no part has.
@@ -164,6 +166,6 @@ class RowFilter:
 
     def _unsupported(self, node: ast.AST) -> ValueError:
         return ValueError(
-            f"`{ast.unparse(node)}` is not supported. Compare a column with a text in quotes or a number (==, !=, <, <=, >, >=, "
-            "in, not in, is None, column.startswith('…'), 'text' in column), joined by and, or, not, and parentheses"
+            f"`{ast.unparse(node)}` is not supported. Compare a column with a text in quotes or a number (==, !=, <, <=, >, "
+            ">=, in, not in, is None, column.startswith('…'), 'text' in column), joined by and, or, not, and parentheses"
         )

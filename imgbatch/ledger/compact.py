@@ -101,7 +101,9 @@ def _require_free(output: Folder, copy: Folder) -> None:
 
 def _require_counts(output: Folder, copy: Folder, success: Mapping[str, Any], rows: Mapping[str, int]) -> None:
     counts = success.get("counts")
-    expected = counts["listed"] + counts["kept"] if isinstance(counts, dict) and {"listed", "kept"} <= counts.keys() else -1
+    expected = (
+        counts["listed"] + counts["kept"] if isinstance(counts, dict) and {"listed", "kept"} <= counts.keys() else -1
+    )
     if sum(rows.values()) != expected:
         raise AuditError(
             f"{sum(rows.values()):,} rows in {output.uri}, but its _SUCCESS counts {expected:,}: run `imgbatch verify "
@@ -163,8 +165,8 @@ class _Table:
         found = list(read_each(folder, parquet_files(folder), lambda uri, file: file.metadata.num_rows))
         if found != self.file_rows or sum(found) != self.rows:
             raise AuditError(
-                f"{folder.uri} has files of {found} rows, but {self.rows:,} rows were written, as {self.file_rows}: was another "
-                f"copy written there? Delete {self.copy.uri}, and run the same command again"
+                f"{folder.uri} has files of {found} rows, but {self.rows:,} rows were written, as {self.file_rows}: did another "
+                f"command write there? Delete {self.copy.uri}, and run the same command again"
             )
 
 

@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 def parquet_files(folder: Folder) -> list[Entry]:
     """Return the Parquet files in a folder that readers do not ignore."""
-    return [entry for entry in folder.entries() if entry[0].endswith(".parquet") and not entry[0].startswith((".", "_"))]
+    return [
+        entry for entry in folder.entries() if entry[0].endswith(".parquet") and not entry[0].startswith((".", "_"))
+    ]
 
 
 def read_each(folder: Folder, entries: Iterable[Entry], read: Callable[[str, pq.ParquetFile], T]) -> Iterator[T]:

@@ -249,8 +249,7 @@ def load_original_model(
     loaded = model.fingerprint()
     if different := differences({key: fingerprint.get(key) for key in loaded}, loaded):
         shown = "; ".join(
-            f"{key}: {output_value} there, {model_value} here"
-            for key, (output_value, model_value) in different.items()
+            f"{key}: {output_value} there, {model_value} here" for key, (output_value, model_value) in different.items()
         )
         raise ModelError(
             f"{model.reference} is not the model that wrote the labels of {output.uri} ({shown}): give that model with "
