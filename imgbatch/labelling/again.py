@@ -88,7 +88,7 @@ def write_png(output: Folder, uri: str, pixels: Pixels) -> None:
     """
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    write_file(output.stores, absolute(uri), lambda file: file.write(buffer.getvalue()))
+    write_file(output.stores, absolute(uri), lambda file: file.writelines([buffer.getvalue()]))
 
 
 def _as_drawn(row: Mapping[str, Any], tars: Mapping[str, Any]) -> pa.Table:

@@ -165,7 +165,7 @@ class _Search:
         if not self._runs:
             return f"{self._output.uri} has no run: it is not the --output of a classification"
         message = f"{uri} is in no table of {self._output.uri}, and not in its newest listings"
-        reasons = [*self._by_name(uri), *self._in_store(uri)]
+        reasons = [*self._by_name(uri)] or [*self._in_store(uri)]
         if self._similar:
             reasons.append(f"did you mean {' or '.join(map(repr, self._similar))}?")
         return ": ".join([message, "; ".join(reasons)]) if reasons else f"{message}: check its spelling"

@@ -67,7 +67,8 @@ class Selection:
         Raises:
             UsageError: naming them.
         """
-        given = [f"--{name}" for name in ("uncertain", "sample", "rejects") if getattr(self, name) not in (None, False)]
+        options = {"--uncertain": self.uncertain, "--sample": self.sample, "--rejects": self.rejects or None}
+        given = [name for name, value in options.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other: give one of them; --where restricts it")
         if not given and self.where is None:

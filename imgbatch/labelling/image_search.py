@@ -24,6 +24,8 @@ _BATCH = 1 << 16
 _NEIGHBOURS = 200
 """Number of URIs before and after a missing one, in order, among which similar ones are searched."""
 _SHOWN = 3
+_SIMILAR = 0.9
+"""Minimum similarity of two URIs: most URIs of an output have a long prefix in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,11 @@ class ImageSearch:
             at = bisect_left(uris, wanted)
             name = wanted.rpartition("/")[2]
             candidates = uris[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
-            candidates += [uri for uri in uris if uri.rpartition("/")[2] == name][:_NEIGHBOURS]
-            found: list[str] = []
-            while len(found) < _SHOWN and (match := closest(wanted, set(candidates) - set(found))) is not None:
+            found = [uri for uri in uris if uri.rpartition("/")[2] == name][:1]
+            while len(found) < _SHOWN:
+                match = closest(wanted, sorted(set(candidates) - set(found)), cutoff=_SIMILAR)
+                if match is None:
+                    break
                 found.append(match)
             return found
         return []

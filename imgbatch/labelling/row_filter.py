@@ -83,7 +83,7 @@ class RowFilter:
         for name in self.columns:
             if name not in names:
                 hint = did_you_mean(name, names) or f"; there are: {', '.join(names)}"
-                raise UsageError(f"--where {self._text!r}: there is no column {name!r}{hint}. A text needs quotes")
+                raise UsageError(f"--where {self._text!r}: there is no column {name!r} (a text needs quotes){hint}")
 
     def _condition(self, node: ast.expr) -> pc.Expression:
         if isinstance(node, ast.BoolOp):

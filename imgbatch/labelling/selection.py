@@ -111,6 +111,6 @@ def diverse(rows: pa.Table, count: int) -> pa.Table:
 def _unit_vectors(rows: pa.Table) -> npt.NDArray[np.float32]:
     column = single_chunk(rows[EMBEDDING])
     flat = column.values.slice(column.offset * column.type.list_size, len(column) * column.type.list_size)
-    vectors = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+    vectors: npt.NDArray[np.float32] = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     return vectors

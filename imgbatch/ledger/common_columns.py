@@ -25,15 +25,21 @@ class CommonColumns:
 
     def __init__(self) -> None:
         self._types: dict[str, pa.DataType] = {}
+        self._nullable: set[str] = set()
+        self._tables = 0
 
     @property
     def schema(self) -> pa.Schema:
         """The columns so far; those without a single value are text, since not every reader supports the type null."""
         types = {name: pa.string() if pa.types.is_null(type_) else type_ for name, type_ in self._types.items()}
-        return pa.schema(list(types.items()))
+        return pa.schema([pa.field(name, type_, name in self._nullable) for name, type_ in types.items()])
 
     def add(self, schema: pa.Schema) -> None:
         """Add the columns of a table."""
+        absent = self._types.keys() - set(schema.names)
+        late = set(schema.names) - self._types.keys() if self._tables else set()
+        self._nullable |= {*absent, *late, *(entry.name for entry in schema if entry.nullable)}
+        self._tables += 1
         for entry in schema:
             known = self._types.get(entry.name, pa.null())
             self._types[entry.name] = _common(known, entry.type)

@@ -27,6 +27,7 @@ from imgbatch.schema import FORMAT_VERSION
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
+from imgbatch.terminal.plurals import counted
 
 GROUP_ROWS, GROUP_BYTES = 131_072, 64 << 20
 """Maximum number of rows in a row group, and about how many bytes they have in memory. DuckDB reads 122,880 rows at a time."""
@@ -49,8 +50,8 @@ class CompactionSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows[LABELS_LOG]:,} labels and {self.rows[REJECTS_LOG]:,} rejects of {self.output} copied from "
-            f"{self.parts:,} parts into {self.files:,} files: {self.copy}"
+            f"{counted(self.rows[LABELS_LOG], 'label')} and {counted(self.rows[REJECTS_LOG], 'reject')} of {self.output} "
+            f"copied from {counted(self.parts, 'part')} into {counted(self.files, 'file')}: {self.copy}"
         )
 
 
@@ -165,7 +166,7 @@ class _Table:
         found = list(read_each(folder, parquet_files(folder), lambda uri, file: file.metadata.num_rows))
         if found != self.file_rows or sum(found) != self.rows:
             raise AuditError(
-                f"{folder.uri} has files of {found} rows, but {self.rows:,} rows were written, as {self.file_rows}: did another "
+                f"{folder.uri} has files of {found} rows, but {self.rows:,} rows were written, {self.file_rows}: did another "
                 f"command write there? Delete {self.copy.uri}, and run the same command again"
             )
 
@@ -202,7 +203,7 @@ class _Writer:
             self._buffered_bytes += len(rows) * row_bytes
             if self._buffered >= GROUP_ROWS or self._buffered_bytes + row_bytes > GROUP_BYTES:
                 self._write_group()
-            if self._sink.tell() >= FILE_BYTES:
+            if self._rows and self._sink.tell() >= FILE_BYTES:
                 self._end_file()
                 self._open()
 

@@ -46,7 +46,9 @@ def row_of(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _valid(annotations: Any) -> list[Mapping[str, Any]]:
     """Return the annotations that count."""
-    entries = [entry for entry in annotations or () if isinstance(entry, dict) and not entry.get("was_cancelled")]
+    entries: list[Mapping[str, Any]] = [
+        entry for entry in annotations or () if isinstance(entry, dict) and not entry.get("was_cancelled")
+    ]
     return [entry for entry in entries if entry.get("ground_truth")] or entries
 
 
