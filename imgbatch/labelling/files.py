@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from imgbatch.errors import Exists, UsageError
-from imgbatch.ledger.carried import as_text
+from imgbatch.ledger.common_columns import as_text
 from imgbatch.schema import single_chunk
 from imgbatch.storage.stores import Folder, Stores
 

@@ -14,11 +14,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgbatch.errors import InputError, ModelError
 from imgbatch.labelling.columns import PREDICTED
-from imgbatch.models.model import Model
+
+if TYPE_CHECKING:
+    from imgbatch.models.model import Model
 
 CONTROL, IMAGE = "label", "image"
 """The names of the two elements of the labelling config. That of the control is the column in the export that is read back."""

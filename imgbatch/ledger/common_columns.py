@@ -5,10 +5,24 @@ Parts of one output may differ in their carried columns. The columns of imgbatch
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 
-from imgbatch.ledger.carried import as_text
 from imgbatch.schema import single_chunk
+
+
+def as_text(values: pa.Array) -> pa.Array:
+    """Return values as text that is the same for equal values, also across types: 5 and 5.0 are both '5'.
+
+    >>> as_text(pa.array([5.0, None])).to_pylist(), as_text(pa.array([[1, 2]])).to_pylist()
+    (['5', None], ['[1, 2]'])
+    """
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_nested(values.type):
+        return pa.array(
+            [None if value is None else json.dumps(value, default=str) for value in values.to_pylist()], pa.string()
+        )
+    return values.cast(pa.string())
 
 
 class CommonColumns:

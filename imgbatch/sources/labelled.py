@@ -24,6 +24,7 @@ from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import LABEL_SYNONYMS, SPLIT_SYNONYMS
 from imgbatch.sources.spelling import folded, near_miss, normalised
 from imgbatch.sources.split_words import SPLIT_NAMES, WORDS, canonical_splits, split_of_file
+from imgbatch.terminal.plurals import counted
 
 TRUTH = CARRIED + "label"
 """The column with the true class of an image, whatever its name in the source."""
@@ -145,7 +146,7 @@ def _report_unlabelled(uri: str, count: int, columns: Columns, config: SourceCon
             "with source.label_column"
         )
     if count:
-        log.warning("%s: %s tasks are omitted, which nobody has labelled or which were skipped", uri, f"{count:,}")
+        log.warning("%s: %s without a label omitted: skipped, or not yet labelled", uri, counted(count, "task"))
 
 
 def require_columns(uri: str, columns: Columns, config: SourceConfig, *, splits: bool = True) -> None:

@@ -191,7 +191,7 @@ def test_an_export_is_a_labelled_list_without_the_tasks_that_nobody_labelled(
     export = tmp_path / f"export{suffix}"
     export.write_text(json.dumps(tasks) if suffix == ".json" else "\n".join(map(json.dumps, tasks)))
     assert labels(export) == {"1.jpg": "cat", "3.jpg": "dog"}
-    assert "2 tasks are omitted" in caplog.text
+    assert "2 tasks without a label omitted" in caplog.text
     assert labels(export, split="val") == {"3.jpg": "dog"}
     table, lines = listed(export)
     assert f"{export}: labels from column 'label', splits from" in "\n".join(lines)
