@@ -9,6 +9,7 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
+from imgbatch.terminal import console
 
 _MORE = """\
 examples:
@@ -59,5 +60,6 @@ def explain(flags: Any) -> int:
         config = reading.load(flags.config, flags.settings, model=flags.model)
         output = reading.fill_date(flags.output, reading.resolve_date(flags.date))
         found = job.explain(output, flags.uri, config, again=flags.again, image=flags.image, model=flags.model)
-        cli.result(json.dumps(found.public(), indent=2, ensure_ascii=False) if flags.json else str(found))
+        text = json.dumps(found.public(), indent=2, ensure_ascii=False) if flags.json else str(found)
+        cli.result(console.escape_control_characters(text))
     return 0

@@ -17,6 +17,7 @@ from imgbatch.labelling.image_search import Hit, ImageSearch
 from imgbatch.ledger.part_file import Footer, footer_of
 from imgbatch.ledger.run_record import read_record
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
+from imgbatch.ledger.success_marker import read_success
 from imgbatch.schema import TAR
 from imgbatch.sources.patterns import Candidates
 from imgbatch.storage.stores import Folder, Stores
@@ -101,8 +102,9 @@ class _Search:
         run_id = str(hit.row["run_id"]) if hit is not None and hit.row.get("run_id") else None
         console.step("searching the listings")
         listings = list(self._in_listings(run_id))
-        if hit is None and not listings:
-            raise InputError(self._not_there())
+        is_listed = any(entry.row["uri"] in self._uris for entry in listings)
+        if hit is None and not is_listed and (not listings or read_success(self._output) is not None):
+            raise InputError(self._not_there(str(listings[0].row["uri"]) if listings else None))
         mentioned = dict.fromkeys([*([run_id] if run_id else []), *(entry.run_id for entry in listings)])
         runs = {name: self._record(name) for name in mentioned}
         if hit is None:
@@ -159,13 +161,18 @@ class _Search:
             self._records[name] = read_record(self._output, name)
         return self._records[name]
 
-    def _not_there(self) -> str:
-        """Return a message about an image that is nowhere: why, and which names are similar."""
+    def _not_there(self, container: str | None) -> str:
+        """Return a message about an image that is nowhere: why, and which names are similar.
+
+        Args:
+            container: the listed tar that would hold it; None: there is none.
+        """
         uri = self._uris[0]
         if not self._runs:
             return f"{self._output.uri} has no run: it is not the --output of a classification"
         message = f"{uri} is in no table of {self._output.uri}, and not in its newest listings"
-        reasons = [*self._by_name(uri)] or [*self._in_store(uri)]
+        reasons = [f"{container} is listed, and has no image of that name"] if container is not None else []
+        reasons = reasons or [*self._by_name(uri)] or [*self._in_store(uri)]
         if self._similar:
             reasons.append(f"did you mean {' or '.join(map(repr, self._similar))}?")
         return ": ".join([message, "; ".join(reasons)]) if reasons else f"{message}: check its spelling"

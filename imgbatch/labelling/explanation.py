@@ -76,7 +76,8 @@ class Explanation:
         return values
 
     def __str__(self) -> str:
-        return "\n".join([self.uri, *(f"  {name:<{_WIDTH}} {text}" for name, text in self._lines())])
+        lines = [self.uri, *(f"  {name:<{_WIDTH}} {text}" for name, text in self._lines())]
+        return "\n".join(line.replace("\n", "\\n").replace("\r", "\\r") for line in lines)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         if self.status == "listed":

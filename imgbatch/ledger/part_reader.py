@@ -6,7 +6,7 @@ A reader of whole tables uses `Log.read`, which makes one request for each part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ Entry = tuple[str, Meta]
 """The name of a file in its folder, and its metadata."""
 
 _THREADS = 16
+_LOCAL_THREADS, _LOCAL_GROUP = 2, 32
 _READ_WHOLE = 256 << 10
 """A file in a store that is not larger is fetched as a whole, which takes one request instead of two or three."""
 
@@ -38,7 +39,7 @@ def parquet_files(folder: Folder) -> list[Entry]:
     ]
 
 
-def read_each(folder: Folder, entries: Iterable[Entry], read: Callable[[str, pq.ParquetFile], T]) -> Iterator[T]:
+def read_each(folder: Folder, entries: Sequence[Entry], read: Callable[[str, pq.ParquetFile], T]) -> Iterator[T]:
     """Yield `read(uri, file)` for each file, in order, while the next files are read in other threads.
 
     A file that is gone is omitted: a run may have ended since the folder was listed.
@@ -47,18 +48,23 @@ def read_each(folder: Folder, entries: Iterable[Entry], read: Callable[[str, pq.
         OutputError: a file is not Parquet, or is truncated.
     """
 
-    def opened(entry: Entry) -> list[T]:
-        name, meta = entry
-        uri = folder.at(name)
-        try:
-            return [read(uri, _open(folder, uri, meta))]
-        except (NotFound, FileNotFoundError):
-            return []
-        except (pa.ArrowException, OSError) as error:
-            raise OutputError(f"{uri} is not a complete Parquet file ({error}): move it away") from error
+    def opened(group: Sequence[Entry]) -> list[T]:
+        results = []
+        for name, meta in group:
+            uri = folder.at(name)
+            try:
+                results.append(read(uri, _open(folder, uri, meta)))
+            except (NotFound, FileNotFoundError):
+                continue
+            except (pa.ArrowException, OSError) as error:
+                raise OutputError(f"{uri} is not a complete Parquet file ({error}): move it away") from error
+        return results
 
-    with ThreadPoolExecutor(_THREADS, "parts") as pool:
-        for _, results in prefetch_calls(pool, opened, entries, max_pending=2 * _THREADS):
+    # A local file takes 0.2 ms, about as long as handing it to another thread does.
+    threads, size = (_LOCAL_THREADS, _LOCAL_GROUP) if is_local(folder.uri) else (_THREADS, 1)
+    groups = (entries[start : start + size] for start in range(0, len(entries), size))
+    with ThreadPoolExecutor(threads, "parts") as pool:
+        for _, results in prefetch_calls(pool, opened, groups, max_pending=2 * threads):
             tick()
             yield from results
 

@@ -108,6 +108,22 @@ def test_a_local_file_may_be_relative_and_percent_encoded(tmp_path: Path, monkey
         found(output, "none.jpg")
 
 
+def test_a_member_of_a_tar_is_searched_by_its_tar(tmp_path: Path) -> None:
+    output = write(tmp_path / "out", [label("s3://photos/x.tar#a/1.jpg")], success=False)
+    write_run(output, ["s3://photos/x.tar"])
+    image = found(output, "s3://photos/x.tar#a/1.jpg")
+    assert image.status == "labelled" and image.listings[0].row["uri"] == "s3://photos/x.tar"
+    assert found(output, "s3://photos/x.tar#a/2.jpg").status == "listed", "it may be read later"
+    output.put("_SUCCESS", b"{}")
+    with pytest.raises(InputError, match=r"x.tar is listed, and has no image of that name; did you mean .*1\.jpg"):
+        found(output, "s3://photos/x.tar#a/2.jpg")
+
+
+def test_names_cannot_add_lines(tmp_path: Path) -> None:
+    output = write(tmp_path / "out", [label("s3://photos/a\n  label        fake.jpg")])
+    assert len(str(found(output, "s3://photos/a\n  label        fake.jpg")).splitlines()) == 9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"image": "x.png"}, "need --again"), ({"model": "net"}, "need --again")],
