@@ -60,6 +60,6 @@ def explain(flags: Any) -> int:
         config = reading.load(flags.config, flags.settings, model=flags.model)
         output = reading.fill_date(flags.output, reading.resolve_date(flags.date))
         found = job.explain(output, flags.uri, config, again=flags.again, image=flags.image, model=flags.model)
-        text = json.dumps(found.public(), indent=2, ensure_ascii=False) if flags.json else str(found)
-        cli.result(console.escape_control_characters(text))
+        text = json.dumps(found.public(), indent=2) if flags.json else console.escape_control_characters(str(found))
+        cli.result(text)
     return 0

@@ -14,7 +14,7 @@ from imgbatch.config.worker import WorkerConfig
 from imgbatch.labelling.explanation import Now
 from imgbatch.labelling.files import write_file
 from imgbatch.ledger.tar_progress import members_of
-from imgbatch.schema import LISTING
+from imgbatch.schema import LABELS, LISTING, REJECTS
 from imgbatch.storage.stores import Folder
 from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
@@ -66,14 +66,12 @@ def label_again(
     timeout_s = original.cluster.stall_timeout_s
     task = Task(output.stores, output, WorkerConfig.of(original), original.model, loaded.digest, timeout_s)
     result, pixels = label_one(task, listed)
+    is_labelled = any(name in row for name in LABELS.names if name not in REJECTS.names)  # any of output.columns
     known = {name: row.get(name) for name in _VERSION}
     changed = result["reason"] is None and is_changed(known, result)
     difference = None
-    if row.get("label") is not None and not changed:
-        if result["reason"] is None:
-            difference = RowComparison(loaded.labels, original.answer.min_score).difference(row, result)
-        else:
-            difference = f"label {row['label']!r} in the table, rejected now"
+    if is_labelled and not changed:
+        difference = RowComparison(loaded.labels, original.answer.min_score).difference(row, result)
     if image is not None and pixels is not None:
         write_png(output, image, pixels)
     written = absolute(image) if image is not None and pixels is not None else None

@@ -78,6 +78,8 @@ def carried_names(schema: pa.Schema) -> Mapping[str, str]:
 
     >>> carried_names(pa.schema([("uri", pa.string()), ("input_split", pa.string()), ("input_label", pa.string())]))
     {'input_split': 'split', 'input_label': 'input_label'}
+    >>> carried_names(pa.schema([("input_label", pa.string()), ("input_input_label", pa.string())]))
+    {'input_label': 'input_label', 'input_input_label': 'input_input_label'}
     """
     names = {entry.name: entry.name.removeprefix(CARRIED) for entry in carried_fields(schema)}
-    return {name: name if shown in _KEPT_PREFIX else shown for name, shown in names.items()}
+    return {name: name if shown in _KEPT_PREFIX or shown in names else shown for name, shown in names.items()}

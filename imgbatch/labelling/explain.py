@@ -143,7 +143,7 @@ class _Search:
     def _in_listings(self, run_id: str | None) -> Iterator[Listed]:
         """Yield the image, or the tar that holds it, in the listings of the newest runs and of the one that labelled it."""
         searched = [*self._runs[:_LISTINGS], *([run_id] if run_id in self._runs[_LISTINGS:] else [])]
-        containers = [uri.partition("#")[0] for uri in self._uris if "#" in uri]
+        containers = [uri[:at] for uri in self._uris for at, letter in enumerate(uri) if letter == "#"]
         for name in searched:
             search = ImageSearch(self._output.folder(f"runs/{name}/listing"), [*self._uris, *containers])
             try:
@@ -151,7 +151,7 @@ class _Search:
             except OutputError as error:
                 log.warning("the listing of run %s is damaged: %s", name, error)
                 continue
-            if hit is not None:
+            if hit is not None and (hit.row["uri"] in self._uris or hit.row.get("container") is not None):
                 yield Listed(str(name), hit.row)
             elif not self._similar:
                 self._similar = search.similar()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from imgbatch.labelling.json_values import plain
 from imgbatch.ledger.fingerprint import short_digest
 from imgbatch.schema import CARRIED, EMBEDDING
+from imgbatch.verification.comparison import is_changed
 
 _WIDTH = 12
+_VERSION = ("etag", "size", "last_modified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,14 @@ class Explanation:
         """Return everything as values that JSON can hold."""
         values: dict[str, Any] = {"uri": self.uri, "output": self.output, "status": self.status}
         if self.part is not None:
-            values["row"] = _plain(self.row)
+            values["row"] = plain(self.row)
             values["part"] = {"uri": self.part, "row": self.part_row, "rows": self.part_rows}
-            values["fingerprint"] = {"digest": short_digest(self.fingerprint), **_plain(self.fingerprint)}
-        values["listings"] = [{"run_id": entry.run_id, **_plain(entry.row)} for entry in self.listings]
+            values["fingerprint"] = {"digest": short_digest(self.fingerprint), **plain(self.fingerprint)}
+        values["listings"] = [{"run_id": entry.run_id, **plain(entry.row)} for entry in self.listings]
         values["runs"] = {run_id: _run_facts(record) for run_id, record in self.runs.items()}
         if self.now is not None:
             row = {name: value for name, value in self.now.row.items() if value is not None and name != "index"}
-            now = {"model": self.now.model, "row": _plain(row), "difference": self.now.difference}
+            now = {"model": self.now.model, "row": plain(row), "difference": self.now.difference}
             values["now"] = {**now, "changed": self.now.changed, "image": self.now.image}
         return values
 
@@ -120,11 +121,11 @@ class Explanation:
         text = f" ({status})" if status else ""
         if not self.row or entry.row.get("container") is not None:
             return text
-        for name in ("etag", "size"):
-            old, new = self.row.get(name), entry.row.get(name)
-            if old is not None and new is not None and old != new:
-                return f"{text} with another {name}, {new}: the next run labels it again"
-        return f"{text} in this version"
+        old, new = ({name: row.get(name) for name in _VERSION} for row in (self.row, entry.row))
+        if not is_changed(old, new):
+            return f"{text} in this version"
+        name = next(name for name in _VERSION if None not in (old[name], new[name]) and old[name] != new[name])
+        return f"{text} with another {name}, {new[name]}: the next run labels it again"
 
     def _now_lines(self, now: Now) -> Iterator[tuple[str, str]]:
         yield "now", f"by {now.model}:"
@@ -196,18 +197,3 @@ def _short(text: str, length: int = 200) -> str:
 
 def _score(score: float | None) -> str:
     return "" if score is None else f" {score:.3f}"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: times as text, bytes in base64, no NaN."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)

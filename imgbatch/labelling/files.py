@@ -14,6 +14,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from imgbatch.errors import Exists, UsageError
+from imgbatch.labelling.json_values import plain
 from imgbatch.ledger.common_columns import as_text
 from imgbatch.schema import single_chunk
 from imgbatch.storage.stores import Folder, Stores
@@ -85,7 +86,7 @@ class JsonWriter:
         """Write rows."""
         for batch in rows.to_batches(max_chunksize=_JSON_ROWS):
             for row in batch.to_pylist():
-                text = json.dumps(self._convert(row), ensure_ascii=False, default=str)
+                text = json.dumps(self._convert(row), ensure_ascii=False, allow_nan=False)
                 separator = ",\n" if self._count else "[\n"
                 self._file.write((f"{separator}{text}" if self._array else f"{text}\n").encode())
                 self._count += 1
@@ -104,7 +105,7 @@ def manifest_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> RowWriter
         schema: of the rows.
     """
     if suffix == ".jsonl":
-        return JsonWriter(file, lambda row: row, array=False)
+        return JsonWriter(file, plain, array=False)
     return _Csv(file, schema) if suffix == ".csv" else _Parquet(file, schema)
 
 

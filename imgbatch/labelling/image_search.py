@@ -10,13 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgbatch.errors import closest
+from imgbatch.errors import OutputError, closest
 from imgbatch.ledger.part_reader import Entry, parquet_files, read_each
 from imgbatch.storage.stores import Folder
 
@@ -43,15 +44,6 @@ class Hit:
     """The key-value metadata of the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """The smallest and the largest URI of a file."""
-
-    entry: Entry
-    first: str
-    last: str
-
-
 class ImageSearch:
     """The search in one folder of Parquet files with a column `uri`."""
 
@@ -63,20 +55,42 @@ class ImageSearch:
             uris: the spellings of the URI, any of which counts.
         """
         self._folder, self._uris = folder, uris
-        self._entries: list[Entry] = []
-        self._ranges: list[_Range] = []
+        self._ranges: dict[str, tuple[str, str]] = {}
+        """The smallest and the largest URI of each file that was read, by the URI of the file."""
 
     def find(self) -> Hit | None:
-        """Return the first row of the image, None if there is none."""
-        self._entries = parquet_files(self._folder)
-        for entry, (uris, hit) in zip(
-            self._entries, read_each(self._folder, self._entries, self._search), strict=False
-        ):
+        """Return the row of the image, None if there is none.
+
+        A few files, evenly spaced, are read first. Their smallest and largest URIs show between which of them the image lies
+        if all files are in the order of the names; only if it is not there, the others are read.
+        """
+        entries = parquet_files(self._folder)
+        stride = max(1, isqrt(len(entries)))
+        return self._find_in(entries[::stride]) or self._find_in(self._by_probability(entries, stride))
+
+    def _find_in(self, entries: Sequence[Entry]) -> Hit | None:
+        """Return the row of the image in some of the files, and keep their smallest and largest URIs."""
+        for file, uris, hit in read_each(self._folder, entries, self._search):
             if uris is not None:
-                self._ranges.append(_Range(entry, *uris))
+                self._ranges[file] = uris
             if hit is not None:
                 return hit
         return None
+
+    def _by_probability(self, entries: Sequence[Entry], stride: int) -> list[Entry]:
+        """Return the files that were not read, those first that lie between two files around the URI."""
+        likely: list[Entry] = []
+        others: list[Entry] = []
+        for start in range(0, len(entries), stride):
+            around = [self._folder.at(name) for name, _ in entries[start : start + stride + 1 : stride]]
+            ranges = [self._ranges[file] for file in around if file in self._ranges]
+            is_last = start + stride >= len(entries)
+            is_likely = bool(ranges) and any(
+                min(ranges)[0] <= wanted and (is_last or wanted <= max(last for _, last in ranges))
+                for wanted in self._uris
+            )
+            (likely if is_likely else others).extend(entries[start + 1 : start + stride])
+        return likely + others
 
     def similar(self) -> list[str]:
         """Return URIs like a missing one, most similar first: those next to it in order, or with the same name.
@@ -86,11 +100,10 @@ class ImageSearch:
         if not self._ranges:
             return []
         wanted = self._uris[0]
-        before = [entry for entry in self._ranges if entry.first <= wanted]
-        chosen = (
-            max(before, key=lambda entry: entry.first) if before else min(self._ranges, key=lambda entry: entry.first)
-        )
-        for uris in read_each(self._folder, [chosen.entry], _all_uris):
+        before = [(first, file) for file, (first, _) in self._ranges.items() if first <= wanted]
+        _, chosen = max(before) if before else min((first, file) for file, (first, _) in self._ranges.items())
+        entries = [entry for entry in parquet_files(self._folder) if self._folder.at(entry[0]) == chosen]
+        for uris in read_each(self._folder, entries, _all_uris):
             at = bisect_left(uris, wanted)
             name = wanted.rpartition("/")[2]
             candidates = uris[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
@@ -103,10 +116,12 @@ class ImageSearch:
             return found
         return []
 
-    def _search(self, uri: str, file: pq.ParquetFile) -> tuple[tuple[str, str] | None, Hit | None]:
-        """Return the smallest and largest URI of a file, if it has statistics, and the row of the image."""
+    def _search(self, uri: str, file: pq.ParquetFile) -> tuple[str, tuple[str, str] | None, Hit | None]:
+        """Return the URI of a file, its smallest and largest URI if it has statistics, and the row of the image."""
         metadata, first, bounds = file.metadata, 0, None
-        column = next(at for at in range(metadata.num_columns) if metadata.schema.column(at).path == "uri")
+        column = next((at for at in range(metadata.num_columns) if metadata.schema.column(at).path == "uri"), None)
+        if column is None:
+            raise OutputError(f"{uri} has no column uri, so imgbatch did not write it: move it away")
         for group in range(metadata.num_row_groups):
             info = metadata.row_group(group)
             statistics = info.column(column).statistics
@@ -117,9 +132,9 @@ class ImageSearch:
                 at = self._row_in_group(file, group)
                 if at is not None:
                     row = file.read_row_group(group, use_threads=False).slice(at, 1).to_pylist()[0]
-                    return bounds, Hit(uri, first + at, metadata.num_rows, row, metadata.metadata or {})
+                    return uri, bounds, Hit(uri, first + at, metadata.num_rows, row, metadata.metadata or {})
             first += info.num_rows
-        return bounds, None
+        return uri, bounds, None
 
     def _row_in_group(self, file: pq.ParquetFile, group: int) -> int | None:
         first = 0

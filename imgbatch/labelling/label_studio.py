@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgbatch.errors import InputError, ModelError
 from imgbatch.labelling.columns import PREDICTED
+from imgbatch.labelling.json_values import plain
 
 if TYPE_CHECKING:
     from imgbatch.models.model import Model
@@ -135,7 +136,5 @@ def image_url(uri: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)
+    """Return a value as JSON can hold it; numbers with 6 decimals."""
+    return round(value, 6) if isinstance(value, float) and math.isfinite(value) else plain(value)

@@ -57,7 +57,7 @@ class RowFilter:
                 f"--where {text[:_SHOWN]!r}: {error.msg}. Write conditions as in Python: == for equality, texts in quotes, "
                 "and, or, not in lower case"
             ) from error
-        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             raise UsageError(f"--where {text[:_SHOWN]!r}: {error}") from error
 
     def apply(self, rows: pa.Table) -> pa.Table:
@@ -68,10 +68,10 @@ class RowFilter:
         """
         try:
             return rows.filter(self._expression)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             reason = str(error).partition("\n")[0]
             raise UsageError(
-                f"--where {self._text!r} compares a column with a value of another type: {reason}"
+                f"--where {self._text!r} compares a column with a value of another type, or is no condition: {reason}"
             ) from error
 
     def require_columns(self, names: Collection[str]) -> None:
@@ -125,7 +125,11 @@ class RowFilter:
                     raise self._unsupported(left)
                 contained = pc.match_substring(self._column(right), text)
             else:
-                contained = self._column(left).isin(self._constants(right))
+                column = self._column(left)
+                # `isin` is false for null, so that its negation would be true.
+                contained = pc.if_else(
+                    column.is_valid(), column.isin(self._constants(right)), pa.scalar(None, pa.bool_())
+                )
             return contained if isinstance(op, ast.In) else ~contained
         sides = [self._column(side) if isinstance(side, ast.Name) else self._constant(side) for side in (left, right)]
         if not any(isinstance(side, pc.Expression) for side in sides):
@@ -162,7 +166,10 @@ class RowFilter:
     def _constants(self, node: ast.expr) -> list[Any]:
         if not isinstance(node, ast.Tuple | ast.List | ast.Set) or not node.elts:
             raise self._unsupported(node)
-        return [self._constant(element) for element in node.elts]
+        values = [self._constant(element) for element in node.elts]
+        if None in values:
+            raise ValueError("null is in no list: write `or column is None`")
+        return values
 
     def _unsupported(self, node: ast.AST) -> ValueError:
         return ValueError(

@@ -89,7 +89,7 @@ def common_columns(folder: Folder) -> tuple[CommonColumns, dict[str, Any]]:
 
 def _open(folder: Folder, uri: str, meta: Meta) -> pq.ParquetFile:
     if is_local(uri):
-        return pq.ParquetFile(folder.stores.resolve(uri)[1], memory_map=True)
+        return pq.ParquetFile(pa.memory_map(folder.stores.resolve(uri)[1]))  # a path takes 0.03 ms more
     if meta.size is None or meta.size <= _READ_WHOLE:
         return pq.ParquetFile(pa.BufferReader(folder.stores.read(uri)[0]))
     return pq.ParquetFile(folder.stores.ranges(uri, meta), pre_buffer=True)

@@ -239,7 +239,7 @@ class _Objects:
             raise InputError(f"{self._uri} cannot be read as a list of images: {place} is not an object")
         if label_studio.is_task(value):
             try:
-                value, self._annotated = label_studio.row_of(value), True
+                value, self._annotated = label_studio.row_of(value, self._naming.label), True
             except ValueError as error:
                 raise InputError(f"{self._uri}, {place} (task {value.get('id')}): {error}") from error
         for key in value:

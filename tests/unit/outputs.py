@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from imgbatch.config.sections import StorageConfig
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.listing_pages import page_name
-from imgbatch.schema import EMBEDDING, LISTING, RESULTS, labels_with
+from imgbatch.schema import EMBEDDING, LISTING, RESULTS, TAR, labels_with
 from imgbatch.storage.stores import Folder, Stores
 
 STORES = Stores(StorageConfig(), {})
@@ -79,7 +79,8 @@ def write_run(output: Folder, listed: Sequence[str], run_id: str = RUN, **facts:
     """Write the record and the listing of a run."""
     record = {"run_id": run_id, "status": "succeeded", "config": {"input": ["s3://photos"]}, **facts}
     output.put(f"runs/{run_id}/run.json", json.dumps({"model": {"name": "net"}, **record}).encode())
-    rows = [{"uri": uri, "size": 5, "etag": f"e-{uri[-8:]}"} for uri in listed]
+    container = {uri: TAR for uri in listed if uri.endswith(".tar")}
+    rows = [{"uri": uri, "size": 5, "etag": f"e-{uri[-8:]}", "container": container.get(uri)} for uri in listed]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=LISTING), sink)
     output.put(f"runs/{run_id}/listing/{page_name(0)}", sink.getvalue())

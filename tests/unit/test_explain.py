@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from imgbatch.commands.explain import main as explain_command
 from imgbatch.config.sections import Config
 from imgbatch.errors import InputError, OutputError, UsageError
 from imgbatch.labelling.explain import explain
-from imgbatch.labelling.explanation import Explanation
+from imgbatch.labelling.explanation import Explanation, Listed
 from imgbatch.labelling.image_search import ImageSearch
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.part_file import Footer, encode
 from imgbatch.schema import LABELS
 from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
-from tests.unit.outputs import FINGERPRINT, MODEL, RUN, STORES, label, reject, write, write_run
+from tests.unit.outputs import FINGERPRINT, MODEL, RUN, STORES, THEN, label, reject, write, write_run
 
 OLD = "20260101T030405Z-000000"
 
@@ -80,6 +84,15 @@ def test_another_version_in_a_newer_listing_is_said(output: Folder) -> None:
     assert "with another etag" in str(changed) and "the next run labels it again" in str(changed)
 
 
+def test_without_an_etag_the_time_is_the_version(tmp_path: Path) -> None:
+    output = write(tmp_path / "out", [label("/photos/1.jpg", etag=None)])
+    row = found(output, "/photos/1.jpg").row
+    for seconds, expected in ((0, "in this version"), (1, "with another last_modified, 2026-01-02 03:04:06+00:00")):
+        newer = {"uri": "/photos/1.jpg", "size": 5, "last_modified": THEN + timedelta(seconds=seconds)}
+        shown = Explanation(uri="u", output="o", status="labelled", row=row, listings=[Listed(RUN, newer)])
+        assert expected in "".join(text for name, text in shown._lines() if name == "listed")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -117,6 +130,34 @@ def test_a_member_of_a_tar_is_searched_by_its_tar(tmp_path: Path) -> None:
     output.put("_SUCCESS", b"{}")
     with pytest.raises(InputError, match=r"x.tar is listed, and has no image of that name; did you mean .*1\.jpg"):
         found(output, "s3://photos/x.tar#a/2.jpg")
+
+
+def test_a_name_with_a_hash_is_not_taken_for_a_member_of_an_image(tmp_path: Path) -> None:
+    output = write(tmp_path / "out", [label("s3://photos/a.jpg")], success=False)
+    write_run(output, ["s3://photos/a.jpg"])
+    with pytest.raises(InputError, match="is in no table"):
+        found(output, "s3://photos/a.jpg#1.jpg")
+    write(output, [label("s3://photos/b#/x.tar#1.jpg")], success=False)
+    write_run(output, ["s3://photos/b#/x.tar"])
+    assert found(output, "s3://photos/b#/x.tar#1.jpg").listings[0].row["uri"] == "s3://photos/b#/x.tar"
+
+
+def test_json_is_valid_whatever_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "s3://photos/<script>'\"\x85\x1b[2J, عربي.jpg"
+    output = write(tmp_path / "out", [label(uri, input_note="a\tb")], carried=[pa.field("input_note", pa.string())])
+    assert explain_command([output.uri, uri, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["uri"] == uri and values["row"]["input_note"] == "a\tb"
+    assert explain_command([output.uri, uri]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_foreign_table_among_the_parts_is_an_error(output: Folder) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": ["a"]}), sink)
+    output.put("labels/part-00000000.parquet", sink.getvalue())
+    with pytest.raises(OutputError, match=r"part-00000000\.parquet has no column uri"):
+        found(output, "s3://photos/b/001.jpg")
 
 
 def test_names_cannot_add_lines(tmp_path: Path) -> None:
@@ -169,6 +210,18 @@ def test_row_groups_are_skipped_by_their_statistics(tmp_path: Path, s3: S3Server
     gets = (s3.requests() - before)["GET"]
     # One request for the listing, one for each footer; the column `uri` of one part or of all; the row.
     assert gets <= 1 + 4 + 2 + 1 if in_order else gets >= 1 + 4 + 3
+
+
+@pytest.mark.parametrize("at", [0, 333, 1_234, 2_999])
+def test_of_many_parts_in_order_few_are_read(tmp_path: Path, s3: S3Server, at: int) -> None:
+    folder = Folder(s3.stores(), f"s3://out/many/{tmp_path.name}")
+    names = [f"s3://photos/{n:06d}.jpg" for n in range(3_000)]
+    write(folder, *([label(uri) for uri in names[first : first + 10]] for first in range(0, 3_000, 10)))
+    before = s3.requests()
+    hit = ImageSearch(folder.folder("labels"), [names[at]]).find()
+    assert hit is not None and hit.row["uri"] == names[at]
+    # Of 301 parts, 18 evenly spaced ones, the 16 between two of them, and those that other threads have already begun.
+    assert (s3.requests() - before)["GET"] < 120
 
 
 def test_the_row_is_found_in_any_part_and_row_group(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgbatch.config.sections import Config
+from imgbatch.config.sections import Config, SourceConfig
 from imgbatch.errors import InputError, UsageError
 from imgbatch.labelling.export import ExportSummary, Selection, export
 from imgbatch.labelling.selection import Smallest, diverse, pool_size, random_keys
+from imgbatch.sources.recognise import recognise
 from imgbatch.storage.stores import Folder
 from tests.conftest import S3Server
-from tests.unit.outputs import label, reject, write
+from tests.unit.outputs import STORES, label, reject, write
 from tests.unit.test_labelled_inputs import labels, make
 
 SPLIT = pa.field("input_split", pa.string())
@@ -28,6 +29,12 @@ SPLIT = pa.field("input_split", pa.string())
 def run(output: Folder | Path, to: Path | str, **selection: Any) -> ExportSummary:
     uri = output.uri if isinstance(output, Folder) else str(output)
     return export(uri, str(to), Config(), Selection(**selection))
+
+
+def recognised(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that a manifest lists."""
+    (source,) = recognise(STORES, [str(path)], SourceConfig(schemes="file"))
+    return [row for listing in source.list_images() for row in listing.batch.to_pylist()]
 
 
 def uris(path: Path) -> list[str]:
@@ -149,6 +156,45 @@ def test_equal_embeddings_do_not_choose_a_row_twice() -> None:
     numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(20, np.float16)), 2)
     rows = pa.table({"uri": [str(n) for n in range(10)], "embedding": numbers})
     assert len(set(diverse(rows, 4)["uri"].to_pylist())) == 4
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_odd_names_and_labels_survive(tmp_path: Path, suffix: str) -> None:
+    names = [
+        "a,b.jpg",
+        'say "x".jpg',
+        "line\nend.jpg",
+        "cr\rlf\r\n.jpg",
+        "50%25 #1?.jpg",
+        "عربي ü.jpg",
+        "<b>'.jpg",
+        "=1+1.jpg",
+    ]
+    make(tmp_path / "in", *names)
+    rows = [label(f"{tmp_path}/in/{name}", input_note=f'{name}; "x",\n') for name in names]
+    output = write(tmp_path / "out", rows, carried=[pa.field("input_note", pa.string())])
+    run(output, tmp_path / f"list{suffix}", where="score > 0")
+    found = recognised(tmp_path / f"list{suffix}")
+    assert [(row["uri"], row["input_note"]) for row in found] == [(row["uri"], row["input_note"]) for row in rows]
+    assert {row["input_label"] for row in found} <= {None, ""}
+
+
+def test_values_that_json_lacks_are_null_or_text(tmp_path: Path) -> None:
+    fields = [
+        pa.field("input_n", pa.float64()),
+        pa.field("input_b", pa.binary()),
+        pa.field("input_l", pa.list_(pa.float64())),
+    ]
+    row = label("s3://p/1.jpg", input_n=float("nan"), input_b=b"\xff\x00", input_l=[1, float("inf")])
+    output = write(tmp_path / "out", [row], carried=fields)
+    run(output, tmp_path / "list.jsonl", where="score > 0")
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is not JSON")
+
+    (line,) = (tmp_path / "list.jsonl").read_text().splitlines()
+    values = json.loads(line, parse_constant=refuse)
+    assert (values["n"], values["b"], values["l"]) == (None, "/wA=", [1, None])
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_the_label_is_what_people_agree_on(annotations: list[Task], expected: di
         ([annotation("dog", ground_truth=True), annotation("cat", ground_truth=True)], "disagree"),
         ([annotation("cat", "dog")], "2 classes for 'label', such as 'cat' and 'dog'"),
         ([{"result": [*CAT["result"], *DOG["result"]]}], "2 classes for 'label'"),
+        ([annotation(None)], "the choice null, which is neither text nor a path"),  # type: ignore[arg-type]
+        ([annotation([])], r"the choice \[\]"),  # type: ignore[arg-type]
     ],
 )
 def test_labels_that_are_not_one_are_refused(tmp_path: Path, annotations: list[Task], message: str) -> None:
@@ -226,8 +228,20 @@ def test_exports_without_labels_are_refused(
         labels(export, **config)
 
 
-def test_another_control_is_chosen_by_an_option(tmp_path: Path) -> None:
-    make(tmp_path, "1.jpg")
+def test_another_control_is_chosen_by_an_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
     export = tmp_path / "export.json"
-    export.write_text(json.dumps([task("1.jpg", annotation("cat", control="kind"))]))
+    tasks = [
+        task("2.jpg", kind="of the import"),
+        task("1.jpg", annotation("cat", control="kind"), kind="of the import"),
+    ]
+    export.write_text(json.dumps(tasks))
     assert labels(export, label_column="kind") == {"1.jpg": "cat"}
+    assert "1 task without a label omitted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 3, "x", [None], ["x"], [{}], [{"result": "x"}], [{"result": [None, "x", {"type": "choices"}]}]]
+)
+def test_annotations_of_another_form_are_no_labels(odd: Any) -> None:
+    assert row_of({"data": {"uri": "1.jpg"}, "annotations": odd, "predictions": []}) == {"uri": "1.jpg"}
