@@ -6,7 +6,7 @@
     reason == 'truncated' and 'camera-7' in uri
 
 Python's own parser reads them. Nothing is evaluated: comparisons of columns with constants become an expression of Arrow.
-A comparison with null is false, as in SQL.
+A comparison with null is neither true nor false, as in SQL, so that its negation does not select the row either.
 """
 
 from __future__ import annotations
