@@ -65,6 +65,7 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
 def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
     code = (
         "import sys; import imgbatch.commands.verify, imgbatch.verification.run, imgbatch.verification.sample; "
+        "import imgbatch.labelling.explain, imgbatch.labelling.again, imgbatch.labelling.export, imgbatch.ledger.compact; "
         "print([n for n in ('ray', 'torch', 'timm', 'openvino') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)

@@ -22,7 +22,7 @@ FLOORS = (
     ("evaluation", "quality"),
     ("inference",),
     ("engine", "verification"),
-    ("report", "orchestration"),
+    ("report", "orchestration", "labelling"),
     ("pipeline",),
     ("training", "cli"),
     ("commands",),
