@@ -240,6 +240,36 @@ def node_ids(config: ClusterConfig) -> set[str]:
     return {node["NodeID"] for node in call_with_timeout(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
 
 
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    """The resources of a node."""
+
+    cpus: float
+    gpus: float
+    memory: float
+    """Bytes, as Ray counts them: the memory for tasks and actors."""
+    accelerator: str | None
+    """The type of its GPUs as Ray names it; None: unknown."""
+
+
+def node_shapes(config: ClusterConfig) -> list[NodeShape]:
+    """Return the resources of the nodes that are alive.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    prefix = "accelerator_type:"
+    return [
+        NodeShape(
+            node.get("CPU", 0.0),
+            node.get("GPU", 0.0),
+            node.get("memory", 0.0),
+            next((name.removeprefix(prefix) for name in node if name.startswith(prefix)), None),
+        )
+        for node in call_with_timeout(_node_resources, config.call_s, "ray.nodes")
+    ]
+
+
 def _request_resources(config: ClusterConfig) -> Callable[[], None]:
     """Start tasks that need the resources of the run; return a function that cancels them.
 

@@ -1,0 +1,90 @@
+"""Effects: the checks whether a run could work at all: rights on the output, conditional creation, memory of the workers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from imgbatch.errors import Exists, StoreError
+from imgbatch.storage.stores import Folder
+
+PROBE = "runs/plan-probe-"
+_CONTENT = b"A probe of imgbatch plan, which deletes it at once. It can be deleted.\n"
+_MAX_MEMORY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The result of a check."""
+
+    name: str
+    passed: bool | None
+    """None: not known."""
+    text: str
+
+    def public(self) -> dict[str, object]:
+        """Return the check for JSON."""
+        return asdict(self)
+
+
+def check_output(output: Folder) -> list[Check]:
+    """Create a probe object conditionally, twice, and delete it.
+
+    The second creation must fail: otherwise two runs could overwrite each other's parts.
+    """
+    name = PROBE + secrets.token_hex(6)
+    try:
+        output.create(name, _CONTENT)
+    except StoreError as error:
+        return [Check("write", False, f"{output.uri} cannot be written: {error}")]
+    checks = [Check("write", True, f"{output.uri} can be written")]
+    try:
+        output.create(name, _CONTENT)
+        text = "the store has no conditional creation: make sure that only one run writes there at a time"
+        checks.append(Check("conditional creation", False, text))
+    except Exists:
+        checks.append(Check("conditional creation", True, "the store refused to create an object a second time"))
+    except StoreError as error:
+        checks.append(Check("conditional creation", None, f"not known: {error}"))
+    try:
+        output.delete(name)
+        checks.append(Check("delete", True, "the probe object was deleted"))
+    except StoreError as error:
+        text = f"{output.at(name)} cannot be deleted, so that runs cannot remove an outdated _SUCCESS: {error}"
+        checks.append(Check("delete", False, text))
+    return checks
+
+
+def check_memory(memory_by_worker: Mapping[str, int], workers_by_node: float, node_bytes: Sequence[float]) -> Check:
+    """Compare the memory of the workers with that of a node.
+
+    Args:
+        memory_by_worker: the peak of each worker of the sample, in bytes.
+        workers_by_node: the number of workers on a node.
+        node_bytes: the memory of each node for tasks and actors.
+    """
+    available = min((memory for memory in node_bytes if memory), default=0.0)
+    if not memory_by_worker or not available:
+        return Check("memory", None, "not known: no worker was measured")
+    needed = max(memory_by_worker.values())
+    text = (
+        f"a worker takes {needed / 1e9:.1f} GB, {workers_by_node:g} of them on a node {needed * workers_by_node / 1e9:.1f} GB "
+        f"of {available / 1e9:.1f} GB"
+    )
+    if needed * workers_by_node <= _MAX_MEMORY * available:
+        return Check("memory", True, text)
+    return Check("memory", False, f"{text}: use fewer workers (cluster.max_actors) or nodes with more memory")
+
+
+def keep(output: Folder, content: bytes) -> str | None:
+    """Write the plan below the output; return its URI, None if the output cannot be written."""
+    with suppress(StoreError):
+        output.put(PLAN, content)
+        return output.at(PLAN)
+    return None
+
+
+PLAN = "runs/plan.json"
+"""The newest plan of an output."""
