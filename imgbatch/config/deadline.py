@@ -1,9 +1,9 @@
 """Values: the time by which a run should end: `run.finish_by`, and `--finish-by` of `imgbatch plan`.
 
-    06:00                    at this time of the run's date (--date), in UTC; without a date: the next time it is 06:00
-    06:00+1                  the same on the next day
-    06:00@Europe/Berlin      in a time zone
-    2026-11-29T06:00+01:00   ISO 8601; without an offset in UTC
+06:00                    at this time of the run's date (--date), in UTC; without a date: the next time it is 06:00
+06:00+1                  the same on the next day
+06:00@Europe/Berlin      in a time zone
+2026-11-29T06:00+01:00   ISO 8601; without an offset in UTC
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from imgbatch.errors import ConfigError, did_you_mean
@@ -30,7 +29,7 @@ class FinishBy:
     days: int = 0
     zone: tzinfo = UTC
 
-    def at(self, now: datetime, day: str | None) -> datetime:
+    def at(self, now: datetime, day: str | None = None) -> datetime:
         """Return the point in time, in UTC.
 
         Args:
@@ -38,7 +37,7 @@ class FinishBy:
             day: the date of the run; None: it has none.
 
         >>> now = datetime(2026, 11, 28, 22, 0, tzinfo=UTC)
-        >>> parse("06:00@Europe/Berlin", "run.finish_by").at(now, None).isoformat()
+        >>> parse("06:00@Europe/Berlin", "run.finish_by").at(now).isoformat()
         '2026-11-29T05:00:00+00:00'
         >>> parse("06:00", "run.finish_by").at(now, "2026-11-28").isoformat()
         '2026-11-28T06:00:00+00:00'
@@ -81,11 +80,6 @@ def parse(text: str, name: str) -> FinishBy:
     except ValueError as error:
         raise ConfigError(f"{name}={text!r} is not a time: {_FORMS}") from error
     return FinishBy(text, moment=moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
-def date_of(config: Any) -> str | None:
-    """Return the date of a run; None: it has none."""
-    return getattr(config, "date", None)
 
 
 def _zone(name: str, where: str) -> tzinfo:

@@ -114,9 +114,7 @@ def naming_the_output(job: Job) -> Iterator[None]:
         raise UsageError(f"--output {job.output.uri}: {error}") from error
 
 
-def list_images(
-    job: Job, folder: Folder | None, on_listed: OnListed = lambda first, batch, pending: None
-) -> Listing:
+def list_images(job: Job, folder: Folder | None, on_listed: OnListed = lambda first, batch, pending: None) -> Listing:
     """List the inputs, compare them with the rows in the ledger, and write numbered pages.
 
     Args:

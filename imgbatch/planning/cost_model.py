@@ -45,7 +45,8 @@ class Interval:
 
     def public(self) -> dict[str, float]:
         """Return the interval for JSON."""
-        return {name: float(f"{value:.4g}") for name, value in zip(("low", "mid", "high"), (self.low, self.mid, self.high), strict=True)}  # fmt: skip
+        values = {"low": self.low, "mid": self.mid, "high": self.high}
+        return {name: float(f"{value:.4g}") for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,7 @@ def _prepare(timings: Timings, rows: npt.NDArray[np.int64], counts: Sequence[Cel
             continue
         mean_bytes = bytes[in_cell].mean()
         all_bytes = images * mean_bytes if count.bytes is None else count.bytes
-        all_pixels = pixels[in_cell].sum() * (
-            all_bytes / bytes[in_cell].sum() if mean_bytes else images / measured
-        )
+        all_pixels = pixels[in_cell].sum() * (all_bytes / bytes[in_cell].sum() if mean_bytes else images / measured)
         difference = seconds[in_cell] - line.of(1.0, bytes[in_cell], pixels[in_cell])
         total += float(line.of(images, all_bytes, all_pixels))
         total += images * float(difference.mean()) * measured / (measured + _SHRINK)
@@ -199,9 +198,7 @@ def _per_image(batches: npt.NDArray[np.float64], random: np.random.Generator) ->
     return np.asarray(seconds / np.maximum(images, 1.0))
 
 
-def stream_images(
-    read: Sequence[tuple[int, int]], total_bytes: float, random: np.random.Generator
-) -> Draws:
+def stream_images(read: Sequence[tuple[int, int]], total_bytes: float, random: np.random.Generator) -> Draws:
     """Return the number of images in streams, from the streams of a sample.
 
     Args:

@@ -210,7 +210,7 @@ def _of_gpus(stages: Mapping[str, float], cluster: Cluster) -> Bottleneck:
         )
         return Bottleneck(stage, 1.0, remedy)
     remedy = (
-        f"a GPU needs {per_gpu:.1f} cores to be busy, and has {existing:.1f}: more GPUs raise the rate, and machines with fewer "
-        "cores per GPU cost less"
+        f"a GPU needs {per_gpu:.1f} cores to be busy, and has {existing:.1f}: more GPUs raise the rate, and machines with "
+        "fewer cores per GPU cost less"
     )
     return Bottleneck("classify", 1.0, remedy)

@@ -107,9 +107,7 @@ class Reservoir:
             _push(self.clusters, _CLUSTERS, (-int(keys[part[0]]), first + int(part[0]), taken))
 
 
-def _push(
-    heap: list[tuple[int, int, pa.RecordBatch]], size: int, item: tuple[int, int, pa.RecordBatch]
-) -> None:
+def _push(heap: list[tuple[int, int, pa.RecordBatch]], size: int, item: tuple[int, int, pa.RecordBatch]) -> None:
     if len(heap) < size:
         heapq.heappush(heap, item)
     else:

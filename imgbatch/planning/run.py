@@ -46,7 +46,6 @@ class Options:
 
     prices: str | None = None
     machine: str | None = None
-    finish_by: str | None = None
     nodes: int | None = None
     seed: int = 0
 
@@ -85,8 +84,8 @@ def plan(config: Config, options: Options, stop: StopRequest) -> dict[str, Any]:
         ImgbatchError: the run could not work either: a wrong config, no image, no output, a cluster that is too small.
     """
     started = datetime.now(UTC)
-    text = options.finish_by or config.run.finish_by
-    finish_by = None if text is None else deadline.parse(text, "--finish-by").at(started, deadline.date_of(config))
+    text = config.run.finish_by
+    finish_by = None if text is None else deadline.parse(text, "run.finish_by").at(started)
     clock, job = Clock(), open_output(config, read_only=True)
     price_list = _read_prices(options, job)
     console.step("checking the output")

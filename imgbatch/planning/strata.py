@@ -23,8 +23,11 @@ _FORMAT_OF = {
     "jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "apng": "png", "dib": "bmp", "tif": "tiff", "pbm": "pnm", "pgm": "pnm",
     "ppm": "pnm", "heif": "heic", "hif": "heic", "j2k": "jp2", "jpc": "jp2", "jpf": "jp2", "jpx": "jp2", "dcm": "dicom",
 }  # fmt: skip
-_EDGES = np.array([16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20], np.int64)
-SIZES = ("below 16 kB", "16 to 64 kB", "64 to 256 kB", "256 kB to 1 MB", "1 to 4 MB", "4 to 16 MB", "16 MB and more", "unknown size")  # fmt: skip
+_EDGES = np.array([16_000, 64_000, 256_000, 1_000_000, 4_000_000, 16_000_000], np.int64)
+SIZES = (
+    *("below 16 kB", "16 to 64 kB", "64 to 256 kB", "256 kB to 1 MB", "1 to 4 MB", "4 to 16 MB", "16 MB and more"),
+    "unknown size",
+)
 FOLDERS = 8
 """Folders are divided into this many groups, by a hash of their names."""
 STRATA = len(FORMATS) * len(SIZES) * FOLDERS
