@@ -48,6 +48,10 @@ class Plan:
         """Whether all actors will run on the node of the driver, unless a node is added."""
         return self.nodes == 1 and self.max_actors <= self.actors
 
+    def public(self) -> dict[str, float]:
+        """Return the resources for run.json."""
+        return {"nodes": self.nodes, "cpus": self.cpus, "gpus": self.gpus, "actors": self.actors}
+
     def __str__(self) -> str:
         where = f"{counted(self.nodes, 'node')}, {counted(self.cpus, 'CPU')}"
         pool = counted(self.actors, "actor") + f", up to {self.max_actors}" * (self.max_actors > self.actors)
@@ -199,6 +203,19 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
         plan, actors=min(fitting, max_actors), min_actors=min(plan.min_actors, fitting, max_actors), max_actors=max_actors,
         cpus=cpus, gpus=gpus, nodes=len(nodes), left_out=tuple(left_out),
     )  # fmt: skip
+
+
+def with_new_nodes(plan: Plan, config: ClusterConfig) -> Plan:
+    """Return a plan that uses nodes which have joined the cluster; the same one if that gives no more actors.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    found = call_with_timeout(partial(_try_plan, config), config.call_s, "ray.nodes")
+    if isinstance(found, str) or found.split != plan.split or found.actors <= max(plan.actors, plan.max_actors):
+        return plan
+    log.info("more nodes: %s", found)
+    return found
 
 
 def _try_plan(config: ClusterConfig, workers: int | None = None) -> Plan | str:

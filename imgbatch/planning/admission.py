@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from imgbatch.errors import Exists, StoreError
+from imgbatch.pipeline.plan_outcome import PLAN
 from imgbatch.storage.stores import Folder
 
 PROBE = "runs/plan-probe-"
@@ -84,7 +85,3 @@ def keep(output: Folder, content: bytes) -> str | None:
         output.put(PLAN, content)
         return output.at(PLAN)
     return None
-
-
-PLAN = "runs/plan.json"
-"""The newest plan of an output."""

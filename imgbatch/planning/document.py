@@ -60,9 +60,12 @@ class Planned:
     @property
     def measurements(self) -> Measurements:
         """The seconds of the phases that do not depend on the number of images to label."""
-        first_row_s = self.measured.first_row_s if self.measured is not None else None
-        start = self.seconds["connect"] + self.seconds["resources"] + (first_row_s or 0.0)
-        return Measurements(start, self.seconds["listing"], self.seconds["shutdown"], self.counts.listed)
+        first_row_s = (self.measured.first_row_s if self.measured is not None else None) or 0.0
+        connect_s = self.seconds["connect"] + self.seconds["resources"]
+        first_rows = (self.cold_start_s or first_row_s, first_row_s)
+        return Measurements(
+            connect_s, first_rows, self.seconds["listing"], self.seconds["shutdown"], self.counts.listed
+        )
 
     @property
     def streams(self) -> Sequence[float]:
@@ -106,12 +109,8 @@ def compose(planned: Planned) -> dict[str, Any]:
         },
         "contents": list(_contents(planned, cells, timings)),
         "sample": _sample(planned),
-        "cluster": {
-            "nodes": planned.cluster.nodes,
-            "cpus": planned.cluster.cpus,
-            "gpus": planned.cluster.gpus,
-            "actors": planned.cluster.actors,
-        },
+        "measured_s": _measured_seconds(planned),
+        "cluster": {name: getattr(planned.cluster, name) for name in ("nodes", "cpus", "gpus", "actors")},
         "per_image": _per_image(costs, timings, planned),
         "lines": _lines(timings),
         "forecast": chosen.public(),
@@ -208,6 +207,15 @@ def _sample(planned: Planned) -> dict[str, Any] | None:
         "left_out": measured.left_out,
         "runtime": measured.facts,
     }
+
+
+def _measured_seconds(planned: Planned) -> dict[str, float | None]:
+    seconds: dict[str, float | None] = {
+        **planned.seconds,
+        "first_row_of_warm_up": planned.cold_start_s,
+        "first_row": planned.measured.first_row_s if planned.measured is not None else None,
+    }
+    return {name: None if value is None else round(value, 2) for name, value in seconds.items()}
 
 
 def _per_image(costs: Costs, timings: Timings | None, planned: Planned) -> dict[str, Any]:

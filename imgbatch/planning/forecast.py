@@ -14,7 +14,7 @@ from imgbatch.planning.cost_model import DRAWS, Costs, Draws, Interval
 
 # Standard deviations of the logarithm: how far phases of one run differ from the same phase of another one on the same
 # machines (docs/LOG.md). The bootstrap does not know that: it has seen one run.
-_SPREAD = {"start": 0.10, "listing": 0.10, "work": 0.06, "end": 0.20}
+_SPREAD = {"start": 0.10, "listing": 0.15, "work": 0.08, "end": 0.25}
 _SPLIT_EFFICIENCY = (0.70, 0.90)  # of the slower of two operators; with GPUs the gaps of workers are not measured
 _AUDIT_S, _AUDIT_S_PER_IMAGE = 0.3, 2.5e-6
 _MAX_NODES = 10_000
@@ -48,8 +48,11 @@ class Cluster:
 class Measurements:
     """The measured seconds of the phases that do not depend on the number of images to label."""
 
-    start_s: float
-    """From the end of the listing to the first row: Ray, the workers, the model."""
+    connect_s: float
+    """Ray, and waiting for the nodes."""
+    first_row_s: tuple[float, float]
+    """From the start of the workers to the first row: in the first and in the second pass over the sample. The first one may
+    have converted the model, and in the second one the processes of Ray were there already: a run lies between both."""
     listing_s: float
     shutdown_s: float
     listed: int
@@ -100,7 +103,8 @@ def forecast(
     labelling = seconds_of_work(costs, cluster, efficiency) * imbalance(streams, cluster.actors) * spread("work")
     if not costs.images.any():  # no worker is started
         labelling = np.zeros(DRAWS + 1)
-    start = measured.start_s * spread("start") * bool(costs.images.any())
+    first_row = random.uniform(min(measured.first_row_s), max(measured.first_row_s), DRAWS + 1)
+    start = (measured.connect_s + first_row) * spread("start") * bool(costs.images.any())
     end = measured.shutdown_s * bool(costs.images.any()) + _AUDIT_S + _AUDIT_S_PER_IMAGE * measured.listed
     seconds = {
         "start": start,

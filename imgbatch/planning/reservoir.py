@@ -80,7 +80,7 @@ class Reservoir:
         """Keep the rows with the smallest keys of each stratum: the more strata there are, the fewer of each."""
         if not self._rows:
             return
-        kept_of_each = max(_MIN_KEPT, min(_MAX_KEPT, _KEPT // np.count_nonzero(self.population.pending)))
+        kept_of_each = max(_MIN_KEPT, min(_MAX_KEPT, _KEPT // int(np.count_nonzero(self.population.pending))))
         keys, strata = np.concatenate(self._keys), np.concatenate(self._strata)
         order = np.lexsort((keys, strata))
         strata = strata[order]
@@ -147,7 +147,7 @@ def _divide(count: int, weights: Codes, limits: Codes) -> Codes:
     >>> _divide(10, np.array([90, 10, 0]), np.array([5, 20, 0])).tolist()
     [5, 5, 0]
     """
-    drawn = np.minimum(np.floor(count * weights / max(1, weights.sum())).astype(np.int64), limits)
+    drawn: Codes = np.minimum(np.floor(count * weights / max(1, weights.sum())).astype(np.int64), limits)
     while drawn.sum() < min(count, limits.sum()):
         share = np.where(drawn < limits, weights * count / max(1, weights.sum()) - drawn, -np.inf)
         drawn[int(np.argmax(share))] += 1

@@ -58,7 +58,8 @@ def strata_of(batch: pa.RecordBatch | pa.Table) -> Codes:
     uris = single_chunk(batch["uri"])
     folders = pc.replace_substring_regex(uris, pattern=r"[^/]*$", replacement="")
     groups = (hash_strings(folders, _SEED) % np.uint64(FOLDERS)).astype(np.int64)
-    return (_formats(batch, uris) * len(SIZES) + _sizes(batch)) * FOLDERS + groups
+    cells: Codes = _formats(batch, uris) * len(SIZES) + _sizes(batch)
+    return cells * FOLDERS + groups
 
 
 def _formats(batch: pa.RecordBatch | pa.Table, uris: pa.Array) -> Codes:
@@ -66,7 +67,7 @@ def _formats(batch: pa.RecordBatch | pa.Table, uris: pa.Array) -> Codes:
     encoded = single_chunk(pc.utf8_lower(suffixes)).dictionary_encode()
     other = FORMATS.index("other")
     table = np.array([*(_code_of(suffix) for suffix in encoded.dictionary.to_pylist()), other], np.int64)
-    codes = table[np.asarray(encoded.indices.fill_null(len(table) - 1))]
+    codes: Codes = table[np.asarray(encoded.indices.fill_null(len(table) - 1))]
     containers = single_chunk(batch["container"]).fill_null("")
     for container in (PARQUET, TAR):
         codes[np.asarray(pc.equal(containers, container))] = FORMATS.index(container)
@@ -107,4 +108,5 @@ class Population:
 
     def by_cell(self, counts: Codes) -> Codes:
         """Return the sums of counts over the folders of each cell."""
-        return counts.reshape(CELLS, FOLDERS).sum(axis=1)
+        sums: Codes = counts.reshape(CELLS, FOLDERS).sum(axis=1)
+        return sums
