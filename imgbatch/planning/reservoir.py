@@ -80,7 +80,8 @@ class Reservoir:
         """Keep the rows with the smallest keys of each stratum: the more strata there are, the fewer of each."""
         if not self._rows:
             return
-        kept_of_each = max(_MIN_KEPT, min(_MAX_KEPT, _KEPT // int(np.count_nonzero(self.population.pending))))
+        strata_in_use = max(1, int(np.count_nonzero(self.population.pending)))
+        kept_of_each = max(_MIN_KEPT, min(_MAX_KEPT, _KEPT // strata_in_use))
         keys, strata = np.concatenate(self._keys), np.concatenate(self._strata)
         order = np.lexsort((keys, strata))
         strata = strata[order]
