@@ -10,6 +10,8 @@ from typing import Any
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
+from imgbatch.config.sections import Config
+from imgbatch.errors import UsageError
 
 _CODES = """\
 exit codes:
@@ -22,6 +24,12 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
+    flags = cli.arguments(parser(), argv)
+    return cli.run(lambda: plan(flags), verb="plan", quiet=flags.quiet)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = cli.parser(
         "Measure before money is spent: list the images, run a sample of them through the workers of the cluster\n"
         "without writing rows, and print how long `imgbatch classify` with the same arguments will take, what limits\n"
@@ -51,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    flags = cli.arguments(parser, argv)
-    if flags.machine is not None and flags.prices is None:
-        parser.error("--machine needs --prices")
-    return cli.run(lambda: plan(flags), verb="plan", quiet=flags.quiet)
+    return parser
 
 
 def _add_flags_of_classify(parser: argparse.ArgumentParser) -> None:
@@ -74,16 +79,27 @@ def _positive(text: str) -> int:
     return value
 
 
+def read_config(flags: Any) -> Config:
+    """Return the configuration that results from the flags.
+
+    Raises:
+        UsageError: --machine without --prices.
+    """
+    if flags.machine is not None and flags.prices is None:
+        raise UsageError("--machine needs --prices")
+    return reading.load(
+        flags.config, flags.settings,
+        input=flags.input, output=flags.output, model=flags.model, limit=flags.limit, date=flags.date,
+        **{"run.finish_by": flags.finish_by},
+    )  # fmt: skip
+
+
 def plan(flags: Any) -> int:
     """Make the plan, and print it."""
     from imgbatch.planning import run, text  # after the flags: --help needs neither Arrow nor NumPy
 
     with signals.handle_signals() as stop:
-        config = reading.load(
-            flags.config, flags.settings,
-            input=flags.input, output=flags.output, model=flags.model, limit=flags.limit, date=flags.date,
-            **{"run.finish_by": flags.finish_by},
-        )  # fmt: skip
+        config = read_config(flags)
         stop.timeout_s = config.run.stop_timeout_s
         options = run.Options(prices=flags.prices, machine=flags.machine, nodes=flags.nodes, seed=flags.seed)
         document = run.plan(config, options, stop)

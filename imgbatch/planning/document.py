@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgbatch.config.secrets import masked
-from imgbatch.ledger.listing import Counts
-from imgbatch.pipeline.preflight import Job
 from imgbatch.planning import forecast as forecasts
-from imgbatch.planning.admission import Check
 from imgbatch.planning.cost_model import (
     DRAWS,
     CellCount,
@@ -25,12 +22,18 @@ from imgbatch.planning.cost_model import (
     stream_images,
 )
 from imgbatch.planning.forecast import Cluster, Forecast, Measurements
-from imgbatch.planning.measurement import Measured, timings_of
-from imgbatch.planning.prices import Price
-from imgbatch.planning.reservoir import Reservoir
-from imgbatch.planning.sample import Sample
 from imgbatch.planning.strata import FORMATS, SIZES, cell_of, name_of
+from imgbatch.planning.timings import timings_of
 from imgbatch.schema import PARQUET, TAR
+
+if TYPE_CHECKING:
+    from imgbatch.ledger.listing import Counts
+    from imgbatch.pipeline.preflight import Job
+    from imgbatch.planning.admission import Check
+    from imgbatch.planning.measurement import Measured
+    from imgbatch.planning.prices import Price
+    from imgbatch.planning.reservoir import Reservoir
+    from imgbatch.planning.sample import Sample
 
 FORMAT_VERSION = 1
 _MAX_PRICES = 8
