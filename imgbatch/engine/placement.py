@@ -48,6 +48,10 @@ class Plan:
         """Whether all actors will run on the node of the driver, unless a node is added."""
         return self.nodes == 1 and self.max_actors <= self.actors
 
+    def with_one_actor(self) -> Plan:
+        """Return a plan in which one worker reads everything."""
+        return replace(self, actors=1, min_actors=1, max_actors=1)
+
     def public(self) -> dict[str, float]:
         """Return the resources for run.json."""
         return {"nodes": self.nodes, "cpus": self.cpus, "gpus": self.gpus, "actors": self.actors}

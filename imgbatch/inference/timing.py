@@ -79,6 +79,7 @@ class ImageTimings:
             "prepare_s": [round(seconds, 7) for seconds in self._prepare_s],
             "formats": self._formats,
             "reasons": images["reason"].to_pylist(),
+            "memory": psutil.Process().memory_info().rss,
         }
         return note({PREPARED: facts})
 
@@ -103,16 +104,17 @@ class BatchTimer:
         return note({CLASSIFIED: facts})
 
 
-def stream_event(number: int, images: int, offset: int, *, whole: bool) -> Event:
+def stream_event(number: int, images: int, start: int, offset: int, *, whole: bool) -> Event:
     """Return the note about the part of a stream that was read.
 
     Args:
         number: the stream's number in the listing.
         images: the number of images in this part.
+        start: the offset at which reading began.
         offset: the offset of the last image, from the beginning of the stream.
         whole: whether the stream was read to its end.
     """
-    return note({STREAM: {"number": number, "images": images, "offset": offset, "whole": whole}})
+    return note({STREAM: {"number": number, "images": images, "start": start, "offset": offset, "whole": whole}})
 
 
 def worker_name() -> str:

@@ -147,7 +147,8 @@ class Worker:
             stream = islice(stream, work.sampling.members)
         isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
-        read, offset, started = 0, 0, time.monotonic()
+        start = max(0, *position.values())
+        read, offset, started = 0, start, time.monotonic()
         while batch := list(islice(stream, rows)):
             waited_s = time.monotonic() - started
             images = [item for item in batch if not isinstance(item, StreamEnd)]
@@ -158,7 +159,7 @@ class Worker:
             if work.sampling is not None:
                 read, offset = read + len(images), images[-1][0]["offset"] if images else offset
                 ended = bool(events) or read >= work.sampling.members
-                events += [stream_event(number, read, offset, whole=bool(events))] if ended else []
+                events += [stream_event(number, read, start, offset, whole=bool(events))] if ended else []
             yield self._table(numbers, table, [image for _, image in images], decode, *events, waited_s=waited_s)
             isolated -= len(images)
             started = time.monotonic()

@@ -189,12 +189,14 @@ def label_on_cluster(
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         one_reader = bool(work_plan.streams) and job.config.limit is not None
         if one_reader:  # "the first images" is only defined if one worker reads
-            plan = replace(plan, actors=1, min_actors=1, max_actors=1)
+            plan = plan.with_one_actor()
 
         def replan(plan: Plan) -> Plan:
             """Use nodes that have joined the cluster, if the run will be late."""
-            may_grow = not one_reader and punctuality.should_grow()
-            return placement.with_new_nodes(plan, limits) if may_grow else plan
+            if not one_reader and punctuality.should_grow():
+                plan = placement.with_new_nodes(plan, limits)
+                run.record.facts["cluster"] = plan.public()
+            return plan
 
         run.record.facts["cluster"] = plan.public()
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:

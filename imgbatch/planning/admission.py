@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -58,23 +58,21 @@ def check_output(output: Folder) -> list[Check]:
     return checks
 
 
-def check_memory(memory_by_worker: Mapping[str, int], workers_by_node: float, node_bytes: Sequence[float]) -> Check:
-    """Compare the memory of the workers with that of a node.
+def check_memory(worker: int, nodes: Sequence[tuple[float, float]]) -> Check:
+    """Compare the memory of the workers with that of the nodes.
 
     Args:
-        memory_by_worker: the peak of each worker of the sample, in bytes.
-        workers_by_node: the number of workers on a node.
-        node_bytes: the memory of each node for tasks and actors.
+        worker: the maximum of a worker that classified the sample, in bytes.
+        nodes: (bytes that its workers take, bytes that it has for tasks and actors) of each node.
     """
-    available = min((memory for memory in node_bytes if memory), default=0.0)
-    if not memory_by_worker or not available:
+    known = [node for node in nodes if node[1]]
+    if not worker or not known:
         return Check("memory", None, "not known: no worker was measured")
-    needed = max(memory_by_worker.values())
+    needed, available = max(known, key=lambda node: node[0] / node[1])
     text = (
-        f"a worker takes {needed / 1e9:.1f} GB, {workers_by_node:g} of them on a node {needed * workers_by_node / 1e9:.1f} GB "
-        f"of {available / 1e9:.1f} GB"
+        f"a worker takes {worker / 1e9:.1f} GB, all workers of a node {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB"
     )
-    if needed * workers_by_node <= _MAX_MEMORY * available:
+    if needed <= _MAX_MEMORY * available:
         return Check("memory", True, text)
     return Check("memory", False, f"{text}: use fewer workers (cluster.max_actors) or nodes with more memory")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imgbatch.pipeline.preflight import Job
     from imgbatch.planning.admission import Check
     from imgbatch.planning.measurement import Measured
-    from imgbatch.planning.prices import Price
+    from imgbatch.planning.prices import Catalogue, Price
     from imgbatch.planning.reservoir import Reservoir
     from imgbatch.planning.sample import Sample
 
@@ -57,6 +57,7 @@ class Planned:
     cold_start_s: float | None
     cluster: Cluster
     prices: list[Price]
+    price_file: Catalogue | None
     checks: list[Check]
     seconds: Mapping[str, float]
 
@@ -74,8 +75,8 @@ class Planned:
     def streams(self) -> Sequence[float]:
         """The sizes of the streams, if all images are in streams."""
         population = self.reservoir.population
-        outside = population.pending.sum() - len(self.reservoir.stream_bytes)
-        return self.reservoir.stream_bytes if not outside else ()
+        outside = population.pending.sum() - len(self.sample.stream_bytes)
+        return self.sample.stream_bytes if not outside else ()
 
 
 def compose(planned: Planned) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def compose(planned: Planned) -> dict[str, Any]:
         },
         "finish_by": _finish_by(planned, costs, chosen),
         "prices": list(_prices(planned, chosen)),
+        "price_file": _price_file(planned.price_file),
         "checks": [check.public() for check in planned.checks],
     }  # fmt: skip
 
@@ -141,24 +143,27 @@ def cell_counts(planned: Planned) -> list[CellCount]:
     rows = images.reshape(len(FORMATS), -1).sum(axis=1)[FORMATS.index(PARQUET)]
     if rows:
         found.append(CellCount(cell_of(PARQUET, None), np.full(DRAWS + 1, float(rows)), None))
-    if planned.reservoir.stream_bytes:
+    if planned.sample.stream_bytes:
         found.append(CellCount(cell_of(TAR, None), _stream_images(planned), None))
     return found
 
 
 def _stream_images(planned: Planned) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the estimated number of images in streams, from the parts that were read."""
+    """Return the estimated number of images that are left in streams, from the parts that were read."""
     if planned.measured is None:
         return np.zeros(DRAWS + 1)
     read = []
     for number, part in planned.measured.streams.items():
         size = planned.sample.rows["size"][number].as_py() or 0
-        read_bytes = size if part["whole"] else min(part["offset"], size or part["offset"])
-        if part["images"] and read_bytes:
+        end = size if part["whole"] else min(part["offset"], size or part["offset"])
+        read_bytes = end - part["start"]
+        if part["images"] and read_bytes > 0:
             # The offset is that of the last image, so one image less lies before it.
             read.append((read_bytes, part["images"] - (not part["whole"])))
     random = np.random.default_rng(planned.reservoir.seed)
-    return stream_images(read, float(sum(planned.reservoir.stream_bytes)), random)
+    images = stream_images(read, float(sum(planned.sample.stream_bytes)), random)
+    limit = planned.job.config.limit
+    return images if limit is None else np.minimum(images, max(0, limit - planned.counts.listed))
 
 
 def _contents(planned: Planned, cells: list[CellCount], timings: Timings | None) -> Iterator[dict[str, Any]]:
@@ -284,6 +289,13 @@ def _prices(planned: Planned, chosen: Forecast) -> Iterator[dict[str, Any]]:
                     hours, low=hours.low * per_hour, mid=hours.mid * per_hour, high=hours.high * per_hour
                 ).public()
         yield row
+
+
+def _price_file(catalogue: Catalogue | None) -> dict[str, Any] | None:
+    if catalogue is None:
+        return None
+    modified = catalogue.modified
+    return {"uri": catalogue.uri, "modified": None if modified is None else modified.isoformat(timespec="seconds")}
 
 
 def _no_costs() -> Costs:

@@ -34,8 +34,8 @@ class Reservoir:
 
     seed: int = 0
     population: Population = field(default_factory=Population)
-    stream_bytes: list[int] = field(default_factory=list)
-    """The sizes of the streams that will be read."""
+    stream_bytes: dict[int, int] = field(default_factory=dict)
+    """The sizes of the streams that will be read, by their numbers in the listing."""
     streams: list[tuple[int, int, pa.RecordBatch]] = field(default_factory=list)
     """(negated key, number in the listing, row) of some streams, as a heap."""
     clusters: list[tuple[int, int, pa.RecordBatch]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Reservoir:
 
     def _add_streams(self, first: int, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], keys: Keys) -> None:
         for row in rows.tolist():
-            self.stream_bytes.append(batch["size"][row].as_py() or 0)
+            self.stream_bytes[first + row] = batch["size"][row].as_py() or 0
             _push(self.streams, _STREAMS, (-int(keys[row]), first + row, batch.slice(row, 1)))
 
     def _add_cluster(self, first: int, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], keys: Keys) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ class Sample:
     """(first, end) of rows that are read together."""
     streams: Mapping[int, Stream]
     """By number."""
+    stream_bytes: Sequence[float]
+    """The bytes that are left to read of each pending stream of the listing."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,8 +69,13 @@ def draw(reservoir: Reservoir, streams: Mapping[int, Stream], count: int) -> Sam
             tables.append(pa.Table.from_batches([batch]))
             opened[rows] = streams[number]
             rows += 1
+    left = [max(0, reservoir.stream_bytes[number] - _position(stream)) for number, stream in streams.items()]
     all_rows = pa.concat_tables([part.cast(LISTING) for part in tables]).combine_chunks()
-    return Sample(all_rows, _cells(all_rows), np.array(ranges, np.int64).reshape(-1, 2), opened)
+    return Sample(all_rows, _cells(all_rows), np.array(ranges, np.int64).reshape(-1, 2), opened, left)
+
+
+def _position(stream: Stream) -> int:
+    return max(0, *stream.position)
 
 
 def _cells(rows: pa.Table) -> Codes:

@@ -122,7 +122,9 @@ def _finish_by(document: Document) -> Iterator[str]:
 def _prices(document: Document) -> Iterator[str]:
     if not document["prices"]:
         return
-    yield f"cost, in the currency of the file, on {counted(document['forecast']['nodes'], 'node')}"
+    file = document["price_file"]
+    dated = f" of {file['modified'][:10]}" if file["modified"] else ""
+    yield f"cost on {counted(document['forecast']['nodes'], 'node')}, in the currency of {file['uri']}{dated}"
     rows = [["machine", "region", "per hour", "on demand", "spot per hour", "spot"]]
     for price in document["prices"]:
         row = [price["machine"], price["region"]]

@@ -88,6 +88,19 @@ def test_a_plan_writes_nothing_else_and_the_run_after_it_is_compared_with_it(
     assert tables.runs(output) == [run]
 
 
+def test_the_rest_of_a_tar_and_a_limit_are_planned(warm: Job, mixed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("--input", mixed / "shard-0.tar", "--output", tmp_path / "out", "--model", tiny_model)
+    assert warm("classify", *arguments, "--limit", 100).code == 0
+
+    rest = json.loads(warm("plan", *arguments, "--json").out)
+    limited = json.loads(warm("plan", *arguments, "--limit", 150, "--nodes", 4, "--json").out)
+
+    assert rest["images"]["already_done"] == 100
+    assert rest["images"]["to_label"]["mid"] == pytest.approx(200, rel=0.03)
+    assert limited["images"]["to_label"]["mid"] == 50
+    assert limited["cluster"]["actors"] == limited["forecast"]["actors"] == 1  # one worker reads "the first images"
+
+
 def test_a_plan_on_s3_without_the_right_to_write_is_printed_and_says_so(
     warm: Job, s3: S3Server, folder: Path, tiny_model: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,18 @@ import pytest
 from imgbatch.config.deadline import parse
 from imgbatch.config.reading import load
 from imgbatch.config.sections import StorageConfig
+from imgbatch.engine.placement import NodeShape, Plan
 from imgbatch.errors import ConfigError, UsageError
 from imgbatch.ledger.listing_pages import PAGE_ROWS, PackedPages, Pages
+from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.finish_by import Punctuality, on_late
 from imgbatch.pipeline.plan_outcome import PlanOutcome
 from imgbatch.planning import admission, forecast, prices
 from imgbatch.planning.cost_model import DRAWS, CellCount, Costs, Interval, Timings, estimate, fit, stream_images
 from imgbatch.planning.forecast import Cluster, Measurements
+from imgbatch.planning.measurement import Measured
 from imgbatch.planning.reservoir import Reservoir
+from imgbatch.planning.run import check_memory
 from imgbatch.planning.sample import draw
 from imgbatch.planning.strata import Population, cell_of, name_of, strata_of
 from imgbatch.schema import LISTING, PARQUET, TAR
@@ -117,14 +122,21 @@ def test_streams_and_row_groups_are_sampled_as_a_whole() -> None:
     for group in range(20):
         uris = [f"s3://b/t.parquet#{group * 10 + row}" for row in range(10)]
         reservoir.add(30 + 10 * group, listed(uris, [None] * 10, PARQUET), np.ones(10, bool))
-    streams: Any = dict.fromkeys(range(30), object())
+    streams: Any = dict.fromkeys(range(30), SimpleNamespace(position=(0, -1)))
     sample = draw(reservoir, streams, 100)
-    assert len(sample.streams) == 8 and sum(reservoir.stream_bytes) == 30_000_000
+    assert len(sample.streams) == 8 and sum(sample.stream_bytes) == 30_000_000
     assert sample.ranges.tolist() == [[10 * n, 10 * n + 10] for n in range(8)]
     for first, end in sample.ranges.tolist():
         rows = [int(uri.partition("#")[2]) for uri in sample.rows["uri"][first:end].to_pylist()]
         assert rows == list(range(rows[0], rows[0] + 10))
     assert set(sample.work_plan(85).streams) == {85, 86, 87}
+
+
+def test_only_the_rest_of_a_tar_that_was_read_in_part_is_planned() -> None:
+    reservoir = Reservoir(0)
+    reservoir.add(0, listed(["s3://b/0.tar", "s3://b/1.tar"], [1_000, 2_000], TAR), np.ones(2, bool))
+    streams: Any = {0: SimpleNamespace(position=(512, 700)), 1: SimpleNamespace(position=(0, -1))}
+    assert draw(reservoir, streams, 10).stream_bytes == [300, 2_000]
 
 
 def test_packed_pages_are_read_like_those_in_a_store() -> None:
@@ -278,25 +290,25 @@ STORES = Stores(StorageConfig(), {})
 
 def test_prices_are_those_of_machines_like_the_nodes(catalogue: str) -> None:
     found = prices.read(catalogue, STORES)
-    assert len(found) == 4  # a row without a price says nothing
+    assert len(found.prices) == 4  # a row without a price says nothing
 
     def named(*node: Any) -> list[str]:
-        return [price.machine for price in prices.like(found, *node, catalogue)]
+        return [price.machine for price in found.like(*node).prices]
 
     assert named(8, 0, None, 15.0) == ["c7i.2xlarge", "m7i.2xlarge"]
     assert named(8, 0, None, 30.0) == ["m7i.2xlarge"]
     assert named(8, 1, "L4", 30.0) == ["g6.2xlarge"]
     assert named(8, 1, None, 30.0) == ["g6.2xlarge", "g5.2xlarge"]
-    (price,) = prices.of_machine(found, "g5.2xlarge", catalogue)
+    (price,) = found.of_machine("g5.2xlarge").prices
     assert price.on_demand == 1.212 and price.spot is None and price.region == "us-east-1b"
 
 
 def test_a_file_of_prices_without_the_machine_is_refused(catalogue: str) -> None:
     found = prices.read(catalogue, STORES)
     with pytest.raises(UsageError, match=r"no machine 'g6\.4xlarge'; did you mean 'g6\.2xlarge'"):
-        prices.of_machine(found, "g6.4xlarge", catalogue)
+        found.of_machine("g6.4xlarge")
     with pytest.raises(UsageError, match=r"with 64 vCPUs and 256 GB of memory and 8 H100; it has c7i.*--machine"):
-        prices.like(found, 64, 8, "H100", 256.0, catalogue)
+        found.like(64, 8, "H100", 256.0)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +325,16 @@ def test_a_file_that_has_no_prices_is_refused(content: str, message: str, tmp_pa
     (tmp_path / "p.csv").write_text(content)
     with pytest.raises(UsageError, match=message):
         prices.read(str(tmp_path / "p.csv"), STORES)
+
+
+def test_a_signature_in_the_uri_of_prices_is_not_shown(catalogue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, meta = STORES.read(catalogue)
+    monkeypatch.setattr(Stores, "read", lambda self, uri, limit: (content, meta))
+    found = prices.read("https://host/vms.csv?X-Amz-Signature=secret", STORES)
+    assert "secret" not in found.uri and found.modified is not None
+    with pytest.raises(UsageError) as refused:
+        found.of_machine("none")
+    assert "host/vms.csv" in str(refused.value) and "secret" not in str(refused.value)
 
 
 def test_a_missing_file_of_prices_is_refused(tmp_path: Path) -> None:
@@ -437,10 +459,22 @@ def test_an_output_that_cannot_be_written_is_one_failed_check(tmp_path: Path) ->
     assert check.passed is False and "cannot be written" in check.text
 
 
-@pytest.mark.parametrize(("node", "passed"), [(8e9, True), (3e9, False), (0.0, None)])
-def test_the_memory_of_the_workers_is_compared_with_a_node(node: float, passed: bool | None) -> None:
-    check = admission.check_memory({"a:1": 10**9, "a:2": 9 * 10**8}, 4, [node, 64e9] if node else [])
+@pytest.mark.parametrize(("memory", "passed"), [(8e9, True), (3e9, False), (0.0, None)])
+def test_the_memory_of_the_workers_is_compared_with_the_fullest_node(memory: float, passed: bool | None) -> None:
+    check = admission.check_memory(10**9, [(4e9, memory), (8e9, 64e9)] if memory else [])
     assert check.passed is passed
+
+
+def test_a_decoder_takes_less_memory_than_an_actor_on_a_gpu() -> None:
+    """On a node with GPUs, actors and decoders are added up; a node without a GPU has decoders alone."""
+    shapes = [NodeShape(8, 1, 10e9, "L4"), NodeShape(32, 0, 20e9, None)]
+    notes = [{"memory": 6_000_000_000}], [{"memory": 400_000_000}, {"memory": 500_000_000}]
+    measured = Measured(WorkPlan(np.zeros(0, bool), np.zeros((0, 2), np.int64), {}), frozenset())
+    measured.classified, measured.prepared = notes
+    plan = Plan(True, 1, 1, 1, gpus_per_actor=1.0, cpus=40, gpus=1, nodes=2)
+    check = check_memory(plan, shapes, measured)
+    assert check.passed is False and "all workers of a node 10.0 GB of 10.0 GB" in check.text
+    assert check_memory(plan, [NodeShape(8, 1, 16e9, "L4"), shapes[1]], measured).passed
 
 
 def plan_of(rows: int = 100, **fingerprint: Any) -> dict[str, Any]:
