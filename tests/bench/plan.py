@@ -73,11 +73,12 @@ def resized_photos(folder: Path) -> list[Path]:
 def pair(name: str, images: str, output: str, *arguments: str) -> dict[str, Any]:
     """Plan a run, make it, and print what came of it."""
     command = ["--quiet", "--input", images, "--output", output, *arguments]
-    started = time.monotonic()
+    started, load = time.monotonic(), [os.getloadavg()[0]]
     planned = subprocess.run(
         [sys.executable, "jobs/plan.py", *command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )
     seconds = time.monotonic() - started
+    load.append(os.getloadavg()[0])
     subprocess.run([sys.executable, "jobs/classify.py", *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     plan, run = json.loads(planned.stdout), _record(output)
     found = {
@@ -88,6 +89,7 @@ def pair(name: str, images: str, output: str, *arguments: str) -> dict[str, Any]
         "phases": plan["forecast"]["seconds"],
         "planned_rate": plan["forecast"]["images_per_second"],
         "rate": run["images_per_second"],
+        "load_averages": [*load, os.getloadavg()[0]],  # before the plan, between plan and run, after the run
         **run["plan"],
     }
     print(line(found), flush=True)

@@ -14,7 +14,7 @@ ALLOWED = {
     "ray": {
         "engine/dataset", "engine/placement", "engine/session", "engine/shared_weights", "orchestration/ray_jobs",
         "training/ray_train",
-    },  # fmt: skip
+    },
     "torch": {
         "models/architectures", "models/builtin", "models/directory", "models/model", "models/preprocess",
         "models/pretrained", "models/runtimes/build", "models/runtimes/openvino_runtime",
