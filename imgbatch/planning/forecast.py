@@ -12,8 +12,8 @@ import numpy as np
 from imgbatch.engine import capacity
 from imgbatch.planning.cost_model import DRAWS, Costs, Draws, Interval
 
-# Standard deviations of the logarithm: how far phases of one run differ from the same phase of another one on the same
-# machines (docs/LOG.md). The bootstrap does not know that: it has seen one run.
+# Standard deviations of the logarithm: how far a phase of one run differs from the same phase of another one on the same
+# machines. The bootstrap cannot know that, since it has seen one run. These are assumptions; docs/LOG.md has outcomes.
 _SPREAD = {"start": 0.10, "listing": 0.15, "work": 0.08, "end": 0.25}
 _SPLIT_EFFICIENCY = (0.70, 0.90)  # of the slower of two operators; with GPUs the gaps of workers are not measured
 _AUDIT_S, _AUDIT_S_PER_IMAGE = 0.3, 2.5e-6

@@ -91,6 +91,7 @@ def pair(name: str, images: str, output: str, *arguments: str) -> dict[str, Any]
         "rate": run["images_per_second"],
         "load_averages": [*load, os.getloadavg()[0]],  # before the plan, between plan and run, after the run
         **run["plan"],
+        "plan": plan,
     }
     print(line(found), flush=True)
     return found
