@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.models.directory import Network
 from imgbatch.models.model import Model
+
+if TYPE_CHECKING:
+    import ray  # reads its variables when it is imported: `session.connected` sets them first
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class ObjectStoreFolder:
 
     def read(self, name: str) -> bytes:
         """Return the weights."""
+        import ray
+
         content: bytes = ray.get(self._content)
         return content
 
@@ -48,5 +51,7 @@ def in_object_store(model: Model, call_s: float) -> Iterator[Model]:
     if not isinstance(network, Network) or not network.is_local:
         yield model
         return
+    import ray
+
     content = call_with_timeout(partial(ray.put, network.weights()), call_s, "ray.put")
     yield replace(model, network=replace(network, folder=ObjectStoreFolder(content)))
