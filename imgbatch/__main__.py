@@ -11,6 +11,7 @@ from imgbatch.errors import did_you_mean
 
 VERBS = {
     "classify": "label every image of a store with a CNN, and write the label tables back to it",
+    "plan": "measure a sample on the cluster, and forecast the time and the cost of a run",
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
     "verify": "recount a finished output from its files, and check the files",

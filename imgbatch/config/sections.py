@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
+from imgbatch.config import deadline
 from imgbatch.config.options import Fraction, Positive, Section, iter_options, option
 from imgbatch.config.secrets import masked
 from imgbatch.errors import ConfigError
@@ -316,6 +317,16 @@ class RunConfig(StopConfig):
     commit_interval_s: Annotated[float, Positive] = option(10.0, "seconds between commits", formerly="commit_s")
     check_owner: bool = option(True, "refuse an output that another live run is writing")
     prune: bool = option(False, "remove the rows of images that are no longer in the listing")
+    finish_by: str | None = option(
+        None,
+        "when the run should have ended: HH:MM (UTC) of the date of the run, HH:MM+1 of the next day, HH:MM@ZONE, or ISO "
+        "8601. If the forecast passes it, the run warns once, and uses all actors that it may",
+    )
+
+    def validate(self) -> None:
+        """Refuse a time that cannot be read."""
+        if self.finish_by is not None:
+            deadline.parse(self.finish_by, "run.finish_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,7 +38,8 @@ from imgbatch.inference.messages import (
     stream_end,
     with_events,
 )
-from imgbatch.ledger.listing_pages import Pages
+from imgbatch.inference.timing import BatchTimer, ImageTimings, Sampling, stream_event
+from imgbatch.ledger.listing_pages import PageFolder, Pages
 from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.models.model import Model
 from imgbatch.models.runtimes.base import Runtime
@@ -47,7 +48,7 @@ from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS, carried_fields, with_carried
 from imgbatch.sources.base import StreamEnd, is_stream
 from imgbatch.sources.fetch import Fetched, Fetcher, read_stream
-from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.stores import Stores
 from imgbatch.terminal import console
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Work:
     """The task of all workers of a run; sent to every process once."""
 
     stores: Stores
-    listing: Folder
+    listing: PageFolder
     config: WorkerConfig
     model: Model
     version: str = imgbatch.__version__
@@ -81,6 +82,8 @@ class Work:
     """Returns the cluster's id of the node on which it is called."""
     canary: Canary | None = None
     """Labelled images that each node labels first; see `guard.canary`."""
+    sampling: Sampling | None = None
+    """Set if the images are a sample: workers report the seconds of each image and batch."""
 
 
 class Worker:
@@ -143,16 +146,26 @@ class Worker:
         (position,) = block.select(UNIT_COLUMNS).to_pylist()
         work = self._work
         stream = read_stream(work.stores, number, row, work.config, keep=self.sidecar_sink(number), **position)
+        if work.sampling is not None:
+            stream = islice(stream, work.sampling.members)
         isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
+        start = max(0, *position.values())
+        read, offset, started = 0, start, time.monotonic()
         while batch := list(islice(stream, rows)):
+            waited_s = time.monotonic() - started
             images = [item for item in batch if not isinstance(item, StreamEnd)]
             events = [stream_end(item) for item in batch if isinstance(item, StreamEnd)]
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_in_process
             table = pa.Table.from_pylist([row for row, _ in images], schema=schema)
             numbers = np.full(len(images), number, np.int64)
-            yield self._table(numbers, table, [image for _, image in images], decode, *events)
+            if work.sampling is not None:
+                read, offset = read + len(images), images[-1][0]["offset"] if images else offset
+                ended = bool(events) or read >= work.sampling.members
+                events += [stream_event(number, read, start, offset, whole=bool(events))] if ended else []
+            yield self._table(numbers, table, [image for _, image in images], decode, *events, waited_s=waited_s)
             isolated -= len(images)
+            started = time.monotonic()
 
     def _table(
         self,
@@ -161,10 +174,17 @@ class Worker:
         fetched: Iterable[Fetched],
         decode: Callable[[bytes], Picture],
         *events: Event,
+        waited_s: float = 0.0,
     ) -> pa.Table:
-        """Return a block of decoded images, followed by events."""
+        """Return a block of decoded images, followed by events.
+
+        Args:
+            waited_s: seconds of waiting for these images before this call.
+        """
         preprocess, hashed = self._work.model.preprocess, self._work.config.content_hash
-        return with_events(decode_images(numbers, listed, fetched, preprocess, decode, hashed=hashed), *events)
+        timings = None if self._work.sampling is None else ImageTimings(fetched, waited_s)
+        images = decode_images(numbers, listed, timings or fetched, preprocess, decode, hashed=hashed)
+        return with_events(images, *events, *([] if timings is None else [timings.event(images)]))
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
@@ -264,9 +284,11 @@ class Classify:
                     self._unusable = error
                     raise
                 self._runtime = runtime
-            started = time.monotonic()
+            started, timer = time.monotonic(), BatchTimer()
             results = classify_images(images, self._runtime, self._work.model, self._work.config.min_score)
             seconds["classify_s"] = time.monotonic() - started
+            if self._work.sampling is not None:
+                events = [*events, timer.event(len(images))]
             return with_events(results, *events, note({**self._runtime.facts(), **seconds}))
 
 

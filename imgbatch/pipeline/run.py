@@ -29,6 +29,8 @@ from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.committer import Committer
 from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
+from imgbatch.pipeline.finish_by import Punctuality
+from imgbatch.pipeline.plan_outcome import PlanOutcome
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -40,6 +42,7 @@ from imgbatch.terminal import console, progress
 if TYPE_CHECKING:
     from imgbatch.engine.dataset import Attempt
     from imgbatch.inference.canary import Canary
+    from imgbatch.engine.placement import Plan
     from imgbatch.inference.worker import Work
 
 
@@ -108,8 +111,10 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     # Fetch, decode and classify on the cluster; commit here.
     if work_plan.remaining or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
+    planned = None
     if work_plan.remaining:
-        listed = label(run, listed, work_plan, canary, stop)
+        planned = PlanOutcome.read(job.output, job.ledger.fingerprint, work_plan.remaining)
+        listed = label(run, listed, work_plan, stop, canary, planned)
 
     # Audit the tables in the store, and write `_SUCCESS`.
     console.step("reading the tables back")
@@ -129,6 +134,8 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     run.claim.require_ours()
     run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
+    if planned is not None:
+        run.record.facts["plan"] = planned.compare(run.tally.seconds, run.record.facts.get("cluster", {}).get("actors"))
     return counts, rejects
 
 
@@ -144,8 +151,18 @@ def correct_rows(run: ActiveRun, changed: Iterator[Corrections]) -> int:
     return updated
 
 
-def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, canary: Canary | None, stop: StopRequest) -> Counts:
+def label(
+    run: ActiveRun,
+    listed: Counts,
+    work_plan: WorkPlan,
+    stop: StopRequest,
+    canary: Canary | None = None,
+    planned: PlanOutcome | None = None,
+) -> Counts:
     """Label the pending images on the cluster, and commit their rows as they arrive.
+
+    Args:
+        planned: the plan of the run; it has an estimate of the number of images in tars.
 
     Returns:
         The counts of the listing and of the streams.
@@ -157,9 +174,11 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, canary: Canary | 
     health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
+    expected = work_plan.total if work_plan.total is not None or planned is None else planned.images
+    punctuality = Punctuality.of(job.config.run.finish_by, record.facts, expected)
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
-            label_on_cluster(run, listed, committer, canary, stop)
+            label_on_cluster(run, listed, committer, punctuality, canary, stop)
     finally:
         record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
         arrivals.warn_of_unpaired()
@@ -167,7 +186,12 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, canary: Canary | 
 
 
 def label_on_cluster(
-    run: ActiveRun, listed: Counts, committer: Committer, canary: Canary | None, stop: StopRequest
+    run: ActiveRun,
+    listed: Counts,
+    committer: Committer,
+    punctuality: Punctuality,
+    canary: Canary | None,
+    stop: StopRequest,
 ) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
@@ -181,15 +205,26 @@ def label_on_cluster(
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
-            plan = replace(plan, actors=1, min_actors=1, max_actors=1)
+        one_reader = bool(work_plan.streams) and job.config.limit is not None
+        if one_reader:  # "the first images" is only defined if one worker reads
+            plan = plan.with_one_actor()
+
+        def replan(plan: Plan) -> Plan:
+            """Use nodes that have joined the cluster, if the run will be late."""
+            if not one_reader and punctuality.should_grow():
+                plan = placement.with_new_nodes(plan, limits)
+                run.record.facts["cluster"] = plan.public()
+            return plan
+
+        run.record.facts["cluster"] = plan.public()
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(
                 job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model, canary=canary
             )
             attempts = run_attempts(
-                partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=listed.stale
-            )
+                partial(label_images, work), plan, committer, limits,
+                on_attempt=shown.start, retried=listed.stale, replan=replan,
+            )  # fmt: skip
             with closing(attempts) as blocks:
                 for block in blocks:
                     if block is not None:
@@ -199,10 +234,11 @@ def label_on_cluster(
                         process.trim_memory()
                         check_budget_so_far(run, listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
+                    punctuality.check(committer.arrived)
                     run.record.beat(**facts_so_far(run, listed, committer))
                     if committer.arrivals.close_at_limit():
                         break
-            committer.reject_lost(work.listing, dataset.TRIES)
+            committer.reject_lost(run.record.folder.folder("listing"), dataset.TRIES)
 
 
 def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:

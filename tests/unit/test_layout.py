@@ -24,7 +24,7 @@ FLOORS = (
     ("engine", "verification"),
     ("report", "orchestration", "labelling"),
     ("pipeline",),
-    ("training", "cli"),
+    ("planning", "training", "cli"),
     ("commands",),
 )
 """Rooms, from the ground up. A room imports only from lower floors; `imgbatch/__init__.py` and `__main__.py` stand on top."""
