@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,8 @@ those after the last row that arrived."""
 _UNUSABLE_S = 0.5
 """Seconds before a worker that cannot be used returns a unit: by then the driver excludes its node."""
 
+Item = TypeVar("Item")
+
 Sidecars = Mapping[str, Mapping[str, str]]
 """The texts of sidecars by the key of their image, then by column."""
 
@@ -78,6 +80,22 @@ class Work:
     """The version of the driver."""
     node: Callable[[], str] = socket.gethostname
     """Returns the cluster's id of the node on which it is called."""
+
+
+class Timed(Iterator[Item]):
+    """An iterator that measures how long the caller waits for its items."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        """Return the next item."""
+        started = time.monotonic()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.monotonic() - started
 
 
 class Worker:
@@ -142,13 +160,14 @@ class Worker:
         stream = read_stream(work.stores, number, row, work.config, keep=self.sidecar_sink(number), **position)
         isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
-        while batch := list(islice(stream, rows)):
+        while batch := list(islice(timed := Timed(stream), rows)):
             images = [item for item in batch if not isinstance(item, StreamEnd)]
             events = [stream_end(item) for item in batch if isinstance(item, StreamEnd)]
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_in_process
             table = pa.Table.from_pylist([row for row, _ in images], schema=schema)
             numbers = np.full(len(images), number, np.int64)
-            yield self._table(numbers, table, [image for _, image in images], decode, *events)
+            fetched = [image for _, image in images]
+            yield self._table(numbers, table, fetched, decode, *events, fetch_s=timed.seconds)
             isolated -= len(images)
 
     def _table(
@@ -158,10 +177,19 @@ class Worker:
         fetched: Iterable[Fetched],
         decode: Callable[[bytes], Picture],
         *events: Event,
+        fetch_s: float = 0.0,
     ) -> pa.Table:
-        """Return a block of decoded images, followed by events."""
+        """Return a block of decoded images, followed by events; one of them reports the seconds of both stages.
+
+        Args:
+            fetched: their bytes. The time in which the decoder waits for them is that of fetching.
+            fetch_s: seconds of fetching before this call.
+        """
         preprocess, hashed = self._work.model.preprocess, self._work.config.content_hash
-        return with_events(decode_images(numbers, listed, fetched, preprocess, decode, hashed=hashed), *events)
+        started, timed = time.monotonic(), Timed(fetched)
+        images = decode_images(numbers, listed, timed, preprocess, decode, hashed=hashed)
+        decode_s = time.monotonic() - started - timed.seconds
+        return with_events(images, *events, note({"fetch_s": fetch_s + timed.seconds, "decode_s": decode_s}))
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
@@ -235,13 +263,12 @@ class Classify:
         else:
             yield from errors_as_events(map(self.label, [images], [events]), self._work)
 
-    def label(self, images: pa.Table, events: list[Event], **seconds: float) -> pa.Table:
+    def label(self, images: pa.Table, events: list[Event]) -> pa.Table:
         """Return the results of decoded images, followed by events; the network is built at the first call.
 
         Args:
             images: what `decode_images` returned.
             events: of the same block; they are passed on.
-            seconds: durations of earlier steps, which the note of this block reports.
 
         Raises:
             SelfCheckError: this node cannot be used, now and at each later call.
@@ -258,7 +285,7 @@ class Classify:
                     raise
             started = time.monotonic()
             results = classify_images(images, self._runtime, self._work.model, self._work.config.min_score)
-            seconds["classify_s"] = time.monotonic() - started
+            seconds = {"classify_s": time.monotonic() - started}
             return with_events(results, *events, note({**self._runtime.facts(), **seconds}))
 
 
@@ -277,12 +304,10 @@ class LabelImages(Worker):
         yield from errors_as_events(self._labelled(block), self._work)
 
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
-        started = time.monotonic()
         batch = self._work.config.classify.batch_size or 1
         for decoded in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # only the last batch is padded
             images, events = split_events(decoded)
-            yield self._classify.label(images, events, fetch_and_decode_s=time.monotonic() - started)
-            started = time.monotonic()
+            yield self._classify.label(images, events)
 
 
 def load_runtime(work: Work) -> Runtime:

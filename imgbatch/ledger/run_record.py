@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 5.0
 OWNER_IS_DEAD_S = 25.0
 """A run on another machine whose record does not change for this long is dead. No two clocks are compared."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ import pyarrow as pa
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.signals import StopRequest
+from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import AuditError, ClusterError, NotFound, OutputChangedError
@@ -23,14 +24,17 @@ from imgbatch.ledger.listing import Counts
 from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models import loading
+from imgbatch.orchestration import metrics, metrics_files, notify
+from imgbatch.orchestration.metrics import Sample
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.live_facts import LiveFacts
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
-from imgbatch.pipeline.run_summary import RunSummary, Tally, counts_so_far, log
+from imgbatch.pipeline.run_summary import RunSummary, Tally, log
 from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.sources import recognise
 from imgbatch.terminal import console, progress
@@ -91,6 +95,7 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
 
+    run.record.enter("listing")
     # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
     listing = list_images(job, run.record.folder.folder("listing"))
     listed, work_plan, carried = listing.counts, listing.work_plan(), listing.carried
@@ -107,6 +112,7 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
         listed = label(run, listed, work_plan, stop)
 
     # Audit the tables in the store, and write `_SUCCESS`.
+    run.record.enter("auditing")
     console.step("reading the tables back")
     process.release_memory()
     tick()
@@ -149,45 +155,49 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
+    live = LiveFacts(listed, committer, progress.Progress("labelling", work_plan.total))
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
-            label_on_cluster(run, listed, committer, stop)
+            label_on_cluster(run, live, stop)
     finally:
-        record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
+        record.facts |= facts_so_far(run, live)
         arrivals.warn_of_unpaired()
     return listed.with_streams(work_plan.found)
 
 
-def label_on_cluster(run: ActiveRun, listed: Counts, committer: Committer, stop: StopRequest) -> None:
+def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
-    from imgbatch.engine import dataset, placement, session
+    from imgbatch.engine import dataset, placement, ray_metrics, session
     from imgbatch.engine.attempts import run_attempts
     from imgbatch.inference.worker import Work
 
-    job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
-    shown = progress.Progress("labelling", work_plan.total)
+    job, committer, shown, limits = run.job, live.committer, live.progress, run.job.config.cluster
+    run.record.enter("starting")
     with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        if work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
+        live.gpu_actors = plan.actors if plan.split else None
+        if committer.work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
             attempts = run_attempts(
-                partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=listed.stale
+                partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=live.listed.stale
             )
-            with closing(attempts) as blocks:
+            publish = partial(publish_metrics, ray_metrics.RayMetrics().publish, run)
+            with run_record.on_write(publish), closing(attempts) as blocks:
                 for block in blocks:
                     if block is not None:
                         committer.take(block)
                     if committer.due:
                         committer.commit()
                         process.trim_memory()
-                        check_budget_so_far(run, listed, committer)
+                        check_budget_so_far(run, live.listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
-                    run.record.beat(**facts_so_far(run, listed, committer))
+                    run.record.enter(live.stage)
+                    run.record.beat(**facts_so_far(run, live))
                     if committer.arrivals.close_at_limit():
                         break
             committer.reject_lost(work.listing, dataset.TRIES)
@@ -225,8 +235,12 @@ def check_budget_so_far(run: ActiveRun, listed: Counts, committer: Committer) ->
     )
 
 
-def facts_so_far(run: ActiveRun, listed: Counts, committer: Committer) -> dict[str, dict[str, Any]]:
-    """Return the facts of run.json in the middle of a run: the counts of the output, and of this run."""
-    run.tally.take(committer.statistics)
-    listed = listed.with_streams(committer.work_plan.found)
-    return {"counts": counts_so_far(listed, committer.statistics), "this_run": run.tally.public()}
+def facts_so_far(run: ActiveRun, live: LiveFacts) -> dict[str, Any]:
+    """Return the facts of run.json in the middle of a run: those of the output, and of this run."""
+    run.tally.take(live.committer.statistics)
+    return {**live.public(), "this_run": run.tally.public()}
+
+
+def publish_metrics(publish: Callable[[Iterator[Sample]], object], run: ActiveRun, facts: Mapping[str, Any]) -> None:
+    """Publish the metrics of the run."""
+    publish(metrics.samples(facts, verb=run.verb, output=masked(run.job.output.uri)))

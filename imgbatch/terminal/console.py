@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from imgbatch.terminal.plurals import clock
 
@@ -190,6 +190,15 @@ def step(name: str) -> None:
 def show(text: str, done: int = 0, total: int | None = None) -> None:
     """Show the progress of the current step."""
     _console.show(text, done, total)
+
+
+def current_step() -> dict[str, Any] | None:
+    """Return the current step for run.json: its name, progress and seconds; None if there is none."""
+    state = _console.state
+    if not state.name:
+        return None
+    seconds = round(_console.now() - state.since, 1)
+    return {"name": state.name, "text": state.text, "done": state.done, "total": state.total, "seconds": seconds}
 
 
 def close() -> None:

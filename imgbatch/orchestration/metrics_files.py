@@ -1,0 +1,97 @@
+"""Effects: the metrics of a run as files: `metrics.prom` in the folder of the run, and a file of the user's choice.
+
+A job that ends loses the last scrape of Ray's exporter; these files have the final figures. A file that cannot be written
+is a warning, and never changes the result of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imgbatch.config.secrets import masked
+from imgbatch.config.sections import MetricsConfig
+from imgbatch.errors import StoreError
+from imgbatch.ledger import run_record
+from imgbatch.orchestration import metrics
+from imgbatch.storage.stores import Folder
+
+log = logging.getLogger(__name__)
+
+FINAL = "metrics.prom"
+
+
+@dataclass
+class MetricsFiles:
+    """Writes the files of the runs of an output. Each problem is logged once."""
+
+    verb: str
+    output: Folder
+    textfile: str | None
+    keep_final: bool
+    """Whether to write `metrics.prom` into the folder of the run."""
+    _logged: set[str] = field(default_factory=set)
+
+    def update(self, facts: Mapping[str, Any]) -> None:
+        """Write the textfile, with the facts of run.json so far."""
+        if self.textfile is None:
+            return
+        try:
+            write_textfile(Path(self.textfile), self._content(facts))
+        except OSError as error:
+            self._warn(f"metrics.textfile={self.textfile} cannot be written: {error.strerror or error}")
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Write both files, with the facts of a run that has ended."""
+        self.update(facts)
+        if not self.keep_final:
+            return
+        name = f"runs/{facts['run_id']}/{FINAL}"
+        try:
+            self.output.put(name, self._content(facts))
+        except StoreError as error:
+            self._warn(f"the metrics of the run could not be written: {error}")
+
+    def _content(self, facts: Mapping[str, Any]) -> bytes:
+        return metrics.text_format(metrics.samples(facts, verb=self.verb, output=masked(self.output.uri)))
+
+    def _warn(self, text: str) -> None:
+        if text not in self._logged:
+            self._logged.add(text)
+            log.warning("%s", masked(text))
+
+
+@contextmanager
+def written(config: MetricsConfig, verb: str, output: Folder, *, keep_final: bool = True) -> Iterator[None]:
+    """Within the block, write the textfile with each run.json, and both files at the end of each run.
+
+    Args:
+        output: the folder with runs/.
+        keep_final: False: write no `metrics.prom`, since the folder of the run is deleted at its end.
+    """
+    files = MetricsFiles(verb, output, config.textfile, keep_final)
+    with run_record.on_write(files.update), run_record.on_finish(files.finish):
+        yield
+
+
+def write_textfile(path: Path, content: bytes) -> None:
+    """Replace a local file, so that a reader sees either the old or the new content.
+
+    The textfile collector of node exporter reads all files `*.prom` of its folder, as another user.
+
+    Raises:
+        OSError: the folder does not exist, or cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
