@@ -37,15 +37,17 @@ def classify(
     output: str,
     model: str | None = None,
     limit: int | None = None,
+    date: str | None = None,
     config: Options = None,
 ) -> RunSummary:
     """Label every image of the inputs that has no row in the output yet.
 
     Args:
-        input: prefixes or folders, globs, objects, archives or manifests.
+        input: prefixes or folders, globs, objects, archives or manifests; `{date}` is filled in.
         output: where labels/ and rejects/ are written; `{model}` and `{date}` are filled in.
         model: a name, or the path or URI of a model directory; None: efficientnet_lite0.
         limit: label only the first images of the listing.
+        date: YYYY-MM-DD, fills `{date}`; None: IMGBATCH_DATE, or else today (UTC).
         config: further options (docs/configuration.md).
 
     Raises:
@@ -57,7 +59,7 @@ def classify(
     from imgbatch.pipeline import run
 
     path, keys = _options(config)
-    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit)
+    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model, limit=limit, date=date)
     with shut_down_if_started():
         return run.classify(run_config, StopRequest())
 
@@ -68,6 +70,7 @@ def train(
     output: str,
     base: str | None = None,
     taxonomy: str | None = None,
+    date: str | None = None,
     config: Options = None,
 ) -> TrainingSummary:
     """Train a model on labelled images, and write its directory.
@@ -77,6 +80,7 @@ def train(
         output: the model directory; it must not hold a model yet.
         base: the model to start from; None: efficientnet_lite0.
         taxonomy: a label tree, CSV or JSON, that is kept with the model.
+        date: YYYY-MM-DD, fills `{date}`; None: IMGBATCH_DATE, or else today (UTC).
         config: further options (docs/configuration.md).
 
     Raises:
@@ -89,7 +93,8 @@ def train(
     from imgbatch.training import run
 
     path, keys = _options(config)
-    run_config = load_as(Training, path, **keys, input=_list(input), output=output, base=base, taxonomy=taxonomy)
+    flags: dict[str, Any] = {"input": _list(input), "output": output, "base": base, "taxonomy": taxonomy, "date": date}
+    run_config = load_as(Training, path, **keys, **flags)
     with shut_down_if_started():
         return run.train(run_config, StopRequest())
 
@@ -102,6 +107,7 @@ def evaluate(
     against: str | None = None,
     split: str | None = None,
     labels: str | None = None,
+    date: str | None = None,
     config: Options = None,
 ) -> EvaluationSummary:
     """Label images whose class is known, and compute how good the labels are.
@@ -113,6 +119,7 @@ def evaluate(
         against: a second model, compared on the same images.
         split: train, val or test: only the images of this split.
         labels: the output of an earlier run; its labels are scored, and no model runs.
+        date: YYYY-MM-DD, fills `{date}`; None: IMGBATCH_DATE, or else today (UTC).
         config: further options (docs/configuration.md).
 
     Raises:
@@ -124,7 +131,8 @@ def evaluate(
     from imgbatch.pipeline import evaluation_run
 
     path, keys = _options(config)
-    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model)
+    run_config = reading.load(path, **keys, input=_list(input), output=output, model=model, date=date)
+    labels = labels and reading.fill_date(labels, run_config.date or reading.resolve_date(date))
     arguments: dict[str, Any] = {"model": model, "against": against, "split": split, "labels": labels}
     with shut_down_if_started():
         return evaluation_run.evaluate(run_config, StopRequest(), **arguments)

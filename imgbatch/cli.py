@@ -7,29 +7,35 @@ import io
 import os
 import select
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from contextlib import nullcontext
+from typing import Any, NoReturn, TextIO
 
 import imgbatch
+from imgbatch import errors
 from imgbatch.concurrency import process
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
+from imgbatch.orchestration import end_line
 from imgbatch.terminal import console
 
-EXIT_CODES = """\
-exit codes:
-  0  done, and the counts reconcile
-  1  a bug: please report it with its traceback
-  2  wrong flags, config, model or input
-  3  a store or the cluster refused, was unreachable or too small, or the output was changed during the run; run the
-     same command again
-  4  more rejects than the budget allows
-  5  this output belongs to another fingerprint, or contains foreign parts
-  6  the counts do not reconcile
-  7  another live run is writing this output; run the same command again later
-  130, 143  stopped by SIGINT or SIGTERM (129: SIGHUP); run the same command again to resume
-"""
+
+def exit_codes() -> str:
+    """Return the table of exit codes, for the end of --help."""
+    lines = ["exit codes (retry: the same command, run again, may succeed):"]
+    for entry in errors.EXIT_CODES:
+        action = f"retry: {entry.action}" if entry.retry else entry.action
+        text = "; ".join(filter(None, (entry.meaning, action))).replace("`", "")
+        head = f"  {entry.code:<3}  "
+        lines += textwrap.wrap(text, _HELP_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return "\n".join(lines) + "\n"
+
+
+_HELP_WIDTH = 120
+EXIT_CODES = exit_codes()
 
 
 def parser(description: str, epilog: str = "", *, verb: str | None = None) -> argparse.ArgumentParser:
@@ -39,7 +45,7 @@ def parser(description: str, epilog: str = "", *, verb: str | None = None) -> ar
         verb: shown as `imgbatch VERB`, however the command was started; None: the name of the program.
     """
     make_streams_safe()
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=verb and f"imgbatch {verb}", description=description, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
@@ -58,6 +64,18 @@ def parser(description: str, epilog: str = "", *, verb: str | None = None) -> ar
         "--version", action="version", version=f"imgbatch {imgbatch.__version__}", help="print the version and exit"
     )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that writes an end line, where one is wanted, before it exits because of a wrong flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 2."""
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        if end_line.is_wanted():
+            sys.stderr.write(end_line.compose(self.prog.rpartition(" ")[2], 2, {}, message) + "\n")
+        raise SystemExit(2)
 
 
 class _SafeFile(io.FileIO):
@@ -125,30 +143,55 @@ def config_keys(kind: type = Config) -> str:
     )
 
 
-def run(body: Callable[[], int], *, quiet: bool = False) -> int:
+def run(body: Callable[[], int], *, verb: str = "", quiet: bool = False, log_format: str = "text") -> int:
     """Run a command's body; print an error as one line, and return the exit code.
 
     Args:
+        verb: its end line is written where one is wanted; empty: never.
         quiet: log warnings and errors only, and show no progress.
+        log_format: text or json.
     """
     console.install(_own_stderr(), quiet=quiet)
+    with end_line.collecting(verb) if verb and end_line.is_wanted(log_format) else nullcontext() as end:
+        code, message = _run(body)
+        if end is not None:
+            end.message = message or end.message
+            end.write(code)
+    return code
+
+
+def _run(body: Callable[[], int]) -> tuple[int, str]:
+    """Run a command's body; return the exit code, and the error or the result."""
+    global _result
+    _result = ""
     try:
-        return body()
+        return body(), _result
     except ImgbatchError as error:
         console.close()  # so that the error is the last line on the screen
-        print(f"error: {console.escape_control_characters(masked(str(error)))}", file=sys.stderr)
-        return error.exit_code
+        message = masked(str(error))
+        print(f"error: {console.escape_control_characters(message)}", file=sys.stderr)
+        return error.exit_code, message
     except KeyboardInterrupt:  # in a command that does not handle SIGINT itself
         console.close()
         print("error: stopped by signal 2", file=sys.stderr)
-        return 130
+        return 130, "stopped by signal 2"
+    except Exception as error:  # noqa: BLE001 - a bug
+        console.close()
+        sys.stderr.write(masked(traceback.format_exc()))
+        return 1, f"{type(error).__name__}: {error}"
     finally:
         console.close()
 
 
+_result = ""
+"""What the command printed with `result`."""
+
+
 def result(text: str) -> None:
     """Print the result of a command to stdout, after the progress line was removed from the terminal."""
+    global _result
     console.close()
+    _result = text
     print(text)
 
 
@@ -159,6 +202,13 @@ def _own_stderr() -> TextIO:
     except OSError:  # a caller has replaced it by a stream without a file
         return sys.stderr
     return _safe_stream(descriptor, sys.stderr)
+
+
+def add_date(parser: argparse.ArgumentParser, where: str = "--input and --output") -> None:
+    """Add the flag --date."""
+    parser.add_argument(
+        "--date", metavar="YYYY-MM-DD", help=f"fills {{date}} in {where}; unset: IMGBATCH_DATE, or else today (UTC)"
+    )
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

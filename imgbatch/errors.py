@@ -21,15 +21,16 @@
     ├── OutputError       5   the output belongs to another fingerprint, or contains foreign parts
     ├── AuditError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
-    └── Interrupted     130   SIGINT (143: SIGTERM, 129: SIGHUP); rows that had reached the driver are committed
+    └── Interrupted     130   SIGINT (143: SIGTERM or SIGHUP); rows that had reached the driver are committed
 
-Any other exception is a bug (exit code 1) and keeps its traceback.
+Any other exception is a bug (exit code 1) and keeps its traceback. `EXIT_CODES` is the table of all codes.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -162,8 +163,74 @@ class Interrupted(ImgbatchError):
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        """128 + the signal's number, as shells count."""
-        return 128 + self.signum
+        """128 + the signal's number, as shells count; that of SIGTERM for SIGHUP."""
+        return exit_code_of_signal(self.signum)
+
+
+def exit_code_of_signal(signum: int) -> int:
+    """Return the exit code of a run that a signal stopped: 128 + its number, as shells count.
+
+    SIGHUP counts as SIGTERM, so that orchestrators need one rule for both.
+
+    >>> exit_code_of_signal(2), exit_code_of_signal(15), exit_code_of_signal(1)
+    (130, 143, 143)
+    """
+    return 128 + (_SIGTERM if signum == _SIGHUP else signum)
+
+
+_SIGHUP, _SIGTERM = 1, 15
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCode:
+    """An exit code of the commands."""
+
+    code: int
+    meaning: str
+    retry: bool
+    """Whether the same command, run again without any change, may succeed."""
+    action: str
+    """What to do about it; empty: nothing."""
+
+
+EXIT_CODES = (
+    ExitCode(0, "success: the counts reconcile, that is, each listed image is in exactly one row", False, ""),
+    ExitCode(1, "a bug", False, "report it with its traceback"),
+    ExitCode(2, "wrong flags, config, model or input", False, "change the command"),
+    ExitCode(
+        3,
+        "a store or the cluster refused, was unavailable, or was too small; or the output was changed during the run",
+        True,
+        "fix the cause if there is one, then run the same command again",
+    ),
+    ExitCode(4, "more rejects than the budget allows", False, "look at the reasons in `rejects/`"),
+    ExitCode(5, "the output belongs to another fingerprint or contains foreign parts", False, "use another `--output`"),
+    ExitCode(
+        6,
+        "the counts do not reconcile",
+        False,
+        "follow the message: it names the files to move away, or the command to run again. If that does not help, report it",
+    ),
+    ExitCode(7, "another live run is writing this output", True, "wait for the other run"),
+    ExitCode(
+        8, "a guard held the run back (reserved: no run ends with it yet)", False, "look at the report of the run"
+    ),
+    ExitCode(129, "ended by SIGHUP before the run could handle it", True, "run the same command again"),
+    ExitCode(130, "stopped by SIGINT", True, "run the same command again to resume"),
+    ExitCode(143, "stopped by SIGTERM or SIGHUP", True, "run the same command again to resume"),
+)
+"""All exit codes. --help, the documentation, `run.json` and the recipes for orchestrators agree with this table."""
+
+
+def retry_helps(code: int) -> bool:
+    """Return whether running the same command again may help after this exit code.
+
+    Codes that are not in the table are those of a process that was killed, such as 137: the next run resumes.
+
+    >>> retry_helps(3), retry_helps(2), retry_helps(137)
+    (True, False, True)
+    """
+    return next((entry.retry for entry in EXIT_CODES if entry.code == code), True)
 
 
 def closest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:

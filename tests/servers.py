@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 _ENDS_IN_S = 10
 _STARTS_IN_S = 60
+_FIRST_PORT, _END_PORT, _BLOCK = 20_000, 22_750, 250  # plus 10,000: below those of outgoing connections
+_locks: list[FileLock] = []
+"""The lock of this process's ports. It is released when it is garbage-collected."""
 
 
 class PartMissing(Exception):
     """A program that a server needs is not installed on this machine."""
 
 
+@cache
+def _ports_of_this_process() -> Iterator[int]:
+    """Yield ports that no other test process uses, whether a server listens on them yet or not.
+
+    Each process holds the lock of one block of ports until it ends.
+    """
+    for block in range(_FIRST_PORT, _END_PORT, _BLOCK):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"imgbatch-tests-ports-{block}.lock", blocking=False)
+        with suppress(Timeout):
+            lock.acquire()
+            _locks.append(lock)
+            return itertools.cycle(range(block, block + _BLOCK))
+    raise RuntimeError("other test processes hold all ports")
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports that are not in use; SeaweedFS uses each port plus 10,000 for gRPC as well."""
     free: list[int] = []
-    port = 20_000 + os.getpid() % 5_000
-    while len(free) < count:
-        port += 1
+    for port in _ports_of_this_process():
+        if len(free) == count:
+            break
         with socket.socket() as first, socket.socket() as second:
             try:
                 first.bind(("127.0.0.1", port))

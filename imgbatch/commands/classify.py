@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME_OR_URI",
         help="efficientnet_lite0 (the default), timm:NAME, torchvision:NAME, or the path or URI of a model directory",
     )
+    cli.add_date(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="label only the first N images of the listing")
     parser.add_argument(
         "--dry-run",
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="list the inputs, print how many images would be labelled, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags), quiet=flags.quiet)
+    return cli.run(lambda: classify(flags), verb="classify", quiet=flags.quiet)
 
 
 def classify(flags: Any) -> int:
@@ -54,8 +55,9 @@ def classify(flags: Any) -> int:
 
     with signals.handle_signals() as stop:
         config = reading.load(
-            flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, limit=flags.limit
-        )
+            flags.config, flags.settings,
+            input=flags.input, output=flags.output, model=flags.model, limit=flags.limit, date=flags.date,
+        )  # fmt: skip
         stop.timeout_s = config.run.stop_timeout_s
         cli.result(dry_run(config) if flags.dry_run else str(run.classify(config, stop)))
     return 0

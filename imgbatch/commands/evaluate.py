@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
     )
+    cli.add_date(parser, "--input, --output and --labels")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: evaluate(flags), quiet=flags.quiet)
+    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet)
 
 
 def evaluate(flags: Any) -> int:
@@ -44,8 +45,11 @@ def evaluate(flags: Any) -> int:
     from imgbatch.pipeline import evaluation_run  # after the flags: --help needs neither Arrow nor NumPy
 
     with signals.handle_signals() as stop:
-        config = reading.load(flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model)
+        config = reading.load(
+            flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, date=flags.date
+        )
         stop.timeout_s = config.run.stop_timeout_s
-        arguments = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": flags.labels}
+        labels = flags.labels and reading.fill_date(flags.labels, config.date or reading.resolve_date(flags.date))
+        arguments = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": labels}
         cli.result(str(evaluation_run.evaluate(config, stop, **arguments)))
     return 0

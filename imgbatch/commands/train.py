@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL_DIR",
         help="required: where the model directory is written; it must not hold a model yet",
     )
+    cli.add_date(parser)
     parser.add_argument(
         "--base",
         metavar="NAME_OR_URI",
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print the classes and splits and where they come from, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags), quiet=flags.quiet)
+    return cli.run(lambda: train(flags), verb="train", quiet=flags.quiet)
 
 
 def train(flags: Any) -> int:
@@ -54,6 +55,7 @@ def train(flags: Any) -> int:
         config = load_as(
             Training, flags.config, flags.settings,
             input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
+            date=flags.date,
         )  # fmt: skip
         stop.timeout_s = config.run.stop_timeout_s
         cli.result(run.dry_run(config) if flags.dry_run else str(run.train(config, stop)))

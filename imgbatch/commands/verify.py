@@ -17,7 +17,7 @@ exit codes:
   3  a store, or a process on this machine, failed; run the same command again
   5  foreign files or parts of another fingerprint are in labels/ or rejects/, or a part is damaged
   6  the counts do not reconcile, values are missing or wrong, a table is not sealed, or labels of the sample are wrong
-  130, 143  stopped by SIGINT or SIGTERM
+  130, 143  stopped by SIGINT, or by SIGTERM or SIGHUP
 """
 
 
@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, metavar="S", help="seed of the sample, to draw the same one again; unset: random"
     )
+    cli.add_date(parser, "OUTPUT")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: verify(flags), quiet=flags.quiet)
+    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet)
 
 
 def verify(flags: Any) -> int:
@@ -51,5 +52,6 @@ def verify(flags: Any) -> int:
     with signals.handle_signals():
         config = reading.load(flags.config, flags.settings, model=flags.model)
         arguments = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
-        cli.result(str(run.verify(flags.output, config, **arguments)))
+        output = reading.fill_date(flags.output, reading.resolve_date(flags.date))
+        cli.result(str(run.verify(output, config, **arguments)))
     return 0

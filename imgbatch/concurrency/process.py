@@ -1,4 +1,4 @@
-"""Effects: this process: its exit, with its children, and memory that is returned to the operating system."""
+"""Effects: this process: its exit, its children, and memory that is returned to the operating system."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ import gc
 import logging
 import os
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import psutil
+
+_LAST_CALL_S = 0.5  # stderr may be a pipe that nobody reads
+_last_calls: list[Callable[[int], object]] = []
+
+
+@contextmanager
+def before_immediate_exit(call: Callable[[int], object]) -> Iterator[None]:
+    """Within the block, have `exit_immediately` make `call` with the exit code, in another thread, for at most 0.5 s."""
+    _last_calls.append(call)
+    try:
+        yield
+    finally:
+        _last_calls.remove(call)
 
 
 def exit_process(code: int) -> NoReturn:
@@ -25,6 +40,10 @@ def exit_process(code: int) -> NoReturn:
 def exit_immediately(code: int) -> NoReturn:
     """Exit with all children, without waiting for any thread."""
     _kill_children()
+    for call in _last_calls[-1:]:
+        thread = threading.Thread(target=call, args=(code,), daemon=True)
+        thread.start()
+        thread.join(_LAST_CALL_S)
     os._exit(code)
 
 
@@ -35,6 +54,16 @@ def _kill_children() -> None:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 end(child)
+
+
+def module_command(module: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a module of this package in a child process, and its environment.
+
+    The child imports from where this process does, but not from the working directory, where a file may have the name of a
+    module (-P).
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    return [sys.executable, "-P", "-m", module], environment
 
 
 def release_memory() -> None:

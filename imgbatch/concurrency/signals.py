@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from imgbatch.concurrency.monitor import on_tick
 from imgbatch.concurrency.process import exit_immediately
-from imgbatch.errors import Interrupted
+from imgbatch.errors import Interrupted, exit_code_of_signal
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +25,9 @@ _RECORD_S = 3.0  # for writing the record after the time limit; with the default
 
 
 class StopRequest:
-    """Records the first SIGHUP, SIGINT or SIGTERM. A second one ends the process at once, with 128 + its number.
+    """Records the first SIGHUP, SIGINT or SIGTERM. A second one ends the process at once.
+
+    The exit code is 128 + the number of the signal that ended the run; SIGHUP counts as SIGTERM.
 
     Python runs signal handlers between two instructions of the main thread, which may be in a call into C++ or Rust that
     does not return. So `signal.set_wakeup_fd` notifies a thread as well. That thread limits the orderly stop to `timeout_s`;
@@ -94,7 +96,7 @@ class StopRequest:
         signal.alarm(0)  # if Ray's handler ran first, it has set an alarm that aborts the process in 3 s
         if self._requested_at is not None:
             if time.monotonic() - self._requested_at >= _DUPLICATE_S:
-                exit_immediately(128 + signum)
+                exit_immediately(exit_code_of_signal(signum))
             return
         self.signum, self._requested_at = self.signum or signum, time.monotonic()
         threading.Thread(target=self._enforce_timeout, name="limit of the orderly stop", daemon=True).start()
@@ -114,7 +116,7 @@ class StopRequest:
             thread.start()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        exit_immediately(128 + self.signum)
+        exit_immediately(exit_code_of_signal(self.signum))
 
     def _report(self, signum: int) -> None:
         sys.stderr.write(f"error: {Interrupted(signum, self.timeout_s)}\n")

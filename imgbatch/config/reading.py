@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import tomllib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from imgbatch.config.options import fields_of, hints_of, iter_options
@@ -17,6 +18,7 @@ from imgbatch.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 
+_DATE, _DATE_FIELD = "%Y-%m-%d", "{date}"
 _SHORTHANDS = {"model": "model.name", "output": "output.uri"}
 Options = typing.TypeVar("Options")
 
@@ -41,7 +43,8 @@ def load_as(kind: type[Options], path: str | None, settings: Sequence[str] = (),
     for key, value in pairs:
         _assign(tree, key, value, sections)
     _rename_old_keys(tree, dict(_old_keys(kind)))
-    return typing.cast(Options, _build(kind, tree, "", [name for name, _, _ in iter_options(kind)]))
+    config = _build(kind, tree, "", [name for name, _, _ in iter_options(kind)])
+    return typing.cast(Options, _fill_dates(config) if hasattr(config, "date") else config)
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -147,6 +150,8 @@ def _convert(key: str, hint: Any, value: Any, keys: Sequence[str]) -> Any:
             raise ConfigError(f"{key} is a section, not a value: write {key}.NAME=…")
         return _build(typing.cast(type, hint), value, f"{key}.", keys)
     kinds = _plain_types(hint)
+    if type(value) is date:  # TOML has dates, and what looks like one may be any text
+        value = value.isoformat()
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         if any(float in typing.get_args(kind) for kind in kinds):
             return _parse_numbers(key, value)
@@ -190,14 +195,55 @@ def load(path: str | None, settings: Sequence[str] = (), **flags: Any) -> Config
     return load_as(Config, path, settings, **flags)
 
 
-def fill_output_template(config: Config, *, model: str, date: str = "") -> Config:
-    """Return the config with `{model}` and `{date}` of its output filled in. The default date is today (UTC).
+def fill_output_template(config: Config, *, model: str) -> Config:
+    """Return the config with `{model}` of its output filled in. `{date}` is filled in when a config is read.
 
     Raises:
         ConfigError: the output has another name in braces.
     """
-    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
     try:
-        return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model, date=date)))
+        return replace(config, output=replace(config.output, uri=config.output.uri.format(model=model)))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"--output {config.output.uri!r}: only {{model}} and {{date}} can be filled in") from error
+
+
+def resolve_date(flag: str | None) -> str:
+    """Return the date of a run: that of the flag or key, or else that of the variable IMGBATCH_DATE, or else today (UTC).
+
+    Raises:
+        ConfigError: it is not a date of the form YYYY-MM-DD.
+    """
+    name, text = ("--date", flag) if flag is not None else ("IMGBATCH_DATE", os.environ.get("IMGBATCH_DATE") or None)
+    if text is None:
+        return datetime.now(UTC).strftime(_DATE)
+    try:
+        valid = datetime.strptime(text, _DATE).strftime(_DATE) == text
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"{name} {text!r}: not a date of the form YYYY-MM-DD, such as 2026-11-29")
+    return text
+
+
+def fill_date(uri: str, day: str) -> str:
+    """Return a URI with `{date}` filled in.
+
+    >>> fill_date("s3://out/{model}/{date}", "2026-11-29")
+    's3://out/{model}/2026-11-29'
+    """
+    return uri.replace(_DATE_FIELD, day)
+
+
+def _fill_dates(config: Any) -> Any:
+    """Return a config with `{date}` of its inputs and its output filled in. `date` is None if none of them has it."""
+    day = resolve_date(config.date)
+    output = config.output if isinstance(config.output, str) else config.output.uri
+    if not any(_DATE_FIELD in uri for uri in (*config.input, output)):
+        return replace(config, date=None)  # it changes nothing: two runs of different days have equal configs
+    filled = fill_date(output, day)
+    return replace(
+        config,
+        date=day,
+        input=tuple(fill_date(uri, day) for uri in config.input),
+        output=filled if isinstance(config.output, str) else replace(config.output, uri=filled),
+    )

@@ -316,6 +316,9 @@ class Config(Section):
 
     input: tuple[str, ...] = option((), "images to classify: prefix, folder, glob, object, list or archive (--input)")
     limit: Annotated[int, Ge(1)] | None = option(None, "only the first N images of the listing (--limit)")
+    date: str | None = option(
+        None, "fills {date} in the input and the output: YYYY-MM-DD; unset: IMGBATCH_DATE, or else today (UTC) (--date)"
+    )
     top_k: Annotated[int, Ge(1)] = option(5, "number of classes in a row, best first")
     model: ModelConfig = field(default_factory=ModelConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

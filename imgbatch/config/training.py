@@ -119,6 +119,9 @@ class Training(Section):
     output: str = option("", "URI of the model directory to write (--output)")
     base: str = option("efficientnet_lite0", "name or URI of the model to start from (--base)")
     taxonomy: str = option("", "label tree of the model, CSV or JSON (--taxonomy)")
+    date: str | None = option(
+        None, "fills {date} in the input and the output: YYYY-MM-DD; unset: IMGBATCH_DATE, or else today (UTC) (--date)"
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from imgbatch.concurrency import process_limits
+from imgbatch.concurrency.process import module_command
 from imgbatch.decode import Picture, Rejected, decode
 
 _MEMORY_PROPORTION = 0.5  # of the node's memory, for all images that are decoded in this way at a time: one a core
@@ -32,9 +33,8 @@ def decode_isolated(data: bytes, *, max_pixels: int, short_side: int | None, tim
             needed more than `memory_limit`.
     """
     limit = _START_S + timeout_s
-    # -P: do not import from the worker's directory, where a file may have the name of a module.
-    command = [sys.executable, "-P", "-m", "imgbatch.decode.sandbox", str(max_pixels), str(short_side or 0), str(limit)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command, environment = module_command("imgbatch.decode.sandbox")
+    command += [str(max_pixels), str(short_side or 0), str(limit)]
     try:
         process = subprocess.run(command, input=data, capture_output=True, timeout=limit, env=environment)
         return _result(process)

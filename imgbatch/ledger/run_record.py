@@ -9,15 +9,16 @@ import platform
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from imgbatch.config.secrets import masked
-from imgbatch.errors import ImgbatchError, Interrupted, NotFound, StoreError
+from imgbatch.errors import ImgbatchError, Interrupted, NotFound, StoreError, retry_helps
 from imgbatch.ledger import owners
 from imgbatch.storage.stores import Folder
 
@@ -33,6 +34,23 @@ OWNER_IS_DEAD_S = 25.0
 _NEWEST = 3
 _PACKAGES = ("imgbatch", "ray", "torch", "torchvision", "timm", "pyarrow", "obstore", "fsspec", "s3fs")
 _STAMP = "%Y%m%dT%H%M%SZ"
+
+FinishCall = Callable[[Mapping[str, Any]], object]
+_finish_calls: ContextVar[tuple[FinishCall, ...]] = ContextVar("calls at the end of a run", default=())
+
+
+@contextmanager
+def on_finish(call: FinishCall) -> Iterator[None]:
+    """Within the block, make `call` at the end of each run, with the facts of its run.json and `output`, its URI.
+
+    It is called once for each run that started, whether the run succeeded or not, after run.json was written; also if
+    writing failed. If the limit of the orderly stop ended the run, it is called in another thread.
+    """
+    token = _finish_calls.set((*_finish_calls.get(), call))
+    try:
+        yield
+    finally:
+        _finish_calls.reset(token)
 
 
 def new_run_id(before: str | None = None) -> str:
@@ -61,10 +79,14 @@ class Record:
     claim: Claim | None = None
     listed_rows: int = 0
     """The number of rows of its listing, in which a tar is one row; set when the listing is written."""
+    output_uri: str = ""
+    """The output as the user knows it, if that is not the folder with runs/."""
     _beaten: float = 0.0
     _beats: int = 0
     _over: bool = False
     """Whether the final version is written, or being written."""
+    _on_finish: tuple[FinishCall, ...] = field(default_factory=_finish_calls.get)
+    """Taken when the record is made, since other threads do not have the context of the run."""
 
     @property
     def folder(self) -> Folder:
@@ -84,6 +106,7 @@ class Record:
             "run_id": self.id,
             "status": "running",
             "exit_code": None,
+            "retry": None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.facts,
             "versions": _versions(),
@@ -109,8 +132,20 @@ class Record:
         """Write the record for the last time."""
         self._over = True
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        self.facts |= {"status": status, "exit_code": exit_code, "finished": finished, **facts}
-        self._write()
+        self.facts |= end_facts(status, exit_code) | {"finished": finished, **facts}
+        try:
+            self._write()
+        finally:
+            self.call_on_finish()
+
+    def call_on_finish(self, facts: Mapping[str, Any] | None = None) -> None:
+        """Make the calls of `on_finish`, once, with these facts or else those of the record."""
+        calls, self._on_finish = self._on_finish, ()
+        for call in calls:
+            try:
+                call({**(facts or self.facts), "output": masked(self.output_uri or self.output.uri)})
+            except Exception:  # an orchestrator that cannot be notified does not change the result of the run
+                log.exception("the end of the run could not be reported")
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
@@ -132,16 +167,14 @@ class Record:
             return
         stopped = Interrupted(signum)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        final_facts = {
-            "status": "interrupted",
-            "exit_code": stopped.exit_code,
-            "finished": finished,
-            "error": str(stopped),
-        }
+        final_facts = end_facts("interrupted", stopped.exit_code) | {"finished": finished, "error": str(stopped)}
+        facts = self.facts | final_facts
         try:
-            self.folder.put("run.json", json.dumps(self.facts | final_facts, indent=2, default=str).encode())
+            self.folder.put("run.json", json.dumps(facts, indent=2, default=str).encode())
         except StoreError as error:
             log.error("run.json could not be written: %s", error)
+        finally:
+            self.call_on_finish(facts)
 
     def _write(self) -> None:
         self._beats += 1
@@ -149,6 +182,11 @@ class Record:
         # Before the request: it may take so long that other runs consider this one dead, and `beat` has to notice that.
         self._beaten = time.monotonic()
         self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
+
+
+def end_facts(status: str, exit_code: int) -> dict[str, Any]:
+    """Return the facts of a run that has ended: its status, its exit code, and whether a retry helps."""
+    return {"status": status, "exit_code": exit_code, "retry": retry_helps(exit_code)}
 
 
 def newest(output: Folder) -> list[str]:

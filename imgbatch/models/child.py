@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from typing import Any
 
 from imgbatch.concurrency import process_limits
 from imgbatch.concurrency.monitor import tick
+from imgbatch.concurrency.process import module_command
 from imgbatch.errors import ModelError
 
 MEMORY_PROPORTION = 0.5  # of the memory of the machine or container, as the limit of the child process
@@ -26,9 +25,7 @@ def run_task(task: dict[str, Any], *, limit_s: float) -> Result:
     Raises:
         ModelError: the task raised it, or the process died or timed out.
     """
-    # -P: do not import modules from the working directory.
-    command = [sys.executable, "-P", "-m", "imgbatch.models.check"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command, environment = module_command("imgbatch.models.check")
     stdin: bytes | None = json.dumps(task).encode()
     name, deadline = task["name"], time.monotonic() + limit_s
     # The process has a session of its own, so that a Ctrl-C reaches only the driver.

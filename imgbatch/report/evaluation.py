@@ -13,10 +13,8 @@ from imgbatch.evaluation.evaluation import Evaluation
 from imgbatch.evaluation.metrics import Confusion, Coverage, Estimate, Floats, Intervals
 from imgbatch.evaluation.training_images import NOT_KNOWN
 from imgbatch.report import figures
+from imgbatch.report.confused_classes import MAX_DRAWN, confused_pairs
 from imgbatch.report.html import document, table
-
-_MAX_DRAWN = 100  # classes of a confusion matrix that is legible
-_PAIRS = 20
 
 
 def page(
@@ -160,15 +158,8 @@ def _answers(ours: Evaluation) -> str:
 
 def _confusion(ours: Evaluation) -> str:
     """Return the matrix of the finest level that is legible, and the pairs that are confused most often."""
-    labels, wrong = ours.model.labels, ours.metrics.confusion.mistakes()
-    pairs = [
-        (labels[truth], labels[predicted], int(count))
-        for truth, predicted, count in zip(
-            wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
-        )
-    ]
-    listed = table(["true", "predicted", "#images"], pairs) if pairs else "<p>All are right.</p>"
-    return f'<div class="side">{_drawn_matrix(ours)}<div>{listed}</div></div>'
+    pairs = confused_pairs(ours.model.labels, ours.metrics.confusion)
+    return f'<div class="side">{_drawn_matrix(ours)}<div>{pairs}</div></div>'
 
 
 def _drawn_matrix(ours: Evaluation) -> str:
@@ -180,7 +171,7 @@ def _drawn_matrix(ours: Evaluation) -> str:
         shown.append((level.name, Confusion.of(truth, scores.nodes[:, depth], len(level.nodes)), level.nodes))
     for name, confusion, names in shown:
         used = np.union1d(confusion.truth, confusion.predicted)
-        if 1 < len(used) <= _MAX_DRAWN:
+        if 1 < len(used) <= MAX_DRAWN:
             drawn = figures.confusion(confusion.matrix()[np.ix_(used, used)], [names[node] for node in used])
             return f'<div>{drawn}<p class="note">Level {escape(name)}.</p></div>'
     return ""

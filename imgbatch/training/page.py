@@ -9,11 +9,10 @@ from typing import Any
 from imgbatch.evaluation.metrics import Confusion
 from imgbatch.evaluation.scores import Metrics
 from imgbatch.report import figures
+from imgbatch.report.confused_classes import MAX_DRAWN, confused_pairs
 from imgbatch.report.html import document, table
 from imgbatch.sources.split_words import SPLIT_NAMES
 
-_MAX_DRAWN = 100  # classes of a confusion matrix that is legible
-_PAIRS = 20
 _PROPORTIONS = (("top-1", "top1"), ("top-5", "top5"))
 
 
@@ -85,13 +84,5 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 
 def _confusion(labels: Sequence[str], confusion: Confusion) -> str:
-    wrong = confusion.mistakes()
-    pairs = [
-        (labels[truth], labels[predicted], int(count))
-        for truth, predicted, count in zip(
-            wrong.truth[:_PAIRS], wrong.predicted[:_PAIRS], wrong.count[:_PAIRS], strict=True
-        )
-    ]
-    drawn = figures.confusion(confusion.matrix(), labels) if len(labels) <= _MAX_DRAWN else ""
-    listed = table(["true", "predicted", "#images"], pairs) if pairs else "<p>All are right.</p>"
-    return f'<div class="side">{drawn}{listed}</div>'
+    drawn = figures.confusion(confusion.matrix(), labels) if len(labels) <= MAX_DRAWN else ""
+    return f'<div class="side">{drawn}{confused_pairs(labels, confusion)}</div>'

@@ -173,6 +173,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest) -> TrainingSummar
         {"config": job.config.public(), "base": {"name": job.base.name, "digest": job.base.digest}},
         claim.run_id,
         claim,
+        output_uri=job.output.uri,
     )
     record.start()
     log.info("base %s", job.base.summary())
@@ -196,13 +197,15 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     metrics = metrics_of(trained, labelled, tree)
     figures = artifacts.metrics_record(metrics)
     record.facts |= {
-        "status": "succeeded", "exit_code": 0, "way": method, "seed": job.config.train.seed, "temperature": trained.temperature,
+        **run_record.end_facts("succeeded", 0), "way": method, "seed": job.config.train.seed,
+        "temperature": trained.temperature,
         "data": {
             "fingerprint": listed.fingerprint, "rejected": len(rejects), **class_counts(labelled), **resolver.public(),
         },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
     write(job, record, prepared, labelled, trained, metrics)
+    record.call_on_finish()
     return TrainingSummary(job.output.uri, method, figures, len(rejects), time.monotonic() - started)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from imgbatch.config.options import Section, hints_of, option
 from imgbatch.config.reading import fill_output_template, load, load_as
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, ConfigError, SourceConfig, describe
-from imgbatch.config.training import TrainConfig
+from imgbatch.config.training import TrainConfig, Training
 from imgbatch.config.worker import WorkerConfig
 
 
@@ -166,9 +167,39 @@ def test_missing_config_file_is_named(tmp_path: Path) -> None:
 
 
 def test_output_template_is_filled() -> None:
-    chosen = load(None, output="s3://b/{model}/{date}")
-    assert fill_output_template(chosen, model="net", date="2026-01-02").output.uri == "s3://b/net/2026-01-02"
-    assert fill_output_template(load(None, output="plain"), model="net", date="d").output.uri == "plain"
+    chosen = load(None, output="s3://b/{model}/{date}", date="2026-01-02")
+    assert fill_output_template(chosen, model="net").output.uri == "s3://b/net/2026-01-02"
+    assert fill_output_template(load(None, output="plain"), model="net").output.uri == "plain"
+
+
+def test_the_date_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The flag comes first, then the file, then the variable, then today."""
+    (tmp_path / "run.toml").write_text('input = ["s3://b/{date}/*.jpg", "list.csv"]\noutput = "s3://o/{date}"\n')
+    path = str(tmp_path / "run.toml")
+    monkeypatch.delenv("IMGBATCH_DATE", raising=False)
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    assert load(path).date in (today, datetime.now(UTC).strftime("%Y-%m-%d"))
+    monkeypatch.setenv("IMGBATCH_DATE", "2026-02-28")
+    assert load(path).output.uri == "s3://o/2026-02-28"
+    chosen = load(path, ["date=2026-03-01"])
+    assert (chosen.date, chosen.output.uri) == ("2026-03-01", "s3://o/2026-03-01")
+    assert chosen.input == ("s3://b/2026-03-01/*.jpg", "list.csv")
+    assert load(path, ["date=2026-03-01"], date="2026-03-02").input[0] == "s3://b/2026-03-02/*.jpg"
+    assert load_as(Training, None, output="m/{date}", date="2026-03-02").output == "m/2026-03-02"
+
+
+def test_a_date_that_fills_nothing_in_leaves_the_config_as_it_is() -> None:
+    assert load(None, output="s3://b/labels", date="2026-03-02") == load(None, output="s3://b/labels")
+
+
+@pytest.mark.parametrize("date", ["", "today", "20260102", "2026-1-2", "2026-02-30", "2026-01-02T00:00", " 2026-01-02"])
+def test_a_date_that_is_none_is_refused(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--date .* YYYY-MM-DD"):
+        load(None, date=date)
+    if date:  # an empty variable counts as unset
+        monkeypatch.setenv("IMGBATCH_DATE", date)
+        with pytest.raises(ConfigError, match=r"IMGBATCH_DATE .* YYYY-MM-DD"):
+            load(None)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +207,7 @@ def test_output_template_is_filled() -> None:
 )
 def test_other_names_in_braces_are_refused(output: str) -> None:
     with pytest.raises(ConfigError, match="can be filled in"):
-        fill_output_template(load(None, output=output), model="net", date="2026-01-02")
+        fill_output_template(load(None, output=output), model="net")
 
 
 def test_secrets_are_masked() -> None:

@@ -73,15 +73,21 @@ def test_every_known_suffix_is_documented() -> None:
 
 @pytest.mark.parametrize("page", [README, DOCS["outputs.md"]], ids=["README.md", "outputs.md"])
 def test_every_exit_code_is_in_pages_and_help(page: str) -> None:
-    codes = {
-        kind.exit_code
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and isinstance(getattr(kind, "exit_code", None), int)
-    }
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == {0, *codes}
-    for code in {0, *codes}:
-        assert re.search(rf"^  {code}  ", cli.EXIT_CODES, re.MULTILINE)
-    assert "| 130, 143 |" in page and "  130, 143  " in cli.EXIT_CODES
+    table = re.findall(r"^\| ([\d, ]+) \|[^|]*\|([^|\n]*)\|", page, re.MULTILINE)
+    rows = {int(code): retry.strip() for codes, retry in table for code in codes.split(",")}
+    assert rows.keys() == {entry.code for entry in errors.EXIT_CODES}
+    for entry in errors.EXIT_CODES:
+        assert rows[entry.code] == ("yes" if entry.retry else "no" if entry.code else "")
+        assert re.search(rf"^  {entry.code:<3}  {re.escape(entry.meaning[:20])}", cli.EXIT_CODES, re.MULTILINE)
+
+
+def test_the_page_about_outputs_has_the_table_of_exit_codes() -> None:
+    for entry in errors.EXIT_CODES:
+        retry = "yes" if entry.retry else "no" if entry.code else ""
+        row = f"| {entry.code} | {entry.meaning} | {retry} | {entry.action} |".replace("|  |", "| |").replace(
+            "|  |", "| |"
+        )
+        assert row in DOCS["outputs.md"]
 
 
 @cache
@@ -101,7 +107,17 @@ def flags_of(job: str) -> set[str]:
     ("name", "own"), [("classify", {"--limit", "--dry-run"}), ("evaluate", {"--against", "--labels", "--split"})]
 )
 def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str, own: set[str]) -> None:
-    assert flags_of(name) == {"--config", "--set", "--quiet", "--version", "--input", "--output", "--model", *own}
+    assert flags_of(name) == {
+        "--config",
+        "--set",
+        "--quiet",
+        "--version",
+        "--input",
+        "--output",
+        "--model",
+        "--date",
+        *own,
+    }
     assert all(key in help_of(name) for key, _, _ in describe() if "." in key)
 
 

@@ -15,16 +15,16 @@ FLOORS = (
     ("schema", "rejects", "uri_index"),
     ("config",),
     ("concurrency", "terminal"),
-    ("storage", "decode", "cli"),
+    ("storage", "decode"),
     ("sources",),
     ("models",),
     ("ledger",),
     ("evaluation",),
     ("inference",),
     ("engine", "verification"),
-    ("report",),
+    ("report", "orchestration"),
     ("pipeline",),
-    ("training",),
+    ("training", "cli"),
     ("commands",),
 )
 """Rooms, from the ground up. A room imports only from lower floors; `imgbatch/__init__.py` and `__main__.py` stand on top."""
@@ -47,7 +47,7 @@ WORLD = {
     *("multiprocessing", "fsspec", "obstore", "s3fs", "aiohttp", "psutil", "filelock", "grpc", "ray"),
 }
 """What a module of values does not import."""
-ON_RAY = {"engine", "training/ray_train"}
+ON_RAY = {"engine", "training/ray_train", "orchestration/ray_jobs"}
 TOP = {"errors", "schema", "rejects", "uri_index", "cli"}
 
 
