@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="list the inputs, print how many images would be labelled, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags), verb="classify", quiet=flags.quiet)
+    return cli.run(lambda: classify(flags), verb="classify", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def classify(flags: Any) -> int:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_date(parser, "--input, --output and --labels")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet)
+    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def evaluate(flags: Any) -> int:

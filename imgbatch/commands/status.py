@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("output", metavar="OUTPUT", help="the --output of classify, train or evaluate")
     parser.add_argument(
-        "--watch", action="store_true", help="show each change until the run ends: on a terminal in place, else a line each"
+        "--watch",
+        action="store_true",
+        help="show each change until the run ends: on a terminal in place, else a line each",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object; with --watch one per change")
     cli.add_date(parser, "OUTPUT")

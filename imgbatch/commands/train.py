@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print the classes and splits and where they come from, and write nothing",
     )
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags), verb="train", quiet=flags.quiet)
+    return cli.run(lambda: train(flags), verb="train", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def train(flags: Any) -> int:

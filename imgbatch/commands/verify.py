@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_date(parser, "OUTPUT")
     flags = cli.arguments(parser, argv)
-    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet)
+    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def verify(flags: Any) -> int:

@@ -307,7 +307,9 @@ class NotifyConfig(Section):
     def validate(self) -> None:
         """Refuse another scheme, without repeating the URL."""
         if self.url and not self.url.lower().startswith(("http://", "https://")):
-            raise ConfigError("notify.url must begin with http:// or https:// (its value is not shown, it may be secret)")
+            raise ConfigError(
+                "notify.url must begin with http:// or https:// (its value is not shown, it may be secret)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,7 +116,9 @@ def find(output: Folder) -> Found:
     )
 
 
-def look(found: Found, *, sleep: Callable[[float], None] = time.sleep, now: Callable[[], datetime] | None = None) -> Status:
+def look(
+    found: Found, *, sleep: Callable[[float], None] = time.sleep, now: Callable[[], datetime] | None = None
+) -> Status:
     """Return the state of a run; if it looks dead, its heartbeat is watched for up to 25 s.
 
     Raises:
@@ -138,7 +140,11 @@ def look(found: Found, *, sleep: Callable[[float], None] = time.sleep, now: Call
 
 
 def watch(
-    found: Found, interval_s: float, *, sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic
+    found: Found,
+    interval_s: float,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> Iterator[Status]:
     """Yield the state of a run every few seconds, and its last one when it has ended. No two clocks are compared.
 

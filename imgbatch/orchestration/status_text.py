@@ -70,7 +70,9 @@ def images(facts: Mapping[str, Any]) -> str:
     if progress.get("done") is None:
         return str((facts.get("step") or {}).get("text") or "")
     done, total = progress["done"], progress.get("total")
-    shown = [f"{done:,}" if total is None else f"{done:,} of {total:,}" + (f" ({100 * done // total} %)" if total else "")]
+    shown = [
+        f"{done:,}" if total is None else f"{done:,} of {total:,}" + (f" ({100 * done // total} %)" if total else "")
+    ]
     shown += [f"{number(progress['rate'])}/s"] if progress.get("rate") else []
     shown += [f"about {clock(progress['seconds_left'])} left"] if progress.get("seconds_left") is not None else []
     before = (facts.get("counts") or {}).get("already_done")
@@ -125,7 +127,11 @@ def _headline(facts: Mapping[str, Any], state: str, exit_code: int, age_s: float
         lasted = _seconds_between(facts.get("started"), facts.get("written"))
         return f"{run_id} is running" + (f", {stage}" if stage else "") + _since(lasted, " since its start", age_s)
     if state == "lost":
-        return f"{run_id} is lost" + (f" while {stage}" if stage else "") + ": its heartbeat stopped, and no end is recorded"
+        return (
+            f"{run_id} is lost"
+            + (f" while {stage}" if stage else "")
+            + ": its heartbeat stopped, and no end is recorded"
+        )
     lasted = _seconds_between(facts.get("started"), facts.get("finished"))
     text = f"{run_id} {state}"
     if exit_code:

@@ -77,6 +77,7 @@ def bottleneck(seconds: Mapping[str, float], gpu_actors: int | None, elapsed_s: 
     if elapsed_s and seconds.get("commit", 0.0) > _COMMITTING * elapsed_s:
         return "commit"
     if gpu_actors is not None and elapsed_s and len(stages) > 1:
-        if stages.pop("classify", 0.0) >= _BUSY * gpu_actors * elapsed_s:
+        classify_s = stages.pop("classify", 0.0)
+        if classify_s >= _BUSY * gpu_actors * elapsed_s:
             return "classify"
     return max(stages, key=lambda stage: stages[stage])

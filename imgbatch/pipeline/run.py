@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,6 @@ import pyarrow as pa
 from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import on_tick, tick
 from imgbatch.concurrency.signals import StopRequest
-from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import AuditError, ClusterError, NotFound, OutputChangedError
@@ -24,8 +23,7 @@ from imgbatch.ledger.listing import Counts
 from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models import loading
-from imgbatch.orchestration import metrics, metrics_files, notify
-from imgbatch.orchestration.metrics import Sample
+from imgbatch.orchestration import metrics_export, notify
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
@@ -54,23 +52,30 @@ def classify(config: Config, stop: StopRequest) -> RunSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause. Rows that had arrived are committed.
     """
-    job = open_output(config)
-    console.step("checking that no other run writes the output")
-    with naming_the_output(job):
-        claim = claims.take(job.output, check=job.config.run.check_owner)
-    with claim:
-        return run_job(job, claim, stop)
+    with notify.at_end(config.notify, "classify", config.output.uri):
+        job = open_output(config)
+        console.step("checking that no other run writes the output")
+        with naming_the_output(job):
+            claim = claims.take(job.output, check=job.config.run.check_owner)
+        with claim:
+            return run_job(job, claim, stop)
 
 
-def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
+def run_job(job: Job, claim: claims.Claim, stop: StopRequest, verb: str = "classify") -> RunSummary:
     """Run the job under its claim; run.json is written first and last, and in between every few seconds."""
+    with metrics_export.written(job.config.metrics, verb, job.output.uri, job.output):
+        return recorded(job, claim, stop, verb)
+
+
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest, verb: str) -> RunSummary:
+    """Run the job with its record."""
     facts = {
         "config": job.config.public(),
         "fingerprint": job.ledger.fingerprint,
         "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
     }
     record = run_record.Record(job.output, facts, claim.run_id, claim)
-    run = ActiveRun(job, claim, record, SuccessMarker(job.output), Tally())
+    run = ActiveRun(job, claim, record, SuccessMarker(job.output), Tally(), verb)
     with naming_the_output(job):
         record.start()
     log.info("model %s", job.model.summary())
@@ -168,26 +173,33 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
 def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
-    from imgbatch.engine import dataset, placement, ray_metrics, session
+    from imgbatch.engine import dataset, placement, session
     from imgbatch.engine.attempts import run_attempts
     from imgbatch.inference.worker import Work
 
     job, committer, shown, limits = run.job, live.committer, live.progress, run.job.config.cluster
     run.record.enter("starting")
-    with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
+    with (
+        stop.reinstall_after_ray(),
+        session.connected(limits.call_s),
+        metrics_export.exported(run.verb, job.output.uri) as publish,
+        committer,
+        closing(shown),
+    ):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         live.gpu_actors = plan.actors if plan.split else None
-        if committer.work_plan.streams and job.config.limit is not None:  # "the first images" is only defined if one worker reads
+        if (
+            committer.work_plan.streams and job.config.limit is not None
+        ):  # "the first images" is only defined if one worker reads
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
             attempts = run_attempts(
                 partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=live.listed.stale
             )
-            publish = partial(publish_metrics, ray_metrics.RayMetrics().publish, run)
-            with run_record.on_write(publish), closing(attempts) as blocks:
+            with closing(attempts) as blocks:
                 for block in blocks:
                     if block is not None:
                         committer.take(block)
@@ -201,6 +213,7 @@ def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None
                     if committer.arrivals.close_at_limit():
                         break
             committer.reject_lost(work.listing, dataset.TRIES)
+        publish(run.record.facts | facts_so_far(run, live))
 
 
 def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:
@@ -239,8 +252,3 @@ def facts_so_far(run: ActiveRun, live: LiveFacts) -> dict[str, Any]:
     """Return the facts of run.json in the middle of a run: those of the output, and of this run."""
     run.tally.take(live.committer.statistics)
     return {**live.public(), "this_run": run.tally.public()}
-
-
-def publish_metrics(publish: Callable[[Iterator[Sample]], object], run: ActiveRun, facts: Mapping[str, Any]) -> None:
-    """Publish the metrics of the run."""
-    publish(metrics.samples(facts, verb=run.verb, output=masked(run.job.output.uri)))

@@ -21,7 +21,7 @@ from imgbatch.config.training import Training
 from imgbatch.errors import BudgetError, ConfigError, Interrupted
 from imgbatch.ledger import run_record
 from imgbatch.ledger.run_record import Record
-from imgbatch.orchestration import metrics, metrics_files, notify
+from imgbatch.orchestration import metrics, metrics_export, notify
 from imgbatch.storage.stores import Folder, Stores
 
 FACTS: dict[str, Any] = {
@@ -70,13 +70,17 @@ def test_metrics_have_the_figures_of_the_record() -> None:
     assert over.keys() | values(FACTS).keys() == {
         key for key in over.keys() | values(FACTS).keys() if key.split()[0] in {each.exported_name for each in metrics.METRICS}
     }  # fmt: skip
-    assert {key.split()[0] for key in over.keys() | values(FACTS).keys()} == {each.exported_name for each in metrics.METRICS}
+    assert {key.split()[0] for key in over.keys() | values(FACTS).keys()} == {
+        each.exported_name for each in metrics.METRICS
+    }
 
 
 def test_labels_are_escaped() -> None:
     content = metrics.text_format(metrics.samples(FACTS, verb="classify", output='a"b\\c\nd'))
     samples = [sample for family in text_string_to_metric_families(content.decode()) for sample in family.samples]
-    assert samples and all(sample.labels["output"] == 'a"b\\c\nd' and sample.labels["run_id"] == "r" for sample in samples)
+    assert samples and all(
+        sample.labels["output"] == 'a"b\\c\nd' and sample.labels["run_id"] == "r" for sample in samples
+    )
 
 
 def test_a_record_without_figures_has_metrics() -> None:
@@ -97,29 +101,32 @@ def test_the_files_are_written_while_a_run_works_and_at_its_end(output: Folder, 
     textfile = tmp_path / "imgbatch.prom"
     seen = []
     with (
-        metrics_files.written(MetricsConfig(textfile=str(textfile)), "classify", output),
+        metrics_export.written(MetricsConfig(textfile=str(textfile)), "classify", output.uri, output),
         run_record.on_write(lambda facts: seen.append(parsed(textfile.read_bytes()))),
     ):
         record = Record(output, {})
         run(record, 4)
     assert [len(each) > 5 for each in seen] == [False, True, True] and "imgbatch_exit_code" not in seen[1]
-    final = record.folder.read(metrics_files.FINAL)
+    final = record.folder.read(metrics_export.FINAL)
     assert textfile.read_bytes() == final and parsed(final)["imgbatch_exit_code"] == 4
     assert parsed(final)["imgbatch_images_total labelled"] == 90
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["imgbatch.prom"], "no temporary file is left"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["imgbatch.prom"], (
+        "no temporary file is left"
+    )
     assert os.stat(textfile).st_mode & stat.S_IROTH, "node exporter is another user"
 
 
 def test_a_textfile_that_cannot_be_written_is_one_warning(
     output: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with metrics_files.written(MetricsConfig(textfile=str(tmp_path / "no" / "a.prom")), "classify", output):
+    config = MetricsConfig(textfile=str(tmp_path / "no" / "a.prom"))
+    with metrics_export.written(config, "classify", output.uri, output):
         record = Record(output, {})
         run(record)
     assert [each.getMessage() for each in caplog.records] == [
         f"metrics.textfile={tmp_path}/no/a.prom cannot be written: No such file or directory"
     ]
-    assert record.folder.exists(metrics_files.FINAL)
+    assert record.folder.exists(metrics_export.FINAL)
 
 
 def test_a_textfile_that_node_exporter_would_not_read_is_refused() -> None:
@@ -148,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Hook
 
-    def do_POST(self) -> None:  # noqa: N802 - the name of the library
+    def do_POST(self) -> None:
         """Keep the content, and answer."""
         self.server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.server.delay.wait(30)
@@ -188,13 +195,16 @@ def test_one_notification_at_the_end_of_a_verb(hook: Hook, output: Folder) -> No
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (BudgetError("too many <b>rejects</b>"), 4, "failed with exit code 4: too many &lt;b&gt;rejects&lt;/b&gt;. To do: look at"),
+        (BudgetError("too many <b>rejects"), 4, "failed with exit code 4: too many &lt;b&gt;rejects. To do: look at"),
         (Interrupted(15), 143, "interrupted with exit code 143: stopped by signal 15"),
         (ZeroDivisionError("division"), 1, "failed with exit code 1: ZeroDivisionError: division. To do: report it"),
     ],
 )  # fmt: skip
 def test_a_failure_before_the_first_record_is_notified(hook: Hook, error: Exception, code: int, text: str) -> None:
-    with pytest.raises(type(error)), notify.at_end(NotifyConfig(url=hook.url), "classify", "https://me:password@host/out"):
+    with (
+        pytest.raises(type(error)),
+        notify.at_end(NotifyConfig(url=hook.url), "classify", "https://me:password@host/out"),
+    ):
         raise error
     (content,) = hook.posted
     assert content["exit_code"] == code and text in content["text"] and "password" not in json.dumps(content)
@@ -219,7 +229,9 @@ def test_no_notification_fails_a_run(hook: Hook, caplog: pytest.LogCaptureFixtur
     assert all("could not be sent to notify.url: " in message for message in messages[1:])
 
 
-def test_a_receiver_that_does_not_answer_delays_the_end_by_its_timeout(hook: Hook, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_receiver_that_does_not_answer_delays_the_end_by_its_timeout(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
     hook.delay.clear()
     with notify.at_end(NotifyConfig(url=hook.url, timeout_s=0.3), "classify", "out"):
         pass

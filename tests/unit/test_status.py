@@ -62,7 +62,11 @@ def test_the_newest_run_is_found_wherever_it_is(output: Folder) -> None:
     output.put("training.json", json.dumps({"status": "succeeded", "exit_code": 0, "run_id": "x"}).encode())
     trained = status.find(output)
     assert (trained.name, trained.run_id) == ("training.json", "") and trained.read().ended
-    for run_id, place in (("20260101T000000Z-a", ""), ("20260102T000000Z-b", "_training/"), ("20260103T000000Z-c", "against/")):
+    for run_id, place in (
+        ("20260101T000000Z-a", ""),
+        ("20260102T000000Z-b", "_training/"),
+        ("20260103T000000Z-c", "against/"),
+    ):
         write(output, run_id, place)
         found = status.find(output)
         assert (found.run_id, found.name) == (run_id, f"{place}runs/{run_id}/run.json")
@@ -163,14 +167,18 @@ def test_the_text_of_a_running_run() -> None:
         "commits     1,400 rows of this run in the tables, the last of them 4 s before the last heartbeat",
         "heartbeat   2 s ago (by a clock)",
     ]
-    assert as_line(FACTS, 1.0) == "labelling: 1,508 of 3,000 (50 %), 96/s, about 0:15 left; 20 more were done before, 3 rejects"
+    assert (
+        as_line(FACTS, 1.0)
+        == "labelling: 1,508 of 3,000 (50 %), 96/s, about 0:15 left; 20 more were done before, 3 rejects"
+    )
     assert as_line(FACTS, 70.0).endswith("; no heartbeat for 1:10")
 
 
 def test_the_text_of_a_run_that_failed_or_is_lost() -> None:
     ended = {
         **FACTS, "status": "failed", "exit_code": 4, "finished": "2026-11-29T04:00:00+00:00", "error": "too many rejects",
-        "counts": {"listed": 3020, "labelled": 2000, "rejected": 1020, "already_done": 20, "kept": 1}, "images_per_second": 90.0,
+        "counts": {"listed": 3020, "labelled": 2000, "rejected": 1020, "already_done": 20, "kept": 1},
+        "images_per_second": 90.0,
     }  # fmt: skip
     lines = list(as_lines(ended, "failed", 4, "out", None, ""))
     assert lines[0] == "run         20261129T030000Z-aaaaaa failed while labelling, exit code 4, 1:00:00"
@@ -189,7 +197,9 @@ def test_records_that_lack_facts_have_a_text() -> None:
     assert images({"progress": {"done": 5, "total": None}}) == "5"
     assert images({"progress": {"done": 0, "total": 0}}) == "0 of 0"
     assert images({"step": {"text": "epoch 3/10"}}) == "epoch 3/10"
-    text = "\n".join(as_lines({**FACTS, "seconds": 12.5, "rejects": 3}, "succeeded", 0, "https://me:secret@host/out", None, ""))
+    text = "\n".join(
+        as_lines({**FACTS, "seconds": 12.5, "rejects": 3}, "succeeded", 0, "https://me:secret@host/out", None, "")
+    )
     assert "work " not in text and "secret" not in text
 
 
@@ -229,7 +239,9 @@ def test_watching_prints_a_line_per_change_into_a_pipe(output: Folder, capsys: p
     ]
     assert command.show_changes(found, states, json_lines=False) == 6
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(" ")[2] for line in lines[:2]] == [as_line(state.facts, 0.0) for state in (states[0], states[3])]
+    assert [line.partition(" ")[2] for line in lines[:2]] == [
+        as_line(state.facts, 0.0) for state in (states[0], states[3])
+    ]
     assert lines[2] == "run         20261129T030000Z-aaaaaa failed while labelling, exit code 6"
     assert command.show_changes(found, states, json_lines=True) == 6
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

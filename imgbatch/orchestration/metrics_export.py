@@ -1,14 +1,14 @@
-"""Effects: the metrics of a run as files: `metrics.prom` in the folder of the run, and a file of the user's choice.
+"""Effects: the metrics of a run where others read them: in Ray's exporter, in `metrics.prom`, and in `metrics.textfile`.
 
-A job that ends loses the last scrape of Ray's exporter; these files have the final figures. A file that cannot be written
-is a warning, and never changes the result of a run.
+A job that ends loses the last scrape of Ray's exporter; `metrics.prom` in the folder of the run has the final figures, and so
+has the textfile. A file that cannot be written is a warning, and never changes the result of a run.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,45 @@ log = logging.getLogger(__name__)
 FINAL = "metrics.prom"
 
 
+@contextmanager
+def written(config: MetricsConfig, verb: str, output: str, runs: Folder | None) -> Iterator[None]:
+    """Within the block, write the textfile after each run.json, and both files at the end of each run.
+
+    Args:
+        output: the URI of the output, for the labels.
+        runs: the folder with runs/; None: write no `metrics.prom`, since the folder of the run is deleted at its end.
+    """
+    files = _Files(config.textfile, verb, output, runs)
+    with run_record.on_write(files.update), run_record.on_finish(files.finish):
+        yield
+
+
+@contextmanager
+def exported(verb: str, output: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Within the block, give the metrics to Ray after each run.json. Ray must be connected.
+
+    Yields:
+        A function that gives the metrics of these facts to Ray now.
+    """
+    from imgbatch.engine.ray_metrics import RayMetrics  # imports Ray
+
+    exporter = RayMetrics()
+
+    def publish(facts: Mapping[str, Any]) -> None:
+        exporter.publish(metrics.samples(facts, verb=verb, output=masked(output)))
+
+    with run_record.on_write(publish):
+        yield publish
+
+
 @dataclass
-class MetricsFiles:
+class _Files:
     """Writes the files of the runs of an output. Each problem is logged once."""
 
-    verb: str
-    output: Folder
     textfile: str | None
-    keep_final: bool
-    """Whether to write `metrics.prom` into the folder of the run."""
+    verb: str
+    output: str
+    runs: Folder | None
     _logged: set[str] = field(default_factory=set)
 
     def update(self, facts: Mapping[str, Any]) -> None:
@@ -49,34 +79,20 @@ class MetricsFiles:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write both files, with the facts of a run that has ended."""
         self.update(facts)
-        if not self.keep_final:
+        if self.runs is None:
             return
-        name = f"runs/{facts['run_id']}/{FINAL}"
         try:
-            self.output.put(name, self._content(facts))
+            self.runs.put(f"runs/{facts['run_id']}/{FINAL}", self._content(facts))
         except StoreError as error:
             self._warn(f"the metrics of the run could not be written: {error}")
 
     def _content(self, facts: Mapping[str, Any]) -> bytes:
-        return metrics.text_format(metrics.samples(facts, verb=self.verb, output=masked(self.output.uri)))
+        return metrics.text_format(metrics.samples(facts, verb=self.verb, output=masked(self.output)))
 
     def _warn(self, text: str) -> None:
         if text not in self._logged:
             self._logged.add(text)
             log.warning("%s", masked(text))
-
-
-@contextmanager
-def written(config: MetricsConfig, verb: str, output: Folder, *, keep_final: bool = True) -> Iterator[None]:
-    """Within the block, write the textfile with each run.json, and both files at the end of each run.
-
-    Args:
-        output: the folder with runs/.
-        keep_final: False: write no `metrics.prom`, since the folder of the run is deleted at its end.
-    """
-    files = MetricsFiles(verb, output, config.textfile, keep_final)
-    with run_record.on_write(files.update), run_record.on_finish(files.finish):
-        yield
 
 
 def write_textfile(path: Path, content: bytes) -> None:
