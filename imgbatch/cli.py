@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 import imgbatch
 from imgbatch import errors
-from imgbatch.concurrency import process
+from imgbatch.concurrency import process, signals
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
@@ -168,6 +168,7 @@ def run(body: Callable[[], int], *, verb: str = "", quiet: bool = False, log_for
         log_format: text or json.
     """
     console.install(_own_stderr(), quiet=quiet, json_lines=log_format == "json")
+    signals.error_line = console.json_error if log_format == "json" else signals.plain_error_line
     with end_line.collecting(verb) if verb and end_line.is_wanted(log_format) else nullcontext() as end:
         code, message = _run(body, log_format)
         if end is not None:

@@ -85,17 +85,17 @@ class Work:
 class Timed(Iterator[Item]):
     """An iterator that measures how long the caller waits for its items."""
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = iter(items)
+    def __init__(self, items: Iterable[Item], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._items, self._clock = iter(items), clock
         self.seconds = 0.0
 
     def __next__(self) -> Item:
         """Return the next item."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             return next(self._items)
         finally:
-            self.seconds += time.monotonic() - started
+            self.seconds += self._clock() - started
 
 
 class Worker:

@@ -51,6 +51,11 @@ def parsed(content: bytes) -> dict[str, float]:
     return found
 
 
+def metrics_of(path: Path) -> dict[str, float]:
+    """Return the metrics in a file by their names and own labels."""
+    return parsed(path.read_bytes())
+
+
 def values(facts: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of a run."""
     return parsed(metrics.text_format(metrics.samples(facts, verb="classify", output="out")))
