@@ -11,7 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
-    "ray": {"engine/dataset", "engine/placement", "engine/ray_metrics", "engine/session", "orchestration/ray_jobs", "training/ray_train"},
+    "ray": {
+        "engine/dataset", "engine/placement", "engine/ray_metrics", "engine/session", "orchestration/ray_jobs",
+        "training/ray_train",
+    },
     "torch": {
         "models/architectures", "models/builtin", "models/directory", "models/model", "models/preprocess",
         "models/pretrained", "models/runtimes/build", "models/runtimes/openvino_runtime",

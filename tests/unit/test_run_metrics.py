@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from imgbatch.config.sections import Config, MetricsConfig, NotifyConfig, StorageConfig
 from imgbatch.config.training import Training
+from imgbatch.engine.ray_metrics import RayMetrics
 from imgbatch.errors import BudgetError, ConfigError, Interrupted
 from imgbatch.ledger import run_record
 from imgbatch.ledger.run_record import Record
@@ -137,6 +138,18 @@ def test_a_textfile_that_cannot_be_written_is_one_warning(
 def test_a_textfile_that_node_exporter_would_not_read_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"metrics\.textfile=a\.txt: the name must end in \.prom"):
         MetricsConfig(textfile="a.txt")
+
+
+def test_metrics_that_ray_refuses_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """What Ray's exporter shows is tested in tests/deploy."""
+    metric = metrics.Metric("imgbatch_test", "A test.", labels=("a",))
+    exporter = RayMetrics()
+    exporter.publish([metrics.Sample(metric, {"a": "b"}, 1.0)])
+    assert not caplog.records
+    for _ in range(2):
+        exporter.publish([metrics.Sample(metric, {"other": "b"}, 1.0)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the metrics could not be given to Ray: ")
 
 
 class Hook(HTTPServer):
