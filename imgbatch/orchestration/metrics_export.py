@@ -1,7 +1,7 @@
-"""Effects: the metrics of a run where others read them: in Ray's exporter, in `metrics.prom`, and in `metrics.textfile`.
+"""Effects: the metrics of a run where others read them: in Ray's exporter, in the run's folder, and in a local file.
 
-A job that ends loses the last scrape of Ray's exporter; `metrics.prom` in the folder of the run has the final figures, and so
-has the textfile. A file that cannot be written is a warning, and never changes the result of a run.
+A job that ends loses the last scrape of Ray's exporter. `metrics.prom` in the folder of the run has the final figures, and so
+has the local file, `metrics.textfile`. A file that cannot be written is a warning, and never changes the result of a run.
 """
 
 from __future__ import annotations
