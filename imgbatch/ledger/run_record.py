@@ -93,6 +93,8 @@ class Record:
     """The number of rows of its listing, in which a tar is one row; set when the listing is written."""
     output_uri: str = ""
     """The output as the user knows it, if that is not the folder with runs/."""
+    live_facts: Callable[[], Mapping[str, Any]] | None = None
+    """Returns facts that change while the run works. It is called before each version of the record is written."""
     _beaten: float = 0.0
     _beats: int = 0
     _over: bool = False
@@ -142,7 +144,7 @@ class Record:
             stages = self.facts.get("stages", {})
             self.facts["stages"] = {**stages, stage: round(stages.get(stage, 0.0) + seconds, 3)}
 
-    def beat(self, **facts: Any) -> None:
+    def beat(self) -> None:
         """Write the record again, if HEARTBEAT_S have passed since the last time.
 
         Raises:
@@ -152,7 +154,8 @@ class Record:
         if self.claim is not None and since >= OWNER_IS_DEAD_S:
             self.claim.require_ours()
         if since >= HEARTBEAT_S:
-            self.facts |= facts
+            if self.live_facts is not None:
+                self.facts |= self.live_facts()
             self._write()
 
     def finish(self, status: str, exit_code: int, **facts: Any) -> None:

@@ -170,7 +170,7 @@ def watch(
                 return
             found, heartbeat = newer, None
             continue
-        yield Status(reading.facts, RUNNING, quiet_s, "no change for that long")
+        yield Status(reading.facts, RUNNING, quiet_s)
         sleep(interval_s)
 
 

@@ -36,12 +36,12 @@ def as_lines(
     """Yield the lines of `imgbatch status`."""
     rows = [("run", _headline(facts, state, exit_code, age_s)), ("output", masked(output))]
     if state == "running":
-        rows += [("images", images(facts)), ("rejects", rejects(facts.get("rejects")))]
+        rows += [("step", _step(facts)), ("images", images(facts)), ("rejects", rejects(facts.get("rejects")))]
     else:
         rows += [("images", _totals(facts)), ("rejects", rejects(facts.get("rejects")))]
     rows += [("work", work(facts)), ("time", stages(facts)), ("commits", _commits(facts))]
     if state in ("running", "lost") and age_s is not None:
-        rows.append(("heartbeat", f"{_ago(age_s)} ({age_of})"))
+        rows.append(("heartbeat", f"{_duration(age_s)} ago" + (f" ({age_of})" if age_of else "")))
     rows += [("error", masked(str(facts.get("error") or ""))), ("to do", _to_do(state, exit_code))]
     for name, text in rows:
         if text:
@@ -55,20 +55,22 @@ def as_line(facts: Mapping[str, Any], age_s: float | None) -> str:
     'labelling: 5 of 10 (50 %), 1 reject'
     """
     found = facts.get("rejects") or {}
-    shown = [images(facts)] + ([counted(sum(found.values()), "reject")] if isinstance(found, Mapping) and found else [])
+    shown = [images(facts) or (facts.get("step") or {}).get("text")] + (
+        [counted(sum(found.values()), "reject")] if isinstance(found, Mapping) and found else []
+    )
     text = f"{facts.get('stage') or 'running'}: {', '.join(filter(None, shown))}".rstrip(": ")
     return text if age_s is None or age_s < 30 else f"{text}; no heartbeat for {clock(age_s)}"
 
 
 def images(facts: Mapping[str, Any]) -> str:
-    """Return how far a running run is: its images, or else the progress of its step.
+    """Return how far a running run is; empty while it has no images to label.
 
     >>> images({"progress": {"done": 1508, "total": 3000, "rate": 96.2, "seconds_left": 15.5}, "counts": {"already_done": 20}})
     '1,508 of 3,000 (50 %), 96/s, about 0:15 left; 20 more were done before'
     """
     progress = facts.get("progress") or {}
     if progress.get("done") is None:
-        return str((facts.get("step") or {}).get("text") or "")
+        return ""
     done, total = progress["done"], progress.get("total")
     shown = [
         f"{done:,}" if total is None else f"{done:,} of {total:,}" + (f" ({100 * done // total} %)" if total else "")
@@ -139,6 +141,18 @@ def _headline(facts: Mapping[str, Any], state: str, exit_code: int, age_s: float
     return text + _since(lasted, "")
 
 
+def _step(facts: Mapping[str, Any]) -> str:
+    """Return what the run does now, unless that is said by its stage and its images."""
+    step = facts.get("step") or {}
+    if not step.get("name") or (step["name"] == facts.get("stage") and (facts.get("progress") or {}).get("done")):
+        return ""
+    return (
+        f"{step['name']}: {step['text']}"
+        if step.get("text")
+        else f"{step['name']} ({clock(step.get('seconds') or 0.0)})"
+    )
+
+
 def _since(lasted: float | None, of: str, age_s: float | None = None) -> str:
     return "" if lasted is None else f", {clock(lasted + (age_s or 0.0))}{of}"
 
@@ -168,10 +182,6 @@ def _to_do(state: str, exit_code: int) -> str:
     if state == "lost":
         return "look for its process and its log; run the same command again to resume"
     return next((entry.action.replace("`", "") for entry in EXIT_CODES if entry.code == exit_code), "")
-
-
-def _ago(seconds: float) -> str:
-    return f"{_duration(seconds)} ago"
 
 
 def _duration(seconds: float) -> str:

@@ -161,10 +161,12 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     live = LiveFacts(listed, committer, progress.Progress("labelling", work_plan.total))
+    record.live_facts = partial(facts_so_far, run, live)
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
             label_on_cluster(run, live, stop)
     finally:
+        record.live_facts = None
         record.facts |= facts_so_far(run, live)
         arrivals.warn_of_unpaired()
     return listed.with_streams(work_plan.found)
@@ -209,7 +211,7 @@ def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None
                         check_budget_so_far(run, live.listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
                     run.record.enter(live.stage)
-                    run.record.beat(**facts_so_far(run, live))
+                    run.record.beat()
                     if committer.arrivals.close_at_limit():
                         break
             committer.reject_lost(work.listing, dataset.TRIES)

@@ -26,7 +26,7 @@ from tests.unit.test_run_metrics import parsed
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 SCRAPING = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD = DEPLOY / "grafana" / "imgbatch.json"
-COUNT = 3_000
+COUNT = 6_000
 TORN = 30
 _PATIENCE_S = 120
 
@@ -175,6 +175,7 @@ def test_prometheus_scrapes_what_the_driver_counts(
     wait_for(lambda: prometheus.values(query)[-1:] == [COUNT - TORN])
     scraped = prometheus.values(query)
     assert scraped == sorted(scraped) and set(scraped) <= {*published, COUNT - TORN}
+    assert any(0 < value < COUNT - TORN for value in scraped), "it was scraped in the middle of the run as well"
 
     content = output.read(f"runs/{run_id}/metrics.prom")
     final = parsed(content)

@@ -196,7 +196,14 @@ def test_records_that_lack_facts_have_a_text() -> None:
     assert list(as_lines({}, "running", 0, "out", None, "")) == ["run         ? is running", "output      out"]
     assert images({"progress": {"done": 5, "total": None}}) == "5"
     assert images({"progress": {"done": 0, "total": 0}}) == "0 of 0"
-    assert images({"step": {"text": "epoch 3/10"}}) == "epoch 3/10"
+    training = {"stage": "training", "step": {"name": "training", "text": "epoch 3/10", "seconds": 9.0}}
+    assert list(as_lines(training, "running", 0, "out", 1.0, ""))[2:] == [
+        "step        training: epoch 3/10",
+        "heartbeat   1 s ago",
+    ]
+    assert as_line(training, 1.0) == "training: epoch 3/10"
+    starting = {"stage": "starting", "step": {"name": "starting Ray on this machine", "text": "", "seconds": 9.0}}
+    assert "step        starting Ray on this machine (0:09)" in as_lines(starting, "running", 0, "out", None, "")
     text = "\n".join(
         as_lines({**FACTS, "seconds": 12.5, "rejects": 3}, "succeeded", 0, "https://me:secret@host/out", None, "")
     )
