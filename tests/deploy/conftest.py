@@ -1,6 +1,6 @@
 """Real servers for the recipes in deploy/ (`make test-deploy`): one Ray head with its job server, and one S3 server.
 
-The tests run in the environment of the jobs. Orchestrators and linters are in `.venv-deploy`, and are started as commands.
+The tests run in the environment of the jobs. Orchestrators and linters are in `.venv-recipes`, and are started as commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,6 @@ from tests.weed import S3Server
 
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
-DEPLOY_BIN = ROOT / ".venv-deploy" / "bin"
-"""Programs of `tests/deploy/requirements*.txt`."""
 
 _CPUS = 2
 _STARTS = 3
@@ -41,19 +39,6 @@ def missing(what: str) -> None:
     (pytest.fail if os.environ.get("CI") else pytest.skip)(
         f"{what} is missing: see make test-deploy in CONTRIBUTING.md"
     )
-
-
-@pytest.fixture(scope="session")
-def program() -> Callable[[str], str]:
-    """Return the path of a program: from `.venv-deploy`, or else of this machine. The test is skipped where it is missing."""
-
-    def find(name: str) -> str:
-        path = shutil.which(name, path=str(DEPLOY_BIN)) or shutil.which(name)
-        if path is None:
-            missing(name)
-        return str(path)
-
-    return find
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from imgbatch.orchestration.metrics import END, EXIT_CODE, METRICS
 from imgbatch.storage.stores import Folder
 from tests.conftest import ROOT, S3Server, free_ports
 from tests.deploy.conftest import DEPLOY, RayHead
+from tests.deploy.recipes import system_program
 from tests.unit.pictures import encode, scene
 from tests.unit.test_run_metrics import parsed
 
@@ -30,17 +31,15 @@ COUNT = 6_000
 TORN = 30
 _PATIENCE_S = 120
 
-Program = Callable[[str], str]
 
-
-def test_promtool_accepts_the_rules_and_the_configuration(program: Program) -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     for command in (["rules", ALERTS], ["config", SCRAPING]):
-        done = subprocess.run([program("promtool"), "check", *command], capture_output=True, text=True)
+        done = subprocess.run([system_program("promtool"), "check", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_rule_fires_when_it_should_and_not_before(program: Program) -> None:
-    command = [program("promtool"), "test", "rules", ROOT / "tests" / "deploy" / "alerts_test.yml"]
+def test_each_rule_fires_when_it_should_and_not_before() -> None:
+    command = [system_program("promtool"), "test", "rules", ROOT / "tests" / "deploy" / "alerts_test.yml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,12 +54,12 @@ def expressions() -> list[str]:
     return queries
 
 
-def test_the_queries_of_the_dashboard_are_valid(program: Program, tmp_path: Path) -> None:
+def test_the_queries_of_the_dashboard_are_valid(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(expressions())]
     assert len(rules) > 10 and not any("$" in rule["expr"] for rule in rules)
     path = tmp_path / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-    done = subprocess.run([program("promtool"), "check", "rules", path], capture_output=True, text=True)
+    done = subprocess.run([system_program("promtool"), "check", "rules", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -96,7 +95,7 @@ class Prometheus:
 
 
 @pytest.fixture
-def prometheus(program: Program, ray_head: RayHead, tmp_path: Path) -> Iterator[Prometheus]:
+def prometheus(ray_head: RayHead, tmp_path: Path) -> Iterator[Prometheus]:
     """Run a Prometheus with the configuration and the rules of deploy/, which scrapes the Ray head every second."""
     place = tmp_path / "prometheus"
     shutil.copytree(SCRAPING.parent, place)
@@ -105,7 +104,7 @@ def prometheus(program: Program, ray_head: RayHead, tmp_path: Path) -> Iterator[
     assert "scrape_interval: 1s" in text and f"{ray_head.place}/prom_metrics" in text
     (place / "prometheus.yml").write_text(text)
     (port,) = free_ports(1)
-    command = [program("prometheus"), f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data",
+    command = [system_program("prometheus"), f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data",
                f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
     with (place / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -153,7 +152,7 @@ def published_by(job: subprocess.Popen[str], textfile: Path) -> list[float]:
 
 
 def test_prometheus_scrapes_what_the_driver_counts(
-    prometheus: Prometheus, program: Program, ray_head: RayHead, s3: S3Server, started: Callable[..., Any],
+    prometheus: Prometheus, ray_head: RayHead, s3: S3Server, started: Callable[..., Any],
     images: Path, tiny_model: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     textfile = tmp_path / "imgbatch.prom"
@@ -183,7 +182,7 @@ def test_prometheus_scrapes_what_the_driver_counts(
     assert final["imgbatch_images_total labelled"] == COUNT - TORN and final["imgbatch_rejects_total truncated"] == TORN
     assert final["imgbatch_images_listed"] == record["counts"]["listed"] == COUNT and final["imgbatch_exit_code"] == 0
     assert final["imgbatch_bytes_total"] == sum(path.stat().st_size for path in images.iterdir())
-    checked = subprocess.run([program("promtool"), "check", "metrics"], input=content, capture_output=True)
+    checked = subprocess.run([system_program("promtool"), "check", "metrics"], input=content, capture_output=True)
     assert checked.returncode == 0, checked.stderr
     require_all_exported(prometheus, run_id)
 
