@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
+
+_REPEAT_S = 5.0
 
 
 class Metric(Protocol):
@@ -43,49 +46,81 @@ class Sample(Protocol):
 
 
 class RayMetrics:
-    """Publishes samples. Ray must be connected, and the metrics last as long as this process.
+    """Publishes samples. Ray must be connected.
 
-    Ray sends them from this process to the agent of its node every 10 s (RAY_metrics_report_interval_ms).
+    Ray sends them from this process to the agent of its node every 10 s (RAY_metrics_report_interval_ms). The agent drops a
+    gauge that was not set for two of these intervals, and keeps counters until it ends (2.60).
     """
 
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
-        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        """What was added to each counter."""
+        self._gauges: list[Sample] = []
         self._failed = False
+        self._lock = threading.Lock()
 
     def publish(self, samples: Iterable[Sample]) -> None:
-        """Set all gauges, and increase all counters; a gauge that has no sample any more becomes NaN.
+        """Set all gauges, and increase all counters; a gauge that has no sample any more disappears.
 
         An error is logged once, and does not end the run.
         """
-        try:
-            before, self._values = self._values, {}
+        with self._logging_errors():
+            self._gauges.clear()
             for sample in samples:
-                key = (sample.metric.name, tuple(sorted(sample.labels.items())))
-                self._values[key] = sample.value
-                self._record(sample.metric, sample.labels, sample.value, before.get(key, 0.0))
-            for (name, labels), value in before.items():
-                if (name, labels) not in self._values and not math.isnan(value):
-                    self._forget(name, labels)
-        except Exception as error:  # noqa: BLE001 - a metric must not end a run
-            if not self._failed:
-                log.warning("the metrics could not be given to Ray: %s", error)
-            self._failed = True
+                if sample.metric.counter:
+                    self._increase(sample)
+                else:
+                    self._gauges.append(sample)
+            self._set_gauges()
 
-    def _record(self, metric: Metric, labels: Mapping[str, str], value: float, before: float) -> None:
+    @contextmanager
+    def repeating(self, interval_s: float = _REPEAT_S) -> Iterator[None]:
+        """Within the block, set the gauges to the same values every few seconds, in a thread.
+
+        Otherwise the metrics of a driver that hangs would disappear, and no alert could report its old heartbeat.
+        """
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(interval_s):
+                with self._logging_errors():
+                    self._set_gauges()
+
+        thread = threading.Thread(target=repeat, name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()  # Ray is disconnected after the block
+
+    @contextmanager
+    def _logging_errors(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001 - a metric must not end a run
+                if not self._failed:
+                    log.warning("the metrics could not be given to Ray: %s", error)
+                self._failed = True
+
+    def _increase(self, sample: Sample) -> None:
+        key = (sample.metric.name, tuple(sorted(sample.labels.items())))
+        added = sample.value - self._totals.get(key, 0.0)
+        if added > 0:
+            self._metric(sample).inc(added, dict(sample.labels))
+            self._totals[key] = sample.value
+
+    def _set_gauges(self) -> None:
+        for sample in self._gauges:
+            self._metric(sample).set(sample.value, dict(sample.labels))
+
+    def _metric(self, sample: Sample) -> Any:
         from ray.util.metrics import Counter, Gauge
 
+        metric = sample.metric
         if metric.name not in self._metrics:
             kind = Counter if metric.counter else Gauge
-            self._metrics[metric.name] = kind(metric.name, metric.help, tuple(labels))
-        if not metric.counter:
-            self._metrics[metric.name].set(value, dict(labels))
-        elif value > before:
-            self._metrics[metric.name].inc(value - before, dict(labels))
-
-    def _forget(self, name: str, labels: tuple[tuple[str, str], ...]) -> None:
-        """Set a gauge to NaN: Ray would repeat its last value until the end of the process."""
-        from ray.util.metrics import Gauge
-
-        if isinstance(self._metrics[name], Gauge):
-            self._metrics[name].set(math.nan, dict(labels))
+            self._metrics[metric.name] = kind(metric.name, metric.help, tuple(sample.labels))
+        return self._metrics[metric.name]

@@ -1,6 +1,6 @@
 """Values: the metrics of a run for Prometheus: their names and meanings, and their values from the facts of run.json.
 
-Ray's exporter and the files of `metrics_files.py` have the same metrics. Ray adds the prefix `ray_` to each name.
+Ray's exporter and the files of `metrics_export.py` have the same metrics. Ray adds the prefix `ray_` to each name.
 """
 
 from __future__ import annotations

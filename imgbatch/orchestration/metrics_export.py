@@ -53,7 +53,7 @@ def exported(verb: str, output: str) -> Iterator[Callable[[Mapping[str, Any]], N
     def publish(facts: Mapping[str, Any]) -> None:
         exporter.publish(metrics.samples(facts, verb=verb, output=masked(output)))
 
-    with run_record.on_write(publish):
+    with run_record.on_write(publish), exporter.repeating():
         yield publish
 
 

@@ -61,7 +61,7 @@ class Reading:
     @property
     def ended(self) -> bool:
         """Whether the run has recorded its end."""
-        return self.facts.get("status", RUNNING) != RUNNING
+        return bool(self.facts.get("status", RUNNING) != RUNNING)
 
     @property
     def heartbeat(self) -> Any:

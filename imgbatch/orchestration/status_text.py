@@ -54,11 +54,12 @@ def as_line(facts: Mapping[str, Any], age_s: float | None) -> str:
     >>> as_line({"stage": "labelling", "progress": {"done": 5, "total": 10}, "rejects": {"empty": 1}}, 1.0)
     'labelling: 5 of 10 (50 %), 1 reject'
     """
-    found = facts.get("rejects") or {}
-    shown = [images(facts) or (facts.get("step") or {}).get("text")] + (
-        [counted(sum(found.values()), "reject")] if isinstance(found, Mapping) and found else []
-    )
-    text = f"{facts.get('stage') or 'running'}: {', '.join(filter(None, shown))}".rstrip(": ")
+    found, step = facts.get("rejects") or {}, facts.get("step") or {}
+    shown = [images(facts) or step.get("text")]
+    if isinstance(found, Mapping) and found:
+        shown.append(counted(sum(found.values()), "reject"))
+    head = facts.get("stage") or step.get("name") or "running"
+    text = f"{head}: {', '.join(filter(None, shown))}".rstrip(": ")
     return text if age_s is None or age_s < 30 else f"{text}; no heartbeat for {clock(age_s)}"
 
 

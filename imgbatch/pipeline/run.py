@@ -192,9 +192,8 @@ def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         live.gpu_actors = plan.actors if plan.split else None
-        if (
-            committer.work_plan.streams and job.config.limit is not None
-        ):  # "the first images" is only defined if one worker reads
+        # "The first images" is only defined if one worker reads.
+        if committer.work_plan.streams and job.config.limit is not None:
             plan = replace(plan, actors=1, min_actors=1, max_actors=1)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)

@@ -32,7 +32,7 @@ ALLOWED = {
     "azure": {"storage/azure"},
     "google": {"storage/gcs"},
     "prometheus_client": {"orchestration/metrics"},
-    "requests": {"orchestration/notify", "storage/gcs"},
+    "requests": {"orchestration/notify", "orchestration/ray_jobs", "storage/gcs"},
     "rich": {"commands/demo", "terminal/live_line", "terminal/live_view"},
     "pydicom": {"decode/dicom"},
     "pillow_heif": {"decode/heic"},

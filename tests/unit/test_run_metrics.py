@@ -141,7 +141,6 @@ def test_a_textfile_that_node_exporter_would_not_read_is_refused() -> None:
 
 
 def test_metrics_that_ray_refuses_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """What Ray's exporter shows is tested in tests/deploy."""
     metric = metrics.Metric("imgbatch_test", "A test.", labels=("a",))
     exporter = RayMetrics()
     exporter.publish([metrics.Sample(metric, {"a": "b"}, 1.0)])
@@ -150,6 +149,39 @@ def test_metrics_that_ray_refuses_are_one_warning(caplog: pytest.LogCaptureFixtu
         exporter.publish([metrics.Sample(metric, {"other": "b"}, 1.0)])
     (record,) = caplog.records
     assert record.getMessage().startswith("the metrics could not be given to Ray: ")
+
+
+def test_gauges_are_set_again_while_the_driver_hangs_and_counters_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's agent drops a gauge that was not set for 20 s."""
+    from ray.util import metrics as of_ray
+
+    repeated, calls = threading.Event(), []
+
+    class Gauge(of_ray.Gauge):
+        def set(self, value: float | None, tags: dict[str, str] | None = None) -> None:
+            super().set(value, tags)
+            calls.append((self.info["name"], value))
+            if len(calls) >= 5:
+                repeated.set()
+
+    class Counter(of_ray.Counter):
+        def inc(self, value: int | float = 1.0, tags: dict[str, str] | None = None) -> None:
+            super().inc(value, tags)
+            calls.append((self.info["name"], value))
+
+    monkeypatch.setattr(of_ray, "Gauge", Gauge)
+    monkeypatch.setattr(of_ray, "Counter", Counter)
+    gauge, counter = metrics.Metric("imgbatch_gauge", "A test."), metrics.Metric("imgbatch_counter", "A test.", True)
+    exporter = RayMetrics()
+    exporter.publish([metrics.Sample(counter, {}, 3.0), metrics.Sample(gauge, {}, 7.0)])
+    with exporter.repeating(0.01):
+        assert repeated.wait(60)
+    assert calls[:2] == [("imgbatch_counter", 3.0), ("imgbatch_gauge", 7.0)] and set(calls[1:]) == {
+        ("imgbatch_gauge", 7.0)
+    }
+    number = len(calls)
+    exporter.publish([metrics.Sample(counter, {}, 5.0)])
+    assert calls[number:] == [("imgbatch_counter", 2.0)]
 
 
 class Hook(HTTPServer):

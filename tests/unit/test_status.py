@@ -172,6 +172,8 @@ def test_the_text_of_a_running_run() -> None:
         == "labelling: 1,508 of 3,000 (50 %), 96/s, about 0:15 left; 20 more were done before, 3 rejects"
     )
     assert as_line(FACTS, 70.0).endswith("; no heartbeat for 1:10")
+    first = {"step": {"name": "checking that no other run writes the output", "text": ""}}
+    assert as_line(first, 1.0) == "checking that no other run writes the output"
 
 
 def test_the_text_of_a_run_that_failed_or_is_lost() -> None:
