@@ -14,6 +14,7 @@ from imgbatch.terminal.progress import Progress
 
 _BUSY = 0.7  # actors that classify for this share of the time are the bottleneck
 _COMMITTING = 0.5  # the same for the driver
+_SETTLED_S = 30.0  # before that, the first commit alone may be most of the time
 
 
 @dataclass
@@ -70,11 +71,13 @@ def bottleneck(seconds: Mapping[str, float], gpu_actors: int | None, elapsed_s: 
     'decode'
     >>> bottleneck({"fetch": 9.0, "decode": 200.0, "classify": 50.0, "commit": 1.0}, 1, 60.0)
     'classify'
+    >>> bottleneck({"decode": 5.0, "classify": 2.0, "commit": 1.0}, None, 1.5)
+    'decode'
     """
     stages = {stage: value for stage, value in seconds.items() if stage != "commit" and value}
     if not stages:
         return None
-    if elapsed_s and seconds.get("commit", 0.0) > _COMMITTING * elapsed_s:
+    if elapsed_s >= _SETTLED_S and seconds.get("commit", 0.0) > _COMMITTING * elapsed_s:
         return "commit"
     if gpu_actors is not None and elapsed_s and len(stages) > 1:
         classify_s = stages.pop("classify", 0.0)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,7 +206,8 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     metrics = metrics_of(trained, labelled, tree)
     figures = artifacts.metrics_record(metrics)
     record.facts |= {
-        **run_record.end_facts("succeeded", 0), "way": method, "seed": job.config.train.seed,
+        **run_record.end_facts("succeeded", 0), "finished": datetime.now(UTC).isoformat(timespec="seconds"), "step": None,
+        "way": method, "seed": job.config.train.seed,
         "temperature": trained.temperature,
         "data": {
             "fingerprint": listed.fingerprint, "rejected": len(rejects), **class_counts(labelled), **resolver.public(),

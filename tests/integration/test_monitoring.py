@@ -80,9 +80,10 @@ def test_train_and_evaluate_are_recorded_and_notified(warm: Job, hook: Hook, tin
     trained = warm("train", "--input", data, "--output", model, "--base", tiny_model, *keys)
     assert trained.code == 0, trained.err
     record = json.loads((model / "training.json").read_text())
-    assert list(record["stages"]) == ["listing", "preparing", "training", "writing"]
+    assert list(record["stages"])[:3] == ["listing", "preparing", "training"] and record["stage"] == "writing"
     assert record["config"]["notify"]["url"] == "***" and "SECRET" not in (model / "training.json").read_text()
-    assert metrics_of(textfile)["imgbatch_exit_code"] == 0
+    figures = metrics_of(textfile)
+    assert figures["imgbatch_exit_code"] == 0 and figures["imgbatch_end_timestamp_seconds"] > 0
     shown = warm("status", model)
     assert shown.code == 0 and " succeeded" in shown.out.splitlines()[0], shown
 
