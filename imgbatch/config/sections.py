@@ -330,6 +330,43 @@ class RunConfig(StopConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig(Section):
+    """Metrics of a run, beside those that Ray exports."""
+
+    textfile: str | None = option(
+        None,
+        "local file that is replaced every few seconds by the metrics of the run, in Prometheus's text format; for the "
+        "textfile collector of node exporter, which reads names that end in .prom",
+    )
+
+    def validate(self) -> None:
+        """Refuse a name that node exporter would not read."""
+        if self.textfile is not None and not self.textfile.endswith(".prom"):
+            raise ConfigError(
+                f"metrics.textfile={self.textfile}: the name must end in .prom, since node exporter reads no others"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotifyConfig(Section):
+    """The notification at the end of a job. The URL is a secret."""
+
+    url: str = option(
+        str,
+        "http:// or https:// URL that gets one POST when the job ends: JSON with a text, which Slack shows, and the facts; "
+        "unset: the environment variable IMGBATCH_NOTIFY_URL, which keeps the URL out of command lines",
+    )
+    timeout_s: Annotated[float, Positive] = option(10.0, "timeout of that POST, in seconds; its failure is a warning")
+
+    def validate(self) -> None:
+        """Refuse another scheme, without repeating the URL."""
+        if self.url and not self.url.lower().startswith(("http://", "https://")):
+            raise ConfigError(
+                "notify.url must begin with http:// or https:// (its value is not shown, it may be secret)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Section):
     """The config of a classification. Equal configs and equal inputs give equal tables."""
 
@@ -351,6 +388,8 @@ class Config(Section):
     guard: GuardConfig = field(default_factory=GuardConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
     def validate(self) -> None:
         """Refuse pruning with a limit, since images beyond the limit would look deleted, and guards without their columns."""
@@ -367,6 +406,7 @@ class Config(Section):
         """Return the config as plain values with every secret masked, for `run.json` and logs."""
         plain = asdict(self)
         plain["storage"]["options"] = _shown(plain["storage"]["options"])
+        plain["notify"]["url"] = "***" if plain["notify"]["url"] else ""
         return typing.cast(dict[str, Any], json.loads(masked(json.dumps(plain, default=str))))
 
 

@@ -13,6 +13,8 @@ from imgbatch.config.sections import (
     Config,
     DecodeConfig,
     FetchConfig,
+    MetricsConfig,
+    NotifyConfig,
     OutputConfig,
     RejectsConfig,
     SourceConfig,
@@ -128,6 +130,8 @@ class Training(Section):
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: StopConfig = field(default_factory=StopConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked."""

@@ -22,6 +22,7 @@ class ActiveRun:
     record: Record
     success: SuccessMarker
     tally: Tally
+    verb: str = "classify"
 
     def withdraw_success(self) -> None:
         """Remove `_SUCCESS`, since there is work to do.

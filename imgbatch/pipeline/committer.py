@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -37,6 +38,10 @@ class Committer:
     health: StoreHealth
     commit_s: float
     clock: Callable[[], float] = time.monotonic
+    last_commit: str | None = None
+    """The time of the last commit: UTC, ISO 8601."""
+    committed: int = 0
+    """The number of rows of this run that are in the tables."""
     _buffer: list[pa.Table] = field(default_factory=list)
     _buffered_rows: int = 0
     _committed: float = 0.0
@@ -101,6 +106,8 @@ class Committer:
             started = self.clock()
             self.ledger.commit(rows, self.run_id, self.model, progress)
             self.statistics.add_seconds("commit", self.clock() - started)
+            self.committed += len(rows)
+            self.last_commit = datetime.now(UTC).isoformat(timespec="seconds")
         self._committed = self.clock()
 
     def __enter__(self) -> Committer:

@@ -48,6 +48,8 @@ class RunStatistics:
     clock: Callable[[], float] = time.monotonic
     labelled: int = 0
     rejected: int = 0
+    bytes: int = 0
+    """The sizes of these images, as far as they are known."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     """The first reject of each reason."""
@@ -73,6 +75,7 @@ class RunStatistics:
         rejects = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(rejects)
         self.rejected += len(rejects)
+        self.bytes += pc.sum(rows["size"]).as_py() or 0
         if len(rejects):
             self.reasons.update(rejects["reason"].to_pylist())
             note_examples(self.examples, rejects)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
     "ray": {
-        "engine/dataset", "engine/placement", "engine/session", "engine/shared_weights", "orchestration/ray_jobs",
+        "engine/dataset", "engine/placement", "engine/ray_metrics", "engine/session", "engine/shared_weights", "orchestration/ray_jobs",
         "training/ray_train",
     },
     "torch": {
@@ -31,7 +31,9 @@ ALLOWED = {
     "botocore": {"storage/s3"},
     "azure": {"storage/azure"},
     "google": {"storage/gcs"},
-    "rich": {"commands/demo", "terminal/live_line"},
+    "prometheus_client": {"orchestration/metrics"},
+    "requests": {"orchestration/notify", "orchestration/ray_jobs", "storage/gcs"},
+    "rich": {"commands/demo", "terminal/live_line", "terminal/live_view"},
     "pydicom": {"decode/dicom"},
     "pillow_heif": {"decode/heic"},
 }  # fmt: skip
@@ -63,6 +65,17 @@ def test_a_run_that_finds_nothing_to_do_needs_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_status_needs_neither_the_cluster_nor_the_model() -> None:
+    modules = "imgbatch.commands.status, imgbatch.orchestration.status, imgbatch.orchestration.status_text"
+    for imported, absent in (
+        ("imgbatch.commands.status", ("pyarrow", "numpy", "ray", "torch", "rich", "prometheus_client", "requests")),
+        (modules, ("ray", "torch", "timm", "openvino", "rich", "prometheus_client", "requests")),
+    ):
+        code = f"import sys; import {imported}; print([n for n in {absent!r} if n in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+        assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_verify_labels_a_sample_in_other_processes_and_needs_neither_ray_nor_torch_itself() -> None:
