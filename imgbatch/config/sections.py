@@ -223,6 +223,13 @@ class RejectsConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(Section):
+    """Pages for people."""
+
+    thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig(Section):
     """Resources of Ray, and timeouts."""
 
@@ -294,6 +301,7 @@ class Config(Section):
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

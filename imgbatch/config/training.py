@@ -15,6 +15,7 @@ from imgbatch.config.sections import (
     FetchConfig,
     OutputConfig,
     RejectsConfig,
+    ReportConfig,
     SourceConfig,
     StopConfig,
     StorageConfig,
@@ -126,6 +127,7 @@ class Training(Section):
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: StopConfig = field(default_factory=StopConfig)
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "timm": {"models/architectures", "models/builtin", "models/directory", "models/pretrained", "training/network"},
     "torchvision": {"models/architectures", "models/pretrained", "training/augment", "training/loss"},
     "openvino": {"models/runtimes/openvino_runtime"},
-    "matplotlib": {"report/figures"},
+    "jinja2": {"report/page"},
     "fsspec": {"sources/objects", "sources/recognise", "storage/fsspec_store", "storage/http"},
     "obstore": {"storage/azure", "storage/gcs", "storage/obstore_listing", "storage/obstore_store", "storage/s3"},
     "botocore": {"storage/s3"},
