@@ -117,22 +117,20 @@ def test_everything_is_reached_and_used_with_the_keyboard(browser: Any, file_of:
         assert page.evaluate("document.activeElement.id") == "main"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_improve(browser: Any, axe: str, file: Path, scheme: str) -> None:
-    """Contrast, names of controls, order of headings, and what else axe-core checks, at both widths."""
-    with opened(browser, file, color_scheme=scheme) as page:
+@pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", NARROW)], ids=["light", "dark"])
+def test_axe_finds_nothing_to_improve(browser: Any, axe: str, file: Path, scheme: str, size: dict[str, int]) -> None:
+    """Contrast, names of controls, order of headings, and what else axe-core checks."""
+    with opened(browser, file, color_scheme=scheme, viewport=size) as page:
         page.get_by_role("button", name="Open all").click()
         page.evaluate(axe)
-        for size in (WIDE, NARROW):
-            page.set_viewport_size(size)
-            found = page.evaluate("() => axe.run({exclude: ['tbody tr:nth-child(n+30)']})")  # rows are alike
-            problems = [
-                (problem["id"], problem["help"], node["html"][:120], node["failureSummary"][:200])
-                for problem in found["violations"]
-                for node in problem["nodes"][:3]
-            ]
-            assert not problems
-            assert any(check["id"] == "color-contrast" for check in found["passes"])
+        found = page.evaluate("() => axe.run({exclude: ['tbody tr:nth-child(n+30)']})")  # rows are alike
+        problems = [
+            (problem["id"], problem["help"], node["html"][:120], node["failureSummary"][:200])
+            for problem in found["violations"]
+            for node in problem["nodes"][:3]
+        ]
+        assert not problems
+        assert any(check["id"] == "color-contrast" for check in found["passes"])
 
 
 def test_a_page_fits_a_small_screen(browser: Any, file: Path) -> None:
