@@ -9,8 +9,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 BROWSER := .venv-browser
 CLIENTS := .venv-clients
 STORES  := .venv-stores
+RECIPES := .venv-recipes
 
-.PHONY: help demo test test-long test-browser test-clients test-stores check format docs fuzz bench clean
+.PHONY: help demo test test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -30,9 +31,10 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
+	$(BIN)/python -m pytest -m long -rP tests/deploy
 
 # Programs that read our tables have a separate environment: no job needs them, and Spark alone takes 500 MB.
 $(CLIENTS)/installed: tests/clients/requirements.txt constraints.txt
@@ -60,6 +62,15 @@ $(STORES)/azurite/installed: $(STORES)/installed
 
 test-stores: $(STORES)/installed $(STORES)/azurite/installed ## run on servers of S3, Google Cloud Storage and Azure
 	$(STORES)/bin/python -m pytest -m 'not long' -rs tests/stores
+
+# Dagster, SkyPilot and linters have a separate environment. The tests run in that of the jobs, and start them as commands.
+$(RECIPES)/installed: tests/deploy/recipes.txt
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-deploy: $(VENV)/test.installed $(RECIPES)/installed ## check the recipes in deploy/, and run those that can be run here
+	$(BIN)/python -m pytest -m 'not long' -rs tests/deploy
 
 # A browser opens the pages. axe-core, which checks contrast and names, comes from npm; without it these tests are skipped.
 $(BROWSER)/installed: tests/browser/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
@@ -99,4 +110,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(BROWSER) $(CLIENTS) $(STORES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BROWSER) $(CLIENTS) $(STORES) $(RECIPES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

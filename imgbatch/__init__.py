@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 # grow in steps of 4 MB as long as rows arrive (docs/LOG.md).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
+from imgbatch.config import env_file  # after the line above
+
+env_file.load(strict=False)  # in workers too: this is the first code of the package that a process runs
+
 if TYPE_CHECKING:
     from imgbatch.pipeline.evaluation_run import EvaluationSummary
     from imgbatch.pipeline.run_summary import RunSummary

@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
     "verify": "recount a finished output from its files, and check the files",
+    "submit": "run another verb as a Ray job, follow it, and exit with its exit code",
     "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",
 }
 

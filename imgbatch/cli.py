@@ -16,10 +16,11 @@ from typing import Any, NoReturn, TextIO
 import imgbatch
 from imgbatch import errors
 from imgbatch.concurrency import process
+from imgbatch.config import env_file
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
 from imgbatch.errors import ImgbatchError
-from imgbatch.orchestration import end_line
+from imgbatch.orchestration import end_line, pipes
 from imgbatch.terminal import console
 
 
@@ -38,25 +39,30 @@ _HELP_WIDTH = 120
 EXIT_CODES = exit_codes()
 
 
-def parser(description: str, epilog: str = "", *, verb: str | None = None) -> argparse.ArgumentParser:
+def parser(
+    description: str, epilog: str = "", *, verb: str | None = None, configurable: bool = True, usage: str | None = None
+) -> argparse.ArgumentParser:
     """Return a parser with the flags of all commands; from here on, stdout and stderr never raise.
 
     Args:
         verb: shown as `imgbatch VERB`, however the command was started; None: the name of the program.
+        configurable: whether the command has config keys.
+        usage: replaces the line that is made from the flags.
     """
     make_streams_safe()
     parser = _Parser(
-        prog=verb and f"imgbatch {verb}", description=description, epilog=epilog,
+        prog=verb and f"imgbatch {verb}", description=description, epilog=epilog, usage=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     common = parser.add_argument_group("options of all jobs")  # after those of the command itself
-    common.add_argument(
-        "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"
-    )
-    common.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="section.key=value",
-        help="set one config key; may be repeated",
-    )  # fmt: skip
+    if configurable:
+        common.add_argument(
+            "--config", metavar="RUN.toml", help="read config keys from this TOML file; flags and --set take precedence"
+        )
+        common.add_argument(
+            "--set", dest="settings", action="append", default=[], metavar="section.key=value",
+            help="set one config key; may be repeated",
+        )  # fmt: skip
     common.add_argument(
         "--quiet", action="store_true", help="print warnings, errors and the last line only: no log, no progress"
     )
@@ -152,7 +158,8 @@ def run(body: Callable[[], int], *, verb: str = "", quiet: bool = False, log_for
         log_format: text or json.
     """
     console.install(_own_stderr(), quiet=quiet)
-    with end_line.collecting(verb) if verb and end_line.is_wanted(log_format) else nullcontext() as end:
+    wanted = verb and end_line.is_wanted(log_format)
+    with pipes.reporting(), end_line.collecting(verb) if wanted else nullcontext() as end:
         code, message = _run(body)
         if end is not None:
             end.message = message or end.message
@@ -165,6 +172,7 @@ def _run(body: Callable[[], int]) -> tuple[int, str]:
     global _result
     _result = ""
     try:
+        env_file.load()
         return body(), _result
     except ImgbatchError as error:
         console.close()  # so that the error is the last line on the screen
@@ -211,8 +219,14 @@ def add_date(parser: argparse.ArgumentParser, where: str = "--input and --output
     )
 
 
-def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags; None: those of the process. For invalid ones argparse exits with 2, as commands do."""
+def words(argv: Sequence[str] | None) -> Sequence[str]:
+    """Return the words of the command line; None: those of the process, which is started again in UTF-8 if necessary."""
     if argv is None:
         process.restart_in_utf8_mode()
-    return parser.parse_args(argv)
+        return sys.argv[1:]
+    return argv
+
+
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags; None: those of the process. For invalid ones argparse exits with 2, as commands do."""
+    return parser.parse_args(words(argv))

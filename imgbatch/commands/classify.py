@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
+from imgbatch.config.sections import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
+    flags = cli.arguments(parser(), argv)
+    return cli.run(lambda: classify(flags), verb="classify", quiet=flags.quiet)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = cli.parser(
         "Label every image of a store with a CNN, and write the label tables back to it.\n"
         "Run the same command again to resume a run that was stopped, or to label images that are new.",
@@ -44,8 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="list the inputs, print how many images would be labelled, and write nothing",
     )
-    flags = cli.arguments(parser, argv)
-    return cli.run(lambda: classify(flags), verb="classify", quiet=flags.quiet)
+    return parser
+
+
+def read_config(flags: Any) -> Config:
+    """Return the configuration that results from the flags."""
+    return reading.load(
+        flags.config, flags.settings,
+        input=flags.input, output=flags.output, model=flags.model, limit=flags.limit, date=flags.date,
+    )  # fmt: skip
 
 
 def classify(flags: Any) -> int:
@@ -54,10 +69,7 @@ def classify(flags: Any) -> int:
     from imgbatch.pipeline.dry_run import dry_run
 
     with signals.handle_signals() as stop:
-        config = reading.load(
-            flags.config, flags.settings,
-            input=flags.input, output=flags.output, model=flags.model, limit=flags.limit, date=flags.date,
-        )  # fmt: skip
+        config = read_config(flags)
         stop.timeout_s = config.run.stop_timeout_s
         cli.result(dry_run(config) if flags.dry_run else str(run.classify(config, stop)))
     return 0

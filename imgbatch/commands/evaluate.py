@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
+from imgbatch.config.sections import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
+    flags = cli.arguments(parser(), argv)
+    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = cli.parser(
         "Label images whose class is known, and measure how good the labels are: metrics.json, predictions.parquet and\n"
         "evaluation.html. The class is the column label of a manifest or Parquet file, a tar's .cls, or else the folder\n"
@@ -36,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--labels", metavar="URI", help="an output of classify.py: score its labels without running a model"
     )
     cli.add_date(parser, "--input, --output and --labels")
-    flags = cli.arguments(parser, argv)
-    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet)
+    return parser
+
+
+def read_config(flags: Any) -> Config:
+    """Return the configuration that results from the flags."""
+    return reading.load(
+        flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, date=flags.date
+    )
 
 
 def evaluate(flags: Any) -> int:
@@ -45,9 +59,7 @@ def evaluate(flags: Any) -> int:
     from imgbatch.pipeline import evaluation_run  # after the flags: --help needs neither Arrow nor NumPy
 
     with signals.handle_signals() as stop:
-        config = reading.load(
-            flags.config, flags.settings, input=flags.input, output=flags.output, model=flags.model, date=flags.date
-        )
+        config = read_config(flags)
         stop.timeout_s = config.run.stop_timeout_s
         labels = flags.labels and reading.fill_date(flags.labels, config.date or reading.resolve_date(flags.date))
         arguments = {"model": flags.model, "against": flags.against, "split": flags.split, "labels": labels}

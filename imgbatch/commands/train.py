@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,12 @@ from imgbatch.config.training import Training
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
+    flags = cli.arguments(parser(), argv)
+    return cli.run(lambda: train(flags), verb="train", quiet=flags.quiet)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = cli.parser(
         "Train a model on labelled images and write a model directory that classify.py and timm open.\n"
         "Run the same command again to resume a run that was stopped.",
@@ -43,8 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="print the classes and splits and where they come from, and write nothing",
     )
-    flags = cli.arguments(parser, argv)
-    return cli.run(lambda: train(flags), verb="train", quiet=flags.quiet)
+    return parser
+
+
+def read_config(flags: Any) -> Training:
+    """Return the configuration that results from the flags."""
+    return load_as(
+        Training, flags.config, flags.settings,
+        input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy, date=flags.date,
+    )  # fmt: skip
 
 
 def train(flags: Any) -> int:
@@ -52,11 +66,7 @@ def train(flags: Any) -> int:
     from imgbatch.training import run  # after the flags: --help needs neither Arrow nor NumPy
 
     with signals.handle_signals() as stop:
-        config = load_as(
-            Training, flags.config, flags.settings,
-            input=flags.input, output=flags.output, base=flags.base, taxonomy=flags.taxonomy,
-            date=flags.date,
-        )  # fmt: skip
+        config = read_config(flags)
         stop.timeout_s = config.run.stop_timeout_s
         cli.result(run.dry_run(config) if flags.dry_run else str(run.train(config, stop)))
     return 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from imgbatch import cli
 from imgbatch.concurrency import signals
 from imgbatch.config import reading
+from imgbatch.config.sections import Config
 
 _CODES = """\
 exit codes:
@@ -23,6 +25,12 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
+    flags = cli.arguments(parser(), argv)
+    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = cli.parser(
         "Recount a finished output from its files: each listed image is in exactly one row of labels or\n"
         "rejects, no image has two rows, and the counts are those of _SUCCESS. Checks the files for parts of\n"
@@ -41,8 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=int, metavar="S", help="seed of the sample, to draw the same one again; unset: random"
     )
     cli.add_date(parser, "OUTPUT")
-    flags = cli.arguments(parser, argv)
-    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet)
+    return parser
+
+
+def read_config(flags: Any) -> Config:
+    """Return the configuration that results from the flags."""
+    return reading.load(flags.config, flags.settings, model=flags.model)
 
 
 def verify(flags: Any) -> int:
@@ -50,7 +62,7 @@ def verify(flags: Any) -> int:
     from imgbatch.verification import run  # after the flags: --help needs neither Arrow nor NumPy
 
     with signals.handle_signals():
-        config = reading.load(flags.config, flags.settings, model=flags.model)
+        config = read_config(flags)
         arguments = {"sample": flags.sample, "model": flags.model, "seed": flags.seed}
         output = reading.fill_date(flags.output, reading.resolve_date(flags.date))
         cli.result(str(run.verify(output, config, **arguments)))

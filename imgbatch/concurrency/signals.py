@@ -41,6 +41,7 @@ class StopRequest:
         self.timeout_s: float = math.inf
         """Set to `run.stop_timeout_s` when the config has been read."""
         self._on_timeout: Callable[[int], object] | None = None
+        self._on_request: Callable[[int], object] | None = None
         self._signals: tuple[signal.Signals, ...] = ()
         self._requested_at: float | None = None
 
@@ -68,6 +69,15 @@ class StopRequest:
             yield
         finally:
             self._on_timeout = None
+
+    @contextmanager
+    def on_request(self, call: Callable[[int], object]) -> Iterator[None]:
+        """Within the block, have `call` made at once when the first signal arrives, in another thread, with its number."""
+        self._on_request = call
+        try:
+            yield
+        finally:
+            self._on_request = None
 
     @contextmanager
     def reinstall_after_ray(self) -> Iterator[None]:
@@ -99,6 +109,8 @@ class StopRequest:
                 exit_immediately(exit_code_of_signal(signum))
             return
         self.signum, self._requested_at = self.signum or signum, time.monotonic()
+        if self._on_request is not None:
+            self._on_request(self.signum)
         threading.Thread(target=self._enforce_timeout, name="limit of the orderly stop", daemon=True).start()
 
     def _enforce_timeout(self) -> None:

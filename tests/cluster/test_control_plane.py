@@ -131,7 +131,7 @@ def require_end(process: subprocess.Popen[str], output: Path, code: int, said: s
     """Require that a run ends with this code, says so in its record, and leaves no process behind; return the record."""
     _, err = process.communicate(timeout=200)
     assert process.returncode == code, err
-    assert "Traceback" not in err and "SIGTERM received" not in err
+    assert "Traceback" not in err and "SIGTERM received" not in err, err
     assert said in err.rstrip().splitlines()[-1], err
     (record,) = tables.runs(output)
     assert (record["status"], record["exit_code"]) == ("failed" if code == 3 else "interrupted", code)

@@ -80,7 +80,7 @@ SAFEGUARDS: dict[str, tuple[Any, str, Any]] = {
     "a replacement is conditional": (Memory, "replace", lambda self, path, data, tag: self.put(path, data)),
     "the old row of a changed image is removed first": (Ledger, "_remove_stale", lambda self, keys: None),
     "what a dead run was rewriting is fenced": (commit_log.Log, "fence", lambda self, fingerprint: None),
-    "seals": (Ledger, "seal", lambda self, run_id: None),
+    "seals": (Ledger, "seal", lambda self, run_id, carried=None: None),
     "a second driver is refused": (claims, "_require_dead", lambda *arguments: None),
     "missing numbers are filled": (Ledger, "fill_gaps", lambda self, run_id: None),
     "fingerprints are compared": (ledger, "require_same", lambda theirs, ours, where: None),

@@ -218,7 +218,8 @@ class World:
         before = self.input.listed, self.input.notes
         self.input.listed, self.input.notes = dict(self.images), self.noted()
         flags = Namespace(
-            config=None, settings=given, input=inputs, output=self.output, model="shades", limit=limit, dry_run=False
+            config=None, settings=given, input=inputs, output=self.output, model="shades", date=None, limit=limit,
+            dry_run=False,
         )  # fmt: skip
         self.alive.add(driver.number)
         self.drivers.append(driver)

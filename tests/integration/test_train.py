@@ -254,7 +254,7 @@ def test_finetuning_on_ray_train_from_a_tar_into_a_store(
     data, env = tmp_path / "shard.tar", s3.environment
     ended = warm("train", "--input", data, "--output", output, *base, *more, env=env)
     assert ended.code == 0, ended.err
-    assert re.search(r"learn epoch 1/1: loss [\d.]+, accuracy [\d.]+ %, \d+ images/s; held out: loss", ended.err)
+    assert re.search(r"learn epoch 1/1: loss [\d.]+, accuracy [\d.]+ %, [\d.,]+ images/s; held out: loss", ended.err)
     place = Folder(s3.stores(), output)
     assert "config.json" in place.names() and not [name for name in place.names() if name.startswith("_training")]
     assert json.loads(place.read("training.json"))["data"]["classes"] == dict.fromkeys(COLOURS, 5)
