@@ -11,7 +11,7 @@ from imgbatch.evaluation.examples import Examples, Ints, Pair, PairExamples, pai
 from imgbatch.evaluation.metrics import Confusion
 from imgbatch.evaluation.scores import Scores
 from imgbatch.report import figures
-from imgbatch.report.parts import Figure, Shown, Table, Thumbnail, percent, short
+from imgbatch.report.parts import Card, Figure, Shown, Table, Thumbnail, percent, short
 from imgbatch.terminal.plurals import counted, plural
 
 MAX_DRAWN = 100
@@ -22,20 +22,12 @@ _PAIRS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class ShownPair:
-    """Two confused classes, with up to three pictures side by side."""
-
-    title: str
-    text: str
-    thumbnails: tuple[Thumbnail, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ConfusedClasses:
     """What a page shows of wrong labels; without a wrong label only a sentence."""
 
     lead: str
-    pairs: tuple[ShownPair, ...]
+    pairs: tuple[Card, ...]
+    """Two confused classes each, with three pictures."""
     table: Table | None
     figures: tuple[Figure, ...]
     matrix: Figure | None
@@ -95,7 +87,7 @@ def confident_errors(
 
 def _shown_pair(
     examples: PairExamples, labels: Sequence[str], support: Sequence[int], scores: Scores, images: Mapping[int, Shown]
-) -> ShownPair:
+) -> Card:
     pair = examples.pair
     first, second = short(labels[pair.first], 60), short(labels[pair.second], 60)
     parts = []
@@ -115,7 +107,7 @@ def _shown_pair(
         return images[of_class].thumbnail(name, f"labelled right {scores.score[of_class]:.2f}")
 
     thumbnails = (right(examples.first, first), confused, right(examples.second, second))
-    return ShownPair(f"{first} and {second}", f"{'; '.join(parts)}.", thumbnails)
+    return Card(f"{first} and {second}", f"{'; '.join(parts)}.", thumbnails)
 
 
 def _table(pairs: Sequence[Pair], labels: Sequence[str], support: Sequence[int]) -> Table:

@@ -11,14 +11,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str | Template, **values: Any) -> str:
     """Return a page.
 
     Args:
-        template: a file in `report/templates`.
+        template: a file in `report/templates`, or a template of `environment`.
         values: what it shows; all texts are escaped.
     """
     style, script = _asset("page.css"), _asset("page.js")
@@ -26,11 +26,12 @@ def render(template: str, **values: Any) -> str:
     # Nothing is loaded, and no other script runs, even if a name could break out of its place.
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     assets = {"style": style, "script": script, "policy": policy}
-    return _environment().get_template(template).render(**assets, **values)
+    return environment().get_template(template).render(**assets, **values)
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the environment of all templates: texts are escaped, and a value that is missing is an error."""
     return Environment(
         loader=PackageLoader("imgbatch.report"),
         autoescape=True,

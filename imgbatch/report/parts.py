@@ -1,11 +1,12 @@
-"""Values: the parts of a page, which templates show: tables, figures, key figures and thumbnails."""
+"""Values: the parts of a page, which the macros of `parts.html` show: tables, figures, cards, thumbnails and others."""
 
 from __future__ import annotations
 
 import base64
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 _WIDTH = 90  # characters
 _TAIL = 24
@@ -93,6 +94,8 @@ class Thumbnail:
     reason: str
     """What the placeholder says where there is no picture; empty: there is no placeholder."""
     uri: str
+    command: str = ""
+    """A command that tells more of the image."""
 
     @classmethod
     def of(cls, title: str, lines: Iterable[str], uri: str, picture: Picture | None) -> Thumbnail:
@@ -165,9 +168,9 @@ class Shown:
     picture: Picture | None
     """None: pictures are not shown on the page, by `report.thumbnails`."""
 
-    def thumbnail(self, title: str, *lines: str) -> Thumbnail:
+    def thumbnail(self, title: str, *lines: str, command: str = "") -> Thumbnail:
         """Return its thumbnail."""
-        return Thumbnail.of(title, lines, self.uri, self.picture)
+        return replace(Thumbnail.of(title, lines, self.uri, self.picture), command=command)
 
 
 def shown(
@@ -182,6 +185,37 @@ def shown(
         return {number: Shown(uri, None) for number, uri in zip(numbers, uris, strict=True)}
     rows = zip(numbers, uris, pictures, strict=True)
     return {number: Shown(uri, Picture(webp, reason)) for number, uri, (webp, reason) in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A box with a title, a sentence and pictures side by side."""
+
+    title: str
+    text: str
+    thumbnails: tuple[Thumbnail, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line to copy, and what it does."""
+
+    purpose: str
+    line: str
+
+
+State = Literal["plain", "good", "warning", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The conclusion of a page: what a reader knows after one sentence, and what is to be done."""
+
+    text: str
+    state: State = "plain"
+    word: str = ""
+    """The state in a word, such as "succeeded"; a colour alone says nothing to some readers and on paper."""
+    to_do: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ from imgbatch.report.confused_classes import ConfusedClasses, confident_errors, 
 from imgbatch.report.data_problems import DoubtfulLabels, SmallClasses
 from imgbatch.report.page import render
 from imgbatch.report.parts import (
+    Card,
     Figure,
     KeyFigure,
     Notice,
     Picture,
     Shown,
     Table,
-    Thumbnail,
+    Verdict,
     interval,
     percent,
     percent_with_interval,
@@ -93,7 +94,7 @@ def page(
         title=f"Training of {name}",
         kind="Training",
         heading=short(name),
-        verdict=_verdict(facts, labels, held_out),
+        verdict=Verdict(_verdict(facts, labels, held_out)),
         facts=facts,
         notices=[_held_out_notice(facts)],
         key_figures=_key_figures(facts),
@@ -193,11 +194,12 @@ def _near_duplicates(facts: Mapping[str, Any], found: NearDuplicates | None, ima
             f"None of {counted(found.compared, 'held-out image')} is almost equal to a training image (cosine similarity of "
             f"their features of {record['threshold']:g} or more)."
         )
-    pairs: list[tuple[Thumbnail, Thumbnail]] = []
+    pairs: list[Card] = []
     for at in range(min(_DUPLICATES, count)):
         held_out, training = images[int(found.held_out[at])], images[int(found.trained[at])]
         similarity = f"similarity {found.similarity[at]:.3f}"
-        pairs.append((held_out.thumbnail("Held out", similarity), training.thumbnail("Training", similarity)))
+        both = held_out.thumbnail("Held out", similarity), training.thumbnail("Training", similarity)
+        pairs.append(Card("", "", both))
     rows = [(pair["held_out"], pair["trained"], f"{pair['similarity']:.3f}") for pair in record["pairs"]]
     table = Table.of("near duplicates", ["held-out image", "training image", "#similarity"], rows, total=count)
     return {"text": text, "pairs": pairs, "table": table if count else None}

@@ -16,7 +16,8 @@ from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.report.evaluation import page
-from imgbatch.report.parts import Picture, Shown
+from imgbatch.report.page import environment, render
+from imgbatch.report.parts import Card, Command, KeyFigure, Notice, Picture, Shown, Table, Verdict
 from imgbatch.training import page as training_page
 from imgbatch.training.held_out import HeldOut
 from imgbatch.training.near_duplicates import near_duplicates
@@ -133,6 +134,39 @@ def _shown(numbers: Sequence[int]) -> dict[int, Shown]:
     pictures = [Picture(webp=encode(scene(60, 40, seed=number), "WEBP")) for number in range(6)]
     pictures.append(Picture(reason="vanished"))
     return {number: Shown(f"s3://bucket/{SCRIPT}/{number}.jpg", pictures[number % 7]) for number in numbers}
+
+
+COMPONENTS = """
+{% extends "page.html" %}
+{% set anchors = [("first", "First")] %}
+{% block main %}
+{% for each in verdicts %}{{ parts.verdict(each) }}{% endfor %}
+{{ parts.notices(notices) }}
+{% call parts.section("first", "First", "A lead.") %}
+{{ parts.key_figures(figures) }}
+{{ parts.cards(cards) }}
+{{ parts.table(table, is_filtered=True) }}
+{{ parts.commands(commands) }}
+{% endcall %}
+{% endblock %}
+"""
+
+
+def components() -> str:
+    """Return a page of the components that a page may use, in all of their states."""
+    images = _shown([*range(7)])
+    thumbnails = tuple(images[number].thumbnail(SCRIPT, MODEL, command=f"explain '{SCRIPT}'") for number in images)
+    return render(
+        environment().from_string(COMPONENTS),
+        title="Components", kind="Components", heading="Components", verdict=Verdict("No state."),
+        verdicts=[Verdict(SCRIPT, "good", "succeeded"), Verdict("Look.", "warning", "held back", (SCRIPT, "Do this."))]
+        + [Verdict("Nothing was written.", "bad", "failed", ("Do that.",))],
+        notices=[Notice("A note.", SCRIPT), Notice("A warning.", SCRIPT, is_warning=True)],
+        figures=[KeyFigure("images", "5,000", "4,990 yesterday"), KeyFigure(SCRIPT, "1")],
+        cards=[Card("A card", "With pictures.", thumbnails[:3]), Card("Without", SCRIPT), Card("", "", thumbnails[3:])],
+        table=Table.of("labels", ["label", "#images"], [(f"label {number}", number) for number in range(60)]),
+        commands=[Command("Explain an image", "imgbatch explain OUTPUT " + "x" * 200), Command("Run again", SCRIPT)],
+    )  # fmt: skip
 
 
 GENERATED = {

@@ -180,4 +180,4 @@ def test_names_with_markup_are_texts(browser: Any, file_of: Callable[[str], Path
 def test_a_thousand_classes_have_a_row_each(browser: Any, file_of: Callable[[str], Path]) -> None:
     with opened(browser, file_of("large evaluation")) as page:
         assert page.locator("#classes [data-filter] tbody tr").count() == 1_000
-        assert page.locator(".pairs > li").count() == 8
+        assert page.locator(".cards > li").count() == 8
