@@ -40,7 +40,7 @@ class PairExamples:
 
     pair: Pair
     first: int | None
-    """An image of the first class with the right label; None: there is none."""
+    """An image of the first class: with the right label if there is one; None: the class has no other image."""
     confused: int
     """An image of one class that is labelled as the other one."""
     second: int | None
@@ -94,17 +94,18 @@ def examples(scores: Scores, confusion: Confusion) -> Examples:
     by_score = np.argsort(-scores.score, kind="stable")
     wrong = by_score[~scores.right[by_score]]
     right = by_score[scores.right[by_score]]
-    best = _first_of_each(scores.label[right], right)
+    of_class = np.concatenate([right, wrong])  # right labels first
     low, high = np.minimum(scores.truth, scores.label)[wrong], np.maximum(scores.truth, scores.label)[wrong]
     confused = _first_of_each(low.astype(np.int64) * confusion.classes + high, wrong)
     pairs = pairs_of(confusion)
-    chosen = tuple(
-        PairExamples(
-            pair, best.get(pair.first), confused[pair.first * confusion.classes + pair.second], best.get(pair.second)
-        )
-        for pair in pairs[:PAIRS]
-    )
-    return Examples(chosen, wrong[:ERRORS], Doubtful(_doubtful(scores, wrong), _swapped(pairs, confusion)))
+    chosen = []
+    for pair in pairs[:PAIRS]:
+        shown = confused[pair.first * confusion.classes + pair.second]
+        others = of_class[of_class != shown]
+        best = [others[scores.truth[others] == number][:1].tolist() for number in (pair.first, pair.second)]
+        first, second = (found[0] if found else None for found in best)
+        chosen.append(PairExamples(pair, first, shown, second))
+    return Examples(tuple(chosen), wrong[:ERRORS], Doubtful(_doubtful(scores, wrong), _swapped(pairs, confusion)))
 
 
 def _first_of_each(keys: Ints, images: Ints) -> dict[int, int]:

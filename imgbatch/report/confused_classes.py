@@ -55,12 +55,11 @@ class ConfusedClasses:
         wrong, of_shown = sum(pair.count for pair in pairs), sum(pair.count for pair in pairs[: len(examples.pairs)])
         lead = (
             f"{counted(wrong, 'label')} of {n:,} {plural(wrong, 'is', 'are')} wrong, in {counted(len(pairs), 'pair')} "
-            f"of classes. The {len(examples.pairs)} pairs below have {percent(of_shown / wrong, 0)} of the wrong labels."
+            f"of classes. The {len(examples.pairs)} pairs below have {percent(of_shown / wrong, 0)} of the wrong labels. "
+            "The number after a label is its score."
         )
         shown = tuple(_shown_pair(each, labels, support, scores, images) for each in examples.pairs)
-        return cls(
-            lead, shown, _table(pairs, labels, support), (_small_matrix(pairs, labels, support, confusion),), matrix
-        )
+        return cls(lead, shown, _table(pairs, labels), (_small_matrix(pairs, labels, support, confusion),), matrix)
 
 
 def worst_pair(labels: Sequence[str], examples: Examples) -> str:
@@ -98,27 +97,26 @@ def _shown_pair(
         if count:
             parts.append(f"{count:,} of {total:,} “{truth}” {plural(count, 'is', 'are')} labelled “{label}”")
     number = examples.confused
-    truth, label = short(labels[scores.truth[number]], 60), short(labels[scores.label[number]], 60)
-    confused = images[number].thumbnail("Confused", f"is {truth}", f"labelled {label} {scores.score[number]:.2f}")
 
-    def right(of_class: int | None, name: str) -> Thumbnail:
-        if of_class is None:
-            return Thumbnail(name, (), "", "no image of this class has the right label", "")
-        return images[of_class].thumbnail(name, f"labelled right {scores.score[of_class]:.2f}")
+    def labelled(number: int) -> str:
+        name = "right" if scores.right[number] else short(labels[scores.label[number]], 60)
+        return f"labelled {name} {scores.score[number]:.2f}"
 
-    thumbnails = (right(examples.first, first), confused, right(examples.second, second))
+    def other(number: int | None, name: str) -> Thumbnail:
+        if number is None:
+            return Thumbnail(name, (), "", "no other image of this class", "")
+        return images[number].thumbnail(name, labelled(number))
+
+    confused = images[number].thumbnail("Confused", f"is {short(labels[scores.truth[number]], 60)}", labelled(number))
+    thumbnails = (other(examples.first, first), confused, other(examples.second, second))
     return Card(f"{first} and {second}", f"{'; '.join(parts)}.", thumbnails)
 
 
-def _table(pairs: Sequence[Pair], labels: Sequence[str], support: Sequence[int]) -> Table:
+def _table(pairs: Sequence[Pair], labels: Sequence[str]) -> Table:
     rows = []
     for pair in pairs[:_PAIRS]:
-        both = support[pair.first] + support[pair.second]
-        rows.append((
-            labels[pair.first], labels[pair.second], pair.count, pair.first_as_second, pair.second_as_first,
-            percent(pair.count / both),
-        ))  # fmt: skip
-    head = ["class A", "class B", "#confused", "#A as B", "#B as A", "#share"]
+        rows.append((labels[pair.first], labels[pair.second], pair.count, pair.first_as_second, pair.second_as_first))
+    head = ["class A", "class B", "#confused", "#A as B", "#B as A"]
     return Table.of("confused pairs of classes", head, rows, total=len(pairs))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from imgbatch.evaluation.examples import DOUBTFUL, Examples
@@ -21,6 +21,8 @@ class DoubtfulLabels:
     text: str
     thumbnails: tuple[Thumbnail, ...]
     swapped: Table | None
+    to_do: tuple[str, ...]
+    """What a reader should do about them."""
 
     @classmethod
     def of(
@@ -52,7 +54,15 @@ class DoubtfulLabels:
             for pair in doubtful.swapped
         ]
         head = ["class A", "class B", "#A labelled B", "#B labelled A"]
-        return cls(text, thumbnails, Table.of("classes with swapped labels", head, rows) if rows else None)
+        table = Table.of("classes with swapped labels", head, rows) if rows else None
+        return cls(text, thumbnails, table, tuple(_to_do(count, len(rows))))
+
+
+def _to_do(doubtful: int, swapped: int) -> Iterator[str]:
+    if doubtful:
+        yield f"Check {counted(doubtful, 'label')} that may be wrong."
+    if swapped:
+        yield f"Check {counted(swapped, 'pair')} of classes whose labels look swapped."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ class SmallClasses:
 
     text: str
     table: Table | None
+    count: int
 
     @classmethod
     def of(cls, counts: Sequence[tuple[str, int]], kind: str, consequence: str, few: int = FEW) -> SmallClasses:
@@ -73,9 +84,9 @@ class SmallClasses:
         """
         small = sorted((row for row in counts if row[1] < few), key=lambda row: (row[1], row[0]))
         if not small:
-            return cls(f"Each class has {few} or more {kind}.", None)
+            return cls(f"Each class has {few} or more {kind}.", None, 0)
         text = (
             f"{len(small):,} of {counted(len(counts), 'class', 'classes')} {plural(len(small), 'has', 'have')} fewer than "
             f"{few} {kind}: {consequence}."
         )
-        return cls(text, Table.of("classes with few images", ["class", f"#{kind}"], small))
+        return cls(text, Table.of("classes with few images", ["class", f"#{kind}"], small), len(small))

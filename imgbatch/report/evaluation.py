@@ -52,12 +52,13 @@ def page(
         curves = {"after temperature": metrics.calibration, "before": metrics.calibration_before}
     used = np.flatnonzero(support)
     counts = [(labels[number], int(support[number])) for number in used]
+    doubtful = DoubtfulLabels.of(labels, scores, examples, images)
     return render(
         "evaluation.html",
         title=f"Evaluation of {ours.model.name}",
         kind="Evaluation",
         heading=_short_name(ours),
-        verdict=Verdict(_verdict(ours, examples)),
+        verdict=Verdict(_verdict(ours, examples), to_do=doubtful.to_do),
         model=ours.model,
         images_and_classes=f"{counted(metrics.n, 'image')}, {len(used):,} of {counted(len(labels), 'class', 'classes')}",
         notices=_training_notices(ours, other),
@@ -70,7 +71,7 @@ def page(
         confused=ConfusedClasses.of(labels, scores, metrics.confusion, examples, images),
         errors=confident_errors(labels, scores, examples, images),
         number_of_errors=int(np.count_nonzero(~scores.right)),
-        doubtful=DoubtfulLabels.of(labels, scores, examples, images),
+        doubtful=doubtful,
         small=SmallClasses.of(counts, "images here", "their figures are uncertain"),
         by_f1=figures.classes_by_f1(metrics.per_class.f1[used]),
         classes=_classes(ours),
@@ -131,7 +132,7 @@ def _key_figures(ours: Evaluation) -> list[KeyFigure]:
         *(KeyFigure(name, percent(value.value), interval(value.low, value.high)) for name, value in estimates),
         KeyFigure("macro F1", percent(per_class.macro(per_class.f1)), "mean over classes"),
         KeyFigure("mean recall of classes", percent(per_class.macro(per_class.recall)), "balanced accuracy"),
-        KeyFigure("calibration error (ECE)", f"{ece.value:.3f}", f"{ece.low:.3f} to {ece.high:.3f}"),
+        KeyFigure("calibration error", f"{ece.value:.3f}", f"ECE; {ece.low:.3f} to {ece.high:.3f}"),
     ]
 
 

@@ -14,6 +14,8 @@ from imgbatch.report.svg import WIDTH, Axis, Drawing, Plot
 from imgbatch.terminal.plurals import counted, plural
 
 _TARGET = 0.95
+_SMALL = 0.03
+"""Strengths of L2 whose losses differ by less than this proportion are equally good."""
 _WIDE = 1_060
 """Width of a figure that needs the width of a page, in CSS pixels."""
 
@@ -56,7 +58,7 @@ def reliability(curves: Mapping[str, Calibration], accuracy: Estimate) -> Figure
     ]
     return Figure(
         "Reliability", conclusion, drawing.svg(), Table.of("bins of scores", head, rows),
-        (*legend, Series("ideal", 2), Series("images: right", 3), Series("wrong", 4)),
+        (*legend, Series("ideal", 2), Series("images: right", 3), Series("wrong (on top)", 4)),
     )  # fmt: skip
 
 
@@ -139,8 +141,9 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> list[Figure]:
         if not lines:
             continue
         values = [value for points in lines.values() for _, value in points]
-        y = Axis.of_values(name, values) if name == "loss" else Axis.of_proportions(name, max(0.0, min(values) - 0.02))
-        conclusion = _learning_in_words(name, lines, "L2" if is_l2 else "epoch")
+        low, high = max(0.0, min(values) - 0.05), min(1.0, max(values) + 0.05)
+        y = Axis.of_values(name, values) if name == "loss" else Axis.of_proportions(name, low, high)
+        conclusion = _strengths_in_words(name, curve) if is_l2 else _epochs_in_words(name, lines)
         drawing = Drawing(f"The {name} by {'L2' if is_l2 else 'epoch'}. {conclusion}")
         plot = Plot(drawing, axis, y)
         plot.axes()
@@ -154,16 +157,35 @@ def learning(curve: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return drawn
 
 
-def _learning_in_words(name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str) -> str:
+def _strengths_in_words(name: str, curve: Sequence[Mapping[str, Any]]) -> str:
+    """Return what follows from the points of all strengths of L2: that with the lowest loss is selected."""
+    selected = min(curve, key=lambda point: point["held_out_loss"])
+    best = max(curve, key=lambda point: point["held_out_accuracy"])
+    accuracy, highest = selected["held_out_accuracy"], best["held_out_accuracy"]
+    if name == "accuracy":
+        text = f"With the selected L2, {selected['l2']:g}, {accuracy:.1%} of the held-out images are labelled right"
+        return f"{text}; the best is {highest:.1%}, with {best['l2']:g}." if highest > accuracy else f"{text}."
+    loss, l2 = selected["held_out_loss"], [point["l2"] for point in curve]
+    text = f"An L2 of {selected['l2']:g} is selected: it has the lowest loss on held-out images, {loss:.3f}."
+    if len(l2) == 1:
+        return f"The L2 of {l2[0]:g} was given; the loss on held-out images is {loss:.3f}."
+    if selected["l2"] in (min(l2), max(l2)):
+        which, other = ("weakest", "lower") if selected["l2"] == min(l2) else ("strongest", "higher")
+        return f"{text} It is the {which} that was tried: a {other} train.l2 might be better."
+    spread = max(point["held_out_loss"] for point in curve) - loss
+    return f"{text} The strength matters little here." if spread < _SMALL * loss else text
+
+
+def _epochs_in_words(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     best = min if name == "loss" else max
     if "held-out images" not in lines:
         at, value = lines["training images"][-1]
-        return f"At {x} {at:g} the {name} on training images is {value:.3f}. No image was held out."
+        return f"At epoch {at:g} the {name} on training images is {value:.3f}. No image was held out."
     held_out = lines["held-out images"]
     at, value = best(held_out, key=lambda point: point[1])
     shown = f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
-    text = f"The best {name} on held-out images is {shown}, at {x} {at:g}"
-    if x == "epoch" and at == held_out[-1][0] and len(held_out) > 1:
+    text = f"The best {name} on held-out images is {shown}, at epoch {at:g}"
+    if len(held_out) > 1 and at == held_out[-1][0]:
         return f"{text}, the last one: more epochs might improve it further."
     return f"{text}."
 

@@ -28,18 +28,16 @@ class Axis:
     is_log: bool = False
 
     @classmethod
-    def of_proportions(cls, name: str, low: float = 0.0) -> Axis:
-        """Return an axis from `low`, rounded down to a tick, to 100 %.
+    def of_proportions(cls, name: str, low: float = 0.0, high: float = 1.0) -> Axis:
+        """Return an axis from `low`, rounded down to a tick, to `high`, rounded up.
 
         >>> [text for _, text in Axis.of_proportions("accuracy", 0.83).ticks]
         ['80%', '85%', '90%', '95%', '100%']
         """
-        span = 1 - low
-        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if span / step <= 6)
-        first = math.floor(low / step + 1e-9)
-        count = round(1 / step)
-        ticks = tuple((number * step, f"{number * step:.0%}") for number in range(first, count + 1))
-        return cls(name, first * step, 1.0, ticks)
+        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 6)
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        ticks = tuple((number * step, f"{number * step:.0%}") for number in range(first, last + 1))
+        return cls(name, first * step, last * step, ticks)
 
     @classmethod
     def of_counts(cls, name: str, highest: float) -> Axis:
@@ -59,16 +57,22 @@ class Axis:
 
     @classmethod
     def of_values(cls, name: str, values: Sequence[float]) -> Axis:
-        """Return an axis that includes all values and 0.
+        """Return an axis that includes all values; it begins at 0 unless they are close to each other.
 
         >>> [text for _, text in Axis.of_values("loss", [0.4, 1.3]).ticks]
         ['0', '0.5', '1', '1.5']
+        >>> [text for _, text in Axis.of_values("loss", [0.93, 0.94]).ticks]
+        ['0.8', '0.85', '0.9', '0.95', '1']
         """
-        raw = max(*values, 1e-6) / 4
+        lowest, highest = min(values), max(*values, 1e-6)
+        close = lowest > 0.6 * highest
+        low, high = (lowest - 0.1 * highest, highest + 0.02 * highest) if close else (0.0, highest)
+        raw = (high - low) / 4
         scale = 10 ** math.floor(math.log10(raw))
         step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= raw)
-        count = math.ceil(max(values) / step - 1e-9)
-        return cls(name, 0, step * count, tuple((number * step, f"{number * step:g}") for number in range(count + 1)))
+        numbers = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
+        ticks = tuple((number * step, f"{number * step:g}") for number in numbers)
+        return cls(name, ticks[0][0], ticks[-1][0], ticks)
 
     @classmethod
     def of_numbers(cls, name: str, count: int) -> Axis:

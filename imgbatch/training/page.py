@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,19 +89,21 @@ def page(
     name = facts["config"]["output"].rstrip("/").rpartition("/")[2]
     by_score = {number: images[row] for number, row in enumerate(trained.held_out.tolist()) if row in images}
     counts = [(label, count.get("train", 0)) for label, count in facts["data"]["classes_by_split"].items()]
+    small = SmallClasses.of(counts, "images to train on", "they may be learned badly", _FEW)
+    sections = _sections(labels, held_out, by_score) if held_out is not None else None
     return render(
         "training.html",
         title=f"Training of {name}",
         kind="Training",
         heading=short(name),
-        verdict=Verdict(_verdict(facts, labels, held_out)),
+        verdict=Verdict(_verdict(facts, labels, held_out), to_do=tuple(_to_do(trained, sections, small))),
         facts=facts,
         notices=[_held_out_notice(facts)],
         key_figures=_key_figures(facts),
         learning=figures.learning(facts["curve"]) if facts["curve"] else [],
-        held_out=_sections(labels, held_out, by_score) if held_out is not None else None,
+        held_out=sections,
         duplicates=_near_duplicates(facts, trained.near_duplicates, images),
-        small=SmallClasses.of(counts, "images to train on", "they may be learned badly", _FEW),
+        small=small,
         origins=_origins(facts["data"]),
         unlabelled=_count_of_images(facts["data"]["unlabelled"]),
         rejected=_count_of_images(facts["data"]["rejected"]),
@@ -125,6 +127,16 @@ def _verdict(facts: Mapping[str, Any], labels: Sequence[str], held_out: HeldOut 
     )
 
 
+def _to_do(trained: Trained, sections: Mapping[str, Any] | None, small: SmallClasses) -> Iterator[str]:
+    """Yield what a reader should do about the data."""
+    if sections is not None:
+        yield from sections["doubtful"].to_do
+    if trained.near_duplicates is not None and (count := len(trained.near_duplicates.held_out)):
+        yield f"Keep near duplicates in one split: {counted(count, 'held-out image')} {plural(count, 'has', 'have')} one."
+    if small.count:
+        yield f"Add images of {counted(small.count, 'class', 'classes')} with fewer than {_FEW}."
+
+
 def _held_out_notice(facts: Mapping[str, Any]) -> Notice:
     n = facts["metrics"]["n"]
     if not n:
@@ -139,9 +151,9 @@ def _held_out_notice(facts: Mapping[str, Any]) -> Notice:
 
 def _key_figures(facts: Mapping[str, Any]) -> list[KeyFigure]:
     metrics = facts["metrics"]
-    method = [KeyFigure("method", facts["way"], f"from {short(facts['base']['name'], 40)}")]
+    method = KeyFigure("method", facts["way"], f"from {short(facts['base']['name'], 40)}")
     if not metrics["n"]:
-        return method
+        return [method]
     found = [KeyFigure("top-1", percent(metrics["top1"]), interval(*metrics["top1_interval"]))]
     if metrics["top5"] is not None:
         found.append(KeyFigure("top-5", percent(metrics["top5"]), interval(*metrics["top5_interval"])))
@@ -149,10 +161,10 @@ def _key_figures(facts: Mapping[str, Any]) -> list[KeyFigure]:
         found.append(KeyFigure(f"level {name}", percent(value), interval(*metrics["levels_interval"][name])))
     before = f"{metrics['ece_before_temperature']:.3f} before temperature"
     return [
-        *method,
         *found,
-        KeyFigure("calibration error (ECE)", f"{metrics['ece']:.3f}", before),
+        KeyFigure("calibration error", f"{metrics['ece']:.3f}", f"ECE; {before}"),
         KeyFigure("temperature", f"{facts['temperature']:.3f}", "folded into the weights"),
+        method,
     ]
 
 

@@ -78,14 +78,19 @@ def test_predictions_without_a_mistake_have_no_pair_and_a_matrix() -> None:
     assert confused.lead == "All labels are right." and confused.matrix is not None
 
 
-def test_a_class_without_a_right_label_has_a_placeholder() -> None:
-    scores = scores_of([0, 0, 1], [1, 1, 1], [0.9, 0.8, 0.7])
+def test_a_class_without_a_right_label_shows_another_image_or_a_placeholder() -> None:
+    scores = scores_of([0, 0, 1, 2], [1, 1, 1, 1], [0.9, 0.8, 0.7, 0.6])
     confusion = Confusion.of(scores.truth, scores.label, 3)
     chosen = examples(scores, confusion)
-    (pair,) = ConfusedClasses.of(LABELS, scores, confusion, chosen, images_of(chosen.images.tolist())).pairs
-    assert [each.title for each in pair.thumbnails] == ["Apple", "Confused", "Pear"]
-    assert pair.thumbnails[0].reason == "no image of this class has the right label" and pair.thumbnails[1].source
-    assert pair.text == "2 of 2 “Apple” are labelled “Pear”."
+    first, second = ConfusedClasses.of(LABELS, scores, confusion, chosen, images_of(chosen.images.tolist())).pairs
+    assert [each.title for each in first.thumbnails] == ["Apple", "Confused", "Pear"]
+    assert [each.uri for each in first.thumbnails] == ["s3://b/1.jpg", "s3://b/0.jpg", "s3://b/2.jpg"]
+    assert [each.lines[-1] for each in first.thumbnails] == [
+        "labelled Pear 0.80", "labelled Pear 0.90", "labelled right 0.70",
+    ]  # fmt: skip
+    assert first.text == "2 of 2 “Apple” are labelled “Pear”."
+    assert [each.title for each in second.thumbnails] == ["Pear", "Confused", "Plum"]
+    assert second.thumbnails[2].reason == "no other image of this class" and second.thumbnails[1].source
 
 
 def test_pairs_of_a_thousand_classes_are_counted_in_both_directions() -> None:
@@ -135,9 +140,37 @@ def test_the_captions_of_the_learning_curve_name_the_best_point() -> None:
     ]
     loss, accuracy = figures.learning(epochs)
     assert loss.conclusion == "The best loss on held-out images is 0.900, at epoch 2."
+    assert 'aria-label="The loss by epoch.' in loss.svg
     assert accuracy.conclusion.endswith("at epoch 3, the last one: more epochs might improve it further.")
     (loss,) = figures.learning([{"loss": 1.0}, {"loss": 0.5}])
     assert loss.conclusion == "At epoch 2 the loss on training images is 0.500. No image was held out."
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (
+            [0.94, 0.92, 0.93],
+            "An L2 of 0.01 is selected: it has the lowest loss on held-out images, 0.920. The strength",
+        ),
+        ([1.3, 0.92, 1.2], "An L2 of 0.01 is selected: it has the lowest loss on held-out images, 0.920."),
+        ([0.9, 0.92, 0.93], "0.900. It is the strongest that was tried: a higher train.l2 might be better."),
+        ([0.94, 0.92, 0.5], "0.500. It is the weakest that was tried: a lower train.l2 might be better."),
+        ([0.94], "The L2 of 0.1 was given; the loss on held-out images is 0.940."),
+    ],
+)
+def test_the_captions_of_strengths_of_l2_say_which_is_selected(losses: list[float], words: str) -> None:
+    curve = [
+        {"l2": l2, "held_out_loss": loss, "held_out_accuracy": 1 - l2}
+        for l2, loss in zip((0.1, 0.01, 0.001), losses, strict=False)
+    ]
+    loss, accuracy = figures.learning(curve)
+    assert words in loss.conclusion
+    selected = min(curve, key=lambda point: point["held_out_loss"])
+    assert (
+        f"With the selected L2, {selected['l2']:g}, {selected['held_out_accuracy']:.1%} of the" in accuracy.conclusion
+    )
+    assert ("the best is" in accuracy.conclusion) == (selected is not curve[-1])
 
 
 def all_figures(names: list[str]) -> list[figures.Figure]:
