@@ -96,7 +96,7 @@ def _coverage(ours: Evaluation, other: Evaluation | None) -> dict[str, Coverage]
     evaluations = [ours] if other is None else [ours, other]
     names = [evaluation.model.name.rstrip("/").rpartition("/")[2] for evaluation in evaluations]
     if len(set(names)) < len(names):
-        names = [evaluation.model.reference for evaluation in evaluations]
+        names = [evaluation.model.reference.rpartition("/")[2] for evaluation in evaluations]
     return {name: evaluation.metrics.coverage for name, evaluation in zip(names, evaluations, strict=True)}
 
 

@@ -252,8 +252,8 @@ def worst_confusions(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str],
 
 def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str], level: str) -> Figure:
     """Draw the proportions of each true class that were predicted as each class; the diagonal is right."""
-    n, left, top = len(names), 170, 130
-    cell = min((_WIDE - left - 40) / n, 26)
+    n, left, top, margin = len(names), 190, 130, 70
+    cell = min((_WIDE - left - margin) / n, 26)
     support = matrix.sum(1, keepdims=True)
     proportions = matrix / np.maximum(support, 1)
     used = int(np.count_nonzero(support))
@@ -264,7 +264,7 @@ def confusion(matrix: npt.NDArray[np.integer[Any]], names: Sequence[str], level:
     )
     side = n * cell
     drawing = Drawing(
-        f"Confusion matrix of level {level}. {conclusion}", width=left + side + 40, height=top + side + 10
+        f"Confusion matrix of level {level}. {conclusion}", width=left + side + margin, height=top + side + 10
     )
     size = "small" if cell >= 11 else "tiny"
     for number, name in enumerate(names):
