@@ -138,11 +138,11 @@ def _shown(numbers: Sequence[int]) -> dict[int, Shown]:
 
 COMPONENTS = """
 {% extends "page.html" %}
-{% set anchors = [("first", "First")] %}
+{% set anchors = [("classes", "Classes")] %}
 {% block main %}
 {% for each in verdicts %}{{ parts.verdict(each) }}{% endfor %}
 {{ parts.notices(notices) }}
-{% call parts.section("first", "First", "A lead.") %}
+{% call parts.section("classes", "Classes", "A lead.") %}
 {{ parts.key_figures(figures) }}
 {{ parts.cards(cards) }}
 {{ parts.table(table, is_filtered=True) }}
@@ -159,12 +159,14 @@ def components() -> str:
     return render(
         environment().from_string(COMPONENTS),
         title="Components", kind="Components", heading="Components", verdict=Verdict("No state."),
-        verdicts=[Verdict(SCRIPT, "good", "succeeded"), Verdict("Look.", "warning", "held back", (SCRIPT, "Do this."))]
-        + [Verdict("Nothing was written.", "bad", "failed", ("Do that.",))],
+        verdicts=[
+            Verdict(SCRIPT, "good", "succeeded"), Verdict("Look.", "warning", "held back", (SCRIPT, "Do this.")),
+            Verdict("Nothing was written.", "bad", "failed", ("Do that.",)),
+        ],
         notices=[Notice("A note.", SCRIPT), Notice("A warning.", SCRIPT, is_warning=True)],
         figures=[KeyFigure("images", "5,000", "4,990 yesterday"), KeyFigure(SCRIPT, "1")],
         cards=[Card("A card", "With pictures.", thumbnails[:3]), Card("Without", SCRIPT), Card("", "", thumbnails[3:])],
-        table=Table.of("labels", ["label", "#images"], [(f"label {number}", number) for number in range(60)]),
+        table=Table.of("classes", ["class", "#F1"], [(f"class {number}", f"{number}%") for number in range(60)]),
         commands=[Command("Explain an image", "imgbatch explain OUTPUT " + "x" * 200), Command("Run again", SCRIPT)],
     )  # fmt: skip
 

@@ -259,6 +259,13 @@ def test_pages_of_twenty_thousand_classes_stay_below_a_megabyte() -> None:
     assert len(pages.evaluation_of(scores, names).encode()) < 1_000_000
 
 
+def test_every_component_escapes_names() -> None:
+    text = pages.components()
+    assert pages.SCRIPT not in text and pages.MODEL not in text
+    assert text.count("&lt;script&gt;document.title") >= 10 and text.count("&lt;img src=x") >= 7
+    assert 'class="verdict is-bad"' in text and "<strong>held back</strong>" in text
+
+
 def test_a_page_must_get_all_values() -> None:
     with pytest.raises(Exception, match="is undefined"):
         render("evaluation.html", title="x")
