@@ -172,6 +172,7 @@ def components() -> str:
 
 
 GENERATED = {
+    "components": components,
     "hostile evaluation": lambda: evaluation(HOSTILE, 400),
     "hostile training": lambda: training(HOSTILE, 400),
     "large evaluation": lambda: evaluation([f"class number {number}" for number in range(1_000)], 20_000),
