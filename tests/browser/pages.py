@@ -15,6 +15,7 @@ from imgbatch.evaluation.examples import examples
 from imgbatch.evaluation.scores import Metrics, Scores
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
+from imgbatch.report import figures
 from imgbatch.report.evaluation import page
 from imgbatch.report.page import environment, render
 from imgbatch.report.parts import Card, Command, KeyFigure, Notice, Picture, Shown, Table, Verdict
@@ -143,7 +144,8 @@ COMPONENTS = """
 {% for each in verdicts %}{{ parts.verdict(each) }}{% endfor %}
 {{ parts.notices(notices) }}
 {% call parts.section("classes", "Classes", "A lead.") %}
-{{ parts.key_figures(figures) }}
+{{ parts.key_figures(key_figures) }}
+{{ parts.figure(figure) }}
 {{ parts.cards(cards) }}
 {{ parts.table(table, is_filtered=True) }}
 {{ parts.commands(commands) }}
@@ -164,7 +166,8 @@ def components() -> str:
             Verdict("Nothing was written.", "bad", "failed", ("Do that.",)),
         ],
         notices=[Notice("A note.", SCRIPT), Notice("A warning.", SCRIPT, is_warning=True)],
-        figures=[KeyFigure("images", "5,000", "4,990 yesterday"), KeyFigure(SCRIPT, "1")],
+        figure=figures.classes_by_f1(np.linspace(0, 1, 60)),
+        key_figures=[KeyFigure("images", "5,000", "4,990 yesterday"), KeyFigure(SCRIPT, "1")],
         cards=[Card("A card", "With pictures.", thumbnails[:3]), Card("Without", SCRIPT), Card("", "", thumbnails[3:])],
         table=Table.of("classes", ["class", "#F1"], [(f"class {number}", f"{number}%") for number in range(60)]),
         commands=[Command("Explain an image", "imgbatch explain OUTPUT " + "x" * 200), Command("Run again", SCRIPT)],

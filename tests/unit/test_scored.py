@@ -160,7 +160,7 @@ def test_images_seen_in_training_are_counted_and_the_others_scored_separately(ou
     assert seen == {"trained": 15, "selected": 2, "compared": N, "share_of_hashes": 1.0}
     assert str(evaluation.seen) == "15 of 40 images were trained on, 2 of 40 images were used to select the model"
     text = page(evaluation, None, None, *nothing(evaluation))
-    warning = text[text.index('class="warning"') : text.index("<table>")]
+    warning = text[text.index('class="notice warning"') : text.index("<table>")]
     assert "15 of 40 images were trained on" in warning and "top-1 of 23 images" in warning and "21.74%" in warning
 
 
@@ -170,9 +170,9 @@ def test_if_all_or_no_images_were_seen_there_is_no_separate_figure(output: Folde
     for evaluation, trained in ((all_seen, N), (none_seen, 0)):
         seen = evaluation.public()["seen"]
         assert (seen["trained"], seen["selected"], seen["unseen"]) == (trained, 0, None)
-    assert 'class="warning"' in page(all_seen, None, None, *nothing(all_seen)) and 'class="warning"' not in page(
-        none_seen, None, None, *nothing(none_seen)
-    )
+    assert 'class="notice warning"' in page(
+        all_seen, None, None, *nothing(all_seen)
+    ) and 'class="notice warning"' not in page(none_seen, None, None, *nothing(none_seen))
     assert "None of 40 images was trained on." in page(none_seen, None, None, *nothing(none_seen))
     against = page(none_seen, all_seen, compared(none_seen, all_seen), *nothing(none_seen))
     assert "s3://m/fruit: None of 40" in against and "s3://m/fruit: 40 of 40 images were trained on" in against
