@@ -267,6 +267,13 @@ class GuardConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(Section):
+    """Pages for people."""
+
+    thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig(Section):
     """Resources of Ray, and timeouts."""
 
@@ -386,6 +393,7 @@ class Config(Section):
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

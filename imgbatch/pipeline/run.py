@@ -225,7 +225,7 @@ def label_on_cluster(
         if one_reader:  # "the first images" is only defined if one worker reads
             plan = plan.with_one_actor()
         run.record.facts["cluster"] = plan.public()
-        replan = None if one_reader else partial(use_new_nodes, run, punctuality)
+        replan = (lambda plan: plan) if one_reader else partial(use_new_nodes, run, punctuality)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
             listing = run.record.folder.folder("listing")
             work = Work(job.stores, listing, WorkerConfig.of(job.config), model, canary=canary)

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "imgbatch"
 ALLOWED = {
     "ray": {
-        "engine/dataset", "engine/placement", "engine/ray_metrics", "engine/session", "engine/shared_weights", "orchestration/ray_jobs",
-        "training/ray_train",
+        "engine/dataset", "engine/placement", "engine/ray_metrics", "engine/session", "engine/shared_weights",
+        "orchestration/ray_jobs", "training/ray_train",
     },
     "torch": {
         "models/architectures", "models/builtin", "models/directory", "models/model", "models/preprocess",
@@ -25,7 +25,7 @@ ALLOWED = {
     "timm": {"models/architectures", "models/builtin", "models/directory", "models/pretrained", "training/network"},
     "torchvision": {"models/architectures", "models/pretrained", "training/augment", "training/loss"},
     "openvino": {"models/runtimes/openvino_runtime"},
-    "matplotlib": {"report/figures"},
+    "jinja2": {"report/page"},
     "fsspec": {"sources/objects", "sources/recognise", "storage/fsspec_store", "storage/http"},
     "obstore": {"storage/azure", "storage/gcs", "storage/obstore_listing", "storage/obstore_store", "storage/s3"},
     "botocore": {"storage/s3"},
