@@ -247,7 +247,7 @@ def label_on_cluster(
                     run.record.beat()
                     if committer.arrivals.close_at_limit():
                         break
-            committer.reject_lost(work.listing, dataset.TRIES)
+            committer.reject_lost(listing, dataset.TRIES)
         publish(run.record.facts | facts_so_far(run, live))
 
 
