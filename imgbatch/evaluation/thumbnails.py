@@ -51,9 +51,7 @@ def thumbnail(fetched: Fetched, row: Mapping[str, Any], config: Config, max_byte
         pixels = decode(fetched.content, max_pixels=config.decode.max_pixels, short_side=_SIDE).pixels
     except Rejected as error:
         return b"", error.reason
-    image = Image.fromarray(pixels)
-    image.thumbnail((_SIDE, _SIDE))
-    return _encoded(image, max_bytes), ""
+    return reduced(Image.fromarray(pixels), max_bytes), ""
 
 
 def _has_changed(fetched: Fetched, row: Mapping[str, Any]) -> bool:
@@ -64,8 +62,9 @@ def _has_changed(fetched: Fetched, row: Mapping[str, Any]) -> bool:
     return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
-def _encoded(image: Image, max_bytes: int) -> bytes:
-    """Return a WebP file of at most `max_bytes`, or of the lowest quality."""
+def reduced(image: Image, max_bytes: int) -> bytes:
+    """Return a small WebP file of an image, of at most `max_bytes` or of the lowest quality."""
+    image.thumbnail((_SIDE, _SIDE))
     content = b""
     for quality in _QUALITIES:
         file = io.BytesIO()

@@ -6,24 +6,27 @@ reason, then both. It is not pickled, since its reader must not trust a process 
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any
 
 import pyarrow as pa
+from PIL import Image, ImageFile, ImageOps
 
 from imgbatch.config.sections import Config
 from imgbatch.decode.sandbox import confine
 from imgbatch.errors import StoreError
-from imgbatch.evaluation.thumbnails import thumbnail, thumbnails
+from imgbatch.evaluation.thumbnails import reduced, thumbnail
 from imgbatch.report.row_samples import SampledRow
 from imgbatch.schema import LISTING
-from imgbatch.sources.fetch import Fetched
+from imgbatch.sources.fetch import Fetched, Fetcher
 from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Meta, Stores
 
@@ -86,7 +89,30 @@ def pictures(task: Task) -> Iterator[Result]:
             yield from _members(task, tar, images)
             continue
         rows = [{**_version(image.row), "uri": image.row.uri, "container": image.container} for image in images]
-        yield from thumbnails(task.stores, task.config, pa.Table.from_pylist(rows, LISTING), MAX_BYTES)
+        fetcher = Fetcher(task.stores, task.config.fetch, task.config.source)
+        for row, fetched in zip(rows, fetcher(pa.Table.from_pylist(rows, LISTING)), strict=True):
+            yield _picture(task, fetched, row)
+
+
+def _picture(task: Task, fetched: Fetched, row: Mapping[str, Any]) -> Result:
+    """Return the picture of an image; of a truncated one, the part that can be decoded."""
+    webp, reason = thumbnail(fetched, row, task.config, MAX_BYTES)
+    if reason == "truncated" and isinstance(fetched.content, bytes):
+        return first_part(fetched.content, task.config.decode.max_pixels), reason
+    return webp, reason
+
+
+def first_part(content: bytes, max_pixels: int) -> bytes:
+    """Return a picture of the part of a truncated image that can be decoded; empty if there is none."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with suppress(Exception), Image.open(io.BytesIO(content)) as image:  # whatever Pillow raises for such bytes
+            if image.width * image.height <= max_pixels:
+                image.draft("RGB", (512, 512))
+                return reduced(ImageOps.exif_transpose(image.convert("RGB")), MAX_BYTES)
+        return b""
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def _version(row: SampledRow) -> dict[str, Any]:
@@ -123,7 +149,7 @@ def _read(
             return
         if (uri := names.pop(member.name, None)) is not None:
             version = {"size": None, "etag": None, "last_modified": None}
-            yield uri, thumbnail(Fetched(member.content, None, None, None), version, task.config, MAX_BYTES)
+            yield uri, _picture(task, Fetched(member.content, None, None, None), version)
         if not names:
             return
 

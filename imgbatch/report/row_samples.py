@@ -65,7 +65,8 @@ class SampledRow:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> SampledRow:
         """Return a row of a table, without what is not used."""
-        second = (row.get("top_k") or [{}, {}])[1:2]
+        candidates: Sequence[Mapping[str, Any]] = row.get("top_k") or ()
+        second = candidates[1] if len(candidates) > 1 else {}
         rest = {
             name: row.get(name)
             for name in ("score", "size", "etag", "last_modified", "previous_offset", "resume_offset")
@@ -73,13 +74,13 @@ class SampledRow:
         return cls(
             uri=row["uri"],
             label=(row.get(LABEL) or "")[:_TEXT],
-            second=((second[0].get("label") or "") if second else "")[:_TEXT],
-            second_score=second[0].get("score") if second else None,
+            second=(second.get("label") or "")[:_TEXT],
+            second_score=second.get("score"),
             levels={level["level"]: (level["label"] or "")[:_TEXT] for level in row.get("levels") or ()},
             stage=row.get("stage") or "",
             reason=row.get("reason") or "",
             message=(row.get("message") or "")[:_TEXT],
-            **rest,  # type: ignore[arg-type]
+            **rest,
         )
 
 
@@ -123,7 +124,7 @@ class _Groups:
         return found
 
     def _limit(self, name: str) -> float:
-        kept = self.kept.get(name, ())
+        kept = self.kept.get(name, [])
         return kept[-1][0] if len(kept) >= self.depth else np.inf
 
     def add(self, rows: Iterable[tuple[str, Kept]], counts: Counter[str]) -> None:

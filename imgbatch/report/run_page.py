@@ -156,7 +156,7 @@ def _rejects_in_words(view: RunView) -> str:
 def _thumbnail(view: RunView, row: SampledRow, title: str, lines: list[str]) -> Thumbnail:
     picture = None
     if view.pictures is not None:
-        reason = row.reason if row.reason and row.stage != "fetch" else "it was not read"
+        reason = row.reason or "it was not read"
         picture = view.pictures.get(row.uri, Picture(reason=reason))
     shown = Shown(masked(row.uri), picture)
     return shown.thumbnail(title, *lines, command=run_tables.explain_command(view, row.uri))

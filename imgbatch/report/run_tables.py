@@ -139,8 +139,8 @@ def cluster_in_words(view: RunView) -> str:
 
 def level_tables(view: RunView) -> Iterator[tuple[str, Table]]:
     """Yield the title and the table of each level, coarse to fine; the last one is that of the labels."""
-    node_of: dict[str, str] = {}
-    for name, node_of in (*view.levels, ("label", {})):
+    levels: list[tuple[str, Mapping[str, str]]] = [*view.levels, ("label", {})]
+    for name, node_of in levels:
         now, before = (
             _at_level(counts.labels, node_of) if counts is not None else None for counts in (view.now, view.before)
         )

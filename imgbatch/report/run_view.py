@@ -124,9 +124,11 @@ class RunView:
         return dict([*self.samples.by_reason().items()][:_REASONS])
 
     def wanted(self) -> list[SampledRow]:
-        """Return the rows whose pictures are shown, the most important first; images that cannot be decoded are left out."""
+        """Return the rows whose pictures are shown, the most important first, without rejects that cannot be decoded."""
         moved = [row for each in self.moved() for row in (*each.rows, *each.earlier)]
-        rejects = [row for rows in self.rejects().values() for row in rows if row.stage == "fetch"]
+        rejects = [
+            row for rows in self.rejects().values() for row in rows if row.stage == "fetch" or row.reason == "truncated"
+        ]
         return [*moved, *self.uncertain(), *rejects, *self.at_random()]
 
     def times(self) -> tuple[datetime | None, datetime | None]:
