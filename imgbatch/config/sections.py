@@ -273,7 +273,8 @@ class ReportConfig(Section):
     enabled: bool = option(True, "classify: write runs/RUN_ID/report.html at the end of each run that has new rows")
     thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
     timeout_s: Annotated[float, Positive] | None = option(
-        None, "classify: maximum seconds to read the pictures of the report; unset: 4, from 50,000 new images on 20"
+        None,
+        "classify: maximum seconds to read the pictures of the report; unset: 4, or 3 % of the run's time, up to 20",
     )
 
 

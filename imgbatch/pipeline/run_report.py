@@ -27,8 +27,8 @@ from imgbatch.terminal import console
 log = logging.getLogger("imgbatch")
 
 REPORT = "report.html"
-_SECONDS, _SECONDS_OF_LARGE, _LARGE = 4.0, 20.0, 50_000
-"""The time limit for pictures, that of large runs, and the number of rows from which a run is large."""
+_SECONDS, _PROPORTION, _MAX_SECONDS = 4.0, 0.03, 20.0
+"""The time limit for pictures: 4 s, or this proportion of the time of the run, up to 20 s."""
 _PARTS = 8
 """The maximum number of parts that are read for images of the last run."""
 
@@ -50,8 +50,9 @@ def reported(run: ActiveRun) -> Iterator[None]:
 
 
 def _seconds(run: ActiveRun) -> float:
-    rows = run.for_report.samples.counts.rows
-    return run.job.config.report.timeout_s or (_SECONDS_OF_LARGE if rows >= _LARGE else _SECONDS)
+    """Return the time limit for pictures."""
+    in_proportion = min(_MAX_SECONDS, max(_SECONDS, _PROPORTION * run.tally.seconds))
+    return run.job.config.report.timeout_s or in_proportion
 
 
 def _write_at_end(run: ActiveRun, seconds: float) -> None:

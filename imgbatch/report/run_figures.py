@@ -117,7 +117,7 @@ def changed_labels(drift: Mapping[str, Any], before: int, now: int) -> Figure | 
     changes = drift.get("changed") or ()
     if not changes or not before or not now:
         return None
-    bands = [_band(change["before"], change["now"], before, now) for change in changes]
+    bands = [chance_range(change["before"], change["now"], before, now) for change in changes]
     outside = sum(not low <= change["now"] <= high for change, (low, high) in zip(changes, bands, strict=True))
     conclusion = _shift_in_words(drift, outside, len(changes))
     highest = max(max(change["now"], change["before"], high) for change, (_, high) in zip(changes, bands, strict=True))
@@ -142,7 +142,7 @@ def changed_labels(drift: Mapping[str, Any], before: int, now: int) -> Figure | 
     return Figure(f"Labels that changed most, level {drift['level']}", conclusion, drawing.svg(), table, legend)
 
 
-def _band(before: float, now: float, n_before: int, n_now: int) -> tuple[float, float]:
+def chance_range(before: float, now: float, n_before: int, n_now: int) -> tuple[float, float]:
     """Return the range of the new proportion that chance explains, in 99.7 % of runs, for one label."""
     pooled = (before * n_before + now * n_now) / (n_before + n_now)
     half = _QUANTILE * math.sqrt(pooled * (1 - pooled) * (1 / n_before + 1 / n_now))

@@ -118,6 +118,10 @@ def _card(view: RunView, moved: Moved) -> Card:
         text = f"{percent(moved.now)} of the new images."
     else:
         text = f"{percent(moved.before)} before, {percent(moved.now)} now ({100 * (moved.now - moved.before):+.1f} points)."
+        reference = view.drift.get("reference") or {}
+        if reference.get("labelled") and view.now.labelled:
+            low, high = run_figures.chance_range(moved.before, moved.now, int(reference["labelled"]), view.now.labelled)
+            text += " Chance alone may explain this." if low <= moved.now <= high else ""
     fell = moved.before is not None and moved.now < moved.before
     now = [_labelled(view, row) for row in moved.rows]
     earlier = [_labelled(view, row, "last run: ") for row in moved.earlier] if fell else []

@@ -63,7 +63,10 @@ def counts(view: RunView) -> Table:
     run, last_run = view.this_run, view.last.get("this_run") or {}
     for name in ("labelled", "rejected"):
         rows.append((f"{name} by this run alone", *_compared(run.get(name), last_run.get(name))))
-    return Table.of("counts", ["count", "#now", "#last run", "#difference"], rows)
+    head = ["count", "#now", "#last run", "#change"]
+    if not view.last:
+        head, rows = head[:2], [row[:2] for row in rows]
+    return Table.of("counts", head, rows)
 
 
 def _compared(now: int | None, last: int | None) -> tuple[str, str, str]:

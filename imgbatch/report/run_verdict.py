@@ -77,9 +77,9 @@ def _of_guard(view: RunView) -> Verdict:
             "Compare the model's weights, preprocessing and labels with those that were evaluated.",
             "Correct the model, and run the same command again. The canary cannot be accepted.",
         ))  # fmt: skip
-    texts = [f"{each['guard']}={each['limit']:g}: {masked(str(each['text']))}" for each in view.held_back]
+    texts = [f"{masked(str(each['text']))} ({each['guard']}={each['limit']:g})" for each in view.held_back]
     text = (
-        f"{'; '.join(texts)}. All {counted(view.new_rows, 'new row')} {plural(view.new_rows, 'is', 'are')} kept, and _SUCCESS "
+        f"{sentence('; '.join(texts))}. All {counted(view.new_rows, 'new row')} {plural(view.new_rows, 'is', 'are')} kept, and _SUCCESS "
         "is not written, so readers that wait for it do not use them."
     )
     return Verdict(text, "bad", "held back", (
@@ -121,5 +121,9 @@ def _after_failure(view: RunView) -> Iterator[str]:
         return
     yield f"Exit code {code}: {entry.meaning.replace('`', '')}."
     if entry.action:
-        action = entry.action.replace("`", "")
-        yield f"{action[0].upper()}{action[1:]}."
+        yield f"{sentence(entry.action.replace('`', ''))}."
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital letter at its beginning."""
+    return f"{text[:1].upper()}{text[1:]}"
