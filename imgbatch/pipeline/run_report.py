@@ -131,7 +131,7 @@ def earlier_rows(output: Folder, view: RunView) -> dict[str, Sequence[SampledRow
     """
     reference = view.drift.get("reference") or {}
     shift = view.drift.get("labels") or {}
-    fallen = [each.label for each in view.moved() if each.before is not None and each.now < each.before]
+    fallen = [each.label for each in view.moved() if each.has_fallen]
     if not fallen or "output" in reference or not reference.get("through"):
         return {}
     node_of = {label: node for node in fallen for label in view.labels_of(shift["level"], node)}

@@ -122,10 +122,7 @@ def _card(view: RunView, moved: Moved) -> Card:
         if reference.get("labelled") and view.now.labelled:
             low, high = run_figures.chance_range(moved.before, moved.now, int(reference["labelled"]), view.now.labelled)
             text += " Chance alone may explain this." if low <= moved.now <= high else ""
-    fell = moved.before is not None and moved.now < moved.before
-    now = [_labelled(view, row) for row in moved.rows]
-    earlier = [_labelled(view, row, "last run: ") for row in moved.earlier] if fell else []
-    shown = [*earlier[: 3 - min(len(now), 1)], *now][:3] if fell else now[:3]
+    shown = [_labelled(view, row, "last run: " if is_earlier else "") for row, is_earlier in moved.shown()]
     if not shown:
         text += " No image of it was kept for this report."
     return Card(moved.label[:200] or "(no label)", text, tuple(shown))

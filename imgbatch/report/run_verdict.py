@@ -78,9 +78,10 @@ def _of_guard(view: RunView) -> Verdict:
             "Correct the model, and run the same command again. The canary cannot be accepted.",
         ))  # fmt: skip
     texts = [f"{masked(str(each['text']))} ({each['guard']}={each['limit']:g})" for each in view.held_back]
+    rows, are = counted(view.new_rows, "new row"), plural(view.new_rows, "is", "are")
     text = (
-        f"{sentence('; '.join(texts))}. All {counted(view.new_rows, 'new row')} {plural(view.new_rows, 'is', 'are')} kept, and _SUCCESS "
-        "is not written, so readers that wait for it do not use them."
+        f"{sentence('; '.join(texts))}. All {rows} {are} kept, and _SUCCESS is not written, so readers that wait for it do not "
+        "use them."
     )
     return Verdict(text, "bad", "held back", (
         "Look at “What moved” below: are these labels right?",

@@ -12,7 +12,7 @@ from imgbatch.quality.row_counts import RowCounts
 from imgbatch.report.parts import Picture
 from imgbatch.report.row_samples import RowSamples, SampledRow
 
-LABELS_MOVED, LABELS_SHOWN, OF_MOVED = 6, 4, 4
+LABELS_MOVED, LABELS_SHOWN, OF_MOVED = 6, 4, 3
 """Labels whose proportion changed most, those whose pictures are shown at once, and the pictures of each."""
 _UNCERTAIN, _RANDOM, _REASONS = 18, 24, 8
 
@@ -28,6 +28,16 @@ class Moved:
     rows: Sequence[SampledRow]
     earlier: Sequence[SampledRow] = ()
     """Images that had this label in the run before."""
+
+    @property
+    def has_fallen(self) -> bool:
+        """Whether there are fewer of them."""
+        return self.before is not None and self.now < self.before
+
+    def shown(self) -> list[tuple[SampledRow, bool]]:
+        """Return the images that are shown, and whether each is of the run before: most of them are if the label fell."""
+        earlier = [(row, True) for row in self.earlier[: OF_MOVED - bool(self.rows)]] if self.has_fallen else []
+        return [*earlier, *((row, False) for row in self.rows)][:OF_MOVED]
 
 
 @dataclass(kw_only=True)
@@ -125,7 +135,7 @@ class RunView:
 
     def wanted(self) -> list[SampledRow]:
         """Return the rows whose pictures are shown, the most important first, without rejects that cannot be decoded."""
-        moved = [row for each in self.moved() for row in (*each.rows, *each.earlier)]
+        moved = [row for each in self.moved() for row, _ in each.shown()]
         rejects = [
             row for rows in self.rejects().values() for row in rows if row.stage == "fetch" or row.reason == "truncated"
         ]
