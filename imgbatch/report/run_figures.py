@@ -128,7 +128,7 @@ def changed_labels(drift: Mapping[str, Any], before: int, now: int) -> Figure | 
     for at, (change, (low, high)) in enumerate(zip(changes, bands, strict=True)):
         y = 10 + _ROW * at
         ends = [plot.at(value, 0)[0] for value in (low, high, change["before"], change["now"])]
-        drawing.text((_LEFT - 8, y + 13), short(change["label"], 19), anchor="end")
+        drawing.text((_LEFT - 8, y + 13), short(change["label"], 18), anchor="end")
         drawing.rectangle(ends[0], y + 2, max(ends[1] - ends[0], 2), _ROW - 5, "noise")
         drawing.line([(ends[2], y + 1), (ends[2], y + _ROW - 2)], "earlier")
         drawing.dot((ends[3], y + _ROW / 2 - 0.5), "dot c0", 4.5)
@@ -170,7 +170,7 @@ def frequent_labels(now: RowCounts, count: int = 12) -> Figure | None:
     width = WIDTH - _LEFT - 60
     for at, (label, images) in enumerate(found):
         y, length = 4 + _ROW * at, images / found[0][1] * width
-        drawing.text((_LEFT - 8, y + 13), short(label, 19), anchor="end")
+        drawing.text((_LEFT - 8, y + 13), short(label, 18), anchor="end")
         drawing.rectangle(_LEFT, y + 2, max(length, 1.5), _ROW - 6, "column c0")
         drawing.text((_LEFT + length + 6, y + 13), percent(images / total))
     rows = [(label, images, percent(images / total)) for label, images in found]
