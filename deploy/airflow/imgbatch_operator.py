@@ -263,7 +263,7 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         ray_conn_id: the Airflow connection of the job server; its password is the token of the cluster.
         command: what starts imgbatch on the head node.
         runtime_env: that of the job. Ray shows it to everybody who can open the dashboard: it must not contain secrets.
-        poll_interval_s: time between two requests for the status of the job.
+        poll_interval_s: time between two requests for the status of the job; it is shorter at the start and at the end.
         patience_s: how long the job server may be unavailable before the task fails. The job is not stopped then.
     """
 
@@ -356,10 +356,10 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
 
     def poll_until_complete(self, external_id: Any, context: Any) -> None:
         """Follow the log until the job has ended. Raise `ImgbatchJobFailed` if its exit code is not 0."""
-        job_log = JobLog(self._server, external_id)
+        job_log, pause_s = JobLog(self._server, external_id), 1.0
         while (job := self._server.job(external_id)) and job["status"] in ACTIVE:
-            ends = job_log.copy()
-            time.sleep(min(1, self.poll_interval_s) if ends else self.poll_interval_s)
+            pause_s = 1.0 if job_log.copy() else min(1.5 * pause_s, self.poll_interval_s)
+            time.sleep(pause_s)
         end = job_log.finish() if job else None
         if code := exit_code(job, end):
             reason = (end or job or {}).get("message") or "Ray has no record of it"
