@@ -39,7 +39,9 @@ _SIGNAL, _STOPPED = 128, (129, 130, SIGTERM)  # larger codes are those of signal
 _STOP_TIMEOUT_S = 2  # Airflow sends SIGKILL 5 s after SIGTERM
 _LOG_PAUSE = 20  # the log is fetched as a whole: after t seconds for that, not again for 20 t
 _LOG_TAIL = 100_000  # characters of the log in which the end line is searched
-_NAMED_OUTPUT = frozenset({"classify", "train", "evaluate"})  # verbs with `--output URI`; the others take the URI alone
+_NAMED_OUTPUT = frozenset(
+    {"classify", "plan", "train", "evaluate"}
+)  # verbs with `--output URI`; the others take the URI alone
 _RESULT = ("run_id", "output", "counts", "rejects", "this_run", "message")
 
 
