@@ -15,7 +15,7 @@ from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.errors import UsageError, did_you_mean
 
-VERBS = ("classify", "train", "evaluate", "verify")
+VERBS = ("classify", "plan", "train", "evaluate", "verify")
 """The verbs that can run as Ray jobs."""
 
 _DATE_FIELD = "{date}"
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code of the job."""
     own, command = split(cli.words(argv))
     flags = cli.arguments(parser(), own)
-    return cli.run(lambda: submit(flags, command), quiet=flags.quiet)
+    return cli.run(lambda: submit(flags, command), quiet=flags.quiet, log_format=flags.log_format)
 
 
 def parser() -> argparse.ArgumentParser:

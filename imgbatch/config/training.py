@@ -13,6 +13,8 @@ from imgbatch.config.sections import (
     Config,
     DecodeConfig,
     FetchConfig,
+    MetricsConfig,
+    NotifyConfig,
     OutputConfig,
     RejectsConfig,
     ReportConfig,
@@ -130,6 +132,8 @@ class Training(Section):
     report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: StopConfig = field(default_factory=StopConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked."""

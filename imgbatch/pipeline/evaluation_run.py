@@ -40,6 +40,7 @@ from imgbatch.evaluation.training_images import NOT_KNOWN, of_model
 from imgbatch.ledger import claims
 from imgbatch.models import loading
 from imgbatch.models.model import Model
+from imgbatch.orchestration import notify
 from imgbatch.pipeline import run
 from imgbatch.pipeline.preflight import naming_the_output, prepare
 from imgbatch.sources import recognise
@@ -87,6 +88,19 @@ def evaluate(
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause.
     """
+    with notify.at_end(config.notify, "evaluate", config.output.uri):
+        return _evaluate(config, stop, model, against, split, labels)
+
+
+def _evaluate(
+    config: sections.Config,
+    stop: StopRequest,
+    model: str | None,
+    against: str | None,
+    split: str | None,
+    labels: str | None,
+) -> EvaluationSummary:
+    """Evaluate as `evaluate` does."""
     if labels and against:
         raise UsageError("--labels runs no model, so there is none to compare with: omit --against or --labels")
     second_config = replace(config, model=sections.ModelConfig(name=against or ""))
@@ -120,6 +134,7 @@ def new_labels(
     temperature, training_images = temperature_of(name, stores), of_model(name, stores)
     # An evaluation reads all columns. The hashes identify images that the model was trained on.
     config = replace(config, output=replace(config.output, columns=(), content_hash=True))
+    config = replace(config, guard=sections.GuardConfig())  # which are for runs over new images
     if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
         config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
     job = prepare(config)
@@ -135,7 +150,7 @@ def new_labels(
     with claim:
         withdraw(job.output)
         with listed_split(job.stores, job.sources, config.source, split, models) as listed:
-            log.info("%s", run.run_job(replace(job, sources=[listed.source]), claim, stop))
+            log.info("%s", run.run_job(replace(job, sources=[listed.source]), claim, stop, "evaluate"))
             truths = truths_of(listed, job.model, config.source.label_is)
     add_members(truths, job.output, listed, split)
     return truths, LabelTables(job.output, job.model, temperature, training_images)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import Taxonomy
+from imgbatch.orchestration import metrics_export, notify
 from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
@@ -147,11 +149,15 @@ def train(config: Training, stop: StopRequest) -> TrainingSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause.
     """
-    job = prepare(config)
-    if job is None:
-        return TrainingSummary(absolute(config.output), "", {}, 0, 0.0)
-    with claims.take(job.run) as claim:
-        return recorded(job, claim, stop)
+    with notify.at_end(config.notify, "train", config.output):
+        job = prepare(config)
+        if job is None:
+            return TrainingSummary(absolute(config.output), "", {}, 0, 0.0)
+        with (
+            claims.take(job.run) as claim,
+            metrics_export.written(config.metrics, "train", job.output.uri, None),
+        ):
+            return recorded(job, claim, stop)
 
 
 def dry_run(config: Training) -> str:
@@ -186,19 +192,23 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     """List and prepare the images, train, and write the model."""
     started = time.monotonic()
 
+    record.enter("listing")
     console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"))
     selected, labelled = inputs.select_entries(listed)
     if labelled is not None:  # without tars all labels are known before any image is read
         inputs.warn_of_empty_folders(job.inputs, listed.table["uri"])
         tree_of(job, labelled.labels)
-    method, prepared, labelled, resolver, trained = learn(job, listed, selected, stop)
+    record.enter("preparing")
+    method, prepared, labelled, resolver, trained = learn(job, record, listed, selected, stop)
     tree, rejects = tree_of(job, labelled.labels), prepared.rejects
+    record.enter("writing")
     console.step("writing the model")
     held_out = held_out_of(trained, labelled, tree)
     figures = artifacts.metrics_record(held_out.metrics if held_out is not None else None)
     record.facts |= {
-        **run_record.end_facts("succeeded", 0), "way": method, "seed": job.config.train.seed,
+        **run_record.end_facts("succeeded", 0), "finished": datetime.now(UTC).isoformat(timespec="seconds"), "step": None,
+        "way": method, "seed": job.config.train.seed,
         "temperature": trained.temperature,
         "data": {
             "fingerprint": listed.fingerprint, "rejected": len(rejects), **class_counts(labelled), **resolver.public(),
@@ -211,14 +221,18 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
 
 
 def learn(
-    job: Job, listed: Listed, selected: Any, stop: StopRequest
+    job: Job, record: run_record.Record, listed: Listed, selected: Any, stop: StopRequest
 ) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Prepare the images on the cluster, split them, and train; return the method, the images and the result."""
     from imgbatch.engine import placement, session  # Ray and torch are only imported once the input is checked
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
+    with (
+        stop.reinstall_after_ray(),
+        session.connected(job.config.cluster.call_s),
+        metrics_export.exported("train", job.output.uri),
+    ):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
@@ -237,6 +251,7 @@ def learn(
                     "train.workers=%d is not used: train.method=head trains in one process", job.config.train.workers
                 )
             log.info("%s", splits.describe(fold))
+            record.enter("training")
             train_by = strategies.by_head if method == "head" else strategies.by_finetuning
             return method, prepared, labelled, resolver, train_by(task, work, prepared, labelled, fold)
 
