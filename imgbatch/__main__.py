@@ -15,7 +15,11 @@ VERBS = {
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
     "verify": "recount a finished output from its files, and check the files",
+    "explain": "show everything that an output says about one image",
+    "export": "write images worth a person's time to a file, as a manifest or as tasks for Label Studio",
+    "compact": "write a merged copy of the tables of an output, in few large files",
     "submit": "run another verb as a Ray job, follow it, and exit with its exit code",
+    "status": "show how far a run is, from its output",
     "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import select
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 import imgbatch
 from imgbatch import errors
-from imgbatch.concurrency import process
+from imgbatch.concurrency import process, signals
 from imgbatch.config import env_file
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config, describe
@@ -67,6 +68,10 @@ def parser(
         "--quiet", action="store_true", help="print warnings, errors and the last line only: no log, no progress"
     )
     common.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="json: each line on stderr is a JSON object, without a progress bar",
+    )  # fmt: skip
+    common.add_argument(
         "--version", action="version", version=f"imgbatch {imgbatch.__version__}", help="print the version and exit"
     )
     return parser
@@ -75,11 +80,22 @@ def parser(
 class _Parser(argparse.ArgumentParser):
     """A parser that writes an end line, where one is wanted, before it exits because of a wrong flag."""
 
+    _log_format = "text"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the flags; the format of the log is known before a flag may be found to be wrong."""
+        words = " ".join(sys.argv[1:] if args is None else args)
+        self._log_format = "json" if re.search(r"--log-format[ =]json\b", words) else "text"
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
-        self.print_usage(sys.stderr)
-        sys.stderr.write(f"{self.prog}: error: {message}\n")
-        if end_line.is_wanted():
+        if self._log_format == "json":
+            sys.stderr.write(console.json_error(message) + "\n")
+        else:
+            self.print_usage(sys.stderr)
+            sys.stderr.write(f"{self.prog}: error: {message}\n")
+        if end_line.is_wanted(self._log_format):
             sys.stderr.write(end_line.compose(self.prog.rpartition(" ")[2], 2, {}, message) + "\n")
         raise SystemExit(2)
 
@@ -157,17 +173,18 @@ def run(body: Callable[[], int], *, verb: str = "", quiet: bool = False, log_for
         quiet: log warnings and errors only, and show no progress.
         log_format: text or json.
     """
-    console.install(_own_stderr(), quiet=quiet)
+    console.install(_own_stderr(), quiet=quiet, json_lines=log_format == "json")
+    signals.error_line = console.json_error if log_format == "json" else signals.plain_error_line
     wanted = verb and end_line.is_wanted(log_format)
     with pipes.reporting(), end_line.collecting(verb) if wanted else nullcontext() as end:
-        code, message = _run(body)
+        code, message = _run(body, log_format)
         if end is not None:
             end.message = message or end.message
             end.write(code)
     return code
 
 
-def _run(body: Callable[[], int]) -> tuple[int, str]:
+def _run(body: Callable[[], int], log_format: str) -> tuple[int, str]:
     """Run a command's body; return the exit code, and the error or the result."""
     global _result
     _result = ""
@@ -177,18 +194,28 @@ def _run(body: Callable[[], int]) -> tuple[int, str]:
     except ImgbatchError as error:
         console.close()  # so that the error is the last line on the screen
         message = masked(str(error))
-        print(f"error: {console.escape_control_characters(message)}", file=sys.stderr)
+        _print_error(message, log_format)
         return error.exit_code, message
     except KeyboardInterrupt:  # in a command that does not handle SIGINT itself
         console.close()
-        print("error: stopped by signal 2", file=sys.stderr)
+        _print_error("stopped by signal 2", log_format)
         return 130, "stopped by signal 2"
     except Exception as error:  # noqa: BLE001 - a bug
         console.close()
-        sys.stderr.write(masked(traceback.format_exc()))
-        return 1, f"{type(error).__name__}: {error}"
+        message = masked(f"{type(error).__name__}: {error}")
+        if log_format == "json":
+            print(console.json_error(message, error), file=sys.stderr)
+        else:
+            sys.stderr.write(masked(traceback.format_exc()))
+        return 1, message
     finally:
         console.close()
+
+
+def _print_error(message: str, log_format: str) -> None:
+    """Print an error as one line to stderr."""
+    text = f"error: {console.escape_control_characters(message)}"
+    print(console.json_error(message) if log_format == "json" else text, file=sys.stderr)
 
 
 _result = ""

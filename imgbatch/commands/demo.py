@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = cli.arguments(parser, argv)
     common = [*(["--config", flags.config] if flags.config else []), *(["--quiet"] if flags.quiet else [])]
     common += [word for setting in flags.settings for word in ("--set", setting)]
+    common += ["--log-format", flags.log_format]
     inputs = [argument for photo in photos() for argument in ("--input", str(photo))]
     code = classify.main([*inputs, "--output", str(OUTPUT), *common])
     if code == 0:

@@ -15,7 +15,7 @@ from imgbatch.config.sections import Config
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     flags = cli.arguments(parser(), argv)
-    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet)
+    return cli.run(lambda: evaluate(flags), verb="evaluate", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code of the job."""
     own, command = split(cli.words(argv))
     flags = cli.arguments(parser(), own)
-    return cli.run(lambda: submit(flags, command), quiet=flags.quiet)
+    return cli.run(lambda: submit(flags, command), quiet=flags.quiet, log_format=flags.log_format)
 
 
 def parser() -> argparse.ArgumentParser:

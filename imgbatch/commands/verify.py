@@ -26,7 +26,7 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return its exit code."""
     flags = cli.arguments(parser(), argv)
-    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet)
+    return cli.run(lambda: verify(flags), verb="verify", quiet=flags.quiet, log_format=flags.log_format)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,6 +24,15 @@ _DUPLICATE_S = 0.3  # a terminal and a wrapper of the command may both forward t
 _RECORD_S = 3.0  # for writing the record after the time limit; with the default limit 28 s in all: Kubernetes gives 30
 
 
+def plain_error_line(message: str) -> str:
+    """Return an error as text."""
+    return f"error: {message}"
+
+
+error_line: Callable[[str], str] = plain_error_line
+"""Formats the error of a process that the limit of the orderly stop ends; `--log-format json` replaces it."""
+
+
 class StopRequest:
     """Records the first SIGHUP, SIGINT or SIGTERM. A second one ends the process at once.
 
@@ -131,7 +140,7 @@ class StopRequest:
         exit_immediately(exit_code_of_signal(self.signum))
 
     def _report(self, signum: int) -> None:
-        sys.stderr.write(f"error: {Interrupted(signum, self.timeout_s)}\n")
+        sys.stderr.write(error_line(str(Interrupted(signum, self.timeout_s))) + "\n")
         sys.stderr.flush()
 
 

@@ -13,8 +13,11 @@ from imgbatch.config.sections import (
     Config,
     DecodeConfig,
     FetchConfig,
+    MetricsConfig,
+    NotifyConfig,
     OutputConfig,
     RejectsConfig,
+    ReportConfig,
     SourceConfig,
     StopConfig,
     StorageConfig,
@@ -126,8 +129,11 @@ class Training(Section):
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: StopConfig = field(default_factory=StopConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from imgbatch.concurrency.watchdog import Watchdog
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError
 from imgbatch.inference.blocks import classify_images, decode_images
+from imgbatch.inference.canary import Canary, CanaryError, require_accuracy
 from imgbatch.inference.messages import (
     Event,
     events_alone,
@@ -63,6 +64,8 @@ those after the last row that arrived."""
 _UNUSABLE_S = 0.5
 """Seconds before a worker that cannot be used returns a unit: by then the driver excludes its node."""
 
+Item = TypeVar("Item")
+
 Sidecars = Mapping[str, Mapping[str, str]]
 """The texts of sidecars by the key of their image, then by column."""
 
@@ -79,8 +82,26 @@ class Work:
     """The version of the driver."""
     node: Callable[[], str] = socket.gethostname
     """Returns the cluster's id of the node on which it is called."""
+    canary: Canary | None = None
+    """Labelled images that each node labels first; see `guard.canary`."""
     sampling: Sampling | None = None
     """Set if the images are a sample: workers report the seconds of each image and batch."""
+
+
+class Timed(Iterator[Item]):
+    """An iterator that measures how long the caller waits for its items."""
+
+    def __init__(self, items: Iterable[Item], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._items, self._clock = iter(items), clock
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        """Return the next item."""
+        started = self._clock()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += self._clock() - started
 
 
 class Worker:
@@ -148,21 +169,20 @@ class Worker:
         isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
         start = max(0, *position.values())
-        read, offset, started = 0, start, time.monotonic()
-        while batch := list(islice(stream, rows)):
-            waited_s = time.monotonic() - started
+        read, offset = 0, start
+        while batch := list(islice(timed := Timed(stream), rows)):
             images = [item for item in batch if not isinstance(item, StreamEnd)]
             events = [stream_end(item) for item in batch if isinstance(item, StreamEnd)]
             decode = self._decode if isolated > 0 or not self._isolated else self._decode_in_process
             table = pa.Table.from_pylist([row for row, _ in images], schema=schema)
             numbers = np.full(len(images), number, np.int64)
+            fetched = [image for _, image in images]
             if work.sampling is not None:
                 read, offset = read + len(images), images[-1][0]["offset"] if images else offset
                 ended = bool(events) or read >= work.sampling.members
                 events += [stream_event(number, read, start, offset, whole=bool(events))] if ended else []
-            yield self._table(numbers, table, [image for _, image in images], decode, *events, waited_s=waited_s)
+            yield self._table(numbers, table, fetched, decode, *events, fetch_s=timed.seconds)
             isolated -= len(images)
-            started = time.monotonic()
 
     def _table(
         self,
@@ -171,17 +191,21 @@ class Worker:
         fetched: Iterable[Fetched],
         decode: Callable[[bytes], Picture],
         *events: Event,
-        waited_s: float = 0.0,
+        fetch_s: float = 0.0,
     ) -> pa.Table:
-        """Return a block of decoded images, followed by events.
+        """Return a block of decoded images, followed by events; one of them reports the seconds of both stages.
 
         Args:
-            waited_s: seconds of waiting for these images before this call.
+            fetched: their bytes. The time in which the decoder waits for them is that of fetching.
+            fetch_s: seconds of fetching before this call.
         """
         preprocess, hashed = self._work.model.preprocess, self._work.config.content_hash
-        timings = None if self._work.sampling is None else ImageTimings(fetched, waited_s)
-        images = decode_images(numbers, listed, timings or fetched, preprocess, decode, hashed=hashed)
-        return with_events(images, *events, *([] if timings is None else [timings.event(images)]))
+        started, timed = time.monotonic(), Timed(fetched)
+        timings = None if self._work.sampling is None else ImageTimings(timed, fetch_s)
+        images = decode_images(numbers, listed, timings or timed, preprocess, decode, hashed=hashed)
+        decode_s = time.monotonic() - started - timed.seconds
+        seconds = note({"fetch_s": fetch_s + timed.seconds, "decode_s": decode_s})
+        return with_events(images, *events, seconds, *([] if timings is None else [timings.event(images)]))
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
@@ -203,7 +227,7 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
 
 
 def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
-    """Yield the blocks; an exception becomes a block with the event that ends the run.
+    """Yield the blocks; an exception becomes a block with the event that ends the run, and so does a canary that failed.
 
     A node that cannot be used does not end the run: it is reported in the note `left_out`, and other nodes process its images.
     """
@@ -211,6 +235,8 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
         yield from blocks
     except SelfCheckError as error:
         yield events_alone(note({"left_out": {work.node(): {"host": socket.gethostname(), "why": str(error)}}}))
+    except CanaryError as error:  # the driver records the facts, and ends the run
+        yield events_alone(note({"canary": dict(error.facts)}))
     except Exception as error:  # noqa: BLE001 - the driver raises it
         yield events_alone(fatal(error))
 
@@ -243,7 +269,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
-        self._unusable: SelfCheckError | None = None
+        self._unusable: SelfCheckError | CanaryError | None = None
         self._lock = Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -255,16 +281,16 @@ class Classify:
         else:
             yield from errors_as_events(map(self.label, [images], [events]), self._work)
 
-    def label(self, images: pa.Table, events: list[Event], **seconds: float) -> pa.Table:
+    def label(self, images: pa.Table, events: list[Event]) -> pa.Table:
         """Return the results of decoded images, followed by events; the network is built at the first call.
 
         Args:
             images: what `decode_images` returned.
             events: of the same block; they are passed on.
-            seconds: durations of earlier steps, which the note of this block reports.
 
         Raises:
             SelfCheckError: this node cannot be used, now and at each later call.
+            CanaryError: the same, and the run has to end.
         """
         with self._lock:
             if self._unusable is not None:
@@ -272,13 +298,15 @@ class Classify:
                 raise self._unusable
             if self._runtime is None:
                 try:
-                    self._runtime = self._load(self._work)
-                except SelfCheckError as error:
+                    runtime = self._load(self._work)
+                    events = [*_canary_events(self._work, runtime), *events]
+                except (SelfCheckError, CanaryError) as error:
                     self._unusable = error
                     raise
+                self._runtime = runtime
             started, timer = time.monotonic(), BatchTimer()
             results = classify_images(images, self._runtime, self._work.model, self._work.config.min_score)
-            seconds["classify_s"] = time.monotonic() - started
+            seconds = {"classify_s": time.monotonic() - started}
             if self._work.sampling is not None:
                 events = [*events, timer.event(len(images))]
             return with_events(results, *events, note({**self._runtime.facts(), **seconds}))
@@ -299,12 +327,33 @@ class LabelImages(Worker):
         yield from errors_as_events(self._labelled(block), self._work)
 
     def _labelled(self, block: pa.Table) -> Iterator[pa.Table]:
-        started = time.monotonic()
         batch = self._work.config.classify.batch_size or 1
         for decoded in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # only the last batch is padded
             images, events = split_events(decoded)
-            yield self._classify.label(images, events, fetch_and_decode_s=time.monotonic() - started)
-            started = time.monotonic()
+            yield self._classify.label(images, events)
+
+
+def _canary_events(work: Work, runtime: Runtime) -> list[Event]:
+    """Return the event with the accuracy of the canary on this node.
+
+    Raises:
+        CanaryError: it is too low.
+    """
+    canary = work.canary
+    if canary is None:
+        return []
+    images = partial(_canary_images, work, canary)
+    facts = require_accuracy(canary, work.model, runtime, work.node(), images)
+    return [note({"canary": dict(facts)})]
+
+
+def _canary_images(work: Work, canary: Canary, isolated: bool) -> Iterator[pa.Table]:
+    """Yield the images of the canary, decoded as all other images are."""
+    config = replace(work.config, source=canary.source, content_hash=False)
+    worker = Worker(replace(work, listing=canary.folder, config=config), isolated=isolated)
+    for unit in canary.units():
+        for block in worker.decoded(unit, _AT_ONCE):
+            yield split_events(block)[0]
 
 
 def load_runtime(work: Work) -> Runtime:

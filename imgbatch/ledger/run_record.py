@@ -9,7 +9,7 @@ import platform
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,13 +21,14 @@ from imgbatch.config.secrets import masked
 from imgbatch.errors import ImgbatchError, Interrupted, NotFound, StoreError, retry_helps
 from imgbatch.ledger import owners
 from imgbatch.storage.stores import Folder
+from imgbatch.terminal import console
 
 if TYPE_CHECKING:
     from imgbatch.ledger.claims import Claim
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 5.0
 OWNER_IS_DEAD_S = 25.0
 """A run on another machine whose record does not change for this long is dead. No two clocks are compared."""
 
@@ -37,6 +38,7 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 
 FinishCall = Callable[[Mapping[str, Any]], object]
 _finish_calls: ContextVar[tuple[FinishCall, ...]] = ContextVar("calls at the end of a run", default=())
+_write_calls: ContextVar[tuple[FinishCall, ...]] = ContextVar("calls after each version of run.json", default=())
 
 
 @contextmanager
@@ -51,6 +53,16 @@ def on_finish(call: FinishCall) -> Iterator[None]:
         yield
     finally:
         _finish_calls.reset(token)
+
+
+@contextmanager
+def on_write(call: FinishCall) -> Iterator[None]:
+    """Within the block, make `call` after each version of run.json was written, with its facts."""
+    token = _write_calls.set((*_write_calls.get(), call))
+    try:
+        yield
+    finally:
+        _write_calls.reset(token)
 
 
 def new_run_id(before: str | None = None) -> str:
@@ -81,10 +93,13 @@ class Record:
     """The number of rows of its listing, in which a tar is one row; set when the listing is written."""
     output_uri: str = ""
     """The output as the user knows it, if that is not the folder with runs/."""
+    live_facts: Callable[[], Mapping[str, Any]] | None = None
+    """Returns facts that change while the run works. It is called before each version of the record is written."""
     _beaten: float = 0.0
     _beats: int = 0
     _over: bool = False
     """Whether the final version is written, or being written."""
+    _stage_since: float = field(default_factory=time.monotonic)
     _on_finish: tuple[FinishCall, ...] = field(default_factory=_finish_calls.get)
     """Taken when the record is made, since other threads do not have the context of the run."""
 
@@ -115,7 +130,21 @@ class Record:
         }
         self._write()
 
-    def beat(self, **facts: Any) -> None:
+    def enter(self, stage: str) -> None:
+        """Start a stage of the run, unless it is the current one. The next version of run.json has it."""
+        if stage != self.facts.get("stage"):
+            self._end_stage()
+            self.facts["stage"] = stage
+
+    def _end_stage(self) -> None:
+        """Add the time since the last call to the seconds of the current stage."""
+        now = time.monotonic()
+        seconds, self._stage_since = now - self._stage_since, now
+        if stage := self.facts.get("stage"):
+            stages = self.facts.get("stages", {})
+            self.facts["stages"] = {**stages, stage: round(stages.get(stage, 0.0) + seconds, 3)}
+
+    def beat(self) -> None:
         """Write the record again, if HEARTBEAT_S have passed since the last time.
 
         Raises:
@@ -125,7 +154,8 @@ class Record:
         if self.claim is not None and since >= OWNER_IS_DEAD_S:
             self.claim.require_ours()
         if since >= HEARTBEAT_S:
-            self.facts |= facts
+            if self.live_facts is not None:
+                self.facts |= self.live_facts()
             self._write()
 
     def finish(self, status: str, exit_code: int, **facts: Any) -> None:
@@ -141,11 +171,7 @@ class Record:
     def call_on_finish(self, facts: Mapping[str, Any] | None = None) -> None:
         """Make the calls of `on_finish`, once, with these facts or else those of the record."""
         calls, self._on_finish = self._on_finish, ()
-        for call in calls:
-            try:
-                call({**(facts or self.facts), "output": masked(self.output_uri or self.output.uri)})
-            except Exception:  # an orchestrator that cannot be notified does not change the result of the run
-                log.exception("the end of the run could not be reported")
+        _call_all(calls, {**(facts or self.facts), "output": masked(self.output_uri or self.output.uri)})
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
@@ -178,10 +204,25 @@ class Record:
 
     def _write(self) -> None:
         self._beats += 1
-        self.facts["heartbeat"] = self._beats
+        self._end_stage()
+        self.facts |= {
+            "heartbeat": self._beats,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": None if self._over else console.current_step(),
+        }
         # Before the request: it may take so long that other runs consider this one dead, and `beat` has to notice that.
         self._beaten = time.monotonic()
         self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
+        _call_all(_write_calls.get(), self.facts)
+
+
+def _call_all(calls: Iterable[FinishCall], facts: Mapping[str, Any]) -> None:
+    """Make calls with the facts of a run. An orchestrator that cannot be notified does not change the result of the run."""
+    for call in calls:
+        try:
+            call(facts)
+        except Exception:
+            log.exception("the state of the run could not be reported")
 
 
 def end_facts(status: str, exit_code: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class EndLine:
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Copy facts of a run that ended, for `run_record.on_finish`."""
-        self._facts = {key: record[key] for key in _FROM_RECORD if record.get(key) is not None}
+        self._facts = facts_of(record)
         self.message = record.get("error") or self.message
 
     def write(self, exit_code: int) -> None:
@@ -51,6 +51,11 @@ class EndLine:
         sys.stdout.flush()
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of run.json that an end line has."""
+    return {key: record[key] for key in _FROM_RECORD if record.get(key) is not None}
 
 
 def compose(verb: str, exit_code: int, facts: Mapping[str, Any], message: str | None) -> str:

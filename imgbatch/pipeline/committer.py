@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -14,6 +15,7 @@ from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
+from imgbatch.pipeline.canary import require_canary
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.schema import PLACE_COLUMNS, RESULTS
@@ -36,6 +38,10 @@ class Committer:
     health: StoreHealth
     commit_s: float
     clock: Callable[[], float] = time.monotonic
+    last_commit: str | None = None
+    """The time of the last commit: UTC, ISO 8601."""
+    committed: int = 0
+    """The number of rows of this run that are in the tables."""
     _buffer: list[pa.Table] = field(default_factory=list)
     _buffered_rows: int = 0
     _committed: float = 0.0
@@ -62,10 +68,11 @@ class Committer:
         """Take one block of results.
 
         Raises:
-            ImgbatchError: the block contains an error, or the store of the input is unreachable.
+            ImgbatchError: the block contains an error, its node fails the canary, or the store of the input is unreachable.
         """
         rows, notes, ends = received(block)
         self.statistics.add_notes(notes)
+        require_canary(notes)
         rows = self.arrivals.accept(rows, ends)
         if not len(rows):
             return
@@ -99,6 +106,8 @@ class Committer:
             started = self.clock()
             self.ledger.commit(rows, self.run_id, self.model, progress)
             self.statistics.add_seconds("commit", self.clock() - started)
+            self.committed += len(rows)
+            self.last_commit = datetime.now(UTC).isoformat(timespec="seconds")
         self._committed = self.clock()
 
     def __enter__(self) -> Committer:

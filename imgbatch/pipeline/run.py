@@ -1,4 +1,4 @@
-"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, success."""
+"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, guards, success."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from imgbatch.ledger.listing import Counts
 from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.models import loading
+from imgbatch.orchestration import metrics_export, notify
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
+from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.committer import Committer
 from imgbatch.pipeline.finish_by import Punctuality
+from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
+from imgbatch.pipeline.live_facts import LiveFacts
 from imgbatch.pipeline.plan_outcome import PlanOutcome
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
-from imgbatch.pipeline.run_summary import RunSummary, Tally, counts_so_far, log
+from imgbatch.pipeline.run_summary import RunSummary, Tally, log
 from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.sources import recognise
 from imgbatch.terminal import console, progress
@@ -40,6 +44,7 @@ from imgbatch.terminal import console, progress
 if TYPE_CHECKING:
     from imgbatch.engine.dataset import Attempt
     from imgbatch.engine.placement import Plan
+    from imgbatch.inference.canary import Canary
     from imgbatch.inference.worker import Work
 
 
@@ -53,23 +58,30 @@ def classify(config: Config, stop: StopRequest) -> RunSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause. Rows that had arrived are committed.
     """
-    job = open_output(config)
-    console.step("checking that no other run writes the output")
-    with naming_the_output(job):
-        claim = claims.take(job.output, check=job.config.run.check_owner)
-    with claim:
-        return run_job(job, claim, stop)
+    with notify.at_end(config.notify, "classify", config.output.uri):
+        job = open_output(config)
+        console.step("checking that no other run writes the output")
+        with naming_the_output(job):
+            claim = claims.take(job.output, check=job.config.run.check_owner)
+        with claim:
+            return run_job(job, claim, stop)
 
 
-def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
+def run_job(job: Job, claim: claims.Claim, stop: StopRequest, verb: str = "classify") -> RunSummary:
     """Run the job under its claim; run.json is written first and last, and in between every few seconds."""
+    with metrics_export.written(job.config.metrics, verb, job.output.uri, job.output):
+        return recorded(job, claim, stop, verb)
+
+
+def recorded(job: Job, claim: claims.Claim, stop: StopRequest, verb: str) -> RunSummary:
+    """Run the job with its record."""
     facts = {
         "config": job.config.public(),
         "fingerprint": job.ledger.fingerprint,
         "model": {"name": job.model.name, "digest": job.model.digest, "reference": job.model.reference},
     }
     record = run_record.Record(job.output, facts, claim.run_id, claim)
-    run = ActiveRun(job, claim, record, SuccessMarker(job.output), Tally())
+    run = ActiveRun(job, claim, record, SuccessMarker(job.output), Tally(), verb)
     with naming_the_output(job):
         record.start()
     log.info("model %s", job.model.summary())
@@ -89,11 +101,14 @@ def run_job(job: Job, claim: claims.Claim, stop: StopRequest) -> RunSummary:
 
 
 def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dict[str, int]]:
-    """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
+    """List, plan, label, commit, audit, apply the guards, write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
     # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
+    require_usable_guards(run)
+    canary = prepare_canary(job.stores, job.config, job.model, run.record.folder.folder("canary"))
 
+    run.record.enter("listing")
     # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
     listing = list_images(job, run.record.folder.folder("listing"))
     listed, work_plan, carried = listing.counts, listing.work_plan(), listing.carried
@@ -109,9 +124,10 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     planned = None
     if work_plan.remaining:
         planned = PlanOutcome.read(job.output, job.ledger.fingerprint, work_plan.remaining)
-        listed = label(run, listed, work_plan, stop, planned)
+        listed = label(run, listed, work_plan, stop, canary, planned)
 
     # Audit the tables in the store, and write `_SUCCESS`.
+    run.record.enter("auditing")
     console.step("reading the tables back")
     process.release_memory()
     tick()
@@ -123,8 +139,11 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     job.ledger.release_index()
     run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
+
+    # Compare the new rows with those of the last success; a guard may hold the run back.
+    rows = apply_guards(run, sealed_by)
     run.claim.require_ours()
-    run.success.write(run.record.id, counts, job.config.limit, sealed_by)
+    run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
     if planned is not None:
         run.record.facts["plan"] = planned.compare(run.tally.seconds, run.record.facts.get("cluster", {}).get("actors"))
@@ -144,7 +163,12 @@ def correct_rows(run: ActiveRun, changed: Iterator[Corrections]) -> int:
 
 
 def label(
-    run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest, planned: PlanOutcome | None = None
+    run: ActiveRun,
+    listed: Counts,
+    work_plan: WorkPlan,
+    stop: StopRequest,
+    canary: Canary | None = None,
+    planned: PlanOutcome | None = None,
 ) -> Counts:
     """Label the pending images on the cluster, and commit their rows as they arrive.
 
@@ -163,17 +187,20 @@ def label(
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
     expected = work_plan.total if work_plan.total is not None or planned is None else planned.images
     punctuality = Punctuality.of(job.config.run.finish_by, record.facts, expected)
+    live = LiveFacts(listed, committer, progress.Progress("labelling", work_plan.total))
+    record.live_facts = partial(facts_so_far, run, live)
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
-            label_on_cluster(run, listed, committer, punctuality, stop)
+            label_on_cluster(run, live, punctuality, canary, stop)
     finally:
-        record.facts |= {**facts_so_far(run, listed, committer), **statistics.report()}
+        record.live_facts = None
+        record.facts |= facts_so_far(run, live)
         arrivals.warn_of_unpaired()
     return listed.with_streams(work_plan.found)
 
 
 def label_on_cluster(
-    run: ActiveRun, listed: Counts, committer: Committer, punctuality: Punctuality, stop: StopRequest
+    run: ActiveRun, live: LiveFacts, punctuality: Punctuality, canary: Canary | None, stop: StopRequest
 ) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
@@ -181,29 +208,30 @@ def label_on_cluster(
     from imgbatch.engine.attempts import run_attempts
     from imgbatch.inference.worker import Work
 
-    job, work_plan, limits = run.job, committer.work_plan, run.job.config.cluster
-    shown = progress.Progress("labelling", work_plan.total)
-    with stop.reinstall_after_ray(), session.connected(limits.call_s), committer, closing(shown):
+    job, committer, shown, limits = run.job, live.committer, live.progress, run.job.config.cluster
+    run.record.enter("starting")
+    with (
+        stop.reinstall_after_ray(),
+        session.connected(limits.call_s),
+        metrics_export.exported(run.verb, job.output.uri) as publish,
+        committer,
+        closing(shown),
+    ):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
-        one_reader = bool(work_plan.streams) and job.config.limit is not None
+        live.gpu_actors = plan.actors if plan.split else None
+        one_reader = bool(committer.work_plan.streams) and job.config.limit is not None
         if one_reader:  # "the first images" is only defined if one worker reads
             plan = plan.with_one_actor()
-
-        def replan(plan: Plan) -> Plan:
-            """Use nodes that have joined the cluster, if the run will be late."""
-            if not one_reader and punctuality.should_grow():
-                plan = placement.with_new_nodes(plan, limits)
-                run.record.facts["cluster"] = plan.public()
-            return plan
-
         run.record.facts["cluster"] = plan.public()
+        replan = (lambda plan: plan) if one_reader else partial(use_new_nodes, run, punctuality)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
-            work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
+            listing = run.record.folder.folder("listing")
+            work = Work(job.stores, listing, WorkerConfig.of(job.config), model, canary=canary)
             attempts = run_attempts(
                 partial(label_images, work), plan, committer, limits,
-                on_attempt=shown.start, retried=listed.stale, replan=replan,
+                on_attempt=shown.start, retried=live.listed.stale, replan=replan,
             )  # fmt: skip
             with closing(attempts) as blocks:
                 for block in blocks:
@@ -212,13 +240,25 @@ def label_on_cluster(
                     if committer.due:
                         committer.commit()
                         process.trim_memory()
-                        check_budget_so_far(run, listed, committer)
+                        check_budget_so_far(run, live.listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
                     punctuality.check(committer.arrived)
-                    run.record.beat(**facts_so_far(run, listed, committer))
+                    run.record.enter(live.stage)
+                    run.record.beat()
                     if committer.arrivals.close_at_limit():
                         break
-            committer.reject_lost(run.record.folder.folder("listing"), dataset.TRIES)
+            committer.reject_lost(listing, dataset.TRIES)
+        publish(run.record.facts | facts_so_far(run, live))
+
+
+def use_new_nodes(run: ActiveRun, punctuality: Punctuality, plan: Plan) -> Plan:
+    """Return the plan of the next attempt: with the nodes that have joined the cluster, if the run will be late."""
+    from imgbatch.engine import placement
+
+    if punctuality.should_grow():
+        plan = placement.with_new_nodes(plan, run.job.config.cluster)
+        run.record.facts["cluster"] = plan.public()
+    return plan
 
 
 def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:
@@ -253,8 +293,7 @@ def check_budget_so_far(run: ActiveRun, listed: Counts, committer: Committer) ->
     )
 
 
-def facts_so_far(run: ActiveRun, listed: Counts, committer: Committer) -> dict[str, dict[str, Any]]:
-    """Return the facts of run.json in the middle of a run: the counts of the output, and of this run."""
-    run.tally.take(committer.statistics)
-    listed = listed.with_streams(committer.work_plan.found)
-    return {"counts": counts_so_far(listed, committer.statistics), "this_run": run.tally.public()}
+def facts_so_far(run: ActiveRun, live: LiveFacts) -> dict[str, Any]:
+    """Return the facts of run.json in the middle of a run: those of the output, and of this run."""
+    run.tally.take(live.committer.statistics)
+    return {**live.public(), "this_run": run.tally.public()}

@@ -48,6 +48,8 @@ class RunStatistics:
     clock: Callable[[], float] = time.monotonic
     labelled: int = 0
     rejected: int = 0
+    bytes: int = 0
+    """The sizes of these images, as far as they are known."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Example] = field(default_factory=dict)
     """The first reject of each reason."""
@@ -73,6 +75,7 @@ class RunStatistics:
         rejects = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(rejects)
         self.rejected += len(rejects)
+        self.bytes += pc.sum(rows["size"]).as_py() or 0
         if len(rejects):
             self.reasons.update(rejects["reason"].to_pylist())
             note_examples(self.examples, rejects)
@@ -88,6 +91,8 @@ class RunStatistics:
                 self._add_node_faults(faults)
             elif key == "node_faults":
                 self._add_node_faults(value)
+            elif key == "canary":
+                self._add_canary(value)
             else:
                 self.facts[key] = value
 
@@ -110,6 +115,17 @@ class RunStatistics:
             "first_row": self._pace.first_row,
             "images_per_second": self.rate() or overall,
         }
+
+    def _add_canary(self, score: Mapping[str, Any]) -> None:
+        """Record the accuracy of the canary, once per node, runtime and device."""
+        scores = self.facts.setdefault("canary", [])
+        if score not in scores:  # each worker of a node sends it
+            scores.append(score)
+            log.info(
+                "canary: %s of %s images correct (%.1f %%; required %.1f %%) on %s (%s, %s)",
+                f"{score['right']:,}", f"{score['images']:,}", 100 * score["accuracy"], 100 * score["required"],
+                score["host"], score.get("runtime"), score.get("device"),
+            )  # fmt: skip
 
     def _add_node_faults(self, faults: Mapping[str, str]) -> None:
         """Record faults of nodes, by host, and log each fault once."""

@@ -6,14 +6,17 @@ job), the current step is logged every 10 s, and only plain text is written.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
 
+from imgbatch.config.secrets import masked
 from imgbatch.terminal.plurals import clock
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,18 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of a record."""
         return escape_control_characters(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a log record as one line of JSON: time, level, logger, message, and exception where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = masked(self.formatException(record.exc_info))
+        return json.dumps(line)
 
 
 @dataclass(slots=True)
@@ -79,7 +94,12 @@ class Console:
     """Shows log lines and the current step of a job on one stream."""
 
     def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, now: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        *,
+        quiet: bool = False,
+        json_lines: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up logging on a stream. Without a stream nothing is shown, for programs that import the package."""
         self.now = now
@@ -89,12 +109,12 @@ class Console:
         self._terminal = None
         if stream is not None:
             handler: logging.Handler = logging.StreamHandler(stream)
-            if is_terminal(stream):
+            if is_terminal(stream) and not json_lines:
                 from imgbatch.terminal import live_line  # rich takes 40 ms to import
 
                 self._terminal = live_line.open_on(stream)
                 handler = live_line.Handler(self._terminal)
-            handler.setFormatter(Formatter())
+            handler.setFormatter(JsonFormatter() if json_lines else Formatter())
             logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
 
     def step(self, name: str) -> None:
@@ -151,6 +171,12 @@ class LogView:
             self.tick()
 
 
+def json_error(message: str, error: BaseException | None = None) -> str:
+    """Return an error that ends the process as a log line of JSON; with its traceback if it is a bug."""
+    info = None if error is None else (type(error), error, error.__traceback__)
+    return JsonFormatter().format(logging.LogRecord("imgbatch", logging.ERROR, "", 0, message, (), info))
+
+
 def escape_control_characters(text: str) -> str:
     r"""Return a text with its control characters escaped, except newlines and tabs.
 
@@ -175,11 +201,25 @@ def log_in_worker() -> None:
 _console = Console()
 
 
-def install(stream: TextIO, *, quiet: bool = False) -> None:
-    """Show the log and the steps of this process on a stream; with `quiet`, only warnings and errors."""
+def install(stream: TextIO, *, quiet: bool = False, json_lines: bool = False) -> None:
+    """Show the log and the steps of this process on a stream.
+
+    Args:
+        quiet: only warnings and errors.
+        json_lines: a JSON object a line, also for Python's warnings and for errors of threads.
+    """
     global _console
     _console.close()
-    _console = Console(stream, quiet=quiet)
+    _console = Console(stream, quiet=quiet, json_lines=json_lines)
+    logging.captureWarnings(json_lines)
+    threading.excepthook = _log_thread_error if json_lines else threading.__excepthook__
+
+
+def _log_thread_error(hook: threading.ExceptHookArgs) -> None:
+    """Log an error that ended a thread."""
+    error = hook.exc_value or hook.exc_type()
+    name = hook.thread.name if hook.thread is not None else "?"
+    log.error("thread %s ended: %s", name, error, exc_info=error)
 
 
 def step(name: str) -> None:
@@ -190,6 +230,15 @@ def step(name: str) -> None:
 def show(text: str, done: int = 0, total: int | None = None) -> None:
     """Show the progress of the current step."""
     _console.show(text, done, total)
+
+
+def current_step() -> dict[str, Any] | None:
+    """Return the current step for run.json: its name, progress and seconds; None if there is none."""
+    state = _console.state
+    if not state.name:
+        return None
+    seconds = round(_console.now() - state.since, 1)
+    return {"name": state.name, "text": state.text, "done": state.done, "total": state.total, "seconds": seconds}
 
 
 def close() -> None:

@@ -39,6 +39,11 @@ class Rate:
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (last - first) / (end - start) if end > start else 0.0
 
+    def seconds_left(self, done: int, total: int | None) -> float | None:
+        """Return the time for the remaining images at this rate; None if the rate or the total is unknown."""
+        rate = self()
+        return (total - done) / rate if rate and total is not None else None
+
 
 def progress_line(done: int, total: int | None, rejected: int, rate: float) -> str:
     """Return the progress as a line of text. The total is unknown if the input has tars.
@@ -79,6 +84,16 @@ class Progress:
         if not self._waiting:
             console.step(self._name)
             console.show(progress_line(done, self._total, rejected, self._rate()), done, self._total)
+
+    def facts(self) -> dict[str, int | float | None]:
+        """Return the progress for run.json: images done, their total, images per second, and seconds left."""
+        left = self._rate.seconds_left(self._done, self._total)
+        return {
+            "done": self._done,
+            "total": self._total,
+            "rate": round(self._rate(), 2) or None,
+            "seconds_left": None if left is None else round(left, 1),
+        }
 
     def close(self) -> None:
         """Show that the remaining rows are written."""

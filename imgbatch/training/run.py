@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from imgbatch.config.training import Training
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.evaluation import training_images
 from imgbatch.evaluation.labelled_inputs import Resolver
-from imgbatch.evaluation.scores import Metrics, Scores
+from imgbatch.evaluation.scores import Scores
 from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
 from imgbatch.models.taxonomy import Taxonomy
+from imgbatch.orchestration import metrics_export, notify
 from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.preflight import sources_beside, warn_of_local_paths
 from imgbatch.sources.base import Source
@@ -38,6 +40,7 @@ from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import artifacts, inputs, publish, splits
+from imgbatch.training.held_out import HeldOut
 from imgbatch.training.inputs import Inputs, Listed
 from imgbatch.training.labels import NO_CLASS, Labelled, class_counts
 
@@ -146,11 +149,15 @@ def train(config: Training, stop: StopRequest) -> TrainingSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause.
     """
-    job = prepare(config)
-    if job is None:
-        return TrainingSummary(absolute(config.output), "", {}, 0, 0.0)
-    with claims.take(job.run) as claim:
-        return recorded(job, claim, stop)
+    with notify.at_end(config.notify, "train", config.output):
+        job = prepare(config)
+        if job is None:
+            return TrainingSummary(absolute(config.output), "", {}, 0, 0.0)
+        with (
+            claims.take(job.run) as claim,
+            metrics_export.written(config.metrics, "train", job.output.uri, None),
+        ):
+            return recorded(job, claim, stop)
 
 
 def dry_run(config: Training) -> str:
@@ -185,39 +192,47 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     """List and prepare the images, train, and write the model."""
     started = time.monotonic()
 
+    record.enter("listing")
     console.step("listing")
     listed = inputs.list_images(job.inputs, record.folder.folder("listing"))
     selected, labelled = inputs.select_entries(listed)
     if labelled is not None:  # without tars all labels are known before any image is read
         inputs.warn_of_empty_folders(job.inputs, listed.table["uri"])
         tree_of(job, labelled.labels)
-    method, prepared, labelled, resolver, trained = learn(job, listed, selected, stop)
+    record.enter("preparing")
+    method, prepared, labelled, resolver, trained = learn(job, record, listed, selected, stop)
     tree, rejects = tree_of(job, labelled.labels), prepared.rejects
+    record.enter("writing")
     console.step("writing the model")
-    metrics = metrics_of(trained, labelled, tree)
-    figures = artifacts.metrics_record(metrics)
+    held_out = held_out_of(trained, labelled, tree)
+    figures = artifacts.metrics_record(held_out.metrics if held_out is not None else None)
     record.facts |= {
-        **run_record.end_facts("succeeded", 0), "way": method, "seed": job.config.train.seed,
+        **run_record.end_facts("succeeded", 0), "finished": datetime.now(UTC).isoformat(timespec="seconds"), "step": None,
+        "way": method, "seed": job.config.train.seed,
         "temperature": trained.temperature,
         "data": {
             "fingerprint": listed.fingerprint, "rejected": len(rejects), **class_counts(labelled), **resolver.public(),
         },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
-    write(job, record, prepared, labelled, trained, metrics)
+    write(job, record, listed, prepared, labelled, trained, held_out)
     record.call_on_finish()
     return TrainingSummary(job.output.uri, method, figures, len(rejects), time.monotonic() - started)
 
 
 def learn(
-    job: Job, listed: Listed, selected: Any, stop: StopRequest
+    job: Job, record: run_record.Record, listed: Listed, selected: Any, stop: StopRequest
 ) -> tuple[str, Prepared, Labelled, Resolver, Trained]:
     """Prepare the images on the cluster, split them, and train; return the method, the images and the result."""
     from imgbatch.engine import placement, session  # Ray and torch are only imported once the input is checked
     from imgbatch.training import network, strategies
 
     network.of(job.base)
-    with stop.reinstall_after_ray(), session.connected(job.config.cluster.call_s):
+    with (
+        stop.reinstall_after_ray(),
+        session.connected(job.config.cluster.call_s),
+        metrics_export.exported("train", job.output.uri),
+    ):
         tick()  # installs the signal handlers again, in C too, since Ray has replaced that of SIGTERM
         plan = placement.wait_for_plan(job.config.cluster, workers=job.config.train.workers)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
@@ -236,6 +251,7 @@ def learn(
                     "train.workers=%d is not used: train.method=head trains in one process", job.config.train.workers
                 )
             log.info("%s", splits.describe(fold))
+            record.enter("training")
             train_by = strategies.by_head if method == "head" else strategies.by_finetuning
             return method, prepared, labelled, resolver, train_by(task, work, prepared, labelled, fold)
 
@@ -270,10 +286,11 @@ def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resol
 def write(
     job: Job,
     record: run_record.Record,
+    listed: Listed,
     prepared: Prepared,
     labelled: Labelled,
     trained: Trained,
-    metrics: Metrics | None,
+    held_out: HeldOut | None,
 ) -> None:
     """Write the model directory."""
     from imgbatch.training import network, page
@@ -287,7 +304,8 @@ def write(
     files[training_images.FILE] = artifacts.training_images(
         prepared.images, trained.learned, trained.held_out, job.seen_by_base
     )
-    files["training.html"] = page.page(record.facts, labelled.labels, metrics).encode()
+    images = page.images_of(job.stores, job.config, listed.pages, prepared.images, trained, held_out)
+    files["training.html"] = page.page(record.facts, labelled.labels, held_out, trained, images).encode()
     if job.taxonomy:
         files["taxonomy.json" if job.config.taxonomy.lower().endswith(".json") else "taxonomy.csv"] = job.taxonomy
     if len(prepared.rejects):
@@ -295,12 +313,12 @@ def write(
     publish.publish(job.output, files)
 
 
-def metrics_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> Metrics | None:
-    """Return the metrics of the held-out images; None: no image was held out."""
+def held_out_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> HeldOut | None:
+    """Return the figures of the held-out images; None: no image was held out."""
     if not len(trained.held_out):
         return None
     truth = labelled.classes[trained.held_out]
-    return Metrics.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
+    return HeldOut.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
 
 
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:

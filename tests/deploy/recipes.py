@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -39,6 +40,14 @@ def program(name: str) -> str:
     if not (BIN / name).exists():
         missing(f".venv-recipes/bin/{name}")
     return str(BIN / name)
+
+
+def system_program(name: str) -> str:
+    """Return the path of a program of this machine; skip the test if it is missing."""
+    path = shutil.which(name)
+    if path is None:
+        missing(name)
+    return str(path)
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

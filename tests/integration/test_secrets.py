@@ -18,6 +18,7 @@ from tests.integration.test_interrupts import ray_processes_of
 from tests.unit.pictures import encode, scene
 
 PASSWORD, SIGNATURE = "hunter2-of-nobody", "0a1b2c3d4e5f-signature"
+HOOK = "T0/B0/path-of-a-webhook"
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ def test_secrets_are_in_nothing_that_a_run_leaves_behind(
     """Keys come by the environment and by the config file; one image is refused, so that an answer of S3 is told."""
     for number in range(30):
         obstore.put(s3.bucket("images"), f"secret/{number}.jpg", encode(scene(seed=number % 9), "JPEG"))
-    (tmp_path / "run.toml").write_text(f'[storage.options]\nkey = "test-key"\nsecret = "{SECRET}"\n')
+    (tmp_path / "run.toml").write_text(
+        f'[storage.options]\nkey = "test-key"\nsecret = "{SECRET}"\n[notify]\nurl = "http://127.0.0.1:9/{HOOK}"\n'
+    )
     signed = f"http://me:{PASSWORD}@127.0.0.1:9/x.jpg?X-Amz-Signature={SIGNATURE}&sig={SIGNATURE}"
     command = (
         "--input",
@@ -68,6 +71,8 @@ def test_secrets_are_in_nothing_that_a_run_leaves_behind(
     assert refused.returncode == 3, err
     require_absent(PASSWORD, {"out": out.encode(), "err": err.encode()})
     require_absent(SIGNATURE, {"out": out.encode(), "err": err.encode()})
+    require_absent(HOOK, {"out": out.encode(), "err": err.encode()})
+    assert "could not be sent to notify.url" in err
 
     command = (*command[:2], *command[4:])
     with faults.proxy(s3.endpoint, lambda method, path, before: 403 if path.endswith("/7.jpg") else None) as endpoint:
@@ -87,6 +92,6 @@ def test_secrets_are_in_nothing_that_a_run_leaves_behind(
     contents = {path: Path(path).read_bytes() for path in files if Path(path).is_file()}
     assert any("worker" in path for path in contents) and any("run.json" in path for path in contents)
     contents |= {"out": out.encode(), "err": err.encode(), "titles": b"\n".join(seen)}
-    for secret in (SECRET, PASSWORD, SIGNATURE):
+    for secret in (SECRET, PASSWORD, SIGNATURE, HOOK):
         require_absent(secret, contents)
     print(f"{len(contents)} files of {sum(map(len, contents.values())):,} bytes, {len(seen)} process titles: no secret")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, stream_end, with_events
-from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
+from imgbatch.inference.worker import Classify, LabelImages, Timed, Work, decode_block
 from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
@@ -166,10 +166,34 @@ def test_an_error_in_a_worker_is_raised_on_the_driver(work: Callable[[list[bytes
 
 def test_a_worker_reports_facts_and_durations(work: Callable[[list[bytes]], Work]) -> None:
     (block,) = LabelImages(work(pictures(1)), lambda _: MeanColour())(pa.table({"index": np.array([0])}))
-    rows, (note,), _ = received(block)
+    rows, notes, _ = received(block)
     assert len(rows) == 1
-    assert note["batch_size"] == BATCH and {"fetch_and_decode_s", "classify_s"} <= note.keys()
-    assert json.dumps(note)
+    facts = {key: value for note in notes for key, value in note.items()}
+    assert facts["batch_size"] == BATCH and min(facts[f"{stage}_s"] for stage in ("fetch", "decode", "classify")) >= 0
+    assert json.dumps(facts)
+
+
+def test_waiting_for_bytes_counts_as_fetching_and_decoding_does_not() -> None:
+    now = 0.0
+
+    def fetched() -> Iterator[int]:
+        nonlocal now
+        for number in range(3):
+            now += 2.0
+            yield number
+
+    timed = Timed(fetched(), clock=lambda: now)
+    for _ in timed:
+        now += 5.0  # decoding
+    assert timed.seconds == 6.0
+
+
+def test_cpu_tasks_beside_gpus_report_their_seconds_through_the_classifier(work: Callable[[list[bytes]], Work]) -> None:
+    job = work(pictures(2))
+    (pixels,) = decode_block(pa.table({"index": np.arange(2)}), job)
+    (block,) = Classify(job, lambda _: MeanColour())(pixels)
+    facts = {key for note in received(block)[1] for key in note}
+    assert {"fetch_s", "decode_s", "classify_s"} <= facts
 
 
 def test_a_worker_whose_model_gives_wrong_answers_labels_nothing_and_reports_its_node(
@@ -196,7 +220,7 @@ def test_a_worker_whose_model_gives_wrong_answers_labels_nothing_and_reports_its
 def test_events_come_after_the_rows_and_leave_no_trace_in_them(work: Callable[[list[bytes]], Work]) -> None:
     (block,) = LabelImages(work([*pictures(2), b""]), lambda _: MeanColour())(pa.table({"index": np.arange(3)}))
     rows, events = split_events(block)
-    assert rows.schema == RESULTS and rows["index"].to_pylist() == [0, 1, 2] and len(events) == 1
+    assert rows.schema == RESULTS and rows["index"].to_pylist() == [0, 1, 2] and len(events) == 2
     end = StreamEnd(number=7, last_offset=512, whole=True)
     again = with_events(rows, stream_end(end), note({"a": 1}), note({"b": [2]}))
     assert again.column_names[-1] == "event" and again["index"].to_pylist() == [0, 1, 2, None, None, None]

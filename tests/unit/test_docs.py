@@ -19,6 +19,7 @@ from imgbatch import cli, errors, rejects, schema
 from imgbatch.config.reading import load
 from imgbatch.config.sections import IMAGE_SUFFIXES, Config, describe
 from imgbatch.config.training import Training
+from imgbatch.orchestration.metrics import METRICS
 from imgbatch.sources import split_words
 from tests import generated_pages
 
@@ -111,6 +112,7 @@ def test_the_command_line_is_frozen_since_new_knobs_go_into_the_config(name: str
         "--config",
         "--set",
         "--quiet",
+        "--log-format",
         "--version",
         "--input",
         "--output",
@@ -209,6 +211,13 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
     for found, function in named:
         file = file if found == "…" else found
         assert file in tests and f"def {function}" in tests[file], f"{file}::{function}"
+
+
+def test_every_metric_is_described_as_in_the_code() -> None:
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        kind = "counter" if metric.counter else "gauge"
+        assert f"| `{metric.exported_name}` | {kind} | {labels} | {metric.help} |\n" in DOCS["monitoring.md"]
 
 
 def test_the_page_about_labels_and_splits_names_what_there_is() -> None:

@@ -36,6 +36,19 @@ def test_time_left_is_unknown_without_rate() -> None:
     assert progress_line(1234, None, 0, 70.4) == "1,234 images, 70/s, 0 rejects"
 
 
+def test_facts_for_the_record(shown: Console) -> None:
+    now = 0.0
+    progress = Progress("labelling", 1000, lambda: now)
+    assert progress.facts() == {"done": 0, "total": 1000, "rate": None, "seconds_left": None}
+    for now in (1.0, 11.0):
+        progress.update(int(10 * now), 0)
+    assert progress.facts() == {"done": 110, "total": 1000, "rate": 10.0, "seconds_left": 89.0}
+    unknown = Progress("labelling", None, lambda: now)
+    for now in (1.0, 2.0):
+        unknown.update(int(now), 0)
+    assert unknown.facts() == {"done": 2, "total": None, "rate": 1.0, "seconds_left": None}
+
+
 def test_start_of_workers_is_shown_until_first_row(shown: Console) -> None:
     progress = Progress("labelling", 1000)
     progress.start(1000, 4096)

@@ -14,6 +14,7 @@ from imgbatch.errors import Conflict, Exists, OutputChangedError
 from imgbatch.ledger import run_record
 from imgbatch.ledger.success_marker import SuccessMarker, read_success
 from imgbatch.storage.stores import Folder, Stores
+from imgbatch.terminal import console
 
 
 @pytest.fixture
@@ -34,13 +35,61 @@ def test_a_record_from_start_to_end(output: Folder) -> None:
     said = read(record)
     assert (said["status"], said["exit_code"], said["config"]) == ("running", None, {"top_k": 5})
     assert said["owner"]["pid"] == os.getpid() and said["versions"]["python"] and said["hardware"]["host"]
-    record.beat(counts={"listed": 1})
+    record.live_facts = lambda: {"counts": {"listed": 1}}
+    record.beat()
     assert read(record) == said, "it is not time yet"
     record._beaten -= run_record.HEARTBEAT_S
-    record.beat(counts={"listed": 1})
+    record.beat()
     assert read(record)["counts"] == {"listed": 1} and read(record)["heartbeat"] == said["heartbeat"] + 1
     record.finish("failed", 3, error="away")
     assert (read(record)["status"], read(record)["exit_code"], read(record)["error"]) == ("failed", 3, "away")
+
+
+def test_stages_have_their_seconds(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(run_record.time, "monotonic", lambda: now)
+    record = run_record.Record(output, {})
+    record.start()
+    assert "stages" not in read(record)
+    for stage, seconds in (("listing", 2.0), ("labelling", 3.0), ("labelling", 4.0)):
+        record.enter(stage)
+        now += seconds
+    record.beat()
+    assert (read(record)["stage"], read(record)["stages"]) == ("labelling", {"listing": 2.0, "labelling": 7.0})
+    now += 1.0
+    record.enter("auditing")
+    record.finish("succeeded", 0)
+    assert read(record)["stages"] == {"listing": 2.0, "labelling": 8.0, "auditing": 0.0}
+
+
+def test_each_version_is_passed_on_and_a_failing_call_does_not_end_the_run(
+    output: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[int, str]] = []
+    with (
+        run_record.on_write(lambda facts: 1 / 0),
+        run_record.on_write(lambda facts: seen.append((facts["heartbeat"], facts["status"]))),
+    ):
+        record = run_record.Record(output, {})
+        record.start()
+        record.finish("failed", 3)
+    assert seen == [(1, "running"), (2, "failed")]
+    assert [each.getMessage() for each in caplog.records] == ["the state of the run could not be reported"] * 2
+    run_record.Record(output, {}).start()
+    assert len(seen) == 2, "the block has ended"
+
+
+def test_the_record_has_the_step_that_the_terminal_shows(output: Folder) -> None:
+    console.step("labelling")
+    console.show("5/10 images", 5, 10)
+    record = run_record.Record(output, {})
+    record.start()
+    step = read(record)["step"]
+    assert (step["name"], step["text"], step["done"], step["total"]) == ("labelling", "5/10 images", 5, 10)
+    record.finish("succeeded", 0)
+    assert read(record)["step"] is None
+    console.close()
+    assert console.current_step() is None
 
 
 def test_the_record_of_an_interrupted_run(output: Folder) -> None:
