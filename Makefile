@@ -10,7 +10,7 @@ CLIENTS := .venv-clients
 STORES  := .venv-stores
 RECIPES := .venv-recipes
 
-.PHONY: help demo test test-long test-clients test-stores test-deploy check format docs fuzz bench clean
+.PHONY: help demo test test-unit test-jobs test-long test-clients test-stores test-deploy check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -24,11 +24,18 @@ $(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[$*]'
 	touch $@
 
+$(VENV)/test.installed: | $(VENV)/demo.installed  # one pip at a time, also with --jobs
+
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: $(VENV)/test.installed $(VENV)/demo.installed ## install, and run all tests except the long ones
-	$(BIN)/python -m pytest -m 'not long'
+test: test-unit test-jobs ## install, and run all tests except the long ones (two at a time with --jobs=2)
+
+test-unit: $(VENV)/test.installed
+	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit
+
+test-jobs: $(VENV)/test.installed
+	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration tests/cluster
 
 test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP

@@ -160,13 +160,28 @@ class Histories(RuleBasedStateMachine):
         then=_images,
         mended=st.booleans(),
         settings=_settings,
+        away=st.sets(_name, max_size=2),
+        noted=_notes,
     )
     def run_that_dies_with_a_request_under_way(
-        self, table: str, images: Images, then: Images, mended: bool, settings: list[str]
+        self,
+        table: str,
+        images: Images,
+        then: Images,
+        mended: bool,
+        settings: list[str],
+        away: set[str],
+        noted: dict[str, str | None],
     ) -> None:
         """A run is killed while it sends a part; the request arrives when the next one has done its work."""
         self.put(images)
-        self._run(settings, {(table, 1): "killed in flight"}, None)  # it may rewrite what the next one would not
+        # It may rewrite what the next one would not: some images are away meanwhile, and notes are corrected and then back.
+        missing = {name: self.world.images.pop(name) for name in sorted(away & self.world.images.keys())}
+        notes = self.world.notes
+        self.correct(noted)
+        self._run(settings, {(table, 1): "killed in flight"}, None)
+        self.world.images.update(missing)
+        self.world.notes = notes
         if mended:  # so that the next run has no reject to write, and nothing but a seal takes the number
             for name, image in self.world.images.items():
                 if image.kind not in LABELS:
