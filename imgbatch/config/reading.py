@@ -12,6 +12,7 @@ from dataclasses import is_dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
+from imgbatch.config import deadline
 from imgbatch.config.options import fields_of, hints_of, iter_options
 from imgbatch.config.sections import Config
 from imgbatch.errors import ConfigError, did_you_mean
@@ -237,6 +238,8 @@ def fill_date(uri: str, day: str) -> str:
 def _fill_dates(config: Any) -> Any:
     """Return a config with `{date}` of its inputs and its output filled in. `date` is None if none of them has it."""
     day = resolve_date(config.date)
+    if config.date is not None or os.environ.get("IMGBATCH_DATE"):
+        config = _tie_deadline(config, day)
     output = config.output if isinstance(config.output, str) else config.output.uri
     if not any(_DATE_FIELD in uri for uri in (*config.input, output)):
         return replace(config, date=None)  # it changes nothing: two runs of different days have equal configs
@@ -247,3 +250,12 @@ def _fill_dates(config: Any) -> Any:
         input=tuple(fill_date(uri, day) for uri in config.input),
         output=filled if isinstance(config.output, str) else replace(config.output, uri=filled),
     )
+
+
+def _tie_deadline(config: Any, day: str) -> Any:
+    """Return a config whose time of day in `run.finish_by` is that of a date: a run that is repeated later is late then."""
+    text = getattr(config.run, "finish_by", None)
+    if text is None:
+        return config
+    moment = deadline.parse(text, "run.finish_by").at(datetime.now(UTC), day)
+    return replace(config, run=replace(config.run, finish_by=moment.isoformat()))

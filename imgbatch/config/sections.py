@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
+from imgbatch.config import deadline
 from imgbatch.config.options import Fraction, Positive, Section, iter_options, option
 from imgbatch.config.secrets import masked
 from imgbatch.errors import ConfigError
@@ -223,6 +224,56 @@ class RejectsConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig(Section):
+    """Guards, which hold `_SUCCESS` back (exit code 8). All are off by default; docs/guards.md describes them."""
+
+    max_label_shift: Annotated[float, Fraction] | None = option(
+        None,
+        "maximum shift of the label mix against the last success, as a Jensen-Shannon distance beyond chance; unset: off",
+    )
+    max_score_drop: Annotated[float, Fraction] | None = option(
+        None, "maximum drop of the mean score against the last success; unset: off"
+    )
+    max_reject_rise: Annotated[float, Fraction] | None = option(
+        None, "maximum rise of the proportion of rejects against the last success, e.g. 0.02; unset: off"
+    )
+    min_images: Annotated[int, Ge(1)] | None = option(
+        None, "minimum number of images that are new since the last success; unset: off"
+    )
+    canary: str | None = option(
+        None,
+        "URI of a small labelled set, which each node labels before its first image; unset: off. Its labels are read as in "
+        "evaluate",
+    )
+    canary_accuracy: Annotated[float, Interval(gt=0, le=1)] | None = option(
+        None, "minimum proportion of the canary's images with the right label, e.g. 0.9"
+    )
+    reference: str | None = option(
+        None, "URI of another output whose last success is compared with; unset: the last success of this output"
+    )
+    accept: str | None = option(None, "RUN_ID of a run that was held back and is accepted")
+    accepted_by: str | None = option(None, "who accepts it, for run.json; unset: the user of the process")
+
+    def validate(self) -> None:
+        """Refuse a canary without an accuracy, and the reverse."""
+        if (self.canary is None) != (self.canary_accuracy is None):
+            raise ConfigError("guard.canary and guard.canary_accuracy need each other: set both, or none")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the comparison with earlier rows may hold a run back."""
+        limits = (self.max_label_shift, self.max_score_drop, self.max_reject_rise, self.min_images)
+        return any(limit is not None for limit in limits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(Section):
+    """Pages for people."""
+
+    thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig(Section):
     """Resources of Ray, and timeouts."""
 
@@ -273,6 +324,16 @@ class RunConfig(StopConfig):
     commit_interval_s: Annotated[float, Positive] = option(10.0, "seconds between commits", formerly="commit_s")
     check_owner: bool = option(True, "refuse an output that another live run is writing")
     prune: bool = option(False, "remove the rows of images that are no longer in the listing")
+    finish_by: str | None = option(
+        None,
+        "when the run should have ended: HH:MM (UTC) of the date of the run, HH:MM+1 of the next day, HH:MM@ZONE, or ISO "
+        "8601. If the forecast passes it, the run warns once, and uses all actors that it may",
+    )
+
+    def validate(self) -> None:
+        """Refuse a time that cannot be read."""
+        if self.finish_by is not None:
+            deadline.parse(self.finish_by, "run.finish_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,15 +392,23 @@ class Config(Section):
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
 
     def validate(self) -> None:
-        """Refuse pruning with a limit: images beyond the limit would look deleted."""
+        """Refuse pruning with a limit, since images beyond the limit would look deleted, and guards without their columns."""
         if self.limit is not None and self.run.prune:
             raise ConfigError("run.prune=true with --limit would remove all rows beyond the limit: omit one of them")
+        for key, value, column in (
+            ("max_label_shift", self.guard.max_label_shift, "label"),
+            ("max_score_drop", self.guard.max_score_drop, "score"),
+        ):
+            if value is not None and self.output.columns and column not in self.output.columns:
+                raise ConfigError(f"guard.{key} needs the column {column}: add it to output.columns")
 
     def public(self) -> dict[str, Any]:
         """Return the config as plain values with every secret masked, for `run.json` and logs."""

@@ -17,6 +17,7 @@ from imgbatch.config.sections import (
     NotifyConfig,
     OutputConfig,
     RejectsConfig,
+    ReportConfig,
     SourceConfig,
     StopConfig,
     StorageConfig,
@@ -128,6 +129,7 @@ class Training(Section):
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: StopConfig = field(default_factory=StopConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -59,6 +59,7 @@ def run_attempts(
     *,
     on_attempt: Callable[[int, int], object] = lambda pending, rows: None,
     retried: int = 0,
+    replan: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> Generator[pa.Table | None, None, None]:
     """Yield the blocks of all attempts, and None whenever a quarter of a second passes without one.
 
@@ -70,17 +71,19 @@ def run_attempts(
         plan: where actors fit, with all nodes.
         on_attempt: called before each attempt with the number of pending images and the maximum size of a unit.
         retried: how many of the images may have killed their process in an earlier run.
+        replan: called after each block with the plan. If it returns another one, the attempt ends early, and the images that
+            are pending are submitted to the actors of that plan.
 
     Raises:
         ClusterError: no row for `cluster.stall_timeout_s`; so many images without a row that the cluster must be at fault;
             no node is left; or the cluster does not answer.
     """
-    return _Attempts(operators, plan, consumer, config, on_attempt, retried).run()
+    return _Attempts(operators, plan, consumer, config, on_attempt, retried, replan).run()
 
 
 @dataclass
 class _Attempts:
-    """The arguments of `run_attempts`, and the number of rows at the last check for progress."""
+    """The arguments of `run_attempts`, and the number of rows at the last check for progress. `plan` may change."""
 
     operators: Operators
     plan: Plan
@@ -88,17 +91,18 @@ class _Attempts:
     config: ClusterConfig
     on_attempt: Callable[[int, int], object]
     retried: int
+    replan: Callable[[Plan], Plan]
     arrived_before: int = 0
 
     def run(self) -> Generator[pa.Table | None, None, None]:
         """Yield the blocks of all rounds, one round after the other."""
         for round in ROUNDS:
             while self.consumer.work_plan.remaining:
-                nodes, left_out = placement.node_ids(self.config), len(self.consumer.left_out)
+                nodes, left_out, plan = placement.node_ids(self.config), len(self.consumer.left_out), self.plan
                 yield from self.attempt(round)
-                # Images of a node that was left out are still pending. Other nodes get them in units of the same size, since
-                # they killed no process.
-                if len(self.consumer.left_out) > left_out:
+                # Images of a node that was left out, or of an attempt that was ended for another plan, are still pending. They
+                # are submitted in units of the same size, since they killed no process.
+                if len(self.consumer.left_out) > left_out or self.plan is not plan:
                     continue
                 # A replaced node has another id, so that a node that was restarted counts as lost. Without progress, images may
                 # be the reason why nodes die, which only smaller units can show.
@@ -123,6 +127,9 @@ class _Attempts:
                 tick()
                 yield block
                 if len(self.consumer.left_out) > left_out:
+                    return
+                if (other := self.replan(self.plan)) is not self.plan:
+                    self.plan = other
                     return
 
     def made_progress(self) -> bool:

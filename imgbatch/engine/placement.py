@@ -48,6 +48,14 @@ class Plan:
         """Whether all actors will run on the node of the driver, unless a node is added."""
         return self.nodes == 1 and self.max_actors <= self.actors
 
+    def with_one_actor(self) -> Plan:
+        """Return a plan in which one worker reads everything."""
+        return replace(self, actors=1, min_actors=1, max_actors=1)
+
+    def public(self) -> dict[str, float]:
+        """Return the resources for run.json."""
+        return {"nodes": self.nodes, "cpus": self.cpus, "gpus": self.gpus, "actors": self.actors}
+
     def __str__(self) -> str:
         where = f"{counted(self.nodes, 'node')}, {counted(self.cpus, 'CPU')}"
         pool = counted(self.actors, "actor") + f", up to {self.max_actors}" * (self.max_actors > self.actors)
@@ -201,6 +209,19 @@ def exclude_nodes(plan: Plan, left_out: Mapping[str, Mapping[str, str]]) -> Plan
     )  # fmt: skip
 
 
+def with_new_nodes(plan: Plan, config: ClusterConfig) -> Plan:
+    """Return a plan that uses nodes which have joined the cluster; the same one if that gives no more actors.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    found = call_with_timeout(partial(_try_plan, config), config.call_s, "ray.nodes")
+    if isinstance(found, str) or found.split != plan.split or found.actors <= max(plan.actors, plan.max_actors):
+        return plan
+    log.info("more nodes: %s", found)
+    return found
+
+
 def _try_plan(config: ClusterConfig, workers: int | None = None) -> Plan | str:
     """Return the plan for the current nodes; or, if resources are missing, a text with the requested and the existing ones."""
     nodes = _node_resources()
@@ -238,6 +259,36 @@ def node_ids(config: ClusterConfig) -> set[str]:
     import ray
 
     return {node["NodeID"] for node in call_with_timeout(ray.nodes, config.call_s, "ray.nodes") if node["Alive"]}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    """The resources of a node."""
+
+    cpus: float
+    gpus: float
+    memory: float
+    """Bytes, as Ray counts them: the memory for tasks and actors."""
+    accelerator: str | None
+    """The type of its GPUs as Ray names it; None: unknown."""
+
+
+def node_shapes(config: ClusterConfig) -> list[NodeShape]:
+    """Return the resources of the nodes that are alive.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    prefix = "accelerator_type:"
+    return [
+        NodeShape(
+            node.get("CPU", 0.0),
+            node.get("GPU", 0.0),
+            node.get("memory", 0.0),
+            next((name.removeprefix(prefix) for name in node if name.startswith(prefix)), None),
+        )
+        for node in call_with_timeout(_node_resources, config.call_s, "ray.nodes")
+    ]
 
 
 def _request_resources(config: ClusterConfig) -> Callable[[], None]:

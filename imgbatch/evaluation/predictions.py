@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from imgbatch.errors import AuditError, BudgetError, ModelError
 from imgbatch.evaluation.classes import Classes
 from imgbatch.evaluation.ground_truth import GroundTruth, Numbers
 from imgbatch.evaluation.metrics import before_temperature
-from imgbatch.evaluation.scores import TOP, Scores
+from imgbatch.evaluation.scores import TOP, Ints, Scores
 from imgbatch.evaluation.training_images import NOT_COMPARED, TrainingImages
 from imgbatch.ledger.commit_log import Log
 from imgbatch.models.model import Model
@@ -21,7 +20,7 @@ from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import plural
 
-READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "size", "etag", "last_modified", "model"]
+READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "model"]
 _SHOWN = 5
 
 PREDICTIONS = pa.schema([
@@ -56,7 +55,7 @@ class LabelReader:
         self._truths = truths
 
     def take(self, labels: Folder) -> Iterator[pa.Table]:
-        """Read a label table; yield its rows on images of the evaluation, as PREDICTIONS and the columns of a listing.
+        """Read a label table; yield its rows on images of the evaluation, as PREDICTIONS.
 
         Raises:
             ModelError: the table was written by another model.
@@ -88,11 +87,10 @@ class LabelReader:
         table = rows.append_column("truth", truth).append_column("right", pa.array(scores.right[at]))
         table = table.append_column("right_in_top5", pa.array(scores.in_top[at]))
         table = table.append_column("answer_right", answer_right)
-        table = table.append_column("container", self._truths.containers(at))
         # If the model has a temperature, rows name all classes. With all of them a file would take kilobytes an image.
         best = pc.list_slice(rows["top_k"].combine_chunks(), 0, TOP)
         table = table.set_column(table.schema.get_field_index("top_k"), "top_k", best)
-        return table.select([*PREDICTIONS.names, *LISTING.names[1:]])
+        return table.select(PREDICTIONS.names)
 
     def _take_candidates(self, candidates: pa.ListArray, at: Numbers) -> None:
         """Read the classes that each row names, the best first, with their scores."""
@@ -144,6 +142,24 @@ class LabelReader:
                     f"{labels.uri} was written by {reference}, not by {self.model.reference}: name it with --model"
                 )
 
+    def images(self, labels: Folder, numbers: Ints) -> pa.Table:
+        """Read some images again, in the form of a listing, in the order of their numbers.
+
+        Args:
+            numbers: ascending.
+        """
+        log = Log(labels)
+        log.scan()
+        parts, found = [LISTING.empty_table()], [np.zeros(0, np.int32)]
+        for _, part, _ in log.read(["uri", "size", "etag", "last_modified"]):
+            at = self._truths.numbers(part["uri"].combine_chunks())
+            mask = np.isin(at, numbers)
+            containers = self._truths.containers(at[mask])
+            parts.append(part.filter(pa.array(mask)).append_column("container", containers).select(LISTING.names))
+            found.append(at[mask])
+        order = np.argsort(np.concatenate(found), kind="stable")
+        return pa.concat_tables(parts).take(pa.array(order)).combine_chunks()
+
     def require_all(self, output: Folder) -> None:
         """Refuse figures over fewer images than were listed.
 
@@ -183,10 +199,3 @@ def has_hashes(log: Log) -> bool:
         log: `scan` has been called.
     """
     return bool(log.numbers) and bool(log.footer(log.numbers[-1]).fingerprint.get("output.content_hash"))
-
-
-def worst(so_far: pa.Table | None, rows: pa.Table, limit: int) -> pa.Table:
-    """Return the wrong rows with the highest scores, among those so far and new ones."""
-    wrong = rows.filter(pc.invert(rows["right"])).sort_by([("score", "descending")]).slice(0, limit)
-    candidates: Any = wrong if so_far is None else pa.concat_tables([so_far, wrong]).sort_by([("score", "descending")])
-    return candidates.slice(0, limit)

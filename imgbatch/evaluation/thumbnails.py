@@ -1,34 +1,69 @@
-"""Effects: images that were labelled before, fetched again and reduced for the page of an evaluation."""
+"""Effects: small pictures of images for a page: the images are fetched again, and reduced."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from imgbatch.config.sections import Config
+from imgbatch.rejects import Refusal
 from imgbatch.storage.stores import Stores
 
-_SIDE = 240  # pixels
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imgbatch.sources.fetch import Fetched
+
+_SIDE = 192  # pixels
+_QUALITIES = (70, 45, 20, 5)
+_MAX_BYTES = 6_000  # with some 60 pictures, a page stays below 1 MB
 
 
-def thumbnails(stores: Stores, config: Config, rows: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield each row with a small JPEG of its image; empty if the image cannot be read, or has changed since."""
+def thumbnails(stores: Stores, config: Config, rows: pa.Table) -> Iterator[tuple[bytes, str]]:
+    """Yield a small WebP image of each row of a listing, or the reason why there is none."""
+    from imgbatch.sources.fetch import Fetcher
+
+    fetched_rows = Fetcher(stores, config.fetch, config.source)(rows)
+    for row, fetched in zip(rows.to_pylist(), fetched_rows, strict=True):
+        yield _thumbnail(fetched, row, config)
+
+
+def _thumbnail(fetched: Fetched, row: dict[str, Any], config: Config) -> tuple[bytes, str]:
     from PIL import Image
 
     from imgbatch.decode import Rejected, decode
-    from imgbatch.sources.fetch import Fetcher
 
-    for row, fetched in zip(rows.to_pylist(), Fetcher(stores, config.fetch, config.source)(rows), strict=True):
-        jpeg = io.BytesIO()
-        if isinstance(fetched.content, bytes) and fetched.etag == row["etag"]:
-            try:
-                pixels = decode(fetched.content, max_pixels=config.decode.max_pixels, short_side=_SIDE).pixels
-                image = Image.fromarray(pixels)
-                image.thumbnail((_SIDE, _SIDE))
-                image.save(jpeg, "JPEG", quality=80)
-            except Rejected:
-                pass
-        yield row, jpeg.getvalue()
+    if isinstance(fetched.content, Refusal):
+        return b"", fetched.content.reason
+    if _has_changed(fetched, row):
+        return b"", "the image has changed"
+    try:
+        pixels = decode(fetched.content, max_pixels=config.decode.max_pixels, short_side=_SIDE).pixels
+    except Rejected as error:
+        return b"", error.reason
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE))
+    return _encoded(image), ""
+
+
+def _has_changed(fetched: Fetched, row: dict[str, Any]) -> bool:
+    """Return whether the ETag differs, or without one the size or the time."""
+    if row["etag"] is not None and fetched.etag is not None:
+        return bool(row["etag"] != fetched.etag)
+    pairs = ((row["size"], fetched.size), (row["last_modified"], fetched.last_modified))
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+
+def _encoded(image: Image) -> bytes:
+    """Return a WebP file of at most `_MAX_BYTES`, or of the lowest quality."""
+    content = b""
+    for quality in _QUALITIES:
+        file = io.BytesIO()
+        image.save(file, "WebP", quality=quality)
+        content = file.getvalue()
+        if len(content) <= _MAX_BYTES:
+            break
+    return content

@@ -12,8 +12,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +27,7 @@ from imgbatch.concurrency.watchdog import Watchdog
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError
 from imgbatch.inference.blocks import classify_images, decode_images
+from imgbatch.inference.canary import Canary, CanaryError, require_accuracy
 from imgbatch.inference.messages import (
     Event,
     events_alone,
@@ -37,7 +38,8 @@ from imgbatch.inference.messages import (
     stream_end,
     with_events,
 )
-from imgbatch.ledger.listing_pages import Pages
+from imgbatch.inference.timing import BatchTimer, ImageTimings, Sampling, stream_event
+from imgbatch.ledger.listing_pages import PageFolder, Pages
 from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.models.model import Model
 from imgbatch.models.runtimes.base import Runtime
@@ -46,7 +48,7 @@ from imgbatch.models.self_check import SelfCheckError
 from imgbatch.schema import LISTING, RESULTS, carried_fields, with_carried
 from imgbatch.sources.base import StreamEnd, is_stream
 from imgbatch.sources.fetch import Fetched, Fetcher, read_stream
-from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.stores import Stores
 from imgbatch.terminal import console
 
 if TYPE_CHECKING:
@@ -73,13 +75,17 @@ class Work:
     """The task of all workers of a run; sent to every process once."""
 
     stores: Stores
-    listing: Folder
+    listing: PageFolder
     config: WorkerConfig
     model: Model
     version: str = imgbatch.__version__
     """The version of the driver."""
     node: Callable[[], str] = socket.gethostname
     """Returns the cluster's id of the node on which it is called."""
+    canary: Canary | None = None
+    """Labelled images that each node labels first; see `guard.canary`."""
+    sampling: Sampling | None = None
+    """Set if the images are a sample: workers report the seconds of each image and batch."""
 
 
 class Timed(Iterator[Item]):
@@ -158,8 +164,12 @@ class Worker:
         (position,) = block.select(UNIT_COLUMNS).to_pylist()
         work = self._work
         stream = read_stream(work.stores, number, row, work.config, keep=self.sidecar_sink(number), **position)
+        if work.sampling is not None:
+            stream = islice(stream, work.sampling.members)
         isolated = _ISOLATED_IMAGES if self._isolated else 0
         schema = with_carried(RESULTS, carried_fields(listed.schema))
+        start = max(0, *position.values())
+        read, offset = 0, start
         while batch := list(islice(timed := Timed(stream), rows)):
             images = [item for item in batch if not isinstance(item, StreamEnd)]
             events = [stream_end(item) for item in batch if isinstance(item, StreamEnd)]
@@ -167,6 +177,10 @@ class Worker:
             table = pa.Table.from_pylist([row for row, _ in images], schema=schema)
             numbers = np.full(len(images), number, np.int64)
             fetched = [image for _, image in images]
+            if work.sampling is not None:
+                read, offset = read + len(images), images[-1][0]["offset"] if images else offset
+                ended = bool(events) or read >= work.sampling.members
+                events += [stream_event(number, read, start, offset, whole=bool(events))] if ended else []
             yield self._table(numbers, table, fetched, decode, *events, fetch_s=timed.seconds)
             isolated -= len(images)
 
@@ -187,9 +201,11 @@ class Worker:
         """
         preprocess, hashed = self._work.model.preprocess, self._work.config.content_hash
         started, timed = time.monotonic(), Timed(fetched)
-        images = decode_images(numbers, listed, timed, preprocess, decode, hashed=hashed)
+        timings = None if self._work.sampling is None else ImageTimings(timed, fetch_s)
+        images = decode_images(numbers, listed, timings or timed, preprocess, decode, hashed=hashed)
         decode_s = time.monotonic() - started - timed.seconds
-        return with_events(images, *events, note({"fetch_s": fetch_s + timed.seconds, "decode_s": decode_s}))
+        seconds = note({"fetch_s": fetch_s + timed.seconds, "decode_s": decode_s})
+        return with_events(images, *events, seconds, *([] if timings is None else [timings.event(images)]))
 
 
 def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
@@ -211,7 +227,7 @@ def _decoder(work: Work, isolated: bool) -> Callable[[bytes], Picture]:
 
 
 def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
-    """Yield the blocks; an exception becomes a block with the event that ends the run.
+    """Yield the blocks; an exception becomes a block with the event that ends the run, and so does a canary that failed.
 
     A node that cannot be used does not end the run: it is reported in the note `left_out`, and other nodes process its images.
     """
@@ -219,6 +235,8 @@ def errors_as_events(blocks: Iterator[pa.Table], work: Work) -> Iterator[pa.Tabl
         yield from blocks
     except SelfCheckError as error:
         yield events_alone(note({"left_out": {work.node(): {"host": socket.gethostname(), "why": str(error)}}}))
+    except CanaryError as error:  # the driver records the facts, and ends the run
+        yield events_alone(note({"canary": dict(error.facts)}))
     except Exception as error:  # noqa: BLE001 - the driver raises it
         yield events_alone(fatal(error))
 
@@ -251,7 +269,7 @@ class Classify:
         self._work = work
         self._runtime: Runtime | None = None
         self._load = load or load_runtime
-        self._unusable: SelfCheckError | None = None
+        self._unusable: SelfCheckError | CanaryError | None = None
         self._lock = Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -272,6 +290,7 @@ class Classify:
 
         Raises:
             SelfCheckError: this node cannot be used, now and at each later call.
+            CanaryError: the same, and the run has to end.
         """
         with self._lock:
             if self._unusable is not None:
@@ -279,13 +298,17 @@ class Classify:
                 raise self._unusable
             if self._runtime is None:
                 try:
-                    self._runtime = self._load(self._work)
-                except SelfCheckError as error:
+                    runtime = self._load(self._work)
+                    events = [*_canary_events(self._work, runtime), *events]
+                except (SelfCheckError, CanaryError) as error:
                     self._unusable = error
                     raise
-            started = time.monotonic()
+                self._runtime = runtime
+            started, timer = time.monotonic(), BatchTimer()
             results = classify_images(images, self._runtime, self._work.model, self._work.config.min_score)
             seconds = {"classify_s": time.monotonic() - started}
+            if self._work.sampling is not None:
+                events = [*events, timer.event(len(images))]
             return with_events(results, *events, note({**self._runtime.facts(), **seconds}))
 
 
@@ -308,6 +331,29 @@ class LabelImages(Worker):
         for decoded in self.decoded(block, -(-_AT_ONCE // batch) * batch):  # only the last batch is padded
             images, events = split_events(decoded)
             yield self._classify.label(images, events)
+
+
+def _canary_events(work: Work, runtime: Runtime) -> list[Event]:
+    """Return the event with the accuracy of the canary on this node.
+
+    Raises:
+        CanaryError: it is too low.
+    """
+    canary = work.canary
+    if canary is None:
+        return []
+    images = partial(_canary_images, work, canary)
+    facts = require_accuracy(canary, work.model, runtime, work.node(), images)
+    return [note({"canary": dict(facts)})]
+
+
+def _canary_images(work: Work, canary: Canary, isolated: bool) -> Iterator[pa.Table]:
+    """Yield the images of the canary, decoded as all other images are."""
+    config = replace(work.config, source=canary.source, content_hash=False)
+    worker = Worker(replace(work, listing=canary.folder, config=config), isolated=isolated)
+    for unit in canary.units():
+        for block in worker.decoded(unit, _AT_ONCE):
+            yield split_events(block)[0]
 
 
 def load_runtime(work: Work) -> Runtime:

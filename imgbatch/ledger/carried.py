@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
+from imgbatch.ledger.common_columns import as_text
 from imgbatch.schema import CARRIED, LISTING, carried_fields, single_chunk, with_carried
 from imgbatch.uri_index import Keys, UriIndex, hash_strings, uri_keys
 
@@ -205,19 +205,6 @@ def _like(values: pa.Array, type_: pa.DataType) -> pa.Array:
 
 def _is_number(type_: pa.DataType) -> bool:
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
-
-
-def as_text(values: pa.Array) -> pa.Array:
-    """Return values as text that is the same for equal values, also across types: 5 and 5.0 are both '5'.
-
-    >>> as_text(pa.array([5.0, None])).to_pylist(), as_text(pa.array([[1, 2]])).to_pylist()
-    (['5', None], ['[1, 2]'])
-    """
-    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type) or pa.types.is_nested(values.type):
-        return pa.array(
-            [None if value is None else json.dumps(value, default=str) for value in values.to_pylist()], pa.string()
-        )
-    return values.cast(pa.string())
 
 
 def has_value(values: pa.Array) -> Mask:

@@ -6,6 +6,7 @@ answers. The footer of each part has the fingerprint of its run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,16 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str,
     """
     different = sorted(key for key in theirs.keys() | ours.keys() if _value(theirs, key) != _value(ours, key))
     return {key: (_short(theirs, key), _short(ours, key)) for key in different}
+
+
+def short_digest(fingerprint: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that stand for a fingerprint, for people and for files of other tools.
+
+    >>> short_digest({"top_k": 5, "weights": None}) == short_digest({})
+    True
+    """
+    values = {key: value for key, value in fingerprint.items() if value is not None and value != DEFAULTS.get(key)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _value(fingerprint: Mapping[str, Any], key: str) -> Any:

@@ -11,7 +11,7 @@ import io
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,6 +43,8 @@ _PREFETCHED_PAGES = 4
 
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
+OnListed = Callable[[int, pa.RecordBatch, Mask], object]
+"""Called for each batch of listed images with the number of the first one, the batch, and which of them are pending."""
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Listing:
     limit: int | None = None
     agree: Sequence[str] = ()
     """Carried columns in which two rows of an image may not differ."""
+    on_listed: OnListed = lambda first, batch, pending: None
     counts: Counts = field(default_factory=Counts)
     _columns: CarriedColumns = field(default_factory=CarriedColumns)
     _repeats: Repeats = field(init=False)
@@ -189,6 +192,7 @@ class Listing:
         images, done = self._images(batch, status)
         pending = status != DONE
         self._pending.append(pending)
+        self.on_listed(self._entries, batch, pending)
         self._entries += len(batch)
         self.counts.listed += int(images.sum())
         self.counts.already_done += int(done.sum())

@@ -59,20 +59,30 @@ class Footer:
 def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Return a part as Parquet bytes."""
     sink = io.BytesIO()
-    plain = [name for name in ("uri", "etag") if name in table.column_names]
-    # snappy writes 47,000 rows/s of 1,280 numbers, zstd 27,000. BYTE_STREAM_SPLIT is smaller, but DuckDB cannot read it.
-    codecs = {name: "snappy" if name.startswith(f"{EMBEDDING}.") else "zstd" for name in _leaves(table.schema)}
-    table = table.replace_schema_metadata(dict(metadata))
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression=codecs,
-        use_dictionary=[name for name in _leaves(table.schema) if name not in plain and codecs[name] == "zstd"],
-        write_statistics=[name for name in table.column_names if name in _WITH_STATISTICS],
-    ) as writer:
+    with open_writer(sink, table.schema, metadata) as writer:
         if len(table):  # a row group of 0 rows is valid Parquet, but Hugging Face's `datasets` fails on it
-            writer.write_table(table)
+            writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
     return sink.getvalue()
+
+
+def open_writer(sink: io.BytesIO, schema: pa.Schema, metadata: Mapping[str, str]) -> pq.ParquetWriter:
+    """Return a writer of rows of labels/ or rejects/, with their compression, encodings and statistics.
+
+    Args:
+        sink: receives the file.
+        schema: of the rows.
+        metadata: the key-value metadata of the file.
+    """
+    plain = [name for name in ("uri", "etag") if name in schema.names]
+    # snappy writes 47,000 rows/s of 1,280 numbers, zstd 27,000. BYTE_STREAM_SPLIT is smaller, but DuckDB cannot read it.
+    codecs = {name: "snappy" if name.startswith(f"{EMBEDDING}.") else "zstd" for name in _leaves(schema)}
+    return pq.ParquetWriter(
+        sink,
+        schema.with_metadata(dict(metadata)),
+        compression=codecs,
+        use_dictionary=[name for name in _leaves(schema) if name not in plain and codecs[name] == "zstd"],
+        write_statistics=[name for name in schema.names if name in _WITH_STATISTICS],
+    )
 
 
 def decode(
@@ -91,7 +101,7 @@ def decode(
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        footer = _footer(file.metadata.metadata or {}, uri)
+        footer = footer_of(file.metadata.metadata or {}, uri)
         if missing := set(columns or ()) - set(file.schema_arrow.names):
             raise OutputError(f"{uri} lacks the columns {', '.join(sorted(missing))}: move it away, then run again")
         if columns is not None:
@@ -103,7 +113,16 @@ def decode(
         ) from error
 
 
-def _footer(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
+def footer_of(metadata: Mapping[bytes, bytes], uri: str) -> Footer:
+    """Return the footer of a part from its key-value metadata.
+
+    Args:
+        metadata: of the Parquet file.
+        uri: of the part, for messages.
+
+    Raises:
+        OutputError: imgbatch did not write it, or a newer version did.
+    """
     foreign = f"{uri} was not written by imgbatch: move it away, or choose another --output"
     try:
         version = int(metadata[b"format_version"])

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.errors import InputError
-from imgbatch.ledger.carried import CarriedColumns, as_text, has_value, shown_column
+from imgbatch.ledger.carried import CarriedColumns, has_value, shown_column
+from imgbatch.ledger.common_columns import as_text
 from imgbatch.schema import CARRIED, LISTING, carried_fields, single_chunk
 from imgbatch.sources.spelling import normalised
 from imgbatch.uri_index import Keys, UriIndex, first_of_each, uri_keys

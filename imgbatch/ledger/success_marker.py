@@ -12,6 +12,8 @@ from imgbatch.ledger.run_record import json_object
 from imgbatch.storage.stores import Folder
 
 SUCCESS = "_SUCCESS"
+LAST_SUCCESS = "runs/last_success.json"
+"""A copy of the last `_SUCCESS` that was removed, since a later run found work."""
 
 
 def read_success(output: Folder) -> dict[str, Any] | None:
@@ -39,6 +41,24 @@ class SuccessMarker:
         except NotFound:
             self.content = self._tag = None
 
+    def last(self) -> dict[str, Any]:
+        """Return its content; if it does not exist or is damaged, that of the last one that was removed; empty if none was."""
+        if self.content:
+            return self.content
+        try:
+            return json_object(self.output.read(LAST_SUCCESS))
+        except NotFound:
+            return {}
+
+    def keep_copy(self) -> None:
+        """Copy it to `runs/last_success.json`, before it is removed: the next run that succeeds is compared with it.
+
+        If this run is killed, later runs find the copy. A late PUT of a killed run does not replace a newer copy.
+        """
+        content = self.content or {}
+        if "run_id" in content:
+            self.output.change(LAST_SUCCESS, lambda old: _newer(old, content))
+
     def withdraw(self) -> None:
         """Remove it, if it existed: the run has found work, or has failed.
 
@@ -55,7 +75,14 @@ class SuccessMarker:
             raise _changed(self.output, "since this run began") from error
         self.content = self._tag = None
 
-    def write(self, run_id: str, counts: Mapping[str, int], limit: int | None, seal: str) -> None:
+    def write(
+        self,
+        run_id: str,
+        counts: Mapping[str, int],
+        limit: int | None,
+        seal: str,
+        rows: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write it: its existence means that the counts reconcile.
 
         Args:
@@ -63,11 +90,13 @@ class SuccessMarker:
             counts: of the audit.
             limit: of the run; None: all images were listed.
             seal: the run that sealed the logs.
+            rows: the range of the runs that the next run is compared with; see `quality.reference`.
 
         Raises:
             OutputChangedError: another run has written or removed it since `refresh`.
         """
         content = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
+        content |= {"rows": dict(rows)} if rows is not None else {}
         data = json.dumps(content, indent=2).encode()
         try:
             if self.content is None:
@@ -78,6 +107,13 @@ class SuccessMarker:
             # If the response was lost, the client repeats the request, which then finds its own content.
             if (read_success(self.output) or {}).get("run_id") != run_id:
                 raise _changed(self.output, "while this run counted the rows") from error
+
+
+def _newer(old: bytes | None, content: Mapping[str, Any]) -> bytes:
+    """Return the newer of two versions of the copy."""
+    if old is not None and str(json_object(old).get("run_id", "")) >= str(content["run_id"]):
+        return old
+    return json.dumps(content, indent=2).encode()
 
 
 def _changed(output: Folder, when: str) -> OutputChangedError:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import imgbatch
 from imgbatch.config.sections import ModelConfig
@@ -183,11 +183,25 @@ def to_files(
     return files | {_CONFIG: json.dumps(config, indent=2).encode()}
 
 
+class WeightsFolder(Protocol):
+    """Where workers read the weights."""
+
+    @property
+    def uri(self) -> str:
+        """The name of the folder."""
+
+    def at(self, name: str) -> str:
+        """Return the URI of a name in the folder."""
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """Builds the network of a directory. It is sent to the actors without the weights."""
 
-    folder: Folder
+    folder: WeightsFolder
     architecture: str
     classes: int
     arguments: Mapping[str, Any]
@@ -217,12 +231,16 @@ class Network:
     @contextmanager
     def share_weights(self, folder: Folder) -> Iterator[Network]:
         """Yield the same network with its weights copied to a folder, and delete the copy after the block."""
-        folder.put(self.file, self._local_weights().read_bytes())
+        folder.put(self.file, self.weights())
         try:
             yield replace(self, folder=folder)
         finally:
             with suppress(StoreError):  # an error of the block is more important
                 folder.delete(self.file)
+
+    def weights(self) -> bytes:
+        """Return the content of the file of weights."""
+        return self._local_weights().read_bytes()
 
     def _local_weights(self) -> Path:
         """Return the weights as a file of this node, which is fetched at most once and always complete."""

@@ -46,7 +46,7 @@ exit 2
 """
 
 # Options whose value may be a file or folder on the machine that submits, by the name of the flag or key.
-_FLAGS = ("config", "taxonomy", "model", "base", "against")
+_FLAGS = ("config", "taxonomy", "prices", "model", "base", "against")
 _MODEL_KEYS = ("name", "weights", "labels", "taxonomy")
 
 
@@ -110,7 +110,7 @@ def collect(arguments: Sequence[str], flags: Any, config: Any, working_dir: Path
     """
     package = Package(tuple(arguments))
     _require_reachable(config, flags, uploaded=working_dir is not None)
-    for flag in ("config", "taxonomy"):  # the driver alone reads these, so that they may be anywhere
+    for flag in ("config", "taxonomy", "prices"):  # the driver alone reads these, so that they may be anywhere
         path = getattr(flags, flag, None)
         if path and is_local(path) and not _is_inside(path):
             name = f"{_FILES}/{flag}-{Path(path).name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imgbatch.errors import AuditError, OutputChangedError, StoreError
+from imgbatch.errors import AuditError, OutputChangedError, OutputError, StoreError
 from imgbatch.ledger import deleted_files, listing_pages
 from imgbatch.ledger.claims import Claim
 from imgbatch.ledger.run_record import Record
@@ -35,6 +35,7 @@ class ActiveRun:
         if self.success.content is None:
             return
         self.claim.require_ours()
+        self.success.keep_copy()
         try:
             self.success.withdraw()
         except (
@@ -42,6 +43,7 @@ class ActiveRun:
         ):  # it was replaced since it was read: by a late write, if this run still holds the claim
             self.claim.require_ours()
             self.success.refresh()
+            self.success.keep_copy()
             self.success.withdraw()
 
     def release_claim(self) -> None:
@@ -78,8 +80,9 @@ class ActiveRun:
             try:
                 if self.success.content is None:  # the run failed before it read it
                     self.success.refresh()
+                self.success.keep_copy()
                 self.success.withdraw()
-            except (StoreError, OutputChangedError) as store_error:  # the first error is the one to report
+            except (StoreError, OutputError, OutputChangedError) as store_error:  # the first error is the one to report
                 log.error("_SUCCESS could not be removed: %s", store_error)
         if deleted:
             raise OutputChangedError(deleted) from error

@@ -15,6 +15,7 @@ from imgbatch.inference.messages import received
 from imgbatch.ledger.ledger import Ledger
 from imgbatch.ledger.work_plan import WorkPlan
 from imgbatch.pipeline.arrivals import Arrivals
+from imgbatch.pipeline.canary import require_canary
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.store_health import StoreHealth
 from imgbatch.schema import PLACE_COLUMNS, RESULTS
@@ -67,10 +68,11 @@ class Committer:
         """Take one block of results.
 
         Raises:
-            ImgbatchError: the block contains an error, or the store of the input is unreachable.
+            ImgbatchError: the block contains an error, its node fails the canary, or the store of the input is unreachable.
         """
         rows, notes, ends = received(block)
         self.statistics.add_notes(notes)
+        require_canary(notes)
         rows = self.arrivals.accept(rows, ends)
         if not len(rows):
             return

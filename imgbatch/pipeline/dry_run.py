@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgbatch.config.sections import Config
 from imgbatch.ledger.corrections import corrections, count_rows
+from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.preflight import list_images, open_output
 from imgbatch.terminal.plurals import counted, plural
 
@@ -11,6 +12,7 @@ from imgbatch.terminal.plurals import counted, plural
 def dry_run(config: Config) -> str:
     """Return a summary of the work that a run would do."""
     job = open_output(config, read_only=True)
+    prepare_canary(job.stores, job.config, job.model, None)
     listing = list_images(job, None)
     counts, work = listing.counts, listing.work_plan()
     changed = corrections(job.ledger, listing.pages, listing.carried, work.pending, limited=listing.full)

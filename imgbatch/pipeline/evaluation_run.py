@@ -23,6 +23,7 @@ from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading, sections
 from imgbatch.errors import InputError, UsageError
 from imgbatch.evaluation.evaluation import Evaluation, compared
+from imgbatch.evaluation.examples import Examples, examples
 from imgbatch.evaluation.ground_truth import GroundTruth
 from imgbatch.evaluation.inputs import add_members, listed_split, truths_of
 from imgbatch.evaluation.label_tables import (
@@ -33,7 +34,7 @@ from imgbatch.evaluation.label_tables import (
     require_columns,
     temperature_of,
 )
-from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader, worst
+from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader
 from imgbatch.evaluation.thumbnails import thumbnails
 from imgbatch.evaluation.training_images import NOT_KNOWN, of_model
 from imgbatch.ledger import claims
@@ -50,7 +51,6 @@ from imgbatch.terminal.plurals import counted
 
 log = logging.getLogger("imgbatch")
 
-_SHOWN = 24  # mistakes with the highest scores on the page
 _ALL_CLASSES = 1_000
 
 
@@ -111,13 +111,15 @@ def _evaluate(
     else:
         truths, tables = new_labels(config, split, stop, second)
         output = tables.output
-    ours, mistakes = score(tables, truths, output)
+    ours, reader = score(tables, truths, output)
+    chosen = examples(ours.scores, ours.metrics.confusion)
+    images = reader.images(tables.output.folder("labels"), chosen.images)
     other = None
     if second is not None:
         below = replace(config.output, uri=output.at("against"))
         _, tables = new_labels(replace(second_config, output=below), split, stop)
         other, _ = score(tables, truths, tables.output)
-    return finish(output, config, ours, other, mistakes)
+    return finish(output, config, ours, other, chosen, images)
 
 
 def new_labels(
@@ -132,6 +134,7 @@ def new_labels(
     temperature, training_images = temperature_of(name, stores), of_model(name, stores)
     # An evaluation reads all columns. The hashes identify images that the model was trained on.
     config = replace(config, output=replace(config.output, columns=(), content_hash=True))
+    config = replace(config, guard=sections.GuardConfig())  # which are for runs over new images
     if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
         config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
     job = prepare(config)
@@ -195,39 +198,48 @@ def withdraw(output: Folder) -> None:
         output.delete(name)
 
 
-def score(tables: LabelTables, truths: GroundTruth, output: Folder) -> tuple[Evaluation, pa.Table]:
-    """Compare labels with true classes, write `predictions.parquet`, and return the figures and the worst mistakes."""
+def score(tables: LabelTables, truths: GroundTruth, output: Folder) -> tuple[Evaluation, LabelReader]:
+    """Compare labels with true classes, write `predictions.parquet`, and return the figures and the reader of the labels."""
     if not len(truths):
         raise InputError("the input has no labelled image")
     console.step("comparing labels and true classes")
-    reader, mistakes = LabelReader(truths, tables.model, tables.temperature, tables.training_images), None
-    content = io.BytesIO()
+    reader, content = LabelReader(truths, tables.model, tables.temperature, tables.training_images), io.BytesIO()
     with pq.ParquetWriter(content, PREDICTIONS, compression="zstd") as writer:
         for rows in reader.take(tables.output.folder("labels")):
             tick()
-            writer.write_table(rows.select(PREDICTIONS.names).cast(PREDICTIONS))
-            mistakes = worst(mistakes, rows, _SHOWN)
+            writer.write_table(rows.cast(PREDICTIONS))
     reader.require_all(tables.output)
     output.put("predictions.parquet", content.getvalue())
     evaluation = Evaluation.of(reader)
     if evaluation.scores.levels and not evaluation.metrics.levels:
         log.warning("%s has no levels of the model's taxonomy: labels alone are scored", tables.output.at("labels"))
-    return evaluation, mistakes
+    return evaluation, reader
 
 
 def finish(
-    output: Folder, config: sections.Config, ours: Evaluation, other: Evaluation | None, mistakes: pa.Table
+    output: Folder,
+    config: sections.Config,
+    ours: Evaluation,
+    other: Evaluation | None,
+    chosen: Examples,
+    images: pa.Table,
 ) -> EvaluationSummary:
-    """Write the figures and the page, and return the summary."""
+    """Write the figures and the page, and return the summary.
+
+    Args:
+        images: the chosen images, as rows of a listing.
+    """
     from imgbatch.report.evaluation import page
+    from imgbatch.report.parts import shown
 
     console.step("computing the figures and the page")
     figures, comparison = ours.public(), None
     if other is not None:
         comparison = compared(ours, other)
         figures["against"] = {**other.public(), "compared": comparison}
-    pictures = thumbnails(output.stores, config, mistakes)
-    output.put("evaluation.html", page(ours, other, comparison, pictures).encode())
+    pictures = thumbnails(output.stores, config, images) if config.report.thumbnails else None
+    shown_images = shown(chosen.images.tolist(), images["uri"].to_pylist(), pictures)
+    output.put("evaluation.html", page(ours, other, comparison, chosen, shown_images).encode())
     output.put("metrics.json", json.dumps(figures, indent=1).encode())
     return EvaluationSummary(output.uri, figures, summary(output, ours, other, comparison))
 

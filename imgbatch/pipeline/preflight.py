@@ -12,7 +12,7 @@ from imgbatch.config import reading, sections
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.ledger.candidates import candidates, no_image
 from imgbatch.ledger.ledger import Ledger
-from imgbatch.ledger.listing import Listing
+from imgbatch.ledger.listing import Listing, OnListed
 from imgbatch.models import loading
 from imgbatch.models.model import Model
 from imgbatch.schema import CARRIED, labels_with, require_carried
@@ -114,11 +114,12 @@ def naming_the_output(job: Job) -> Iterator[None]:
         raise UsageError(f"--output {job.output.uri}: {error}") from error
 
 
-def list_images(job: Job, folder: Folder | None) -> Listing:
+def list_images(job: Job, folder: Folder | None, on_listed: OnListed = lambda first, batch, pending: None) -> Listing:
     """List the inputs, compare them with the rows in the ledger, and write numbered pages.
 
     Args:
         folder: where the pages are written; None: a temporary folder.
+        on_listed: called for each batch of listed images.
 
     Raises:
         InputError: there are no images.
@@ -127,7 +128,7 @@ def list_images(job: Job, folder: Folder | None) -> Listing:
     job.ledger.open()
     console.step("listing")
     label = CARRIED + (job.config.source.label_column or "label")
-    listing = Listing(job.ledger, folder, job.config.limit, agree=(label,))
+    listing = Listing(job.ledger, folder, job.config.limit, agree=(label,), on_listed=on_listed)
 
     def show() -> None:
         console.show(f"{listing.counts.listed:,} images so far")

@@ -1,4 +1,4 @@
-"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, success."""
+"""Effects: one run, on the driver: list, plan, fetch and decode, classify, commit, audit, guards, success."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ from imgbatch.orchestration import metrics_export, notify
 from imgbatch.pipeline.active_run import ActiveRun
 from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
+from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.committer import Committer
+from imgbatch.pipeline.finish_by import Punctuality
+from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
 from imgbatch.pipeline.live_facts import LiveFacts
+from imgbatch.pipeline.plan_outcome import PlanOutcome
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
 from imgbatch.pipeline.run_statistics import RunStatistics
@@ -39,6 +43,8 @@ from imgbatch.terminal import console, progress
 
 if TYPE_CHECKING:
     from imgbatch.engine.dataset import Attempt
+    from imgbatch.engine.placement import Plan
+    from imgbatch.inference.canary import Canary
     from imgbatch.inference.worker import Work
 
 
@@ -95,10 +101,12 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest, verb: str) -> Run
 
 
 def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dict[str, int]]:
-    """List, plan, label, commit, audit, and write `_SUCCESS`; return the counts, and the rejects by reason."""
+    """List, plan, label, commit, audit, apply the guards, write `_SUCCESS`; return the counts, and the rejects by reason."""
     job = run.job
     # Read first: this run must not remove a `_SUCCESS` that another run writes later.
     run.success.refresh()
+    require_usable_guards(run)
+    canary = prepare_canary(job.stores, job.config, job.model, run.record.folder.folder("canary"))
 
     run.record.enter("listing")
     # List the inputs, and plan: the work plan has the images that are new or changed, and the rejects that are retried.
@@ -113,8 +121,10 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     # Fetch, decode and classify on the cluster; commit here.
     if work_plan.remaining or (job.config.run.prune and listed.listed and job.ledger.unlisted_rows()):
         run.withdraw_success()
+    planned = None
     if work_plan.remaining:
-        listed = label(run, listed, work_plan, stop)
+        planned = PlanOutcome.read(job.output, job.ledger.fingerprint, work_plan.remaining)
+        listed = label(run, listed, work_plan, stop, canary, planned)
 
     # Audit the tables in the store, and write `_SUCCESS`.
     run.record.enter("auditing")
@@ -129,9 +139,14 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     job.ledger.release_index()
     run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
+
+    # Compare the new rows with those of the last success; a guard may hold the run back.
+    rows = apply_guards(run, sealed_by)
     run.claim.require_ours()
-    run.success.write(run.record.id, counts, job.config.limit, sealed_by)
+    run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
+    if planned is not None:
+        run.record.facts["plan"] = planned.compare(run.tally.seconds, run.record.facts.get("cluster", {}).get("actors"))
     return counts, rejects
 
 
@@ -147,8 +162,18 @@ def correct_rows(run: ActiveRun, changed: Iterator[Corrections]) -> int:
     return updated
 
 
-def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest) -> Counts:
+def label(
+    run: ActiveRun,
+    listed: Counts,
+    work_plan: WorkPlan,
+    stop: StopRequest,
+    canary: Canary | None = None,
+    planned: PlanOutcome | None = None,
+) -> Counts:
     """Label the pending images on the cluster, and commit their rows as they arrive.
+
+    Args:
+        planned: the plan of the run; it has an estimate of the number of images in tars.
 
     Returns:
         The counts of the listing and of the streams.
@@ -160,11 +185,13 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
     committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
+    expected = work_plan.total if work_plan.total is not None or planned is None else planned.images
+    punctuality = Punctuality.of(job.config.run.finish_by, record.facts, expected)
     live = LiveFacts(listed, committer, progress.Progress("labelling", work_plan.total))
     record.live_facts = partial(facts_so_far, run, live)
     try:
         if work_plan.remaining:  # otherwise only streams were pending, and the other images reach the limit
-            label_on_cluster(run, live, stop)
+            label_on_cluster(run, live, punctuality, canary, stop)
     finally:
         record.live_facts = None
         record.facts |= facts_so_far(run, live)
@@ -172,7 +199,9 @@ def label(run: ActiveRun, listed: Counts, work_plan: WorkPlan, stop: StopRequest
     return listed.with_streams(work_plan.found)
 
 
-def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None:
+def label_on_cluster(
+    run: ActiveRun, live: LiveFacts, punctuality: Punctuality, canary: Canary | None, stop: StopRequest
+) -> None:
     """Run the attempts on the cluster, commit the rows that arrive, and reject the images that were lost."""
     # Ray and torch are not needed if no image is pending.
     from imgbatch.engine import dataset, placement, session
@@ -192,14 +221,18 @@ def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None
         plan = placement.wait_for_plan(limits)
         warn_of_local_paths(job.output, job.sources, plan.nodes)
         live.gpu_actors = plan.actors if plan.split else None
-        # "The first images" is only defined if one worker reads.
-        if committer.work_plan.streams and job.config.limit is not None:
-            plan = replace(plan, actors=1, min_actors=1, max_actors=1)
+        one_reader = bool(committer.work_plan.streams) and job.config.limit is not None
+        if one_reader:  # "the first images" is only defined if one worker reads
+            plan = plan.with_one_actor()
+        run.record.facts["cluster"] = plan.public()
+        replan = (lambda plan: plan) if one_reader else partial(use_new_nodes, run, punctuality)
         with loading.share_weights(job.model, None if plan.one_machine else run.record.folder.folder("model")) as model:
-            work = Work(job.stores, run.record.folder.folder("listing"), WorkerConfig.of(job.config), model)
+            listing = run.record.folder.folder("listing")
+            work = Work(job.stores, listing, WorkerConfig.of(job.config), model, canary=canary)
             attempts = run_attempts(
-                partial(label_images, work), plan, committer, limits, on_attempt=shown.start, retried=live.listed.stale
-            )
+                partial(label_images, work), plan, committer, limits,
+                on_attempt=shown.start, retried=live.listed.stale, replan=replan,
+            )  # fmt: skip
             with closing(attempts) as blocks:
                 for block in blocks:
                     if block is not None:
@@ -209,12 +242,23 @@ def label_on_cluster(run: ActiveRun, live: LiveFacts, stop: StopRequest) -> None
                         process.trim_memory()
                         check_budget_so_far(run, live.listed, committer)
                     shown.update(committer.arrived, committer.statistics.rejected)
+                    punctuality.check(committer.arrived)
                     run.record.enter(live.stage)
                     run.record.beat()
                     if committer.arrivals.close_at_limit():
                         break
-            committer.reject_lost(work.listing, dataset.TRIES)
+            committer.reject_lost(listing, dataset.TRIES)
         publish(run.record.facts | facts_so_far(run, live))
+
+
+def use_new_nodes(run: ActiveRun, punctuality: Punctuality, plan: Plan) -> Plan:
+    """Return the plan of the next attempt: with the nodes that have joined the cluster, if the run will be late."""
+    from imgbatch.engine import placement
+
+    if punctuality.should_grow():
+        plan = placement.with_new_nodes(plan, run.job.config.cluster)
+        run.record.facts["cluster"] = plan.public()
+    return plan
 
 
 def label_images(work: Work, attempt: Attempt) -> Iterator[pa.Table]:

@@ -91,6 +91,8 @@ class RunStatistics:
                 self._add_node_faults(faults)
             elif key == "node_faults":
                 self._add_node_faults(value)
+            elif key == "canary":
+                self._add_canary(value)
             else:
                 self.facts[key] = value
 
@@ -113,6 +115,17 @@ class RunStatistics:
             "first_row": self._pace.first_row,
             "images_per_second": self.rate() or overall,
         }
+
+    def _add_canary(self, score: Mapping[str, Any]) -> None:
+        """Record the accuracy of the canary, once per node, runtime and device."""
+        scores = self.facts.setdefault("canary", [])
+        if score not in scores:  # each worker of a node sends it
+            scores.append(score)
+            log.info(
+                "canary: %s of %s images correct (%.1f %%; required %.1f %%) on %s (%s, %s)",
+                f"{score['right']:,}", f"{score['images']:,}", 100 * score["accuracy"], 100 * score["required"],
+                score["host"], score.get("runtime"), score.get("device"),
+            )  # fmt: skip
 
     def _add_node_faults(self, faults: Mapping[str, str]) -> None:
         """Record faults of nodes, by host, and log each fault once."""

@@ -59,6 +59,8 @@ class Source:
     """The number of the input on the command line: `{000..099}` expands to several sources with one number."""
     probe: Callable[[], Iterator[ListingBatch]] | None = None
     """Called in place of `list_images` to check that the store can be reached."""
+    annotated: bool = False
+    """Whether it is an export of Label Studio: training and evaluation omit tasks without a label."""
 
 
 def is_stream(listed: pa.RecordBatch | pa.Table) -> pa.Array:

@@ -48,6 +48,8 @@ class Rows:
     """Whether spaces around the names of images are to be removed."""
     ignored: int = 0
     """Number of omitted rows: repeated headers."""
+    annotated: bool = False
+    """Whether the rows are tasks of Label Studio."""
 
 
 def csv_rows(text: io.TextIOBase, separator: str, uri: str, naming: Naming) -> Iterator[Rows]:

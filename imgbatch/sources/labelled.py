@@ -24,6 +24,7 @@ from imgbatch.sources.base import ListingBatch, Source
 from imgbatch.sources.sidecars import LABEL_SYNONYMS, SPLIT_SYNONYMS
 from imgbatch.sources.spelling import folded, near_miss, normalised
 from imgbatch.sources.split_words import SPLIT_NAMES, WORDS, canonical_splits, split_of_file
+from imgbatch.terminal.plurals import counted
 
 TRUTH = CARRIED + "label"
 """The column with the true class of an image, whatever its name in the source."""
@@ -95,6 +96,7 @@ def labelled_sources(
 
     def list_images(number: int, source: Source) -> Iterator[ListingBatch]:
         columns, name = all_columns[number], source.uri.rpartition("/")[2] if source.kind == "manifest" else ""
+        unlabelled = 0
         for listed in source.list_images():
             with lock:
                 columns.sidecar = columns.sidecar or listed.sidecar
@@ -103,7 +105,13 @@ def labelled_sources(
                     columns.add(listed.batch)
             by_table = listed.by_table or listed.unread
             batch = _with_label_columns(listed.batch, number, config, by_table=by_table, splits=splits)
-            yield replace(listed, batch=_with_split_of_name(batch, listed.batch, name, config) if splits else batch)
+            batch = _with_split_of_name(batch, listed.batch, name, config) if splits else batch
+            if source.annotated and config.labels != "folders":
+                unlabelled += batch[TRUTH].null_count
+                listed, batch = _without_unlabelled(listed, batch)
+            yield replace(listed, batch=batch)
+        if source.annotated:
+            _report_unlabelled(source.uri, unlabelled, columns, config)
         if not splits:
             columns.names.discard(config.split_column or "split")
         require_columns(source.uri, columns, config, splits=splits)
@@ -112,6 +120,33 @@ def labelled_sources(
         replace(source, list_images=partial(list_images, number, source)) for number, source in enumerate(sources)
     ]
     return labelled, all_columns
+
+
+def _without_unlabelled(listed: ListingBatch, batch: pa.RecordBatch) -> tuple[ListingBatch, pa.RecordBatch]:
+    """Return tasks of Label Studio without those that have no label, which count as ignored."""
+    is_labelled = batch[TRUTH].is_valid()
+    without = batch.filter(pc.invert(is_labelled))
+    if not len(without):
+        return listed, batch
+    example = listed.example or without["uri"][0].as_py()
+    return replace(listed, ignored=listed.ignored + len(without), example=example), batch.filter(is_labelled)
+
+
+def _report_unlabelled(uri: str, count: int, columns: Columns, config: SourceConfig) -> None:
+    """Log how many tasks of an export have no label.
+
+    Raises:
+        InputError: no task has one by the control that names the classes.
+    """
+    label = config.label_column or "label"
+    if label not in columns.names and config.labels != "folders":
+        raise InputError(
+            f"{uri} is an export of Label Studio in which no task has an annotation by the control {label!r}; its columns are: "
+            f"{', '.join(sorted(columns.names)) or 'none'}. Label images, and export as JSON again; or name another control "
+            "with source.label_column"
+        )
+    if count:
+        log.warning("%s: %s without a label omitted: skipped, or not yet labelled", uri, counted(count, "task"))
 
 
 def require_columns(uri: str, columns: Columns, config: SourceConfig, *, splits: bool = True) -> None:

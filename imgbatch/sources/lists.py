@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from imgbatch.decode.other_kinds import describe_placeholder
 from imgbatch.errors import InputError
-from imgbatch.sources import spelling
+from imgbatch.sources import label_studio, spelling
 from imgbatch.sources.columns import TableColumns
 from imgbatch.sources.csv_rows import MAX_LINE, Rows, csv_rows
 from imgbatch.sources.naming import Naming
@@ -219,6 +219,7 @@ class _Objects:
         """The trimmed names by the keys."""
         self._rows: list[dict[str, Any]] = []
         self._places: list[str] = []
+        self._annotated = False
         self._chars = 0
 
     @property
@@ -236,6 +237,11 @@ class _Objects:
         """Add one object."""
         if not isinstance(value, dict):
             raise InputError(f"{self._uri} cannot be read as a list of images: {place} is not an object")
+        if label_studio.is_task(value):
+            try:
+                value, self._annotated = label_studio.row_of(value, self._naming.label), True
+            except ValueError as error:
+                raise InputError(f"{self._uri}, {place} (task {value.get('id')}): {error}") from error
         for key in value:
             if key not in self._names:
                 self._names[key] = spelling.normalise(key)
@@ -258,7 +264,7 @@ class _Objects:
         self._rows, self._places, self._chars = [], [], 0
         if not arrays:  # a record batch without columns has no length
             arrays = {"": pa.nulls(count, pa.string())}
-        return Rows(pa.record_batch(arrays), places.__getitem__)
+        return Rows(pa.record_batch(arrays), places.__getitem__, annotated=self._annotated)
 
     def _require_text(self, name: str, keys: Sequence[str]) -> None:
         for at, row in enumerate(self._rows):

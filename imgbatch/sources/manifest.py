@@ -59,6 +59,8 @@ class Manifest:
         by_name = in_image_folder and config.uri_column is None
         self._naming = Naming(FILE_NAME) if by_name else Naming.of(config, metadata=is_metadata)
         self._object_columns = () if in_image_folder else ("size", "etag")
+        self.annotated = False
+        """Whether it is an export of Label Studio, in which tasks without an annotation have no label."""
         self._naming = self._require_naming()
 
     def list_images(self) -> Iterator[ListingBatch]:
@@ -101,6 +103,7 @@ class Manifest:
         names: dict[str, None] = {}
         for rows in self._rows():
             names |= dict.fromkeys(rows.batch.schema.names)
+            self.annotated = self.annotated or rows.annotated
             naming = self._naming.resolve(list(names))
             if {*naming.fields} <= names.keys():
                 return naming

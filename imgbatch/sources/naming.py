@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ from imgbatch.errors import ConfigError, InputError
 from imgbatch.sources import spelling
 from imgbatch.sources.column_types import carried_type, is_bytes, is_text
 
-URI = "uri"
+URI, LABEL = "uri", "label"
 DID_YOU_MEAN = "Did you mean"
 """Part of the message for a list whose column of names may have another name."""
 
@@ -41,6 +41,8 @@ class Naming:
     """The column was set with `source.uri_column`."""
     metadata: bool = False
     """The list has the name of Hugging Face's metadata files: `file_name` may be used in place of `uri`."""
+    label: str = LABEL
+    """The column of the labels. In an export of Label Studio, only annotations fill it."""
 
     @classmethod
     def of(cls, config: SourceConfig, *, metadata: bool = False) -> Naming:
@@ -52,20 +54,25 @@ class Naming:
         Raises:
             ConfigError: the template is invalid, or has no column.
         """
+        label = spelling.normalise(config.label_column or LABEL)
         if config.uri_template is not None:
-            naming = cls("", config.uri_template)
+            naming = cls("", config.uri_template, label=label)
             if not naming.fields:
                 raise ConfigError(
                     f"source.uri_template={config.uri_template!r} has no column: write one as in 'train/{{id}}.jpg'"
                 )
             return naming
         if config.uri_column is not None:
-            return cls(spelling.normalise(config.uri_column), explicit=True)
-        return cls(metadata=metadata)
+            return cls(spelling.normalise(config.uri_column), explicit=True, label=label)
+        return cls(metadata=metadata, label=label)
 
     def resolve(self, names: Sequence[str]) -> Naming:
         """Return the naming for a list with these columns."""
-        return Naming(FILE_NAME) if self.metadata and FILE_NAME in names and self.column not in names else self
+        return (
+            replace(self, column=FILE_NAME, metadata=False)
+            if self.metadata and FILE_NAME in names and self.column not in names
+            else self
+        )
 
     @cached_property
     def _parts(self) -> list[tuple[str, str | None]]:

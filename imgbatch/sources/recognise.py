@@ -152,7 +152,7 @@ def _recognise_object(stores: Stores, uri: str, meta: Meta, config: SourceConfig
         return Source(uri, "inventory", report.list_images)
     if config.format == "manifest" or (config.format == "auto" and lower.endswith(SUFFIXES)):
         manifest = Manifest(stores, uri, config)
-        return Source(uri, "manifest", manifest.list_images)
+        return Source(uri, "manifest", manifest.list_images, annotated=manifest.annotated)
     if config.format == "tar" or (config.format == "auto" and lower.endswith(tars.SUFFIXES)):
         return Source(uri, "tar", lambda: tars.list_tar(uri, meta))
     if config.format == "auto" and lower.endswith((*UNREADABLE, *(f"{suffix}.gz" for suffix in UNREADABLE))):
@@ -173,7 +173,7 @@ def _manifest(stores: Stores, uri: str, config: SourceConfig) -> Source | None:
         manifest = Manifest(stores, uri, config)
     except InputError:
         return None
-    return Source(uri, "manifest", manifest.list_images)
+    return Source(uri, "manifest", manifest.list_images, annotated=manifest.annotated)
 
 
 def _holds_images(table: ImageTable, config: SourceConfig) -> bool:

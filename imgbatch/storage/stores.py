@@ -270,6 +270,18 @@ class Folder:
 
         return sorted(self.stores.call("list", uri, collect))
 
+    def entries(self) -> list[tuple[str, Meta]]:
+        """Return the names of all objects below this folder, relative to it, with their metadata, sorted."""
+
+        def collect(store: Store, path: str) -> list[tuple[str, Meta]]:
+            prefix = path.rstrip("/") + "/" if path else ""
+            rows = (row for batch in store.list_objects(path) for row in batch.to_pylist())
+            return [
+                (row["path"].removeprefix(prefix), Meta(row["size"], row["etag"], row["last_modified"])) for row in rows
+            ]
+
+        return sorted(self.stores.call("list", self.uri, collect), key=lambda entry: entry[0])
+
     def list_objects(self) -> Iterator[pa.RecordBatch]:
         """Yield all objects below this folder as `STORE_LISTING`. A failure after the first batch is not retried here."""
         with guarded("list", self.uri):

@@ -26,7 +26,7 @@ from imgbatch.config.training import Training
 from imgbatch.errors import BadPath, InputError, NotFound, UsageError
 from imgbatch.evaluation import training_images
 from imgbatch.evaluation.labelled_inputs import Resolver
-from imgbatch.evaluation.scores import Metrics, Scores
+from imgbatch.evaluation.scores import Scores
 from imgbatch.ledger import claims, run_record
 from imgbatch.models import loading, taxonomy
 from imgbatch.models.model import Model
@@ -40,6 +40,7 @@ from imgbatch.storage.uris import absolute, missing_path
 from imgbatch.terminal import console
 from imgbatch.terminal.plurals import counted
 from imgbatch.training import artifacts, inputs, publish, splits
+from imgbatch.training.held_out import HeldOut
 from imgbatch.training.inputs import Inputs, Listed
 from imgbatch.training.labels import NO_CLASS, Labelled, class_counts
 
@@ -203,8 +204,8 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
     tree, rejects = tree_of(job, labelled.labels), prepared.rejects
     record.enter("writing")
     console.step("writing the model")
-    metrics = metrics_of(trained, labelled, tree)
-    figures = artifacts.metrics_record(metrics)
+    held_out = held_out_of(trained, labelled, tree)
+    figures = artifacts.metrics_record(held_out.metrics if held_out is not None else None)
     record.facts |= {
         **run_record.end_facts("succeeded", 0), "finished": datetime.now(UTC).isoformat(timespec="seconds"), "step": None,
         "way": method, "seed": job.config.train.seed,
@@ -214,7 +215,7 @@ def work_through(job: Job, record: run_record.Record, stop: StopRequest) -> Trai
         },
         "metrics": figures, "curve": trained.curve, "seconds": round(time.monotonic() - started, 1), **trained.facts,
     }  # fmt: skip
-    write(job, record, prepared, labelled, trained, metrics)
+    write(job, record, listed, prepared, labelled, trained, held_out)
     record.call_on_finish()
     return TrainingSummary(job.output.uri, method, figures, len(rejects), time.monotonic() - started)
 
@@ -285,10 +286,11 @@ def split(job: Job, listed: Listed, prepared: Prepared) -> tuple[Labelled, Resol
 def write(
     job: Job,
     record: run_record.Record,
+    listed: Listed,
     prepared: Prepared,
     labelled: Labelled,
     trained: Trained,
-    metrics: Metrics | None,
+    held_out: HeldOut | None,
 ) -> None:
     """Write the model directory."""
     from imgbatch.training import network, page
@@ -302,7 +304,8 @@ def write(
     files[training_images.FILE] = artifacts.training_images(
         prepared.images, trained.learned, trained.held_out, job.seen_by_base
     )
-    files["training.html"] = page.page(record.facts, labelled.labels, metrics).encode()
+    images = page.images_of(job.stores, job.config, listed.pages, prepared.images, trained, held_out)
+    files["training.html"] = page.page(record.facts, labelled.labels, held_out, trained, images).encode()
     if job.taxonomy:
         files["taxonomy.json" if job.config.taxonomy.lower().endswith(".json") else "taxonomy.csv"] = job.taxonomy
     if len(prepared.rejects):
@@ -310,12 +313,12 @@ def write(
     publish.publish(job.output, files)
 
 
-def metrics_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> Metrics | None:
-    """Return the metrics of the held-out images; None: no image was held out."""
+def held_out_of(trained: Trained, labelled: Labelled, tree: Taxonomy | None) -> HeldOut | None:
+    """Return the figures of the held-out images; None: no image was held out."""
     if not len(trained.held_out):
         return None
     truth = labelled.classes[trained.held_out]
-    return Metrics.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
+    return HeldOut.of(Scores.from_logits(trained.unseen, trained.temperature, truth, tree))
 
 
 def tree_of(job: Job, labels: Sequence[str]) -> Taxonomy | None:

@@ -33,6 +33,7 @@ from imgbatch.training.cache import Preparation
 from imgbatch.training.cache_build import Prepared, prepare
 from imgbatch.training.context import FinetuneSpec
 from imgbatch.training.labels import Labelled
+from imgbatch.training.near_duplicates import NearDuplicates, near_duplicates
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class Trained:
     """The images that the network that is written was trained on: their indices, ascending; after a refit all of them."""
     curve: list[dict[str, Any]]
     facts: dict[str, Any]
+    near_duplicates: NearDuplicates | None = None
+    """Held-out images that are almost equal to a training image; None: not known, since there are no features."""
 
 
 def prepared_for(task: Task, method: str, selected: Mask) -> tuple[Preparation, Prepared]:
@@ -150,7 +153,11 @@ def by_head(task: Task, work: Preparation, prepared: Prepared, labelled: Labelle
     network.set_head(net, fitted.weight, fitted.bias)
     network.divide_logits(net, temperature)
     final = fitted.logits(features[best.held_out]) / temperature
-    facts = {"l2": best.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
+    console.step("comparing images across splits")
+    found = run_with_ticks(lambda: near_duplicates(features, fold))
+    found = replace(found, held_out=images[found.held_out], trained=images[found.trained])
+    facts: dict[str, Any] = {"l2": best.l2, "folds": int(fold.max()) + 1, "images": len(learned)}
+    facts["near_duplicates"] = found.public(prepared.images["uri"])
     return Trained(
         net,
         temperature,
@@ -160,6 +167,7 @@ def by_head(task: Task, work: Preparation, prepared: Prepared, labelled: Labelle
         images[learned],
         best.curve,
         facts,
+        found,
     )
 
 

@@ -12,14 +12,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,14 @@ from imgbatch.concurrency.monitor import tick
 from imgbatch.config.sections import ModelConfig
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ClusterError, ModelError, StoreError
+from imgbatch.inference.blocks import pixels_of
 from imgbatch.inference.messages import received
 from imgbatch.inference.worker import LabelImages, Work
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.tar_progress import members_of, version_of
 from imgbatch.models import loading
+from imgbatch.models.preprocess import Preprocess
 from imgbatch.rejects import Refusal
 from imgbatch.schema import INDEX, LABELS, LISTING, PARQUET, TAR, single_chunk
 from imgbatch.sources.fetch import Fetched
@@ -44,6 +46,9 @@ from imgbatch.sources.tar_reader import End, TarReader
 from imgbatch.storage.stores import Folder, Stores
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
 
 PART, OF_TAR = "part", "of_tar"
 """Columns of drawn rows: the URI of their part, and of the tar that the image is a member of."""
@@ -145,6 +150,9 @@ def split_into_blocks(images: pa.Table, processes: int) -> list[pa.Table]:
 class SampleWorker(LabelImages):
     """Labels rows of a listing, which it receives instead of their numbers; finds members of tars by their names."""
 
+    last_decoded: pa.Table | None = None
+    """The block that was decoded last, with its pixels."""
+
     def decoded(self, block: pa.Table, rows: int) -> Iterator[pa.Table]:
         """Yield the images of a block, `rows` at a time."""
         tar = block[OF_TAR][0].as_py()
@@ -153,6 +161,15 @@ class SampleWorker(LabelImages):
         for start in range(0, len(block), rows):
             part = slice(start, start + rows)
             yield self._table(block["index"].to_numpy()[part], images[part], islice(fetched, rows), self._decode)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of the model."""
+        return self._work.model.preprocess
+
+    def _table(self, *arguments: Any, **options: Any) -> pa.Table:
+        self.last_decoded = super()._table(*arguments, **options)
+        return self.last_decoded
 
     def _fetch_members(self, tar: str, images: pa.Table) -> Iterator[Fetched]:
         """Yield members of a tar, in the order of the listing; the tar is read up to the last of them."""
@@ -231,6 +248,40 @@ def _label(block: pa.Table) -> list[pa.Table]:
     return list(_workers[0](block))
 
 
+def _label_with_pixels(block: pa.Table) -> tuple[list[pa.Table], Pixels | None]:
+    """Label a block of one image; return its results, and the image as the network sees it, None if it was rejected."""
+    tables = _label(block)
+    (worker,) = _workers
+    decoded = worker.last_decoded
+    if decoded is None or decoded["reason"][0].is_valid:
+        return tables, None
+    return tables, pixels_of(decoded, worker.preprocess)[0].copy()
+
+
+def label_one(task: Task, image: pa.Table) -> tuple[Mapping[str, Any], Pixels | None]:
+    """Label one image in a child process; return its row of RESULTS, and the image as the network sees it.
+
+    If the process dies, the image is decoded in a child of its own, and gets the reject of a crash.
+
+    Args:
+        image: the result of `as_listing`, with one row.
+
+    Raises:
+        ClusterError: the process died again, or gave no result for `cluster.stall_timeout_s`.
+        ImgbatchError: raised by the process.
+    """
+    for isolated in (False, True):
+        try:
+            for _, (tables, pixels) in _completed(replace(task, isolated=isolated), {0: image}, 1, _label_with_pixels):
+                (row,) = [row for table in tables for row in received(table).rows.to_pylist()]
+                return row, pixels
+        except BrokenProcessPool:
+            continue
+    raise ClusterError(
+        "the process that labels the image ends unexpectedly: is there enough memory? (see the kernel's log)"
+    )
+
+
 def relabel(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
     """Label images again in child processes; return rows of RESULTS by their `index`. `tick` is called four times a second.
 
@@ -255,7 +306,7 @@ def relabel(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
             )
             task = replace(task, isolated=True)
         try:
-            for number, tables in _completed(task, pending, min(processes, len(pending))):
+            for number, tables in _completed(task, pending, min(processes, len(pending)), _label):
                 del pending[number]
                 for table in tables:
                     results |= {row["index"]: row for row in received(table).rows.to_pylist()}
@@ -267,12 +318,12 @@ def relabel(task: Task, images: pa.Table) -> dict[int, Mapping[str, Any]]:
     return results
 
 
-def _completed(task: Task, pending: Mapping[int, pa.Table], processes: int) -> Iterator[tuple[int, list[pa.Table]]]:
-    """Yield (number, results) of blocks as they are completed."""
+def _completed(
+    task: Task, pending: Mapping[int, pa.Table], processes: int, label: Callable[[pa.Table], T]
+) -> Iterator[tuple[int, T]]:
+    """Yield (number, label(block)) of blocks as they are completed."""
     with _pool(task, processes) as pool:
-        numbers: dict[Future[list[pa.Table]], int] = {
-            pool.submit(_label, block): number for number, block in pending.items()
-        }
+        numbers: dict[Future[T], int] = {pool.submit(label, block): number for number, block in pending.items()}
         last_result = time.monotonic()
         while numbers:
             tick()

@@ -70,7 +70,7 @@ class Sample:
                 f"{self._output.at('labels')} has neither label nor label_id (output.columns), which are compared"
             )
         config = original_config(self._config, self._model_name, fingerprint, record)
-        model = self._load_model(config.model, fingerprint)
+        model = load_original_model(self._output, config.model, fingerprint, is_named=bool(self._model_name))
         config, exact = with_recorded_format(config, self._records(rows, record))
         log.info("labelling %s images again with %s", f"{len(rows):,}", model.reference)
         by_format = (record.get("config") or {}).get("source", {}).get("format") == "parquet"
@@ -86,29 +86,6 @@ class Sample:
         comparison = RowComparison(model.labels, config.answer.min_score)
         result = self._compare(comparison, task, rows.to_pylist(), images, exact=exact)
         return self._summary(result, model)
-
-    def _load_model(self, config: sections.ModelConfig, fingerprint: Mapping[str, Any]) -> Model:
-        """Return the model of the output.
-
-        Raises:
-            ModelError: it cannot be loaded, or it is another one.
-        """
-        try:
-            model = loading.load(config, self._output.stores)
-        except ModelError as error:
-            hint = "" if self._model_name else "; if the model has moved, give its current location with --model"
-            raise ModelError(f"{error}{hint}") from error
-        loaded = model.fingerprint()
-        if different := differences({key: fingerprint.get(key) for key in loaded}, loaded):
-            shown = "; ".join(
-                f"{key}: {output_value} there, {model_value} here"
-                for key, (output_value, model_value) in different.items()
-            )
-            raise ModelError(
-                f"{model.reference} is not the model that wrote the labels of {self._output.uri} ({shown}): give that model "
-                "with --model, and the keys model.* of that run"
-            )
-        return model
 
     def _records(self, rows: pa.Table, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the records of the newest runs that wrote drawn rows; an empty one if runs are omitted."""
@@ -249,6 +226,36 @@ def original_config(
         decode=replace(config.decode, max_pixels=max_pixels),
         cluster=replace(config.cluster, device=device),
     )
+
+
+def load_original_model(
+    output: Folder, config: sections.ModelConfig, fingerprint: Mapping[str, Any], *, is_named: bool
+) -> Model:
+    """Return the model that wrote an output.
+
+    Args:
+        config: the model's options, see `original_config`.
+        fingerprint: of the output.
+        is_named: whether the user named the model.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is another one.
+    """
+    try:
+        model = loading.load(config, output.stores)
+    except ModelError as error:
+        hint = "" if is_named else "; if the model has moved, give its current location with --model"
+        raise ModelError(f"{error}{hint}") from error
+    loaded = model.fingerprint()
+    if different := differences({key: fingerprint.get(key) for key in loaded}, loaded):
+        shown = "; ".join(
+            f"{key}: {output_value} there, {model_value} here" for key, (output_value, model_value) in different.items()
+        )
+        raise ModelError(
+            f"{model.reference} is not the model that wrote the labels of {output.uri} ({shown}): give that model with "
+            "--model, and the keys model.* of that run"
+        )
+    return model
 
 
 def _value(fingerprint: Mapping[str, Any], key: str) -> Any:

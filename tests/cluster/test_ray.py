@@ -166,6 +166,24 @@ def test_gpus_classify_and_cpus_decode(
     assert "same shared folder on all 2 nodes" in ended.err
 
 
+def test_a_plan_on_two_nodes_writes_nothing_but_itself(
+    job: Job, cluster: Running, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    cluster.taken_notes()
+    environment = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": cluster.token["RAY_AUTH_TOKEN"]}
+    arguments = ("--input", folder, "--output", tmp_path / "out", "--model", tiny_model, "--json")
+
+    ended = job("plan", *arguments, env=environment)
+
+    assert ended.code == 0, ended.err
+    plan = json.loads(ended.out)
+    assert plan["cluster"] == {"nodes": 2, "cpus": 2, "gpus": 2.0, "actors": 2} and plan["sample"]["images"] > 6
+    assert plan["per_image"]["gpu_ms"]["classify"]["mid"] > 0 and plan["bottleneck"]["stage"] in ("decode", "classify")
+    assert {note["kind"] for note in cluster.taken_notes()} == {"decode", "classify"}
+    # Weights on the disk of the driver reach the nodes through Ray: a copy in the output would be a second object there.
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["plan.json"]
+
+
 def test_a_card_is_shared_within_bounds(
     on_cluster: Callable[..., Any], cluster: Running, folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

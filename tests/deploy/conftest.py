@@ -1,6 +1,7 @@
 """Real servers for the recipes in deploy/ (`make test-deploy`): one Ray head with its job server, and one S3 server.
 
-The tests run in the environment of the jobs. Orchestrators and linters are in `.venv-recipes`, and are started as commands.
+The tests run in the environment of the jobs. Orchestrators and linters are in `.venv-recipes`, Airflow is in
+`.venv-deploy`; both are started as commands.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ class RayHead:
         """What a client needs to use it, such as `imgbatch submit` or `ray job submit`."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_ADDRESS": self.dashboard}
 
-    def request(self, path: str, method: str = "GET") -> Any:
+    def request(self, path: str, method: str = "GET", body: object = None) -> Any:
         """Return the answer of the job server as JSON."""
         headers = {"Authorization": f"Bearer {self.token}"}
-        request = urllib.request.Request(f"{self.dashboard}{path}", method=method, headers=headers)
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.dashboard}{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 

@@ -108,7 +108,7 @@ def test_skypilot_gives_up_at_the_given_time(tmp_path: Path) -> None:
     assert 1 not in RETRIED and "not finished at 2026-01-01" in late.stderr
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "argo", "aws-batch", "skypilot", "slurm", "cron", "dagster"])
+@pytest.mark.parametrize("name", ["airflow", "kubernetes", "argo", "aws-batch", "skypilot", "slurm", "cron", "dagster"])
 def test_the_readme_of_a_recipe_names_these_codes(name: str) -> None:
     text = " ".join((DEPLOY / name / "README.md").read_text(encoding="utf-8").split())
     retried, _, never = text.partition("**Retried**: ")[2].partition(" - **")[0].partition("Never ")
@@ -121,7 +121,16 @@ def test_the_readme_of_a_recipe_names_these_codes(name: str) -> None:
 def test_the_page_about_orchestrators_names_these_codes() -> None:
     page = (ROOT / "docs" / "orchestrators.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .*?\| \[[^]]+\]\(\.\./deploy/([\w-]+)/[^|]*\| ([^|]+) \|", page, re.MULTILINE)
-    assert {name for name, _ in rows} >= {"kubernetes", "argo", "aws-batch", "skypilot", "slurm", "cron", "dagster"}
+    assert {name for name, _ in rows} >= {
+        "airflow",
+        "kubernetes",
+        "argo",
+        "aws-batch",
+        "skypilot",
+        "slurm",
+        "cron",
+        "dagster",
+    }
     for name, codes in rows:
         if "none" not in codes:
             assert set(map(int, re.findall(r"\d+", codes))) == RETRIED, name

@@ -93,7 +93,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def test_the_wheel_has_what_it_needs(installed: Installed) -> None:
-    code = "import imgbatch, pathlib; p = pathlib.Path(imgbatch.__file__).parent; print(p, (p / 'py.typed').exists())"
+    files = ["py.typed", "report/templates/page.html", "report/templates/page.css", "report/templates/page.js"]
+    code = (
+        "import imgbatch, pathlib; p = pathlib.Path(imgbatch.__file__).parent; "
+        f"print(p, all((p / name).exists() for name in {files!r}))"
+    )
     said = installed("python", "-c", code).stdout
     assert said.startswith(str(installed.place)) and said.endswith("True\n")
 

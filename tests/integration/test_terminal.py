@@ -16,7 +16,7 @@ from tests.unit.pictures import encode, scene
 from tests.unit.screen import InTerminal
 from tests.unit.test_console import DATED, SPINNER
 
-JOBS = ("classify", "train", "evaluate", "verify", "status", "demo")
+JOBS = ("classify", "train", "evaluate", "verify", "explain", "export", "compact", "submit", "status", "plan", "demo")
 
 
 @pytest.fixture

@@ -73,6 +73,8 @@ def test_timm_and_the_main_job_predict_with_a_trained_head_what_training_predict
     wanted |= {"predictions.parquet", "rejects.parquet", "training_images.parquet"}
     assert {path.name for path in model.iterdir()} == wanted
     assert (model / "taxonomy.csv").read_bytes() == tree.read_bytes()
+    page = (model / "training.html").read_text()
+    assert "1 images could not be read" not in page and "1 image could not be read" in page
     assert rows(f"select reason, uri from '{model}/rejects.parquet'") == [("truncated", f"{data}/red/broken.jpg")]
     figures, record = (json.loads((model / name).read_text()) for name in ("metrics.json", "training.json"))
     assert figures["n"] == 24 and figures["top1"] > 0.7 and set(figures["levels"]) == {"kind", "label"}

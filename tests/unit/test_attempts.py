@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
@@ -133,6 +133,38 @@ def test_an_attempt_ends_where_a_node_is_left_out_and_the_others_get_its_units(n
     assert [plan.left_out for plan in plans] == [(), ("two",)] and [plan.nodes for plan in plans] == [2, 1]
     assert [rows for _, rows in images.attempts] == [ROUNDS[0].rows] * 2 and images.attempts[1][0] < 100
     assert not images.work_plan.pending.any()
+
+
+def test_an_attempt_ends_for_a_plan_with_more_actors_and_its_units_are_submitted_again(nodes: set[str]) -> None:
+    images, plans = Images(), []
+
+    def operators(attempt: Attempt) -> Iterator[pa.Table]:
+        plans.append(attempt.plan.actors)
+        yield from killing()(attempt)
+
+    larger = replace(PLAN, actors=5, max_actors=5)
+    for block in run_attempts(operators, PLAN, images, ClusterConfig(), replan=lambda plan: larger):
+        if block is not None:
+            images.take(block)
+    assert plans == [2, 5] and not images.work_plan.pending.any()
+
+
+@pytest.mark.parametrize(
+    ("config", "cpus", "actors"),
+    [
+        (ClusterConfig(), [2.0, 2.0], 4),  # a node has joined
+        (ClusterConfig(max_actors=3), [2.0, 2.0], 3),
+        (ClusterConfig(max_actors=2), [2.0, 2.0], 2),  # the limit of the user is reached
+        (ClusterConfig(), [1.0], 2),  # a node is gone: the attempt goes on
+        (ClusterConfig(device="cuda"), [4.0], 2),
+    ],
+)
+def test_new_nodes_are_used_up_to_the_limit(
+    config: ClusterConfig, cpus: list[float], actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_node_resources", lambda left_out=(): [{"CPU": count} for count in cpus])
+    plan = placement.with_new_nodes(PLAN, config)
+    assert plan.actors == actors and (plan is PLAN) == (actors == PLAN.actors)
 
 
 def test_a_tar_is_read_on_as_long_as_rows_come(nodes: set[str]) -> None:

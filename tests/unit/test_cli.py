@@ -86,7 +86,7 @@ def test_help_lists_every_key_that_has_no_flag() -> None:
 def test_the_exit_codes_are_those_of_the_error_tree() -> None:
     codes = {kind.exit_code for kind in kinds(ImgbatchError) if isinstance(kind.__dict__.get("exit_code", 1), int)}
     codes |= {Interrupted(signum).exit_code for signum in (1, 2, 15)}
-    reserved = {0, 8, 129}  # success, the guards, and a signal that no run could handle
+    reserved = {0, 129}  # success, and a signal that no run could handle
     assert codes | reserved == {entry.code for entry in errors.EXIT_CODES} and not codes & reserved
     assert BudgetError.exit_code == 4 and errors.AuditError.exit_code == 6 and errors.OutputBusyError.exit_code == 7
 

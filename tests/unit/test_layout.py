@@ -19,12 +19,12 @@ FLOORS = (
     ("sources",),
     ("models",),
     ("ledger",),
-    ("evaluation",),
+    ("evaluation", "quality"),
     ("inference",),
     ("engine", "verification"),
-    ("report", "orchestration"),
+    ("report", "orchestration", "labelling"),
     ("pipeline",),
-    ("training", "cli"),
+    ("planning", "training", "cli"),
     ("commands",),
 )
 """Rooms, from the ground up. A room imports only from lower floors; `imgbatch/__init__.py` and `__main__.py` stand on top."""

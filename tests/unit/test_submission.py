@@ -119,6 +119,15 @@ def test_what_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert changed.metadata() != submission.metadata() and changed.prefix == submission.prefix
 
 
+def test_the_file_of_prices_of_a_plan_is_uploaded(tmp_path: Path) -> None:
+    prices = tmp_path / "vms.csv"
+    prices.write_text("InstanceType,vCPUs,Price\n")
+    words = ["plan", "--input", "s3://images/a", "--output", "s3://out/a", "--prices", str(prices), "--machine", "m"]
+    files, submission = collected(words)
+    assert files.files == {".imgbatch-files/prices-vms.csv": prices} and submission.output == "s3://out/a"
+    assert files.arguments[5] == ".imgbatch-files/prices-vms.csv"
+
+
 def test_a_package_without_secrets_is_the_same_each_time(tmp_path: Path) -> None:
     files, _ = collected(["verify", "s3://out/labels"])
     for name in ("a.zip", "b.zip"):
