@@ -33,10 +33,10 @@ demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offli
 
 test: test-unit test-jobs ## install, and run all tests except the long ones (two at a time with --jobs=2)
 
-test-unit: $(VENV)/test.installed
+test-unit: $(VENV)/test.installed ## the half of `make test` without Ray
 	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit
 
-test-jobs: $(VENV)/test.installed
+test-jobs: $(VENV)/test.installed ## the half of `make test` with real jobs
 	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration tests/cluster
 
 test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed $(DEPLOY)/installed ## run the long tests, which take minutes each

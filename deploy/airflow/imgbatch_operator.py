@@ -39,7 +39,9 @@ _SIGNAL, _STOPPED = 128, (129, 130, SIGTERM)  # larger codes are those of signal
 _STOP_TIMEOUT_S = 2  # Airflow sends SIGKILL 5 s after SIGTERM
 _LOG_PAUSE = 20  # the log is fetched as a whole: after t seconds for that, not again for 20 t
 _LOG_TAIL = 100_000  # characters of the log in which the end line is searched
-_NAMED_OUTPUT = frozenset({"classify", "train", "evaluate"})  # verbs with `--output URI`; the others take the URI alone
+_NAMED_OUTPUT = frozenset(
+    {"classify", "plan", "train", "evaluate"}
+)  # verbs with `--output URI`; the others take the URI alone
 _RESULT = ("run_id", "output", "counts", "rejects", "this_run", "message")
 
 
@@ -263,7 +265,7 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         ray_conn_id: the Airflow connection of the job server; its password is the token of the cluster.
         command: what starts imgbatch on the head node.
         runtime_env: that of the job. Ray shows it to everybody who can open the dashboard: it must not contain secrets.
-        poll_interval_s: time between two requests for the status of the job.
+        poll_interval_s: time between two requests for the status of the job; it is shorter at the start and at the end.
         patience_s: how long the job server may be unavailable before the task fails. The job is not stopped then.
     """
 
@@ -356,10 +358,10 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
 
     def poll_until_complete(self, external_id: Any, context: Any) -> None:
         """Follow the log until the job has ended. Raise `ImgbatchJobFailed` if its exit code is not 0."""
-        job_log = JobLog(self._server, external_id)
+        job_log, pause_s = JobLog(self._server, external_id), 1.0
         while (job := self._server.job(external_id)) and job["status"] in ACTIVE:
-            ends = job_log.copy()
-            time.sleep(min(1, self.poll_interval_s) if ends else self.poll_interval_s)
+            pause_s = 1.0 if job_log.copy() else min(1.5 * pause_s, self.poll_interval_s)
+            time.sleep(pause_s)
         end = job_log.finish() if job else None
         if code := exit_code(job, end):
             reason = (end or job or {}).get("message") or "Ray has no record of it"

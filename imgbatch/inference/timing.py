@@ -1,6 +1,6 @@
-"""Effects: the seconds of single images and batches in a worker, which `imgbatch plan` measures.
+"""Effects: the seconds that a worker spends: waiting for images, and, for `imgbatch plan`, on each image and batch.
 
-Both are sent to the driver as notes. They have no URI.
+Those of a plan are sent to the driver as notes. They have no URI.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import psutil
 import pyarrow as pa
@@ -20,6 +21,24 @@ from imgbatch.sources.fetch import Fetched
 
 PREPARED, CLASSIFIED, STREAM = "prepared", "classified", "stream_sample"
 """The keys of the notes."""
+
+Item = TypeVar("Item")
+
+
+class Timed(Iterator[Item]):
+    """An iterator that measures how long the caller waits for its items."""
+
+    def __init__(self, items: Iterable[Item], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._items, self._clock = iter(items), clock
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        """Return the next item."""
+        started = self._clock()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += self._clock() - started
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from imgbatch.inference.messages import (
     stream_end,
     with_events,
 )
-from imgbatch.inference.timing import BatchTimer, ImageTimings, Sampling, stream_event
+from imgbatch.inference.timing import BatchTimer, ImageTimings, Sampling, Timed, stream_event
 from imgbatch.ledger.listing_pages import PageFolder, Pages
 from imgbatch.ledger.streams import UNIT_COLUMNS
 from imgbatch.models.model import Model
@@ -64,8 +64,6 @@ those after the last row that arrived."""
 _UNUSABLE_S = 0.5
 """Seconds before a worker that cannot be used returns a unit: by then the driver excludes its node."""
 
-Item = TypeVar("Item")
-
 Sidecars = Mapping[str, Mapping[str, str]]
 """The texts of sidecars by the key of their image, then by column."""
 
@@ -86,22 +84,6 @@ class Work:
     """Labelled images that each node labels first; see `guard.canary`."""
     sampling: Sampling | None = None
     """Set if the images are a sample: workers report the seconds of each image and batch."""
-
-
-class Timed(Iterator[Item]):
-    """An iterator that measures how long the caller waits for its items."""
-
-    def __init__(self, items: Iterable[Item], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._items, self._clock = iter(items), clock
-        self.seconds = 0.0
-
-    def __next__(self) -> Item:
-        """Return the next item."""
-        started = self._clock()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += self._clock() - started
 
 
 class Worker:

@@ -44,6 +44,7 @@ LISTED = Metric("imgbatch_images_listed", "Images in the listing, those with row
 PLANNED = Metric("imgbatch_images_planned", "Images that this run has to label; absent while an input has unread tars.")
 RATE = Metric("imgbatch_images_per_second", "Images per second: of the last 30 s, and at the end of the whole run.")
 TIME_LEFT = Metric("imgbatch_time_left_seconds", "Seconds until the last image at this rate; absent while unknown.")
+LATE = Metric("imgbatch_late", "1 once the forecast has passed run.finish_by, else 0; absent without run.finish_by.")
 START = Metric("imgbatch_start_timestamp_seconds", "When the run started.")
 LAST_COMMIT = Metric("imgbatch_last_commit_timestamp_seconds", "When rows were last written to the tables.")
 HEARTBEAT = Metric("imgbatch_heartbeat_timestamp_seconds", "When run.json was last written.")
@@ -51,7 +52,7 @@ END = Metric("imgbatch_end_timestamp_seconds", "When the run ended; absent befor
 EXIT_CODE = Metric("imgbatch_exit_code", "Exit code of the run; absent before its end.")
 
 METRICS = (
-    *(IMAGES, REJECTS, BYTES, STAGE_SECONDS, LISTED, PLANNED, RATE, TIME_LEFT),
+    *(IMAGES, REJECTS, BYTES, STAGE_SECONDS, LISTED, PLANNED, RATE, TIME_LEFT, LATE),
     *(START, LAST_COMMIT, HEARTBEAT, END, EXIT_CODE),
 )
 COMMON_LABELS = ("verb", "output", "run_id")
@@ -85,6 +86,8 @@ def _values(facts: Mapping[str, Any]) -> Iterator[tuple[Metric, Mapping[str, Any
     running = facts.get("status") == "running"
     yield RATE, {"": progress.get("rate") if running else facts.get("images_per_second")}
     yield TIME_LEFT, {"": progress.get("seconds_left") if running else None}
+    finish_by = (facts.get("config") or {}).get("run", {}).get("finish_by")
+    yield LATE, {"": None if finish_by is None else "late" in facts}
     yield START, {"": _timestamp(facts.get("started"))}
     yield LAST_COMMIT, {"": _timestamp(progress.get("last_commit"))}
     yield HEARTBEAT, {"": _timestamp(facts.get("written"))}

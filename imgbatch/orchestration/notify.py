@@ -1,4 +1,4 @@
-"""Effects: `notify.url`: one POST when a verb ends, whether it succeeded, failed or was interrupted.
+"""Effects: `notify.url`: one POST when a verb ends, however it ends, and one when a run will be late.
 
 The URL is a secret, such as that of a Slack webhook: it is in no log, message or record.
 """
@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from imgbatch.config.secrets import masked
@@ -28,7 +29,7 @@ _MAX_MESSAGE = 1_000
 
 
 class Notification:
-    """Collects the facts of a verb, and posts them once."""
+    """Collects the facts of a verb, and posts them once. Without a URL nothing is posted."""
 
     def __init__(self, url: str, timeout_s: float, verb: str, output: str) -> None:
         self._url, self._timeout_s, self._verb = url, timeout_s, verb
@@ -47,17 +48,31 @@ class Notification:
 
     def send(self, exit_code: int, message: str | None, *, timeout_s: float | None = None) -> None:
         """Post the notification; a failure is logged. Only the first call has an effect."""
-        if self._sent:
+        if self._sent or not self._url:
             return
         self._sent = True
         content = json.loads(end_line.compose(self._verb, exit_code, self._facts, message))
         limit_s = timeout_s or self._timeout_s
-        # In a thread: the timeouts of the library do not cover the resolution of the host's name.
-        thread = threading.Thread(target=self._post, args=({"text": text_of(content), **content}, limit_s), daemon=True)
-        thread.start()
+        thread = self._start_post({"text": text_of(content), **content}, limit_s)
         thread.join(limit_s + 1)
         if thread.is_alive():
             log.warning("notify.url did not answer within %g s (notify.timeout_s)", limit_s)
+
+    def send_late(self, late: Mapping[str, Any]) -> None:
+        """Post that the run will be late, and do not wait for the answer.
+
+        Args:
+            late: the fact of run.json.
+        """
+        if self._url:
+            content = {"event": "late", "verb": self._verb, **self._facts, **late}
+            self._start_post({"text": text_of_late(content), **content}, self._timeout_s)
+
+    def _start_post(self, content: Mapping[str, Any], timeout_s: float) -> threading.Thread:
+        # In a thread: the timeouts of the library do not cover the resolution of the host's name.
+        thread = threading.Thread(target=self._post, args=(content, timeout_s), daemon=True)
+        thread.start()
+        return thread
 
     def _post(self, content: Mapping[str, Any], timeout_s: float) -> None:
         import requests  # takes 0.1 s
@@ -72,16 +87,13 @@ class Notification:
 
 
 @contextmanager
-def at_end(config: NotifyConfig, verb: str, output: str) -> Iterator[None]:
+def at_end(config: NotifyConfig, verb: str, output: str) -> Iterator[Notification]:
     """When the block ends, post its outcome to `notify.url`, if there is one."""
     url = config.url or os.environ.get(VARIABLE, "")
-    if not url:
-        yield
-        return
     notification = Notification(url, config.timeout_s, verb, output)
     with run_record.on_finish(notification.take):
         try:
-            yield
+            yield notification
         except ImgbatchError as error:
             notification.send(error.exit_code, str(error))
             raise
@@ -113,6 +125,21 @@ def text_of(content: Mapping[str, Any]) -> str:
         sentences += [f"So far: {figures}"] * bool(figures) + [f"To do: {action}"] * bool(action)
     text = ". ".join(sentence.rstrip(".") for sentence in sentences)
     return html.escape(f"{text}. {content.get('output', '')}".replace("`", "").rstrip(), quote=False)
+
+
+def text_of_late(content: Mapping[str, Any]) -> str:
+    """Return the notification of a run that will be late as a text of Slack.
+
+    >>> late = {"finish_by": "2026-11-29T06:00:00+00:00", "forecast": "2026-11-29T07:10:00+00:00"}
+    >>> text_of_late({"verb": "classify", "output": "s3://out/labels", **late})
+    'imgbatch classify will be late: run.finish_by is 2026-11-29 06:00 UTC, the forecast is 2026-11-29 07:10 UTC. s3://out/labels'
+    """
+    finish_by, forecast = (
+        datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if text else "unknown"
+        for text in (content["finish_by"], content["forecast"])
+    )
+    text = f"imgbatch {content['verb']} will be late: run.finish_by is {finish_by}, the forecast is {forecast}."
+    return html.escape(f"{text} {content.get('output', '')}".rstrip(), quote=False)
 
 
 _COUNTS = {"listed": "images listed", "labelled": "labelled", "rejected": "rejected"}

@@ -29,7 +29,7 @@ from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.budget import check_budget
 from imgbatch.pipeline.canary import prepare_canary
 from imgbatch.pipeline.committer import Committer
-from imgbatch.pipeline.finish_by import Punctuality
+from imgbatch.pipeline.finish_by import Punctuality, on_late
 from imgbatch.pipeline.guarding import apply_guards, require_usable_guards
 from imgbatch.pipeline.live_facts import LiveFacts
 from imgbatch.pipeline.plan_outcome import PlanOutcome
@@ -59,7 +59,7 @@ def classify(config: Config, stop: StopRequest) -> RunSummary:
     Raises:
         ImgbatchError: the run could not be finished; `exit_code` gives the cause. Rows that had arrived are committed.
     """
-    with notify.at_end(config.notify, "classify", config.output.uri):
+    with notify.at_end(config.notify, "classify", config.output.uri) as notification, on_late(notification.send_late):
         job = open_output(config)
         console.step("checking that no other run writes the output")
         with naming_the_output(job):

@@ -30,6 +30,7 @@ def test_its_jobs_have_the_ids_and_the_metadata_of_submit() -> None:
         ("classify", "s3://out/{date}", ["--input", "s3://images/{date}/", "--model", "efficientnet_lite0"]),
         ("classify", "s3://out/all", ["--input", "s3://images/"]),
         ("classify", "s3://out/with space/", ["--input", "s3://images/{date}/*", "--set", "run.commit_interval_s=1"]),
+        ("plan", "s3://out/{date}", ["--input", "s3://images/{date}/"]),
         ("verify", "s3://out/{date}", []),
         ("train", "s3://models/{date}", ["--input", "s3://images/train/"]),
     ]

@@ -86,13 +86,13 @@ def test_training_images_new_ones_and_both(warm: Job, data: Path, model: Path, t
     assert "; 24 of 24 images were trained on: " in ended.out.strip().splitlines()[-1]
     assert metrics["seen"] == {"trained": 24, "selected": 0, "compared": 24, "share_of_hashes": 1.0, "unseen": None}
     page = (tmp_path / "same" / "evaluation.html").read_text()
-    assert 'class="warning"><b>24 of 24 images were trained on' in page
+    assert 'class="notice warning"><b>24 of 24 images were trained on' in page
     assert metrics["top1"] == 1 and metrics["interval_95"]["top1"] == pytest.approx([24 / (24 + 3.8415), 1], abs=1e-4)
 
     new = others(tmp_path / "new")
     ended, metrics = evaluated(warm, new, tmp_path / "none", "--model", model)
     assert "; none of 6 images was trained on: " in ended.out and metrics["seen"]["trained"] == 0
-    assert 'class="warning"' not in (tmp_path / "none" / "evaluation.html").read_text()
+    assert 'class="notice warning"' not in (tmp_path / "none" / "evaluation.html").read_text()
 
     shutil.copytree(data, new, dirs_exist_ok=True)
     ended, mixed = evaluated(warm, new, tmp_path / "both", "--model", model)
@@ -138,7 +138,7 @@ def test_without_a_refit_held_out_images_were_used_to_select_the_model(
     assert "; 18 of 24 images were trained on, 6 of 24 images were used to select the model; " in last
     assert f"against {model}@" in last and "(24 of 24 images were trained on): " in last
     assert metrics["against"]["seen"]["trained"] == 24
-    assert (tmp_path / "out" / "evaluation.html").read_text().count('class="warning"') == 2
+    assert (tmp_path / "out" / "evaluation.html").read_text().count('class="notice warning"') == 2
 
     for path in data.rglob("*.jpg"):  # the held-out images alone, in a set of their own
         if str(path) in held:

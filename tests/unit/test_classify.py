@@ -20,7 +20,8 @@ from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, ModelError
 from imgbatch.evaluation.training_images import content_hash
 from imgbatch.inference.messages import events_alone, fatal, note, received, split_events, stream_end, with_events
-from imgbatch.inference.worker import Classify, LabelImages, Timed, Work, decode_block
+from imgbatch.inference.timing import Timed
+from imgbatch.inference.worker import Classify, LabelImages, Work, decode_block
 from imgbatch.ledger.listing_pages import page_name
 from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess

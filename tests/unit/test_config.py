@@ -248,7 +248,8 @@ def test_workers_get_no_uri_and_no_option_of_a_store() -> None:
             texts = [
                 name for name in texts if (section, name) != ("source", "uri_column")
             ]  # not both with uri_template
-            secret[section] = kind(**dict.fromkeys(texts, uri))  # type: ignore[operator]
+            needed = {"canary_accuracy": 0.9} if section == "guard" else {}
+            secret[section] = kind(**dict.fromkeys(texts, uri), **needed)  # type: ignore[operator]
     worker = dataclasses.asdict(WorkerConfig.of(Config(**secret)))
     parts = {name: value if isinstance(value, dict) else {"": value} for name, value in worker.items()}
     holding = {f"{name}.{key}" for name, part in parts.items() for key, value in part.items() if uri in str(value)}

@@ -70,6 +70,7 @@ def test_two_samples_of_one_distribution_seldom_differ_beyond_noise(labels: int,
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("skewed", [False, True], ids=["even", "skewed"])
 @pytest.mark.parametrize("n", [200, 5_000, 100_000])
 @pytest.mark.parametrize("labels", [2, 10, 81, 1_000])
@@ -87,6 +88,7 @@ def test_a_shift_of_five_percent_is_found_with_the_documented_number_of_images(l
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("skewed", [False, True], ids=["even", "skewed"])
 @pytest.mark.parametrize("share", ["2 %", "5 %", "10 %", "20 %"])
 @pytest.mark.parametrize("labels", [2, 10, 81, 1_000])

@@ -70,7 +70,18 @@ def test_metrics_have_the_figures_of_the_record() -> None:
         "imgbatch_time_left_seconds": 20, "imgbatch_start_timestamp_seconds": 1795921200,
         "imgbatch_last_commit_timestamp_seconds": 1795921346, "imgbatch_heartbeat_timestamp_seconds": 1795921350,
     }  # fmt: skip
-    over = values({**FACTS, "status": "failed", "exit_code": 4, "finished": "2026-11-29T03:03:00+00:00"})
+    assert "imgbatch_late" not in values(FACTS)
+    timed = {**FACTS, "config": {"run": {"finish_by": "06:00"}}}
+    assert values(timed)["imgbatch_late"] == 0 and values({**timed, "late": {"forecast": None}})["imgbatch_late"] == 1
+    over = values(
+        {
+            **FACTS,
+            "config": {"run": {"finish_by": "06:00"}},
+            "status": "failed",
+            "exit_code": 4,
+            "finished": "2026-11-29T03:03:00+00:00",
+        }
+    )
     assert (over["imgbatch_exit_code"], over["imgbatch_end_timestamp_seconds"]) == (4, 1795921380)
     assert over["imgbatch_images_per_second"] == 7 and "imgbatch_time_left_seconds" not in over
     assert over.keys() | values(FACTS).keys() == {
@@ -240,6 +251,21 @@ def test_one_notification_at_the_end_of_a_verb(hook: Hook, output: Folder) -> No
     assert content["text"] == f"imgbatch classify succeeded: 300 images listed. {output.uri}"
     assert (content["event"], content["status"], content["exit_code"]) == ("end", "succeeded", 0)
     assert content["this_run"] == {"labelled": 90, "rejected": 10} and content["run_id"]
+
+
+def test_one_notification_that_a_run_will_be_late(hook: Hook, output: Folder) -> None:
+    late = {"finish_by": "2026-11-29T06:00:00+00:00", "forecast": None, "noticed": "2026-11-29T05:00:00+00:00"}
+    with notify.at_end(NotifyConfig(url=hook.url), "classify", output.uri) as notification:
+        notification.send_late(late)
+        run(Record(output, {}))
+    first, last = sorted(hook.posted, key=lambda content: str(content["event"]), reverse=True)
+    assert first["text"] == (
+        f"imgbatch classify will be late: run.finish_by is 2026-11-29 06:00 UTC, the forecast is unknown. {output.uri}"
+    )
+    assert first["event"] == "late" and first.items() >= late.items() and last["event"] == "end"
+    with notify.at_end(NotifyConfig(), "classify", output.uri) as notification:
+        notification.send_late(late)
+    assert len(hook.posted) == 2
 
 
 @pytest.mark.parametrize(
