@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.run_record import newest, read_record
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.orchestration.status import Found, look
-from imgbatch.pipeline.run_report import last_success, plan_of, write
+from imgbatch.pipeline.run_report import compared_output, last_success, plan_of, write
 from imgbatch.quality.check import levels_of
 from imgbatch.quality.guards import Levels
 from imgbatch.quality.read_rows import count_rows, newest_parts
@@ -71,7 +72,7 @@ def write_report(output_uri: str, config: Config, *, run_id: str | None = None) 
     status = look(Found(output, f"runs/{name}/run.json"))
     facts = status.facts
     console.step("reading the rows of the run")
-    last = last_success(output, name)
+    last = last_success(output, facts)
     samples, tars = _samples(output, _runs(facts, last, name))
     view = RunView(
         output=masked(output.uri), facts=facts, state=status.state, last=last, plan=plan_of(output, facts), samples=samples,
@@ -86,9 +87,11 @@ def write_report(output_uri: str, config: Config, *, run_id: str | None = None) 
     return ReportSummary(uri, name, status.state)
 
 
-def _runs(facts: Any, last: Any, run_id: str) -> RunRange:
+def _runs(facts: Mapping[str, Any], last: Mapping[str, Any], run_id: str) -> RunRange:
     """Return the runs whose rows are shown: those that were compared, else all since the last success."""
     reference = (facts.get("drift") or {}).get("reference") or {}
+    if "output" in reference:  # another output, by guard.reference
+        return RunRange("", run_id)
     return RunRange(str(reference.get("through") or last.get("run_id") or ""), run_id)
 
 
@@ -110,16 +113,16 @@ def _samples(output: Folder, runs: RunRange) -> tuple[RowSamples, set[str]]:
     return samples, tars
 
 
-def _before(output: Folder, facts: Any) -> RowCounts | None:
-    """Return the counts of the rows that were compared with; None if none were, or they are in another output."""
+def _before(output: Folder, facts: Mapping[str, Any]) -> RowCounts | None:
+    """Return the counts of the rows that were compared with; None if none were."""
     reference = (facts.get("drift") or {}).get("reference") or {}
-    if not reference.get("through") or "output" in reference:
+    if not reference.get("through"):
         return None
     runs = RunRange(str(reference.get("after") or ""), str(reference["through"]))
-    return count_rows(output, [runs])[0]
+    return count_rows(compared_output(output, facts), [runs])[0]
 
 
-def _levels(output: Folder, config: Config, facts: Any) -> Levels:
+def _levels(output: Folder, config: Config, facts: Mapping[str, Any]) -> Levels:
     """Return the levels of the model's taxonomy; none if the model cannot be loaded."""
     fingerprint = facts.get("fingerprint") or {}
     try:

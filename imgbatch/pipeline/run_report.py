@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config
-from imgbatch.errors import ImgbatchError, Interrupted, NotFound
+from imgbatch.errors import Interrupted, NotFound, StoreError
 from imgbatch.ledger.commit_log import Log
 from imgbatch.ledger.run_record import json_object, read_record
 from imgbatch.ledger.status import LABELS_LOG
@@ -21,7 +22,8 @@ from imgbatch.quality.read_rows import newest_parts
 from imgbatch.quality.row_counts import LABEL, RunRange
 from imgbatch.report.row_samples import COLUMNS, SampledRow
 from imgbatch.report.run_view import OF_MOVED, RunView
-from imgbatch.storage.stores import Folder
+from imgbatch.storage.stores import Folder, Stores
+from imgbatch.storage.uris import absolute
 from imgbatch.terminal import console
 
 log = logging.getLogger("imgbatch")
@@ -42,11 +44,13 @@ def reported(run: ActiveRun) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _write_at_end(
-            run, _seconds(run) if isinstance(error, ImgbatchError) and not isinstance(error, Interrupted) else 0.0
-        )
+        output = run.job.output
+        if isinstance(error, StoreError):  # a store that is down must not delay the end of the run
+            output = Folder(Stores(replace(run.job.config.storage, retries=0)), output.uri)
+        is_stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+        _write_at_end(run, output, 0.0 if is_stopped else _seconds(run))
         raise
-    _write_at_end(run, _seconds(run))
+    _write_at_end(run, run.job.output, _seconds(run))
 
 
 def _seconds(run: ActiveRun) -> float:
@@ -55,10 +59,11 @@ def _seconds(run: ActiveRun) -> float:
     return run.job.config.report.timeout_s or in_proportion
 
 
-def _write_at_end(run: ActiveRun, seconds: float) -> None:
+def _write_at_end(run: ActiveRun, output: Folder, seconds: float) -> None:
     """Write the report.
 
     Args:
+        output: of the run.
         seconds: the time limit for pictures; 0: none are read, since the run is being stopped.
     """
     facts, kept = run.record.facts, run.for_report
@@ -67,13 +72,13 @@ def _write_at_end(run: ActiveRun, seconds: float) -> None:
         return
     try:
         console.step("writing the report")
+        folder = output.folder(f"runs/{run.record.id}")
         view = RunView(
-            output=masked(run.job.output.uri), facts=facts, state=str(facts.get("status")),
-            last=last_success(run.job.output, run.record.id), plan=plan_of(run.job.output, facts),
-            samples=kept.samples, before=kept.before, now=kept.judged or kept.samples.counts,
+            output=masked(output.uri), facts=facts, state=str(facts.get("status")), last=last_success(output, facts),
+            plan=plan_of(output, facts), samples=kept.samples, before=kept.before, now=kept.judged or kept.samples.counts,
             levels=levels_of(run.job.model),
         )  # fmt: skip
-        write(run.job.output, run.record.folder, view, run.job.config, kept.tars, seconds)
+        write(output, folder, view, run.job.config, kept.tars, seconds)
     except Exception as error:
         log.warning("the report could not be written: %s", masked(str(error)) or type(error).__name__)
         log.debug("the report could not be written", exc_info=True)
@@ -94,22 +99,31 @@ def write(output: Folder, folder: Folder, view: RunView, config: Config, tars: C
     from imgbatch.report.run_page import page
 
     view.earlier = earlier_rows(output, view)
-    if config.report.thumbnails:
-        view.pictures = pictures(output.stores, config, view.wanted() if seconds else (), tars, seconds)
+    if config.report.thumbnails and seconds:
+        view.pictures = pictures(output.stores, config, view.wanted(), tars, seconds)
     folder.put(REPORT, page(view).encode())
     uri = masked(folder.at(REPORT))
     log.info("report: %s", uri)
     return uri
 
 
-def last_success(output: Folder, run_id: str) -> dict[str, Any]:
-    """Return the run.json of the last success before a run; empty if there is none."""
+def last_success(output: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run.json of the last success before a run, or of that which it was compared with; empty if there is none."""
+    reference = (facts.get("drift") or {}).get("reference") or {}
+    if "output" in reference:  # another output, by guard.reference
+        return read_record(compared_output(output, facts), str(reference["through"]))
     found = [read_success(output) or {}]
     with suppress(NotFound):
         found.append(json_object(output.read(LAST_SUCCESS)))
     runs = [str(content["run_id"]) for content in found if content.get("run_id")]
-    before = max((run for run in runs if run < run_id), default=None)
+    before = max((run for run in runs if run < str(facts.get("run_id"))), default=None)
     return read_record(output, before) if before else {}
+
+
+def compared_output(output: Folder, facts: Mapping[str, Any]) -> Folder:
+    """Return the output that a run was compared with."""
+    reference = (facts.get("drift") or {}).get("reference") or {}
+    return Folder(output.stores, absolute(reference["output"])) if "output" in reference else output
 
 
 def plan_of(output: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,12 +146,12 @@ def earlier_rows(output: Folder, view: RunView) -> dict[str, Sequence[SampledRow
     reference = view.drift.get("reference") or {}
     shift = view.drift.get("labels") or {}
     fallen = [each.label for each in view.moved() if each.has_fallen]
-    if not fallen or "output" in reference or not reference.get("through"):
+    if not fallen or not reference.get("through"):
         return {}
     node_of = {label: node for node in fallen for label in view.labels_of(shift["level"], node)}
     runs = RunRange(str(reference.get("after") or ""), str(reference["through"]))
     found: dict[str, list[SampledRow]] = {node: [] for node in fallen}
-    parts = Log(output.folder(LABELS_LOG))
+    parts = Log(compared_output(output, view.facts).folder(LABELS_LOG))
     parts.scan()
     read = 0
     with closing(newest_parts(parts, [], COLUMNS, runs.after)) as tables:

@@ -204,8 +204,12 @@ class RowSamples:
         return self._classes.rows(label[:_TEXT]) or self._classes.rows(label)
 
     def of_level(self, level: str, node: str, labels: Sequence[str]) -> list[SampledRow]:
-        """Return some rows of a node of a taxonomy: of its labels, or whose level is recorded as this node."""
-        found = [row for label in labels for row in self.of_class(label)[:1]]
+        """Return some rows of a node of a taxonomy: the first row of each of its labels, then the second ones.
+
+        Without its labels: rows whose level is recorded as this node.
+        """
+        of_labels = [self.of_class(label) for label in labels]
+        found = [rows[number] for number in range(OF_CLASS) for rows in of_labels if number < len(rows)]
         kept = (row for rows in self._classes.kept.values() for _, row in rows)
         return found or [row for row in kept if row.levels.get(level) == node]
 

@@ -55,7 +55,7 @@ def _render(view: RunView) -> str:
         key_figures=list(run_tables.key_figures(view)),
         reconciliation=run_tables.reconciliation(view),
         counts=run_tables.counts(view),
-        last_run=masked(str(view.last.get("run_id", ""))),
+        last_run=_last_run(view),
         plan=run_tables.plan_in_words(view),
         cluster=run_tables.cluster_in_words(view),
         rate=run_figures.arrivals(facts.get("arrivals") or {}),
@@ -81,6 +81,16 @@ def _render(view: RunView) -> str:
 
 def _name(view: RunView) -> str:
     return short(view.output.rstrip("/").rpartition("/")[2], 60)
+
+
+def _last_run(view: RunView) -> str:
+    if not view.last:
+        return "No run of this output has succeeded before, so there is nothing to compare with."
+    other = (view.drift.get("reference") or {}).get("output")
+    run = masked(str(view.last.get("run_id", "")))
+    if other:
+        return f"The last run is that of guard.reference: {run} of {masked(str(other))}."
+    return f"The last run is the last success before this one, {run}."
 
 
 def _notices(view: RunView) -> Iterator[Notice]:

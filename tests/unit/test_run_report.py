@@ -48,6 +48,10 @@ def test_samples_depend_neither_on_the_blocks_nor_on_their_order() -> None:
     assert len(whole.of_all()) == OF_ALL and all(len(whole.of_class(label)) == OF_CLASS for label in CLASSES)
     lowest = np.sort(rows["score"].to_numpy())[:OF_LOW_SCORES]
     assert [row.score for row in whole.of_low_scores()] == lowest.tolist()
+    assert whole.of_level("label", "class 1", ["class 1"]) == whole.of_class("class 1")
+    of_kind = whole.of_level("kind", "kind 1", ["class 1", "class 4"])
+    assert [row.label for row in of_kind[:3]] == ["class 1", "class 4", "class 1"]
+    assert all(row.levels["kind"] == "kind 2" for row in whole.of_level("kind", "kind 2", []))
     assert whole.counts.labels == Counter(rows["label"].to_pylist())
 
 
