@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from imgbatch.ledger import owners
-from tests.conftest import Job
+from tests.conftest import SECRET, Job, S3Server
 from tests.integration import tables
 from tests.unit.pictures import encode, scene
 
@@ -123,3 +128,35 @@ def test_a_report_that_is_not_wanted_or_cannot_be_written_does_not_change_the_ru
     failed = job("classify", *command, "--output", tmp_path / "out", env={"PYTHONPATH": str(tmp_path / "poison")})
     assert failed.code == 0 and "WARNING the report could not be written: jinja2 is damaged" in failed.err
     assert tables.runs(tmp_path / "out")[-1]["status"] == "succeeded" and not reports(tmp_path / "out")
+
+
+def test_pictures_come_from_buckets_tars_and_tables_and_no_secret_is_shown(
+    job: Job, warm: Job, s3: S3Server, tiny_model: Path
+) -> None:
+    contents = [encode(scene(seed=number), "JPEG") for number in range(6)]
+    images, output = s3.bucket("images"), "s3://out/report"
+    tar, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as file:
+        for number, content in enumerate(contents[:3]):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    pq.write_table(pa.table({"image": contents[3:5]}), table)
+    for name, content in (("a.tar", tar.getvalue()), ("t.parquet", table.getvalue()), ("o/5.jpg", contents[5])):
+        images.put(f"report/{name}", content)
+    inputs = [word for name in ("a.tar", "t.parquet", "o") for word in ("--input", f"s3://images/report/{name}")]
+    command = (*inputs, "--output", output, "--model", tiny_model, "--set", "report.timeout_s=60")
+    done = warm("classify", *command, env=s3.environment)
+    assert done.code == 0, done.err
+    found = re.search(rf"report: {output}/(runs/[^/]+/report.html)", done.err)
+    assert found
+
+    def report() -> str:
+        content, _ = s3.stores().read(f"{output}/{found[1]}")
+        return content.decode()
+
+    first = report()
+    assert pictures(section(first, "random")) == 6 and "not shown" not in first and SECRET not in first
+    again = job("report", output, "--set", "report.timeout_s=60", env=s3.environment)
+    assert again.code == 0, again.err
+    assert section(report(), "random") == section(first, "random")
