@@ -206,9 +206,9 @@ def provenance(view: RunView) -> Table:
         ("model", masked(str(model.get("name", "")))),
         ("digest of the model", str(model.get("digest", ""))),
         ("compared with run", str((view.drift.get("reference") or {}).get("through", ""))),
-        *((name, masked(str(value))) for name, value in (facts.get("fingerprint") or {}).items()
+        *((f"fingerprint: {name}", masked(str(value))) for name, value in (facts.get("fingerprint") or {}).items()
           if value not in ([], None, model.get("digest"))),
-        ("versions", ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())),
+        *((f"version of {name}", str(version)) for name, version in (facts.get("versions") or {}).items()),
         ("driver", ", ".join(f"{name} {value}" for name, value in (facts.get("hardware") or {}).items())),
         *((f"node {short(str(host), 40)}", masked(str(text))) for host, text in (facts.get("node_faults") or {}).items()),
     ]  # fmt: skip
