@@ -21,6 +21,7 @@ from imgbatch.schema import PARQUET
 from imgbatch.storage.stores import Stores
 
 _PROCESSES = 2
+_FEW = 16  # images
 _CRASHES = 3  # of one series of images
 _CONCURRENCY, _INFLIGHT_BYTES = 16, 32 << 20  # of each process
 NO_TIME = "there was no time to read it"
@@ -46,6 +47,7 @@ def pictures(
         concurrency=min(config.fetch.concurrency, _CONCURRENCY),
         max_inflight_bytes=min(config.fetch.max_inflight_bytes, _INFLIGHT_BYTES),
     )
+    pickle.dumps(stores)  # an error is raised here, not in a thread
     deadline = time.monotonic() + seconds
     series = [_Series(stores, replace(config, fetch=fetch), part, deadline) for part in _divided(images)]
     threads = [threading.Thread(target=each.run, daemon=True) for each in series]
@@ -70,7 +72,8 @@ def _wanted(row: SampledRow, tars: Collection[str], config: Config) -> Wanted:
 def _divided(images: Sequence[Wanted]) -> list[list[Wanted]]:
     """Divide images among the processes: members of a tar stay together, rows of a Parquet file as well."""
     files: dict[str, list[Wanted]] = {}
-    parts: list[list[Wanted]] = [[] for _ in range(min(_PROCESSES, os.cpu_count() or 1, len(images)))]
+    processes = min(_PROCESSES, os.cpu_count() or 1, 1 + len(images) // _FEW)  # for few images, one start is enough
+    parts: list[list[Wanted]] = [[] for _ in range(processes)]
     objects = 0
     for image in images:
         if image.container or image.tar:

@@ -210,7 +210,13 @@ class World:
         """Run the job; return its exit code, None if it was killed."""
         self.started += 1
         driver = Driver(self.started, faults or {})
-        given = ["run.commit_interval_s=1e-9", "storage.retries=3", "fetch.concurrency=2", *settings]
+        given = [
+            "run.commit_interval_s=1e-9",
+            "storage.retries=3",
+            "fetch.concurrency=2",
+            "report.enabled=false",
+            *settings,
+        ]
         inputs = ["in://in"]
         if self.noted():  # one without a row would be refused
             last = limit is not None or self.chance.random() < 0.5  # a limit is to take the first images by name
