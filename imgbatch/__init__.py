@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from imgbatch.labelling.export import ExportSummary, Format
     from imgbatch.ledger.compact import CompactionSummary
     from imgbatch.pipeline.evaluation_run import EvaluationSummary
+    from imgbatch.pipeline.report_again import ReportSummary
     from imgbatch.pipeline.run_summary import RunSummary
     from imgbatch.training.run import TrainingSummary
     from imgbatch.verification.run import VerificationSummary
 
-__all__ = ["__version__", "classify", "compact", "evaluate", "explain", "export", "train", "verify"]
+__all__ = ["__version__", "classify", "compact", "evaluate", "explain", "export", "train", "verify", "write_report"]
 __version__ = "0.2.0"
 
 Options = Mapping[str, Any] | str | None
@@ -243,6 +244,25 @@ def export(
     path, keys = _options(config)
     selection = job.Selection(uncertain=uncertain, sample=sample, rejects=rejects, where=where, seed=seed)
     return job.export(output, to, reading.load(path, **keys, model=model), selection, format=format, model=model)
+
+
+def write_report(output: str, *, run: str | None = None, config: Options = None) -> ReportSummary:
+    """Write the report of a run again, from what is in the store.
+
+    Args:
+        output: the output of `classify`, finished or not.
+        run: which run; None: the newest one.
+        config: further options (docs/configuration.md).
+
+    Raises:
+        InputError: there is no such run.
+        ImgbatchError: the output could not be read, or the report not be written.
+    """
+    from imgbatch.config import reading
+    from imgbatch.pipeline import report_again as job
+
+    path, keys = _options(config)
+    return job.write_report(output, reading.load(path, **keys), run_id=run)
 
 
 def compact(output: str, to: str, *, config: Options = None) -> CompactionSummary:

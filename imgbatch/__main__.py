@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a model on labelled images, and write its directory",
     "evaluate": "label images whose class is known, and compute how good the labels are",
     "verify": "recount a finished output from its files, and check the files",
+    "report": "write the report of a run again, with what moved, rejects and samples as pictures",
     "explain": "show everything that an output says about one image",
     "export": "write images worth a person's time to a file, as a manifest or as tasks for Label Studio",
     "compact": "write a merged copy of the tables of an output, in few large files",

@@ -270,7 +270,12 @@ class GuardConfig(Section):
 class ReportConfig(Section):
     """Pages for people."""
 
+    enabled: bool = option(True, "classify: write runs/RUN_ID/report.html at the end of each run that has new rows")
     thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
+    timeout_s: Annotated[float, Positive] | None = option(
+        None,
+        "classify: maximum seconds to read the pictures of the report; unset: 4, or 3 % of the run's time, up to 20",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

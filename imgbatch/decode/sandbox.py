@@ -70,6 +70,14 @@ def memory_limit(memory: int, cores: int) -> int:
     return min(total, max(_MIN_MEMORY, total // cores))
 
 
+def confine(seconds: float) -> None:
+    """Limit this process, which decodes images, in time and in memory; if memory runs out, it is killed first."""
+    signal.alarm(math.ceil(seconds))  # a killed worker does not end its child
+    _die_first()
+    process_limits.limit_data(memory_limit(process_limits.memory_of_node(), os.cpu_count() or 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _die_first() -> None:
     """Have the kernel kill this process before any other if memory runs out, rather than the worker or Ray."""
     with suppress(OSError):
@@ -78,10 +86,7 @@ def _die_first() -> None:
 
 def main(arguments: list[str], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
     """Decode the bytes that `read` returns; write a line of JSON, then the pixels as NumPy writes an H×W×3 array."""
-    signal.alarm(math.ceil(float(arguments[2])) + 1)  # a killed worker does not end its child
-    _die_first()
-    process_limits.limit_data(memory_limit(process_limits.memory_of_node(), os.cpu_count() or 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine(float(arguments[2]) + 1)
     max_pixels, short_side = map(int, arguments[:2])
     try:
         picture = decode(read(), max_pixels=max_pixels, short_side=short_side or None)

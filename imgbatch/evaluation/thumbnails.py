@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,16 +22,23 @@ _QUALITIES = (70, 45, 20, 5)
 _MAX_BYTES = 6_000  # with some 60 pictures, a page stays below 1 MB
 
 
-def thumbnails(stores: Stores, config: Config, rows: pa.Table) -> Iterator[tuple[bytes, str]]:
-    """Yield a small WebP image of each row of a listing, or the reason why there is none."""
+def thumbnails(
+    stores: Stores, config: Config, rows: pa.Table, max_bytes: int = _MAX_BYTES
+) -> Iterator[tuple[bytes, str]]:
+    """Yield a small WebP image of each row of a listing, or the reason why there is none.
+
+    Args:
+        max_bytes: of an image, unless the lowest quality needs more.
+    """
     from imgbatch.sources.fetch import Fetcher
 
     fetched_rows = Fetcher(stores, config.fetch, config.source)(rows)
     for row, fetched in zip(rows.to_pylist(), fetched_rows, strict=True):
-        yield _thumbnail(fetched, row, config)
+        yield thumbnail(fetched, row, config, max_bytes)
 
 
-def _thumbnail(fetched: Fetched, row: dict[str, Any], config: Config) -> tuple[bytes, str]:
+def thumbnail(fetched: Fetched, row: Mapping[str, Any], config: Config, max_bytes: int) -> tuple[bytes, str]:
+    """Return a small WebP image of a fetched one, or the reason why there is none."""
     from PIL import Image
 
     from imgbatch.decode import Rejected, decode
@@ -44,12 +51,10 @@ def _thumbnail(fetched: Fetched, row: dict[str, Any], config: Config) -> tuple[b
         pixels = decode(fetched.content, max_pixels=config.decode.max_pixels, short_side=_SIDE).pixels
     except Rejected as error:
         return b"", error.reason
-    image = Image.fromarray(pixels)
-    image.thumbnail((_SIDE, _SIDE))
-    return _encoded(image), ""
+    return reduced(Image.fromarray(pixels), max_bytes), ""
 
 
-def _has_changed(fetched: Fetched, row: dict[str, Any]) -> bool:
+def _has_changed(fetched: Fetched, row: Mapping[str, Any]) -> bool:
     """Return whether the ETag differs, or without one the size or the time."""
     if row["etag"] is not None and fetched.etag is not None:
         return bool(row["etag"] != fetched.etag)
@@ -57,13 +62,14 @@ def _has_changed(fetched: Fetched, row: dict[str, Any]) -> bool:
     return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
-def _encoded(image: Image) -> bytes:
-    """Return a WebP file of at most `_MAX_BYTES`, or of the lowest quality."""
+def reduced(image: Image, max_bytes: int) -> bytes:
+    """Return a small WebP file of an image, of at most `max_bytes` or of the lowest quality."""
+    image.thumbnail((_SIDE, _SIDE))
     content = b""
     for quality in _QUALITIES:
         file = io.BytesIO()
         image.save(file, "WebP", quality=quality)
         content = file.getvalue()
-        if len(content) <= _MAX_BYTES:
+        if len(content) <= max_bytes:
             break
     return content

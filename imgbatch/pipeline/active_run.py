@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imgbatch.errors import AuditError, OutputChangedError, OutputError, StoreError
 from imgbatch.ledger import deleted_files, listing_pages
@@ -11,6 +11,21 @@ from imgbatch.ledger.run_record import Record
 from imgbatch.ledger.success_marker import SuccessMarker
 from imgbatch.pipeline.preflight import Job
 from imgbatch.pipeline.run_summary import Tally, log
+from imgbatch.quality.row_counts import RowCounts
+from imgbatch.report.row_samples import RowSamples
+
+
+@dataclass(slots=True)
+class ForReport:
+    """What a run keeps for its report."""
+
+    samples: RowSamples = field(default_factory=RowSamples)
+    before: RowCounts | None = None
+    """The rows of the last success; None: nothing was compared."""
+    judged: RowCounts | None = None
+    """The rows that were compared with them."""
+    tars: frozenset[str] = frozenset()
+    """The URIs of the tars that the run reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +38,7 @@ class ActiveRun:
     success: SuccessMarker
     tally: Tally
     verb: str = "classify"
+    for_report: ForReport = field(default_factory=ForReport)
 
     def withdraw_success(self) -> None:
         """Remove `_SUCCESS`, since there is work to do.

@@ -18,6 +18,7 @@ from imgbatch.pipeline.arrivals import Arrivals
 from imgbatch.pipeline.canary import require_canary
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.store_health import StoreHealth
+from imgbatch.report.row_samples import RowSamples
 from imgbatch.schema import PLACE_COLUMNS, RESULTS
 from imgbatch.storage.stores import Folder
 
@@ -38,6 +39,8 @@ class Committer:
     health: StoreHealth
     commit_s: float
     clock: Callable[[], float] = time.monotonic
+    samples: RowSamples = field(default_factory=RowSamples)
+    """Rows for the report."""
     last_commit: str | None = None
     """The time of the last commit: UTC, ISO 8601."""
     committed: int = 0
@@ -79,6 +82,7 @@ class Committer:
         self._buffer.append(rows.drop_columns(["index", *PLACE_COLUMNS]))
         self._buffered_rows += len(rows)
         self.statistics.count(rows)
+        self.samples.take(rows)
         # Last: if this raises, `__exit__` still commits the rows that have arrived.
         self.health.check(rows)
 

@@ -51,6 +51,7 @@ def apply_guards(run: ActiveRun, sealed_by: str) -> Mapping[str, Any] | None:
             run.record.facts["drift"] = {"notes": [masked(str(error))]}
             return None
     run.record.facts["drift"] = verdict.facts
+    run.for_report.before, run.for_report.judged = verdict.before, verdict.judged
     verdict.require_none(run.record.id, masked(run.record.folder.at("run.json")))
     return verdict.rows
 

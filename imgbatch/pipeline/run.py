@@ -35,6 +35,7 @@ from imgbatch.pipeline.live_facts import LiveFacts
 from imgbatch.pipeline.plan_outcome import PlanOutcome
 from imgbatch.pipeline.preflight import Job, list_images, naming_the_output, open_output, warn_of_local_paths
 from imgbatch.pipeline.reconcile import reconcile, seal
+from imgbatch.pipeline.run_report import reported
 from imgbatch.pipeline.run_statistics import RunStatistics
 from imgbatch.pipeline.run_summary import RunSummary, Tally, log
 from imgbatch.pipeline.store_health import StoreHealth
@@ -85,18 +86,19 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest, verb: str) -> Run
     with naming_the_output(job):
         record.start()
     log.info("model %s", job.model.summary())
-    with (
-        stop.on_timeout(record.record_interrupt),
-        on_tick(record.beat),
-        record.recording_failure(),
-        run.tally.reported(record),
-    ):
-        try:
-            counts, rejects = work_through(run, stop)
-        except (AuditError, ClusterError, NotFound, OutputChangedError) as error:
-            run.raise_if_changed(error)
-            raise
-    record.finish("succeeded", 0)
+    with reported(run):
+        with (
+            stop.on_timeout(record.record_interrupt),
+            on_tick(record.beat),
+            record.recording_failure(),
+            run.tally.reported(record),
+        ):
+            try:
+                counts, rejects = work_through(run, stop)
+            except (AuditError, ClusterError, NotFound, OutputChangedError) as error:
+                run.raise_if_changed(error)
+                raise
+        record.finish("succeeded", 0)
     return RunSummary(record.id, job.output.uri, counts, rejects, run.tally.public())
 
 
@@ -140,13 +142,14 @@ def work_through(run: ActiveRun, stop: StopRequest) -> tuple[dict[str, int], dic
     run.success.refresh()  # a `_SUCCESS` that another run writes during the audit is not replaced
     counts, rejects = reconcile(run, listed)
 
+    if planned is not None:
+        run.record.facts["plan"] = planned.compare(run.tally.seconds, run.record.facts.get("cluster", {}).get("actors"))
+
     # Compare the new rows with those of the last success; a guard may hold the run back.
     rows = apply_guards(run, sealed_by)
     run.claim.require_ours()
     run.success.write(run.record.id, counts, job.config.limit, sealed_by, rows)
     run.release_claim()
-    if planned is not None:
-        run.record.facts["plan"] = planned.compare(run.tally.seconds, run.record.facts.get("cluster", {}).get("actors"))
     return counts, rejects
 
 
@@ -181,10 +184,20 @@ def label(
     job, record = run.job, run.record
     limit = job.config.limit
     arrivals = Arrivals(work_plan, remaining=None if limit is None else limit - listed.listed)
+    run.for_report.tars = frozenset(stream.uri for stream in work_plan.streams.values())
     statistics = RunStatistics()
     health = StoreHealth(partial(recognise.store_is_reachable, job.sources))
     commit_s = job.config.run.commit_interval_s
-    committer = Committer(job.ledger, record.id, job.model.reference, arrivals, statistics, health, commit_s)
+    committer = Committer(
+        job.ledger,
+        record.id,
+        job.model.reference,
+        arrivals,
+        statistics,
+        health,
+        commit_s,
+        samples=run.for_report.samples,
+    )
     expected = work_plan.total if work_plan.total is not None or planned is None else planned.images
     punctuality = Punctuality.of(job.config.run.finish_by, record.facts, expected)
     live = LiveFacts(listed, committer, progress.Progress("labelling", work_plan.total))

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgbatch.pipeline.rate_series import RateSeries
 from imgbatch.rejects import Example, note_examples
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class RunStatistics:
     """Seconds of work by stage, summed over all workers."""
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     """Nodes whose workers give wrong answers, by their ids: `host`, and `why`."""
+    series: RateSeries = field(default_factory=RateSeries)
+    """How many images arrived when, since the start of these statistics."""
     _pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
@@ -71,7 +74,9 @@ class RunStatistics:
 
     def count(self, rows: pa.Table) -> None:
         """Count rows of images, none of which was counted before."""
-        self._pace.note(len(rows), self.clock())
+        now = self.clock()
+        self._pace.note(len(rows), now)
+        self.series.note(len(rows), now - self._started)
         rejects = rows.filter(pc.is_valid(rows["reason"]))
         self.labelled += len(rows) - len(rejects)
         self.rejected += len(rejects)
@@ -114,6 +119,7 @@ class RunStatistics:
             "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
             "first_row": self._pace.first_row,
             "images_per_second": self.rate() or overall,
+            "arrivals": self.series.public(),
         }
 
     def _add_canary(self, score: Mapping[str, Any]) -> None:

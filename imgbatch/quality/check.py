@@ -33,6 +33,10 @@ class Verdict:
     """`drift` of run.json."""
     violations: tuple[Violation, ...]
     """The guards that hold the run back."""
+    before: RowCounts | None = None
+    """Of the reference; None: nothing was compared."""
+    judged: RowCounts | None = None
+    """Of the rows that were compared with it."""
 
     @property
     def rows(self) -> Mapping[str, Any] | None:
@@ -114,7 +118,8 @@ class QualityCheck:
             limits = replace(limits, min_images=None)
         for line in _lines(reference, drift):
             log.info("%s", line)
-        return self._verdict(facts, violations(drift, judged.rows, limits))
+        verdict = self._verdict(facts, violations(drift, judged.rows, limits))
+        return verdict if drift is None else replace(verdict, before=before, judged=judged)
 
     def _verdict(self, facts: dict[str, Any], found: list[Violation]) -> Verdict:
         facts |= {"held_back": [each.public() for each in found]} if found else {}
@@ -143,7 +148,7 @@ class QualityCheck:
                 judged,
                 before.rejected if new_before is None else new_before,
                 new_rejects,
-                _levels(self.model),
+                levels_of(self.model),
                 reference.history,
                 reference.other_model,
                 reference.same_labels,
@@ -179,7 +184,7 @@ class QualityCheck:
         return LastRows(RunRange(reference.judged.after, through), new_rejects, judged.transient)
 
 
-def _levels(model: Model) -> list[tuple[str, dict[str, str]]]:
+def levels_of(model: Model) -> list[tuple[str, dict[str, str]]]:
     """Return name and nodes of each level of a model above its labels, coarse to fine."""
     levels = model.taxonomy.levels[:-1] if model.taxonomy else ()
     return [

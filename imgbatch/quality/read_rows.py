@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from imgbatch.concurrency.monitor import tick
 from imgbatch.ledger.commit_log import Log
+from imgbatch.ledger.part_file import Footer
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.quality.row_counts import LABEL, SCORE, RowCounts, RunRange
 from imgbatch.storage.stores import Folder
@@ -48,19 +49,19 @@ def count_rows(
         if part_numbers is None:
             log.scan()
         columns, optional, add = _COLUMNS[name]
-        with closing(_newest_parts(log, columns, optional, first)) as parts:
-            for run_id, rows in parts:
+        with closing(newest_parts(log, columns, optional, first)) as parts:
+            for footer, rows in parts:
                 tick()
                 for runs, counted in zip(ranges, counts, strict=True):
-                    if len(rows) and runs.contains(run_id):
+                    if len(rows) and runs.contains(footer.run_id):
                         add(counted, rows)
     return counts
 
 
-def _newest_parts(
-    log: Log, columns: list[str], optional: list[str], after: str
-) -> Generator[tuple[str, pa.Table], None, None]:
-    """Yield the run and the rows of each part, the newest first, as long as the runs are later than `after`.
+def newest_parts(
+    log: Log, columns: Sequence[str], optional: Sequence[str], after: str
+) -> Generator[tuple[Footer, pa.Table], None, None]:
+    """Yield the footer and the rows of each part, the newest first, as long as the runs are later than `after`.
 
     Each successful run ends the logs with seals, so that no part of an earlier run is after them.
     """
@@ -68,4 +69,4 @@ def _newest_parts(
     for _, rows, footer in newest_first.read(columns, optional):
         if footer.run_id <= after:
             return
-        yield footer.run_id, rows
+        yield footer, rows

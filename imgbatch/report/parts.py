@@ -104,7 +104,7 @@ class Thumbnail:
         Args:
             picture: None: pictures are not shown on the page, by `report.thumbnails`.
         """
-        reason = "" if picture is None or not picture.reason else f"not shown: {picture.reason}"
+        reason = "" if picture is None or picture.webp or not picture.reason else f"not shown: {picture.reason}"
         source = picture.data_uri() if picture is not None else ""
         return cls(short(title), tuple(short(line) for line in lines), source, reason, uri)
 

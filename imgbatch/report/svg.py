@@ -159,7 +159,10 @@ class Plot:
             y = self.at(self.x.low, value)[1]
             self.drawing.line([(self.left, y), (self.right, y)], "rule")
             self.drawing.text((self.left - 6, y + 4), text, anchor="end")
-        self.drawing.text((11, (self.top + self.bottom) / 2), self.y.name, anchor="middle", style="t name", turned=-90)
+        if self.y.name:
+            self.drawing.text(
+                (11, (self.top + self.bottom) / 2), self.y.name, anchor="middle", style="t name", turned=-90
+            )
         self.drawing.line([(self.left, self.bottom), (self.right, self.bottom)], "axis")
         if x_texts:
             for value, text in self.x.ticks:

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.browser import pages
+from tests.browser import pages, report_pages
+
+GENERATED = {**pages.GENERATED, **report_pages.GENERATED}
+OF_CLASSES = ["evaluation", "training", *pages.GENERATED]
 
 AXE = Path(sys.prefix) / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,7 +65,7 @@ def file_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     @cache
     def of(name: str) -> Path:
-        generated = pages.GENERATED.get(name)
+        generated = GENERATED.get(name)
         text = generated() if generated is not None else request.getfixturevalue("pages_of_jobs")[name]
         (place / f"{name}.html").write_text(text, encoding="utf-8")
         return place / f"{name}.html"
@@ -70,7 +73,13 @@ def file_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return of
 
 
-@pytest.fixture(params=["evaluation", "training", *pages.GENERATED])
+@pytest.fixture(params=OF_CLASSES)
+def file_of_classes(request: pytest.FixtureRequest, file_of: Callable[[str], Path]) -> Path:
+    """Each page with a table of classes in turn."""
+    return file_of(request.param)
+
+
+@pytest.fixture(params=[*OF_CLASSES, *report_pages.GENERATED])
 def file(request: pytest.FixtureRequest, file_of: Callable[[str], Path]) -> Path:
     """Each page in turn."""
     return file_of(request.param)
