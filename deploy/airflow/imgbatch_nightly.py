@@ -1,4 +1,4 @@
-"""Label the new images of a store every night: classify, then verify.
+"""Label the new images of a store every night: plan, classify, then report.
 
 Copy this file and `imgbatch_operator.py` into the folder of your DAGs, and change the lines marked EDIT.
 """
@@ -17,7 +17,8 @@ RETRIES, RETRY_DELAY = 5, timedelta(minutes=5)  # EDIT: after 3, 7, 143 and kill
 DUE = timedelta(hours=6)  # EDIT: from the scheduled time until the labels must be there; None: no deadline
 INPUT = "s3://images/{date}/"  # EDIT: {date} is the date of the DAG run in ZONE, as YYYY-MM-DD
 OUTPUT = "s3://labels/{date}"  # EDIT
-ARGUMENTS = ["--model", "efficientnet_lite0"]  # EDIT: further arguments of `imgbatch classify`
+PLAN = True  # EDIT: False to start without measuring a sample, which takes up to two minutes
+ARGUMENTS = ["--model", "efficientnet_lite0"]  # EDIT: further arguments of `imgbatch classify` and `imgbatch plan`
 RUNTIME_ENV = None  # EDIT: if imgbatch is not installed on the nodes: {"working_dir": "s3://code/imgbatch.zip"}
 
 LABELS = Asset(name="imgbatch_labels", uri="s3://labels/")  # EDIT: what other DAGs name in their `schedule`
@@ -33,8 +34,10 @@ with DAG(
     tags=["imgbatch"],
 ):
     common = {"output_uri": OUTPUT, "timezone": ZONE, "ray_conn_id": "imgbatch_ray", "runtime_env": RUNTIME_ENV}
-    classify = ImgbatchOperator(
-        task_id="classify", verb="classify", arguments=["--input", INPUT, *ARGUMENTS], outlets=[LABELS], **common
-    )
-    verify = ImgbatchOperator(task_id="verify", verb="verify", **common)
-    classify >> verify
+    arguments = ["--input", INPUT, *ARGUMENTS]
+    classify = ImgbatchOperator(task_id="classify", verb="classify", arguments=arguments, outlets=[LABELS], **common)
+    # Each run writes its report at its end, also if it fails. This task ends with an error if there is none.
+    report = ImgbatchOperator(task_id="report", verb="report", **common)
+    if PLAN:
+        ImgbatchOperator(task_id="plan", verb="plan", arguments=arguments, **common) >> classify
+    classify >> report

@@ -15,7 +15,7 @@ from imgbatch.concurrency import signals
 from imgbatch.config import reading
 from imgbatch.errors import UsageError, did_you_mean
 
-VERBS = ("classify", "plan", "train", "evaluate", "verify")
+VERBS = ("classify", "plan", "report", "train", "evaluate", "verify")
 """The verbs that can run as Ray jobs."""
 
 _DATE_FIELD = "{date}"

@@ -77,7 +77,7 @@ def recipe(
             ARGUMENTS=repr(["--model", str(tiny_model), "--set", "run.commit_interval_s=1", *arguments]),
             RUNTIME_ENV=repr(runtime_env),
             # `airflow dags test` fails at the end of a DAG with a deadline: https://github.com/apache/airflow/issues/73428
-            **{"RETRIES, RETRY_DELAY": "5, timedelta(seconds=1)", "DUE": "None", **edits},
+            **{"RETRIES, RETRY_DELAY": "5, timedelta(seconds=1)", "DUE": "None", "PLAN": "False", **edits},
         )
         return f"{place}/2026-01-15"
 
@@ -113,7 +113,7 @@ def drivers(prefix: str) -> list[psutil.Process]:
 def test_straight_through(
     airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead, s3: S3Server, tmp_path: Path
 ) -> None:
-    prefix = recipe()
+    prefix = recipe(PLAN="True")
     assert airflow.run("dags", "test", DAG_ID, DAY) == 0, airflow.output[-5000:]
 
     output = downloaded(s3, prefix, tmp_path / "out")
@@ -124,17 +124,19 @@ def test_straight_through(
     assert event["uri"] == "s3://labels/"
     assert extra["counts"]["labelled"] == COUNT and extra["counts"]["rejected"] == 0
     assert extra["run_id"] == record["run_id"] and extra["output"] == f"s3://out/{prefix}"
-    assert airflow.tries() == {"classify": (1, "success"), "verify": (1, "success")}
+    assert airflow.tries() == dict.fromkeys(("plan", "classify", "report"), (1, "success"))
+    assert record["plan"]["predicted_s"] and (output / "runs" / record["run_id"] / "report.html").exists()
     assert f"{COUNT} images listed, {COUNT} labelled" in airflow.output, "the job's log is not in the log of the task"
 
-    classify, verify = (job for job in ray_head.jobs() if job["metadata"]["imgbatch.output"] == f"s3://out/{prefix}")
+    jobs = [job for job in ray_head.jobs() if job["metadata"]["imgbatch.output"] == f"s3://out/{prefix}"]
+    _, classify, report = sorted(jobs, key=lambda job: job["start_time"])
     assert extra["submission_id"] == classify["submission_id"]
-    assert verify["entrypoint"].startswith("python -m imgbatch verify ")
-    assert verify["entrypoint"].endswith("/{date}' --date 2026-01-15")
+    assert report["entrypoint"].startswith("python -m imgbatch report ")
+    assert report["entrypoint"].endswith("/{date}' --date 2026-01-15")
     assert classify["metadata"]["imgbatch.date"] == "2026-01-15"
     assert classify["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     for secret in (ray_head.token, s3.secret):
-        assert secret not in airflow.texts() + json.dumps([classify, verify])
+        assert secret not in airflow.texts() + json.dumps(jobs)
 
 
 @pytest.mark.timeout(600)
@@ -161,7 +163,7 @@ def test_a_killed_and_a_stopped_job_are_resumed(
     runs = tables.runs(output)
     assert [run["status"] for run in runs] == ["running", "interrupted", "succeeded"]
     assert 0 < runs[-1]["counts"]["already_done"] < COUNT, "it started from zero"
-    assert airflow.tries() == {"classify": (3, "success"), "verify": (1, "success")}
+    assert airflow.tries() == {"classify": (3, "success"), "report": (1, "success")}
     ids = [job["submission_id"] for job in ray_head.jobs() if is_of(job, prefix) and "classify" in job["entrypoint"]]
     assert [name.rpartition("-")[2] for name in ids] == ["1", "2", "3"] and len({name[:-2] for name in ids}) == 1
 
@@ -174,7 +176,7 @@ def is_of(job: dict[str, Any], prefix: str, status: str | None = None) -> bool:
 def test_a_wrong_config_is_not_retried(airflow: AirflowHome, recipe: Callable[..., str], ray_head: RayHead) -> None:
     prefix = recipe("--set", "run.no_such_key=1")
     assert airflow.run("dags", "test", DAG_ID, DAY) == 1
-    assert airflow.tries() == {"classify": (1, "failed"), "verify": (0, "upstream_failed")}
+    assert airflow.tries() == {"classify": (1, "failed"), "report": (0, "upstream_failed")}
     assert "exit code 2" in airflow.output and "run.no_such_key" in airflow.output
     (job,) = [job for job in ray_head.jobs() if is_of(job, prefix)]
     assert job["driver_exit_code"] == 2
@@ -194,8 +196,8 @@ def test_a_retry_attaches_and_a_killed_task_stops_its_job(
     wait_until(lambda: keys(s3, f"{prefix}/labels"), airflow, server.process)
     (task,) = server.task_processes()
     task.kill()
-    wait_until(lambda: airflow.tries(DAY).get("verify", (0, ""))[1] == "success", airflow, server.process)
-    assert airflow.tries(DAY) == {"classify": (2, "success"), "verify": (1, "success")}
+    wait_until(lambda: airflow.tries(DAY).get("report", (0, ""))[1] == "success", airflow, server.process)
+    assert airflow.tries(DAY) == {"classify": (2, "success"), "report": (1, "success")}
     assert [job["status"] for job in ray_head.jobs() if is_of(job, prefix)] == ["SUCCEEDED", "SUCCEEDED"]
     output = downloaded(s3, prefix, tmp_path / "out")
     (record,) = tables.runs(output)

@@ -93,8 +93,9 @@ def test_log_file_and_record_report_the_run(warm: Job, mixed: Path, tiny_model: 
     assert f"{mixed}/torn-" in truncated and truncated.endswith(tables.rows(output, "rejects")[1]["message"])
     assert any(line.startswith(f"rejects/ holds 1 not_an_image, such as {mixed}/text.jpg: ") for line in shown)
     (record,) = tables.runs(output)
-    assert shown[-3:] == [
-        f"labels: {output}/labels", f"rejects: {output}/rejects", f"record: {output}/runs/{record['run_id']}/run.json",
+    run = f"{output}/runs/{record['run_id']}"
+    assert shown[-4:] == [
+        f"labels: {output}/labels", f"rejects: {output}/rejects", f"record: {run}/run.json", f"report: {run}/report.html",
     ]  # fmt: skip
     assert (record["this_run"]["labelled"], record["this_run"]["rejected"]) == (12, 3)
     assert record["this_run"]["seconds"] > 0 and record["this_run"]["images_per_second"] > 0
