@@ -8,16 +8,14 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from imgbatch.config.options import Fraction, Positive, Section, option
+from imgbatch.config.results import MetricsConfig, NotifyConfig, ReportConfig
 from imgbatch.config.sections import (
     ClusterConfig,
     Config,
     DecodeConfig,
     FetchConfig,
-    MetricsConfig,
-    NotifyConfig,
     OutputConfig,
     RejectsConfig,
-    ReportConfig,
     SourceConfig,
     StopConfig,
     StorageConfig,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imgbatch.config.results import MetricsConfig
 from imgbatch.config.secrets import masked
-from imgbatch.config.sections import MetricsConfig
 from imgbatch.errors import StoreError
 from imgbatch.ledger import run_record
 from imgbatch.orchestration import metrics

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from imgbatch.config.results import NotifyConfig
 from imgbatch.config.secrets import masked
-from imgbatch.config.sections import NotifyConfig
 from imgbatch.errors import EXIT_CODES, ImgbatchError
 from imgbatch.ledger import run_record
 from imgbatch.orchestration import end_line

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config import reading, sections
+from imgbatch.config.results import GuardConfig
 from imgbatch.errors import InputError, UsageError
 from imgbatch.evaluation.evaluation import Evaluation, compared
 from imgbatch.evaluation.examples import Examples, examples
@@ -134,7 +135,7 @@ def new_labels(
     temperature, training_images = temperature_of(name, stores), of_model(name, stores)
     # An evaluation reads all columns. The hashes identify images that the model was trained on.
     config = replace(config, output=replace(config.output, columns=(), content_hash=True))
-    config = replace(config, guard=sections.GuardConfig())  # which are for runs over new images
+    config = replace(config, guard=GuardConfig())  # which are for runs over new images
     if temperature is not None:  # the score before temperature scaling can be computed from all probabilities only
         config = replace(config, top_k=max(config.top_k, _ALL_CLASSES))
     job = prepare(config)

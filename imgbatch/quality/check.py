@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from imgbatch.config.results import GuardConfig
 from imgbatch.config.secrets import masked
-from imgbatch.config.sections import GuardConfig
 from imgbatch.errors import GuardError
 from imgbatch.ledger.status import LABELS_LOG, REJECTS_LOG
 from imgbatch.models.model import Model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imgbatch.config.sections import GuardConfig
+from imgbatch.config.results import GuardConfig
 from imgbatch.quality.drift import Change, Comparison, Shift, compare, label_shift, mean_drop, widest
 from imgbatch.quality.row_counts import LABEL, SCORE, RowCounts, bin_centres
 

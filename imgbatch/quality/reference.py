@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imgbatch.config.sections import GuardConfig
+from imgbatch.config.results import GuardConfig
 from imgbatch.errors import ConfigError
 from imgbatch.ledger.run_record import read_record
 from imgbatch.ledger.success_marker import SuccessMarker, read_success

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgbatch.config.sections import GuardConfig
+from imgbatch.config.results import GuardConfig
 from imgbatch.quality.guards import Levels, Samples, measure, violations
 from imgbatch.quality.row_counts import RowCounts
 from imgbatch.report.parts import Picture

@@ -20,7 +20,8 @@ import pytest
 import timm
 from PIL import Image
 
-from imgbatch.config.sections import ClassifyConfig, Config, GuardConfig, SourceConfig, StorageConfig
+from imgbatch.config.results import GuardConfig
+from imgbatch.config.sections import ClassifyConfig, Config, SourceConfig, StorageConfig
 from imgbatch.config.worker import WorkerConfig
 from imgbatch.errors import ConfigError, GuardError, InputError, Unreachable
 from imgbatch.inference.canary import _once_per_node

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from imgbatch.config.sections import Config, GuardConfig, OutputConfig
+from imgbatch.config.results import GuardConfig
+from imgbatch.config.sections import Config, OutputConfig
 from imgbatch.errors import ConfigError
 from imgbatch.ledger.success_marker import LAST_SUCCESS, SuccessMarker, read_success
 from imgbatch.quality.guards import RUNS_OF_SPREAD

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from imgbatch.config.sections import Config, MetricsConfig, NotifyConfig, StorageConfig
+from imgbatch.config.results import MetricsConfig, NotifyConfig
+from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.config.training import Training
 from imgbatch.engine.ray_metrics import RayMetrics
 from imgbatch.errors import BudgetError, ConfigError, Interrupted
