@@ -70,8 +70,10 @@ def test_histories_on_a_real_store(place: str, tmp_path: Path, s3: S3Server) -> 
     print(dict(totals))
 
 
-def _written_always(self: SuccessMarker, run_id: str, counts: Any, limit: int | None, seal: str) -> None:
-    said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal}
+def _written_always(
+    self: SuccessMarker, run_id: str, counts: Any, limit: int | None, seal: str, rows: Any = None
+) -> None:
+    said = {"run_id": run_id, "counts": dict(counts), "limit": limit, "seal": seal, "rows": rows}
     self.output.put(SUCCESS, json.dumps(said).encode())
 
 
