@@ -159,6 +159,7 @@ def test_prometheus_scrapes_what_the_driver_counts(
     job = started(
         "classify", "--input", images, "--output", "s3://out/monitored", "--model", tiny_model,
         "--set", f"metrics.textfile={textfile}", "--set", "run.commit_interval_s=1", "--set", "classify.batch_size=8",
+        "--set", "run.finish_by=2999-01-01T06:00",
         env={**s3.environment, **ray_head.environment, "RAY_ADDRESS": ray_head.address},
     )  # fmt: skip
     published = published_by(job, textfile)
