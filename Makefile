@@ -12,7 +12,7 @@ STORES  := .venv-stores
 RECIPES := .venv-recipes
 DEPLOY  := .venv-deploy
 
-.PHONY: help demo test test-unit test-jobs test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
+.PHONY: help demo test test-unit test-jobs test-cluster test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -31,13 +31,16 @@ $(VENV)/test.installed: | $(VENV)/demo.installed  # one pip at a time, also with
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: test-unit test-jobs ## install, and run all tests except the long ones (two at a time with --jobs=2)
+test: test-jobs test-cluster test-unit ## install, and run all tests except the long ones (together with --jobs=3)
 
-test-unit: $(VENV)/test.installed ## the half of `make test` without Ray
+test-unit: $(VENV)/test.installed ## the part of `make test` without Ray
 	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit
 
-test-jobs: $(VENV)/test.installed ## the half of `make test` with real jobs
-	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration tests/cluster
+test-jobs: $(VENV)/test.installed ## the part of `make test` with real jobs
+	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration
+
+test-cluster: $(VENV)/test.installed ## the part of `make test` on several Ray nodes
+	$(BIN)/python -m pytest -m 'not long' tests/cluster
 
 test-long: $(VENV)/test.installed $(VENV)/demo.installed $(STORES)/installed $(STORES)/azurite/installed $(RECIPES)/installed $(DEPLOY)/installed ## run the long tests, which take minutes each
 	$(BIN)/python -m pytest -m long -rP
