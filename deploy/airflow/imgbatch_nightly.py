@@ -36,7 +36,7 @@ with DAG(
     common = {"output_uri": OUTPUT, "timezone": ZONE, "ray_conn_id": "imgbatch_ray", "runtime_env": RUNTIME_ENV}
     arguments = ["--input", INPUT, *ARGUMENTS]
     classify = ImgbatchOperator(task_id="classify", verb="classify", arguments=arguments, outlets=[LABELS], **common)
-    # Each run writes its report at its end, also if it fails. This task ends with an error if there is none.
+    # Each run writes its report when it ends, also if it fails. This task writes it again; it fails if that is not possible.
     report = ImgbatchOperator(task_id="report", verb="report", **common)
     if PLAN:
         ImgbatchOperator(task_id="plan", verb="plan", arguments=arguments, **common) >> classify

@@ -293,7 +293,7 @@ class ImgbatchOperator(ResumableJobMixin, BaseOperator):
         result = self.get_job_result(self._request["submission_id"], context)
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
-        context["task_state_store"].clear()  # if the task is cleared by hand, it runs again
+        context["task_state_store"].clear()  # a person who clears the task wants it to run again
         return result
 
     def describe(self, date: str) -> dict[str, Any]:

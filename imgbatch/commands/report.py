@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     parser = cli.parser(
         "Write runs/RUN_ID/report.html of a run again, from what is in the store: run.json, _SUCCESS and the tables. The\n"
-        "run may have failed, or be running still. Each run writes its report at its end; this command is for those that\n"
+        "run may have failed, or be running still. Each run writes its report when it ends; this command is for those that\n"
         "could not, and to look at a run before its end.",
         _MORE,
         verb="report",

@@ -60,8 +60,8 @@ def label_again(
     is_table = (record.get("config") or {}).get("source", {}).get("format") == "parquet"
     listed = as_listing(_as_drawn(row, tars), parquet=is_table)
     if listed["container"][0].as_py() is None:  # whatever version is there now
-        columns = [pa.nulls(1, LISTING.field(name).type) for name in _VERSION]
-        for name, column in zip(_VERSION, columns, strict=True):
+        for name in _VERSION:
+            column = pa.nulls(1, LISTING.field(name).type)
             listed = listed.set_column(listed.schema.get_field_index(name), name, column)
     timeout_s = original.cluster.stall_timeout_s
     task = Task(output.stores, output, WorkerConfig.of(original), original.model, loaded.digest, timeout_s)

@@ -32,7 +32,7 @@ def written(config: MetricsConfig, verb: str, output: str, runs: Folder | None) 
 
     Args:
         output: the URI of the output, for the labels.
-        runs: the folder with runs/; None: write no `metrics.prom`, since the folder of the run is deleted at its end.
+        runs: the folder with runs/; None: write no `metrics.prom`, since the folder of the run is deleted when it ends.
     """
     files = _Files(config.textfile, verb, output, runs)
     with run_record.on_write(files.update), run_record.on_finish(files.finish):

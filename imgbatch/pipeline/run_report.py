@@ -1,4 +1,4 @@
-"""Effects: the report of a run, at its end: the pictures are read, and runs/RUN_ID/report.html is written."""
+"""Effects: the report that a run writes when it ends: reads the pictures, and writes runs/RUN_ID/report.html."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_prometheus_scrapes_what_the_driver_counts(
     record = json.loads(output.read(f"runs/{run_id}/run.json"))
     assert (record["this_run"]["labelled"], record["this_run"]["rejected"]) == (COUNT - TORN, TORN), out
 
-    # At its end the driver exports once more, and Ray's agent keeps the counters, so that the last scrape has the end.
+    # When a run ends, the driver exports once more, and Ray's agent keeps the counters, so that the last scrape has the end.
     query = f'ray_imgbatch_images_total{{run_id="{run_id}", outcome="labelled"}}'
     wait_for(lambda: prometheus.values(query)[-1:] == [COUNT - TORN])
     scraped = prometheus.values(query)

@@ -158,7 +158,7 @@ class Histories(RuleBasedStateMachine):
         table=st.sampled_from(["labels/part", "rejects/part", "replace"]),
         images=_images,
         then=_images,
-        mended=st.booleans(),
+        readable_again=st.booleans(),
         settings=_settings,
         away=st.sets(_name, max_size=2),
         noted=_notes,
@@ -168,7 +168,7 @@ class Histories(RuleBasedStateMachine):
         table: str,
         images: Images,
         then: Images,
-        mended: bool,
+        readable_again: bool,
         settings: list[str],
         away: set[str],
         noted: dict[str, str | None],
@@ -182,7 +182,7 @@ class Histories(RuleBasedStateMachine):
         self._run(settings, {(table, 1): "killed in flight"}, None)
         self.world.images.update(missing)
         self.world.notes = notes
-        if mended:  # so that the next run has no reject to write, and nothing but a seal takes the number
+        if readable_again:  # so that the next run has no reject to write, and nothing but a seal takes the number
             for name, image in self.world.images.items():
                 if image.kind not in LABELS:
                     self._put(name, "a", None)

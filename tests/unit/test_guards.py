@@ -211,7 +211,7 @@ def test_rejects_that_are_only_retried_do_not_count(world: World) -> None:
 
 
 def test_the_score_of_another_mix_of_difficulty() -> None:
-    """The network of the world has one score for all images, so the rows are made by hand here."""
+    """The network of the world has one score for all images, so the rows are built here."""
     from collections import Counter
 
     import pyarrow as pa
