@@ -96,6 +96,9 @@ class Record:
     live_facts: Callable[[], Mapping[str, Any]] | None = None
     """Returns facts that change while the run works. It is called before each version of the record is written."""
     _beaten: float = 0.0
+    """When the last version of the record was sent."""
+    _written: float = 0.0
+    """When the request for it had ended."""
     _beats: int = 0
     _over: bool = False
     """Whether the final version is written, or being written."""
@@ -153,7 +156,7 @@ class Record:
         since = time.monotonic() - self._beaten
         if self.claim is not None and since >= OWNER_IS_DEAD_S:
             self.claim.require_ours()
-        if since >= HEARTBEAT_S:
+        if time.monotonic() - self._written >= HEARTBEAT_S:
             if self.live_facts is not None:
                 self.facts |= self.live_facts()
             self._write()
@@ -212,7 +215,10 @@ class Record:
         }
         # Before the request: it may take so long that other runs consider this one dead, and `beat` has to notice that.
         self._beaten = time.monotonic()
-        self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
+        try:
+            self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
+        finally:
+            self._written = time.monotonic()  # after the request, so that slow requests do not follow each other
         _call_all(_write_calls.get(), self.facts)
 
 

@@ -257,7 +257,7 @@ def label_on_cluster(
                     shown.update(committer.arrived, committer.statistics.rejected)
                     punctuality.check(committer.arrived)
                     run.record.enter(live.stage)
-                    run.record.beat()
+                    tick()
                     if committer.arrivals.close_at_limit():
                         break
             committer.reject_lost(listing, dataset.TRIES)

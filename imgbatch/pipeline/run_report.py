@@ -37,20 +37,22 @@ _PARTS = 8
 
 @contextmanager
 def reported(run: ActiveRun) -> Iterator[None]:
-    """When the block ends, write the report of a run that has new rows, or failed the canary, whatever its end was.
+    """When the block ends, write the report of a run that has new rows, or failed the canary, also if the run failed.
 
-    A report that cannot be written is a warning.
+    A report that cannot be written is a warning. A run that is being stopped writes none, since it has little time for its last
+    commit; `imgbatch report` can write it later.
     """
     try:
         yield
-    except BaseException as error:
+    except Interrupted:
+        raise
+    except Exception as error:
         output = run.job.output
         if isinstance(error, StoreError):  # a store that is down must not delay the end of the run
             output = Folder(Stores(replace(run.job.config.storage, retries=0)), output.uri)
-        is_stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-        _write_at_end(run, output, 0.0 if is_stopped else _seconds(run))
+        _write_at_end(run, output)
         raise
-    _write_at_end(run, run.job.output, _seconds(run))
+    _write_at_end(run, run.job.output)
 
 
 def _seconds(run: ActiveRun) -> float:
@@ -59,13 +61,8 @@ def _seconds(run: ActiveRun) -> float:
     return run.job.config.report.timeout_s or in_proportion
 
 
-def _write_at_end(run: ActiveRun, output: Folder, seconds: float) -> None:
-    """Write the report.
-
-    Args:
-        output: of the run.
-        seconds: the time limit for pictures; 0: none are read, since the run is being stopped.
-    """
+def _write_at_end(run: ActiveRun, output: Folder) -> None:
+    """Write the report, if the run has one."""
     facts, kept = run.record.facts, run.for_report
     failed_canary = any(not score.get("passed", True) for score in facts.get("canary") or ())
     if run.verb != "classify" or not run.job.config.report.enabled or not (kept.samples.counts.rows or failed_canary):
@@ -78,7 +75,7 @@ def _write_at_end(run: ActiveRun, output: Folder, seconds: float) -> None:
             plan=plan_of(output, facts), samples=kept.samples, before=kept.before, now=kept.judged or kept.samples.counts,
             levels=levels_of(run.job.model),
         )  # fmt: skip
-        write(output, folder, view, run.job.config, kept.tars, seconds)
+        write(output, folder, view, run.job.config, kept.tars, _seconds(run))
     except Exception as error:
         log.warning("the report could not be written: %s", masked(str(error)) or type(error).__name__)
         log.debug("the report could not be written", exc_info=True)
@@ -93,13 +90,13 @@ def write(output: Folder, folder: Folder, view: RunView, config: Config, tars: C
         view: what the report shows, without pictures and earlier images.
         config: the stores and limits for reading images.
         tars: the URIs of the tars among the inputs.
-        seconds: the time limit for pictures; 0: none are read.
+        seconds: the time limit for pictures.
     """
     from imgbatch.report.pictures import pictures
     from imgbatch.report.run_page import page
 
     view.earlier = earlier_rows(output, view)
-    if config.report.thumbnails and seconds:
+    if config.report.thumbnails:
         view.pictures = pictures(output.stores, config, view.wanted(), tars, seconds)
     folder.put(REPORT, page(view).encode())
     uri = masked(folder.at(REPORT))

@@ -72,7 +72,7 @@ def test_sigterm_with_slow_puts(
     started: Start, s3: S3Server, by_class: Path, tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
     model, first, *settings = FLAGS[name]
-    writes = Writes(first, 5.0)
+    writes = Writes(first, 4.0)  # a heartbeat, a part, run.json, metrics.prom and the claim: 20 of 25 s
     prefix = f"slow-{name}"
     command = (name, "--input", by_class, "--output", f"s3://out/{prefix}", model, tiny_model, *settings)
     environment = {**s3.environment, **faults.slow_decoding(tmp_path / "slow", SLOW_S)}

@@ -245,7 +245,7 @@ def test_a_run_detects_that_it_was_taken_over(output: Folder, monkeypatch: pytes
     record = run_record.Record(output, {}, claim.run_id, claim)
     record.start()
     with claims.take(output, check=False, sleep=pytest.fail) as other:
-        record._beaten -= run_record.HEARTBEAT_S
+        record._written -= run_record.HEARTBEAT_S
         record.beat()  # it did not stand still: nothing is asked
         record._beaten -= run_record.OWNER_IS_DEAD_S
         with pytest.raises(OutputChangedError, match=f"taken over by run {other.run_id}") as caught:

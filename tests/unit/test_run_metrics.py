@@ -110,7 +110,7 @@ def run(record: Record, code: int = 0) -> None:
     """Do what a run does with its record."""
     record.start()
     record.facts |= {key: FACTS[key] for key in ("this_run", "counts", "progress", "seconds")}
-    record._beaten -= run_record.HEARTBEAT_S
+    record._written -= run_record.HEARTBEAT_S
     record.beat()
     record.finish("succeeded" if code == 0 else "failed", code)
 

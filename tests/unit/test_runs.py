@@ -38,7 +38,7 @@ def test_a_record_from_start_to_end(output: Folder) -> None:
     record.live_facts = lambda: {"counts": {"listed": 1}}
     record.beat()
     assert read(record) == said, "it is not time yet"
-    record._beaten -= run_record.HEARTBEAT_S
+    record._written -= run_record.HEARTBEAT_S
     record.beat()
     assert read(record)["counts"] == {"listed": 1} and read(record)["heartbeat"] == said["heartbeat"] + 1
     record.finish("failed", 3, error="away")
