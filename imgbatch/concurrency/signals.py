@@ -67,6 +67,11 @@ class StopRequest:
             signal.signal(signum, self._record)  # also in C, where Ray's handler aborts the process 3 s after SIGTERM
         return self
 
+    @property
+    def elapsed_s(self) -> float:
+        """The time since the first signal; 0 before it."""
+        return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
+
     def _record(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
 

@@ -86,7 +86,7 @@ def recorded(job: Job, claim: claims.Claim, stop: StopRequest, verb: str) -> Run
     with naming_the_output(job):
         record.start()
     log.info("model %s", job.model.summary())
-    with reported(run):
+    with reported(run, stop):
         with (
             stop.on_timeout(record.record_interrupt),
             on_tick(record.beat),

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.secrets import masked
 from imgbatch.config.sections import Config
 from imgbatch.errors import Interrupted, NotFound, StoreError
@@ -31,28 +32,33 @@ log = logging.getLogger("imgbatch")
 REPORT = "report.html"
 _SECONDS, _PROPORTION, _MAX_SECONDS = 4.0, 0.03, 20.0
 """The time limit for pictures: 4 s, or this proportion of the time of the run, up to 20 s."""
+_OF_STOP = 0.25
+"""A run that is being stopped writes a report only if less than this proportion of the time for the stop has passed."""
 _PARTS = 8
 """The maximum number of parts that are read for images of the last run."""
 
 
 @contextmanager
-def reported(run: ActiveRun) -> Iterator[None]:
-    """When the block ends, write the report of a run that has new rows, or failed the canary, also if the run failed.
+def reported(run: ActiveRun, stop: StopRequest) -> Iterator[None]:
+    """When the block ends, write the report of a run that has new rows, or failed the canary, whatever its end was.
 
-    A report that cannot be written is a warning. A run that is being stopped writes none, since it has little time for its last
-    commit; `imgbatch report` can write it later.
+    A report that cannot be written is a warning. That of a run that is being stopped has no pictures, and is left out if the
+    stop is slow: what is left of its time is for the claim. `imgbatch report` can write it later.
     """
+    config, output = run.job.config, run.job.output
     try:
         yield
     except Interrupted:
+        if stop.elapsed_s < _OF_STOP * stop.timeout_s:
+            without_pictures = replace(config, report=replace(config.report, thumbnails=False))
+            _write_at_end(run, output, without_pictures)
         raise
     except Exception as error:
-        output = run.job.output
         if isinstance(error, StoreError):  # a store that is down must not delay the end of the run
-            output = Folder(Stores(replace(run.job.config.storage, retries=0)), output.uri)
-        _write_at_end(run, output)
+            output = Folder(Stores(replace(config.storage, retries=0)), output.uri)
+        _write_at_end(run, output, config)
         raise
-    _write_at_end(run, run.job.output)
+    _write_at_end(run, output, config)
 
 
 def _seconds(run: ActiveRun) -> float:
@@ -61,11 +67,11 @@ def _seconds(run: ActiveRun) -> float:
     return run.job.config.report.timeout_s or in_proportion
 
 
-def _write_at_end(run: ActiveRun, output: Folder) -> None:
+def _write_at_end(run: ActiveRun, output: Folder, config: Config) -> None:
     """Write the report, if the run has one."""
     facts, kept = run.record.facts, run.for_report
     failed_canary = any(not score.get("passed", True) for score in facts.get("canary") or ())
-    if run.verb != "classify" or not run.job.config.report.enabled or not (kept.samples.counts.rows or failed_canary):
+    if run.verb != "classify" or not config.report.enabled or not (kept.samples.counts.rows or failed_canary):
         return
     try:
         console.step("writing the report")
@@ -75,7 +81,7 @@ def _write_at_end(run: ActiveRun, output: Folder) -> None:
             plan=plan_of(output, facts), samples=kept.samples, before=kept.before, now=kept.judged or kept.samples.counts,
             levels=levels_of(run.job.model),
         )  # fmt: skip
-        write(output, folder, view, run.job.config, kept.tars, _seconds(run))
+        write(output, folder, view, config, kept.tars, _seconds(run))
     except Exception as error:
         log.warning("the report could not be written: %s", masked(str(error)) or type(error).__name__)
         log.debug("the report could not be written", exc_info=True)

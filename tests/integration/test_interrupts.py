@@ -117,6 +117,8 @@ def test_signal_in_the_middle_of_a_run(
     done = tables.labels(output)
     assert record["counts"]["labelled"] == len(done) and 0 < len(done) < COUNT
     assert not (output / "_SUCCESS").exists()
+    report = (output / "runs" / first["run_id"] / "report.html").read_text(encoding="utf-8")
+    assert f"stopped by signal {signum:d}" in report and "data:image/webp" not in report
     wait_for_end_of(process.pid)
 
     ended = warm(*command)

@@ -86,6 +86,7 @@ def test_sigterm_with_slow_puts(
     assert err.rstrip().splitlines()[-1].startswith("error: stopped by signal 15; run the same command again to resume")
     output, record = record_of(name, s3, prefix, tmp_path / "out")
     assert (record["status"], record["exit_code"]) == ("interrupted", 143)
+    assert not list(output.glob("runs/*/report.html")), "there was no time for a report"
     if name != "train":
         assert record["counts"]["labelled"] == len(tables.labels(output)) > 0  # type: ignore[index]
     wait_for_end_of(process.pid)
