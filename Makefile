@@ -12,10 +12,10 @@ STORES  := .venv-stores
 RECIPES := .venv-recipes
 DEPLOY  := .venv-deploy
 
-.PHONY: help demo test test-unit test-jobs test-cluster test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
+.PHONY: help demo test test-unit test-jobs-1 test-jobs-2 test-cluster test-long test-clients test-stores test-deploy test-browser check format docs fuzz bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imgbatch needs Python 3.11 or newer; set PYTHON=")'
@@ -31,13 +31,16 @@ $(VENV)/test.installed: | $(VENV)/demo.installed  # one pip at a time, also with
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: test-jobs test-cluster test-unit ## install, and run all tests except the long ones (together with --jobs=3)
+test: test-jobs-1 test-jobs-2 test-cluster test-unit ## install, and run all tests except the long ones (together with --jobs=3)
 
 test-unit: $(VENV)/test.installed ## the part of `make test` without Ray
 	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit
 
-test-jobs: $(VENV)/test.installed ## the part of `make test` with real jobs
-	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration
+test-jobs-1: $(VENV)/test.installed ## a part of `make test` with real jobs
+	$(BIN)/python -m pytest -m 'not long' tests/integration/test_[a-o]*.py
+
+test-jobs-2: $(VENV)/test.installed ## the other part of `make test` with real jobs
+	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration/test_[p-z]*.py
 
 test-cluster: $(VENV)/test.installed ## the part of `make test` on several Ray nodes
 	$(BIN)/python -m pytest -m 'not long' tests/cluster
