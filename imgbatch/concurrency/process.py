@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -13,6 +14,8 @@ from typing import NoReturn
 
 import psutil
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_MAX_INT = 2**31 - 1
 _LAST_CALL_S = 0.5  # stderr may be a pipe that nobody reads
 _last_calls: list[Callable[[int], object]] = []
 
@@ -77,6 +80,20 @@ def trim_memory() -> None:
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed for later allocations of this process, instead of returning it to the system.
+
+    A training step allocates and frees the same large tensors again and again. Above its threshold for mmap glibc maps and
+    clears their pages each time (mallopt(3)). Nothing happens with another allocator.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, _MAX_INT)
 
 
 def restart_in_utf8_mode() -> None:

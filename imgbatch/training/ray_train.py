@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 
 from imgbatch import errors
+from imgbatch.concurrency import process
 from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.polling import call_with_timeout
 from imgbatch.config.sections import ClusterConfig
@@ -165,6 +166,7 @@ def _work(options: dict[str, Any]) -> None:
     ray_context, reports = ray.train.get_context(), options["reports"]
     rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
     torch.set_num_threads(options["cpus"])
+    process.keep_freed_memory()
 
     def gather(value: Any) -> list[Any]:
         values: list[Any] = [None] * world_size

@@ -58,6 +58,8 @@ class Trainer:
         self._state = State()
         self._best: dict[str, torch.Tensor] | None = None
         self._net = self._fresh_network().to(context.device, memory_format=torch.channels_last)
+        if context.device.type == "cpu":
+            network.compute_depthwise_in_float32(self._net)
         # The held-out images and the others are divided separately, so that in both phases all workers have equally many
         # steps. A worker with one step less would leave the others waiting forever.
         self._held_out = _part_of(np.flatnonzero(spec.held_out), context)

@@ -284,6 +284,20 @@ def test_a_cluster_that_is_there_is_not_joined_by_accident(
     assert cluster.taken_notes() == [] and "1 node" in ended.err
 
 
+def test_workers_of_a_machine_of_ones_own_have_the_niceness_of_the_command() -> None:
+    script = """
+import os
+from imgbatch.engine import session
+with session.connected():
+    import ray
+    niceness = ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote())
+print(niceness)
+"""
+    command = ["nice", "-n", "3", sys.executable, "-c", script]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
+    assert int(ran.stdout) == os.getpriority(os.PRIO_PROCESS, 0) + 3
+
+
 def test_nothing_scales_a_machine_of_ones_own() -> None:
     script = """
 import psutil
