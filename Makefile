@@ -37,10 +37,10 @@ test-unit: $(VENV)/test.installed ## the part of `make test` without Ray
 	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit
 
 test-jobs-1: $(VENV)/test.installed ## a part of `make test` with real jobs
-	$(BIN)/python -m pytest -m 'not long' tests/integration/test_[a-o]*.py
+	$(BIN)/python -m pytest -m 'not long' tests/integration/test_[a-r]*.py
 
 test-jobs-2: $(VENV)/test.installed ## the other part of `make test` with real jobs
-	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration/test_[p-z]*.py
+	$(BIN)/python -m pytest -m 'not long' tests/histories tests/integration/test_[s-z]*.py
 
 test-cluster: $(VENV)/test.installed ## the part of `make test` on several Ray nodes
 	$(BIN)/python -m pytest -m 'not long' tests/cluster

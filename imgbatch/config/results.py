@@ -62,7 +62,8 @@ class ReportConfig(Section):
     thumbnails: bool = option(True, "small pictures of images on pages; false for faces and medical images")
     timeout_s: Annotated[float, Positive] | None = option(
         None,
-        "classify: maximum seconds to read the pictures of the report; unset: 4, or 3 % of the run's time, up to 20",
+        "maximum seconds to read the pictures of a page; unset: 30, and for the report of classify 4, or 3 % of the run's "
+        "time, up to 20",
     )
 
 

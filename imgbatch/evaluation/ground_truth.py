@@ -40,7 +40,8 @@ class GroundTruth:
         self._label_is = label_is
         self._labels, self._index = labels, UriIndex(number=np.int32)
         self._classes: Numbers = np.zeros(0, np.int32)
-        self._containers = pa.chunked_array([], pa.dictionary(pa.int32(), pa.string()))
+        self.tars: frozenset[str] = frozenset()
+        """The URIs of the listed tars whose members were added."""
         self._add(listed)
 
     def __len__(self) -> int:
@@ -66,10 +67,6 @@ class GroundTruth:
             )
         return numbers
 
-    def containers(self, numbers: Numbers) -> pa.Array:
-        """Return the column `container` of a listing for some images."""
-        return self._containers.take(pa.array(numbers)).combine_chunks().cast(pa.string())
-
     def numbers(self, uris: pa.Array) -> Numbers:
         """Return the number of each image, -1 for images that are not part of the evaluation."""
         numbers = np.full(len(uris), -1, np.int32)
@@ -93,7 +90,7 @@ class GroundTruth:
             AuditError: a tar has no row at all.
             InputError: a member has no class, or one that is not among the labels.
         """
-        members = TarMembers(output, resolver)
+        members, self.tars = TarMembers(output, resolver), frozenset(resolver.tars)
         for table in members.labelled(split):
             # A tar that could not be read has a reject itself. It counts as an image of any class, without a label.
             is_tar_itself = pc.is_in(table["uri"], pa.array(sorted(resolver.tars), pa.string()))
@@ -107,15 +104,13 @@ class GroundTruth:
 
     def _add(self, listed: Iterable[pa.RecordBatch]) -> None:
         classes = Classes(self._labels, label_is=self._label_is)
-        class_numbers, containers = [self._classes], self._containers.chunks
+        class_numbers = [self._classes]
         for batch in listed:
             images = batch.filter(pc.invert(is_stream(batch)))
             keys, start = uri_keys(images["uri"]), len(self._index)
             is_new = first_of_each(keys) & ~self._index.contains(keys)
             self._index.add(keys[is_new], number=np.arange(start, start + np.count_nonzero(is_new)))
             class_numbers.append(classes.truths(images)[is_new])
-            containers.append(images["container"].filter(pa.array(is_new)).dictionary_encode())
         classes.require_known()
         classes.warn_of_shared_names()
         self._classes = np.concatenate(class_numbers)
-        self._containers = pa.chunked_array(containers, self._containers.type)

@@ -16,12 +16,13 @@ from imgbatch.evaluation.scores import TOP, Ints, Scores
 from imgbatch.evaluation.training_images import NOT_COMPARED, TrainingImages
 from imgbatch.ledger.commit_log import Log
 from imgbatch.models.model import Model
-from imgbatch.schema import CONTENT_HASH, LABELS, LISTING, REJECTS
+from imgbatch.schema import CONTENT_HASH, LABELS, REJECTS
 from imgbatch.storage.stores import Folder
 from imgbatch.terminal.plurals import plural
 
 READ = ["uri", "label", "score", "top_k", "levels", "answer", "answer_level", "model"]
 _SHOWN = 5
+_VERSIONS = pa.schema([LABELS.field(name) for name in ("uri", "size", "etag", "last_modified")])
 
 PREDICTIONS = pa.schema([
     LABELS.field("uri"), pa.field("truth", pa.string()),
@@ -143,19 +144,18 @@ class LabelReader:
                 )
 
     def images(self, labels: Folder, numbers: Ints) -> pa.Table:
-        """Read some images again, in the form of a listing, in the order of their numbers.
+        """Read the URIs and versions of some images again, in the order of their numbers.
 
         Args:
             numbers: ascending.
         """
         log = Log(labels)
         log.scan()
-        parts, found = [LISTING.empty_table()], [np.zeros(0, np.int32)]
-        for _, part, _ in log.read(["uri", "size", "etag", "last_modified"]):
+        parts, found = [_VERSIONS.empty_table()], [np.zeros(0, np.int32)]
+        for _, part, _ in log.read(_VERSIONS.names):
             at = self._truths.numbers(part["uri"].combine_chunks())
             mask = np.isin(at, numbers)
-            containers = self._truths.containers(at[mask])
-            parts.append(part.filter(pa.array(mask)).append_column("container", containers).select(LISTING.names))
+            parts.append(part.filter(pa.array(mask)).select(_VERSIONS.names))
             found.append(at[mask])
         order = np.argsort(np.concatenate(found), kind="stable")
         return pa.concat_tables(parts).take(pa.array(order)).combine_chunks()

@@ -148,7 +148,7 @@ class Record:
             self.facts["stages"] = {**stages, stage: round(stages.get(stage, 0.0) + seconds, 3)}
 
     def beat(self) -> None:
-        """Write the record again, if HEARTBEAT_S have passed since the last time.
+        """Write the record again, if HEARTBEAT_S have passed since the last request ended.
 
         Raises:
             OutputChangedError: the last time was so long ago that another run considered this one dead, and has taken over.
@@ -156,7 +156,8 @@ class Record:
         since = time.monotonic() - self._beaten
         if self.claim is not None and since >= OWNER_IS_DEAD_S:
             self.claim.require_ours()
-        if time.monotonic() - self._written >= HEARTBEAT_S:
+        # Slow requests do not follow each other, unless they are so slow that this run would seem dead.
+        if time.monotonic() - self._written >= HEARTBEAT_S or since >= OWNER_IS_DEAD_S / 2:
             if self.live_facts is not None:
                 self.facts |= self.live_facts()
             self._write()
@@ -218,7 +219,7 @@ class Record:
         try:
             self.folder.put("run.json", json.dumps(self.facts, indent=2, default=str).encode())
         finally:
-            self._written = time.monotonic()  # after the request, so that slow requests do not follow each other
+            self._written = time.monotonic()
         _call_all(_write_calls.get(), self.facts)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,6 @@ from imgbatch.evaluation.label_tables import (
     temperature_of,
 )
 from imgbatch.evaluation.predictions import PREDICTIONS, LabelReader
-from imgbatch.evaluation.thumbnails import thumbnails
 from imgbatch.evaluation.training_images import NOT_KNOWN, of_model
 from imgbatch.ledger import claims
 from imgbatch.models import loading
@@ -120,7 +119,7 @@ def _evaluate(
         below = replace(config.output, uri=output.at("against"))
         _, tables = new_labels(replace(second_config, output=below), split, stop)
         other, _ = score(tables, truths, tables.output)
-    return finish(output, config, ours, other, chosen, images)
+    return finish(output, config, ours, other, chosen, images, truths.tars)
 
 
 def new_labels(
@@ -224,22 +223,26 @@ def finish(
     other: Evaluation | None,
     chosen: Examples,
     images: pa.Table,
+    tars: Collection[str],
 ) -> EvaluationSummary:
     """Write the figures and the page, and return the summary.
 
     Args:
-        images: the chosen images, as rows of a listing.
+        images: the URIs and versions of the chosen images.
+        tars: the URIs of the tars among the inputs.
     """
     from imgbatch.report.evaluation import page
     from imgbatch.report.parts import shown
+    from imgbatch.report.pictures import of_listing
 
     console.step("computing the figures and the page")
     figures, comparison = ours.public(), None
     if other is not None:
         comparison = compared(ours, other)
         figures["against"] = {**other.public(), "compared": comparison}
-    pictures = thumbnails(output.stores, config, images) if config.report.thumbnails else None
-    shown_images = shown(chosen.images.tolist(), images["uri"].to_pylist(), pictures)
+    shown_images = shown(
+        chosen.images.tolist(), images["uri"].to_pylist(), of_listing(output.stores, config, images, tars)
+    )
     output.put("evaluation.html", page(ours, other, comparison, chosen, shown_images).encode())
     output.put("metrics.json", json.dumps(figures, indent=1).encode())
     return EvaluationSummary(output.uri, figures, summary(output, ours, other, comparison))

@@ -46,17 +46,16 @@ def reported(run: ActiveRun, stop: StopRequest) -> Iterator[None]:
     stop is slow: what is left of its time is for the claim. `imgbatch report` can write it later.
     """
     config, output = run.job.config, run.job.output
+    without_retries = Folder(Stores(replace(config.storage, retries=0)), output.uri)
     try:
         yield
     except Interrupted:
         if stop.elapsed_s < _OF_STOP * stop.timeout_s:
             without_pictures = replace(config, report=replace(config.report, thumbnails=False))
-            _write_at_end(run, output, without_pictures)
+            _write_at_end(run, without_retries, without_pictures)
         raise
-    except Exception as error:
-        if isinstance(error, StoreError):  # a store that is down must not delay the end of the run
-            output = Folder(Stores(replace(config.storage, retries=0)), output.uri)
-        _write_at_end(run, output, config)
+    except Exception as error:  # a store that is down must not delay the end of the run
+        _write_at_end(run, without_retries if isinstance(error, StoreError) else output, config)
         raise
     _write_at_end(run, output, config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -173,18 +173,16 @@ class Shown:
         return replace(Thumbnail.of(title, lines, self.uri, self.picture), command=command)
 
 
-def shown(
-    numbers: Iterable[int], uris: Iterable[str], pictures: Iterable[tuple[bytes, str]] | None
-) -> dict[int, Shown]:
+def shown(numbers: Iterable[int], uris: Iterable[str], pictures: Mapping[str, Picture] | None) -> dict[int, Shown]:
     """Return images by their numbers.
 
     Args:
-        pictures: the bytes of the picture of each image, or the reason why there are none; None: pictures are not shown.
+        pictures: by URI; None: pictures are not shown.
     """
-    if pictures is None:
-        return {number: Shown(uri, None) for number, uri in zip(numbers, uris, strict=True)}
-    rows = zip(numbers, uris, pictures, strict=True)
-    return {number: Shown(uri, Picture(webp, reason)) for number, uri, (webp, reason) in rows}
+    return {
+        number: Shown(uri, None if pictures is None else pictures[uri])
+        for number, uri in zip(numbers, uris, strict=True)
+    }
 
 
 @dataclass(frozen=True, slots=True)

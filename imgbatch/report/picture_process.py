@@ -23,8 +23,8 @@ from PIL import Image, ImageFile, ImageOps
 from imgbatch.config.sections import Config
 from imgbatch.decode.sandbox import confine
 from imgbatch.errors import StoreError
-from imgbatch.evaluation.thumbnails import reduced, thumbnail
 from imgbatch.report.row_samples import SampledRow
+from imgbatch.report.thumbnail import reduced, thumbnail
 from imgbatch.schema import LISTING
 from imgbatch.sources.fetch import Fetched, Fetcher
 from imgbatch.sources.tar_reader import End, TarReader

@@ -1,4 +1,4 @@
-"""Effects: small pictures of sampled rows, from child processes that fetch and decode the images, within a time limit."""
+"""Effects: small pictures of images for a page, from child processes that fetch and decode the images, within a time limit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+
+from imgbatch.concurrency.monitor import tick
 from imgbatch.concurrency.process import module_command
 from imgbatch.config.sections import Config
 from imgbatch.report.parts import Picture
@@ -20,6 +23,8 @@ from imgbatch.report.row_samples import SampledRow
 from imgbatch.schema import PARQUET
 from imgbatch.storage.stores import Stores
 
+_SECONDS = 30.0
+_WAIT_S = 0.25
 _PROCESSES = 2
 _FEW = 16  # images
 _CRASHES = 3  # of one series of images
@@ -29,15 +34,21 @@ CRASHED = "its decoder crashed"
 
 
 def pictures(
-    stores: Stores, config: Config, rows: Iterable[SampledRow], tars: Collection[str], seconds: float
+    stores: Stores,
+    config: Config,
+    rows: Iterable[SampledRow],
+    tars: Collection[str],
+    seconds: float,
+    on_wait: Callable[[], object] = lambda: None,
 ) -> dict[str, Picture]:
     """Return a picture of each image by its URI, or the reason why there is none. The time limit is kept.
 
     Args:
         config: of the run; its limits apply.
-        rows: the most important ones first.
-        tars: the URIs of the tars of the run.
+        rows: rows of a table or of a listing, the most important ones first.
+        tars: the URIs of the tars among the inputs.
         seconds: the time limit.
+        on_wait: called a few times a second. If it raises, the processes are ended.
     """
     images = [_wanted(row, tars, config) for row in {row.uri: row for row in rows}.values()]
     if not images:
@@ -53,12 +64,33 @@ def pictures(
     threads = [threading.Thread(target=each.run, daemon=True) for each in series]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
     found = {image.row.uri: Picture(reason=NO_TIME) for image in images}
-    for each in series:
-        found |= each.stop()
+    try:
+        for thread in threads:
+            while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+                on_wait()
+                thread.join(min(left, _WAIT_S))
+    finally:
+        for each in series:
+            found |= each.stop()
     return found
+
+
+def of_listing(
+    stores: Stores, config: Config, images: pa.Table, tars: Collection[str] = ()
+) -> dict[str, Picture] | None:
+    """Return a picture of each image of a page that is not about a run of classify; None: the config has them left out.
+
+    Args:
+        images: their URIs and versions.
+
+    Raises:
+        Interrupted, OutputChangedError: see `tick`.
+    """
+    if not config.report.thumbnails:
+        return None
+    seconds = config.report.timeout_s or _SECONDS
+    return pictures(stores, config, map(SampledRow.of, images.to_pylist()), tars, seconds, tick)
 
 
 def _wanted(row: SampledRow, tars: Collection[str], config: Config) -> Wanted:

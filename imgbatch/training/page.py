@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgbatch.config.training import Training
-from imgbatch.evaluation.thumbnails import thumbnails
 from imgbatch.ledger.listing_pages import Pages
 from imgbatch.report import figures
 from imgbatch.report.confused_classes import ConfusedClasses, confident_errors, worst_pair
@@ -32,6 +31,7 @@ from imgbatch.report.parts import (
     short,
     shown,
 )
+from imgbatch.report.pictures import of_listing
 from imgbatch.sources.split_words import SPLIT_NAMES
 from imgbatch.storage.stores import Folder, Stores
 from imgbatch.terminal.plurals import counted, plural
@@ -72,7 +72,7 @@ def images_of(
     if in_tar.all():
         return images
     listed = Pages(listing).rows(table["index"].to_numpy()[~in_tar])
-    pictures = thumbnails(stores, config.shared(), listed) if config.report.thumbnails else None
+    pictures = of_listing(stores, config.shared(), listed)
     return images | shown(rows[~in_tar].tolist(), listed["uri"].to_pylist(), pictures)
 
 

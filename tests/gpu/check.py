@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,8 +41,9 @@ AGREEMENT = 0.97
 _RANDOM_WEIGHTS = "tf_efficientnet_lite0"
 _BALLAST_LEFT = 1 << 30
 _TOO_MANY = 4_096
-_WARM_UP = 3
-_CLASSES = 8
+_WARM_UP, _AT_ONCE = 3, 8
+_CLEAR = 0.1  # standard deviations of the logits
+_CLASSES, _BATCHES = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +90,23 @@ _PASSED = {True: "yes", False: "NO", None: ""}
 
 
 def rows(device: str, size: Size) -> Iterator[Row]:
-    """Yield the lines of the table."""
+    """Yield the lines of the table. A check that raises does not end the others."""
     started = time.monotonic()
     model = load_model()
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     yield Row("device", f"{name}; torch {torch.__version__}, timm {timm.__version__}; {model.name}")
     pixels = pictures(size.images, model.preprocess)
-    yield from agreement(model, pixels, device)
-    yield out_of_memory(model, pixels, device)
-    yield from throughput(model, device, size)
-    yield one_epoch(model, device, size)
+    checks: list[Callable[[], Iterable[Row]]] = [
+        lambda: agreement(model, pixels, device),
+        lambda: throughput(model, device, size),
+        lambda: [one_epoch(model, device, size)],
+        lambda: [out_of_memory(model, pixels, device)],  # the last one, since the state after it is less certain
+    ]
+    for check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # noqa: BLE001 - the other checks go on
+            yield Row(type(error).__name__, " ".join(str(error).split())[:300], passed=False)
     yield Row("all checks", f"{time.monotonic() - started:.0f} s")
 
 
@@ -153,18 +161,23 @@ def pictures(count: int, preprocess: Preprocess) -> Pixels:
 
 
 def agreement(model: Model, pixels: Pixels, device: str) -> Iterator[Row]:
-    """Compare labels and logits in 32, 16 and bfloat16 bits on the device with those in 32 bits on the CPU."""
+    """Compare labels and logits on the device with those in float32 on the CPU.
+
+    Pictures whose two best logits are nearly equal do not count: synthetic pictures have many of them, photos few.
+    """
     expected = TorchRuntime(model, k=1, device="cpu", dtype="float32").logits(pixels)
-    spread = float(expected.std())
+    spread, best = float(expected.std()), np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] >= _CLEAR * spread
+    torch.backends.cudnn.allow_tf32 = False  # otherwise float32 would have 10 bits of precision
     for dtype in ("float32", "bfloat16", "float16"):
         logits = TorchRuntime(model, k=1, device=device, dtype=dtype).logits(pixels)
-        equal = float((logits.argmax(1) == expected.argmax(1)).mean())
+        equal = float((logits.argmax(1) == expected.argmax(1))[clear].mean())
         difference = float(np.abs(logits - expected).max()) / spread
-        passed = bool(np.isfinite(logits).all()) and equal >= AGREEMENT
         text = (
-            f"{equal:.1%} of {len(pixels)} labels; largest difference of a logit: {difference:.3f} standard deviations"
+            f"{equal:.1%} of {clear.sum()} labels; largest difference of a logit: {difference:.3f} standard deviations"
         )
-        yield Row(f"labels in {dtype}", text, passed)
+        yield Row(f"labels in {dtype}", text, bool(np.isfinite(logits).all()) and equal >= AGREEMENT)
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def out_of_memory(model: Model, pixels: Pixels, device: str) -> Row:
@@ -207,8 +220,11 @@ def throughput(model: Model, device: str, size: Size) -> Iterator[Row]:
     for batch in size.batches:
         name = f"images/s, batches of {batch}"
         try:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             runtime = TorchRuntime(model, k=5, device=device, batch_size=batch)
-            yield Row(name, rates(runtime, np.resize(few, (batch, *few.shape[1:])), size.seconds))
+            result = rates(runtime, np.resize(few, (batch, *few.shape[1:])), size.seconds)
+            yield Row(name, f"{result}; batches became {runtime.batch_size}" if runtime.batch_size < batch else result)
         except torch.OutOfMemoryError:
             yield Row(name, "out of memory")
             return
@@ -220,7 +236,7 @@ def rates(runtime: TorchRuntime, pixels: Pixels, seconds: float) -> str:
     plain = per_second(lambda: runtime(pixels), batch, seconds)
     overlapped = overlapped_per_second(runtime, pixels, seconds)
     resident = torch.from_numpy(pixels).to(runtime.device)
-    alone = per_second(lambda: _forward(runtime, resident), batch, seconds)
+    alone = per_second(lambda: _forward(runtime, resident), batch, seconds, runtime.device)
     used = f"; {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if runtime.device.type == "cuda" else ""
     return f"{plain:,.0f}; copies overlapped: {overlapped:,.0f}; the network alone: {alone:,.0f}{used}"
 
@@ -228,22 +244,28 @@ def rates(runtime: TorchRuntime, pixels: Pixels, seconds: float) -> str:
 def _forward(runtime: TorchRuntime, pixels: torch.Tensor) -> None:
     with torch.inference_mode():
         runtime._end_to_end(pixels)
-    _wait(runtime.device)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def per_second(call: Callable[[], object], images: int, seconds: float) -> float:
-    """Return how many images per second the call processes, after a few calls that are not measured."""
+def per_second(call: Callable[[], object], images: int, seconds: float, device: torch.device | None = None) -> float:
+    """Return how many images per second the call processes, after a few calls that are not measured.
+
+    Args:
+        device: the call returns before the device has done its work; every few calls it is waited for.
+    """
     for _ in range(_WARM_UP):
         call()
+    _wait(device)
     started, calls = time.monotonic(), 0
     while time.monotonic() - started < seconds:
-        call()
-        calls += 1
+        for _ in range(_AT_ONCE if device is not None else 1):
+            call()
+            calls += 1
+        _wait(device)
     return calls * images / (time.monotonic() - started)
 
 
@@ -281,9 +303,7 @@ def overlapped_per_second(runtime: TorchRuntime, pixels: Pixels, seconds: float)
             done[turn] = torch.cuda.Event()
             done[turn].record()  # type: ignore[union-attr]
 
-    rate = per_second(step, len(pixels), seconds)
-    _wait(runtime.device)
-    return rate
+    return per_second(step, len(pixels), seconds, runtime.device)
 
 
 def one_epoch(model: Model, device: str, size: Size) -> Row:
@@ -294,23 +314,26 @@ def one_epoch(model: Model, device: str, size: Size) -> Row:
     net = network.build(base, _CLASSES, pretrained=True, seed=0).to(on, memory_format=torch.channels_last)
     groups = network.trainable_groups(net, lr=2e-4, head_factor=10.0, decay=0.01, frozen=0)
     optimiser = torch.optim.AdamW(groups)
-    kinds = pictures(_CLASSES, model.preprocess)
-    random = np.random.default_rng(1)
-    losses = []
-    network.train_mode(net, pretrained=True)
-    started = time.monotonic()
-    for _ in range(size.training // batch):
+    kinds, random, batches = pictures(_CLASSES, model.preprocess).astype(np.int16), np.random.default_rng(1), []
+    for _ in range(min(size.training // batch, _BATCHES)):
         classes = random.integers(_CLASSES, size=batch)
-        noisy = kinds[classes] + random.normal(0, 20, (batch, 1, 1, 3))
-        pixels = torch.from_numpy(noisy.clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2).to(on)
+        tinted = (kinds[classes] + random.integers(-40, 40, (batch, 1, 1, 3), np.int16)).clip(0, 255).astype(np.uint8)
+        batches.append((torch.from_numpy(tinted).permute(0, 3, 1, 2).to(on), torch.from_numpy(classes).to(on)))
+    losses, started, counted = [], time.monotonic(), 0
+    network.train_mode(net, pretrained=True)
+    for step in range(size.training // batch):
+        if step == _WARM_UP:
+            started, counted = time.monotonic(), 0
+        pixels, truths = batches[step % len(batches)]
         with network.autocast("auto", on):
             logits = net(network.normalise(pixels, model.preprocess))
-        loss = torch.nn.functional.cross_entropy(logits.float(), torch.from_numpy(classes).to(on))
+        loss = torch.nn.functional.cross_entropy(logits.float(), truths)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        losses.append(float(loss.detach()))
-    rate = size.training // batch * batch / (time.monotonic() - started)
+        losses.append(float(loss.detach()))  # waits for the device
+        counted += batch
+    rate = counted / (time.monotonic() - started)
     text = f"{rate:,.0f} images/s in batches of {batch}; loss {losses[0]:.2f} to {losses[-1]:.2f}"
     return Row("one epoch of fine-tuning", text, bool(np.isfinite(losses).all()) and losses[-1] < losses[0])
 

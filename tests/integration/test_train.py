@@ -152,18 +152,23 @@ def test_without_a_refit_the_model_is_not_trained_on_held_out_images(
     }
 
 
+def tar_of(tar: Path, names: dict[Path, str], labels: dict[Path, str]) -> None:
+    """Write a tar with all images, and then their sidecars in the reverse order."""
+    with tarfile.open(tar, "w") as archive:
+        for path, name in names.items():
+            archive.add(path, f"{name}.jpg")
+        for path, name in reversed(names.items()):
+            sidecar = tarfile.TarInfo(f"{name}.cls")
+            sidecar.size = len(labels[path])
+            archive.addfile(sidecar, io.BytesIO(labels[path].encode()))
+
+
 def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
     tmp_path: Path, tiny_model: Path, warm: Job
 ) -> None:
     images = sorted(pictures(tmp_path / "in", each=4).rglob("*.jpg"))
     names = {path: f"day{number % 2}/{number:02d}" for number, path in enumerate(images)}
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for path, name in names.items():
-            archive.add(path, f"{name}.jpg")
-        for path, name in reversed(names.items()):
-            label = tarfile.TarInfo(f"{name}.cls")
-            label.size = len(path.parent.name)
-            archive.addfile(label, io.BytesIO(path.parent.name.encode()))
+    tar_of(tmp_path / "a.tar", names, {path: path.parent.name for path in names})
     command = ("--input", tmp_path / "a.tar", "--output")
     ended = warm("train", *command, tmp_path / "model", "--base", tiny_model)
     assert ended.code == 0, ended.err
@@ -177,6 +182,14 @@ def test_labels_far_from_their_images_in_a_tar_are_learned_and_scored(
         name: path.parent.name for path, name in names.items()
     }
     assert "labels from sidecars" in scored.err, "the table is shown once the tars are read"
+    wrong = dict(zip(COLOURS, [*COLOURS][1:] + [*COLOURS][:1], strict=True))
+    tar_of(tmp_path / "b.tar", names, {path: wrong[path.parent.name] for path in names})
+    scored = warm(
+        "evaluate", "--input", tmp_path / "b.tar", "--output", tmp_path / "wrong", "--model", tmp_path / "model"
+    )
+    assert scored.code == 0 and "top-1 0.00%" in scored.out, scored.out
+    page = (tmp_path / "wrong" / "evaluation.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/webp') >= 6 and "not shown:" not in page, "members of the tar are shown"
 
 
 def test_another_image_column_is_another_cache(tmp_path: Path, tiny_model: Path, warm: Job) -> None:

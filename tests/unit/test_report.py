@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from imgbatch.config.results import ReportConfig
 from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.evaluation import metrics
 from imgbatch.evaluation.examples import Pair, examples, pairs_of
 from imgbatch.evaluation.metrics import Confusion
 from imgbatch.evaluation.scores import Metrics, Scores
-from imgbatch.evaluation.thumbnails import thumbnails
 from imgbatch.report import figures
 from imgbatch.report.confused_classes import ConfusedClasses
 from imgbatch.report.data_problems import DoubtfulLabels, SmallClasses
 from imgbatch.report.page import render
 from imgbatch.report.parts import MAX_ROWS, Picture, Shown, Table
+from imgbatch.report.pictures import of_listing
 from imgbatch.report.svg import Axis
 from imgbatch.schema import LISTING
 from imgbatch.sources.recognise import recognise
@@ -282,8 +284,11 @@ def test_thumbnails_are_small_whatever_the_picture_and_say_why_there_is_none(tmp
     table = pa.Table.from_batches([each.batch for each in source.list_images()]).select(LISTING.names).sort_by("uri")
     Image.fromarray(noise[::2]).save(tmp_path / "zchanged.png")
     (tmp_path / "pixel.png").unlink()
-    found = list(thumbnails(stores, config, table))
-    assert [reason for _, reason in found] == ["", "vanished", "not_an_image", "the image has changed"]
-    content = found[0][0]
-    assert content[:4] == b"RIFF" and len(content) < 15_000 and not found[1][0]
+    found = of_listing(stores, config, table)
+    assert found is not None
+    pictures = [found[uri] for uri in table["uri"].to_pylist()]
+    assert [each.reason for each in pictures] == ["", "vanished", "not_an_image", "the image has changed"]
+    content = pictures[0].webp
+    assert content[:4] == b"RIFF" and len(content) < 15_000 and not pictures[1].webp
     assert max(Image.open(io.BytesIO(content)).size) == 192
+    assert of_listing(stores, replace(config, report=ReportConfig(thumbnails=False)), table) is None

@@ -26,7 +26,7 @@ from imgbatch.models.model import Model
 from imgbatch.models.preprocess import Preprocess
 from imgbatch.models.runtimes.base import Prediction
 from imgbatch.report.evaluation import page
-from imgbatch.report.parts import Shown, shown
+from imgbatch.report.parts import Picture, Shown, shown
 from imgbatch.schema import LABELS, LISTING, REJECTS, TAR, with_carried
 from imgbatch.sources.labelled import OBJECT_OF, TABLE_OF, TRUTH, Columns
 from imgbatch.sources.recognise import Source
@@ -255,8 +255,9 @@ def test_the_page_escapes_names_and_shows_the_worst_mistakes(output: Folder) -> 
     ours = Evaluation.of(reader)
     chosen = examples(ours.scores, ours.metrics.confusion)
     images = reader.images(output.folder("labels"), chosen.images)
-    assert images.schema.equals(LISTING) and len(images) == len(chosen.images)
-    shown_images = shown(chosen.images.tolist(), images["uri"].to_pylist(), [(b"RIFF", "")] * len(images))
+    assert images.column_names == ["uri", "size", "etag", "last_modified"] and len(images) == len(chosen.images)
+    uris = images["uri"].to_pylist()
+    shown_images = shown(chosen.images.tolist(), uris, dict.fromkeys(uris, Picture(b"RIFF")))
     errors = [shown_images[number].uri for number in chosen.errors.tolist()]
     assert errors == [f"s3://b/{number}.jpg" for number in np.argsort(-scores.max(1), kind="stable")[: len(errors)]]
     text = page(ours, ours, compared(ours, ours), chosen, shown_images)

@@ -1,16 +1,13 @@
-"""Effects: small pictures of images for a page: the images are fetched again, and reduced."""
+"""Effects: the small picture of an image for a page. Any bytes are decoded here: only child processes call this."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
 
 from imgbatch.config.sections import Config
 from imgbatch.rejects import Refusal
-from imgbatch.storage.stores import Stores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,26 +16,15 @@ if TYPE_CHECKING:
 
 _SIDE = 192  # pixels
 _QUALITIES = (70, 45, 20, 5)
-_MAX_BYTES = 6_000  # with some 60 pictures, a page stays below 1 MB
-
-
-def thumbnails(
-    stores: Stores, config: Config, rows: pa.Table, max_bytes: int = _MAX_BYTES
-) -> Iterator[tuple[bytes, str]]:
-    """Yield a small WebP image of each row of a listing, or the reason why there is none.
-
-    Args:
-        max_bytes: of an image, unless the lowest quality needs more.
-    """
-    from imgbatch.sources.fetch import Fetcher
-
-    fetched_rows = Fetcher(stores, config.fetch, config.source)(rows)
-    for row, fetched in zip(rows.to_pylist(), fetched_rows, strict=True):
-        yield thumbnail(fetched, row, config, max_bytes)
 
 
 def thumbnail(fetched: Fetched, row: Mapping[str, Any], config: Config, max_bytes: int) -> tuple[bytes, str]:
-    """Return a small WebP image of a fetched one, or the reason why there is none."""
+    """Return a small WebP image of a fetched one, or the reason why there is none.
+
+    Args:
+        row: its version in the listing.
+        max_bytes: unless the lowest quality needs more.
+    """
     from PIL import Image
 
     from imgbatch.decode import Rejected, decode
