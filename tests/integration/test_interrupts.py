@@ -78,17 +78,8 @@ def test_signal_in_the_middle_of_a_run(
     job: Job, warm: Job, started: Start, many: Path, tiny_model: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     output = tmp_path / "out"
-    command = (
-        "classify",
-        "--input",
-        many,
-        "--output",
-        output,
-        "--model",
-        tiny_model,
-        "--set",
-        "run.commit_interval_s=0.3",
-    )
+    interval = ("--set", "run.commit_interval_s=0.3")
+    command = ("classify", "--input", many, "--output", output, "--model", tiny_model, *interval)
     process = started(*command, env=faults.slow_decoding(tmp_path / "slow", SLOW_S))
     wait_for(lambda: list(output.glob("labels/part-*")), process)
 
