@@ -31,7 +31,7 @@ $(VENV)/test.installed: | $(VENV)/demo.installed  # one pip at a time, also with
 demo: $(VENV)/demo.installed ## install into .venv, and label seven photos offline
 	$(BIN)/python -m imgbatch demo
 
-test: test-jobs-1 test-jobs-2 test-cluster test-unit ## install, and run all tests except the long ones (together with --jobs=3)
+test: test-jobs-1 test-unit test-cluster test-jobs-2 ## install, and run all tests except the long ones (together with --jobs=3)
 
 test-unit: $(VENV)/test.installed ## the part of `make test` without Ray
 	$(BIN)/python -m pytest -m 'not long' imgbatch tests/unit

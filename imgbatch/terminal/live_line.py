@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console as RichConsole
@@ -22,6 +23,9 @@ from imgbatch.terminal.plurals import clock
 if TYPE_CHECKING:
     from imgbatch.terminal.console import Console
 
+_printing = threading.RLock()
+"""Held while a record is printed, and while the line is removed. rich removes it in two steps: a record of another thread
+between them would be erased in its place."""
 _PER_SECOND = 5  # redraws, in a thread of the driver; more of them would slow down the handling of rows
 _MIN_BAR, _MAX_BAR = 8, 40
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
@@ -64,7 +68,8 @@ class Handler(logging.Handler):
             if style := _STYLES.get(record.levelno):
                 at = text.plain.index(record.levelname)
                 text.stylize(style, at, at + len(record.levelname))
-            self._terminal.print(text, soft_wrap=True)
+            with _printing:
+                self._terminal.print(text, soft_wrap=True)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 
@@ -88,7 +93,8 @@ class TerminalView:
 
     def close(self) -> None:
         """Remove the line."""
-        self._live.stop()
+        with _printing:
+            self._live.stop()
 
     def _line(self) -> Table:
         """Return the line, cut to the width: first the bar is narrowed, then replaced by a percentage, then the text is cut."""

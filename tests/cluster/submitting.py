@@ -63,7 +63,9 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
         environment: of its processes, in addition.
     """
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
-    place = Path(tempfile.mkdtemp(prefix="ib-"))  # Ray puts Unix sockets there, whose names may not be long
+    # Ray puts Unix sockets there, whose names may not be long. Each node has a folder of its own: Ray unpacks a job's package
+    # again on each node, and in one folder it would delete the files that the job is importing.
+    place, second = (Path(tempfile.mkdtemp(prefix="ib-")) for _ in range(2))
     cluster = Cluster(f"http://127.0.0.1:{ports['--dashboard-port']}", secrets.token_hex(32), place)
     process_environment = {
         **clean_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PATH": "/usr/bin:/bin",
@@ -71,7 +73,7 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
     }  # fmt: skip
     process_environment.pop("VIRTUAL_ENV", None)
     head = [*(f"{name}={port}" for name, port in ports.items()), "--head", f"--temp-dir={place}"]
-    node = [f"--address=127.0.0.1:{ports['--port']}"]
+    node = [f"--address=127.0.0.1:{ports['--port']}", f"--temp-dir={second}"]
     try:
         for number, options in enumerate((head, node)):
             log = place / f"start-{number}.log"
@@ -86,7 +88,8 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.kill()
-        shutil.rmtree(place, ignore_errors=True)
+        for folder in (place, second):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_for_node(process: subprocess.Popen[bytes], log: Path) -> None:

@@ -99,11 +99,13 @@ def cluster(hook: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = {**clean_environment(), **hook, **token, "NOTES": str(notes), "PATH": path}
-    place = Path(tempfile.mkdtemp(prefix="ib-"))  # Ray puts Unix sockets there, whose names may not be long
+    # Ray puts Unix sockets there, whose names may not be long. A folder for each node: see `submitting.running`.
+    place, second = (Path(tempfile.mkdtemp(prefix="ib-")) for _ in range(2))
     address = f"127.0.0.1:{ports['--port']}"
     head = [*(f"{name}={port}" for name, port in ports.items()), "--head", "--node-ip-address=127.0.0.1",
             f"--temp-dir={place}", "--num-cpus=1", "--num-gpus=0"]  # fmt: skip
-    node = [f"--address={address}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=2"]
+    node = [f"--address={address}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=2",
+            f"--temp-dir={second}"]  # fmt: skip
     processes = []
     try:
         for options in (head, node):
@@ -120,7 +122,8 @@ def cluster(hook: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(place)
+        for folder in (place, second):
+            shutil.rmtree(folder)
 
 
 def _wait_for_node(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -164,6 +167,28 @@ def test_gpus_classify_and_cpus_decode(
     assert not any("GPU" in note["resources"] for note in decode)
     assert len({note["node"] for note in classify}) == 1, "one node has the cards"
     assert "same shared folder on all 2 nodes" in ended.err
+
+
+@pytest.mark.long  # on a busy machine one node may have labelled all images before the other one starts
+def test_each_node_scores_the_canary(
+    on_cluster: Callable[..., Any], folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    for number in range(12, 600):  # so many that both nodes have work
+        (folder / f"{number}.jpg").write_bytes(encode(scene(seed=number % 12), "JPEG"))
+    command = ("--input", folder, "--model", tiny_model, "--set", "cluster.device=cpu")
+    assert on_cluster(*command, "--output", tmp_path / "first").code == 0
+    canary = tmp_path / "canary"
+    for name, label in tables.labels(tmp_path / "first").items():
+        (canary / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, canary / label)
+
+    guard = ("--set", f"guard.canary={canary}", "--set", "guard.canary_accuracy=1")
+    ended = on_cluster(*command, "--output", tmp_path / "out", *guard)
+
+    assert ended.code == 0, ended.err
+    (record,) = tables.runs(tmp_path / "out")
+    assert len({score["node"] for score in record["canary"]}) == len(record["canary"]) == 2
+    assert all(score["passed"] and score["accuracy"] == 1 for score in record["canary"])
 
 
 def test_a_plan_on_two_nodes_writes_nothing_but_itself(

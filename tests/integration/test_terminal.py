@@ -37,7 +37,10 @@ def require_clean(job: InTerminal) -> list[str]:
     """Require that log lines and the step never mixed, and that the step was removed; return the lines."""
     for line in job.screen.seen:
         assert not (SPINNER.search(line) and (DATED.search(line) or "labelled" in line)), line
-    assert not any(SPINNER.search(line) or "━" in line for line in job.screen.lines)
+    assert not any(SPINNER.search(line) or "━" in line for line in job.screen.lines), (
+        job.screen.lines,
+        job.raw[-3000:],
+    )
     assert "\x1b[?25l" not in job.raw
     return job.screen.lines
 

@@ -97,6 +97,32 @@ def test_error_is_the_last_line_of_a_terminal() -> None:
     assert job.screen.lines[-1] == "error: nothing is right"
 
 
+BUSY = """
+import logging, sys, threading
+from imgbatch.terminal import console
+console.install(sys.stderr)
+log, ended = logging.getLogger("imgbatch"), threading.Event()
+def write():
+    while not ended.is_set():
+        log.info("a record of another thread")
+thread = threading.Thread(target=write)
+thread.start()
+for number in range(100):
+    console.step(f"step {number}")
+    console.close()
+ended.set()
+thread.join()
+"""
+
+
+def test_a_record_of_another_thread_does_not_keep_the_step_on_the_screen() -> None:
+    job = InTerminal(["-c", BUSY], 80, environment(), ROOT)
+    assert job.read() == 0
+    lines = job.screen.lines
+    assert any("a record of another thread" in line for line in lines)
+    assert not [line for line in lines if SPINNER.search(line)]
+
+
 @pytest.mark.parametrize("term", ["dumb", "unknown", ""])
 def test_terminal_without_cursor_gets_plain_lines(term: str) -> None:
     command = ["-c", f"import os; os.environ['TERM'] = {term!r}\n{JOB}"]
