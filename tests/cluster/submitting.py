@@ -65,7 +65,7 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     # Ray puts Unix sockets there, whose names may not be long. Each node has a folder of its own: Ray unpacks a job's package
     # again on each node, and in one folder it would delete the files that the job is importing.
-    place, second = (Path(tempfile.mkdtemp(prefix="ib-")) for _ in range(2))
+    place = Path(tempfile.mkdtemp(prefix="ib-"))
     cluster = Cluster(f"http://127.0.0.1:{ports['--dashboard-port']}", secrets.token_hex(32), place)
     process_environment = {
         **clean_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "PATH": "/usr/bin:/bin",
@@ -73,7 +73,7 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
     }  # fmt: skip
     process_environment.pop("VIRTUAL_ENV", None)
     head = [*(f"{name}={port}" for name, port in ports.items()), "--head", f"--temp-dir={place}"]
-    node = [f"--address=127.0.0.1:{ports['--port']}", f"--temp-dir={second}"]
+    node = [f"--address=127.0.0.1:{ports['--port']}", f"--temp-dir={place}/2"]
     try:
         for number, options in enumerate((head, node)):
             log = place / f"start-{number}.log"
@@ -88,8 +88,7 @@ def running(environment: dict[str, str]) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.kill()
-        for folder in (place, second):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _wait_for_node(process: subprocess.Popen[bytes], log: Path) -> None:

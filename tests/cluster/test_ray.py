@@ -100,12 +100,12 @@ def cluster(hook: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = {**clean_environment(), **hook, **token, "NOTES": str(notes), "PATH": path}
     # Ray puts Unix sockets there, whose names may not be long. A folder for each node: see `submitting.running`.
-    place, second = (Path(tempfile.mkdtemp(prefix="ib-")) for _ in range(2))
+    place = Path(tempfile.mkdtemp(prefix="ib-"))
     address = f"127.0.0.1:{ports['--port']}"
     head = [*(f"{name}={port}" for name, port in ports.items()), "--head", "--node-ip-address=127.0.0.1",
             f"--temp-dir={place}", "--num-cpus=1", "--num-gpus=0"]  # fmt: skip
     node = [f"--address={address}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=2",
-            f"--temp-dir={second}"]  # fmt: skip
+            f"--temp-dir={place}/2"]  # fmt: skip
     processes = []
     try:
         for options in (head, node):
@@ -122,8 +122,7 @@ def cluster(hook: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for folder in (place, second):
-            shutil.rmtree(folder)
+        shutil.rmtree(place)
 
 
 def _wait_for_node(process: subprocess.Popen[bytes], log: Path) -> None:
