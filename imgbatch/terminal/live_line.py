@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from imgbatch.terminal.console import Console
 
 _printing = threading.RLock()
-"""Held while a record is printed, and while the line is removed. rich removes it in two steps: a record of another thread
-between them would be erased in its place."""
+"""Held while a record is printed, and while the line is shown first or removed. rich does both in several steps: a record of
+another thread between them would be on the same line, or would be erased in its place."""
 _PER_SECOND = 5  # redraws, in a thread of the driver; more of them would slow down the handling of rows
 _MIN_BAR, _MAX_BAR = 8, 40
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
@@ -85,7 +85,8 @@ class TerminalView:
             console=terminal, get_renderable=self._line, transient=True, refresh_per_second=_PER_SECOND,
             redirect_stdout=False, redirect_stderr=True,
         )  # fmt: skip
-        self._live.start(refresh=True)
+        with _printing:
+            self._live.start(refresh=True)
 
     def refresh(self) -> None:
         """Draw the line now."""
