@@ -21,6 +21,7 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 _POLL_S = 0.1
 _DUPLICATE_S = 0.3  # a terminal and a wrapper of the command may both forward the same Ctrl-C
+_SLOW = 0.25  # of the time limit
 _RECORD_S = 3.0  # for writing the record after the time limit; with the default limit 28 s in all: Kubernetes gives 30
 
 
@@ -68,9 +69,9 @@ class StopRequest:
         return self
 
     @property
-    def elapsed_s(self) -> float:
-        """The time since the first signal; 0 before it."""
-        return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
+    def is_slow(self) -> bool:
+        """Whether a quarter of the time for the orderly stop has passed: files that a run can do without are left out then."""
+        return self._requested_at is not None and time.monotonic() - self._requested_at >= _SLOW * self.timeout_s
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum

@@ -64,7 +64,7 @@ def connected(call_s: float = ClusterConfig().call_s) -> Iterator[None]:
         _check_reachable(address)
     else:
         _use_own_token()
-        # It is added to the niceness of this process. With Ray's 15, another process gets 28 times the time of a worker.
+        # Ray adds it to the niceness of this process. With its default, 15, another process gets 28 times a worker's CPU time.
         os.environ.setdefault("RAY_worker_niceness", "0")
     import ray  # after the variables are set, which it reads when it is imported
 

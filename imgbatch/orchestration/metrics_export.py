@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.results import MetricsConfig
 from imgbatch.config.secrets import masked
 from imgbatch.errors import StoreError
@@ -27,14 +28,15 @@ FINAL = "metrics.prom"
 
 
 @contextmanager
-def written(config: MetricsConfig, verb: str, output: str, runs: Folder | None) -> Iterator[None]:
+def written(config: MetricsConfig, verb: str, output: str, runs: Folder | None, stop: StopRequest) -> Iterator[None]:
     """Within the block, write the textfile after each run.json, and both files at the end of each run.
 
     Args:
         output: the URI of the output, for the labels.
         runs: the folder with runs/; None: write no `metrics.prom`, since the folder of the run is deleted when it ends.
+        stop: if the orderly stop is slow, `metrics.prom` is left out as well.
     """
-    files = _Files(config.textfile, verb, output, runs)
+    files = _Files(config.textfile, verb, output, runs, stop)
     with run_record.on_write(files.update), run_record.on_finish(files.finish):
         yield
 
@@ -65,6 +67,7 @@ class _Files:
     verb: str
     output: str
     runs: Folder | None
+    stop: StopRequest
     _logged: set[str] = field(default_factory=set)
 
     def update(self, facts: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class _Files:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write both files, with the facts of a run that has ended."""
         self.update(facts)
-        if self.runs is None:
+        if self.runs is None or self.stop.is_slow:
             return
         try:
             self.runs.put(f"runs/{facts['run_id']}/{FINAL}", self._content(facts))

@@ -70,7 +70,7 @@ def classify(config: Config, stop: StopRequest) -> RunSummary:
 
 def run_job(job: Job, claim: claims.Claim, stop: StopRequest, verb: str = "classify") -> RunSummary:
     """Run the job under its claim; run.json is written first and last, and in between every few seconds."""
-    with metrics_export.written(job.config.metrics, verb, job.output.uri, job.output):
+    with metrics_export.written(job.config.metrics, verb, job.output.uri, job.output, stop):
         return recorded(job, claim, stop, verb)
 
 
@@ -257,7 +257,7 @@ def label_on_cluster(
                     shown.update(committer.arrived, committer.statistics.rejected)
                     punctuality.check(committer.arrived)
                     run.record.enter(live.stage)
-                    tick()
+                    tick()  # raises a stop request before it writes the heartbeat
                     if committer.arrivals.close_at_limit():
                         break
             committer.reject_lost(listing, dataset.TRIES)

@@ -32,8 +32,6 @@ log = logging.getLogger("imgbatch")
 REPORT = "report.html"
 _SECONDS, _PROPORTION, _MAX_SECONDS = 4.0, 0.03, 20.0
 """The time limit for pictures: 4 s, or this proportion of the time of the run, up to 20 s."""
-_OF_STOP = 0.25
-"""A run that is being stopped writes a report only if less than this proportion of the time for the stop has passed."""
 _PARTS = 8
 """The maximum number of parts that are read for images of the last run."""
 
@@ -43,18 +41,19 @@ def reported(run: ActiveRun, stop: StopRequest) -> Iterator[None]:
     """When the block ends, write the report of a run that has new rows, or failed the canary, whatever its end was.
 
     A report that cannot be written is a warning. That of a run that is being stopped has no pictures, and is left out if the
-    stop is slow: what is left of its time is for the claim. `imgbatch report` can write it later.
+    stop is slow, since the claim must still be released. `imgbatch report` can write it later.
     """
     config, output = run.job.config, run.job.output
+    # For a store that is down, and for a stop: the report must not delay the end of the run.
     without_retries = Folder(Stores(replace(config.storage, retries=0)), output.uri)
     try:
         yield
     except Interrupted:
-        if stop.elapsed_s < _OF_STOP * stop.timeout_s:
+        if not stop.is_slow:
             without_pictures = replace(config, report=replace(config.report, thumbnails=False))
             _write_at_end(run, without_retries, without_pictures)
         raise
-    except Exception as error:  # a store that is down must not delay the end of the run
+    except Exception as error:
         _write_at_end(run, without_retries if isinstance(error, StoreError) else output, config)
         raise
     _write_at_end(run, output, config)
@@ -81,6 +80,8 @@ def _write_at_end(run: ActiveRun, output: Folder, config: Config) -> None:
             levels=levels_of(run.job.model),
         )  # fmt: skip
         write(output, folder, view, config, kept.tars, _seconds(run))
+    except Interrupted:
+        log.warning("the report was not written, since the job was stopped: imgbatch report writes it")
     except Exception as error:
         log.warning("the report could not be written: %s", masked(str(error)) or type(error).__name__)
         log.debug("the report could not be written", exc_info=True)

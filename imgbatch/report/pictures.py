@@ -8,7 +8,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -34,12 +34,7 @@ CRASHED = "its decoder crashed"
 
 
 def pictures(
-    stores: Stores,
-    config: Config,
-    rows: Iterable[SampledRow],
-    tars: Collection[str],
-    seconds: float,
-    on_wait: Callable[[], object] = lambda: None,
+    stores: Stores, config: Config, rows: Iterable[SampledRow], tars: Collection[str], seconds: float
 ) -> dict[str, Picture]:
     """Return a picture of each image by its URI, or the reason why there is none. The time limit is kept.
 
@@ -48,7 +43,9 @@ def pictures(
         rows: rows of a table or of a listing, the most important ones first.
         tars: the URIs of the tars among the inputs.
         seconds: the time limit.
-        on_wait: called a few times a second. If it raises, the processes are ended.
+
+    Raises:
+        Interrupted, OutputChangedError: see `tick`. The processes are ended.
     """
     images = [_wanted(row, tars, config) for row in {row.uri: row for row in rows}.values()]
     if not images:
@@ -68,7 +65,7 @@ def pictures(
     try:
         for thread in threads:
             while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
-                on_wait()
+                tick()
                 thread.join(min(left, _WAIT_S))
     finally:
         for each in series:
@@ -85,12 +82,11 @@ def of_listing(
         images: their URIs and versions.
 
     Raises:
-        Interrupted, OutputChangedError: see `tick`.
+        Interrupted, OutputChangedError: see `pictures`.
     """
     if not config.report.thumbnails:
         return None
-    seconds = config.report.timeout_s or _SECONDS
-    return pictures(stores, config, map(SampledRow.of, images.to_pylist()), tars, seconds, tick)
+    return pictures(stores, config, map(SampledRow.of, images.to_pylist()), tars, config.report.timeout_s or _SECONDS)
 
 
 def _wanted(row: SampledRow, tars: Collection[str], config: Config) -> Wanted:

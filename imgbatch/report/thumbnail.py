@@ -1,4 +1,4 @@
-"""Effects: the small picture of an image for a page. Any bytes are decoded here: only child processes call this."""
+"""Effects: the small picture of an image for a page. It decodes untrusted bytes, so only child processes call it."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
 def compute_depthwise_in_float32(net: nn.Module) -> None:
     """Exclude the depthwise convolutions of a network from `autocast`.
 
-    On CPUs their backward pass is slower in bfloat16, while that of other convolutions is as fast or faster (docs/LOG.md).
+    On CPUs a training step is faster this way, since their backward pass is slow in bfloat16 (docs/LOG.md).
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:

@@ -155,7 +155,7 @@ def train(config: Training, stop: StopRequest) -> TrainingSummary:
             return TrainingSummary(absolute(config.output), "", {}, 0, 0.0)
         with (
             claims.take(job.run) as claim,
-            metrics_export.written(config.metrics, "train", job.output.uri, None),
+            metrics_export.written(config.metrics, "train", job.output.uri, None, stop),
         ):
             return recorded(job, claim, stop)
 

@@ -14,11 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:  # started as a file
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +40,7 @@ _TOO_MANY = 4_096
 _WARM_UP, _AT_ONCE = 3, 8
 _CLEAR = 0.1  # standard deviations of the logits
 _CLASSES, _BATCHES = 8, 8
+_PASSED = {True: "yes", False: "NO", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"| {row.check} | {row.result} | {_PASSED[row.passed]} |", flush=True)
         failed += row.passed is False
     return int(failed > 0)
-
-
-_PASSED = {True: "yes", False: "NO", None: ""}
 
 
 def rows(device: str, size: Size) -> Iterator[Row]:
@@ -310,8 +304,7 @@ def one_epoch(model: Model, device: str, size: Size) -> Row:
     """Fine-tune for one epoch to tell apart kinds of pictures, with the network and the precision of `imgbatch train`."""
     batch = min(64, size.training // 4)
     on = torch.device(device)
-    base = replace(model, logits=None)
-    net = network.build(base, _CLASSES, pretrained=True, seed=0).to(on, memory_format=torch.channels_last)
+    net = network.build(model, _CLASSES, pretrained=True, seed=0).to(on, memory_format=torch.channels_last)
     groups = network.trainable_groups(net, lr=2e-4, head_factor=10.0, decay=0.01, frozen=0)
     optimiser = torch.optim.AdamW(groups)
     kinds, random, batches = pictures(_CLASSES, model.preprocess).astype(np.int16), np.random.default_rng(1), []

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from imgbatch.concurrency.signals import StopRequest
 from imgbatch.config.results import MetricsConfig, NotifyConfig
 from imgbatch.config.sections import Config, StorageConfig
 from imgbatch.config.training import Training
@@ -119,7 +120,7 @@ def test_the_files_are_written_while_a_run_works_and_at_its_end(output: Folder, 
     textfile = tmp_path / "imgbatch.prom"
     seen = []
     with (
-        metrics_export.written(MetricsConfig(textfile=str(textfile)), "classify", output.uri, output),
+        metrics_export.written(MetricsConfig(textfile=str(textfile)), "classify", output.uri, output, StopRequest()),
         run_record.on_write(lambda facts: seen.append(parsed(textfile.read_bytes()))),
     ):
         record = Record(output, {})
@@ -138,7 +139,7 @@ def test_a_textfile_that_cannot_be_written_is_one_warning(
     output: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = MetricsConfig(textfile=str(tmp_path / "no" / "a.prom"))
-    with metrics_export.written(config, "classify", output.uri, output):
+    with metrics_export.written(config, "classify", output.uri, output, StopRequest()):
         record = Record(output, {})
         run(record)
     assert [each.getMessage() for each in caplog.records] == [
